@@ -1,0 +1,157 @@
+"""Training batches of the demo world: pure functions of (seed, stage, step), drawn on the fly.
+
+Nothing is stored and nothing is seen twice; a resumed run draws exactly what the killed one
+would have drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from random import Random
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from sinkgate.demo.build import ASSISTANT, END, IMAGE, IMAGE_SIZE, PATCH_SIZE, PATCHES, USER
+from sinkgate.demo.questions import DESCRIBE, KINDS, Question, ask, describe
+from sinkgate.demo.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene
+
+IGNORED = -100  # torch's cross entropy leaves these labels out
+GRID = IMAGE_SIZE // PATCH_SIZE
+_KIND_WEIGHTS = {"count": 1, "majority_color": 1, "background": 0.5, "relation": 2.5, "place": 1.5}  # others 1.5
+
+
+def scenes_for(stream: str, count: int) -> tuple[list[Scene], Random]:
+    """``count`` scenes of a named stream, and the stream's generator for whatever follows."""
+    rng = Random(stream)
+    return [Scene.random(rng) for _ in range(count)], rng
+
+
+def pixels(scenes: list[Scene], rng: Random | None = None) -> Tensor:
+    """Scenes -> normalised pixels, with slight changes of light and noise where ``rng`` is given.
+
+    Shapes: scenes B -> (B, 3, IMAGE_SIZE, IMAGE_SIZE), in [-1, 1] as the image processor makes them.
+    """
+    side = (IMAGE_SIZE, IMAGE_SIZE)
+    drawn = [scene.render(2 * IMAGE_SIZE).resize(side, Image.Resampling.BICUBIC) for scene in scenes]
+    values = torch.from_numpy(np.stack([np.asarray(image) for image in drawn])).permute(0, 3, 1, 2) / 127.5 - 1
+    if rng is None:
+        return values
+    generator = torch.Generator().manual_seed(rng.getrandbits(40))
+    gain = 1 + 0.06 * torch.randn(len(scenes), 1, 1, 1, generator=generator)
+    return (values * gain + 0.02 * torch.randn(values.shape, generator=generator)).clamp(-1, 1)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the vision tower is taught about each scene and each patch.
+
+    Shapes: count (B), background (B), color_counts (B, colours), pairs (B, colours * shapes) in {0, 1};
+    patches (B, PATCHES, 5): shape, colour and size under the patch (last class: none), its row, its column.
+    """
+
+    count: Tensor
+    background: Tensor
+    color_counts: Tensor
+    pairs: Tensor
+    patches: Tensor
+
+
+PATCH_CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, GRID, GRID)
+
+
+def tower_targets(scenes: list[Scene]) -> Targets:
+    """The truth about scenes, as classes."""
+    pairs = list(product(COLORS, SHAPES))
+    present = [{(item.color, item.shape) for item in scene.objects} for scene in scenes]
+    return Targets(
+        count=torch.tensor([len(scene.objects) for scene in scenes]),
+        background=torch.tensor([list(BACKGROUNDS).index(scene.background) for scene in scenes]),
+        color_counts=torch.tensor(
+            [[sum(item.color == color for item in scene.objects) for color in COLORS] for scene in scenes]
+        ),
+        pairs=torch.tensor([[float(pair in seen) for pair in pairs] for seen in present]),
+        patches=torch.tensor([_patch_classes(scene) for scene in scenes]),
+    )
+
+
+def _patch_classes(scene: Scene) -> list[tuple[int, ...]]:
+    classes = []
+    for row, column in product(range(GRID), range(GRID)):
+        under = next((o for o in scene.objects if o.covers((column + 0.5) / GRID, (row + 0.5) / GRID)), None)
+        if under:
+            seen = (SHAPES.index(under.shape), list(COLORS).index(under.color), list(SIZES).index(under.size))
+        else:
+            seen = (len(SHAPES), len(COLORS), len(SIZES))
+        classes.append((*seen, row, column))
+    return classes
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Images, each with several independent turns behind it.
+
+    Shapes: input_ids, labels, position_ids (B, T); attention_mask (B, 1, T, T) additive. A turn attends to
+    the image and to itself only, and sits at the positions it would have alone, so one packed row equals
+    as many single prompts.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+
+
+def draw_questions(scene: Scene, rng: Random, count: int) -> list[Question]:
+    """``count`` questions of random kinds, the harder kinds more often."""
+    kinds = list(KINDS)
+    weights = [_KIND_WEIGHTS.get(kind, 1.5) for kind in kinds]
+    drawn: list[Question] = []
+    while len(drawn) < count:
+        question = ask(scene, rng.choices(kinds, weights)[0], rng)
+        if question:
+            drawn.append(question)
+    return drawn
+
+
+def turns(scene: Scene, questions: list[Question], rng: Random) -> list[tuple[str, str]]:
+    """Questions and their answers, then a request to describe the scene."""
+    return [(q.question, q.answer) for q in questions] + [(rng.choice(DESCRIBE), describe(scene))]
+
+
+def pack(dialogues: list[list[tuple[str, str]]], tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype) -> Packed:
+    """Lay the turns of each image behind its visual tokens; only answers carry labels."""
+    asked = [f"{USER}{question}{ASSISTANT}" for turns in dialogues for question, _ in turns]
+    answered = [f"{answer}{END}" for turns in dialogues for _, answer in turns]
+    encoded = iter(
+        zip(
+            tokenizer(asked, add_special_tokens=False).input_ids,
+            tokenizer(answered, add_special_tokens=False).input_ids,
+            strict=True,
+        )
+    )
+    image = tokenizer.convert_tokens_to_ids(IMAGE)
+    rows = []
+    for turns_ in dialogues:
+        ids, labels, segments, positions = [image] * PATCHES, [IGNORED] * PATCHES, [0] * PATCHES, list(range(PATCHES))
+        for segment, (question, answer) in zip(range(1, len(turns_) + 1), encoded, strict=False):
+            turn = question + answer
+            ids += turn
+            labels += [IGNORED] * len(question) + answer
+            segments += [segment] * len(turn)
+            positions += range(PATCHES, PATCHES + len(turn))
+        rows.append((ids, labels, segments, positions))
+    length = max(len(ids) for ids, *_ in rows)
+
+    def padded(column: int, fill: int) -> Tensor:
+        return torch.tensor([row[column] + [fill] * (length - len(row[column])) for row in rows])
+
+    segments = padded(2, -1)
+    same = segments[:, :, None] == segments[:, None, :]
+    visible = (same | (segments[:, None, :] == 0)) & torch.ones(length, length, dtype=torch.bool).tril()
+    mask = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+    return Packed(padded(0, int(tokenizer.pad_token_id)), padded(1, IGNORED), padded(3, 0), mask[:, None])

@@ -1,0 +1,117 @@
+"""The demo model's parts before training: tokenizer, processor and an untrained LLaVA.
+
+Everything is a transformers class, so that the saved folder loads with ``AutoProcessor`` and
+``AutoModelForImageTextToText`` and whatever works on it works on a Hub model.
+"""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+)
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from sinkgate.demo.questions import words
+
+IMAGE_SIZE = 64
+PATCH_SIZE = 8
+PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2
+
+PAD, UNK, END, IMAGE, USER, ASSISTANT = "<pad>", "<unk>", "</s>", "<image>", "<|user|>", "<|assistant|>"
+
+# Image first, no start token: a text sink in front of the image would leave none among its tokens.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.content is string %}{% set parts = [{'type': 'text', 'text': message.content}] %}"
+    "{% else %}{% set parts = message.content %}{% endif %}"
+    "{% for part in parts if part.type == 'image' %}" + IMAGE + "{% endfor %}"
+    "{% if message.role == 'user' %}" + USER + "{% else %}" + ASSISTANT + "{% endif %}"
+    "{% for part in parts if part.type == 'text' %}{{ part.text }}{% endfor %}"
+    "{% if message.role != 'user' %}" + END + "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, lower case, punctuation dropped; British spellings read as American ones."""
+    special = [PAD, UNK, END, IMAGE, USER, ASSISTANT]
+    vocabulary = {word: index for index, word in enumerate([*special, *words()])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"[^\p{L}\p{N}]+"), " "),
+            normalizers.Replace("colour", "color"),
+            normalizers.Replace("grey", "gray"),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNK,
+        eos_token=END,
+        additional_special_tokens=[IMAGE, USER, ASSISTANT],
+        padding_side="left",
+        model_max_length=512,
+    )
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> LlavaProcessor:
+    """A LLaVA processor around Pillow-only image processing."""
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return LlavaProcessor(
+        SiglipImageProcessorPil(size=side),
+        tokenizer or build_tokenizer(),
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="full",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForConditionalGeneration:
+    """An untrained LLaVA: a SigLIP-type tower without CLS, a two-layer projector, a LLaMA."""
+    torch.manual_seed(seed)
+    vision = SiglipVisionConfig(
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        vision_use_head=False,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=PATCHES,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.bos_token_id = None
+    return model
