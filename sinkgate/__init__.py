@@ -1,0 +1,33 @@
+"""sinkgate: find attention sinks in vision-language models and gate their Keys, layer by layer."""
+
+from sinkgate.attention import Recorder, attached
+from sinkgate.criteria import CRITERIA, discover_dimensions
+from sinkgate.errors import GateError, ImageError, PromptError, SinkgateError, UnsupportedModelError
+from sinkgate.gates import PRESETS, Gates
+from sinkgate.images import open_image
+from sinkgate.sinks import SinkMap
+from sinkgate.trace import Trace
+from sinkgate.vlm import VLM, Prompt, find_sinks, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CRITERIA",
+    "PRESETS",
+    "VLM",
+    "GateError",
+    "Gates",
+    "ImageError",
+    "Prompt",
+    "PromptError",
+    "Recorder",
+    "SinkMap",
+    "SinkgateError",
+    "Trace",
+    "UnsupportedModelError",
+    "attached",
+    "discover_dimensions",
+    "find_sinks",
+    "load",
+    "open_image",
+]

@@ -1,0 +1,31 @@
+const page = window.sinkgate;
+const box = { unchanged: element.querySelector(".unchanged"), gated: element.querySelector(".gated") };
+let frame = null;
+
+function draw() {
+  const value = props.value || {};
+  for (const side of ["unchanged", "gated"]) {
+    const words = value[side] || [];
+    const line = box[side].querySelector("p");
+    line.replaceChildren(...words.flatMap(([word, changed]) => [page.el(changed ? "mark" : "span", { text: word }), " "]));
+    line.classList.toggle("writing", !value.done);
+    if (!words.length) line.append(page.el("span", { class: "faint", text: value.done ? "(no words)" : "…" }));
+  }
+  freshness();
+}
+
+// An answer belongs to one setting: while the faders are elsewhere it is shown as out of date.
+function freshness() {
+  const value = props.value || {};
+  const stale = Boolean(frame && value.sequence !== undefined && value.sequence < frame.sequence);
+  box.gated.classList.toggle("stale", stale);
+  const same = JSON.stringify((value.unchanged || []).map(([word]) => word)) ===
+    JSON.stringify((value.gated || []).map(([word]) => word));
+  box.gated.querySelector("small").textContent =
+    stale ? "answers again on release" : !value.done ? "" : same ? "the same answer" : "another answer";
+  element.dataset.done = String(Boolean(value.done) && !stale);
+}
+
+page.hear("frame", (newest) => { frame = newest; freshness(); });
+draw();
+watch("value", draw);

@@ -1,0 +1,21 @@
+const page = window.sinkgate;
+const button = element.querySelector(".light-switch");
+element.querySelector(".model").textContent = props.value.model;
+
+const wanted = localStorage.getItem("sinkgate-light");
+const system = window.matchMedia("(prefers-color-scheme: dark)");
+
+function light(dark) {
+  page.setDark(dark);
+  button.setAttribute("aria-pressed", String(dark));
+}
+
+light(wanted ? wanted === "dark" : system.matches);
+system.addEventListener("change", (event) => {
+  if (!localStorage.getItem("sinkgate-light")) light(event.matches);
+});
+button.addEventListener("click", () => {
+  const dark = !document.body.classList.contains("dark");
+  localStorage.setItem("sinkgate-light", dark ? "dark" : "light");
+  light(dark);
+});

@@ -1,0 +1,65 @@
+const page = window.sinkgate;
+const films = element.querySelector(".films");
+const head = element.querySelector(".head");
+const row = element.querySelector(".row");
+const hide = element.querySelector(".hide");
+const { layers, heads } = props.size;
+
+function choose(change) {
+  props.value = { ...props.value, ...change };
+  drawChoice();
+  trigger("input");
+}
+
+for (let layer = 0; layer < layers; layer++) {
+  films.append(page.el("button", {
+    type: "button", class: "film", role: "radio", "aria-label": "Layer " + layer,
+    onclick: () => choose({ layer }),
+  }, page.el("canvas", { width: 1, height: 1 }), page.el("span", { text: layer })));
+}
+films.addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const layer = (props.value.layer + step + layers) % layers;
+  choose({ layer });
+  films.children[layer].focus();
+});
+
+head.append(page.el("option", { value: "", text: "mean" }));
+for (let index = 0; index < heads; index++) head.append(page.el("option", { value: index, text: index }));
+head.addEventListener("change", () => choose({ head: head.value === "" ? null : Number(head.value) }));
+row.addEventListener("change", () => choose({ row: Number(row.value) }));
+hide.addEventListener("change", () => choose({ hide: hide.checked }));
+
+function drawChoice() {
+  const value = props.value;
+  [...films.children].forEach((film, layer) => {
+    film.setAttribute("aria-checked", String(layer === value.layer));
+    film.tabIndex = layer === value.layer ? 0 : -1;
+  });
+  head.value = value.head === null ? "" : String(value.head);
+  hide.checked = value.hide;
+}
+
+function drawFilm(canvas, shades, [rows, columns]) {
+  canvas.width = columns;
+  canvas.height = rows;
+  const pixels = new ImageData(columns, rows);
+  const bytes = atob(shades);
+  for (let i = 0; i < bytes.length; i++) pixels.data.set([...page.shade(bytes.charCodeAt(i) / 255), 255], 4 * i);
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+}
+
+page.hear("frame", (frame) => {
+  frame.films.forEach((shades, layer) => drawFilm(films.children[layer].querySelector("canvas"), shades, frame.grid));
+  const names = frame.queries.join("\n");
+  if (row.dataset.names !== names) {
+    row.replaceChildren(...frame.queries.map((name, index) => page.el("option", { value: index, text: name })));
+    row.dataset.names = names;
+  }
+  if (props.value.row < frame.queries.length) row.value = String(props.value.row);
+});
+
+drawChoice();
+watch("value", drawChoice);

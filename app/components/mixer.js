@@ -1,0 +1,247 @@
+const page = window.sinkgate;
+const { layers, presets } = props.desk;
+const GROUPS = ["v_sink", "rest"];
+const NAMES = { v_sink: "V-sinks", rest: "Other patches" };
+const MAX = 2;
+const THROTTLE = 80; // ms between two "input" events while a fader moves
+const KEY_REST = 300; // ms without a key until "commit"
+const ALL = -1; // the master strip
+
+const strips = element.querySelector(".strips");
+const link = element.querySelector(".link");
+const faders = new Map(); // "group:layer" -> its elements
+let setting = copy(props.value);
+let focus = 0; // the layer whose faders the tab key reaches
+let lastSent = 0;
+let turn = 0; // rises with every setting sent, so that the server can tell which of two is newer
+let timer = null;
+let keyTimer = null;
+
+function copy(value) {
+  return { v_sink: [...value.v_sink], rest: [...value.rest] };
+}
+
+// ---- sending -------------------------------------------------------------------------------------------
+
+function send(event) {
+  clearTimeout(timer);
+  timer = null;
+  lastSent = performance.now();
+  if (event === "input") turn += 1;
+  props.value = { ...copy(setting), turn };
+  trigger(event);
+}
+
+// The words "input" and "commit" stand here quoted because Gradio looks for the names of a component's events.
+function moved() {
+  draw();
+  if (timer) return;
+  const wait = lastSent + THROTTLE - performance.now();
+  if (wait <= 0) send("input");
+  else timer = setTimeout(() => send("input"), wait);
+}
+
+function settled() {
+  clearTimeout(keyTimer);
+  keyTimer = null;
+  send("input");
+  send("commit");
+}
+
+// ---- changing ------------------------------------------------------------------------------------------
+
+function put(group, layer, scale) {
+  const value = Math.round(100 * Math.min(Math.max(scale, 0), MAX)) / 100;
+  for (const name of link.checked ? GROUPS : [group]) {
+    if (layer === ALL) setting[name].fill(value);
+    else setting[name][layer] = value;
+  }
+}
+
+function get(group, layer) {
+  const scales = setting[group];
+  return layer === ALL ? scales.reduce((sum, scale) => sum + scale, 0) / scales.length : scales[layer];
+}
+
+// ---- drawing -------------------------------------------------------------------------------------------
+
+function addStrip(layer) {
+  const strip = page.el("div", { class: layer === ALL ? "strip master" : "strip", "data-layer": layer });
+  strip.append(page.el("span", { class: "name", text: layer === ALL ? "all" : layer }));
+  const pair = page.el("div", { class: "faders" });
+  for (const group of GROUPS) {
+    const where = layer === ALL ? "all layers" : "layer " + layer;
+    const fader = page.el("div", {
+      class: "fader " + group, role: "slider", "aria-orientation": "vertical", "aria-valuemin": 0, "aria-valuemax": MAX,
+      "aria-label": NAMES[group] + ", " + where, "data-group": group, "data-layer": layer,
+    });
+    const parts = {
+      fader, fill: page.el("i", { class: "fill" }), knob: page.el("i", { class: "knob" }),
+      meter: page.el("i", { class: "meter" }), number: page.el("span", { class: "number " + group }),
+    };
+    fader.append(page.el("i", { class: "track" }), parts.fill, parts.knob);
+    const column = page.el("div", { class: "column" }, fader, parts.number);
+    if (layer !== ALL) fader.append(page.el("i", { class: "meter-box" }, parts.meter));
+    faders.set(group + ":" + layer, parts);
+    pair.append(column);
+  }
+  strip.append(pair);
+  strips.append(strip);
+}
+
+function draw() {
+  for (const [key, parts] of faders) {
+    const [group, layer] = [key.split(":")[0], Number(key.split(":")[1])];
+    const value = get(group, layer);
+    const shown = Math.min(value, MAX);
+    parts.knob.style.bottom = (100 * shown) / MAX + "%";
+    parts.fill.style.bottom = (100 * Math.min(shown, 1)) / MAX + "%";
+    parts.fill.style.height = (100 * Math.abs(shown - 1)) / MAX + "%";
+    const text = layer === ALL && setting[group].some((scale) => scale !== setting[group][0]) ? "mixed" : value.toFixed(2);
+    parts.number.textContent = text === "mixed" ? "–" : text;
+    parts.number.classList.toggle("moved", value !== 1);
+    parts.fader.setAttribute("aria-valuenow", value.toFixed(2));
+    parts.fader.setAttribute("aria-valuetext", text);
+    parts.fader.tabIndex = layer === focus || layer === ALL ? 0 : -1;
+  }
+  element.querySelectorAll(".preset").forEach((button) => {
+    const [v, rest] = presets[button.dataset.name];
+    const on = setting.v_sink.every((scale) => scale === v) && setting.rest.every((scale) => scale === rest);
+    button.setAttribute("aria-pressed", String(on));
+  });
+}
+
+function drawMeters(shares) {
+  for (let layer = 0; layer < layers; layer++) {
+    const v = shares.v_sink[layer];
+    const rest = shares.l_sink[layer] + shares.ordinary[layer];
+    for (const [group, share] of [["v_sink", v], ["rest", rest]]) {
+      const { meter, fader } = faders.get(group + ":" + layer);
+      meter.style.height = (100 * share).toFixed(1) + "%";
+      fader.title = NAMES[group] + " get " + page.percent(share) + " of layer " + layer + "'s attention";
+    }
+  }
+}
+
+// ---- pointer -------------------------------------------------------------------------------------------
+
+let held = null; // {group, layer, scale, master} while the pointer is down
+
+function scaleAt(fader, y) {
+  const box = fader.getBoundingClientRect();
+  return MAX * (1 - (y - box.top) / box.height);
+}
+
+function layerAt(x) {
+  let nearest = held.layer;
+  let distance = Infinity;
+  for (const strip of strips.children) {
+    const layer = Number(strip.dataset.layer);
+    const box = strip.getBoundingClientRect();
+    const away = Math.max(box.left - x, x - box.right, 0);
+    if (layer !== ALL && away < distance) [nearest, distance] = [layer, away];
+  }
+  return nearest;
+}
+
+function snap(scale) {
+  return Math.abs(scale - 1) < 0.03 ? 1 : scale;
+}
+
+strips.addEventListener("pointerdown", (event) => {
+  const fader = event.target.closest(".fader");
+  if (!fader || event.button > 0) return;
+  event.preventDefault();
+  const layer = Number(fader.dataset.layer);
+  held = { group: fader.dataset.group, layer, master: layer === ALL };
+  held.scale = snap(scaleAt(fader, event.clientY));
+  put(held.group, layer, held.scale);
+  strips.setPointerCapture(event.pointerId);
+  if (layer !== ALL) focus = layer;
+  moved();
+  fader.focus({ preventScroll: true });
+});
+
+strips.addEventListener("pointermove", (event) => {
+  if (!held) return;
+  const { group } = held;
+  const layer = held.master ? ALL : layerAt(event.clientX);
+  const scale = snap(scaleAt(faders.get(group + ":" + layer).fader, event.clientY));
+  const step = Math.sign(layer - held.layer);
+  for (let between = held.layer + step; step && between !== layer; between += step) {
+    const share = (between - held.layer) / (layer - held.layer); // a quick stroke skips strips: draw a line through them
+    put(group, between, held.scale + share * (scale - held.scale));
+  }
+  put(group, layer, scale);
+  Object.assign(held, { layer, scale });
+  moved();
+});
+
+for (const name of ["pointerup", "pointercancel"]) {
+  strips.addEventListener(name, () => {
+    if (!held) return;
+    held = null;
+    settled();
+  });
+}
+
+strips.addEventListener("dblclick", (event) => {
+  const fader = event.target.closest(".fader");
+  if (!fader) return;
+  put(fader.dataset.group, Number(fader.dataset.layer), 1);
+  draw();
+  settled();
+});
+
+// ---- keyboard ------------------------------------------------------------------------------------------
+
+strips.addEventListener("keydown", (event) => {
+  const fader = event.target.closest(".fader");
+  if (!fader) return;
+  const group = fader.dataset.group;
+  const layer = Number(fader.dataset.layer);
+  const sideways = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  const now = get(group, layer);
+  const next = {
+    ArrowUp: now + 0.05, ArrowDown: now - 0.05, PageUp: now + 0.25, PageDown: now - 0.25, Home: 0, End: MAX,
+  }[event.key];
+  if (sideways) {
+    focus = Math.min(Math.max((layer === ALL ? 0 : layer) + (layer === ALL ? 0 : sideways), 0), layers - 1);
+    draw();
+    const target = faders.get(group + ":" + focus).fader;
+    target.focus();
+    target.scrollIntoView({ block: "nearest", inline: "nearest" });
+  } else if (next !== undefined) {
+    put(group, layer, next);
+    moved();
+    clearTimeout(keyTimer);
+    keyTimer = setTimeout(settled, KEY_REST);
+  } else return;
+  event.preventDefault();
+});
+
+// ---- buttons -------------------------------------------------------------------------------------------
+
+function setAll(v, rest) {
+  setting = { v_sink: Array(layers).fill(v), rest: Array(layers).fill(rest) };
+  draw();
+  settled();
+}
+
+for (const [name, [v, rest]] of Object.entries(presets)) {
+  element.querySelector(".presets").append(page.el("button", {
+    type: "button", class: "preset", text: name, "data-name": name,
+    title: "V-sinks " + v + ", all others " + rest + ", in every layer", onclick: () => setAll(v, rest),
+  }));
+}
+element.querySelector(".reset").addEventListener("click", () => setAll(1, 1));
+
+addStrip(ALL);
+for (let layer = 0; layer < layers; layer++) addStrip(layer);
+draw();
+page.hear("frame", (frame) => drawMeters(frame.shares.gated));
+watch("value", () => {
+  if (held || timer || keyTimer) return; // the hand on the fader wins
+  setting = copy(props.value);
+  draw();
+});

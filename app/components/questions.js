@@ -1,0 +1,39 @@
+const page = window.sinkgate;
+const gallery = element.querySelector(".gallery");
+const chips = element.querySelector(".chips");
+const truth = element.querySelector(".truth");
+
+// value: gallery [data URL], chips [{question, answer | null}], truth text or "", view data URL, view_id;
+// the visitor's choice goes back as {choice: {picture: index} | {question: text}}.
+function choose(event, choice) {
+  props.value = { ...props.value, choice };
+  trigger(event);
+}
+
+function draw() {
+  const value = props.value || {};
+  const shown = truth.open;
+  if (gallery.childElementCount !== (value.gallery || []).length) {
+    gallery.replaceChildren(...(value.gallery || []).map((source, index) => {
+      const picture = page.el("img", { src: source, alt: "" });
+      return page.el("button", {
+        type: "button", class: "frame", "aria-label": "Example picture " + (index + 1),
+        onclick: () => choose("picture", { picture: index }),
+      }, picture);
+    }));
+  }
+  chips.replaceChildren(...(value.chips || []).map(({ question, answer }) => {
+    const chip = page.el("button", { type: "button", class: "chip", onclick: () => choose("question", { question }) });
+    chip.append(page.el("span", { text: question }));
+    if (shown && answer) chip.append(page.el("b", { text: answer }));
+    chip.classList.toggle("asked", question === value.asked);
+    return chip;
+  }));
+  truth.hidden = !value.truth;
+  truth.querySelector("p").textContent = value.truth || "";
+  if (value.view) page.say("view", { url: value.view, id: value.view_id });
+}
+
+truth.addEventListener("toggle", draw);
+draw();
+watch("value", draw);

@@ -1,0 +1,49 @@
+// Small helpers that every component of the page uses. Text always goes in through textContent.
+window.sinkgate = {
+  el(tag, attributes = {}, ...children) {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (name === "text") node.textContent = value;
+      else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else if (value !== null && value !== undefined) node.setAttribute(name, value);
+    }
+    node.append(...children);
+    return node;
+  },
+
+  // Page-wide messages between components: "frame" (a new frame to draw) and "view" (a new picture under it).
+  say(topic, detail) {
+    this.last[topic] = detail;
+    document.dispatchEvent(new CustomEvent("sinkgate:" + topic, { detail }));
+  },
+  hear(topic, callback) {
+    document.addEventListener("sinkgate:" + topic, (event) => callback(event.detail));
+    if (this.last[topic] !== undefined) callback(this.last[topic]);
+  },
+  last: {},
+
+  color(name) {
+    return getComputedStyle(document.body).getPropertyValue("--" + name).trim();
+  },
+
+  // Viridis through nine of its colours: even steps of attention look even.
+  ramp: [
+    [68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141],
+    [39, 173, 129], [92, 200, 99], [170, 220, 50], [253, 231, 37],
+  ],
+  shade(share) {
+    const at = Math.min(Math.max(share, 0), 1) * (this.ramp.length - 1);
+    const low = Math.min(Math.floor(at), this.ramp.length - 2);
+    return this.ramp[low].map((part, i) => part + (this.ramp[low + 1][i] - part) * (at - low));
+  },
+
+  percent(share) {
+    const value = 100 * share;
+    return (value >= 10 ? value.toFixed(0) : value >= 0.1 || value === 0 ? value.toFixed(1) : "<0.1") + " %";
+  },
+
+  setDark(dark) {
+    document.body.classList.toggle("dark", dark);
+    document.dispatchEvent(new CustomEvent("sinkgate:light"));
+  },
+};

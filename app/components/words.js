@@ -1,0 +1,16 @@
+const page = window.sinkgate;
+const bars = element.querySelector(".bars");
+
+function bar(kind, share) {
+  const fill = page.el("i", { class: kind });
+  fill.style.width = (100 * share).toFixed(2) + "%";
+  return fill;
+}
+
+page.hear("frame", (frame) => {
+  bars.replaceChildren(...frame.words.map(([word, before, after]) =>
+    page.el("div", { class: "word", title: "unchanged " + page.percent(before) + ", gated " + page.percent(after) },
+      page.el("span", { class: "name", text: word.trim() || "␣" }),
+      page.el("span", { class: "pair" }, bar("before", before), bar("after", after)),
+      page.el("span", { class: "number", text: page.percent(after) }))));
+});

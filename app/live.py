@@ -1,0 +1,225 @@
+"""What one visitor is looking at, and the two tiers that keep it up to date.
+
+The fast tier (`Desk.turn`) follows the faders with one prefill; the slow tier (`Desk.tell`) writes
+the answers and stops by itself as soon as the visitor has moved on. Nothing here knows the page, and
+nothing but the model is shared between visitors.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import sinkgate as sg
+from PIL import Image
+from sinkgate.demo.scenes import Scene
+
+MAX_NEW_TOKENS = 32
+MAX_QUESTION = 500  # characters; the model has a limit of its own, in tokens
+MAX_GATES_TEXT = 100_000  # characters
+KEPT_CASES = 24  # visitors whose image features and attention stay in memory
+
+
+@dataclass(eq=False)
+class Case:
+    """One question about one image: what is computed once, and what the faders change."""
+
+    prompt: sg.Prompt
+    sinks: sg.SinkMap
+    unchanged: sg.Trace  # one prefill at first, the whole answer as soon as it is written
+    gates: sg.Gates
+    gated: sg.Trace
+    unchanged_done: bool = False
+    gated_done: bool = False
+    reasons: dict[int, dict[int, str]] = field(default_factory=dict)  # layer -> token -> why it is a sink
+
+
+@dataclass(eq=False)
+class Session:
+    """One visitor's page. ``sequence`` counts settings and questions: work for an older one stops."""
+
+    image: Image.Image | None = None
+    shown: Image.Image | str | None = None  # the picture box's value, put back when an upload is broken
+    scene: Scene | None = None
+    examples: list[tuple[str, str | None]] = field(default_factory=list)  # questions, with answers where known
+    question: str = ""
+    notice: str = ""
+    case: Case | None = None
+    sequence: int = 0
+    newest_turn: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)  # guards sequence and what slow work writes
+    settling: threading.Lock = field(default_factory=threading.Lock)  # one fast run at a time for this page
+
+    def __deepcopy__(self, memo: object) -> Session:
+        return self  # Gradio copies initial state; a visitor's page has one identity
+
+    def supersede(self) -> int:
+        """Begin something newer: whatever runs for an older sequence number is out of date."""
+        with self.lock:
+            self.sequence += 1
+            return self.sequence
+
+    def admits(self, turn: int | None) -> bool:
+        """Whether the mixer's ``turn``-th setting is still news: the tiers queue apart and may overtake each other."""
+        with self.lock:
+            if turn is None or turn >= self.newest_turn:
+                self.newest_turn = max(self.newest_turn, turn or 0)
+                return True
+            return False
+
+
+class Desk:
+    """The model and the work done with it for many visitors."""
+
+    def __init__(self, vlm: sg.VLM) -> None:
+        self.vlm = vlm
+        self.fast_running = 0
+        self.fast_peak = 0  # most fast runs ever seen at once; the page shows it to the tests
+        self._count = threading.Lock()
+        self._recent: OrderedDict[int, Session] = OrderedDict()
+
+    def ask(self, session: Session, question: str, gates: sg.Gates) -> None:
+        """Put a question about the session's image; on a fault the session keeps what it had."""
+        if session.image is None:
+            raise sg.ImageError("There is no image yet: upload one or take a random scene.")
+        if len(question) > MAX_QUESTION:
+            raise sg.PromptError(f"The question has {len(question)} characters; at most {MAX_QUESTION} are read.")
+        prompt = self.vlm.prompt(session.image, question)
+        session.supersede()
+        sinks = sg.find_sinks(self.vlm, prompt)
+        unchanged = self.vlm.predict(prompt, None, sinks)
+        gated = unchanged if gates.is_identity else self.vlm.predict(prompt, gates, sinks)
+        session.case = Case(prompt, sinks, unchanged, gates, gated)
+        session.question = question
+        session.notice = unknown_sentence(self.vlm.unknown_words(question))
+        self._remember(session)
+
+    def turn(self, session: Session, gates: sg.Gates) -> Case:
+        """The fast tier: one prefill under these gates, unless they are the ones already shown."""
+        with self._counted():
+            return self._settle(session, gates)[0]
+
+    def tell(self, session: Session, gates: sg.Gates) -> Iterator[tuple[str, str, Case]]:
+        """The slow tier: growing answers (unchanged, gated); ends early when something newer began."""
+        case, mine = self._settle(session, gates)
+
+        def outdated() -> bool:
+            return session.sequence != mine
+
+        if not case.unchanged_done:
+            run = _Run(self.vlm, case, None, outdated)
+            for text in run:
+                yield text, text if gates.is_identity else "", case
+            with session.lock:
+                if outdated() or run.trace is None:
+                    return
+                case.unchanged, case.unchanged_done = run.trace, True
+        unchanged = case.unchanged.text
+        if gates.is_identity:
+            case.gated, case.gated_done = case.unchanged, True
+        elif not case.gated_done:
+            run = _Run(self.vlm, case, gates, outdated)
+            for text in run:
+                yield unchanged, text, case
+            with session.lock:
+                if outdated() or run.trace is None:
+                    return
+                case.gated, case.gated_done = run.trace, True
+        yield unchanged, case.gated.text, case
+
+    def read_gates(self, value: Any) -> sg.Gates:
+        """The mixer's value as gates for this model; raises `sinkgate.GateError` for anything else."""
+        try:
+            v_sink = [float(scale) for scale in value["v_sink"]]
+            rest = [float(scale) for scale in value["rest"]]
+        except (TypeError, ValueError, KeyError, OverflowError):
+            raise sg.GateError("The mixer's setting must hold two lists of numbers, v_sink and rest.") from None
+        return sg.Gates.from_lists(v_sink=v_sink, rest=rest).for_model(self.vlm)
+
+    def parse_gates(self, text: str) -> sg.Gates:
+        """Gates from their JSON form, checked against this model."""
+        if len(text) > MAX_GATES_TEXT:
+            raise sg.GateError(f"Gates of this model take a few hundred characters; this has {len(text)}.")
+        return sg.Gates.from_json(text).for_model(self.vlm)
+
+    def _settle(self, session: Session, gates: sg.Gates) -> tuple[Case, int]:
+        """Bring the session's case to these gates, so that the tiers may arrive in any order."""
+        with session.settling:
+            if session.case is None:  # forgotten to save memory: computed again
+                self.ask(session, session.question, gates)
+            case = session.case
+            assert case is not None
+            if not same_scales(case.gates, gates):
+                session.supersede()
+                gated = self.vlm.predict(case.prompt, gates, case.sinks)
+                with session.lock:
+                    case.gates, case.gated, case.gated_done = gates, gated, False
+            return case, session.sequence
+
+    def _remember(self, session: Session) -> None:
+        with self._count:
+            self._recent[id(session)] = session
+            self._recent.move_to_end(id(session))
+            while len(self._recent) > KEPT_CASES:
+                _, oldest = self._recent.popitem(last=False)
+                oldest.case = None
+
+    def _counted(self) -> _Counted:
+        return _Counted(self, self._count)
+
+
+class _Counted:
+    """Counts the fast runs under way."""
+
+    def __init__(self, desk: Desk, lock: threading.Lock) -> None:
+        self.desk, self.lock = desk, lock
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.desk.fast_running += 1
+            self.desk.fast_peak = max(self.desk.fast_peak, self.desk.fast_running)
+
+    def __exit__(self, *exc: object) -> None:
+        with self.lock:
+            self.desk.fast_running -= 1
+
+
+class _Run:
+    """One streamed answer; ``trace`` is there when it was written to its end."""
+
+    def __init__(self, vlm: sg.VLM, case: Case, gates: sg.Gates | None, stop: Callable[[], bool]) -> None:
+        self.vlm, self.case, self.gates, self.stop = vlm, case, gates, stop
+        self.trace: sg.Trace | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        self.trace = yield from self.vlm.stream(
+            self.case.prompt, self.gates, self.case.sinks, max_new_tokens=MAX_NEW_TOKENS, stop=self.stop
+        )
+
+
+def same_scales(first: sg.Gates, second: sg.Gates) -> bool:
+    """Whether two tables of gates are equal, scale by scale."""
+    return first.scales.tolist() == second.scales.tolist()
+
+
+def unknown_sentence(words: list[str]) -> str:
+    """One calm sentence about words that the model never learnt; empty where it knows them all."""
+    if not words:
+        return ""
+    named = ", ".join(f"“{word}”" for word in words[:6]) + (" and more" if len(words) > 6 else "")
+    return f"The model never learnt {named}; it answers as if {'this word were' if len(words) == 1 else 'they were'} a blank."
+
+
+def open_picture(picture: str) -> Image.Image:
+    """An uploaded file (its path) or a data URL as a checked RGB image; raises `sinkgate.ImageError`."""
+    if not picture.startswith("data:"):
+        return sg.open_image(picture)
+    try:
+        return sg.open_image(base64.b64decode(picture.partition(",")[2], validate=True))
+    except binascii.Error:
+        raise sg.ImageError("This is not a picture: its data cannot be decoded.") from None

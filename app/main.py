@@ -1,0 +1,59 @@
+"""Start the page: ``python app/main.py [--model demo] [--host 127.0.0.1] [--port 7860]``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Read the options, load the model once and serve the page until interrupted."""
+    options = read_options()
+
+    import sinkgate as sg
+
+    try:
+        vlm = sg.load(options.model)
+    except (sg.SinkgateError, OSError) as error:
+        sys.exit(f"{options.model}: {error}")
+
+    from live import Desk
+    from page import build_page, theme
+
+    page = build_page(Desk(vlm))
+    page.queue(max_size=64)
+    page.launch(
+        server_name=options.host,
+        server_port=options.port,
+        share=False,
+        allowed_paths=[],
+        max_file_size="20mb",
+        show_error=False,
+        enable_monitoring=False,
+        run_history=False,
+        ssr_mode=False,
+        footer_links=["api"],
+        theme=theme(),
+        css_paths=HERE / "style.css",
+        head=f"<script>{(HERE / 'components' / 'shared.js').read_text(encoding='utf-8')}</script>",
+    )
+
+
+def read_options() -> argparse.Namespace:
+    """The command line, with Gradio's environment variables as defaults."""
+    parser = argparse.ArgumentParser(description="Ask a vision-language model, move its sinks, watch what changes.")
+    parser.add_argument("--model", default="demo", help="demo, a Hub id or a folder (default: %(default)s)")
+    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
+    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The page: what stands where, and which event runs which handler.
+
+Three kinds of event: those that ask anew, the fast tier that follows a moving fader, and the slow tier that
+writes the answers. Model work of the fast tier runs one at a time for all visitors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+import sinkgate as sg
+from handlers import Handlers
+from islands import Answers, Header, LensPicker, Maps, Mixer, Picture, Questions, Status, Words
+from live import MAX_QUESTION, Desk
+
+STATE_SECONDS = 3600
+CACHE_SECONDS = (3600, 7200)  # uploads are looked through every hour and deleted after two
+
+FAST: dict[str, Any] = {"concurrency_id": "fast", "concurrency_limit": 1, "show_progress": "hidden"}
+SLOW: dict[str, Any] = {"concurrency_id": "slow", "concurrency_limit": 1, "show_progress": "hidden"}
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+
+SAVE_GATES = """(text) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.download = "gates.json";
+  link.click();
+  URL.revokeObjectURL(link.href);
+}"""
+
+
+@dataclass
+class Parts:
+    """The page's components, by what they are for."""
+
+    session: gr.State
+    status: Status
+    picture: Picture
+    question: gr.Textbox
+    ask: gr.Button
+    new_scene: gr.Button
+    questions: Questions
+    answers: Answers
+    lens: LensPicker
+    maps: Maps
+    mixer: Mixer
+    chart: gr.Plot
+    gates_text: gr.Textbox
+    apply: gr.Button
+    save: gr.Button
+    load: gr.UploadButton
+
+
+def theme() -> gr.themes.Base:
+    """System fonts and neutral greys; the colours that mean something live in style.css."""
+    sans = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
+    mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+    return gr.themes.Base(primary_hue="slate", neutral_hue="slate", text_size="sm", font=sans, font_mono=mono)
+
+
+def build_page(desk: Desk) -> gr.Blocks:
+    """The whole page around one model."""
+    handlers = Handlers(desk)
+    with gr.Blocks(
+        title="sinkgate", analytics_enabled=False, fill_width=True, delete_cache=CACHE_SECONDS
+    ) as page:
+        parts = lay_out(desk.vlm)
+        wire(page, parts, handlers)
+        public_endpoint(handlers)
+    return page
+
+
+def lay_out(vlm: sg.VLM) -> Parts:
+    """Three columns (asking, looking, answering), the mixer and the chart beneath."""
+    ones = [1.0] * vlm.num_layers
+    session = gr.State(None, time_to_live=STATE_SECONDS)
+    Header({"model": vlm.name})
+    status = Status({"text": "Loading the first picture …", "tone": "calm"})
+    with gr.Row(elem_classes="bench"):
+        with gr.Column(elem_classes="card asking", min_width=240):
+            picture = Picture(
+                type="filepath",
+                format="png",
+                sources=["upload", "clipboard", "webcam"],
+                show_label=False,
+                height=210,
+                elem_id="picture",
+                buttons=[],
+                alt_text="The picture that is asked about",
+            )
+            question = gr.Textbox(
+                show_label=False,
+                placeholder="Ask about the picture",
+                max_lines=3,
+                max_length=2 * MAX_QUESTION,
+                elem_id="question",
+                html_attributes=gr.InputHTMLAttributes(spellcheck=False, autocomplete="off"),
+            )
+            with gr.Row(elem_classes="buttons"):
+                ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=60)
+                new_scene = gr.Button("New random scene", elem_id="new-scene", min_width=60)
+            questions = Questions({})
+        with gr.Column(elem_classes="card looking", min_width=320):
+            lens = LensPicker(
+                {"layer": min(4, vlm.num_layers - 1), "head": None, "row": 0, "hide": False},
+                size={"layers": vlm.num_layers, "heads": vlm.num_heads},
+            )
+            maps = Maps(None)
+        with gr.Column(elem_classes="card answering", min_width=280):
+            answers = Answers({})
+            Words(None)
+    with gr.Row(elem_classes="bench lower"):
+        with gr.Column(elem_classes="card mixing", min_width=320):
+            mixer = Mixer(
+                {"v_sink": ones, "rest": ones}, desk={"layers": vlm.num_layers, "presets": dict(sg.PRESETS)}
+            )
+        with gr.Column(elem_classes="card charting", min_width=320):
+            gr.HTML(
+                "<h3>Where attention goes <small>share of each group over layers; dotted: unchanged</small></h3>",
+                apply_default_css=False,
+            )
+            chart = gr.Plot(show_label=False, container=False, elem_id="chart")
+    with gr.Accordion("Gates as JSON", open=False, elem_classes="card gates", elem_id="gates"):
+        gates_text = gr.Textbox(
+            show_label=False, lines=4, max_lines=8, placeholder="Paste gates here", elem_id="gates-text"
+        )
+        with gr.Row(elem_classes="buttons"):
+            apply = gr.Button("Put on the mixer", elem_id="gates-apply", min_width=60)
+            load = gr.UploadButton("Open a file", file_types=[".json"], elem_id="gates-load", min_width=60)
+            save = gr.Button("Save as a file", elem_id="gates-save", min_width=60)
+    return Parts(
+        session, status, picture, question, ask, new_scene, questions, answers,
+        lens, maps, mixer, chart, gates_text, apply, save, load,
+    )  # fmt: skip
+
+
+def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
+    """Connect the events."""
+    setting = [parts.mixer, parts.lens]
+    asked = [parts.session, parts.picture, parts.question, parts.questions, parts.maps, parts.status]
+    told = [parts.answers, parts.maps, parts.chart, parts.gates_text, parts.status]
+
+    def asks(event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any]) -> None:
+        event(handler, [*inputs, *setting], asked, trigger_mode="always_last", **FAST, **PRIVATE).then(
+            handlers.tell, [parts.session, *setting], told, trigger_mode="multiple", **SLOW, **PRIVATE
+        )
+
+    asks(page.load, handlers.begin, [])
+    asks(parts.picture.input, handlers.new_picture, [parts.session, parts.picture, parts.question])
+    asks(parts.ask.click, handlers.ask, [parts.session, parts.question])
+    asks(parts.question.submit, handlers.ask, [parts.session, parts.question])
+    asks(parts.new_scene.click, handlers.new_scene, [parts.session])
+    asks(parts.questions.picture, handlers.pick_example, [parts.session, parts.questions])
+    asks(parts.questions.question, handlers.pick_question, [parts.session, parts.questions])
+
+    shown = [parts.maps, parts.status]
+    parts.mixer.input(
+        handlers.turn, [parts.session, *setting], shown, trigger_mode="always_last", **FAST, **PRIVATE
+    )
+    parts.mixer.commit(
+        handlers.tell, [parts.session, *setting], told, trigger_mode="always_last", **SLOW, **PRIVATE
+    )
+    parts.lens.input(
+        handlers.look, [parts.session, parts.lens], shown, trigger_mode="always_last", **FAST, **PRIVATE
+    )
+
+    def applies(event: Callable[..., Any]) -> None:
+        event(
+            handlers.apply_gates,
+            [parts.session, parts.gates_text, parts.lens],
+            [parts.mixer, *shown],
+            trigger_mode="once",
+            **FAST,
+            **PRIVATE,
+        ).then(handlers.tell, [parts.session, *setting], told, trigger_mode="multiple", **SLOW, **PRIVATE)
+
+    applies(parts.apply.click)
+    applies(parts.load.upload(handlers.read_file, parts.load, parts.gates_text, **FAST, **PRIVATE).then)
+    parts.save.click(None, parts.gates_text, None, js=SAVE_GATES, **PRIVATE)
+
+
+def public_endpoint(handlers: Handlers) -> None:
+    """The one endpoint for programs: ``answer(image, question, gates_json)``."""
+    with gr.Group(visible=False):
+        image = Picture(type="filepath", label="image")
+        question = gr.Textbox(label="question")
+        gates_json = gr.Textbox(label="gates_json")
+        result = gr.JSON(label="answer")
+        gr.Button("answer").click(
+            handlers.answer, [image, question, gates_json], result, api_name="answer", **SLOW
+        )

@@ -1,0 +1,273 @@
+"""One wrapper inside transformers' attention function: it scales Keys and records attention rows.
+
+It sits where every architecture passes (after QK-norm and rotary embedding, before the KV heads are
+repeated), so the model stays on its own kernel and the KV cache keeps the unscaled Keys. This module
+knows modules, positions and numbers; it knows nothing of sinks, images or sliders.
+
+Shapes: L layers, B samples, H heads, Q queries, K keys, R recorded rows, P prompt positions, d head width.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from sinkgate.errors import UnsupportedModelError
+
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+IMPLEMENTATIONS = ("sdpa", "eager")
+
+_taps: dict[nn.Module, _Tap] = {}
+_originals: dict[str, AttentionFunction | None] = {}  # what a wrapped name stood for; None: no entry (eager)
+_registry_lock = threading.RLock()
+_model_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+def model_lock(model: nn.Module) -> threading.RLock:
+    """The lock that makes calls on one model take turns, the same for everyone who holds the model."""
+    with _registry_lock:
+        return _model_locks.setdefault(model, threading.RLock())
+
+
+@dataclass
+class Recorder:
+    """Collects attention rows while a model runs, and how long the Values are if asked.
+
+    ``rows`` are absolute query positions, ``"all"``, or ``"last"``: the last query of every forward
+    call, which in generation is the row that produces the next token. ``mean`` keeps only the mean over
+    heads and rows of each call. Per layer, one entry a forward call that held a wanted row:
+    attention (B, H, R, K), or (B, K) with ``mean``; value_norms (B, K), the mean over heads of the L2 norm.
+    """
+
+    rows: Sequence[int] | Literal["last", "all"] = "last"
+    mean: bool = False
+    values: bool = False
+    attention: dict[int, list[Tensor]] = field(default_factory=dict)
+    value_norms: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def wanted(self, first: int, count: int) -> slice | Tensor | None:
+        """Which of the ``count`` queries that start at position ``first`` to record; None for none."""
+        if self.rows == "last":
+            return slice(count - 1, count)
+        if self.rows == "all":
+            return slice(0, count)
+        local = [row - first for row in self.rows if first <= int(row) < first + count]
+        return torch.tensor(local) if local else None
+
+    def add(self, layer: int, rows: Tensor, value: Tensor) -> None:
+        """Take in the rows (B, H, R, K) and the Values (B, KV, K, d) of one call."""
+        self.attention.setdefault(layer, []).append(rows.mean((1, 2)) if self.mean else rows)
+        if self.values:
+            norms = torch.linalg.vector_norm(value.float(), dim=-1).mean(1)
+            self.value_norms.setdefault(layer, []).append(norms)
+
+
+@dataclass
+class _Call:
+    """One attached call: what all its layers share."""
+
+    key_scales: Tensor | None
+    recorder: Recorder | None
+    seen: int | None = None  # positions known after the running forward, cached ones included
+
+
+@dataclass(frozen=True)
+class _Tap:
+    call: _Call
+    layer: int
+    scales: Tensor | None  # (B, P); None where all are one
+
+
+@contextmanager
+def attached(
+    modules: Sequence[nn.Module],
+    *,
+    decoder: nn.Module | None = None,
+    key_scales: Tensor | None = None,
+    recorder: Recorder | None = None,
+) -> Iterator[None]:
+    """Scale the Keys of, and record, the given attention modules while the block runs.
+
+    Attn(Q, diag(s) K, V) = softmax(Q (diag(s) K)^T / sqrt(d)) V (paper, section 2): the same s for all
+    heads, Values untouched. Positions after the scaled ones (generated tokens) keep 1; a batch expanded
+    into beams repeats each sample's scales. Nothing is attached where all scales are one and nothing is
+    recorded; whatever was attached is gone when the block ends, also by an exception.
+
+    Shapes: modules L; key_scales (L, B, P), finite.
+
+    Args:
+        modules: attention modules in layer order; entry i is layer i.
+        decoder: the model whose forward runs these layers; needed for scales or rows by position, since
+            it knows how many positions the KV cache holds. None for a vision encoder.
+        key_scales: scales of the Keys by layer, sample and position.
+        recorder: takes the attention rows, after scaling.
+
+    Raises:
+        RuntimeError: a block is already active on one of the modules.
+        UnsupportedModelError: the model runs an attention implementation other than sdpa or eager.
+    """
+    call = _Call(key_scales, recorder)
+    active = [i for i in range(len(modules)) if key_scales is not None and bool((key_scales[i] != 1).any())]
+    if recorder is None and not active:
+        yield
+        return
+    names = {_implementation(module) for module in modules}
+    with _registry_lock:
+        if any(module in _taps for module in modules):
+            raise RuntimeError(
+                "a gated or recorded call is already running on this model; leave its `with` block before starting another"
+            )
+        for layer, module in enumerate(modules):
+            scales = key_scales[layer] if key_scales is not None and layer in active else None
+            if recorder is not None or scales is not None:
+                _taps[module] = _Tap(call, layer, scales)
+        for name in names:
+            _install(name)
+    hook = None
+    try:
+        if decoder is not None:
+            hook = decoder.register_forward_pre_hook(_count_positions(call), with_kwargs=True)
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
+        with _registry_lock:
+            for module in modules:
+                _taps.pop(module, None)
+            if not _taps:
+                _uninstall()
+
+
+def attention_rows(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    rows: slice | Tensor = slice(None),
+) -> Tensor:
+    """Attention probabilities of some query rows, in O(R K), as eager attention would give them.
+
+    Shapes: query (B, H, Q, d), key (B, KV, K, d), mask (B or 1, H or 1, Q, >= K) boolean or additive, or None
+    -> (B, H, R, K), float32 (float64 for a float64 model), rows sum to one.
+    """
+    count, keys = query.shape[2], key.shape[2]
+    index = torch.arange(count, device=query.device)[rows]
+    grouped = query[:, :, index].unflatten(1, (key.shape[1], -1))  # B, KV, H/KV, R, d
+    scores = (grouped @ key[:, :, None].transpose(-1, -2)).flatten(1, 2)
+    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    lowest = torch.finfo(scores.dtype).min  # not -inf: a padded query sees no key, and must not turn NaN
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if mask is None and causal and count > 1:
+        scores = scores.masked_fill(torch.arange(keys, device=index.device) > index[:, None], lowest)
+    elif mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask[:, :, index, :keys], lowest)
+    elif mask is not None:
+        scores = scores + mask[:, :, index, :keys]
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+def scale_keys(key: Tensor, scales: Tensor, first: int = 0) -> Tensor:
+    """diag(s) K for the keys from absolute position ``first`` on; multiplied in at least float32.
+
+    Shapes: key (B n, KV, K, d), scales (B, P) -> (B n, KV, K, d); n beams a sample; positions past P keep 1.
+    """
+    window = scales[:, first : first + key.shape[2]]
+    window = nn.functional.pad(window, (0, key.shape[2] - window.shape[1]), value=1.0)
+    window = window.repeat_interleave(key.shape[0] // window.shape[0], dim=0)
+    return (key * window[:, None, :, None]).to(key.dtype)
+
+
+def _attend(original: AttentionFunction | None) -> AttentionFunction:
+    def sinkgate_attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        attend = original or _eager_of(module)
+        tap = _taps.get(module)
+        if tap is None:
+            return attend(module, query, key, value, *args, **kwargs)
+        if kwargs.get("cache") is not None:
+            raise UnsupportedModelError(
+                "continuous batching stores Keys inside the attention function and would keep them scaled; use generate() instead"
+            )
+        seen = tap.call.seen if tap.call.seen is not None else key.shape[2]
+        if tap.scales is not None:
+            key = scale_keys(key, tap.scales, first=max(0, seen - key.shape[2]))
+        recorder = tap.call.recorder
+        wanted = recorder and recorder.wanted(seen - query.shape[2], query.shape[2])
+        if recorder is not None and wanted is not None:
+            mask = args[0] if args else kwargs.get("attention_mask")
+            with torch.no_grad():
+                rows = attention_rows(
+                    module,
+                    query,
+                    key,
+                    mask,
+                    scaling=kwargs.get("scaling"),
+                    softcap=kwargs.get("softcap"),
+                    is_causal=kwargs.get("is_causal"),
+                    rows=wanted,
+                )
+                recorder.add(tap.layer, rows, value)
+        return attend(module, query, key, value, *args, **kwargs)
+
+    return sinkgate_attention
+
+
+def _count_positions(call: _Call) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = next(
+            (x for x in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args) if isinstance(x, Tensor)), None
+        )
+        cache = kwargs.get("past_key_values")
+        cached = int(cache.get_seq_length()) if cache is not None else 0
+        call.seen = cached + tokens.shape[1] if tokens is not None else None
+
+    return before_forward
+
+
+def _implementation(module: nn.Module) -> str:
+    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if name not in IMPLEMENTATIONS:
+        raise UnsupportedModelError(
+            f"the model runs attention implementation {name!r}; expected sdpa or eager: load it with attn_implementation='sdpa'"
+        )
+    return name
+
+
+def _install(name: str) -> None:
+    if name not in _originals:
+        _originals[name] = AttentionInterface._global_mapping.get(name)
+        AttentionInterface.register(name, _attend(_originals[name]))
+
+
+def _uninstall() -> None:
+    for name, original in _originals.items():
+        if original is None:
+            AttentionInterface._global_mapping.pop(name, None)
+        else:
+            AttentionInterface.register(name, original)
+    _originals.clear()
+
+
+def _eager_of(module: nn.Module) -> AttentionFunction:
+    """Each model file has its own eager function; the registry has none."""
+    for cls in type(module).__mro__:
+        function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function
+    raise UnsupportedModelError(f"{type(module).__name__} has no eager attention function; load with attn_implementation='sdpa'")

@@ -1,0 +1,215 @@
+"""The ``sinkgate`` command: ask, look at sinks, make scenes, start the app."""
+
+from __future__ import annotations
+
+import json
+import platform
+import runpy
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from sinkgate.errors import SinkgateError
+
+cli = typer.Typer(
+    help="Find attention sinks in vision-language models and gate their Keys, layer by layer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Picture = Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")]
+Model = Annotated[str, typer.Option("--model", help='"demo", a Hub id or a folder.')]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; a GPU when there is one if left out.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16.")]
+GatesFile = Annotated[Path | None, typer.Option("--gates", help="JSON file of gates, as Gates.save writes it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Criterion = Annotated[str, typer.Option(help="auto, dimensions, massive, norm or attention.")]
+
+
+@cli.command()
+def ask(
+    image: Picture,
+    question: Annotated[str, typer.Argument(help="What to ask about the image.")],
+    model: Model = "demo",
+    device: Device = None,
+    dtype: Dtype = None,
+    gates: GatesFile = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest answer, in tokens.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question about an image, with the Keys gated if a file of gates is given."""
+    from sinkgate.gates import Gates
+    from sinkgate.vlm import find_sinks
+
+    table = Gates.load(gates) if gates else None
+    vlm = _load(model, device, dtype)
+    table = (table or Gates.ones(vlm)).for_model(vlm)
+    prompt = vlm.prompt(image, question)
+    sinks = find_sinks(vlm, prompt)
+    trace = vlm.answer(prompt, table, sinks, max_new_tokens=max_new_tokens)
+    unknown = vlm.unknown_words(question)
+    if as_json:
+        _print_json(
+            text=trace.text,
+            next_token=[{"token": token, "probability": probability} for token, probability in trace.next_token],
+            v_sink=_positions(sinks.v_sink, prompt.visual),
+            l_sink=[_positions(mask, prompt.visual) for mask in sinks.l_sink],
+            scales=json.loads(table.to_json())["scales"],
+            unknown_words=unknown,
+        )
+        return
+    if unknown:
+        typer.echo(f"The model never learnt: {', '.join(unknown)}.", err=True)
+    typer.echo(trace.text)
+
+
+@cli.command()
+def sinks(
+    image: Picture,
+    question: Annotated[str, typer.Option(help="The question that the LLM reads behind the image.")] = "What is in the picture?",
+    v_sink: Criterion = "auto",
+    l_sink: Criterion = "auto",
+    model: Model = "demo",
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which visual tokens of an image are sinks, and why."""
+    from sinkgate.criteria import CRITERIA
+    from sinkgate.vlm import find_sinks
+
+    unknown = [name for name in (v_sink, l_sink) if name not in CRITERIA]
+    if unknown:
+        raise SinkgateError(f"no criterion is called {unknown[0]!r}; there are: {', '.join(CRITERIA)}")
+    vlm = _load(model, device, dtype)
+    prompt = vlm.prompt(image, question)
+    found = find_sinks(vlm, prompt, v_sink=v_sink, l_sink=l_sink)
+    if as_json:
+        _print_json(
+            summary=found.summary(),
+            grid=list(prompt.grid),
+            v_sink=_positions(found.v_sink, prompt.visual),
+            l_sink=[_positions(mask, prompt.visual) for mask in found.l_sink],
+            v_criterion=found.v_verdict.criterion,
+            l_criterion=found.l_verdict.criterion,
+            v_score=found.v_verdict.score[0].tolist(),
+            evidence=[found.explain(int(token)) for token in found.v_sink.nonzero()[:, 0]],
+        )
+        return
+    typer.echo(found.summary())
+    for token in found.v_sink.nonzero()[:, 0]:
+        typer.echo(f"  {found.explain(int(token))}")
+    for layer, mask in enumerate(found.l_sink):
+        for token in mask.nonzero()[:, 0]:
+            typer.echo(f"  layer {layer}: {found.explain(int(token), layer)}")
+
+
+@cli.command()
+def scenes(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and scenes.jsonl.")],
+    count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same scenes.")] = 0,
+    size: Annotated[int, typer.Option(min=16, max=4096, help="Side of the pictures in pixels.")] = 448,
+) -> None:
+    """Make random scenes of the demo world, with questions and true answers."""
+    from sinkgate.demo.questions import ask_all
+    from sinkgate.demo.scenes import Scene
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SinkgateError(f"the folder {out} cannot be made: {error.strerror}") from error
+    with (out / "scenes.jsonl").open("w", encoding="utf-8") as lines:
+        for index in tqdm(range(count), desc="scenes", disable=None):
+            rng = Random(f"scenes/{seed}/{index}")
+            scene = Scene.random(rng)
+            name = f"{index:04d}.png"
+            scene.render(size).save(out / name)
+            questions = [vars(question) for question in ask_all(scene, rng)]
+            lines.write(json.dumps({"image": name, **scene.to_dict(), "questions": questions}) + "\n")
+    typer.echo(f"{count} scenes in {out}")
+
+
+@cli.command()
+def info(model: Model = "demo", device: Device = None, dtype: Dtype = None, as_json: AsJson = False) -> None:
+    """Describe a model as sinkgate sees it, once it has passed the checks on load."""
+    vlm = _load(model, device, dtype)
+    config = vlm.model.config
+    facts = {
+        "model": vlm.name,
+        "vision_tower": f"{config.vision_config.model_type}, {len(vlm.vision_attention)} layers, {config.vision_config.hidden_size} wide",
+        "feature_layer": vlm.feature_layer,
+        "llm": f"{config.text_config.model_type}, {vlm.num_layers} layers, {vlm.num_heads} heads, {config.text_config.hidden_size} wide",
+        "parameters": vlm.model.num_parameters(),
+        "dtype": str(vlm.model.dtype).removeprefix("torch."),
+        "device": str(vlm.device),
+        "attention": config.text_config._attn_implementation,
+        **{name: _version(name) for name in ("sinkgate", "torch", "transformers")},
+        "python": platform.python_version(),
+    }
+    if as_json:
+        _print_json(**facts)
+    else:
+        for name, value in facts.items():
+            typer.echo(f"{name.replace('_', ' '):>14}  {value}")
+
+
+@cli.command()
+def app(
+    model: Model = "demo",
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Start the app (from a clone of the repository)."""
+    script = Path(__file__).parent.parent / "app" / "main.py"
+    if not script.exists():
+        raise SinkgateError("the app lives in the repository, not in the package: clone it and run `python app/main.py`")
+    options = {"--model": model, "--host": host, "--port": port}
+    sys.argv = [str(script), *(str(part) for pair in options.items() if pair[1] is not None for part in pair)]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def main() -> None:
+    """Run the command; what a user can mend is one sentence on stderr and exit code 2."""
+    try:
+        cli()
+    except SinkgateError as error:
+        typer.echo(f"sinkgate: {error}", err=True)
+        sys.exit(2)
+
+
+def _load(model: str, device: str | None, dtype: str | None) -> Any:
+    import torch
+    from transformers.utils import logging
+
+    from sinkgate.vlm import load
+
+    if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise SinkgateError(f"no dtype is called {dtype!r}; expected float32, bfloat16 or float16")
+    logging.disable_progress_bar()
+    return load(model, device=device, dtype=dtype)
+
+
+def _positions(mask: Any, visual: Any) -> list[int]:
+    return visual.cpu()[mask].tolist()
+
+
+def _print_json(**content: Any) -> None:
+    typer.echo(json.dumps(content))
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""What can be wrong with what a user hands in; every message is a sentence to show as it is."""
+
+
+class SinkgateError(ValueError):
+    """Base of all errors that a user can mend."""
+
+
+class ImageError(SinkgateError):
+    """A file or object that is no usable picture."""
+
+
+class PromptError(SinkgateError):
+    """A question that cannot be asked."""
+
+
+class GateError(SinkgateError):
+    """Scales that are no valid gates, or not for this model."""
+
+
+class UnsupportedModelError(SinkgateError):
+    """A model that sinkgate cannot read, or that failed a check on load."""

@@ -1,0 +1,72 @@
+"""Tiny random LLaVA models with real processors, as real models are put together."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, SiglipVisionConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from sinkgate.demo.build import CHAT_TEMPLATE, IMAGE, build_tokenizer
+
+TOWERS = ("clip", "siglip")
+
+
+def tiny_llava(
+    tower: str = "clip", *, dtype: torch.dtype = torch.float32, attn: str = "sdpa", seed: int = 0
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Three-layer towers and a three-layer LLaMA with grouped KV heads; weights scaled up so that a gate shows."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 28, "patch_size": 7}
+    vision = CLIPVisionConfig(**shape) if tower == "clip" else SiglipVisionConfig(**shape, vision_use_head=False)
+    strategy = "default" if tower == "clip" else "full"
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=16,
+        vision_feature_layer=-2 if tower == "clip" else -1,
+        vision_feature_select_strategy=strategy,
+    )
+    model = LlavaForConditionalGeneration(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                parameter.mul_(6)
+    model.set_attn_implementation(attn)
+    model.generation_config.eos_token_id = None  # a random model must not stop on its own
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    side = {"height": 28, "width": 28}
+    if tower == "clip":
+        images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=side)
+    else:
+        images = SiglipImageProcessorPil(size=side)
+    processor = LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=7,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=1 if tower == "clip" else 0,
+        chat_template=CHAT_TEMPLATE,
+    )
+    return model, processor
+
+
+def noise_image(seed: int = 0, size: tuple[int, int] = (28, 28)) -> Image.Image:
+    """A picture of random pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    return Image.fromarray(torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8).numpy())
