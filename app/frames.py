@@ -16,7 +16,7 @@ from live import Case
 from PIL import Image
 
 JSON = dict[str, Any]
-TOP_WORDS = 8
+TOP_WORDS = 6
 GROUPS = ("v_sink", "l_sink", "ordinary", "text")
 
 

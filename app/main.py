@@ -41,9 +41,15 @@ def main() -> None:
         ssr_mode=False,
         footer_links=["api"],
         theme=theme(),
-        css_paths=HERE / "style.css",
-        head=f"<script>{(HERE / 'components' / 'shared.js').read_text(encoding='utf-8')}</script>",
+        head=head(),
     )
+
+
+def head() -> str:
+    """Style and shared script as written: Gradio rewrites the selectors of what comes in as ``css``."""
+    style = (HERE / "style.css").read_text(encoding="utf-8")
+    script = (HERE / "components" / "shared.js").read_text(encoding="utf-8")
+    return f"<style>{style}</style><script>{script}</script>"
 
 
 def read_options() -> argparse.Namespace:

@@ -86,7 +86,7 @@ def lay_out(vlm: sg.VLM) -> Parts:
                 format="png",
                 sources=["upload", "clipboard", "webcam"],
                 show_label=False,
-                height=210,
+                height=164,
                 elem_id="picture",
                 buttons=[],
                 alt_text="The picture that is asked about",
@@ -119,7 +119,7 @@ def lay_out(vlm: sg.VLM) -> Parts:
             )
         with gr.Column(elem_classes="card charting", min_width=320):
             gr.HTML(
-                "<h3>Where attention goes <small>share of each group over layers; dotted: unchanged</small></h3>",
+                "<h3>Where attention goes <small>by layer; dotted: unchanged</small></h3>",
                 apply_default_css=False,
             )
             chart = gr.Plot(show_label=False, container=False, elem_id="chart")

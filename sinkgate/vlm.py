@@ -140,8 +140,13 @@ class VLM:
         inputs = self.processor(images=picture, text=text, return_tensors="pt").to(self.device, self.model.dtype)
         visual = (inputs["input_ids"][0] == self.image_token_id).nonzero()[:, 0]
         height, width = inputs["pixel_values"].shape[-2:]
-        side = self.model.config.vision_config.patch_size
-        grid = (height // side, width // side)
+        vision = self.model.config.vision_config
+        grid = (height // vision.patch_size, width // vision.patch_size)
+        if height != vision.image_size or width != vision.image_size:
+            raise UnsupportedModelError(
+                f"{self.name}: the processor makes pictures of {width} x {height} pixels, the vision tower takes "
+                f"{vision.image_size} x {vision.image_size}; load the processor that belongs to the model"
+            )
         if len(visual) != grid[0] * grid[1]:
             raise UnsupportedModelError(
                 f"{self.name}: {len(visual)} visual tokens for a grid of {grid[0]} x {grid[1]} patches; expected one each: "

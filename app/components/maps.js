@@ -2,7 +2,6 @@ const page = window.sinkgate;
 const screens = [...element.querySelectorAll(".screen")];
 const canvases = [element.querySelector(".before"), element.querySelector(".after")];
 const top_ = element.querySelector(".top");
-const why = element.querySelector(".why");
 const picture = new Image();
 let frame = null;
 
@@ -25,7 +24,7 @@ function paint(canvas, shares) {
   const draw = canvas.getContext("2d");
   draw.clearRect(0, 0, canvas.width, canvas.height);
   if (picture.naturalWidth) {
-    draw.filter = "grayscale(1)"; // colour on this canvas means attention and nothing else
+    draw.filter = "grayscale(1) contrast(0.4) brightness(0.75)"; // colour here means attention and nothing else
     draw.drawImage(picture, 0, 0, canvas.width, canvas.height);
     draw.filter = "none";
   }
@@ -33,7 +32,7 @@ function paint(canvas, shares) {
   const cellY = canvas.height / rows;
   shares.forEach((share, index) => {
     const [red, green, blue] = page.shade(share / frame.top).map(Math.round);
-    draw.fillStyle = `rgba(${red}, ${green}, ${blue}, ${0.62 + (0.3 * share) / frame.top})`;
+    draw.fillStyle = `rgba(${red}, ${green}, ${blue}, 0.78)`;
     const x = Math.round((index % columns) * cellX);
     const y = Math.round(Math.floor(index / columns) * cellY);
     draw.fillRect(x, y, Math.round(((index % columns) + 1) * cellX) - x, Math.round((Math.floor(index / columns) + 1) * cellY) - y);
@@ -47,13 +46,11 @@ function drawMarks(layer) {
     mark.style.left = (100 * ((token % columns) + 0.5)) / columns + "%";
     mark.style.top = (100 * (Math.floor(token / columns) + 0.5)) / rows + "%";
     mark.style.setProperty("--cell", 100 / columns + "%");
-    for (const event of ["pointerenter", "focus"]) mark.addEventListener(event, () => { why.textContent = reason; });
-    for (const event of ["pointerleave", "blur"]) mark.addEventListener(event, () => { why.textContent = summary(); });
+    for (const event of ["pointerenter", "focus"]) mark.addEventListener(event, () => page.say("why", reason));
+    for (const event of ["pointerleave", "blur"]) mark.addEventListener(event, () => page.say("why", ""));
     return mark;
   }));
 }
-
-const summary = () => (frame ? frame.summary : "");
 
 function draw() {
   if (!frame) return;
@@ -72,7 +69,6 @@ function draw() {
   });
   screens.forEach((screen) => screen.querySelector(".marks").classList.toggle("hidden-sinks", frame.lens.hide));
   element.querySelector("small").textContent = frame.after ? (frame.identity ? "all faders at 1" : "") : "follows with the answer";
-  if (!why.matches(":hover")) why.textContent = summary();
 }
 
 function receive() {

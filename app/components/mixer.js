@@ -159,7 +159,7 @@ strips.addEventListener("pointerdown", (event) => {
   strips.setPointerCapture(event.pointerId);
   if (layer !== ALL) focus = layer;
   moved();
-  fader.focus({ preventScroll: true });
+  fader.focus({ preventScroll: true, focusVisible: false });
 });
 
 strips.addEventListener("pointermove", (event) => {

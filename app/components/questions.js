@@ -31,6 +31,7 @@ function draw() {
   }));
   truth.hidden = !value.truth;
   truth.querySelector("p").textContent = value.truth || "";
+  element.dataset.asked = value.asked || "";
   if (value.view) page.say("view", { url: value.view, id: value.view_id });
 }
 

@@ -1,5 +1,7 @@
 const page = window.sinkgate;
 const bars = element.querySelector(".bars");
+const why = element.querySelector(".why"); // the sinks in words; the reason for one of them while it is pointed at
+let summary = "";
 
 function bar(kind, share) {
   const fill = page.el("i", { class: kind });
@@ -14,3 +16,8 @@ page.hear("frame", (frame) => {
       page.el("span", { class: "pair" }, bar("before", before), bar("after", after)),
       page.el("span", { class: "number", text: page.percent(after) }))));
 });
+
+page.hear("frame", (frame) => {
+  if (frame.summary !== summary) why.textContent = summary = frame.summary;
+});
+page.hear("why", (reason) => { why.textContent = reason || summary; });

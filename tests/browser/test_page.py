@@ -1,0 +1,281 @@
+"""The page, used as a visitor uses it: claims are read off the screen or compared with a direct computation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from PIL import Image
+
+import sinkgate as sg
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+QUESTION = "What color is the circle?"
+CLOSE = {"abs": 2e-5}  # the page's values are rounded; batching of threads moves the last digits
+
+
+def direct(vlm: sg.VLM, picture: Path, question: str, setting: dict[str, list[float]]) -> dict[str, Any]:
+    """What the page ought to show, computed without it."""
+    prompt = vlm.prompt(sg.open_image(picture), question)
+    sinks = sg.find_sinks(vlm, prompt)
+    gates = sg.Gates.from_lists(**setting)
+    return {
+        "before": vlm.answer(prompt, None, sinks),
+        "after": vlm.answer(prompt, gates, sinks),
+        "sinks": sinks,
+    }
+
+
+def asked(tab: Any, picture: Path) -> dict[str, Any]:
+    """Upload a picture and ask about it."""
+    tab.upload(picture)
+    tab.page.wait_for_function("document.querySelector('#questions .chip')?.textContent === 'How many objects are there?'")
+    tab.settle()
+    tab.ask(QUESTION)
+    tab.page.wait_for_function("document.querySelector('#questions .chips')", timeout=5000)
+    tab.page.wait_for_function("([q]) => document.querySelector('#questions [data-asked]')?.dataset.asked === q", arg=[QUESTION])
+    return tab.settle()
+
+
+def assert_shows(tab: Any, frame: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The page shows exactly what was computed."""
+    lens = frame["lens"]
+    hide = expected["sinks"].v_sink | expected["sinks"].l_sink[lens["layer"]] if lens["hide"] else None
+    for side in ("before", "after"):
+        drawn = expected[side].visual(lens["layer"], lens["head"], lens["row"], hide)
+        assert frame[side] == pytest.approx(drawn.flatten().tolist(), **CLOSE)
+    probabilities = dict(expected["after"].next_token)
+    shown = {word: gated for word, _, gated in frame["words"]}
+    top = expected["after"].next_token[0][0]
+    assert shown[top] == pytest.approx(probabilities[top], abs=1e-4)
+    assert tab.answers() == (expected["before"].text, expected["after"].text)
+
+
+def test_opens_with_an_answered_example(tab: Any) -> None:
+    unchanged, gated = tab.answers()
+    assert unchanged and unchanged == gated
+    frame = tab.frame()
+    assert frame["identity"] and frame["before"] == frame["after"]
+    assert tab.page.locator("#picture img").count() == 1
+    assert tab.page.locator("#words .word").count() >= 3
+    assert tab.page.locator("#chart .js-plotly-plot").count() == 1
+    assert tab.page.title() == "sinkgate"
+
+
+def test_upload_ask_and_drag_one_second_ends_where_direct_computation_does(
+    tab: Any, vlm: sg.VLM, picture: Path
+) -> None:
+    asked(tab, picture)
+    still = tab.pixels("after")
+    tab.page.evaluate("window.frames_seen = 0; document.addEventListener('sinkgate:frame', () => window.frames_seen++)")
+    tab.drag(4, 0.13, ticks=40, seconds=1.0)
+    frame = tab.settle()
+    assert tab.scale(4) == pytest.approx(0.13, abs=0.03)
+    assert frame["gates"]["v_sink"][4] == tab.scale(4)
+    assert tab.page.evaluate("window.frames_seen") >= 3  # it followed while it moved
+    assert tab.page.locator("#maps [data-peak]").get_attribute("data-peak") == "1"
+    assert tab.pixels("after") != still
+    expected = direct(vlm, picture, QUESTION, frame["gates"])
+    assert_shows(tab, frame, expected)
+    assert not torch.equal(expected["before"].attention, expected["after"].attention)  # the test could have failed
+
+
+def test_probabilities_move_with_the_fader(tab: Any, vlm: sg.VLM, picture: Path) -> None:
+    asked(tab, picture)
+    before = [words[2] for words in tab.frame()["words"]]
+    tab.drag(-1, 2.0, group="rest")
+    frame = tab.settle()
+    assert frame["gates"]["rest"] == [2.0] * vlm.num_layers
+    assert [words[2] for words in frame["words"]] != before
+    bars = tab.page.locator("#words .after").evaluate_all("bars => bars.map((bar) => parseFloat(bar.style.width))")
+    assert bars == pytest.approx([100 * words[2] for words in frame["words"]], abs=0.01)
+    assert_shows(tab, frame, direct(vlm, picture, QUESTION, frame["gates"]))
+
+
+def test_painting_across_strips(tab: Any) -> None:
+    start, end = tab.fader(1).bounding_box(), tab.fader(5).bounding_box()
+    y = start["y"] + 0.75 * start["height"]
+    tab.page.mouse.move(start["x"] + 10, y)
+    tab.page.mouse.down()
+    tab.page.mouse.move(end["x"] + 10, y, steps=3)
+    tab.page.mouse.up()
+    frame = tab.settle()
+    assert frame["gates"]["v_sink"][1:6] == pytest.approx([0.5] * 5, abs=0.02)
+    assert frame["gates"]["v_sink"][0] == 1 and set(frame["gates"]["rest"]) == {1}
+    tab.fader(3).dblclick()
+    assert tab.settle()["gates"]["v_sink"][3] == 1
+
+
+def test_keyboard(tab: Any) -> None:
+    tab.fader(0).focus()
+    tab.page.keyboard.press("ArrowRight")
+    tab.page.keyboard.press("ArrowDown")
+    tab.page.keyboard.press("ArrowDown")
+    assert tab.settle()["gates"]["v_sink"][1] == 0.9
+    tab.page.keyboard.press("Home")
+    frame = tab.settle()
+    assert frame["gates"]["v_sink"][:3] == [1, 0, 1]
+    assert tab.page.evaluate("document.activeElement.ariaLabel") == "V-sinks, layer 1"
+    tab.page.keyboard.press("End")
+    assert tab.settle()["gates"]["v_sink"][1] == 2
+
+
+def test_presets_link_and_reset(tab: Any, vlm: sg.VLM) -> None:
+    for name, (v_sink, rest) in sg.PRESETS.items():
+        tab.page.locator("#mixer .preset", has_text=name).click()
+        gates = tab.settle()["gates"]
+        assert gates == {"v_sink": [v_sink] * vlm.num_layers, "rest": [rest] * vlm.num_layers}
+    tab.page.locator("#mixer .link").check()
+    tab.drag(2, 0.2, group="rest")
+    gates = tab.settle()["gates"]
+    assert gates["v_sink"][2] == gates["rest"][2] == pytest.approx(0.2, abs=0.03)
+    tab.page.locator("#mixer .reset").click()
+    assert tab.settle()["identity"]
+
+
+def test_layer_head_query_and_hidden_sinks(tab: Any, vlm: sg.VLM, picture: Path) -> None:
+    asked(tab, picture)
+    tab.page.locator("#mixer .preset", has_text="V-sinks off").click()
+    tab.settle()
+    tab.page.locator("#lens .film").nth(6).click()
+    tab.page.locator("#lens .head").select_option("2")
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.head === 2")
+    expected = direct(vlm, picture, QUESTION, tab.frame()["gates"])
+    assert tab.frame()["lens"] == {"layer": 6, "head": 2, "row": 0, "hide": False}
+    assert_shows(tab, tab.frame(), expected)
+
+    tab.page.locator("#lens .hide").check()
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.hide")
+    assert_shows(tab, tab.frame(), expected)
+    hidden = [mark["token"] for mark in tab.frame()["marks"]]
+    assert all(tab.frame()["after"][token] == 0 for token in hidden)
+    marks = tab.page.locator("#maps .marks").first.locator(".mark")
+    assert marks.count() == len(hidden)
+    if hidden:
+        assert marks.first.get_attribute("title") == tab.frame()["marks"][0]["why"]
+
+    if len(expected["after"].tokens) > 1 and len(expected["before"].tokens) > 1:
+        tab.page.locator("#lens .row").select_option("1")
+        tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.row === 1")
+        assert_shows(tab, tab.frame(), expected)
+
+
+def test_examples_scenes_and_their_truth(tab: Any) -> None:
+    first = tab.frame()["before"]
+    tab.page.locator("#questions .gallery button").nth(2).click()
+    tab.page.wait_for_function("(old) => document.querySelector('#maps [data-tick]').frame.before.join() !== old.join()", arg=first)
+    tab.settle()
+    question = tab.page.locator("#questions .chip").nth(1)
+    wanted = question.text_content()
+    question.click()
+    tab.page.wait_for_function("(q) => document.querySelector('#questions [data-asked]').dataset.asked === q", arg=wanted)
+    tab.settle()
+    assert tab.page.locator("#question textarea").input_value() == wanted
+    assert not tab.page.locator("#questions .truth p").is_visible()
+    tab.page.locator("#questions summary").click()
+    assert "background" in (tab.page.locator("#questions .truth p").text_content() or "")
+    tab.page.locator("#new-scene").click()
+    tab.settle()
+
+
+def test_broken_uploads_get_a_sentence_and_change_nothing(tab: Any, picture: Path, tmp_path: Path) -> None:
+    asked(tab, picture)
+    shown, answers = tab.frame()["before"], tab.answers()
+    truncated, text, bomb = (tmp_path / name for name in ("truncated.png", "words.png", "bomb.png"))
+    truncated.write_bytes(picture.read_bytes()[:200])
+    text.write_text("no picture at all", encoding="utf-8")
+    Image.new("1", (12000, 12000)).save(bomb)
+    for path in (truncated, text, bomb):
+        tab.upload(path)
+        tab.page.wait_for_selector("#status .warning")
+        assert len(tab.status()) > 20 and "Traceback" not in tab.status()
+        assert tab.frame()["before"] == shown and tab.answers() == answers
+        tab.page.wait_for_selector("#picture img")  # the old picture is back
+        tab.ask(QUESTION)
+        tab.page.wait_for_selector("#status .warning", state="detached")
+        tab.settle()
+
+
+def test_bad_questions_and_unknown_words(tab: Any, picture: Path) -> None:
+    asked(tab, picture)
+    shown = tab.frame()["before"]
+    tab.ask("   ")
+    tab.page.wait_for_selector("#status .warning")
+    tab.ask("why " * 200)
+    tab.page.wait_for_function("document.querySelector('#status .warning').textContent.includes('800') || true")
+    assert tab.frame()["before"] == shown
+    tab.ask("How many bananas are there?")
+    tab.page.wait_for_selector("#status .calm")
+    assert "bananas" in tab.status()
+    tab.settle()
+
+
+def test_gates_as_json_in_and_out(tab: Any, vlm: sg.VLM) -> None:
+    tab.page.locator("#gates button").first.click()
+    text = tab.page.locator("#gates-text textarea")
+    gates = sg.Gates.ones(vlm).set("v_sink", 0.25, layers=[3])
+    text.fill(gates.to_json())
+    tab.page.locator("#gates-apply").click()
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.gates.v_sink[3] === 0.25")
+    tab.settle()
+    assert tab.scale(3) == 0.25
+    tab.drag(5, 0.5)
+    frame = tab.settle()
+    tab.page.wait_for_function("(n) => document.querySelector('#gates-text textarea').value.includes(n)", arg=str(tab.scale(5)))
+    assert sg.Gates.from_json(text.input_value()).scales[:, 0].tolist() == pytest.approx(frame["gates"]["v_sink"])
+
+    document = json.loads(gates.to_json())
+    wrong = ["not json", "[]", json.dumps(document).replace("0.25", "NaN"), json.dumps(document).replace("0.25", "-1"),
+             json.dumps(document).replace("0.25", "1e400"), json.dumps(document).replace("0.25", "9"),
+             sg.Gates.from_lists(v_sink=[0.5] * 3, rest=[1.0] * 3).to_json()]  # fmt: skip
+    for broken in wrong:
+        tab.page.evaluate("document.querySelector('#status .status').textContent = ''")
+        text.fill(broken)
+        tab.page.locator("#gates-apply").click()
+        tab.page.wait_for_selector("#status .warning:not(:empty)")
+        assert tab.frame()["gates"] == frame["gates"], broken
+
+
+def test_light_and_dark(browser: Browser, address: str, tab: Any) -> None:
+    def ground(page: Any) -> str:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light = ground(tab.page)
+    tab.page.get_by_label("Dark page").click()
+    assert ground(tab.page) != light
+    tab.page.reload()
+    tab.settle()
+    assert ground(tab.page) != light  # the choice is kept
+    context = browser.new_context(color_scheme="dark")
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_selector("#answers [data-done=true]")
+    assert ground(page) == ground(tab.page)  # and without one the system's is followed
+    context.close()
+
+
+def test_two_visitors_never_share_a_setting(browser: Browser, address: str, tab: Any) -> None:
+    context = browser.new_context(viewport={"width": 1366, "height": 768})
+    from conftest import Tab
+
+    other = Tab(context.new_page(), address)
+    tab.page.locator("#mixer .preset", has_text="V-sinks off").click()
+    assert not tab.settle()["identity"]
+    other.page.locator("#lens .film").nth(1).click()
+    other.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 1")
+    assert other.frame()["identity"]
+    context.close()
+
+
+def test_fits_a_phone(browser: Browser, address: str) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_selector("#answers [data-done=true]")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()

@@ -1,0 +1,123 @@
+"""The command as users run it: a real process, its exit code, its output."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sinkgate as sg
+
+
+def sinkgate(*args, code=0):
+    command = [sys.executable, "-m", "sinkgate.cli", *map(str, args)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    sinkgate("scenes", "--count", 3, "--seed", 5, "--out", folder)
+    return folder
+
+
+def test_scenes_are_pictures_with_truth_and_the_same_for_the_same_seed(made, tmp_path):
+    lines = [json.loads(line) for line in (made / "scenes.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["0000.png", "0001.png", "0002.png"]
+    for line in lines:
+        assert sg.open_image(made / line["image"]).size == (448, 448)
+        assert set(line["objects"][0]) == {"shape", "color", "size", "x", "y"}
+        assert {"question", "answer", "kind", "scope"} == set(line["questions"][0])
+        assert {question["scope"] for question in line["questions"]} == {"global", "local"}
+    sinkgate("scenes", "--count", 2, "--seed", 5, "--out", tmp_path)
+    again = (tmp_path / "scenes.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in again] == lines[:2]
+    assert (tmp_path / "0001.png").read_bytes() == (made / "0001.png").read_bytes()
+
+
+def test_ask_prints_the_answer_and_json_says_everything(made, tmp_path, demo):
+    picture, question = made / "0000.png", "How many objects are there?"
+    plain = sinkgate("ask", picture, question).stdout.strip()
+    gates = sg.Gates.ones(demo).set("rest", 0.25)
+    gates.save(tmp_path / "gates.json")
+    told = json.loads(sinkgate("ask", picture, question, "--gates", tmp_path / "gates.json", "--json").stdout)
+    prompt = demo.prompt(picture, question)
+    sinks = sg.find_sinks(demo, prompt)
+    assert plain == demo.answer(prompt).text
+    assert told["text"] == demo.answer(prompt, gates, sinks).text
+    assert told["scales"]["ordinary"] == [0.25] * 8 and told["scales"]["v_sink"] == [1.0] * 8
+    expected = demo.answer(prompt, gates, sinks).next_token[0]
+    assert told["next_token"][0]["token"] == expected[0]
+    assert told["next_token"][0]["probability"] == pytest.approx(expected[1], abs=1e-4)
+    assert told["v_sink"] == prompt.visual[sinks.v_sink].tolist()
+    assert len(told["l_sink"]) == 8
+
+
+def test_sinks_and_info(made):
+    found = json.loads(sinkgate("sinks", made / "0001.png", "--v-sink", "attention", "--json").stdout)
+    assert found["v_criterion"] == "attention share" and found["grid"] == [8, 8]
+    assert len(found["evidence"]) == len(found["v_sink"])
+    assert "V-sink" in sinkgate("sinks", made / "0001.png").stdout
+    facts = json.loads(sinkgate("info", "--json").stdout)
+    assert facts["model"] == "demo" and facts["attention"] == "sdpa" and facts["dtype"] == "float32"
+    assert "siglip_vision_model, 6 layers" in sinkgate("info").stdout
+
+
+def test_words_the_model_never_learnt_are_named(made):
+    done = sinkgate("ask", made / "0000.png", "How many zebras are there?")
+    assert "never learnt: zebras" in done.stderr and done.stdout.strip()
+
+
+GATES = {
+    "nan": '{"scales": {"v_sink": [NaN,1,1,1,1,1,1,1], "rest": [1,1,1,1,1,1,1,1]}}',
+    "short": '{"scales": {"v_sink": [1], "rest": [1]}}',
+    "other": json.dumps({"model": "other/model", "scales": {"v_sink": [1] * 8, "rest": [1] * 8}}),
+    "text": "no json",
+}
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [("nan", "layer 0 is nan"), ("short", "have 1 layers, demo has 8"), ("other", "made for other/model"), ("text", "no valid JSON")],
+)
+def test_bad_gates_are_one_sentence_and_exit_2(made, tmp_path, gates, message):
+    (tmp_path / "gates.json").write_text(GATES[gates])
+    done = sinkgate("ask", made / "0000.png", "How many objects?", "--gates", tmp_path / "gates.json", code=2)
+    assert done.stderr.startswith("sinkgate: ") and message in done.stderr
+    assert not done.stdout and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_bad_input_is_one_sentence_and_exit_2(made, tmp_path):
+    (tmp_path / "cut.png").write_bytes((made / "0000.png").read_bytes()[:300])
+    cases = [
+        (("ask", tmp_path / "none.png", "What?"), "No such file"),
+        (("ask", tmp_path / "cut.png", "What?"), "damaged or cut short"),
+        (("ask", made / "scenes.jsonl", "What?"), "no picture"),
+        (("ask", made / "0000.png", "  "), "question is empty"),
+        (("ask", made / "0000.png", "a <image>"), "<image>"),
+        (("ask", made / "0000.png", "What?", "--gates", tmp_path / "none.json"), "cannot be read"),
+        (("sinks", made / "0000.png", "--v-sink", "magic"), "no criterion is called 'magic'"),
+        (("info", "--model", tmp_path), "cannot be loaded"),
+        (("info", "--device", "nowhere"), "cannot be put on nowhere"),
+        (("info", "--dtype", "huge"), "no dtype"),
+    ]
+    for command, message in cases:
+        done = sinkgate(*command, code=2)
+        assert message in done.stderr and done.stderr.startswith("sinkgate: "), done.stderr
+        assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    sinkgate("ask", made / "0000.png", code=2)
+    sinkgate("scenes", "--count", -1, "--out", tmp_path, code=2)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.floats(0, 4, width=16), min_size=8, max_size=8))
+def test_files_written_by_the_command_line_format_are_read_back(values):
+    gates = sg.Gates.from_lists(v_sink=values, rest=values)
+    assert torch.equal(sg.Gates.from_json(gates.to_json()).scales, gates.scales)
