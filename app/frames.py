@@ -8,12 +8,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import pairwise
 from typing import Any
 
-import sinkgate as sg
 import torch
 from live import Case
 from PIL import Image
+
+import sinkgate as sg
 
 JSON = dict[str, Any]
 TOP_WORDS = 6
@@ -61,7 +63,8 @@ def frame(case: Case, lens: Lens, sequence: int, peak: int) -> JSON:
         "queries": _queries(case),
         "words": _words(case),
         "shares": {
-            name: _shares(trace, case.sinks, min(lens.row, trace.attention.shape[2] - 1)) for name, trace in rows.items()
+            name: _shares(trace, case.sinks, min(lens.row, trace.attention.shape[2] - 1))
+            for name, trace in rows.items()
         },
         "gates": {"v_sink": _column(case.gates, 0), "rest": _column(case.gates, 2)},
         "identity": case.gates.is_identity,
@@ -143,7 +146,7 @@ def _queries(case: Case) -> list[str]:
     if not tokens:
         return ["last prompt token"]
     return [f"last prompt token, writes “{tokens[0]}”"] + [
-        f"“{said}”, writes “{next_}”" for said, next_ in zip(tokens, tokens[1:], strict=False)
+        f"“{said}”, writes “{next_}”" for said, next_ in pairwise(tokens)
     ]
 
 

@@ -1,6 +1,7 @@
 """What each event of the page does, in the page's own terms: component values in, component values out.
 
-No handler raises. A fault comes back as one sentence for the status line, and everything else stays as it was.
+No handler raises (which is why each catches everything): a fault comes back as one sentence for the status
+line, and everything else stays as it was.
 """
 
 from __future__ import annotations
@@ -8,19 +9,21 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import sinkgate as sg
 from frames import JSON, Lens, answers, frame, image_url, mixer_value, view_url
 from live import MAX_NEW_TOKENS, Desk, Session, open_picture
+
+import sinkgate as sg
 from sinkgate.demo import questions
 from sinkgate.demo.scenes import Scene
 from sinkgate.plots import shares_figure
 
 FIRST_SCENE, FIRST_KIND = 105, "shape"  # seed and kind of the question with which the page opens
 GALLERY = (105, 91, 11, 58, 103, 102)  # seeds
-SCENE_SIDE = 448  # pixels
+SCENE_SIDE, CHART_HEIGHT = 448, 218  # pixels
 PLAIN_QUESTIONS = ("How many objects are there?", "What color is the background?", "What do you see?")
 SKIP = gr.skip()
 
@@ -57,7 +60,7 @@ class Handlers:
             return session, SKIP, SKIP, SKIP, SKIP, calm("The picture was taken away; what you see is still about it.")
         try:
             image = open_picture(picture)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             return session, session.shown, SKIP, SKIP, SKIP, fault(error)
         session.image, session.shown, session.scene = image, picture, None
         session.examples = [(text, None) for text in PLAIN_QUESTIONS]
@@ -78,7 +81,7 @@ class Handlers:
                 self.frame(session, lens),
                 calm(session.notice),
             )
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             return session, SKIP, SKIP, SKIP, SKIP, fault(error)
 
     def pick_question(self, session: Session | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
@@ -86,9 +89,7 @@ class Handlers:
         question = _choice(chosen, "question")
         return self.ask(session, question if isinstance(question, str) else "", mixer, lens)
 
-    def show_scene(
-        self, session: Session, scene: Scene, mixer: Any, lens: Any, kind: str = "count"
-    ) -> tuple[Any, ...]:
+    def show_scene(self, session: Session, scene: Scene, mixer: Any, lens: Any, kind: str = "count") -> tuple[Any, ...]:
         """Put a scene on the page and ask one of its questions."""
         session.scene = scene
         session.image = session.shown = scene.render(SCENE_SIDE)
@@ -106,14 +107,14 @@ class Handlers:
                 return SKIP, SKIP
             self.desk.turn(session, gates)
             return self.frame(session, lens), calm(session.notice)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             return SKIP, fault(error)
 
     def look(self, session: Session | None, lens: Any) -> tuple[Any, Any]:
         """Another layer, head or query: nothing runs, what is there is drawn; returns frame and status."""
         try:
             return self.frame(_awake(session), lens), SKIP
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             return SKIP, fault(error)
 
     def tell(self, session: Session | None, mixer: Any, lens: Any) -> Iterator[tuple[Any, ...]]:
@@ -134,10 +135,12 @@ class Handlers:
                 return  # something newer began
             shown = self.frame(session, lens)
             shares = shown["shares"]
-            chart = shares_figure(shares["unchanged"], None if gates.is_identity else shares["gated"])
+            chart = shares_figure(shares["unchanged"], None if gates.is_identity else shares["gated"], CHART_HEIGHT)
             done = answers(unchanged, gated, session.sequence, done=True)
-            yield done, shown, chart, gates.to_json(), SKIP
-        except Exception as error:
+            text = gates.to_json()
+            yield done, shown, chart, SKIP if text == session.gates_text else text, SKIP
+            session.gates_text = text
+        except Exception as error:  # noqa: BLE001
             yield SKIP, SKIP, SKIP, SKIP, fault(error)
 
     def apply_gates(self, session: Session | None, text: str, lens: Any) -> tuple[Any, Any, Any]:
@@ -148,14 +151,14 @@ class Handlers:
             value = mixer_value(gates)
             self.desk.turn(session, gates)
             return value, self.frame(session, lens), calm("These gates are now on the mixer.")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             return SKIP, SKIP, fault(error)
 
     def read_file(self, path: str | None) -> str:
         """The text of an uploaded gates file; whatever is wrong with it shows when it is applied."""
         if not path:
             return ""
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             return file.read(200_000).decode("utf-8", errors="replace")
 
     def answer(self, image: str | None, question: str, gates_json: str = "") -> JSON:
@@ -211,7 +214,8 @@ def calm(text: str) -> JSON:
 def fault(error: Exception) -> JSON:
     """A status line for what went wrong: our own sentence, or that something unforeseen happened."""
     if isinstance(error, sg.SinkgateError):
-        return {"text": str(error), "tone": "warning"}
+        sentence = str(error)
+        return {"text": sentence[:1].upper() + sentence[1:].rstrip(".") + ".", "tone": "warning"}
     traceback.print_exception(error)
     return {"text": "Something unforeseen went wrong; the page goes on with what it had.", "tone": "warning"}
 

@@ -1,11 +1,14 @@
-"""The page's own components: each a `gradio.HTML` whose markup, style and behaviour are files in components/.
+"""The page's own components: `gradio.HTML` whose markup and behaviour are files in components/.
 
-Values travel as JSON and are drawn by the component's script with ``textContent`` and canvas. Nothing a
-visitor or the model wrote is ever put into a template: Gradio evaluates those.
+Their values travel as JSON and are drawn by the component's script with ``textContent`` and canvas. Nothing
+that a visitor or the model wrote is ever put into a template: Gradio evaluates those.
+
+Plain functions on purpose: Gradio writes a stub file next to every module that subclasses a component.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,104 +18,76 @@ from gradio.data_classes import ImageData
 COMPONENTS = Path(__file__).parent / "components"
 
 
-class Island(gr.HTML):
-    """A component drawn by ``components/<name>.html`` and ``.js``; a missing file counts as empty."""
-
-    name = ""
-    schema: dict[str, Any] = {"type": "object"}
-
-    def __init__(self, value: Any = None, **settings: Any) -> None:
-        super().__init__(
-            value,
-            html_template=_read(f"{self.name}.html"),
-            css_template="",
-            js_on_load=_read(f"{self.name}.js"),
-            apply_default_css=False,
-            elem_id=self.name,
-            elem_classes=["island"],
-            **settings,
-        )
-
-    def preprocess(self, payload: Any) -> Any:
-        """The value as the page holds it; whoever reads it checks it."""
-        return payload
-
-    def postprocess(self, value: Any) -> Any:
-        """JSON values go out as they are."""
-        return value
-
-    def api_info(self) -> dict[str, Any]:
-        """The JSON schema of the value."""
-        return self.schema
-
-
-class Header(Island):
+def header(model: str) -> gr.HTML:
     """Title, the one sentence that says what this is, the light switch."""
-
-    name = "header"
-
-
-class Questions(Island):
-    """Example pictures and questions; for a random scene also its ground truth, on request."""
-
-    name = "questions"
+    return _island("header", {"model": model})
 
 
-class Answers(Island):
-    """The unchanged answer beside the gated one."""
-
-    name = "answers"
-
-
-class Words(Island):
-    """The likeliest first words before and after, as paired bars."""
-
-    name = "words"
-
-
-class LensPicker(Island):
-    """Which layer, head and query the maps show: ``{"layer": 3, "head": null, "row": 0, "hide": false}``."""
-
-    name = "lens"
-
-
-class Maps(Island):
-    """Attention over the image, unchanged beside gated, on one scale. Its value is a whole frame."""
-
-    name = "maps"
-
-
-class Status(Island):
+def status_line(text: str) -> gr.HTML:
     """One sentence: ``{"text": "...", "tone": "calm" | "warning"}``."""
-
-    name = "status"
-
-
-class Mixer(Island):
-    """Two faders a layer: ``{"v_sink": [1.0, ...], "rest": [1.0, ...]}``, scales from 0 to 2."""
-
-    name = "mixer"
-    schema = {
-        "type": "object",
-        "properties": {group: {"type": "array", "items": {"type": "number"}} for group in ("v_sink", "rest")},
-        "required": ["v_sink", "rest"],
-    }
+    return _island("status", {"text": text, "tone": "calm"})
 
 
-class Picture(gr.Image):
+def question_chips() -> gr.HTML:
+    """Example pictures and questions; for a random scene also its truth. Events: ``picture``, ``question``."""
+    return _island("questions", {})
+
+
+def answer_pair() -> gr.HTML:
+    """The unchanged answer beside the gated one; value as `frames.answers` makes it."""
+    return _island("answers", {})
+
+
+def first_words() -> gr.HTML:
+    """The likeliest first words before and after, as paired bars. Draws what the maps were sent."""
+    return _island("words", None)
+
+
+def lens_picker(layers: int, heads: int, layer: int) -> gr.HTML:
+    """Which map is shown: ``{"layer": 3, "head": null, "row": 0, "hide": false}``. Event: ``input``."""
+    return _island(
+        "lens", {"layer": layer, "head": None, "row": 0, "hide": False}, size={"layers": layers, "heads": heads}
+    )
+
+
+def attention_maps() -> gr.HTML:
+    """Attention over the image, unchanged beside gated, on one scale; its value is a whole `frames.frame`."""
+    return _island("maps", None)
+
+
+def mixer_desk(layers: int, presets: dict[str, tuple[float, float]]) -> gr.HTML:
+    """Two faders a layer: ``{"v_sink": [1.0, ...], "rest": [1.0, ...]}``, scales from 0 to 2.
+
+    Events: ``input`` while a fader moves, ``commit`` when it comes to rest. The page adds ``turn`` to the value, a
+    number that rises with every setting.
+    """
+    ones = [1.0] * layers
+    return _island("mixer", {"v_sink": ones, "rest": ones}, desk={"layers": layers, "presets": presets})
+
+
+def picture_box(sources: Sequence[str] = ("upload",), **settings: Any) -> gr.Image:
     """An image box that hands on the uploaded file unopened, so that a broken one meets our own check."""
-
-    is_template = True  # drawn by gradio's image component
-
-    def preprocess(self, payload: ImageData | None) -> str | None:
-        """The file's path (Gradio has checked that it is an upload) or a data URL."""
-        if payload is None:
-            return None
-        if payload.url and payload.url.startswith("data:"):
-            return payload.url
-        return payload.path
+    box = gr.Image(type="filepath", format="png", sources=list(sources), **settings)  # pyright: ignore[reportArgumentType]
+    box.preprocess = unopened
+    return box
 
 
-def _read(name: str) -> str:
-    path = COMPONENTS / name
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+def unopened(payload: ImageData | None) -> str | None:
+    """The path of an upload (Gradio has checked that it is one) or a data URL."""
+    if payload is None:
+        return None
+    if payload.url and payload.url.startswith("data:"):
+        return payload.url
+    return payload.path
+
+
+def _island(name: str, value: Any, **props: Any) -> gr.HTML:
+    return gr.HTML(
+        value,
+        html_template=(COMPONENTS / f"{name}.html").read_text(encoding="utf-8"),
+        js_on_load=(COMPONENTS / f"{name}.js").read_text(encoding="utf-8"),
+        apply_default_css=False,
+        elem_id=name,
+        elem_classes=["island"],
+        **props,
+    )

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import sinkgate as sg
 from PIL import Image
+
+import sinkgate as sg
 from sinkgate.demo.scenes import Scene
 
 MAX_NEW_TOKENS = 32
@@ -49,6 +50,7 @@ class Session:
     examples: list[tuple[str, str | None]] = field(default_factory=list)  # questions, with answers where known
     question: str = ""
     notice: str = ""
+    gates_text: str = ""  # as last sent: a text that the visitor is editing is not sent over
     case: Case | None = None
     sequence: int = 0
     newest_turn: int = 0

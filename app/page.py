@@ -11,11 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-import sinkgate as sg
 from handlers import Handlers
-from islands import Answers, Header, LensPicker, Maps, Mixer, Picture, Questions, Status, Words
+from islands import (
+    answer_pair,
+    attention_maps,
+    first_words,
+    header,
+    lens_picker,
+    mixer_desk,
+    picture_box,
+    question_chips,
+    status_line,
+)
 from live import MAX_QUESTION, Desk
 
+import sinkgate as sg
+
+FIRST_LAYER = 4  # whose map is shown first
 STATE_SECONDS = 3600
 CACHE_SECONDS = (3600, 7200)  # uploads are looked through every hour and deleted after two
 
@@ -37,16 +49,16 @@ class Parts:
     """The page's components, by what they are for."""
 
     session: gr.State
-    status: Status
-    picture: Picture
+    status: gr.HTML
+    picture: gr.Image
     question: gr.Textbox
     ask: gr.Button
     new_scene: gr.Button
-    questions: Questions
-    answers: Answers
-    lens: LensPicker
-    maps: Maps
-    mixer: Mixer
+    questions: gr.HTML
+    answers: gr.HTML
+    lens: gr.HTML
+    maps: gr.HTML
+    mixer: gr.HTML
     chart: gr.Plot
     gates_text: gr.Textbox
     apply: gr.Button
@@ -64,9 +76,7 @@ def theme() -> gr.themes.Base:
 def build_page(desk: Desk) -> gr.Blocks:
     """The whole page around one model."""
     handlers = Handlers(desk)
-    with gr.Blocks(
-        title="sinkgate", analytics_enabled=False, fill_width=True, delete_cache=CACHE_SECONDS
-    ) as page:
+    with gr.Blocks(title="sinkgate", analytics_enabled=False, fill_width=True, delete_cache=CACHE_SECONDS) as page:
         parts = lay_out(desk.vlm)
         wire(page, parts, handlers)
         public_endpoint(handlers)
@@ -75,16 +85,13 @@ def build_page(desk: Desk) -> gr.Blocks:
 
 def lay_out(vlm: sg.VLM) -> Parts:
     """Three columns (asking, looking, answering), the mixer and the chart beneath."""
-    ones = [1.0] * vlm.num_layers
     session = gr.State(None, time_to_live=STATE_SECONDS)
-    Header({"model": vlm.name})
-    status = Status({"text": "Loading the first picture …", "tone": "calm"})
+    header(vlm.name)
+    status = status_line("Asking about the first picture …")
     with gr.Row(elem_classes="bench"):
         with gr.Column(elem_classes="card asking", min_width=240):
-            picture = Picture(
-                type="filepath",
-                format="png",
-                sources=["upload", "clipboard", "webcam"],
+            picture = picture_box(
+                sources=("upload", "clipboard", "webcam"),
                 show_label=False,
                 height=164,
                 elem_id="picture",
@@ -102,21 +109,16 @@ def lay_out(vlm: sg.VLM) -> Parts:
             with gr.Row(elem_classes="buttons"):
                 ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=60)
                 new_scene = gr.Button("New random scene", elem_id="new-scene", min_width=60)
-            questions = Questions({})
+            questions = question_chips()
         with gr.Column(elem_classes="card looking", min_width=320):
-            lens = LensPicker(
-                {"layer": min(4, vlm.num_layers - 1), "head": None, "row": 0, "hide": False},
-                size={"layers": vlm.num_layers, "heads": vlm.num_heads},
-            )
-            maps = Maps(None)
+            lens = lens_picker(vlm.num_layers, vlm.num_heads, layer=min(FIRST_LAYER, vlm.num_layers - 1))
+            maps = attention_maps()
         with gr.Column(elem_classes="card answering", min_width=280):
-            answers = Answers({})
-            Words(None)
+            answers = answer_pair()
+            first_words()
     with gr.Row(elem_classes="bench lower"):
         with gr.Column(elem_classes="card mixing", min_width=320):
-            mixer = Mixer(
-                {"v_sink": ones, "rest": ones}, desk={"layers": vlm.num_layers, "presets": dict(sg.PRESETS)}
-            )
+            mixer = mixer_desk(vlm.num_layers, dict(sg.PRESETS))
         with gr.Column(elem_classes="card charting", min_width=320):
             gr.HTML(
                 "<h3>Where attention goes <small>by layer; dotted: unchanged</small></h3>",
@@ -157,22 +159,16 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     asks(parts.questions.question, handlers.pick_question, [parts.session, parts.questions])
 
     shown = [parts.maps, parts.status]
-    parts.mixer.input(
-        handlers.turn, [parts.session, *setting], shown, trigger_mode="always_last", **FAST, **PRIVATE
-    )
-    parts.mixer.commit(
-        handlers.tell, [parts.session, *setting], told, trigger_mode="always_last", **SLOW, **PRIVATE
-    )
-    parts.lens.input(
-        handlers.look, [parts.session, parts.lens], shown, trigger_mode="always_last", **FAST, **PRIVATE
-    )
+    parts.mixer.input(handlers.turn, [parts.session, *setting], shown, trigger_mode="always_last", **FAST, **PRIVATE)
+    parts.mixer.commit(handlers.tell, [parts.session, *setting], told, trigger_mode="always_last", **SLOW, **PRIVATE)
+    parts.lens.input(handlers.look, [parts.session, parts.lens], shown, trigger_mode="always_last", **FAST, **PRIVATE)
 
     def applies(event: Callable[..., Any]) -> None:
         event(
             handlers.apply_gates,
             [parts.session, parts.gates_text, parts.lens],
             [parts.mixer, *shown],
-            trigger_mode="once",
+            trigger_mode="always_last",
             **FAST,
             **PRIVATE,
         ).then(handlers.tell, [parts.session, *setting], told, trigger_mode="multiple", **SLOW, **PRIVATE)
@@ -185,10 +181,8 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
 def public_endpoint(handlers: Handlers) -> None:
     """The one endpoint for programs: ``answer(image, question, gates_json)``."""
     with gr.Group(visible=False):
-        image = Picture(type="filepath", label="image")
+        image = picture_box(label="image")
         question = gr.Textbox(label="question")
         gates_json = gr.Textbox(label="gates_json")
         result = gr.JSON(label="answer")
-        gr.Button("answer").click(
-            handlers.answer, [image, question, gates_json], result, api_name="answer", **SLOW
-        )
+        gr.Button("answer").click(handlers.answer, [image, question, gates_json], result, api_name="answer", **SLOW)

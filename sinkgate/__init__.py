@@ -5,9 +5,10 @@ from sinkgate.criteria import CRITERIA, discover_dimensions
 from sinkgate.errors import GateError, ImageError, PromptError, SinkgateError, UnsupportedModelError
 from sinkgate.gates import PRESETS, Gates
 from sinkgate.images import open_image
+from sinkgate.loading import load
 from sinkgate.sinks import SinkMap
 from sinkgate.trace import Trace
-from sinkgate.vlm import VLM, Prompt, find_sinks, load
+from sinkgate.vlm import VLM, Prompt, find_sinks
 
 __version__ = "0.1.0"
 

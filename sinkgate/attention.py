@@ -229,7 +229,7 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
 
 
 def _count_positions(call: _Call) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before_forward(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = next(
             (x for x in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args) if isinstance(x, Tensor)), None
         )
@@ -270,4 +270,6 @@ def _eager_of(module: nn.Module) -> AttentionFunction:
         function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
         if function is not None:
             return function
-    raise UnsupportedModelError(f"{type(module).__name__} has no eager attention function; load with attn_implementation='sdpa'")
+    raise UnsupportedModelError(
+        f"{type(module).__name__} has no eager attention function; load with attn_implementation='sdpa'"
+    )

@@ -72,7 +72,9 @@ def ask(
 @cli.command()
 def sinks(
     image: Picture,
-    question: Annotated[str, typer.Option(help="The question that the LLM reads behind the image.")] = "What is in the picture?",
+    question: Annotated[
+        str, typer.Option(help="The question that the LLM reads behind the image.")
+    ] = "What is in the picture?",
     v_sink: Criterion = "auto",
     l_sink: Criterion = "auto",
     model: Model = "demo",
@@ -169,7 +171,9 @@ def app(
     """Start the app (from a clone of the repository)."""
     script = Path(__file__).parent.parent / "app" / "main.py"
     if not script.exists():
-        raise SinkgateError("the app lives in the repository, not in the package: clone it and run `python app/main.py`")
+        raise SinkgateError(
+            "the app lives in the repository, not in the package: clone it and run `python app/main.py`"
+        )
     options = {"--model": model, "--host": host, "--port": port}
     sys.argv = [str(script), *(str(part) for pair in options.items() if pair[1] is not None for part in pair)]
     runpy.run_path(str(script), run_name="__main__")
@@ -188,7 +192,7 @@ def _load(model: str, device: str | None, dtype: str | None) -> Any:
     import torch
     from transformers.utils import logging
 
-    from sinkgate.vlm import load
+    from sinkgate.loading import load
 
     if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise SinkgateError(f"no dtype is called {dtype!r}; expected float32, bfloat16 or float16")

@@ -195,7 +195,9 @@ def _by_dimensions(name: str, unit: str, size: Tensor, dims: tuple[int, ...], th
     width = size.shape[-1]
     outside = [d for d in dims if not 0 <= d < width]
     if outside:
-        raise ValueError(f"there is no dimension {outside[0]}: hidden states here are {width} wide; give dims of this model")
+        raise ValueError(
+            f"there is no dimension {outside[0]}: hidden states here are {width} wide; give dims of this model"
+        )
     threshold = threshold.expand(len(size), 1)
     if not dims:
         none = torch.zeros(size.shape[:2], dtype=torch.bool)

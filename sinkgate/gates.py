@@ -202,7 +202,9 @@ def _columns(scales: dict[str, Any]) -> list[list[float]]:
     if unknown or missing:
         raise GateError(
             f"scales come as {', '.join(GROUPS)} or as v_sink, rest; "
-            + "; ".join(f"{what} {', '.join(which)}" for what, which in (("missing", missing), ("unknown", unknown)) if which)
+            + "; ".join(
+                f"{what} {', '.join(which)}" for what, which in (("missing", missing), ("unknown", unknown)) if which
+            )
         )
     for name in names:
         column = scales[name]
@@ -223,4 +225,6 @@ def _to_float(value: float) -> float:
 
 
 def _short(column: Tensor) -> list[float]:
-    return [float(str(value)) for value in column.numpy()]  # numpy prints the shortest digits that read back: 0.2 stays 0.2
+    return [
+        float(str(value)) for value in column.numpy()
+    ]  # numpy prints the shortest digits that read back: 0.2 stays 0.2

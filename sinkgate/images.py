@@ -56,7 +56,9 @@ def _read(path: Path) -> bytes:
 def _check_size(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ImageError(f"the picture has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million can be used")
+        raise ImageError(
+            f"the picture has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million can be used"
+        )
     if not width or not height:
         raise ImageError(f"the picture has {width} x {height} pixels")
 

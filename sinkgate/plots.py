@@ -43,15 +43,16 @@ def shares_figure(
             hovertemplate="layer %{x}: %{y:.1%}",
         )
     layers = max((len(shares) for shares in before.values()), default=0)
-    figure.update_xaxes(title="layer", dtick=1 if layers <= 16 else 4, gridcolor=_GRID, zeroline=False, fixedrange=True)
+    title = {"text": "layer", "font": {"size": 12}, "standoff": 4}
+    figure.update_xaxes(title=title, dtick=1 if layers <= 16 else 4, gridcolor=_GRID, zeroline=False, fixedrange=True)
     figure.update_yaxes(tickformat=".0%", rangemode="tozero", gridcolor=_GRID, zeroline=False, fixedrange=True)
     figure.update_layout(
         height=height,
-        margin={"l": 44, "r": 8, "t": 8, "b": 36},
+        margin={"l": 44, "r": 8, "t": 8, "b": 30},
         font={"family": "system-ui, sans-serif", "size": 12, "color": _INK},
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
         hovermode="x unified",
     )
     return figure

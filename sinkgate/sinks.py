@@ -93,7 +93,9 @@ class SinkMap:
         """Why one visual token is in its group, at a layer (or by its V-verdict alone), in one sentence."""
         row, column = divmod(token, self.grid[1])
         where = f"patch row {row}, column {column}"
-        facts = [f"encoder norm {self.norm_ratio[token]:.2g} x and attention {self.encoder_share[token]:.2g} x the median"]
+        facts = [
+            f"encoder norm {self.norm_ratio[token]:.2g} x and attention {self.encoder_share[token]:.2g} x the median"
+        ]
         if layer is not None:
             facts.append(
                 f"layer {layer}: attention {self.llm_share[layer, token]:.2g} x the median, Value {self.value_ratio[layer, token]:.2g} x the mean"
@@ -151,7 +153,9 @@ def criterion(choice: str | Criterion) -> Criterion:
 
 def _reason(verdict: Verdict, layer: int, token: int) -> str:
     at = f" in dimension {int(verdict.dimension[layer, token])}" if verdict.dimension is not None else ""
-    return f"{verdict.unit} is {verdict.score[layer, token]:.3g}{at}, at least {verdict.threshold[layer, 0]:.3g} is a sink"
+    return (
+        f"{verdict.unit} is {verdict.score[layer, token]:.3g}{at}, at least {verdict.threshold[layer, 0]:.3g} is a sink"
+    )
 
 
 def _dimension_list(verdict: Verdict) -> str:
@@ -166,4 +170,3 @@ def _ranges(numbers: list[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
-

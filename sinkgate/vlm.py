@@ -1,4 +1,4 @@
-"""A vision-language model and the map of its parts: load it, ask it, gate it.
+"""A vision-language model and the map of its parts: ask it, gate it, look inside.
 
 In this release for LLaVA-type models (a CLIP or SigLIP tower, a projector, any decoder), where one patch is one
 token. Every other family is refused on load, in words.
@@ -18,14 +18,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    LlavaForConditionalGeneration,
-    PretrainedConfig,
     StoppingCriteria,
     TextIteratorStreamer,
 )
@@ -38,7 +32,6 @@ from sinkgate.images import open_image
 from sinkgate.sinks import Observation, SinkMap, classify
 from sinkgate.trace import Trace, stack_rows
 
-DEMO = Path(__file__).parent / "demo" / "weights"
 MAX_QUESTION = 2000  # characters
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 TEXT_TEMPLATE = "USER: {image}\n{question} ASSISTANT:"  # LLaVA 1.5's, for processors without a chat template
@@ -75,11 +68,11 @@ class Prompt:
 class VLM:
     """A LLaVA-type model with its processor. Calls on one model take turns; nothing stays attached to it."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, processor: Any, name: str) -> None:
-        _refuse_unsupported(model.config, name)
+    def __init__(self, model: Any, processor: Any, name: str) -> None:
+        refuse_unsupported(model.config, name)
         self.model, self.processor, self.name = model.eval(), processor, name
-        self.decoder: nn.Module = model.get_decoder()
-        self.vision_tower: nn.Module = model.model.vision_tower
+        self.decoder: Any = model.get_decoder()
+        self.vision_tower: Any = model.model.vision_tower
         self.attention: list[nn.Module] = [layer.self_attn for layer in self.decoder.layers]
         self.vision_attention: list[nn.Module] = [layer.self_attn for layer in self.vision_tower.encoder.layers]
         self.image_token_id: int = model.config.image_token_id
@@ -112,7 +105,8 @@ class VLM:
         return index - 1 if index >= 0 else len(self.vision_attention) + index
 
     @cached_property
-    def _has_cls(self) -> bool:
+    def has_cls(self) -> bool:
+        """Whether the encoder puts a token in front of the patches, which the projector never sees."""
         return self.model.config.vision_feature_select_strategy == "default"
 
     # --- prompts
@@ -134,7 +128,9 @@ class VLM:
                 raise PromptError(f"the question holds {token}, which the model reads as a command; leave it out")
         if self.processor.chat_template:
             content = [{"type": "image"}, {"type": "text", "text": question}]
-            text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+            text = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
         else:
             text = TEXT_TEMPLATE.format(image=self.tokenizer.decode(self.image_token_id), question=question)
         inputs = self.processor(images=picture, text=text, return_tensors="pt").to(self.device, self.model.dtype)
@@ -161,7 +157,9 @@ class VLM:
         words = dict.fromkeys(question.split())
         if unknown is None:
             return []
-        return [w.strip(".,;:!?\"'()") for w in words if unknown in self.tokenizer(w, add_special_tokens=False).input_ids]
+        return [
+            w.strip(".,;:!?\"'()") for w in words if unknown in self.tokenizer(w, add_special_tokens=False).input_ids
+        ]
 
     def _covered(self, image: Image.Image) -> tuple[int, int, int, int]:
         width, height = image.size
@@ -174,9 +172,7 @@ class VLM:
     # --- running
 
     @contextmanager
-    def gated(
-        self, prompt: Prompt, sinks: SinkMap, gates: Gates, recorder: Recorder | None = None
-    ) -> Iterator[None]:
+    def gated(self, prompt: Prompt, sinks: SinkMap, gates: Gates, recorder: Recorder | None = None) -> Iterator[None]:
         """Within the block every forward and ``generate`` call on this prompt runs with the gates.
 
         Holds the model's lock; the gates are gone when the block ends, also by an exception.
@@ -262,7 +258,7 @@ class VLM:
                     stop=lambda: closed or stop(),
                 )
                 result.append(trace)
-            except BaseException as error:  # handed to whoever iterates
+            except BaseException as error:  # noqa: BLE001 - handed to whoever iterates
                 result.append(error)
                 streamer.end()
 
@@ -288,8 +284,10 @@ class VLM:
         hidden: list[Tensor] = []
         with self.lock, torch.no_grad():
             with attached(self.vision_attention, recorder=encoder):
-                prompt.encoded = self._encode(prompt)
-            hooks = [layer.register_forward_pre_hook(_keep_input(hidden), with_kwargs=True) for layer in self.decoder.layers]
+                prompt.encoded = self.encode(prompt)
+            hooks = [
+                layer.register_forward_pre_hook(_keep_input(hidden), with_kwargs=True) for layer in self.decoder.layers
+            ]
             try:
                 with attached(self.attention, decoder=self.decoder, recorder=llm):
                     self.model(**self._warm_inputs(prompt), use_cache=False, logits_to_keep=1)
@@ -298,7 +296,7 @@ class VLM:
                     hook.remove()
         features = prompt.encoded.hidden_states[self.model.config.vision_feature_layer][0]
         received = encoder.attention[self.feature_layer][0][0]
-        first = 1 if self._has_cls else 0
+        first = 1 if self.has_cls else 0
         visual = prompt.visual.cpu()
         return Observation(
             features=features[first:].float().cpu(),
@@ -309,7 +307,8 @@ class VLM:
             value_norms=torch.cat([llm.value_norms[i][0] for i in range(self.num_layers)]).cpu(),
         )
 
-    def _encode(self, prompt: Prompt) -> Any:
+    def encode(self, prompt: Prompt) -> Any:
+        """The vision encoder's output for the prompt's image; ``pooler_output`` holds the projected tokens."""
         return self.model.model.get_image_features(
             prompt.inputs["pixel_values"], output_hidden_states=True, return_dict=True
         )
@@ -317,7 +316,7 @@ class VLM:
     def _warm_inputs(self, prompt: Prompt) -> dict[str, Any]:
         """The prompt's inputs with the image already encoded: it is encoded once per prompt."""
         if prompt.encoded is None:
-            prompt.encoded = self._encode(prompt)
+            prompt.encoded = self.encode(prompt)
         text = {name: value for name, value in prompt.inputs.items() if name != "pixel_values"}
         return {**text, "mm_encoder_outputs": {"image": prompt.encoded}}
 
@@ -335,7 +334,9 @@ class VLM:
     def _trace(self, prompt: Prompt, logits: Tensor, generated: list[int], recorder: Recorder) -> Trace:
         probabilities = logits.float().softmax(-1).cpu()
         top = probabilities.topk(min(10, len(probabilities)))
-        names = [self.tokenizer.decode([index]).strip() or repr(self.tokenizer.decode([index])) for index in top.indices]
+        names = [
+            self.tokenizer.decode([index]).strip() or repr(self.tokenizer.decode([index])) for index in top.indices
+        ]
         special = set(self.tokenizer.all_special_ids)
         shown = [index for index in generated if index not in special]
         attention = stack_rows(recorder.attention)
@@ -348,55 +349,6 @@ class VLM:
             positions=prompt.visual.cpu(),
             grid=prompt.grid,
         )
-
-
-def load(
-    source: str | Path | tuple[Any, Any] = "demo",
-    *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    revision: str | None = None,
-    attn_implementation: str = "sdpa",
-    trust_remote_code: bool = False,
-    check: bool = True,
-) -> VLM:
-    """A vision-language model, ready to be asked and gated.
-
-    Args:
-        source: "demo", a Hub id, a folder, or (model, processor).
-        device: where to put it; None takes a GPU when there is one.
-        dtype: as transformers takes it; None is float32 for the demo, else what the weights were saved in.
-        revision: branch, tag or commit on the Hub.
-        attn_implementation: "sdpa" or "eager".
-        trust_remote_code: run code that comes with the weights; never unless you ask.
-        check: prove on a small prompt that patches map to tokens, attention is seen and gates move the logits.
-
-    Raises:
-        UnsupportedModelError: nothing there to load, a family that is not supported, or a failed check.
-    """
-    if isinstance(source, tuple):
-        model, processor = source
-        name = model.config._name_or_path or type(model).__name__
-        vlm = VLM(model, processor, Path(name).name if Path(name).exists() else name)
-    else:
-        place = DEMO if source == "demo" else source
-        name = "demo" if source == "demo" else Path(source).name if Path(source).exists() else str(source)
-        options = {"revision": revision, "trust_remote_code": trust_remote_code}
-        dtype = dtype or (torch.float32 if source == "demo" else "auto")
-        try:
-            _refuse_unsupported(AutoConfig.from_pretrained(place, **options), name)
-            model = AutoModelForImageTextToText.from_pretrained(
-                place, dtype=dtype, attn_implementation=attn_implementation, **options
-            )
-            processor = AutoProcessor.from_pretrained(place, **options)
-        except UnsupportedModelError:
-            raise
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UnsupportedModelError(f"{source} cannot be loaded: {_first_sentence(error)}") from error
-        vlm = VLM(_placed(model, device), processor, name)
-    if check:
-        check_model(vlm)
-    return vlm
 
 
 def find_sinks(
@@ -422,86 +374,27 @@ def find_sinks(
     return sinks
 
 
-def check_model(vlm: VLM) -> None:
-    """Prove on a small prompt that this model is read rightly.
-
-    Raises:
-        UnsupportedModelError: visual tokens are not one a patch in order, a layer's attention is not seen, its rows
-            do not sum to one, or gating every visual Key does not move the logits.
-    """
-    prompt = vlm.prompt(_test_picture(), "What is this?")
-    order = token_of_patch(vlm, prompt)
-    if not torch.equal(order, torch.arange(len(prompt.visual))):
-        raise UnsupportedModelError(f"{vlm.name}: patch i does not become visual token i alone; got {order.tolist()[:8]}...")
-    plain = vlm.predict(prompt)
-    if len(plain.attention) != vlm.num_layers:
-        raise UnsupportedModelError(f"{vlm.name}: attention seen in {len(plain.attention)} of {vlm.num_layers} layers")
-    if not torch.allclose(plain.attention.sum(-1), torch.ones(()), atol=1e-3):
-        raise UnsupportedModelError(f"{vlm.name}: attention rows do not sum to one")
-    seen = vlm.observe(prompt)
-    everything = classify(seen, prompt.grid, v_sink="norm", l_sink="norm")
-    halved = Gates.ones(vlm).set("v_sink", 0.5).set("rest", 0.5)
-    if torch.equal(vlm.predict(prompt, halved, everything).probabilities, plain.probabilities):
-        raise UnsupportedModelError(f"{vlm.name}: halving every visual Key does not move the logits")
-
-
-def token_of_patch(vlm: VLM, prompt: Prompt) -> Tensor:
-    """Which visual token each patch feeds, measured by two gradients of the projected image.
-
-    With random r, g1 is the gradient of sum_k r.token_k and g2 that of sum_k (k+1) r.token_k with respect to the
-    encoder's output; g2 / g1 - 1 is k. -1: the patch feeds no token or several.
-
-    Shapes: -> (V,) int64.
-    """
-    leaves: list[Tensor] = []
-
-    def cut(module: nn.Module, args: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        leaves.append(hidden.detach().requires_grad_())
-        return (leaves[0], *output[1:]) if isinstance(output, tuple) else leaves[0]
-
-    with vlm.lock, torch.enable_grad():
-        # before the hooks by which transformers captures hidden states, so that those see the leaf
-        hook = vlm.vision_tower.encoder.layers[vlm.feature_layer].register_forward_hook(cut, prepend=True)
-        try:
-            tokens = torch.cat(list(vlm._encode(prompt).pooler_output)).double()
-        finally:
-            hook.remove()
-        weights = torch.randn(tokens.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.double)
-        each = tokens @ weights.to(tokens.device)
-        order = torch.arange(1, len(each) + 1, device=each.device)
-        plain = torch.autograd.grad(each.sum(), leaves[0], retain_graph=True)[0].double()
-        counted = torch.autograd.grad((order * each).sum(), leaves[0])[0].double()
-    ratio = (counted * plain).sum(-1)[0] / plain.square().sum(-1)[0].clamp_min(1e-300)
-    index = ratio.round()
-    clean = ((counted - index[:, None] * plain).abs().amax((0, -1)) <= 1e-2 * counted.abs().amax((0, -1))) & (index > 0)
-    found = torch.where(clean, index - 1, -1).long().cpu()
-    return found[1:] if vlm._has_cls else found
-
-
 class _StopWhen(StoppingCriteria):
     def __init__(self, stop: Callable[[], bool]) -> None:
         self.stop = stop
 
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - transformers' signature
         return torch.full((input_ids.shape[0],), self.stop(), dtype=torch.bool, device=input_ids.device)
 
 
-def _placed(model: Any, device: str | torch.device | None) -> Any:
-    try:
-        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, AssertionError) as error:  # torch was built without it, or no such device is there
-        raise UnsupportedModelError(f"the model cannot be put on {device}: {_first_sentence(error)}") from error
-
-
 def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    def before_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kept.append(args[0] if args else kwargs["hidden_states"])
 
     return before_layer
 
 
-def _refuse_unsupported(config: PretrainedConfig, name: str) -> None:
+def refuse_unsupported(config: Any, name: str) -> None:
+    """Say no to what this release cannot read.
+
+    Raises:
+        UnsupportedModelError: not LLaVA, another vision tower, or several feature layers.
+    """
     if config.model_type != "llava":
         raise UnsupportedModelError(
             f"{name} is a {config.model_type!r} model; this release reads LLaVA-type models (model type 'llava', such as "
@@ -511,14 +404,6 @@ def _refuse_unsupported(config: PretrainedConfig, name: str) -> None:
     if tower not in TOWERS:
         raise UnsupportedModelError(f"{name} has a {tower!r} vision tower; expected one of {', '.join(TOWERS)}")
     if not isinstance(config.vision_feature_layer, int):
-        raise UnsupportedModelError(f"{name} joins features of several encoder layers; expected a single vision_feature_layer")
-
-
-def _test_picture() -> Image.Image:
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randint(0, 256, (64, 64, 3), generator=generator, dtype=torch.uint8)
-    return Image.fromarray(noise.numpy())
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+        raise UnsupportedModelError(
+            f"{name} joins features of several encoder layers; expected a single vision_feature_layer"
+        )

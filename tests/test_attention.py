@@ -37,7 +37,7 @@ class FromScratch:
         self.model, self.scales = model, scales
 
     def __call__(self, module, query, key, value, attention_mask, scaling=None, **_):
-        samples, heads, queries, _ = query.shape
+        samples, heads = query.shape[:2]
         repeat = heads // key.shape[1]
         out = torch.zeros_like(query)
         scales = self.scales[module.layer_idx]
@@ -48,7 +48,9 @@ class FromScratch:
                 for position in range(min(scores.shape[1], scales.shape[1])):
                     scores[:, position] *= scales[sample // beams, position]
                 if attention_mask is not None:
-                    scores[attention_mask[sample, 0, :, : scores.shape[1]] < 0] = -1e9  # finite: padded queries see no key
+                    scores[
+                        attention_mask[sample, 0, :, : scores.shape[1]] < 0
+                    ] = -1e9  # finite: padded queries see no key
                 weights = (scores - scores.max(1, keepdim=True).values).exp()
                 out[sample, head] = weights / weights.sum(1, keepdim=True) @ value[sample, head // repeat]
         return out.transpose(1, 2).contiguous(), None
@@ -86,7 +88,9 @@ def test_gated_logits_equal_attention_written_from_scratch(tower, seed):
     assert (gated[:, 0] - plain[:, 0]).abs().max() > 1e-2, "the scales must matter, or the test shows nothing"
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str
+)
 def test_gates_follow_beams_static_cache_and_no_cache(options):
     model, processor = tiny_llava("clip", dtype=torch.float64)
     inputs = batch(processor, torch.float64)
@@ -262,7 +266,10 @@ def test_nothing_stays_behind_after_an_exception(attn):
     inputs = batch(processor)
     modules, decoder = parts(model)
     before, plain = dict(AttentionInterface._global_mapping), model(**inputs).logits
-    with pytest.raises(ZeroDivisionError), attached(modules, decoder=decoder, key_scales=random_scales(3, 2, 30), recorder=Recorder()):
+    with (
+        pytest.raises(ZeroDivisionError),
+        attached(modules, decoder=decoder, key_scales=random_scales(3, 2, 30), recorder=Recorder()),
+    ):
         assert not torch.equal(model(**inputs).logits, plain)
         raise ZeroDivisionError
     assert AttentionInterface._global_mapping == before
@@ -288,7 +295,10 @@ def test_two_blocks_on_one_model_are_refused_and_the_first_survives():
     modules, decoder = parts(model)
     recorder = Recorder()
     with attached(modules, decoder=decoder, recorder=recorder):
-        with pytest.raises(RuntimeError, match="already running"), attached(modules, decoder=decoder, recorder=Recorder()):
+        with (
+            pytest.raises(RuntimeError, match="already running"),
+            attached(modules, decoder=decoder, recorder=Recorder()),
+        ):
             pass
         model(**batch(processor))
     assert len(recorder.attention) == 3
@@ -322,7 +332,10 @@ def test_other_attention_implementations_are_refused():
     model, _ = tiny_llava("clip")
     modules, decoder = parts(model)
     model.config.text_config._attn_implementation_internal = "flex_attention"
-    with pytest.raises(UnsupportedModelError, match="flex_attention.*sdpa"), attached(modules, decoder=decoder, recorder=Recorder()):
+    with (
+        pytest.raises(UnsupportedModelError, match="flex_attention.*sdpa"),
+        attached(modules, decoder=decoder, recorder=Recorder()),
+    ):
         pass
 
 

@@ -1,34 +1,75 @@
-"""The command as users run it: a real process, its exit code, its output."""
+"""The command as users run it: exit codes, output, one sentence for each mistake."""
 
 import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import sinkgate as sg
+from sinkgate import cli, loading
 
 
-def sinkgate(*args, code=0):
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def process(*args):
+    """The command in a process of its own."""
     command = [sys.executable, "-m", "sinkgate.cli", *map(str, args)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
-    assert done.returncode == code, done.stderr
-    return done
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+
+@pytest.fixture
+def sinkgate(capfd, monkeypatch, demo):
+    """The same command within this process, where the demo model is loaded already."""
+    real = loading.load
+
+    def load(source, **options):
+        return demo if source == "demo" and not any(options.values()) else real(source, **options)
+
+    monkeypatch.setattr(loading, "load", load)
+
+    def run(*args, code=0):
+        monkeypatch.setattr(sys, "argv", ["sinkgate", *map(str, args)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+            sys.exit(0)
+        done = Done(int(stopped.value.code or 0), *capfd.readouterr())
+        assert done.returncode == code, done.stderr
+        return done
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
+    """Three scenes, made by the command."""
     folder = tmp_path_factory.mktemp("scenes")
-    sinkgate("scenes", "--count", 3, "--seed", 5, "--out", folder)
+    assert process("scenes", "--count", 3, "--seed", 5, "--out", folder).returncode == 0
     return folder
 
 
-def test_scenes_are_pictures_with_truth_and_the_same_for_the_same_seed(made, tmp_path):
+def test_the_process_itself(made, demo):
+    """Exit codes, streams and no word of the network."""
+    done = process("ask", made / "0000.png", "How many objects are there?", "--json")
+    assert done.returncode == 0
+    assert (
+        json.loads(done.stdout)["text"]
+        == demo.answer(demo.prompt(made / "0000.png", "How many objects are there?")).text
+    )
+    done = process("ask", made / "scenes.jsonl", "How many?")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("sinkgate: this is no picture") and done.stderr.count("\n") == 1
+
+
+def test_scenes_are_pictures_with_truth_and_the_same_for_the_same_seed(sinkgate, made, tmp_path):
     lines = [json.loads(line) for line in (made / "scenes.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == ["0000.png", "0001.png", "0002.png"]
     for line in lines:
@@ -42,7 +83,7 @@ def test_scenes_are_pictures_with_truth_and_the_same_for_the_same_seed(made, tmp
     assert (tmp_path / "0001.png").read_bytes() == (made / "0001.png").read_bytes()
 
 
-def test_ask_prints_the_answer_and_json_says_everything(made, tmp_path, demo):
+def test_ask_prints_the_answer_and_json_says_everything(sinkgate, made, tmp_path, demo):
     picture, question = made / "0000.png", "How many objects are there?"
     plain = sinkgate("ask", picture, question).stdout.strip()
     gates = sg.Gates.ones(demo).set("rest", 0.25)
@@ -60,7 +101,7 @@ def test_ask_prints_the_answer_and_json_says_everything(made, tmp_path, demo):
     assert len(told["l_sink"]) == 8
 
 
-def test_sinks_and_info(made):
+def test_sinks_and_info(sinkgate, made):
     found = json.loads(sinkgate("sinks", made / "0001.png", "--v-sink", "attention", "--json").stdout)
     assert found["v_criterion"] == "attention share" and found["grid"] == [8, 8]
     assert len(found["evidence"]) == len(found["v_sink"])
@@ -70,7 +111,7 @@ def test_sinks_and_info(made):
     assert "siglip_vision_model, 6 layers" in sinkgate("info").stdout
 
 
-def test_words_the_model_never_learnt_are_named(made):
+def test_words_the_model_never_learnt_are_named(sinkgate, made):
     done = sinkgate("ask", made / "0000.png", "How many zebras are there?")
     assert "never learnt: zebras" in done.stderr and done.stdout.strip()
 
@@ -85,16 +126,21 @@ GATES = {
 
 @pytest.mark.parametrize(
     ("gates", "message"),
-    [("nan", "layer 0 is nan"), ("short", "have 1 layers, demo has 8"), ("other", "made for other/model"), ("text", "no valid JSON")],
+    [
+        ("nan", "layer 0 is nan"),
+        ("short", "have 1 layers, demo has 8"),
+        ("other", "made for other/model"),
+        ("text", "no valid JSON"),
+    ],
 )
-def test_bad_gates_are_one_sentence_and_exit_2(made, tmp_path, gates, message):
+def test_bad_gates_are_one_sentence_and_exit_2(sinkgate, made, tmp_path, gates, message):
     (tmp_path / "gates.json").write_text(GATES[gates])
     done = sinkgate("ask", made / "0000.png", "How many objects?", "--gates", tmp_path / "gates.json", code=2)
     assert done.stderr.startswith("sinkgate: ") and message in done.stderr
     assert not done.stdout and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_bad_input_is_one_sentence_and_exit_2(made, tmp_path):
+def test_bad_input_is_one_sentence_and_exit_2(sinkgate, made, tmp_path):
     (tmp_path / "cut.png").write_bytes((made / "0000.png").read_bytes()[:300])
     cases = [
         (("ask", tmp_path / "none.png", "What?"), "No such file"),
@@ -114,10 +160,3 @@ def test_bad_input_is_one_sentence_and_exit_2(made, tmp_path):
         assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
     sinkgate("ask", made / "0000.png", code=2)
     sinkgate("scenes", "--count", -1, "--out", tmp_path, code=2)
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.lists(st.floats(0, 4, width=16), min_size=8, max_size=8))
-def test_files_written_by_the_command_line_format_are_read_back(values):
-    gates = sg.Gates.from_lists(v_sink=values, rest=values)
-    assert torch.equal(sg.Gates.from_json(gates.to_json()).scales, gates.scales)

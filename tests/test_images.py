@@ -12,9 +12,9 @@ import sinkgate as sg
 from sinkgate.images import MAX_PIXELS
 
 
-def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -25,7 +25,12 @@ def png_that_claims(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "1", "I;16", "I", "F", "YCbCr", "HSV", "LAB"])
@@ -79,7 +84,11 @@ def test_what_is_no_picture(tmp_path):
     for data, message in cases.items():
         with pytest.raises(sg.ImageError, match=message):
             sg.open_image(data)
-    for path, message in ((tmp_path / "empty.png", "empty"), (tmp_path / "none.png", "No such file"), (tmp_path, "cannot be opened")):
+    for path, message in (
+        (tmp_path / "empty.png", "empty"),
+        (tmp_path / "none.png", "No such file"),
+        (tmp_path, "cannot be opened"),
+    ):
         with pytest.raises(sg.ImageError, match=message):
             sg.open_image(path)
     assert MAX_PIXELS == 25_000_000

@@ -1,6 +1,7 @@
 """Models from loading to answers: tiny LLaVAs with a CLIP and a SigLIP tower, and the demo model."""
 
 import gc
+import itertools
 import threading
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import AttentionInterface, LlavaConfig, MistralConfig, Pixtral
 
 import sinkgate as sg
 from sinkgate.attention import model_lock
-from sinkgate.vlm import check_model, token_of_patch
+from sinkgate.loading import check_model, token_of_patch
 
 QUESTION = "What color is the circle?"
 
@@ -77,7 +78,13 @@ def test_ones_are_bit_identical_to_the_plain_model(tiny, prompt):
 
 
 @settings(max_examples=15, deadline=None)
-@given(v=st.floats(0, 4, width=16), l=st.floats(0, 4, width=16), o=st.floats(0, 4, width=16), layer=st.integers(0, 2), seed=st.integers(0, 99))
+@given(
+    v=st.floats(0, 4, width=16),
+    l=st.floats(0, 4, width=16),
+    o=st.floats(0, 4, width=16),
+    layer=st.integers(0, 2),
+    seed=st.integers(0, 99),
+)
 def test_gates_reach_exactly_their_tokens(tiny, v, l, o, layer, seed):  # noqa: E741
     prompt = tiny.prompt(noise_image(3), QUESTION)
     sinks = some_sinks(tiny, prompt, seed)
@@ -109,7 +116,7 @@ def test_gated_context_answer_stream_and_predict_agree(tiny, prompt):
     except StopIteration as stopped:
         streamed = stopped.value
     assert texts[-1] == streamed.text == answer.text
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
     predicted = tiny.predict(prompt, gates, sinks)
     assert torch.allclose(predicted.probabilities, answer.probabilities, atol=1e-6)
     assert torch.allclose(predicted.attention[:, :, 0], answer.attention[:, :, 0, : prompt.length], atol=1e-5)
@@ -120,7 +127,9 @@ def test_trace_attention_is_eagers(prompt, tiny):
     trace = tiny.answer(prompt, max_new_tokens=4)
     tiny.model.set_attn_implementation("eager")
     try:
-        output = tiny.model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False, output_attentions=True, return_dict_in_generate=True)
+        output = tiny.model.generate(
+            **prompt.inputs, max_new_tokens=4, do_sample=False, output_attentions=True, return_dict_in_generate=True
+        )
     finally:
         tiny.model.set_attn_implementation("sdpa")
     rows = len(trace.tokens)
@@ -163,7 +172,7 @@ def test_planted_v_sinks_are_found_in_the_tower(tiny):
     """A spike written into two patches by a hook must come out as the V-sinks, with its dimension."""
 
     def plant(module, args, output):
-        first = 1 if tiny._has_cls else 0
+        first = 1 if tiny.has_cls else 0
         output[:, [first + 4, first + 9], 11] = 3e5
         return output
 
@@ -229,7 +238,9 @@ def test_visitors_never_see_each_others_gates(tiny):
     together: list[list[torch.Tensor]] = [[] for _ in settings]
     threads = [
         threading.Thread(
-            target=lambda i=i: together[i].extend(tiny.predict(prompt, settings[i], sinks).probabilities for _ in range(5))
+            target=lambda i=i: together[i].extend(
+                tiny.predict(prompt, settings[i], sinks).probabilities for _ in range(5)
+            )
         )
         for i in range(8)
     ]
@@ -259,7 +270,13 @@ def test_errors_inside_a_stream_reach_the_caller(tiny, prompt):
 
 @pytest.mark.parametrize(
     ("question", "message"),
-    [("", "empty"), (" \n\t", "empty"), ("why " * 600, "2400 characters|2399 characters"), ("a <image> b", "<image>"), ("</s> hi", "</s>")],
+    [
+        ("", "empty"),
+        (" \n\t", "empty"),
+        ("why " * 600, "2400 characters|2399 characters"),
+        ("a <image> b", "<image>"),
+        ("</s> hi", "</s>"),
+    ],
 )
 def test_questions_that_cannot_be_asked(tiny, question, message):
     with pytest.raises(sg.PromptError, match=message):

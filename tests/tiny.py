@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, SiglipVisionConfig
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    SiglipVisionConfig,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -19,7 +26,14 @@ def tiny_llava(
     """Three-layer towers and a three-layer LLaMA with grouped KV heads; weights scaled up so that a gate shows."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 28, "patch_size": 7}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 28,
+        "patch_size": 7,
+    }
     vision = CLIPVisionConfig(**shape) if tower == "clip" else SiglipVisionConfig(**shape, vision_use_head=False)
     strategy = "default" if tower == "clip" else "full"
     text = LlamaConfig(

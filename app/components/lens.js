@@ -2,7 +2,8 @@ const page = window.sinkgate;
 const films = element.querySelector(".films");
 const head = element.querySelector(".head");
 const row = element.querySelector(".row");
-const hide = element.querySelector(".hide");
+const hide = element.querySelector(".hide-sinks");
+const follow = element.querySelector(".follow");
 const { layers, heads } = props.size;
 
 function choose(change) {
@@ -59,6 +60,13 @@ page.hear("frame", (frame) => {
     row.dataset.names = names;
   }
   if (props.value.row < frame.queries.length) row.value = String(props.value.row);
+});
+
+// The layer whose fader is touched; the mixer's own event brings the frame.
+page.hear("touched", (layer) => {
+  if (!follow.checked || layer === props.value.layer) return;
+  props.value = { ...props.value, layer };
+  drawChoice();
 });
 
 drawChoice();

@@ -157,7 +157,10 @@ strips.addEventListener("pointerdown", (event) => {
   held.scale = snap(scaleAt(fader, event.clientY));
   put(held.group, layer, held.scale);
   strips.setPointerCapture(event.pointerId);
-  if (layer !== ALL) focus = layer;
+  if (layer !== ALL) {
+    focus = layer;
+    page.say("touched", layer);
+  }
   moved();
   fader.focus({ preventScroll: true, focusVisible: false });
 });
@@ -213,6 +216,7 @@ strips.addEventListener("keydown", (event) => {
     target.scrollIntoView({ block: "nearest", inline: "nearest" });
   } else if (next !== undefined) {
     put(group, layer, next);
+    if (layer !== ALL) page.say("touched", layer);
     moved();
     clearTimeout(keyTimer);
     keyTimer = setTimeout(settled, KEY_REST);

@@ -11,7 +11,8 @@ window.sinkgate = {
     return node;
   },
 
-  // Page-wide messages between components: "frame" (a new frame to draw) and "view" (a new picture under it).
+  // Page-wide messages between components: "frame" (a new frame to draw), "view" (a new
+  // picture under it), "touched" (the layer whose fader moves), "why" (the reason for the sink pointed at).
   say(topic, detail) {
     this.last[topic] = detail;
     document.dispatchEvent(new CustomEvent("sinkgate:" + topic, { detail }));

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from sinkgate.demo.build import ASSISTANT, END, IMAGE, IMAGE_SIZE, PATCH_SIZE, PATCHES, USER
+from sinkgate.demo.build import ASSISTANT, END, IMAGE, IMAGE_SIZE, PAD, PATCH_SIZE, PATCHES, USER, token_id
 from sinkgate.demo.questions import DESCRIBE, KINDS, Question, ask, describe
 from sinkgate.demo.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene
 
@@ -134,7 +134,7 @@ def pack(dialogues: list[list[tuple[str, str]]], tokenizer: PreTrainedTokenizerF
             strict=True,
         )
     )
-    image = tokenizer.convert_tokens_to_ids(IMAGE)
+    image = token_id(tokenizer, IMAGE)
     rows = []
     for turns_ in dialogues:
         ids, labels, segments, positions = [image] * PATCHES, [IGNORED] * PATCHES, [0] * PATCHES, list(range(PATCHES))
@@ -154,4 +154,4 @@ def pack(dialogues: list[list[tuple[str, str]]], tokenizer: PreTrainedTokenizerF
     same = segments[:, :, None] == segments[:, None, :]
     visible = (same | (segments[:, None, :] == 0)) & torch.ones(length, length, dtype=torch.bool).tril()
     mask = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
-    return Packed(padded(0, int(tokenizer.pad_token_id)), padded(1, IGNORED), padded(3, 0), mask[:, None])
+    return Packed(padded(0, token_id(tokenizer, PAD)), padded(1, IGNORED), padded(3, 0), mask[:, None])

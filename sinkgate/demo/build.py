@@ -65,6 +65,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """A token's number."""
+    return tokenizer.get_vocab()[token]
+
+
 def build_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> LlavaProcessor:
     """A LLaVA processor around Pillow-only image processing."""
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -96,15 +101,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCo
         num_hidden_layers=8,
         num_attention_heads=4,
         max_position_embeddings=512,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=token_id(tokenizer, PAD),
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=token_id(tokenizer, END),
         tie_word_embeddings=True,
     )
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=token_id(tokenizer, IMAGE),
         image_seq_length=PATCHES,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",

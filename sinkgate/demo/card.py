@@ -24,8 +24,8 @@ projector, a LLaMA (8 layers, 128 wide, 4 heads). One token a word, lower case. 
 token.
 
 ## Data
-Scenes are drawn on the fly and never repeated: 1 to {objects} objects ({shapes}; {colors}; {sizes}) on a {backgrounds}
-background, with questions of {kinds} kinds and a description of the scene. No outside data.
+Scenes are drawn on the fly and never repeated: 1 to {objects} objects ({shapes}; {colors}; {sizes})
+on a background of {backgrounds}, with questions of {kinds} kinds and a description of the scene. No outside data.
 
 ## Recipe
 1. The tower: count, background, count by colour and presence of each colour-shape pair from an attention-pooling head; shape,
@@ -52,13 +52,17 @@ def card(report: dict[str, Any]) -> str:
         )
     ]
     if report["training"]:
-        stages = "; ".join(f"{r['stage']} {r['step']:,} steps in {r['seconds'] / 60:.0f} minutes" for r in report["training"])
-        parts.append(f"\nTrained on two cores of a shared machine that did other work meanwhile: {stages}.\n")
+        stages = "; ".join(
+            f"{r['stage']} {r['step']:,} steps in {r['seconds'] / 60:.0f} minutes" for r in report["training"]
+        )
+        parts.append(
+            f"\nTrained on two cores of a shared machine that did other work meanwhile: {stages}. {report['note']}\n"
+        )
     parts.append(
         f"""
 ## Accuracy
-{report["scenes"]:,} scenes that no training step saw (seed {report["seed"]}), one question of every kind that a scene allows, greedy
-answers, exact match. Chance is the best constant answer of the kind. Over all: **{report["overall"]:.1%}**.
+{report["scenes"]:,} scenes that no training step saw (seed {report["seed"]}), one question of every kind that a scene allows, in
+float32, greedy answers, exact match. Chance is the best constant answer of the kind. Over all: **{report["overall"]:.1%}**.
 
 | kind | scope | questions | accuracy | chance |
 |---|---|---:|---:|---:|

@@ -15,12 +15,13 @@ import typer
 from tqdm import tqdm
 
 from sinkgate.criteria import CRITERIA
-from sinkgate.demo.card import card
 from sinkgate.demo.batches import IGNORED, pack
+from sinkgate.demo.card import card
 from sinkgate.demo.questions import KINDS, Question, ask_all
 from sinkgate.demo.scenes import Scene
+from sinkgate.loading import DEMO, load
 from sinkgate.sinks import classify
-from sinkgate.vlm import DEMO, VLM, load
+from sinkgate.vlm import VLM
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def main(
     sink_images: Annotated[int, typer.Option(help="Held-out scenes for sinks.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the held-out scenes.")] = 1,
     history: Annotated[Path | None, typer.Option(help="history.jsonl of the training run, for the card.")] = None,
+    note: Annotated[str, typer.Option(help="What else the card should say of the training.")] = "",
 ) -> None:
     """Measure a demo model and write ``evaluation.json`` and its card beside the weights."""
     vlm = load(model, dtype=torch.float32)
@@ -153,6 +155,7 @@ def main(
         "sinks": {name: vars(score) for name, score in sink_scores(vlm, data[:sink_images]).items()},
         "parameters": vlm.model.num_parameters(),
         "training": _last_steps(history) if history else _known(model).get("training", []),
+        "note": note or _known(model).get("note", ""),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }
     (model / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -62,13 +62,15 @@ DESCRIBE = ("Describe the scene.", "Describe the picture.", "What do you see?", 
 
 
 def _count(scene: Scene, rng: Random) -> Asked:
-    text = rng.choice((
-        "How many objects are there?",
-        "How many things are in the picture?",
-        "How many shapes can you see?",
-        "Count the objects.",
-        "What is the number of objects?",
-    ))
+    text = rng.choice(
+        (
+            "How many objects are there?",
+            "How many things are in the picture?",
+            "How many shapes can you see?",
+            "Count the objects.",
+            "What is the number of objects?",
+        )
+    )
     return text, str(len(scene.objects))
 
 
@@ -76,22 +78,26 @@ def _majority_color(scene: Scene, rng: Random) -> Asked:
     (color, most), *others = Counter(item.color for item in scene.objects).most_common()
     if others and others[0][1] == most:
         return None
-    text = rng.choice((
-        "What is the most common color?",
-        "Which color appears most often?",
-        "What color are most of the objects?",
-        "Which color is the most frequent?",
-    ))
+    text = rng.choice(
+        (
+            "What is the most common color?",
+            "Which color appears most often?",
+            "What color are most of the objects?",
+            "Which color is the most frequent?",
+        )
+    )
     return text, color
 
 
 def _background(scene: Scene, rng: Random) -> Asked:
-    text = rng.choice((
-        "What color is the background?",
-        "What is the color of the background?",
-        "Which color is behind the objects?",
-        "What is the background color?",
-    ))
+    text = rng.choice(
+        (
+            "What color is the background?",
+            "What is the color of the background?",
+            "Which color is behind the objects?",
+            "What is the background color?",
+        )
+    )
     return text, scene.background
 
 
@@ -100,7 +106,14 @@ def _color(scene: Scene, rng: Random) -> Asked:
     if not found:
         return None
     item, name = found
-    text = rng.choice(("What color is the {}?", "Which color is the {}?", "What is the color of the {}?", "Tell me the color of the {}."))
+    text = rng.choice(
+        (
+            "What color is the {}?",
+            "Which color is the {}?",
+            "What is the color of the {}?",
+            "Tell me the color of the {}.",
+        )
+    )
     return text.format(name), item.color
 
 
@@ -109,7 +122,9 @@ def _shape(scene: Scene, rng: Random) -> Asked:
     if not found:
         return None
     item, name = found
-    text = rng.choice(("What shape is the {}?", "Which shape is the {}?", "What is the shape of the {}?", "What is the {}?"))
+    text = rng.choice(
+        ("What shape is the {}?", "Which shape is the {}?", "What is the shape of the {}?", "What is the {}?")
+    )
     return text.format(name), item.shape
 
 
@@ -118,7 +133,9 @@ def _size(scene: Scene, rng: Random) -> Asked:
     if not found:
         return None
     item, name = found
-    text = rng.choice(("What size is the {}?", "How big is the {}?", "Is the {} small or large?", "What is the size of the {}?"))
+    text = rng.choice(
+        ("What size is the {}?", "How big is the {}?", "Is the {} small or large?", "What is the size of the {}?")
+    )
     return text.format(name), item.size
 
 
@@ -153,24 +170,28 @@ def _presence(scene: Scene, rng: Random) -> Asked:
         absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
         near = [(c, s) for c, s in absent if any(c == x or s == y for x, y in present)]
         color, shape = rng.choice(near if rng.random() < 0.5 else absent)
-    text = rng.choice((
-        "Is there a {}?",
-        "Is there any {}?",
-        "Can you see a {}?",
-        "Does the picture contain a {}?",
-    ))
+    text = rng.choice(
+        (
+            "Is there a {}?",
+            "Is there any {}?",
+            "Can you see a {}?",
+            "Does the picture contain a {}?",
+        )
+    )
     return text.format(f"{color} {shape}"), "yes" if (color, shape) in present else "no"
 
 
 def _count_color(scene: Scene, rng: Random) -> Asked:
     colors = Counter(item.color for item in scene.objects)
     color = rng.choice(list(colors)) if rng.random() < 0.75 else rng.choice(list(COLORS))
-    text = rng.choice((
-        "How many {} objects are there?",
-        "How many {} things can you see?",
-        "Count the {} objects.",
-        "How many {} shapes are in the picture?",
-    ))
+    text = rng.choice(
+        (
+            "How many {} objects are there?",
+            "How many {} things can you see?",
+            "Count the {} objects.",
+            "How many {} shapes are in the picture?",
+        )
+    )
     return text.format(color), str(colors[color])
 
 
@@ -178,7 +199,9 @@ def _count_shape(scene: Scene, rng: Random) -> Asked:
     shapes = Counter(item.shape for item in scene.objects)
     shape = rng.choice(list(shapes)) if rng.random() < 0.75 else rng.choice(SHAPES)
     plural = "crosses" if shape == "cross" else f"{shape}s"
-    text = rng.choice(("How many {} are there?", "How many {} can you see?", "Count the {}.", "What is the number of {}?"))
+    text = rng.choice(
+        ("How many {} are there?", "How many {} can you see?", "Count the {}.", "What is the number of {}?")
+    )
     return text.format(plural), str(shapes[shape])
 
 

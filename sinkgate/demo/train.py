@@ -47,7 +47,12 @@ class Tower(nn.Module):
         self.vision = SiglipVisionModel(config)
         self.vision.set_attn_implementation("eager")
         width = config.hidden_size
-        self.scene_sizes = (MAX_OBJECTS + 1, len(BACKGROUNDS), len(COLORS) * (MAX_OBJECTS + 1), len(COLORS) * len(SHAPES))
+        self.scene_sizes = (
+            MAX_OBJECTS + 1,
+            len(BACKGROUNDS),
+            len(COLORS) * (MAX_OBJECTS + 1),
+            len(COLORS) * len(SHAPES),
+        )
         self.scene = nn.Linear(width, sum(self.scene_sizes))
         self.patch = nn.Linear(width, sum(PATCH_CLASSES))
 
@@ -80,7 +85,9 @@ class Tower(nn.Module):
 class Answerer(nn.Module):
     """The LLaVA on packed questions, with the loss on answers."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, questions: int) -> None:
+    def __init__(
+        self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, questions: int
+    ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.questions = model, tokenizer, questions
         self.model.set_attn_implementation("eager")
@@ -111,7 +118,7 @@ class MasterAdamW:
 
     def __init__(self, groups: Iterable[tuple[Iterable[nn.Parameter], float]], steps: int, warmup: int = 100) -> None:
         listed = [(list(parameters), rate) for parameters, rate in groups]
-        self.weights = [p for parameters, _ in listed for p in parameters]
+        self.weights: list[Tensor] = [p for parameters, _ in listed for p in parameters]
         self.masters = [p.detach().float().clone() for p in self.weights]
         masters = iter(self.masters)
         self.optimizer = torch.optim.AdamW(
@@ -138,7 +145,11 @@ class MasterAdamW:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
-        return {"masters": self.masters, "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        return {
+            "masters": self.masters,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
@@ -169,19 +180,33 @@ def run_stage(
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     module.train()
-    began = time.monotonic()
+    began = time.monotonic() - _seconds_so_far(history, name, start)
     for step in (bar := tqdm(range(start, steps), desc=name, initial=start, total=steps)):
         loss, accuracies = module.loss(f"{seed}/{name}/{step}", batch)
         loss.backward()
         optimizer.step()
         if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}", **{k: f"{v:.2f}" for k, v in accuracies.items()})
+            bar.set_postfix({"loss": f"{loss.item():.3f}"} | {k: f"{v:.2f}" for k, v in accuracies.items()})
         if (step + 1) % save_every == 0 or step + 1 == steps:
             _save(checkpoint, {"step": step + 1, "optimizer": optimizer.state_dict()})
             on_save()
-            record = {"stage": name, "step": step + 1, "seconds": time.monotonic() - began, "loss": loss.item(), **accuracies}
+            record = {
+                "stage": name,
+                "step": step + 1,
+                "seconds": time.monotonic() - began,
+                "loss": loss.item(),
+                **accuracies,
+            }
             with history.open("a") as lines:
                 lines.write(json.dumps(record) + "\n")
+
+
+def _seconds_so_far(history: Path, stage: str, step: int) -> float:
+    """Training time up to a step, of all runs that led there."""
+    if not history.exists():
+        return 0.0
+    records = [json.loads(line) for line in history.read_text().splitlines()]
+    return max((r["seconds"] for r in records if r["stage"] == stage and r["step"] <= step), default=0.0)
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:
@@ -193,7 +218,7 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 def main(
     out: Annotated[Path, typer.Option(help="Folder of checkpoints, history and, under model/, the result.")],
     tower_steps: Annotated[int, typer.Option(help="Steps of the vision tower's own training.")] = 1400,
-    answer_steps: Annotated[int, typer.Option(help="Steps of the LLaVA's training.")] = 3000,
+    answer_steps: Annotated[int, typer.Option(help="Steps of the LLaVA's training.")] = 2000,
     tower_batch: Annotated[int, typer.Option(help="Scenes a step, vision tower.")] = 256,
     answer_batch: Annotated[int, typer.Option(help="Scenes a step, LLaVA.")] = 64,
     questions: Annotated[int, typer.Option(help="Questions packed behind each image.")] = 6,
@@ -204,7 +229,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     where = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed).to(where, DTYPE)
+    model: Any = build_model(tokenizer, seed)  # transformers' annotations do not describe its models
+    model.to(where, DTYPE)
     torch.manual_seed(seed + 1)
     tower = Tower(model.config.vision_config).to(where, DTYPE)
     run_stage(

@@ -64,7 +64,9 @@ class Bench:
 
         def run() -> float:
             with torch.no_grad(), self.attach(variant):
-                out = self.model(input_ids=self.ids, mm_encoder_outputs=dict(self.encoded), use_cache=True, logits_to_keep=1)
+                out = self.model(
+                    input_ids=self.ids, mm_encoder_outputs=dict(self.encoded), use_cache=True, logits_to_keep=1
+                )
                 token, start = out.logits[:, -1:].argmax(-1), time.perf_counter()
                 for _ in range(DECODE_STEPS):
                     out = self.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
@@ -78,7 +80,12 @@ def half_billion() -> LlavaForConditionalGeneration:
     """A LLaVA with random weights and LLaVA-1.5's proportions: CLIP-L at 336 pixels, 576 visual tokens, 0.6 B parameters."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
     )
     text = LlamaConfig(
         vocab_size=8000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=20, num_attention_heads=16
@@ -109,7 +116,12 @@ def measure(rounds: int = 15) -> list[dict[str, Any]]:
     extra = {variant: extra_memory(variant) for variant in ("plain", "rows", "eager rows")}
     ours, eager = (extra[variant] - extra["plain"] for variant in ("rows", "eager rows"))
     rows.append(
-        {"what": "0.6 B: peak memory above plain, rows recorded", "value": ours, "unit": "MiB", "detail": f"plain {extra['plain']:.0f} MiB"}
+        {
+            "what": "0.6 B: peak memory above plain, rows recorded",
+            "value": ours,
+            "unit": "MiB",
+            "detail": f"plain {extra['plain']:.0f} MiB",
+        }
     )
     rows.append({"what": "0.6 B: peak memory above plain, eager output_attentions", "value": eager, "unit": "MiB"})
     return rows

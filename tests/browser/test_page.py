@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 QUESTION = "What color is the circle?"
-CLOSE = {"abs": 2e-5}  # the page's values are rounded; batching of threads moves the last digits
+CLOSE = 2e-5  # the page's values are rounded, and threads move the last digits
 
 
 def direct(vlm: sg.VLM, picture: Path, question: str, setting: dict[str, list[float]]) -> dict[str, Any]:
     """What the page ought to show, computed without it."""
     prompt = vlm.prompt(sg.open_image(picture), question)
     sinks = sg.find_sinks(vlm, prompt)
-    gates = sg.Gates.from_lists(**setting)
+    gates = sg.Gates.from_lists(v_sink=setting["v_sink"], rest=setting["rest"])
     return {
         "before": vlm.answer(prompt, None, sinks),
         "after": vlm.answer(prompt, gates, sinks),
@@ -34,11 +34,14 @@ def direct(vlm: sg.VLM, picture: Path, question: str, setting: dict[str, list[fl
 def asked(tab: Any, picture: Path) -> dict[str, Any]:
     """Upload a picture and ask about it."""
     tab.upload(picture)
-    tab.page.wait_for_function("document.querySelector('#questions .chip')?.textContent === 'How many objects are there?'")
+    tab.page.wait_for_function(
+        "document.querySelector('#questions .chip')?.textContent === 'How many objects are there?'"
+    )
     tab.settle()
     tab.ask(QUESTION)
-    tab.page.wait_for_function("document.querySelector('#questions .chips')", timeout=5000)
-    tab.page.wait_for_function("([q]) => document.querySelector('#questions [data-asked]')?.dataset.asked === q", arg=[QUESTION])
+    tab.page.wait_for_function(
+        "([q]) => document.querySelector('#questions [data-asked]')?.dataset.asked === q", arg=[QUESTION]
+    )
     return tab.settle()
 
 
@@ -48,7 +51,7 @@ def assert_shows(tab: Any, frame: dict[str, Any], expected: dict[str, Any]) -> N
     hide = expected["sinks"].v_sink | expected["sinks"].l_sink[lens["layer"]] if lens["hide"] else None
     for side in ("before", "after"):
         drawn = expected[side].visual(lens["layer"], lens["head"], lens["row"], hide)
-        assert frame[side] == pytest.approx(drawn.flatten().tolist(), **CLOSE)
+        assert frame[side] == pytest.approx(drawn.flatten().tolist(), abs=CLOSE)
     probabilities = dict(expected["after"].next_token)
     shown = {word: gated for word, _, gated in frame["words"]}
     top = expected["after"].next_token[0][0]
@@ -92,7 +95,9 @@ def test_probabilities_move_with_the_fader(tab: Any, vlm: sg.VLM, picture: Path)
     frame = tab.settle()
     assert frame["gates"]["rest"] == [2.0] * vlm.num_layers
     assert [words[2] for words in frame["words"]] != before
-    bars = tab.page.locator("#words .word .after").evaluate_all("bars => bars.map((bar) => parseFloat(bar.style.width))")
+    bars = tab.page.locator("#words .word .after").evaluate_all(
+        "bars => bars.map((bar) => parseFloat(bar.style.width))"
+    )
     assert bars == pytest.approx([100 * words[2] for words in frame["words"]], abs=0.01)
     assert_shows(tab, frame, direct(vlm, picture, QUESTION, frame["gates"]))
 
@@ -132,7 +137,9 @@ def test_presets_link_and_reset(tab: Any, vlm: sg.VLM) -> None:
         assert gates == {"v_sink": [v_sink] * vlm.num_layers, "rest": [rest] * vlm.num_layers}
     tab.page.locator("#mixer .link").check()
     tab.drag(2, 0.2, group="rest")
-    gates = tab.settle()["gates"]
+    frame = tab.settle()
+    gates = frame["gates"]
+    assert frame["lens"]["layer"] == 2  # the maps follow the fader that is touched
     assert gates["v_sink"][2] == gates["rest"][2] == pytest.approx(0.2, abs=0.03)
     tab.page.locator("#mixer .reset").click()
     assert tab.settle()["identity"]
@@ -149,7 +156,7 @@ def test_layer_head_query_and_hidden_sinks(tab: Any, vlm: sg.VLM, picture: Path)
     assert tab.frame()["lens"] == {"layer": 6, "head": 2, "row": 0, "hide": False}
     assert_shows(tab, tab.frame(), expected)
 
-    tab.page.locator("#lens .hide").check()
+    tab.page.locator("#lens .hide-sinks").check()
     tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.hide")
     assert_shows(tab, tab.frame(), expected)
     hidden = [mark["token"] for mark in tab.frame()["marks"]]
@@ -168,12 +175,16 @@ def test_layer_head_query_and_hidden_sinks(tab: Any, vlm: sg.VLM, picture: Path)
 def test_examples_scenes_and_their_truth(tab: Any) -> None:
     first = tab.frame()["before"]
     tab.page.locator("#questions .gallery button").nth(2).click()
-    tab.page.wait_for_function("(old) => document.querySelector('#maps [data-tick]').frame.before.join() !== old.join()", arg=first)
+    tab.page.wait_for_function(
+        "(old) => document.querySelector('#maps [data-tick]').frame.before.join() !== old.join()", arg=first
+    )
     tab.settle()
     question = tab.page.locator("#questions .chip").nth(1)
     wanted = question.text_content()
     question.click()
-    tab.page.wait_for_function("(q) => document.querySelector('#questions [data-asked]').dataset.asked === q", arg=wanted)
+    tab.page.wait_for_function(
+        "(q) => document.querySelector('#questions [data-asked]').dataset.asked === q", arg=wanted
+    )
     tab.settle()
     assert tab.page.locator("#question textarea").input_value() == wanted
     assert not tab.page.locator("#questions .truth p").is_visible()
@@ -226,7 +237,9 @@ def test_gates_as_json_in_and_out(tab: Any, vlm: sg.VLM) -> None:
     assert tab.scale(3) == 0.25
     tab.drag(5, 0.5)
     frame = tab.settle()
-    tab.page.wait_for_function("(n) => document.querySelector('#gates-text textarea').value.includes(n)", arg=str(tab.scale(5)))
+    tab.page.wait_for_function(
+        "(n) => document.querySelector('#gates-text textarea').value.includes(n)", arg=str(tab.scale(5))
+    )
     assert sg.Gates.from_json(text.input_value()).scales[:, 0].tolist() == pytest.approx(frame["gates"]["v_sink"])
 
     good = text.input_value()
@@ -265,9 +278,7 @@ def test_light_and_dark(browser: Browser, address: str, tab: Any) -> None:
 
 def test_two_visitors_never_share_a_setting(browser: Browser, address: str, tab: Any) -> None:
     context = browser.new_context(viewport={"width": 1366, "height": 768})
-    from conftest import Tab
-
-    other = Tab(context.new_page(), address)
+    other = type(tab)(context.new_page(), address)
     tab.page.locator("#mixer .preset", has_text="V-sinks off").click()
     assert not tab.settle()["identity"]
     other.page.locator("#lens .film").nth(1).click()

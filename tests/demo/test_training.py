@@ -13,7 +13,7 @@ from sinkgate.demo.batches import pack, pixels
 from sinkgate.demo.build import PATCHES, build_processor, build_tokenizer
 from sinkgate.demo.questions import KINDS, ask_all
 from sinkgate.demo.scenes import Scene
-from sinkgate.vlm import DEMO
+from sinkgate.loading import DEMO
 
 
 def test_packed_rows_equal_single_prompts(demo):
@@ -24,7 +24,10 @@ def test_packed_rows_equal_single_prompts(demo):
     packed = pack([[(q.question, q.answer) for q in questions] for questions in asked], demo.tokenizer, torch.float32)
     images = demo.processor.image_processor([scene.render() for scene in scenes], return_tensors="pt")["pixel_values"]
     together = demo.model(
-        input_ids=packed.input_ids, pixel_values=images, attention_mask=packed.attention_mask, position_ids=packed.position_ids
+        input_ids=packed.input_ids,
+        pixel_values=images,
+        attention_mask=packed.attention_mask,
+        position_ids=packed.position_ids,
     ).logits
     for row, (scene, questions) in enumerate(zip(scenes, asked, strict=True)):
         answers = packed.labels[row] != -100

@@ -113,7 +113,7 @@ def test_no_answer_is_nearly_always_right(kind):
     while answers.total() < 400:
         question = ask(Scene.random(rng), kind, rng)
         answers.update([question.answer] if question else [])
-    assert answers.most_common(1)[0][1] < 0.62 * answers.total()
+    assert answers.most_common(1)[0][1] < 0.7 * answers.total()
 
 
 def test_the_tokenizer_knows_every_word_of_the_world():

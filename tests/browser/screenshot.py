@@ -1,0 +1,42 @@
+"""A picture of the running app: ``python tests/browser/screenshot.py page.png [--dark] [--phone]``.
+
+Starts the app, waits for the answered example, pulls the V-sink fader of a layer down and waits for the answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from conftest import Tab, chromium, running_app
+from playwright.sync_api import ViewportSize
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--phone", action="store_true", help="390 pixels wide, the whole page")
+    parser.add_argument("--layer", type=int, default=5, help="counted from 0, as everywhere (default: %(default)s)")
+    parser.add_argument("--scale", type=float, default=0.1, help="where the fader is pulled (default: %(default)s)")
+    options = parser.parse_args()
+
+    size: ViewportSize = {"width": 390, "height": 844} if options.phone else {"width": 1366, "height": 768}
+    with chromium() as browser, running_app() as address:
+        context = browser.new_context(
+            viewport=size, device_scale_factor=2, color_scheme="dark" if options.dark else "light"
+        )
+        tab = Tab(context.new_page(), address)
+        tab.page.locator("#lens .film").nth(options.layer).click()
+        tab.fader(options.layer).scroll_into_view_if_needed()
+        tab.drag(options.layer, options.scale)
+        tab.settle()
+        tab.page.wait_for_selector("#chart .js-plotly-plot")
+        tab.page.mouse.move(2, 2)
+        tab.page.evaluate("window.scrollTo(0, 0)")
+        tab.page.wait_for_timeout(800)  # Plotly's and the meters' transitions
+        tab.page.screenshot(path=options.picture, full_page=options.phone)
+
+
+if __name__ == "__main__":
+    main()

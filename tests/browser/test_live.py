@@ -1,0 +1,119 @@
+"""The page's handlers without a browser: whatever is sent to them, they answer with a sentence and keep what they had."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from handlers import Handlers
+from live import KEPT_CASES, Desk, Session
+
+import sinkgate as sg
+
+LENS = {"layer": 2, "head": None, "row": 0, "hide": False}
+
+
+@pytest.fixture
+def handlers(vlm: sg.VLM) -> Handlers:
+    return Handlers(Desk(vlm))
+
+
+def setting(vlm: sg.VLM, v_sink: float = 1.0, turn: int | None = None) -> dict[str, Any]:
+    value: dict[str, Any] = {"v_sink": [v_sink] * vlm.num_layers, "rest": [1.0] * vlm.num_layers}
+    return value if turn is None else {**value, "turn": turn}
+
+
+@pytest.fixture
+def session(handlers: Handlers, vlm: sg.VLM) -> Session:
+    return handlers.begin(setting(vlm), LENS)[0]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, [], "text", {}, {"v_sink": 1, "rest": 2}, {"v_sink": ["a"], "rest": [1]}, {"v_sink": [], "rest": []},
+        {"v_sink": [1.0] * 3, "rest": [1.0] * 3}, {"v_sink": [10**400] * 8, "rest": [1] * 8},
+        *({"v_sink": [bad] + [1.0] * 7, "rest": [1.0] * 8} for bad in (math.nan, math.inf, -0.1, 5.0, None, "1x")),
+    ],
+)  # fmt: skip
+def test_bad_settings_get_a_sentence(handlers: Handlers, session: Session, value: Any) -> None:
+    case = session.case
+    frame, status = handlers.turn(session, value, LENS)
+    assert isinstance(status, dict) and status["tone"] == "warning" and "unforeseen" not in status["text"]
+    assert frame == gr.skip() and session.case is case
+    told = list(handlers.tell(session, value, LENS))
+    assert len(told) == 1 and told[0][-1]["tone"] == "warning"
+
+
+@pytest.mark.parametrize(
+    "lens", [None, [], {"layer": 10**9}, {"layer": "x", "row": -5, "head": 99}, {"layer": math.nan}, {"hide": "yes"}]
+)
+def test_any_lens_can_be_looked_through(handlers: Handlers, session: Session, vlm: sg.VLM, lens: Any) -> None:
+    frame, _ = handlers.look(session, lens)
+    assert 0 <= frame["lens"]["layer"] < vlm.num_layers and frame["lens"]["hide"] is False
+
+
+def test_a_forgotten_page_says_so(handlers: Handlers, vlm: sg.VLM) -> None:
+    for status in (handlers.turn(None, setting(vlm), LENS)[1], handlers.look(None, LENS)[1]):
+        assert "slept" in status["text"]
+    assert "slept" in next(handlers.tell(None, setting(vlm), LENS))[-1]["text"]
+
+
+def test_an_older_setting_never_replaces_a_newer_one(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+    handlers.turn(session, setting(vlm, 0.3, turn=7), LENS)
+    assert handlers.turn(session, setting(vlm, 0.9, turn=6), LENS)[0] == gr.skip()
+    assert list(handlers.tell(session, setting(vlm, 0.9, turn=6), LENS)) == []
+    assert session.case is not None and session.case.gates.scales[0, 0].item() == pytest.approx(0.3)
+
+
+def test_an_answer_stops_when_something_newer_begins(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+    answers = handlers.tell(session, setting(vlm, 0.3), LENS)
+    next(answers)
+    handlers.turn(session, setting(vlm, 0.6), LENS)
+    rest = list(answers)
+    assert not any(isinstance(told[0], dict) and told[0].get("done") for told in rest)
+    assert session.case is not None and not session.case.gated_done
+    final = list(handlers.tell(session, setting(vlm, 0.6), LENS))[-1]
+    assert final[0]["done"] and final[0]["sequence"] == session.sequence
+
+
+def test_both_tiers_at_once_settle_on_one_state(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+    told: list[Any] = []
+    slow = threading.Thread(target=lambda: told.extend(handlers.tell(session, setting(vlm, 0.2), LENS)))
+    slow.start()
+    handlers.turn(session, setting(vlm, 0.2), LENS)
+    slow.join(timeout=60)
+    assert told[-1][0]["done"]
+    assert session.case is not None and session.case.gated_done
+
+
+def test_memory_is_bounded_and_what_was_dropped_comes_back(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+    before = handlers.look(session, LENS)[0]["before"]
+    for _ in range(KEPT_CASES):
+        handlers.begin(setting(vlm), LENS)
+    assert session.case is None
+    frame, _ = handlers.turn(session, setting(vlm), LENS)
+    assert frame["before"] == pytest.approx(before, abs=1e-6)
+
+
+def test_the_endpoint_for_programs(address: str, vlm: sg.VLM, picture: Path) -> None:
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    client = Client(address, verbose=False)
+    endpoints: Any = client.view_api(return_format="dict")
+    assert list(endpoints["named_endpoints"]) == ["/answer"]  # the page's own are private
+    gates = sg.Gates.ones(vlm).set("v_sink", 0.0)
+    question = "What color is the circle?"
+    told = client.predict(handle_file(picture), question, gates.to_json(), api_name="/answer")
+    prompt = vlm.prompt(sg.open_image(picture), question)
+    assert told["text"] == vlm.answer(prompt, gates, sg.find_sinks(vlm, prompt)).text
+    wrong = sg.Gates.from_lists(v_sink=[1.0] * 3, rest=[1.0] * 3).to_json()
+    for arguments in ((question, wrong), ("", ""), (question, "no json")):
+        with pytest.raises(AppError) as error:
+            client.predict(handle_file(picture), *arguments, api_name="/answer")
+        assert len(str(error.value)) > 15 and "Traceback" not in str(error.value)
