@@ -6,7 +6,6 @@ from random import Random
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from sinkgate.demo import evaluate, train
 from sinkgate.demo.batches import pack, pixels
@@ -48,17 +47,12 @@ def test_training_pixels_are_what_the_processor_makes():
     assert noisy.abs().max() <= 1 and not torch.equal(noisy, trained)
 
 
-def run(out, *options):
-    app = train.typer.Typer()
-    app.command()(train.main)
-    arguments = ["--out", str(out), "--tower-batch", "4", "--answer-batch", "2", "--questions", "2", *options]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+def run(out):
+    train.main(out, tower_steps=3, answer_steps=4, tower_batch=4, answer_batch=2, questions=2, device="cpu")
 
 
 def test_a_killed_run_continues_to_the_same_weights(tmp_path, monkeypatch):
-    steps = ["--tower-steps", "3", "--answer-steps", "4"]
-    run(tmp_path / "whole", *steps)
+    run(tmp_path / "whole")
     real = train.run_stage
 
     def killed_midway(name, module, optimizer, **options):
@@ -68,10 +62,10 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "run_stage", killed_midway)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", *steps)
+        run(tmp_path / "killed")
     monkeypatch.undo()
     assert torch.load(tmp_path / "killed" / "answers.pt", weights_only=True)["step"] == 2
-    run(tmp_path / "killed", *steps)
+    run(tmp_path / "killed")
     whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
