@@ -21,8 +21,8 @@ from sinkgate.demo import questions
 from sinkgate.demo.scenes import Scene
 from sinkgate.plots import shares_figure
 
-FIRST_SCENE, FIRST_KIND = 105, "shape"  # seed and kind of the question with which the page opens
-GALLERY = (105, 91, 11, 58, 103, 102)  # seeds
+FIRST_SCENE, FIRST_KIND = 219, "size"  # seed and kind of the first question: one whose answer layer 5 can turn
+GALLERY = (219, 91, 11, 58, 103, 102)  # seeds
 SCENE_SIDE, CHART_HEIGHT = 448, 218  # pixels
 PLAIN_QUESTIONS = ("How many objects are there?", "What color is the background?", "What do you see?")
 SKIP = gr.skip()

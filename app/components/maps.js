@@ -23,20 +23,22 @@ function paint(canvas, shares) {
   }
   const draw = canvas.getContext("2d");
   draw.clearRect(0, 0, canvas.width, canvas.height);
-  if (picture.naturalWidth) {
-    draw.filter = "grayscale(1) contrast(0.4) brightness(0.75)"; // colour here means attention and nothing else
-    draw.drawImage(picture, 0, 0, canvas.width, canvas.height);
-    draw.filter = "none";
-  }
   const cellX = canvas.width / columns;
   const cellY = canvas.height / rows;
   shares.forEach((share, index) => {
     const [red, green, blue] = page.shade(share / frame.top).map(Math.round);
-    draw.fillStyle = `rgba(${red}, ${green}, ${blue}, 0.78)`;
+    draw.fillStyle = `rgb(${red}, ${green}, ${blue})`;
     const x = Math.round((index % columns) * cellX);
     const y = Math.round(Math.floor(index / columns) * cellY);
     draw.fillRect(x, y, Math.round(((index % columns) + 1) * cellX) - x, Math.round((Math.floor(index / columns) + 1) * cellY) - y);
   });
+  if (picture.naturalWidth) { // grey and faint: colour here means attention and nothing else
+    draw.filter = "grayscale(1)";
+    draw.globalAlpha = 0.25;
+    draw.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    draw.globalAlpha = 1;
+    draw.filter = "none";
+  }
 }
 
 function drawMarks(layer) {
