@@ -25,6 +25,7 @@ from sinkgate.errors import UnsupportedModelError
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 IMPLEMENTATIONS = ("sdpa", "eager")
+_SMALL = 1 << 16  # elements; below, the allocator hands out memory at no cost
 
 _taps: dict[nn.Module, _Tap] = {}
 _originals: dict[str, AttentionFunction | None] = {}  # what a wrapped name stood for; None: no entry (eager)
@@ -75,16 +76,40 @@ class Recorder:
 class _Call:
     """One attached call: what all its layers share."""
 
-    key_scales: Tensor | None
     recorder: Recorder | None
     seen: int | None = None  # positions known after the running forward, cached ones included
+    scratch: Tensor | None = None  # scaled Keys of the layer at work; fresh memory a layer would cost more than scaling
+
+    def memory_for(self, key: Tensor) -> Tensor | None:
+        """Memory for the scaled Keys; None where they need their own: for gradients, or being too small to matter."""
+        if key.numel() < _SMALL or (torch.is_grad_enabled() and key.requires_grad):
+            return None
+        old = self.scratch
+        if (
+            old is None
+            or old.numel() < key.numel()
+            or old.dtype != key.dtype
+            or old.is_inference() != key.is_inference()
+        ):
+            self.scratch = torch.empty(key.numel() * 5 // 4, dtype=key.dtype, device=key.device)
+        return self.scratch
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Tap:
     call: _Call
     layer: int
     scales: Tensor | None  # (B, P); None where all are one
+
+    def scale(self, key: Tensor) -> Tensor:
+        """The Keys of this call's running forward, scaled."""
+        assert self.scales is not None
+        keys = key.shape[2]
+        first = max(0, (self.call.seen or keys) - keys)
+        if self.scales.shape[1] < first + keys:  # room for many tokens at once: decoding asks again and again
+            self.scales = nn.functional.pad(self.scales, (0, first + keys), value=1.0)
+        out = None if self.scales.requires_grad else self.call.memory_for(key)
+        return scale_keys(key, self.scales, first, out)
 
 
 @contextmanager
@@ -115,7 +140,7 @@ def attached(
         RuntimeError: a block is already active on one of the modules.
         UnsupportedModelError: the model runs an attention implementation other than sdpa or eager.
     """
-    call = _Call(key_scales, recorder)
+    call = _Call(recorder)
     active = [i for i in range(len(modules)) if key_scales is not None and bool((key_scales[i] != 1).any())]
     if recorder is None and not active:
         yield
@@ -163,33 +188,42 @@ def attention_rows(
     Shapes: query (B, H, Q, d), key (B, KV, K, d), mask (B or 1, H or 1, Q, >= K) boolean or additive, or None
     -> (B, H, R, K), float32 (float64 for a float64 model), rows sum to one.
     """
-    count, keys = query.shape[2], key.shape[2]
-    index = torch.arange(count, device=query.device)[rows]
-    grouped = query[:, :, index].unflatten(1, (key.shape[1], -1))  # B, KV, H/KV, R, d
-    scores = (grouped @ key[:, :, None].transpose(-1, -2)).flatten(1, 2)
-    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    samples, heads, count, width = query.shape
+    keys = key.shape[2]
+    chosen = query[:, :, rows]  # B, H, R, d
+    # heads that share Keys become rows of one product: no repeated Keys, no copies
+    grouped = chosen.reshape(samples, key.shape[1], -1, width)
+    scores = (grouped @ key.transpose(-1, -2)).view(samples, heads, -1, keys)
+    scores = scores * (width**-0.5 if scaling is None else scaling)
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     lowest = torch.finfo(scores.dtype).min  # not -inf: a padded query sees no key, and must not turn NaN
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if mask is None and causal and count > 1:
-        scores = scores.masked_fill(torch.arange(keys, device=index.device) > index[:, None], lowest)
+        position = torch.arange(count, device=query.device)[rows]
+        scores = scores.masked_fill(torch.arange(keys, device=query.device) > position[:, None], lowest)
     elif mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask[:, :, index, :keys], lowest)
+        scores = scores.masked_fill(~mask[:, :, rows, :keys], lowest)
     elif mask is not None:
-        scores = scores + mask[:, :, index, :keys]
+        scores = scores + mask[:, :, rows, :keys]
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
-def scale_keys(key: Tensor, scales: Tensor, first: int = 0) -> Tensor:
+def scale_keys(key: Tensor, scales: Tensor, first: int = 0, out: Tensor | None = None) -> Tensor:
     """diag(s) K for the keys from absolute position ``first`` on; multiplied in at least float32.
 
     Shapes: key (B n, KV, K, d), scales (B, P) -> (B n, KV, K, d); n beams a sample; positions past P keep 1.
+    ``out``, of the key's dtype and any shape of at least its size, is written to instead of new memory.
     """
     window = scales[:, first : first + key.shape[2]]
-    window = nn.functional.pad(window, (0, key.shape[2] - window.shape[1]), value=1.0)
-    window = window.repeat_interleave(key.shape[0] // window.shape[0], dim=0)
-    return (key * window[:, None, :, None]).to(key.dtype)
+    if window.shape[1] < key.shape[2]:
+        window = nn.functional.pad(window, (0, key.shape[2] - window.shape[1]), value=1.0)
+    if window.shape[0] != key.shape[0]:
+        window = window.repeat_interleave(key.shape[0] // window.shape[0], dim=0)
+    window = window[:, None, :, None]
+    if out is None:
+        return (key * window).to(key.dtype)
+    return torch.mul(key, window, out=out.view(-1)[: key.numel()].view(key.shape))
 
 
 def _attend(original: AttentionFunction | None) -> AttentionFunction:
@@ -206,7 +240,7 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
             )
         seen = tap.call.seen if tap.call.seen is not None else key.shape[2]
         if tap.scales is not None:
-            key = scale_keys(key, tap.scales, first=max(0, seen - key.shape[2]))
+            key = tap.scale(key)
         recorder = tap.call.recorder
         wanted = recorder and recorder.wanted(seen - query.shape[2], query.shape[2])
         if recorder is not None and wanted is not None:
