@@ -12,16 +12,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from sinkgate.errors import GateError
-
-if TYPE_CHECKING:
-    from sinkgate.sinks import SinkMap
-    from sinkgate.vlm import VLM
+from sinkgate.sinks import SinkMap
 
 Group = Literal["v_sink", "l_sink", "ordinary", "rest"]
 GROUPS = ("v_sink", "l_sink", "ordinary")
@@ -39,6 +36,16 @@ PRESETS: Mapping[str, tuple[float, float]] = {
     "Non-sinks down": (1.0, 0.5),
     "Paper's midpoint": (0.5, 0.5),
 }
+
+
+class Model(Protocol):
+    """What gates need to know of a model."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +79,14 @@ class Gates:
         return isinstance(other, Gates) and torch.equal(self.scales, other.scales) and self.model == other.model
 
     @classmethod
-    def ones(cls, layers: int | VLM) -> Gates:
+    def ones(cls, layers: int | Model) -> Gates:
         """The unmodified model: scale 1 everywhere."""
         if isinstance(layers, int):
             return cls(torch.ones(layers, len(GROUPS)))
         return cls(torch.ones(layers.num_layers, len(GROUPS)), layers.name)
 
     @classmethod
-    def preset(cls, name: str, layers: int | VLM) -> Gates:
+    def preset(cls, name: str, layers: int | Model) -> Gates:
         """One of ``PRESETS`` in every layer."""
         if name not in PRESETS:
             raise GateError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
@@ -113,7 +120,7 @@ class Gates:
         """Whether every scale is 1: the unmodified model."""
         return bool((self.scales == 1).all())
 
-    def for_model(self, vlm: VLM) -> Gates:
+    def for_model(self, vlm: Model) -> Gates:
         """These gates, once they are known to fit the model.
 
         Raises:
