@@ -44,6 +44,14 @@ def test_ci_runs_the_readmes_test_command():
     assert command.replace("pip install -r", "pip install -q -r") in ci.splitlines()
 
 
+def test_the_readmes_python_runs(capsys):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert code
+    exec(compile(code[1], "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert "V-sink" in printed[0] and len(printed) == 3
+
+
 def test_no_machine_is_named():
     for path in [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("*.yml"), *ROOT.rglob("sinkgate/**/*.py")]:
         assert not re.search(r"(?<![\w.])/(?:home|root|tmp|Users)/", path.read_text(encoding="utf-8")), path

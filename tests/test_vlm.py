@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import threading
 
 import pytest
@@ -40,6 +41,37 @@ def test_a_saved_folder_loads_offline_and_answers_the_same(tiny, prompt, tmp_pat
     assert again.name == tmp_path.name
     same = again.prompt(prompt.image, QUESTION)
     assert torch.allclose(again.predict(same).probabilities, tiny.predict(prompt).probabilities, atol=1e-6)
+
+
+def test_a_folder_laid_out_as_llava_1_5_loads_without_torchvision(tmp_path):
+    """The files that llava-hf/llava-1.5-7b-hf has: an old preprocessor config and no chat template."""
+    model, processor = tiny_llava("clip")
+    model.save_pretrained(tmp_path)
+    processor.tokenizer.save_pretrained(tmp_path)
+    images = {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": {"height": 28, "width": 28},
+        "size": {"shortest_edge": 28},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+    }
+    joint = {"patch_size": 7, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    for name, content in (("preprocessor", images), ("processor", {"image_token": "<image>", **joint})):
+        config = {"processor_class": "LlavaProcessor", **content}
+        (tmp_path / f"{name}_config.json").write_text(json.dumps(config))
+    vlm = sg.load(tmp_path)
+    prompt = vlm.prompt(noise_image(1, (50, 30)), QUESTION)
+    assert vlm.processor.chat_template is None
+    assert prompt.grid == (4, 4) and prompt.box == (10, 0, 40, 30)
+    text = vlm.tokenizer.decode(prompt.inputs["input_ids"][0, prompt.visual[-1] + 1 :])
+    assert text.startswith("what color is the circle")  # the text of LLaVA 1.5 around it is not in this vocabulary
 
 
 def test_prompt_knows_where_the_image_is(tiny, prompt):
