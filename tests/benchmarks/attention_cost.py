@@ -97,7 +97,7 @@ def half_billion() -> LlavaForConditionalGeneration:
 def measure(rounds: int = 15) -> list[dict[str, Any]]:
     """Rows of the table; each is a ratio of medians, variants taking turns within one run."""
     rows: list[dict[str, Any]] = []
-    for name, label, times in (("demo", "demo", 4 * rounds), ("half", "0.6 B", max(3, rounds // 3))):
+    for name, label, times in (("demo", "demo", 4 * rounds), ("half", "0.6 B", max(3, rounds // 2))):
         bench = Bench(name)
         prefill = take_turns({variant: timed(bench, variant) for variant in VARIANTS}, times)
         decode = take_turns({variant: bench.decode(variant) for variant in ("plain", "gated", "rows")}, times)
