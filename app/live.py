@@ -141,7 +141,7 @@ class Desk:
             rest = [float(scale) for scale in value["rest"]]
         except (TypeError, ValueError, KeyError, OverflowError):
             raise sg.GateError("The mixer's setting must hold two lists of numbers, v_sink and rest.") from None
-        return sg.Gates.from_lists(v_sink=v_sink, rest=rest).for_model(self.vlm)
+        return sg.Gates.from_lists(v_sink=v_sink, rest=rest, model=self.vlm.name).for_model(self.vlm)
 
     def parse_gates(self, text: str) -> sg.Gates:
         """Gates from their JSON form, checked against this model."""

@@ -1,10 +1,10 @@
 """The files that tools and newcomers read agree with each other."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent

@@ -7,6 +7,7 @@ from one tick of a fader to the map that belongs to it being drawn (the frame af
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = os.environ.get("SINKGATE_CHROMIUM", "/usr/bin/chromium")
+CHROMIUM = os.environ.get("SINKGATE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 TICK = """([layer, down]) => new Promise((resolve, reject) => {
@@ -43,8 +44,7 @@ def measure(rounds: int = 15) -> list[dict[str, Any]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with sync_playwright() as playwright:
-        system = CHROMIUM if Path(CHROMIUM).exists() else None
-        browser = playwright.chromium.launch(executable_path=system, args=OPTIONS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         page = browser.new_page(viewport={"width": 1366, "height": 768})
         start = time.perf_counter()
         app = subprocess.Popen(

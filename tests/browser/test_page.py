@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -256,6 +257,47 @@ def test_gates_as_json_in_and_out(tab: Any, vlm: sg.VLM) -> None:
         text.fill(good)
         tab.page.locator("#gates-apply").click()
         tab.page.wait_for_selector("#status .calm")
+
+
+def test_gates_as_files_in_and_out(tab: Any, vlm: sg.VLM, tmp_path: Path) -> None:
+    tab.page.locator("#gates button").first.click()
+    tab.drag(2, 0.4)
+    frame = tab.settle()
+    tab.page.wait_for_function(
+        "(n) => document.querySelector('#gates-text textarea').value.includes(n)", arg=str(tab.scale(2))
+    )
+    with tab.page.expect_download() as download:
+        tab.page.locator("#gates-save").click()
+    download.value.save_as(tmp_path / "gates.json")
+    saved = sg.Gates.load(tmp_path / "gates.json")
+    assert saved.model == vlm.name
+    assert saved.scales[:, 0].tolist() == pytest.approx(frame["gates"]["v_sink"])
+    tab.page.locator("#mixer button", has_text="Reset").click()
+    assert tab.settle()["identity"]
+    tab.page.locator(
+        "input#gates-load, #gates-load input[type=file], input[type=file][accept*=json]"
+    ).first.set_input_files(tmp_path / "gates.json")
+    tab.page.wait_for_function("!document.querySelector('#maps [data-tick]').frame.identity")
+    assert tab.settle()["gates"] == frame["gates"]
+
+
+def test_every_kind_of_picture_is_taken(tab: Any, tmp_path: Path, picture: Path) -> None:
+    """RGBA, 16 bits, CMYK, an animation, a photograph lying on its side: the page shows and answers each."""
+    image = Image.open(picture)
+    turned = image.getexif()
+    turned[0x0112] = 6
+    image.convert("RGBA").save(tmp_path / "rgba.png")
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    image.resize((120, 60)).save(tmp_path / "turned.jpg", exif=turned)
+    image.save(tmp_path / "moving.gif", save_all=True, append_images=[image.rotate(90)])
+    for name in ("rgba.png", "deep.png", "cmyk.jpg", "turned.jpg", "moving.gif"):
+        before = tab.frame()["sequence"]
+        tab.upload(tmp_path / name)
+        tab.page.wait_for_function("(n) => document.querySelector('#maps [data-tick]').frame.sequence > n", arg=before)
+        tab.settle()
+        assert tab.answers()[0], name
+        assert not tab.page.locator("#status .warning").count(), name
 
 
 def test_light_and_dark(browser: Browser, address: str, tab: Any) -> None:
