@@ -89,6 +89,19 @@ attention may be content and no sink. "Attention": what V-sinks receive in the e
         if not report["sinks"]["massive"]["images"] and not report["sinks"]["norm"]["images"]
         else ""
     )
+    turned = report["turned"]
+    layers = [name for name in turned if name not in ("questions", "all")]
+    parts.append(
+        f"""
+## V-sinks switched off
+How often a Key scale of 0 on the V-sinks (criterion auto) changes the first word of a right answer: {turned["questions"]:,} questions of the same
+scenes. The model can mostly lean on other patches.
+
+| layer | {" | ".join(layers)} | all |
+|---|{"---:|" * (len(layers) + 1)}
+| answers that turn | {" | ".join(f"{turned[name]:.2%}" for name in [*layers, "all"])} |
+"""
+    )
     parts.append(f"\nMeasured on: {report['machine']}.\n")
     return "".join(parts)
 

@@ -19,9 +19,10 @@ from sinkgate.demo.batches import IGNORED, pack
 from sinkgate.demo.card import card
 from sinkgate.demo.questions import KINDS, Question, ask_all
 from sinkgate.demo.scenes import Scene
+from sinkgate.gates import Gates
 from sinkgate.loading import DEMO, load
 from sinkgate.sinks import classify
-from sinkgate.vlm import VLM
+from sinkgate.vlm import VLM, find_sinks
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,33 @@ def sink_scores(vlm: VLM, data: list[tuple[Scene, list[Question]]]) -> dict[str,
     return scores
 
 
+def turned_answers(vlm: VLM, data: list[tuple[Scene, list[Question]]]) -> dict[str, float]:
+    """How often switching V-sinks off (Key scale 0) changes the first word of a right answer.
+
+    Returns the number of rightly begun answers as ``questions``, and the share of them that turn, for each layer
+    alone (``0``, ``1``, ...) and for ``all`` layers at once. V-sinks by the default criteria.
+    """
+    settings = {str(layer): [layer] for layer in range(vlm.num_layers)} | {"all": list(range(vlm.num_layers))}
+    turned, right = Counter[str](), 0
+    for scene, asked in tqdm(data, desc="gates"):
+        image = scene.render()
+        for question in asked:
+            prompt = vlm.prompt(image, question.question)
+            sinks = find_sinks(vlm, prompt)
+            word = vlm.predict(prompt).next_token[0][0]
+            if word != question.answer.split()[0]:
+                continue
+            right += 1
+            for name, layers in settings.items():
+                gates = Gates.ones(vlm).set("v_sink", 0.0, layers)
+                turned[name] += vlm.predict(prompt, gates, sinks).next_token[0][0] != word
+    return {"questions": right} | {name: turned[name] / max(right, 1) for name in settings}
+
+
 def main(
     model: Annotated[Path, typer.Option(help="Folder of the model; the card is written into it.")] = DEMO,
     scenes: Annotated[int, typer.Option(help="Held-out scenes for accuracy.")] = 2000,
-    sink_images: Annotated[int, typer.Option(help="Held-out scenes for sinks.")] = 200,
+    sink_images: Annotated[int, typer.Option(help="Held-out scenes for sinks and for gating them.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the held-out scenes.")] = 1,
     history: Annotated[Path | None, typer.Option(help="history.jsonl of the training run, for the card.")] = None,
     note: Annotated[str, typer.Option(help="What else the card should say of the training.")] = "",
@@ -153,6 +177,7 @@ def main(
         "kinds": {kind: vars(score) for kind, score in scores.items()},
         "sink_images": sink_images,
         "sinks": {name: vars(score) for name, score in sink_scores(vlm, data[:sink_images]).items()},
+        "turned": turned_answers(vlm, data[:sink_images]),
         "parameters": vlm.model.num_parameters(),
         "training": _last_steps(history) if history else _known(model).get("training", []),
         "note": note or _known(model).get("note", ""),
