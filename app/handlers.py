@@ -60,7 +60,7 @@ class Handlers:
             return session, SKIP, SKIP, SKIP, SKIP, calm("The picture was taken away; what you see is still about it.")
         try:
             image = open_picture(picture)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return session, session.shown, SKIP, SKIP, SKIP, fault(error)
         session.image, session.shown, session.scene = image, picture, None
         session.examples = [(text, None) for text in PLAIN_QUESTIONS]
@@ -81,7 +81,7 @@ class Handlers:
                 self.frame(session, lens),
                 calm(session.notice),
             )
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return session, SKIP, SKIP, SKIP, SKIP, fault(error)
 
     def pick_question(self, session: Session | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
@@ -107,14 +107,14 @@ class Handlers:
                 return SKIP, SKIP
             self.desk.turn(session, gates)
             return self.frame(session, lens), calm(session.notice)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return SKIP, fault(error)
 
     def look(self, session: Session | None, lens: Any) -> tuple[Any, Any]:
         """Another layer, head or query: nothing runs, what is there is drawn; returns frame and status."""
         try:
             return self.frame(_awake(session), lens), SKIP
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return SKIP, fault(error)
 
     def tell(self, session: Session | None, mixer: Any, lens: Any) -> Iterator[tuple[Any, ...]]:
@@ -140,7 +140,7 @@ class Handlers:
             text = gates.to_json()
             yield done, shown, chart, SKIP if text == session.gates_text else text, SKIP
             session.gates_text = text
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             yield SKIP, SKIP, SKIP, SKIP, fault(error)
 
     def apply_gates(self, session: Session | None, text: str, lens: Any) -> tuple[Any, Any, Any]:
@@ -151,7 +151,7 @@ class Handlers:
             value = mixer_value(gates)
             self.desk.turn(session, gates)
             return value, self.frame(session, lens), calm("These gates are now on the mixer.")
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return SKIP, SKIP, fault(error)
 
     def read_file(self, path: str | None) -> str:

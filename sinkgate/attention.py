@@ -88,8 +88,7 @@ class _Call:
         if (
             old is None
             or old.numel() < key.numel()
-            or old.dtype != key.dtype
-            or old.is_inference() != key.is_inference()
+            or (old.dtype, old.device, old.is_inference()) != (key.dtype, key.device, key.is_inference())
         ):
             self.scratch = torch.empty(key.numel() * 5 // 4, dtype=key.dtype, device=key.device)
         return self.scratch
@@ -106,6 +105,7 @@ class _Tap:
         assert self.scales is not None
         keys = key.shape[2]
         first = max(0, (self.call.seen or keys) - keys)
+        self.scales = self.scales.to(key.device)  # layers may lie on several devices
         if self.scales.shape[1] < first + keys:  # room for many tokens at once: decoding asks again and again
             self.scales = nn.functional.pad(self.scales, (0, first + keys), value=1.0)
         out = None if self.scales.requires_grad else self.call.memory_for(key)

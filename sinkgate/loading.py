@@ -84,7 +84,7 @@ def check_model(vlm: VLM) -> None:
     plain = vlm.predict(prompt)
     if len(plain.attention) != vlm.num_layers:
         raise UnsupportedModelError(f"{vlm.name}: attention seen in {len(plain.attention)} of {vlm.num_layers} layers")
-    if not torch.allclose(plain.attention.sum(-1), torch.ones(()), atol=1e-3):
+    if not torch.allclose(plain.attention.sum(-1).float(), torch.ones(()), atol=1e-3):
         raise UnsupportedModelError(f"{vlm.name}: attention rows do not sum to one")
     seen = vlm.observe(prompt)
     everything = classify(seen, prompt.grid, v_sink="norm", l_sink="norm")
@@ -94,10 +94,11 @@ def check_model(vlm: VLM) -> None:
 
 
 def token_of_patch(vlm: VLM, prompt: Prompt) -> Tensor:
-    """Which visual token each patch feeds, measured by two gradients of the projected image.
+    """Which visual token each patch feeds, measured by gradients of the projected image.
 
-    With random r, g1 is the gradient of sum_k r.token_k and g2 that of sum_k (k+1) r.token_k with respect to the
-    encoder's output; g2 / g1 - 1 is k. -1: the patch feeds no token or several.
+    The gradient of sum_k r.token_k, with random r, is spread over the patches that feed any token; the same sum over
+    only those k whose binary digit i is 1 gives either that gradient again or zero: digit i of the patch's token.
+    Zeros and ones survive any dtype. -1: the patch feeds no token, or several.
 
     Shapes: -> (V,) int64.
     """
@@ -117,13 +118,17 @@ def token_of_patch(vlm: VLM, prompt: Prompt) -> Tensor:
             hook.remove()
         weights = torch.randn(tokens.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.double)
         each = tokens @ weights.to(tokens.device)
-        order = torch.arange(1, len(each) + 1, device=each.device)
-        plain = torch.autograd.grad(each.sum(), leaves[0], retain_graph=True)[0].double()
-        counted = torch.autograd.grad((order * each).sum(), leaves[0])[0].double()
-    ratio = (counted * plain).sum(-1)[0] / plain.square().sum(-1)[0].clamp_min(1e-300)
-    index = ratio.round()
-    clean = ((counted - index[:, None] * plain).abs().amax((0, -1)) <= 1e-2 * counted.abs().amax((0, -1))) & (index > 0)
-    found = torch.where(clean, index - 1, -1).long().cpu()
+        number = torch.arange(len(each), device=each.device)
+        plain = torch.autograd.grad(each.sum(), leaves[0], retain_graph=True)[0][0].double()
+        found = torch.zeros(len(plain), dtype=torch.long, device=plain.device)
+        clean = plain.abs().amax(-1) > 0
+        for digit in range(max(1, (len(each) - 1).bit_length())):
+            chosen = (number >> digit & 1).double()
+            part = torch.autograd.grad((chosen * each).sum(), leaves[0], retain_graph=True)[0][0].double()
+            one = (part * plain).sum(-1) > 0.5 * plain.square().sum(-1)
+            clean &= (part - one[:, None] * plain).abs().amax(-1) <= 1e-2 * plain.abs().amax(-1)
+            found += one.long() << digit
+    found = torch.where(clean, found, -1).cpu()
     return found[1:] if vlm.has_cls else found
 
 

@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 import threading
+from random import Random
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformers import AttentionInterface, LlavaConfig, MistralConfig, Pixtral
 
 import sinkgate as sg
 from sinkgate.attention import model_lock
+from sinkgate.demo.scenes import Scene
 from sinkgate.loading import check_model, token_of_patch
 
 QUESTION = "What color is the circle?"
@@ -356,6 +358,22 @@ def test_eager_models_work_too():
     sdpa = sg.load(tiny_llava("clip"))
     expected = sdpa.predict(sdpa.prompt(noise_image(3), QUESTION), gates, sinks)
     assert torch.allclose(vlm.predict(prompt, gates, sinks).probabilities, expected.probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-5), ("float16", 0.01), ("bfloat16", 0.05)])
+def test_every_dtype_passes_its_checks_and_is_gated_alike(demo, dtype, tolerance):
+    other = sg.load("demo", dtype=dtype)
+    assert str(other.model.dtype) == f"torch.{dtype}"
+    image, gates = Scene.random(Random(219)).render(), sg.Gates.ones(demo).set("v_sink", 0.0, layers=5)
+    prompt = demo.prompt(image, "What is the size of the blue triangle?")
+    sinks = some_sinks(demo, prompt)  # the same tokens for both: near a threshold, rounding decides who is a sink
+    same = other.prompt(image, prompt.question)
+    assert torch.equal(token_of_patch(other, same), torch.arange(64))
+    expected, got = demo.predict(prompt, gates, sinks), other.predict(same, gates, sinks)
+    assert (expected.probabilities - got.probabilities).abs().max() < tolerance
+    assert torch.allclose(got.attention.sum(-1).float(), torch.ones(()), atol=1e-3)
+    assert other.answer(same, gates, sinks).text == demo.answer(prompt, gates, sinks).text
+    assert "V-sink" in sg.find_sinks(other, same).summary()
 
 
 def test_locks_do_not_keep_models_alive():
