@@ -6,6 +6,10 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -25,13 +29,23 @@ def main() -> None:
         sys.exit(f"{options.model}: {error}")
 
     from live import Desk
-    from page import build_page, theme
+    from page import build_page
 
     page = build_page(Desk(vlm))
     page.queue(max_size=64)
+    try:
+        launch(page, options.host, options.port)
+    except OSError as error:  # the port is taken, or the address is not this machine's
+        sys.exit(f"http://{options.host}:{options.port} cannot be served: {error}")
+
+
+def launch(page: gr.Blocks, host: str, port: int) -> None:
+    """Serve the page to this machine's visitors until interrupted."""
+    from page import theme
+
     page.launch(
-        server_name=options.host,
-        server_port=options.port,
+        server_name=host,
+        server_port=port,
         share=False,
         allowed_paths=[],
         max_file_size="20mb",
@@ -57,7 +71,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Ask a vision-language model, move its sinks, watch what changes.")
     parser.add_argument("--model", default="demo", help="demo, a Hub id or a folder (default: %(default)s)")
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
-    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
+    parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", "7860"))
     return parser.parse_args()
 
 

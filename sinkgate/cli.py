@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
-import runpy
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -175,8 +175,8 @@ def app(
             "the app lives in the repository, not in the package: clone it and run `python app/main.py`"
         )
     options = {"--model": model, "--host": host, "--port": port}
-    sys.argv = [str(script), *(str(part) for pair in options.items() if pair[1] is not None for part in pair)]
-    runpy.run_path(str(script), run_name="__main__")
+    given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    os.execv(sys.executable, [sys.executable, str(script), *given])
 
 
 def main() -> None:

@@ -1,153 +1,21 @@
-"""The app as its users meet it: a real process, a real browser."""
+"""One app and one browser for all tests, one page for each."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from visitor import Tab, chromium, running_app
 
 import sinkgate as sg
 from sinkgate.demo.scenes import Scene
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
-
-ROOT = Path(__file__).parents[2]
-CHROMIUM = os.environ.get("SINKGATE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-CHROMIUM_OPTIONS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-START_SECONDS = 180
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def running_app(*options: str) -> Iterator[str]:
-    """``python app/main.py`` as a process of its own; gives its address once it listens."""
-    port = free_port()
-    command = [sys.executable, "app/main.py", "--port", str(port), *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                raise RuntimeError(f"the app did not start: {process.communicate()[1][-2000:]}")
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        try:
-            process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """A headless Chromium: the system's where there is one, else playwright's own."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
-        yield browser
-        browser.close()
-
-
-class Tab:
-    """One visitor's page, with the questions that the tests ask of it."""
-
-    def __init__(self, page: Page, address: str) -> None:
-        self.page = page
-        self.errors: list[str] = []
-        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.goto(address)
-        self.settle()
-
-    def settle(self) -> dict[str, Any]:
-        """Wait until both answers are written for the setting on the mixer; gives the frame drawn then."""
-        self.page.wait_for_function("document.querySelector('#answers [data-done]')?.dataset.done === 'true'")
-        self.page.wait_for_function(
-            """() => {
-              const frame = document.querySelector('#maps [data-tick]')?.frame;
-              if (!frame) return false;
-              return [...document.querySelectorAll('#mixer .fader')].every((fader) => fader.dataset.layer === '-1' ||
-                Math.abs(frame.gates[fader.dataset.group][fader.dataset.layer] - fader.ariaValueNow) < 1e-9);
-            }"""
-        )
-        return self.frame()
-
-    def frame(self) -> dict[str, Any]:
-        """The frame that is drawn now."""
-        return self.page.evaluate("document.querySelector('#maps [data-tick]').frame")
-
-    def fader(self, layer: int, group: str = "v_sink") -> Locator:
-        """A fader of the mixer; layer -1 is the master."""
-        return self.page.locator(f"#mixer .fader.{group}[data-layer='{layer}']")
-
-    def scale(self, layer: int, group: str = "v_sink") -> float:
-        """What a fader shows."""
-        return float(self.fader(layer, group).get_attribute("aria-valuenow") or "nan")
-
-    def pixels(self, side: str) -> str:
-        """What the canvas of a map really shows."""
-        return self.page.evaluate(f"document.querySelector('#maps canvas.{side}').toDataURL()")
-
-    def status(self) -> str:
-        """The sentence in the status line."""
-        return self.page.locator("#status .status").text_content() or ""
-
-    def answers(self) -> tuple[str, str]:
-        """Unchanged and gated answer."""
-        texts = self.page.locator("#answers .answer p").all_text_contents()
-        return " ".join(texts[0].split()), " ".join(texts[1].split())
-
-    def upload(self, path: Path) -> None:
-        """Give the picture box another file."""
-        if not self.page.locator("#picture input[type=file]").count():
-            self.page.get_by_label("Remove Image").click()
-        self.page.locator("#picture input[type=file]").set_input_files(path)
-
-    def ask(self, question: str) -> None:
-        """Type a question and press Ask."""
-        self.page.locator("#question textarea").fill(question)
-        self.page.locator("#ask").click()
-
-    def drag(self, layer: int, to: float, group: str = "v_sink", ticks: int = 10, seconds: float = 0.2) -> None:
-        """Pull a fader with the mouse from where it stands to a scale."""
-        box = self.fader(layer, group).bounding_box()
-        assert box
-        x = box["x"] + box["width"] / 2
-        start = self.scale(layer, group)
-        self.page.mouse.move(x, box["y"] + box["height"] * (1 - start / 2))
-        self.page.mouse.down()
-        begin = time.monotonic()
-        for tick in range(1, ticks + 1):
-            scale = start + (to - start) * tick / ticks
-            self.page.mouse.move(x, box["y"] + box["height"] * (1 - scale / 2))
-            time.sleep(max(0.0, begin + seconds * tick / ticks - time.monotonic()))
-        self.page.mouse.up()
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from conftest import Tab, chromium, running_app
 from playwright.sync_api import ViewportSize
+from visitor import Tab, chromium, running_app
 
 
 def main() -> None:

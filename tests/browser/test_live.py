@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import gradio as gr
 import pytest
 from handlers import Handlers
 from live import KEPT_CASES, Desk, Session
+from visitor import ROOT, running_app
 
 import sinkgate as sg
 
@@ -117,3 +121,22 @@ def test_the_endpoint_for_programs(address: str, vlm: sg.VLM, picture: Path) -> 
         with pytest.raises(AppError) as error:
             client.predict(handle_file(picture), *arguments, api_name="/answer")
         assert len(str(error.value)) > 15 and "Traceback" not in str(error.value)
+
+
+def test_the_command_line_starts_the_same_page() -> None:
+    with running_app(start=("-m", "sinkgate.cli", "app")) as address, urlopen(address) as page:
+        assert b"sinkgate" in page.read()
+
+
+def test_a_port_that_is_taken_is_one_sentence(address: str) -> None:
+    port = address.rsplit(":", 1)[1]
+    done = subprocess.run(
+        [sys.executable, "app/main.py", "--port", port],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert done.returncode == 1
+    assert f"http://127.0.0.1:{port} cannot be served" in done.stderr and "Traceback" not in done.stderr
