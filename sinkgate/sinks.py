@@ -81,7 +81,8 @@ class SinkMap:
                 f"L-sinks in layers {_ranges(layers)}, at most {most} in one ({self.l_verdict.criterion}{_dimension_list(self.l_verdict)})."
             )
         else:
-            sentences.append(f"No L-sinks ({self.l_verdict.criterion}).")
+            beside = " beside the V-sinks" if self.l_verdict.found else ""
+            sentences.append(f"No L-sinks{beside} ({self.l_verdict.criterion}).")
         if self.v_sink.any():
             sentences.append(
                 f"The V-sinks receive {self.encoder_share[self.v_sink].mean():.1f} times the median attention in the encoder"
