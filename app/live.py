@@ -12,6 +12,7 @@ import binascii
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,24 +172,17 @@ class Desk:
                 _, oldest = self._recent.popitem(last=False)
                 oldest.case = None
 
-    def _counted(self) -> _Counted:
-        return _Counted(self, self._count)
-
-
-class _Counted:
-    """Counts the fast runs under way."""
-
-    def __init__(self, desk: Desk, lock: threading.Lock) -> None:
-        self.desk, self.lock = desk, lock
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.desk.fast_running += 1
-            self.desk.fast_peak = max(self.desk.fast_peak, self.desk.fast_running)
-
-    def __exit__(self, *exc: object) -> None:
-        with self.lock:
-            self.desk.fast_running -= 1
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Counts the fast runs under way."""
+        with self._count:
+            self.fast_running += 1
+            self.fast_peak = max(self.fast_peak, self.fast_running)
+        try:
+            yield
+        finally:
+            with self._count:
+                self.fast_running -= 1
 
 
 class _Run:

@@ -146,19 +146,22 @@ def attached(
         yield
         return
     names = {_implementation(module) for module in modules}
+    taps = {
+        module: _Tap(call, layer, key_scales[layer] if key_scales is not None and layer in active else None)
+        for layer, module in enumerate(modules)
+        if recorder is not None or layer in active
+    }
     with _registry_lock:
         if any(module in _taps for module in modules):
             raise RuntimeError(
                 "a gated or recorded call is already running on this model; leave its `with` block before starting another"
             )
-        for layer, module in enumerate(modules):
-            scales = key_scales[layer] if key_scales is not None and layer in active else None
-            if recorder is not None or scales is not None:
-                _taps[module] = _Tap(call, layer, scales)
-        for name in names:
-            _install(name)
+        _taps.update(taps)
     hook = None
     try:
+        with _registry_lock:
+            for name in names:
+                _install(name)
         if decoder is not None:
             hook = decoder.register_forward_pre_hook(_count_positions(call), with_kwargs=True)
         yield

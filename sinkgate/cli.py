@@ -83,12 +83,11 @@ def sinks(
     as_json: AsJson = False,
 ) -> None:
     """Say which visual tokens of an image are sinks, and why."""
-    from sinkgate.criteria import CRITERIA
+    from sinkgate.sinks import criterion
     from sinkgate.vlm import find_sinks
 
-    unknown = [name for name in (v_sink, l_sink) if name not in CRITERIA]
-    if unknown:
-        raise SinkgateError(f"no criterion is called {unknown[0]!r}; there are: {', '.join(CRITERIA)}")
+    for name in (v_sink, l_sink):
+        criterion(name)  # refuse a wrong name before the model is loaded
     vlm = _load(model, device, dtype)
     prompt = vlm.prompt(image, question)
     found = find_sinks(vlm, prompt, v_sink=v_sink, l_sink=l_sink)

@@ -232,6 +232,5 @@ def _to_float(value: float) -> float:
 
 
 def _short(column: Tensor) -> list[float]:
-    return [
-        float(str(value)) for value in column.numpy()
-    ]  # numpy prints the shortest digits that read back: 0.2 stays 0.2
+    # numpy prints the fewest digits that read back: 0.2 stays 0.2
+    return [float(str(value)) for value in column.numpy()]

@@ -32,7 +32,8 @@ def load(
     """A vision-language model, ready to be asked and gated.
 
     Args:
-        source: "demo", a Hub id, a folder, or (model, processor).
+        source: "demo", a Hub id, a folder, or (model, processor), which is taken as it is: the options from
+            ``device`` to ``trust_remote_code`` are for loading.
         device: where to put it; None takes a GPU when there is one.
         dtype: as transformers takes it; None is float32 for the demo, else what the weights were saved in.
         revision: branch, tag or commit on the Hub.

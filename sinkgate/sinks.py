@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sinkgate.criteria import CRITERIA, Criterion, Signals, Verdict, over_median
+from sinkgate.errors import SinkgateError
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Observation:
     """One prompt seen by the unmodified model: the raw material of every criterion.
 
     Shapes: features (V, E), the encoder's patch features before the projector; encoder_attention (V,), the
-    mean attention that a patch receives from all others in the feature layer; hidden (L, P, D) at the input of each LLM
+    mean attention that a patch receives over heads and all queries of the feature layer; hidden (L, P, D) at the input of each LLM
     layer; visual (V,) positions; attention (L, V), the mean over heads and the text queries after the image;
     value_norms (L, P), the mean over heads.
     """
@@ -124,7 +125,7 @@ def classify(
         l_sink: criterion for L-sinks.
 
     Raises:
-        ValueError: no criterion has that name.
+        SinkgateError: no criterion has that name.
     """
     encoder = Signals(seen.features[None], torch.arange(len(seen.features)), seen.encoder_attention[None])
     llm = Signals(seen.hidden, seen.visual, seen.attention)
@@ -144,11 +145,15 @@ def classify(
 
 
 def criterion(choice: str | Criterion) -> Criterion:
-    """A criterion by name, or the object itself."""
+    """A criterion by name, or the object itself.
+
+    Raises:
+        SinkgateError: no criterion has that name.
+    """
     if not isinstance(choice, str):
         return choice
     if choice not in CRITERIA:
-        raise ValueError(f"no criterion is called {choice!r}; there are: {', '.join(CRITERIA)}")
+        raise SinkgateError(f"no criterion is called {choice!r}; there are: {', '.join(CRITERIA)}")
     return CRITERIA[choice]
 
 

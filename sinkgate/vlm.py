@@ -363,7 +363,7 @@ def find_sinks(
         l_sink: criterion for L-sinks.
 
     Raises:
-        ValueError: no criterion has that name.
+        SinkgateError: no criterion has that name.
     """
     default = v_sink == "auto" and l_sink == "auto"
     if default and prompt.sinks is not None:

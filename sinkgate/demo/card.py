@@ -55,9 +55,7 @@ def card(report: dict[str, Any]) -> str:
         stages = "; ".join(
             f"{r['stage']} {r['step']:,} steps in {r['seconds'] / 60:.0f} minutes" for r in report["training"]
         )
-        parts.append(
-            f"\nTrained on two cores of a shared machine that did other work meanwhile: {stages}. {report['note']}\n"
-        )
+        parts.append(f"\nTraining took: {stages}. {report['note']}\n")
     parts.append(
         f"""
 ## Accuracy

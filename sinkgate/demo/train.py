@@ -2,8 +2,7 @@
 
 First the vision tower learns what is in a scene and under each patch, then tower, projector and
 LLM learn to answer together. Seeded, checkpointed and resumable: kill it and start it again with
-the same arguments. On CPU the weights are bf16 beside fp32 master copies, several times faster
-than fp32 or autocast at these sizes.
+the same arguments. The weights are bf16 beside fp32 master copies.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ class Answerer(nn.Module):
         self.model.set_attn_implementation("eager")
 
     def loss(self, stream: str, batch: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss and the share of exactly right answers on a fresh batch of a stream."""
+        """Loss and the share of right answer tokens on a fresh batch of a stream."""
         device = self.model.device
         scenes, rng = scenes_for(stream, batch)
         asked = [draw_questions(scene, rng, self.questions) for scene in scenes]

@@ -22,7 +22,6 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure, and print a table or JSON."""
-    torch.set_num_threads(torch.get_num_threads())
     rows: list[dict[str, Any]] = []
     for name in only or SUITES:
         rows += SUITES[name](rounds=rounds)

@@ -40,6 +40,10 @@ class Bench:
         self.scales = torch.ones(len(self.modules), 1, self.ids.shape[1])
         self.scales[:, :, :visual] = 0.5
 
+    def use(self, implementation: str) -> None:
+        """Put the LLM on an attention implementation."""
+        self.model.set_attn_implementation({"text_config": implementation})
+
     def attach(self, variant: str) -> Any:
         """The block of a variant; every layer is gated, every layer's last row recorded."""
         return attached(
@@ -63,6 +67,7 @@ class Bench:
         """Seconds of a few decode steps, the prefill not counted."""
 
         def run() -> float:
+            self.use("sdpa")
             with torch.no_grad(), self.attach(variant):
                 out = self.model(
                     input_ids=self.ids, mm_encoder_outputs=dict(self.encoded), use_cache=True, logits_to_keep=1
@@ -136,8 +141,7 @@ def timed(bench: Bench, variant: str) -> Callable[[], float]:
     """Seconds of one prefill."""
 
     def run() -> float:
-        implementation = "eager" if variant == "eager rows" else "sdpa"
-        bench.model.set_attn_implementation({"text_config": implementation})
+        bench.use("eager" if variant == "eager rows" else "sdpa")
         start = time.perf_counter()
         bench.prefill(variant)
         return time.perf_counter() - start
@@ -165,7 +169,7 @@ def extra_memory(variant: str) -> float:
 def _extra_memory(variant: str) -> float:
     bench = Bench("half")
     if variant == "eager rows":
-        bench.model.set_attn_implementation({"text_config": "eager"})
+        bench.use("eager")
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")  # Linux: start the peak afresh, below what building the model took
