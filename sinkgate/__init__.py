@@ -2,7 +2,7 @@
 
 from sinkgate.attention import Recorder, attached
 from sinkgate.criteria import CRITERIA, discover_dimensions
-from sinkgate.errors import GateError, ImageError, PromptError, SinkgateError, UnsupportedModelError
+from sinkgate.errors import GateError, ImageError, PromptError, SceneError, SinkgateError, UnsupportedModelError
 from sinkgate.gates import PRESETS, Gates
 from sinkgate.images import open_image
 from sinkgate.loading import load
@@ -22,6 +22,7 @@ __all__ = [
     "Prompt",
     "PromptError",
     "Recorder",
+    "SceneError",
     "SinkMap",
     "SinkgateError",
     "Trace",

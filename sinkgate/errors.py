@@ -13,6 +13,10 @@ class PromptError(SinkgateError):
     """A question that cannot be asked."""
 
 
+class SceneError(SinkgateError):
+    """Data that describe no scene of the demo world."""
+
+
 class GateError(SinkgateError):
     """Scales that are no valid gates, or not for this model."""
 

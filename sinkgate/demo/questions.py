@@ -141,7 +141,7 @@ def _size(scene: Scene, rng: Random) -> Asked:
 
 def _place(scene: Scene, rng: Random) -> Asked:
     found = _refer(scene, rng, ("size", "color", "shape"))
-    if not found:
+    if not found or not found[0].in_corner:
         return None
     item, name = found
     text = rng.choice(("Where is the {}?", "In which corner is the {}?", "Which part of the picture is the {} in?"))

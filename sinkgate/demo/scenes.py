@@ -7,11 +7,16 @@ are fractions of the picture's side, so that one scene renders at any size.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from random import Random
+from reprlib import repr as short
 from typing import Any
 
 from PIL import Image, ImageDraw
+
+from sinkgate.errors import SceneError
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = {
@@ -30,8 +35,11 @@ BACKGROUNDS = {
     "brown": (110, 84, 62),
 }
 MAX_OBJECTS = 5
+GAP = 2 / 64  # between the bounding boxes of two objects
+MARGIN = 1 / 64  # between a bounding box and the picture's edge
 
-_GAP = 2 / 64  # between the bounding boxes of two objects
+_SLACK = 1e-4  # what rounding may take from a gap or a margin
+_SQUARE, _TRIANGLE, _ARM = 0.88, 2 / math.sqrt(3), 0.36  # half widths, in radii
 _MIDLINE = 3 / 64  # no centre lies nearer than this to a midline, so that corners are unambiguous
 
 
@@ -54,6 +62,11 @@ class SceneObject:
     def place(self) -> str:
         """The corner of the picture that holds the centre, such as ``top left``."""
         return f"{'top' if self.y < 0.5 else 'bottom'} {'left' if self.x < 0.5 else 'right'}"
+
+    @property
+    def in_corner(self) -> bool:
+        """Whether ``place`` is beyond doubt: in a random scene always, in an edited one off the midlines."""
+        return min(abs(self.x - 0.5), abs(self.y - 0.5)) >= _MIDLINE
 
     def covers(self, x: float, y: float) -> bool:
         """Whether the object's bounding box holds the point (x, y)."""
@@ -83,6 +96,31 @@ class Scene:
                 if len(objects) == count:
                     return cls(rng.choice(list(BACKGROUNDS)), tuple(objects))
 
+    @classmethod
+    def from_dict(cls, value: Any) -> Scene:
+        """The scene of which ``value`` is the `to_dict`; raises `sinkgate.SceneError` for anything else.
+
+        Made for values from anywhere, such as a browser. Gaps and margins are those of random scenes; only
+        the midlines of the picture are free to stand on.
+        """
+        if not isinstance(value, Mapping):
+            raise SceneError(f"A scene is a background and a list of objects, but this is {short(value)}: send both.")
+        background = _known("The background", value.get("background"), BACKGROUNDS)
+        items = value.get("objects")
+        if not isinstance(items, (list, tuple)) or not 1 <= len(items) <= MAX_OBJECTS:
+            found = f"{len(items)}" if isinstance(items, (list, tuple)) else short(items)
+            raise SceneError(
+                f"A scene holds 1 to {MAX_OBJECTS} objects, but this one holds {found}: add or remove some."
+            )
+        objects = tuple(_read_object(f"Object {number}", item) for number, item in enumerate(items, 1))
+        for a, b in combinations(objects, 2):
+            if not _apart(a, b, _SLACK):
+                raise SceneError(
+                    f"The {a.size} {a.color} {a.shape} at ({a.x:.2f}, {a.y:.2f}) and the {b.size} {b.color} {b.shape} at "
+                    f"({b.x:.2f}, {b.y:.2f}) are nearer than {GAP:.3f} to each other: move one of them away."
+                )
+        return cls(background, objects)
+
     def render(self, size: int = 448) -> Image.Image:
         """Draw the scene as an RGB picture of ``size`` x ``size`` pixels, with smooth edges."""
         scale = 2 * size
@@ -99,7 +137,7 @@ class Scene:
 
 def _random_object(rng: Random, palette: list[str]) -> SceneObject:
     size = rng.choice(list(SIZES))
-    low, high = SIZES[size] + 1 / 64, 1 - SIZES[size] - 1 / 64
+    low, high = SIZES[size] + MARGIN, 1 - SIZES[size] - MARGIN
 
     def coordinate() -> float:
         while True:
@@ -110,8 +148,42 @@ def _random_object(rng: Random, palette: list[str]) -> SceneObject:
     return SceneObject(rng.choice(SHAPES), rng.choice(palette), size, coordinate(), coordinate())
 
 
-def _apart(a: SceneObject, b: SceneObject) -> bool:
-    return max(abs(a.x - b.x), abs(a.y - b.y)) >= a.radius + b.radius + _GAP
+def _apart(a: SceneObject, b: SceneObject, slack: float = 0.0) -> bool:
+    return max(abs(a.x - b.x), abs(a.y - b.y)) >= a.radius + b.radius + GAP - slack
+
+
+def _read_object(name: str, value: Any) -> SceneObject:
+    if not isinstance(value, Mapping):
+        raise SceneError(f"{name} must have a shape, color, size, x and y, but it is {short(value)}: send all five.")
+    shape = _known(f"{name}'s shape", value.get("shape"), SHAPES)
+    color = _known(f"{name}'s color", value.get("color"), COLORS)
+    size = _known(f"{name}'s size", value.get("size"), SIZES)
+    low, high = SIZES[size] + MARGIN, 1 - SIZES[size] - MARGIN
+    for axis in ("x", "y"):
+        at = value.get(axis)
+        if isinstance(at, bool) or not isinstance(at, (int, float)) or not low - _SLACK <= at <= high + _SLACK:
+            raise SceneError(
+                f"{name} is {size} and its {axis} is {short(at)}, not a number from {low:.3f} to {high:.3f}: "
+                "move it into the picture."
+            )
+    return SceneObject(shape, color, size, float(value["x"]), float(value["y"]))
+
+
+def _known(name: str, value: Any, choices: Iterable[str]) -> str:
+    if isinstance(value, str) and value in choices:
+        return value
+    raise SceneError(f"{name} is {short(value)}: choose one of {', '.join(choices)}.")
+
+
+def outline(shape: str) -> str:
+    """The path of an SVG that draws a shape as `Scene.render` does, about the origin and in radii."""
+    s, t, a = _SQUARE, _TRIANGLE, _ARM
+    return {
+        "circle": "M-1 0a1 1 0 1 0 2 0a1 1 0 1 0 -2 0z",
+        "square": f"M{-s} {-s}H{s}V{s}H{-s}z",
+        "triangle": f"M0 -1L{t} 1H{-t}z",
+        "cross": f"M{-a} -1H{a}V{-a}H1V{a}H{a}V1H{-a}V{a}H-1V{-a}H{-a}z",
+    }[shape]
 
 
 def _draw_object(draw: ImageDraw.ImageDraw, item: SceneObject, scale: int) -> None:
@@ -120,13 +192,13 @@ def _draw_object(draw: ImageDraw.ImageDraw, item: SceneObject, scale: int) -> No
     if item.shape == "circle":
         draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
     elif item.shape == "square":
-        side = r * 0.88  # about the area of the circle, so that size is not read off the fill
+        side = r * _SQUARE  # about the area of the circle, so that size is not read off the fill
         draw.rectangle((x - side, y - side, x + side, y + side), fill=fill)
     elif item.shape == "triangle":
-        half = r * 2 / math.sqrt(3)
+        half = r * _TRIANGLE
         draw.polygon([(x, y - r), (x - half, y + r), (x + half, y + r)], fill=fill)
     elif item.shape == "cross":
-        arm = r * 0.36
+        arm = r * _ARM
         draw.rectangle((x - arm, y - r, x + arm, y + r), fill=fill)
         draw.rectangle((x - r, y - arm, x + r, y + arm), fill=fill)
     else:

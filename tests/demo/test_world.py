@@ -1,6 +1,7 @@
 """Scenes and questions: the truth is the truth, checked by reading the question back."""
 
 import json
+import math
 import re
 from collections import Counter
 from random import Random
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from sinkgate.demo.build import UNK, build_tokenizer
 from sinkgate.demo.questions import DESCRIBE, KINDS, ask, ask_all, describe
-from sinkgate.demo.scenes import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES, SIZES, Scene
+from sinkgate.demo.scenes import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES, SIZES, Scene, SceneObject
+from sinkgate.errors import SceneError
 
 seeds = st.integers(0, 10**9)
 
@@ -47,6 +49,57 @@ def test_the_same_seed_gives_the_same_scene_and_json_holds_it():
     assert json.loads(json.dumps(a.to_dict()))["objects"][0]["shape"] in SHAPES
 
 
+@settings(max_examples=150, deadline=None)
+@given(seeds)
+def test_a_scene_comes_back_from_its_data(seed):
+    scene = Scene.random(Random(seed))
+    assert Scene.from_dict(scene.to_dict()) == scene
+    assert Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
+    assert all(item.in_corner for item in scene.objects)
+
+
+GOOD = {"shape": "circle", "color": "red", "size": "large", "x": 0.25, "y": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"shape": "star"}, "'star'"), ({"shape": ["circle"]}, "shape"), ({"color": None}, "None"), ({"size": 3}, "3"),
+        ({"color": "pink" * 10_000}, "choose"), ({"x": 0.1}, "0.203"), ({"y": 0.9}, "0.797"), ({"x": "0.5"}, "'0.5'"),
+        ({"x": True}, "True"), ({"x": None}, "None"), ({"y": math.nan}, "nan"), ({"y": -math.inf}, "inf"),
+        ({"x": 10**400}, "into the picture"),
+    ],
+)  # fmt: skip
+def test_an_impossible_object_gets_a_sentence(change, named):
+    scene = {"background": "gray", "objects": [{**GOOD, "x": 0.75}, GOOD]}
+    assert len(Scene.from_dict(scene).objects) == 2
+    with pytest.raises(SceneError, match="Object 2") as error:
+        Scene.from_dict({**scene, "objects": [scene["objects"][0], {**GOOD, **change}]})
+    assert named in str(error.value) and len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("scene", "named"),
+    [
+        (None, "None"), ("scene", "'scene'"), ({}, "background"), ({"background": "pink", "objects": [GOOD]}, "'pink'"),
+        ({"background": "gray"}, "1 to 5"), ({"background": "gray", "objects": []}, "0"),
+        ({"background": "gray", "objects": [GOOD] * 6}, "6"), ({"background": "gray", "objects": "circle"}, "'circle'"),
+        ({"background": "gray", "objects": [7]}, "Object 1"), ({"background": "gray", "objects": [GOOD] * 2}, "move"),
+        ({"background": "gray", "objects": [GOOD, {**GOOD, "x": 0.64}]}, "nearer than 0.031"),
+    ],
+)  # fmt: skip
+def test_an_impossible_scene_gets_a_sentence(scene, named):
+    with pytest.raises(SceneError) as error:
+        Scene.from_dict(scene)
+    assert named in str(error.value)
+
+
+def test_on_a_midline_there_is_no_corner_to_ask_for():
+    for x, asked in ((0.25, True), (0.46, False), (0.54, False), (0.75, True)):
+        scene = Scene("white", (SceneObject("circle", "red", "small", x, 0.25),))
+        assert bool(ask(scene, "place", Random(0))) == asked
+
+
 def referred(scene, phrase):
     """All objects that fit a phrase such as "small red thing", read word by word."""
     fitting = list(scene.objects)
@@ -79,6 +132,9 @@ def test_answers_are_true(seed):
             assert answer == str(len(scene.objects))
         elif question.kind == "background":
             assert answer == scene.background
+        elif question.kind in ("colors", "shapes"):
+            named, attribute = answer.split(" and "), question.kind[:-1]
+            assert len(set(named)) == len(named) and set(named) == {getattr(o, attribute) for o in scene.objects}
         elif question.kind == "majority_color":
             counts = Counter(o.color for o in scene.objects)
             assert all(counts[answer] > counts[c] for c in counts if c != answer)
