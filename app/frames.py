@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from live import Case
+from live import Case, Told
 from PIL import Image
 
 import sinkgate as sg
@@ -44,14 +44,15 @@ class Lens:
         )
 
 
-def frame(case: Case, lens: Lens, sequence: int, peak: int) -> JSON:
-    """Everything that follows the faders: maps, markers, probabilities, shares."""
+def frame(case: Case, lens: Lens, peak: int) -> JSON:
+    """Everything that follows the faders and the scene: maps, markers, probabilities, shares."""
     hidden = (case.sinks.v_sink | case.sinks.l_sink[lens.layer]) if lens.hide else None
     before, after = (_map(trace, lens, hidden) for trace in (case.unchanged, case.gated))
     rows = {"unchanged": case.unchanged, "gated": case.gated}
     return {
         "tick": time.monotonic_ns() // 1000,  # rises: the page drops frames that arrive late
-        "sequence": sequence,
+        "began": case.began,
+        "sequence": case.sequence,
         "peak": peak,
         "lens": {"layer": lens.layer, "head": lens.head, "row": lens.row, "hide": lens.hide},
         "grid": list(case.prompt.grid),
@@ -72,18 +73,18 @@ def frame(case: Case, lens: Lens, sequence: int, peak: int) -> JSON:
     }
 
 
-def answers(unchanged: str, gated: str, sequence: int, done: bool) -> JSON:
+def answers(told: Told) -> JSON:
     """Both answers, word by word, with those that differ marked once the texts are whole."""
-    first, second = unchanged.split(), gated.split()
+    first, second = told.unchanged.split(), told.gated.split()
     changed: tuple[set[int], set[int]] = (set(), set())
-    if done:
+    if told.done:
         for kind, a, b, c, d in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
             if kind != "equal":
                 changed[0].update(range(a, b))
                 changed[1].update(range(c, d))
     return {
-        "sequence": sequence,
-        "done": done,
+        "sequence": told.sequence,
+        "done": told.done,
         "unchanged": [[word, index in changed[0]] for index, word in enumerate(first)],
         "gated": [[word, index in changed[1]] for index, word in enumerate(second)],
     }

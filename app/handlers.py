@@ -18,12 +18,15 @@ from live import MAX_NEW_TOKENS, Desk, Session, open_picture
 
 import sinkgate as sg
 from sinkgate.demo import questions
+from sinkgate.demo.questions import Question
 from sinkgate.demo.scenes import Scene
 from sinkgate.plots import shares_figure
 
-FIRST_SCENE, FIRST_KIND = 219, "size"  # seed and kind of the first question: one whose answer layer 5 can turn
+FIRST_SCENE = 219  # seed
+FIRST_KIND, FIRST_QUESTION = "size", "What is the size of the blue triangle?"  # one whose answer layer 5 can turn
 GALLERY = (219, 91, 11, 58, 103, 102)  # seeds
 SCENE_SIDE, CHART_HEIGHT = 448, 218  # pixels
+TRIES = 3000  # to ask again, about an edited scene, in the words that are on the page; one takes some 10 microseconds
 PLAIN_QUESTIONS = ("How many objects are there?", "What color is the background?", "What do you see?")
 SKIP = gr.skip()
 
@@ -35,21 +38,22 @@ class Handlers:
         self.desk = desk
         self.gallery = [image_url(random_scene(seed).render(SCENE_SIDE).resize((96, 96))) for seed in GALLERY]
 
-    # Each of the next five returns: session, picture, question, questions, frame, status.
+    # Each of the next six returns: session, picture, question, questions, frame, status; those that bring another
+    # picture, the composer too.
 
     def begin(self, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """A visitor arrives: a scene, its first question, the answer's first word."""
-        return self.show_scene(Session(), random_scene(FIRST_SCENE), mixer, lens, FIRST_KIND)
+        return self.show_scene(Session(), FIRST_SCENE, mixer, lens, (FIRST_KIND, FIRST_QUESTION))
 
     def new_scene(self, session: Session | None, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """A random scene takes the picture's place."""
-        return self.show_scene(session or Session(), Scene.random(random.Random()), mixer, lens)
+        return self.show_scene(session or Session(), random.getrandbits(32), mixer, lens)
 
     def pick_example(self, session: Session | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """A picture of the gallery takes the picture's place."""
         index = _choice(chosen, "picture")
         seed = GALLERY[index] if isinstance(index, int) and 0 <= index < len(GALLERY) else FIRST_SCENE
-        return self.show_scene(session or Session(), random_scene(seed), mixer, lens)
+        return self.show_scene(session or Session(), seed, mixer, lens)
 
     def new_picture(
         self, session: Session | None, picture: str | None, question: str, mixer: Any, lens: Any
@@ -57,14 +61,17 @@ class Handlers:
         """An uploaded, pasted or photographed picture; a broken one leaves the page as it was."""
         session = session or Session()
         if picture is None:
-            return session, SKIP, SKIP, SKIP, SKIP, calm("The picture was taken away; what you see is still about it.")
+            told = calm("The picture was taken away; what you see is still about it.")
+            return session, SKIP, SKIP, SKIP, SKIP, told, SKIP
         try:
             image = open_picture(picture)
         except Exception as error:
-            return session, session.shown, SKIP, SKIP, SKIP, fault(error)
+            return session, session.shown, SKIP, SKIP, SKIP, fault(error), SKIP
         session.image, session.shown, session.scene = image, picture, None
-        session.examples = [(text, None) for text in PLAIN_QUESTIONS]
-        return self.ask(session, question.strip() or PLAIN_QUESTIONS[0], mixer, lens)
+        session.pictures += 1
+        session.examples, session.kinds = [(text, None) for text in PLAIN_QUESTIONS], {}
+        asked = self.ask(session, question.strip() or PLAIN_QUESTIONS[0], mixer, lens)
+        return *asked, composer_value(session)
 
     def ask(self, session: Session | None, question: str, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """A question about the picture at hand."""
@@ -89,14 +96,43 @@ class Handlers:
         question = _choice(chosen, "question")
         return self.ask(session, question if isinstance(question, str) else "", mixer, lens)
 
-    def show_scene(self, session: Session, scene: Scene, mixer: Any, lens: Any, kind: str = "count") -> tuple[Any, ...]:
-        """Put a scene on the page and ask one of its questions."""
-        session.scene = scene
-        session.image = session.shown = scene.render(SCENE_SIDE)
-        asked = questions.ask_all(scene, random.Random(str(scene)))
-        session.examples = [(item.question, item.answer) for item in asked]
-        first = next((item for item in asked if item.kind == kind), asked[0])
-        return self.ask(session, first.question, mixer, lens)
+    def show_scene(
+        self, session: Session, seed: int, mixer: Any, lens: Any, first: tuple[str, str] = ("count", "")
+    ) -> tuple[Any, ...]:
+        """Put the scene of a seed on the page and ask its question of one kind, in these words where they can be."""
+        session.scene = random_scene(seed)
+        session.image = session.shown = session.scene.render(SCENE_SIDE)
+        session.pictures += 1
+        session.seed, session.kinds = seed, {}
+        kind, words = first
+        examples = show_examples(session, session.scene, kind, words)
+        chosen = next((item for item in examples if item.kind == kind), examples[0])
+        return *self.ask(session, chosen.question, mixer, lens), composer_value(session)
+
+    def edit_scene(self, session: Session | None, edited: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
+        """The scene as the composer has it, asked the same question; returns questions, frame, status, composer."""
+        try:
+            session = _awake(session)
+            gates = self.desk.read_gates(mixer)
+            if not session.admits_edit(*_edit(edited)):
+                return SKIP, SKIP, SKIP, SKIP
+            session.admits(_turn(mixer))
+            scene = Scene.from_dict(edited.get("scene"))
+            if scene == session.scene:
+                self.desk.turn(session, gates)
+                return SKIP, self.frame(session, lens), calm(session.notice), SKIP
+            image = scene.render(SCENE_SIDE)
+            self.desk.ask(session, session.question, gates, image)
+            session.scene, session.shown = scene, image
+            show_examples(session, scene, session.kinds.get(session.question), session.question)
+            return self.questions_value(session), self.frame(session, lens), calm(session.notice), SKIP
+        except Exception as error:
+            return SKIP, SKIP, fault(error), composer_value(session) if session else SKIP
+
+    def place_scene(self, session: Session | None, edited: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
+        """The scene when the hand lets go: as `edit_scene`, with the picture before the rest."""
+        rest = self.edit_scene(session, edited, mixer, lens)
+        return session.shown if session else SKIP, *rest
 
     def turn(self, session: Session | None, mixer: Any, lens: Any) -> tuple[Any, Any]:
         """The fast tier; returns frame and status."""
@@ -125,20 +161,19 @@ class Handlers:
             if not session.admits(_turn(mixer)):
                 return
             first = True
-            for unchanged, gated, case in self.desk.tell(session, gates):
-                if case.gated_done:
+            for told in self.desk.tell(session, gates):
+                if told.done:
                     break
                 newest = self.frame(session, lens) if first else SKIP
                 first = False
-                yield answers(unchanged, gated, session.sequence, done=False), newest, SKIP, SKIP, SKIP
+                yield answers(told), newest, SKIP, SKIP, SKIP
             else:
                 return  # something newer began
             shown = self.frame(session, lens)
             shares = shown["shares"]
             chart = shares_figure(shares["unchanged"], None if gates.is_identity else shares["gated"], CHART_HEIGHT)
-            done = answers(unchanged, gated, session.sequence, done=True)
             text = gates.to_json()
-            yield done, shown, chart, SKIP if text == session.gates_text else text, SKIP
+            yield answers(told), shown, chart, SKIP if text == session.gates_text else text, SKIP
             session.gates_text = text
         except Exception as error:
             yield SKIP, SKIP, SKIP, SKIP, fault(error)
@@ -186,7 +221,7 @@ class Handlers:
         case = session.case
         if case is None:
             raise sg.PromptError("Ask a question first.")
-        return frame(case, Lens.read(lens, self.desk.vlm), session.sequence, self.desk.fast_peak)
+        return frame(case, Lens.read(lens, self.desk.vlm), self.desk.fast_peak)
 
     def questions_value(self, session: Session) -> JSON:
         """Gallery, example questions, truth and the picture under the maps."""
@@ -197,13 +232,43 @@ class Handlers:
             "asked": session.question,
             "truth": f"{questions.describe(session.scene)}." if session.scene else "",
             "view": view_url(case) if case else "",
-            "view_id": session.sequence,
+            "view_id": case.began if case else 0,
         }
 
 
 def random_scene(seed: int) -> Scene:
     """The scene that belongs to a seed."""
     return Scene.random(random.Random(seed))
+
+
+def show_examples(session: Session, scene: Scene, kind: str | None, words: str) -> list[Question]:
+    """Put a scene's example questions into the session: one of every kind that it allows.
+
+    Each kind has a random stream of its own, so that an edit changes no other wording than it must; the question
+    of ``kind`` is asked in these words as long as the scene allows it.
+    """
+    asked = [ask_again(scene, session.seed, name, words if name == kind else "") for name in questions.KINDS]
+    asked = [item for item in asked if item]
+    session.examples = [(item.question, item.answer) for item in asked]
+    session.kinds = {item.question: item.kind for item in asked} | ({words: kind} if kind else {})
+    return asked
+
+
+def ask_again(scene: Scene, seed: int, kind: str, words: str) -> Question | None:
+    """A question of a kind, in these words where they fit the scene; None where it does not allow the kind."""
+    first, rng = None, random.Random(f"{seed} {kind}")
+    for _ in range(TRIES if words else 1):
+        asked = questions.ask(scene, kind, rng)
+        if asked and asked.question == words:
+            return asked
+        first = first or asked
+    return first
+
+
+def composer_value(session: Session) -> JSON:
+    """What the composer shows: the session's scene, or None where the picture is none."""
+    scene = session.scene.to_dict() if session.scene else None
+    return {"scene": scene, "picture": session.pictures, "turn": session.newest_edit}
 
 
 def calm(text: str) -> JSON:
@@ -229,6 +294,14 @@ def _awake(session: Session | None) -> Session:
 def _turn(mixer: Any) -> int | None:
     turn = mixer.get("turn") if isinstance(mixer, dict) else None
     return turn if isinstance(turn, int) else None
+
+
+def _edit(edited: Any) -> tuple[int, int]:
+    """Which picture the composer edits, and its how manyth edit this is."""
+    picture, turn = (edited.get("picture"), edited.get("turn")) if isinstance(edited, dict) else (None, None)
+    if not isinstance(picture, int) or not isinstance(turn, int):
+        raise sg.SceneError("The edit does not say which picture it is of: take a new scene and edit that.")
+    return picture, turn
 
 
 def _choice(value: Any, key: str) -> Any:

@@ -15,6 +15,8 @@ from typing import Any
 import gradio as gr
 from gradio.data_classes import ImageData
 
+from sinkgate.demo.scenes import BACKGROUNDS, COLORS, GAP, MARGIN, MAX_OBJECTS, SHAPES, SIZES, outline
+
 COMPONENTS = Path(__file__).parent / "components"
 
 
@@ -31,6 +33,24 @@ def status_line(text: str) -> gr.HTML:
 def question_chips() -> gr.HTML:
     """Example pictures and questions; for a random scene also its truth. Events: ``picture``, ``question``."""
     return _island("questions", {})
+
+
+def scene_composer() -> gr.HTML:
+    """A scene to edit: ``{"scene": Scene.to_dict() | None, "picture": 1, "turn": 0}``.
+
+    Events: ``input`` while an object moves, ``commit`` when an edit is made. The page hands back which picture it
+    edits and adds to ``turn``, which rises with every edit.
+    """
+    world = {
+        "shapes": {shape: outline(shape) for shape in SHAPES},
+        "colors": {name: f"rgb{color}" for name, color in COLORS.items()},
+        "sizes": SIZES,
+        "backgrounds": {name: f"rgb{color}" for name, color in BACKGROUNDS.items()},
+        "most": MAX_OBJECTS,
+        "gap": GAP,
+        "margin": MARGIN,
+    }
+    return _island("composer", {"scene": None, "picture": 0, "turn": 0}, world=world)
 
 
 def answer_pair() -> gr.HTML:

@@ -36,6 +36,8 @@ class Case:
     unchanged: sg.Trace  # one prefill at first, the whole answer as soon as it is written
     gates: sg.Gates
     gated: sg.Trace
+    began: int  # the session's sequence number when it was asked
+    sequence: int  # and when its gates were last set
     unchanged_done: bool = False
     gated_done: bool = False
     reasons: dict[int, dict[int, str]] = field(default_factory=dict)  # layer -> token -> why it is a sink
@@ -48,6 +50,9 @@ class Session:
     image: Image.Image | None = None
     shown: Image.Image | str | None = None  # the picture box's value, put back when an upload is broken
     scene: Scene | None = None
+    pictures: int = 0  # shown so far; an edit of an earlier one is not news
+    seed: int = 0  # of the scene's example questions, which keep their words while it is edited
+    kinds: dict[str, str] = field(default_factory=dict)  # of the example questions and of the one asked
     examples: list[tuple[str, str | None]] = field(default_factory=list)  # questions, with answers where known
     question: str = ""
     notice: str = ""
@@ -55,6 +60,7 @@ class Session:
     case: Case | None = None
     sequence: int = 0
     newest_turn: int = 0
+    newest_edit: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)  # guards sequence and what slow work writes
     settling: threading.Lock = field(default_factory=threading.Lock)  # one fast run at a time for this page
 
@@ -75,6 +81,24 @@ class Session:
                 return True
             return False
 
+    def admits_edit(self, picture: int, turn: int) -> bool:
+        """Whether the composer's ``turn``-th edit is still news, and about the picture that is shown."""
+        with self.lock:
+            if picture != self.pictures or turn < self.newest_edit:
+                return False
+            self.newest_edit = turn
+            return True
+
+
+@dataclass(frozen=True)
+class Told:
+    """Both answers as far as they are written, for the setting with this sequence number."""
+
+    unchanged: str
+    gated: str
+    sequence: int
+    done: bool = False
+
 
 class Desk:
     """The model and the work done with it for many visitors."""
@@ -86,19 +110,23 @@ class Desk:
         self._count = threading.Lock()
         self._recent: OrderedDict[int, Session] = OrderedDict()
 
-    def ask(self, session: Session, question: str, gates: sg.Gates) -> None:
-        """Put a question about the session's image; on a fault the session keeps what it had."""
-        if session.image is None:
+    def ask(self, session: Session, question: str, gates: sg.Gates, image: Image.Image | None = None) -> None:
+        """Put a question about the session's image, or about one to take its place.
+
+        On a fault the session keeps what it had.
+        """
+        image = image or session.image
+        if image is None:
             raise sg.ImageError("There is no image yet: upload one or take a random scene.")
         if len(question) > MAX_QUESTION:
             raise sg.PromptError(f"The question has {len(question)} characters; at most {MAX_QUESTION} are read.")
-        prompt = self.vlm.prompt(session.image, question)
-        session.supersede()
+        prompt = self.vlm.prompt(image, question)
+        sequence = session.supersede()
         sinks = sg.find_sinks(self.vlm, prompt)
         unchanged = self.vlm.predict(prompt, None, sinks)
         gated = unchanged if gates.is_identity else self.vlm.predict(prompt, gates, sinks)
-        session.case = Case(prompt, sinks, unchanged, gates, gated)
-        session.question = question
+        session.image, session.question = image, question
+        session.case = Case(prompt, sinks, unchanged, gates, gated, sequence, sequence)
         session.notice = unknown_sentence(self.vlm.unknown_words(question))
         self._remember(session)
 
@@ -107,8 +135,8 @@ class Desk:
         with self._counted():
             return self._settle(session, gates)[0]
 
-    def tell(self, session: Session, gates: sg.Gates) -> Iterator[tuple[str, str, Case]]:
-        """The slow tier: growing answers (unchanged, gated); ends early when something newer began."""
+    def tell(self, session: Session, gates: sg.Gates) -> Iterator[Told]:
+        """The slow tier: growing answers; ends early, before one that is ``done``, when something newer began."""
         case, mine = self._settle(session, gates)
 
         def outdated() -> bool:
@@ -117,7 +145,7 @@ class Desk:
         if not case.unchanged_done:
             run = _Run(self.vlm, case, None, outdated)
             for text in run:
-                yield text, text if gates.is_identity else "", case
+                yield Told(text, text if gates.is_identity else "", mine)
             with session.lock:
                 if outdated() or run.trace is None:
                     return
@@ -128,12 +156,12 @@ class Desk:
         elif not case.gated_done:
             run = _Run(self.vlm, case, gates, outdated)
             for text in run:
-                yield unchanged, text, case
+                yield Told(unchanged, text, mine)
             with session.lock:
                 if outdated() or run.trace is None:
                     return
                 case.gated, case.gated_done = run.trace, True
-        yield unchanged, case.gated.text, case
+        yield Told(unchanged, case.gated.text, mine, done=True)
 
     def read_gates(self, value: Any) -> sg.Gates:
         """The mixer's value as gates for this model; raises `sinkgate.GateError` for anything else."""
@@ -151,18 +179,18 @@ class Desk:
         return sg.Gates.from_json(text).for_model(self.vlm)
 
     def _settle(self, session: Session, gates: sg.Gates) -> tuple[Case, int]:
-        """Bring the session's case to these gates, so that the tiers may arrive in any order."""
+        """Bring the session's case to these gates, so that the tiers may arrive in any order; with its sequence."""
         with session.settling:
             if session.case is None:  # forgotten to save memory: computed again
                 self.ask(session, session.question, gates)
             case = session.case
             assert case is not None
             if not same_scales(case.gates, gates):
-                session.supersede()
+                sequence = session.supersede()
                 gated = self.vlm.predict(case.prompt, gates, case.sinks)
                 with session.lock:
-                    case.gates, case.gated, case.gated_done = gates, gated, False
-            return case, session.sequence
+                    case.gates, case.gated, case.gated_done, case.sequence = gates, gated, False, sequence
+            return case, case.sequence
 
     def _remember(self, session: Session) -> None:
         with self._count:

@@ -1,7 +1,7 @@
 """The page: what stands where, and which event runs which handler.
 
-Three kinds of event: those that ask anew, the fast tier that follows a moving fader, and the slow tier that
-writes the answers. Model work of the fast tier runs one at a time for all visitors.
+Three kinds of event: those that ask anew, the fast tier that follows a moving fader or object, and the slow tier
+that writes the answers. Model work of the fast tier runs one at a time for all visitors.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from islands import (
     mixer_desk,
     picture_box,
     question_chips,
+    scene_composer,
     status_line,
 )
 from live import MAX_QUESTION, Desk
@@ -35,6 +36,7 @@ FAST: dict[str, Any] = {"concurrency_id": "fast", "concurrency_limit": 1, "show_
 SLOW: dict[str, Any] = {"concurrency_id": "slow", "concurrency_limit": 1, "show_progress": "hidden"}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
+COMPOSE, SHOW = (f"() => window.sinkgate.say('compose', {on})" for on in ("true", "false"))
 SAVE_GATES = """(text) => {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
@@ -51,9 +53,12 @@ class Parts:
     session: gr.State
     status: gr.HTML
     picture: gr.Image
+    composer: gr.HTML
     question: gr.Textbox
     ask: gr.Button
     new_scene: gr.Button
+    edit: gr.Button
+    done: gr.Button
     questions: gr.HTML
     answers: gr.HTML
     lens: gr.HTML
@@ -98,6 +103,7 @@ def lay_out(vlm: sg.VLM) -> Parts:
                 buttons=[],
                 alt_text="The picture that is asked about",
             )
+            composer = scene_composer()
             question = gr.Textbox(
                 show_label=False,
                 placeholder="Ask about the picture",
@@ -108,7 +114,9 @@ def lay_out(vlm: sg.VLM) -> Parts:
             )
             with gr.Row(elem_classes="buttons"):
                 ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=60)
-                new_scene = gr.Button("New random scene", elem_id="new-scene", min_width=60)
+                new_scene = gr.Button("New scene", elem_id="new-scene", min_width=60)
+                edit = gr.Button("Edit the scene", elem_id="edit-scene", min_width=60)
+                done = gr.Button("Done", elem_id="edit-done", min_width=60)
             questions = question_chips()
         with gr.Column(elem_classes="card looking", min_width=320):
             lens = lens_picker(vlm.num_layers, vlm.num_heads, layer=min(FIRST_LAYER, vlm.num_layers - 1))
@@ -134,7 +142,7 @@ def lay_out(vlm: sg.VLM) -> Parts:
             load = gr.UploadButton("Open a file", file_types=[".json"], elem_id="gates-load", min_width=60)
             save = gr.Button("Save as a file", elem_id="gates-save", min_width=60)
     return Parts(
-        session, status, picture, question, ask, new_scene, questions, answers,
+        session, status, picture, composer, question, ask, new_scene, edit, done, questions, answers,
         lens, maps, mixer, chart, gates_text, apply, save, load,
     )  # fmt: skip
 
@@ -143,20 +151,32 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     """Connect the events."""
     setting = [parts.mixer, parts.lens]
     asked = [parts.session, parts.picture, parts.question, parts.questions, parts.maps, parts.status]
+    anew = [*asked, parts.composer]
+    edited = [parts.questions, parts.maps, parts.status, parts.composer]
     told = [parts.answers, parts.maps, parts.chart, parts.gates_text, parts.status]
 
-    def asks(event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any]) -> None:
-        event(handler, [*inputs, *setting], asked, trigger_mode="always_last", **FAST, **PRIVATE).then(
+    def asks(
+        event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: list[Any] = asked
+    ) -> None:
+        event(handler, [*inputs, *setting], outputs, trigger_mode="always_last", **FAST, **PRIVATE).then(
             handlers.tell, [parts.session, *setting], told, trigger_mode="multiple", **SLOW, **PRIVATE
         )
 
-    asks(page.load, handlers.begin, [])
-    asks(parts.picture.input, handlers.new_picture, [parts.session, parts.picture, parts.question])
+    asks(page.load, handlers.begin, [], anew)
+    asks(parts.picture.input, handlers.new_picture, [parts.session, parts.picture, parts.question], anew)
     asks(parts.ask.click, handlers.ask, [parts.session, parts.question])
     asks(parts.question.submit, handlers.ask, [parts.session, parts.question])
-    asks(parts.new_scene.click, handlers.new_scene, [parts.session])
-    asks(parts.questions.picture, handlers.pick_example, [parts.session, parts.questions])
+    asks(parts.new_scene.click, handlers.new_scene, [parts.session], anew)
+    asks(parts.questions.picture, handlers.pick_example, [parts.session, parts.questions], anew)
     asks(parts.questions.question, handlers.pick_question, [parts.session, parts.questions])
+
+    composed = [parts.session, parts.composer]
+    asks(parts.composer.commit, handlers.place_scene, composed, [parts.picture, *edited])
+    parts.composer.input(
+        handlers.edit_scene, [*composed, *setting], edited, trigger_mode="always_last", **FAST, **PRIVATE
+    )
+    parts.edit.click(None, None, None, js=COMPOSE, **PRIVATE)
+    parts.done.click(None, None, None, js=SHOW, **PRIVATE)
 
     shown = [parts.maps, parts.status]
     parts.mixer.input(handlers.turn, [parts.session, *setting], shown, trigger_mode="always_last", **FAST, **PRIVATE)

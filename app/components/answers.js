@@ -14,11 +14,13 @@ function draw() {
   freshness();
 }
 
-// An answer belongs to one setting: while the faders are elsewhere it is shown as out of date.
+// An answer belongs to one setting of faders and scene: while they are elsewhere it is shown as out of date.
 function freshness() {
   const value = props.value || {};
-  const stale = Boolean(frame && value.sequence !== undefined && value.sequence < frame.sequence);
+  const older = (sequence) => Boolean(frame && value.sequence !== undefined && value.sequence < sequence);
+  const stale = older(frame?.sequence);
   box.gated.classList.toggle("stale", stale);
+  box.unchanged.classList.toggle("stale", older(frame?.began)); // no fader moves it, another question or scene does
   const same = JSON.stringify((value.unchanged || []).map(([word]) => word)) ===
     JSON.stringify((value.gated || []).map(([word]) => word));
   box.gated.querySelector("small").textContent =

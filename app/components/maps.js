@@ -2,7 +2,7 @@ const page = window.sinkgate;
 const screens = [...element.querySelectorAll(".screen")];
 const canvases = [element.querySelector(".before"), element.querySelector(".after")];
 const top_ = element.querySelector(".top");
-const picture = new Image();
+let picture = new Image();
 let frame = null;
 
 // The scale under the maps, drawn once.
@@ -74,9 +74,9 @@ function draw() {
 }
 
 function receive() {
-  const newest = props.value;
-  if (!newest || !newest.grid || (frame && newest.tick < frame.tick)) return;
-  frame = newest;
+  const sent = props.value;
+  if (!sent || !sent.grid || (frame && sent.tick < frame.tick)) return;
+  frame = sent;
   element.frame = frame; // what was drawn last, for the browser tests
   element.dataset.tick = frame.tick;
   element.dataset.peak = frame.peak;
@@ -84,8 +84,19 @@ function receive() {
   page.say("frame", frame);
 }
 
-picture.addEventListener("load", draw);
-page.hear("view", (view) => { if (picture.dataset.id !== String(view.id)) { picture.dataset.id = view.id; picture.src = view.url; } });
+// The picture stays until the next one is decoded: while an object is dragged there are many.
+let newest = "";
+page.hear("view", (view) => {
+  if (newest === view.url) return;
+  newest = view.url;
+  const next = new Image();
+  next.addEventListener("load", () => {
+    if (view.url !== newest) return;
+    picture = next;
+    draw();
+  });
+  next.src = view.url;
+});
 new ResizeObserver(draw).observe(element);
 receive();
 watch("value", receive);

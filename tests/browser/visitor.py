@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +127,43 @@ class Tab:
         """Type a question and press Ask."""
         self.page.locator("#question textarea").fill(question)
         self.page.locator("#ask").click()
+
+    def compose(self) -> None:
+        """Open the composer."""
+        self.page.locator("#edit-scene").click()
+        self.page.wait_for_selector("#composer [data-composing=open], #composer[data-composing=open]")
+
+    def scene(self) -> dict[str, Any]:
+        """The scene that the composer shows."""
+        return self.page.evaluate("document.querySelector('#composer [data-composing]').scene")
+
+    def thing(self, index: int) -> Locator:
+        """An object on the composer's stage."""
+        return self.page.locator("#composer .thing").nth(index)
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Where on the screen a point of the composer's stage is."""
+        box = self.page.locator("#composer .stage").bounding_box()
+        assert box
+        return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+    def after(self, act: Callable[[], object]) -> dict[str, Any]:
+        """Do something that asks anew and wait until all is answered; gives the frame drawn then."""
+        began = self.frame()["began"]
+        act()
+        self.page.wait_for_function(f"document.querySelector('#maps [data-tick]').frame.began > {began}")
+        return self.settle()
+
+    def truth(self) -> dict[str, str]:
+        """The example questions with their true answers."""
+        if not self.page.locator("#questions .truth p").is_visible():
+            self.page.locator("#questions summary").click()
+            self.page.wait_for_selector("#questions .chip b")
+        return dict(
+            self.page.locator("#questions .chip").evaluate_all(
+                "chips => chips.map((chip) => [chip.querySelector('span').textContent, chip.querySelector('b').textContent])"
+            )
+        )
 
     def drag(self, layer: int, to: float, group: str = "v_sink", ticks: int = 10, seconds: float = 0.2) -> None:
         """Pull a fader with the mouse from where it stands to a scale."""

@@ -1,0 +1,321 @@
+const page = window.sinkgate;
+const { shapes, colors, sizes, backgrounds, most, gap, margin } = props.world;
+const THROTTLE = 80; // ms between two "input" events while an object moves
+const KEY_REST = 300; // ms without a key until "commit"
+const NOTE = 2500; // ms that a note stays
+const STEP = 1 / 32; // of the picture's side: one press of an arrow key
+const NONE = -1;
+
+const svg = element.querySelector("svg");
+const ground = element.querySelector(".ground");
+const ghost = element.querySelector(".ghost");
+const things = element.querySelector(".things");
+const note = element.querySelector(".note");
+let scene = null;
+let picture = 0; // the server's number for the picture that is edited
+let turn = 0; // rises with every edit sent, so that the server can tell which of two is newer
+let open = false;
+let chosen = NONE; // index of the object that the tools change
+let brush = { shape: "circle", color: "red", size: "small" }; // the look of the chosen object, and of the next one
+let held = null; // {x, y, moved}: from the pointer to the centre of the object that it drags, and whether it has
+let lastSent = 0;
+let timer = null;
+let keyTimer = null;
+let noteTimer = null;
+
+function copy(value) {
+  return JSON.parse(JSON.stringify(value));
+}
+
+// ---- sending -------------------------------------------------------------------------------------------
+
+function send(event) {
+  clearTimeout(timer);
+  timer = null;
+  lastSent = performance.now();
+  turn += 1;
+  props.value = { scene: copy(scene), picture, turn };
+  trigger(event);
+}
+
+// The words "input" and "commit" stand here quoted because Gradio looks for the names of a component's events.
+function moved() {
+  draw();
+  if (timer) return;
+  const wait = lastSent + THROTTLE - performance.now();
+  if (wait <= 0) send("input");
+  else timer = setTimeout(() => send("input"), wait);
+}
+
+function settled() {
+  clearTimeout(keyTimer);
+  keyTimer = null;
+  draw();
+  send("commit");
+}
+
+// ---- room ----------------------------------------------------------------------------------------------
+
+function apart(a, b) {
+  return Math.max(Math.abs(a.x - b.x), Math.abs(a.y - b.y)) >= sizes[a.size] + sizes[b.size] + gap - 1e-6;
+}
+
+// The object at the free place nearest to where it is wanted: there, or along the edge of what stands in its way.
+function nearest(wanted, index) {
+  const others = scene.objects.filter((_, other) => other !== index);
+  const low = sizes[wanted.size] + margin;
+  const inside = (at) => Math.min(Math.max(at, low), 1 - low);
+  const places = (axis) => [wanted[axis], ...others.flatMap((other) => {
+    const away = sizes[wanted.size] + sizes[other.size] + gap;
+    return [other[axis] - away, other[axis] + away];
+  })].map(inside);
+  let best = null;
+  let least = Infinity;
+  for (const x of places("x")) {
+    for (const y of places("y")) {
+      const item = { ...wanted, x, y };
+      const far = Math.hypot(x - wanted.x, y - wanted.y);
+      if (far < least && others.every((other) => apart(item, other))) [best, least] = [item, far];
+    }
+  }
+  return best;
+}
+
+// ---- changing ------------------------------------------------------------------------------------------
+
+function choose(index) {
+  chosen = index;
+  const { shape, color, size } = scene.objects[index] || brush;
+  brush = { shape, color, size };
+  draw();
+}
+
+function add(x, y) {
+  if (scene.objects.length >= most) return say(most + " objects are the most.");
+  const item = nearest({ ...brush, x, y }, NONE);
+  if (!item) return say("No room for a " + brush.size + " one.");
+  scene.objects.push(item);
+  choose(scene.objects.length - 1);
+  settled();
+}
+
+function remove() {
+  if (chosen === NONE) return;
+  if (scene.objects.length === 1) return say("The last one stays.");
+  scene.objects.splice(chosen, 1);
+  const next = things.contains(document.activeElement) ? Math.min(chosen, scene.objects.length - 1) : NONE;
+  choose(next);
+  settled();
+  if (next !== NONE) things.children[next].focus();
+}
+
+function restyle(change) {
+  if (chosen !== NONE) {
+    const item = nearest({ ...scene.objects[chosen], ...change }, chosen);
+    if (!item) return say("No room for a " + change.size + " one.");
+    scene.objects[chosen] = item;
+  }
+  brush = { ...brush, ...change };
+  if (chosen === NONE) draw();
+  else settled();
+}
+
+function move(index, x, y) {
+  scene.objects[index] = nearest({ ...scene.objects[index], x, y }, index) || scene.objects[index];
+}
+
+// ---- drawing -------------------------------------------------------------------------------------------
+
+function say(text, stay) {
+  clearTimeout(noteTimer);
+  note.textContent = text;
+  if (text && !stay) noteTimer = setTimeout(() => say(""), NOTE);
+}
+
+function shapeOf(node, item) {
+  node.setAttribute("d", shapes[item.shape]);
+  node.setAttribute("transform", `translate(${item.x} ${item.y}) scale(${sizes[item.size]})`);
+  node.style.fill = colors[item.color];
+}
+
+function addThing() {
+  const make = (tag, attributes) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    return node;
+  };
+  const thing = make("g", { class: "thing", tabindex: 0, role: "button" });
+  thing.append(make("path", { class: "body" }), make("rect", { class: "ring under" }), make("rect", { class: "ring" }));
+  things.append(thing);
+}
+
+function draw() {
+  element.dataset.composing = !scene ? "none" : open ? "open" : "ready";
+  if (!scene) return;
+  ground.style.fill = backgrounds[scene.background];
+  while (things.childElementCount > scene.objects.length) things.lastElementChild.remove();
+  while (things.childElementCount < scene.objects.length) addThing();
+  scene.objects.forEach((item, index) => {
+    const thing = things.children[index];
+    shapeOf(thing.querySelector(".body"), item);
+    thing.setAttribute("aria-label", `${item.size} ${item.color} ${item.shape}`);
+    thing.setAttribute("aria-pressed", String(index === chosen));
+    for (const ring of thing.querySelectorAll(".ring")) {
+      const half = sizes[item.size] + margin;
+      for (const [name, at] of [["x", item.x - half], ["y", item.y - half], ["width", 2 * half], ["height", 2 * half]]) {
+        ring.setAttribute(name, at);
+      }
+    }
+  });
+  for (const tool of element.querySelectorAll(".tool")) {
+    const { kind, name } = tool.dataset;
+    tool.setAttribute("aria-pressed", String(kind === "background" ? name === scene.background : name === brush[kind]));
+  }
+  element.querySelector(".add").disabled = scene.objects.length >= most;
+  element.querySelector(".remove").disabled = chosen === NONE || scene.objects.length === 1;
+  element.scene = scene; // what is drawn, for the browser tests
+}
+
+// ---- pointer -------------------------------------------------------------------------------------------
+
+function pointAt(event) {
+  const box = svg.getBoundingClientRect();
+  return { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
+}
+
+function indexOf(target) {
+  return [...things.children].indexOf(target.closest(".thing"));
+}
+
+things.addEventListener("pointerdown", (event) => {
+  if (event.button > 0) return;
+  event.preventDefault();
+  const index = indexOf(event.target);
+  const at = pointAt(event);
+  held = { x: scene.objects[index].x - at.x, y: scene.objects[index].y - at.y, moved: false };
+  things.children[index].setPointerCapture(event.pointerId);
+  things.children[index].focus({ preventScroll: true });
+  choose(index);
+  say("");
+});
+
+things.addEventListener("pointermove", (event) => {
+  ghost.classList.remove("shown");
+  if (!held) return;
+  const at = pointAt(event);
+  held.moved = true;
+  move(chosen, at.x + held.x, at.y + held.y);
+  moved();
+});
+
+for (const name of ["pointerup", "pointercancel"]) {
+  things.addEventListener(name, () => {
+    if (!held) return;
+    const edited = held.moved;
+    held = null;
+    if (edited) settled();
+  });
+}
+
+ground.addEventListener("click", (event) => {
+  const { x, y } = pointAt(event);
+  ghost.classList.remove("shown");
+  say("");
+  add(x, y);
+});
+
+// Where the next object would land, while the mouse is over the ground.
+ground.addEventListener("pointermove", (event) => {
+  const item = event.pointerType === "mouse" && scene.objects.length < most && nearest({ ...brush, ...pointAt(event) }, NONE);
+  ghost.classList.toggle("shown", Boolean(item));
+  if (item) shapeOf(ghost, item);
+});
+svg.addEventListener("pointerleave", () => ghost.classList.remove("shown"));
+
+// ---- keyboard ------------------------------------------------------------------------------------------
+
+things.addEventListener("focusin", (event) => choose(indexOf(event.target)));
+
+things.addEventListener("keydown", (event) => {
+  const [right, down] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] || [0, 0];
+  if (right || down) {
+    const { x, y } = scene.objects[chosen];
+    move(chosen, x + right * STEP, y + down * STEP);
+    moved();
+    clearTimeout(keyTimer);
+    keyTimer = setTimeout(settled, KEY_REST);
+  } else if (event.key === "Delete" || event.key === "Backspace") remove();
+  else if (event.key === "Escape") {
+    event.target.blur();
+    choose(NONE);
+  } else return;
+  event.preventDefault();
+});
+
+// ---- tools ---------------------------------------------------------------------------------------------
+
+function addTools(box, kind, names, onclick, icon) {
+  for (const name of names) {
+    const tool = page.el("button", {
+      type: "button", class: "tool", title: name, "aria-label": name, "data-kind": kind, "data-name": name,
+      onclick: () => onclick(name),
+    });
+    tool.append(icon(name));
+    element.querySelector("." + box).append(tool);
+  }
+}
+
+function drawn(path, scale) {
+  const icon = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const node = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  icon.setAttribute("viewBox", "-1.2 -1.2 2.4 2.4");
+  node.setAttribute("d", path);
+  node.setAttribute("transform", `scale(${scale})`);
+  icon.append(node);
+  return icon;
+}
+
+function swatch(color) {
+  const icon = page.el("i");
+  icon.style.background = color;
+  return icon;
+}
+
+const largest = Math.max(...Object.values(sizes));
+addTools("shapes", "shape", Object.keys(shapes), (shape) => restyle({ shape }), (shape) => drawn(shapes[shape], 1));
+addTools("sizes", "size", Object.keys(sizes), (size) => restyle({ size }), (size) => drawn(shapes.circle, sizes[size] / largest));
+addTools("colors", "color", Object.keys(colors), (color) => restyle({ color }), (color) => swatch(colors[color]));
+addTools("backgrounds", "background", Object.keys(backgrounds), (background) => {
+  scene.background = background;
+  settled();
+}, (background) => swatch(backgrounds[background]));
+element.querySelector(".add").addEventListener("click", () => add(0.5, 0.5));
+element.querySelector(".remove").addEventListener("click", remove);
+
+// ---- what the server has -------------------------------------------------------------------------------
+
+function receive() {
+  const value = props.value || {};
+  const same = value.picture === picture;
+  if (same && (held || timer || keyTimer || value.turn < turn)) return; // the hand on the object wins
+  if (same && JSON.stringify(value.scene) === JSON.stringify(scene)) return;
+  clearTimeout(timer);
+  clearTimeout(keyTimer);
+  timer = keyTimer = held = null;
+  scene = copy(value.scene || null);
+  picture = value.picture || 0;
+  turn = Math.max(turn, value.turn || 0);
+  if (!scene) open = false;
+  if (!same || !scene?.objects[chosen]) chosen = NONE;
+  draw();
+}
+
+page.hear("compose", (on) => {
+  if (!scene) return;
+  open = on;
+  chosen = NONE;
+  draw();
+  say(on ? "Click to add, drag to move" : "", true);
+});
+receive();
+watch("value", receive);
