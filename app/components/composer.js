@@ -161,7 +161,7 @@ function draw() {
     thing.setAttribute("aria-label", `${item.size} ${item.color} ${item.shape}`);
     thing.setAttribute("aria-pressed", String(index === chosen));
     for (const ring of thing.querySelectorAll(".ring")) {
-      const half = sizes[item.size] + margin / 2;
+      const half = sizes[item.size] + margin;
       for (const [name, at] of [["x", item.x - half], ["y", item.y - half], ["width", 2 * half], ["height", 2 * half]]) {
         ring.setAttribute(name, at);
       }
