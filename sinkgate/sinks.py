@@ -23,8 +23,8 @@ class Observation:
     """One prompt seen by the unmodified model: the raw material of every criterion.
 
     Shapes: features (V, E), the encoder's patch features before the projector; encoder_attention (V,), the
-    mean attention that a patch receives over heads and all queries of the feature layer; hidden (L, P, D) at the input of each LLM
-    layer; visual (V,) positions; attention (L, V), the mean over heads and the text queries after the image;
+    mean attention that a patch receives over heads and all queries of the layer that reads those features (their own layer
+    where it is the encoder's last; the choice is ours); hidden (L, P, D) at the input of each LLM layer; visual (V,) positions; attention (L, V), the mean over heads and the text queries after the image;
     value_norms (L, P), the mean over heads.
     """
 

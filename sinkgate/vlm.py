@@ -105,6 +105,11 @@ class VLM:
         return index - 1 if index >= 0 else len(self.vision_attention) + index
 
     @cached_property
+    def reading_layer(self) -> int:
+        """Index of the encoder layer that attends to those features: the next, or the same where that is the last."""
+        return min(self.feature_layer + 1, len(self.vision_attention) - 1)
+
+    @cached_property
     def has_cls(self) -> bool:
         """Whether the encoder puts a token in front of the patches, which the projector never sees."""
         return self.model.config.vision_feature_select_strategy == "default"
@@ -295,7 +300,7 @@ class VLM:
                 for hook in hooks:
                     hook.remove()
         features = prompt.encoded.hidden_states[self.model.config.vision_feature_layer][0]
-        received = encoder.attention[self.feature_layer][0][0]
+        received = encoder.attention[self.reading_layer][0][0]
         first = 1 if self.has_cls else 0
         visual = prompt.visual.cpu()
         return Observation(

@@ -6,23 +6,30 @@ would have drawn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from random import Random
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from sinkgate.demo.build import ASSISTANT, END, IMAGE, IMAGE_SIZE, PAD, PATCH_SIZE, PATCHES, USER, token_id
-from sinkgate.demo.questions import DESCRIBE, KINDS, Question, ask, describe
-from sinkgate.demo.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene
+from sinkgate.demo.questions import DESCRIBE, KINDS, Question, ask, describe, line_up
+from sinkgate.demo.scenes import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES, SIZES, Scene
 
 IGNORED = -100  # torch's cross entropy leaves these labels out
 GRID = IMAGE_SIZE // PATCH_SIZE
-_KIND_WEIGHTS = {"count": 1, "majority_color": 1, "background": 0.5, "relation": 2.5, "place": 1.5}  # others 1.5
+_KIND_WEIGHTS = {
+    "count": 1,
+    "majority_color": 1,
+    "background": 0.5,
+    "colors": 0.7,
+    "shapes": 1,
+    "relation": 4,
+}  # others 1.5
 
 
 def scenes_for(stream: str, count: int) -> tuple[list[Scene], Random]:
@@ -60,7 +67,12 @@ class Targets:
     pairs: Tensor
     patches: Tensor
 
+    def to(self, device: torch.device) -> Targets:
+        """The same on a device."""
+        return Targets(*(getattr(self, field.name).to(device) for field in fields(self)))
 
+
+SCENE_CLASSES = (MAX_OBJECTS + 1, len(BACKGROUNDS), len(COLORS) * (MAX_OBJECTS + 1), len(COLORS) * len(SHAPES))
 PATCH_CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, GRID, GRID)
 
 
@@ -95,15 +107,30 @@ def _patch_classes(scene: Scene) -> list[tuple[int, ...]]:
 class Packed:
     """Images, each with several independent turns behind it.
 
-    Shapes: input_ids, labels, position_ids (B, T); attention_mask (B, 1, T, T) additive. A turn attends to
-    the image and to itself only, and sits at the positions it would have alone, so one packed row equals
-    as many single prompts.
+    Shapes: input_ids, labels, question_labels, position_ids, segments (B, T); attention_mask (B, 1, T, T) additive.
+    ``labels`` are on answers only, ``question_labels`` on the rest of each turn but its first token. Segment 0 is
+    the image, 1 the first turn and so on, -1 padding. A turn attends to the image and to itself only, and sits at
+    the positions it would have alone, so one packed row equals as many single prompts.
     """
 
     input_ids: Tensor
     labels: Tensor
+    question_labels: Tensor
     position_ids: Tensor
+    segments: Tensor
     attention_mask: Tensor
+
+    def narrowed(self, turns: list[list[bool]], kept: Tensor) -> Tensor:
+        """The attention mask with some turns seeing only the ``kept`` patches; turns left out see all.
+
+        Shapes: turns, one flag a turn for each image; kept (B, PATCHES) boolean.
+        """
+        numbers = [torch.tensor([i + 1 for i, narrow in enumerate(flags) if narrow]) for flags in turns]
+        rows = torch.stack([torch.isin(segment, few) for segment, few in zip(self.segments, numbers, strict=True)])
+        unseen = torch.zeros_like(self.segments, dtype=torch.bool)
+        unseen[:, :PATCHES] = ~kept
+        blocked = (rows[:, :, None] & unseen[:, None, :])[:, None]
+        return self.attention_mask.masked_fill(blocked, torch.finfo(self.attention_mask.dtype).min)
 
 
 def draw_questions(scene: Scene, rng: Random, count: int) -> list[Question]:
@@ -119,8 +146,11 @@ def draw_questions(scene: Scene, rng: Random, count: int) -> list[Question]:
 
 
 def turns(scene: Scene, questions: list[Question], rng: Random) -> list[tuple[str, str]]:
-    """Questions and their answers, then a request to describe the scene."""
-    return [(q.question, q.answer) for q in questions] + [(rng.choice(DESCRIBE), describe(scene))]
+    """Questions and their answers, then requests to describe the scene and to line its objects up."""
+    return [(q.question, q.answer) for q in questions] + [
+        (rng.choice(DESCRIBE), describe(scene)),
+        line_up(scene, rng),
+    ]
 
 
 def pack(dialogues: list[list[tuple[str, str]]], tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype) -> Packed:
@@ -154,4 +184,7 @@ def pack(dialogues: list[list[tuple[str, str]]], tokenizer: PreTrainedTokenizerF
     same = segments[:, :, None] == segments[:, None, :]
     visible = (same | (segments[:, None, :] == 0)) & torch.ones(length, length, dtype=torch.bool).tril()
     mask = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
-    return Packed(padded(0, token_id(tokenizer, PAD)), padded(1, IGNORED), padded(3, 0), mask[:, None])
+    input_ids, labels = padded(0, token_id(tokenizer, PAD)), padded(1, IGNORED)
+    inside = nn.functional.pad(segments[:, 1:] == segments[:, :-1], (1, 0)) & (segments > 0)
+    question_labels = input_ids.where(inside & (labels == IGNORED), IGNORED)
+    return Packed(input_ids, labels, question_labels, padded(3, 0), segments, mask[:, None])

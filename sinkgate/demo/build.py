@@ -23,6 +23,7 @@ from sinkgate.demo.questions import words
 IMAGE_SIZE = 64
 PATCH_SIZE = 8
 PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2
+FEATURE_LAYER = -2  # the LLM reads what the encoder's last layer reads, as LLaVA 1.5 does
 
 PAD, UNK, END, IMAGE, USER, ASSISTANT = "<pad>", "<unk>", "</s>", "<image>", "<|user|>", "<|assistant|>"
 
@@ -111,7 +112,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCo
         text_config=text,
         image_token_index=token_id(tokenizer, IMAGE),
         image_seq_length=PATCHES,
-        vision_feature_layer=-1,
+        vision_feature_layer=FEATURE_LAYER,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
     )

@@ -61,6 +61,14 @@ def describe(scene: Scene) -> str:
 DESCRIBE = ("Describe the scene.", "Describe the picture.", "What do you see?", "What is in the picture?")
 
 
+def line_up(scene: Scene, rng: Random) -> tuple[str, str]:
+    """A request to name the objects along an axis, with its answer; what left-of and above mean, asked outright."""
+    words, axis = rng.choice((("from left to right", "x"), ("from top to bottom", "y")))
+    request = rng.choice(("Name the objects {}.", "List the objects {}.", "What are the objects {}?"))
+    ordered = sorted(scene.objects, key=lambda item: getattr(item, axis))
+    return request.format(words), " and ".join(f"{item.size} {item.color} {item.shape}" for item in ordered)
+
+
 def _count(scene: Scene, rng: Random) -> Asked:
     text = rng.choice(
         (
@@ -74,9 +82,15 @@ def _count(scene: Scene, rng: Random) -> Asked:
     return text, str(len(scene.objects))
 
 
-def _majority_color(scene: Scene, rng: Random) -> Asked:
+def majority_color(scene: Scene) -> str | None:
+    """The color that more objects have than any other; None where two colors are level."""
     (color, most), *others = Counter(item.color for item in scene.objects).most_common()
-    if others and others[0][1] == most:
+    return None if others and others[0][1] == most else color
+
+
+def _majority_color(scene: Scene, rng: Random) -> Asked:
+    color = majority_color(scene)
+    if color is None:
         return None
     text = rng.choice(
         (
@@ -99,6 +113,30 @@ def _background(scene: Scene, rng: Random) -> Asked:
         )
     )
     return text, scene.background
+
+
+def _shapes(scene: Scene, rng: Random) -> Asked:
+    text = rng.choice(
+        (
+            "Which shapes are there?",
+            "What shapes are in the picture?",
+            "Which shapes can you see?",
+            "Name the shapes.",
+        )
+    )
+    return text, " and ".join(shape for shape in SHAPES if any(item.shape == shape for item in scene.objects))
+
+
+def _colors(scene: Scene, rng: Random) -> Asked:
+    text = rng.choice(
+        (
+            "Which colors are there?",
+            "What colors do the objects have?",
+            "Which colors can you see?",
+            "Name the colors of the objects.",
+        )
+    )
+    return text, " and ".join(color for color in COLORS if any(item.color == color for item in scene.objects))
 
 
 def _color(scene: Scene, rng: Random) -> Asked:
@@ -152,12 +190,18 @@ def _relation(scene: Scene, rng: Random) -> Asked:
     words, axis, sign = rng.choice((
         ("left of", "x", 1), ("to the left of", "x", 1), ("right of", "x", -1), ("to the right of", "x", -1), ("above", "y", 1), ("below", "y", -1),
     ))  # fmt: skip
+    either = rng.random() < 0.5
     pairs = [(a, b) for a in scene.objects for b in scene.objects if abs(getattr(a, axis) - getattr(b, axis)) >= _APART]
     rng.shuffle(pairs)
     for a, b in pairs:
         first, second = _name(scene, a, rng), _name(scene, b, rng)
         if first and second:
-            true = sign * (getattr(b, axis) - getattr(a, axis)) > 0
+            before = getattr(a, axis) < getattr(b, axis)
+            if either and axis == "x":
+                return f"Is the {first} left or right of the {second}?", "left" if before else "right"
+            if either:
+                return f"Is the {first} above or below the {second}?", "above" if before else "below"
+            true = before == (sign > 0)
             return f"Is the {first} {words} the {second}?", "yes" if true else "no"
     return None
 
@@ -211,6 +255,8 @@ KINDS: dict[str, Kind] = {
         Kind("count", "global", _count),
         Kind("majority_color", "global", _majority_color),
         Kind("background", "global", _background),
+        Kind("colors", "global", _colors),
+        Kind("shapes", "global", _shapes),
         Kind("count_color", "local", _count_color),
         Kind("count_shape", "local", _count_shape),
         Kind("presence", "local", _presence),
@@ -264,6 +310,7 @@ def words() -> list[str]:
     for _ in range(3000):
         scene = Scene.random(rng)
         seen.update(describe(scene).split())
+        seen.update(" ".join(line_up(scene, rng)).split())
         for question in ask_all(scene, rng):
             seen.update(f"{question.question} {question.answer}".split())
     return sorted({word.strip("?.,").lower() for word in seen})

@@ -19,11 +19,13 @@ import typer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast, SiglipVisionConfig, SiglipVisionModel
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast, SiglipVisionModel
 
 from sinkgate.demo.batches import (
     IGNORED,
     PATCH_CLASSES,
+    SCENE_CLASSES,
+    Targets,
     draw_questions,
     pack,
     pixels,
@@ -31,85 +33,161 @@ from sinkgate.demo.batches import (
     tower_targets,
     turns,
 )
-from sinkgate.demo.build import build_model, build_processor, build_tokenizer
-from sinkgate.demo.scenes import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES
+from sinkgate.demo.build import FEATURE_LAYER, PATCHES, build_model, build_processor, build_tokenizer
+from sinkgate.demo.scenes import COLORS, MAX_OBJECTS, SHAPES
+from sinkgate.demo.scoring import by_kind, dialogues, held_out, overall, right_answers
 
 DTYPE = torch.bfloat16
+FEW = 4  # at most so many patches tell the whole scene where reading is narrowed
+NARROWED = 0.8  # share of the turns about the whole scene that see only those
+TOWER_WEIGHT = 0.2  # of the tower's own loss while the LLaVA learns
+QUESTION_WEIGHT = 0.2  # of the loss on question words: most positions then have something to do besides looking
 
 
 class Tower(nn.Module):
-    """The vision tower with an attention-pooling head and linear read-outs, for its own training only."""
+    """The vision tower with linear read-outs, for training only; both read the features that the LLM will read.
 
-    def __init__(self, config: SiglipVisionConfig) -> None:
+    Each object's patches must tell what lies under them, and where. The facts of the whole scene must be told by the
+    patches that receive most attention in the last layer, one to ``FEW`` of them: the room that a token-pruning
+    reader such as VisionZip would leave. Background patches carry no loss of their own. Which patches are
+    attended, and what they hold, is left to training.
+    """
+
+    def __init__(self, vision: SiglipVisionModel) -> None:
         super().__init__()
-        config = SiglipVisionConfig(**{**config.to_dict(), "vision_use_head": True})
-        self.vision = SiglipVisionModel(config)
+        self.vision = vision
         self.vision.set_attn_implementation("eager")
-        width = config.hidden_size
-        self.scene_sizes = (
-            MAX_OBJECTS + 1,
-            len(BACKGROUNDS),
-            len(COLORS) * (MAX_OBJECTS + 1),
-            len(COLORS) * len(SHAPES),
-        )
-        self.scene = nn.Linear(width, sum(self.scene_sizes))
+        width = vision.config.hidden_size
+        self.norm = nn.LayerNorm(width)
+        self.scene = nn.Linear(width, sum(SCENE_CLASSES))
         self.patch = nn.Linear(width, sum(PATCH_CLASSES))
+
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels -> features for the LLM (the last layer's input), and the attention that the last layer pays them.
+
+        Shapes: images (B, 3, side, side) -> (B, V, E), (B, V), a mean over heads and queries.
+        """
+        seen = self.vision(images, output_hidden_states=True, output_attentions=True)
+        return seen.hidden_states[FEATURE_LAYER], seen.attentions[-1].float().mean((1, 2))
+
+    def read(self, features: Tensor, attention: Tensor, targets: Targets, few: int) -> tuple[Tensor, dict[str, float]]:
+        """Loss and accuracies of both read-outs; shapes as in ``see``, ``few`` the patches that tell the scene."""
+        tokens = self.norm(features)
+        share, chosen = attention.topk(few, -1)
+        weight = (share / share.sum(-1, keepdim=True)).to(tokens.dtype)
+        gist = (tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1])) * weight[..., None]).sum(1)
+        count, background, colors, pairs = self.scene(gist).float().split(SCENE_CLASSES, -1)
+        colors = colors.unflatten(-1, (len(COLORS), MAX_OBJECTS + 1))
+        on_object = targets.patches[..., 0] < len(SHAPES)
+        patches = self.patch(tokens[on_object]).float().split(PATCH_CLASSES, -1)
+        truth = targets.patches[on_object].unbind(-1)
+        loss = (
+            F.cross_entropy(count, targets.count)
+            + F.cross_entropy(background, targets.background)
+            + F.cross_entropy(colors.flatten(0, 1), targets.color_counts.flatten())
+            + F.binary_cross_entropy_with_logits(pairs, targets.pairs)
+            + sum(F.cross_entropy(p, t) for p, t in zip(patches, truth, strict=True))
+        )
+        hits = [(p.argmax(-1) == t).float().mean().item() for p, t in zip(patches, truth, strict=True)]
+        most = attention.argmax(-1, keepdim=True)
+        return loss, {
+            "count": (count.argmax(-1) == targets.count).float().mean().item(),
+            **dict(zip(("shape", "color", "size", "row", "column"), hits, strict=True)),
+            "top_share": attention.amax(-1).mean().item(),
+            "top_over_median": (attention.amax(-1) / attention.median(-1).values).mean().item(),
+            "top_on_object": on_object.gather(1, most).float().mean().item(),
+        }
 
     def loss(self, stream: str, batch: int) -> tuple[Tensor, dict[str, float]]:
         """Loss and accuracies on a fresh batch of a stream."""
         device = self.scene.weight.device
         scenes, rng = scenes_for(stream, batch)
-        seen = self.vision(pixels(scenes, rng).to(device, DTYPE), output_hidden_states=True)
-        targets = tower_targets(scenes)
-        count, background, colors, pairs = self.scene(seen.pooler_output).float().split(self.scene_sizes, -1)
-        colors = colors.unflatten(-1, (len(COLORS), MAX_OBJECTS + 1))
-        patches = self.patch(seen.hidden_states[-1]).float().split(PATCH_CLASSES, -1)
-        truth = [targets.patches[..., i].to(device) for i in range(len(PATCH_CLASSES))]
-        loss = (
-            F.cross_entropy(count, targets.count.to(device))
-            + F.cross_entropy(background, targets.background.to(device))
-            + F.cross_entropy(colors.flatten(0, 1), targets.color_counts.flatten().to(device))
-            + F.binary_cross_entropy_with_logits(pairs, targets.pairs.to(device))
-            + sum(F.cross_entropy(p.flatten(0, 1), t.flatten()) for p, t in zip(patches, truth, strict=True))
-        )
-        on_object = truth[0] < len(SHAPES)
-        hits = [(p.argmax(-1) == t)[on_object].float().mean().item() for p, t in zip(patches, truth, strict=True)]
-        accuracies = {
-            "count": (count.argmax(-1).cpu() == targets.count).float().mean().item(),
-            **dict(zip(("shape", "color", "size", "row", "column"), hits, strict=True)),
-        }
-        return loss, accuracies
+        features, attention = self.see(pixels(scenes, rng).to(device, DTYPE))
+        return self.read(features, attention, tower_targets(scenes).to(device), rng.randint(1, FEW))
 
 
 class Answerer(nn.Module):
-    """The LLaVA on packed questions, with the loss on answers."""
+    """The LLaVA on packed questions: the loss on answers, beside a lesser one on questions and the tower's own.
+
+    In most turns about the whole scene, the text sees only the few patches that the encoder attended to most.
+    """
 
     def __init__(
-        self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, questions: int
+        self,
+        model: LlavaForConditionalGeneration,
+        tower: Tower,
+        tokenizer: PreTrainedTokenizerFast,
+        questions: int,
     ) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.questions = model, tokenizer, questions
+        self.model, self.tower, self.tokenizer, self.questions = model, tower, tokenizer, questions
         self.model.set_attn_implementation("eager")
 
     def loss(self, stream: str, batch: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss and the share of right answer tokens on a fresh batch of a stream."""
-        device = self.model.device
+        """Loss, the tower's accuracies and the share of right answer tokens on a fresh batch of a stream."""
+        device, llava = self.model.device, self.model.model
         scenes, rng = scenes_for(stream, batch)
         asked = [draw_questions(scene, rng, self.questions) for scene in scenes]
-        dialogues = [turns(scene, questions, rng) for scene, questions in zip(scenes, asked, strict=True)]
-        packed = pack(dialogues, self.tokenizer, DTYPE)
-        hidden = self.model.model(
-            input_ids=packed.input_ids.to(device),
-            pixel_values=pixels(scenes, rng).to(device, DTYPE),
-            attention_mask=packed.attention_mask.to(device),
+        said = [turns(scene, questions, rng) for scene, questions in zip(scenes, asked, strict=True)]
+        packed = pack(said, self.tokenizer, DTYPE)
+        features, attention = self.tower.see(pixels(scenes, rng).to(device, DTYPE))
+        few = rng.randint(1, FEW)
+        narrow = [[q.scope == "global" and rng.random() < NARROWED for q in questions] for questions in asked]
+        kept = torch.zeros_like(attention, dtype=torch.bool).scatter(1, attention.topk(few, -1).indices, True)
+        words = llava.get_input_embeddings()(packed.input_ids[:, PATCHES:].to(device))
+        hidden = llava.language_model(
+            inputs_embeds=torch.cat([llava.multi_modal_projector(features), words], 1),
+            attention_mask=packed.narrowed(narrow, kept.cpu()).to(device),
             position_ids=packed.position_ids.to(device),
             use_cache=False,
         ).last_hidden_state[:, :-1]
-        labels = packed.labels[:, 1:].to(device)
+        answers, questions = packed.labels[:, 1:].to(device), packed.question_labels[:, 1:].to(device)
+        answer_loss, token = self._next_token(hidden, answers)
+        question_loss, _ = self._next_token(hidden, questions)
+        tower_loss, accuracies = self.tower.read(features, attention, tower_targets(scenes).to(device), few)
+        loss = answer_loss + QUESTION_WEIGHT * question_loss + TOWER_WEIGHT * tower_loss
+        return loss, {"token": token} | accuracies
+
+    def _next_token(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """Cross entropy and accuracy where there are labels."""
         chosen = labels != IGNORED
         logits = self.model.lm_head(hidden[chosen]).float()
-        loss = F.cross_entropy(logits, labels[chosen])
-        return loss, {"token": (logits.argmax(-1) == labels[chosen]).float().mean().item()}
+        return F.cross_entropy(logits, labels[chosen]), (logits.argmax(-1) == labels[chosen]).float().mean().item()
+
+    @torch.no_grad()
+    def examine(self, count: int = 48) -> dict[str, Any]:
+        """Accuracy by kind on held-out scenes, and what the most attended patch of the encoder draws in the LLM.
+
+        ``llm_top_over_median``: attention from text on that patch over the median patch's, at the layer where it
+        is highest, a mean over images.
+        """
+        data = held_out("progress", count)
+        packed = pack(dialogues(data), self.tokenizer, DTYPE)
+        seen = pixels([scene for scene, _ in data]).to(self.model.device, DTYPE)
+        output = self.model(
+            input_ids=packed.input_ids.to(self.model.device),
+            pixel_values=seen,
+            attention_mask=packed.attention_mask.to(self.model.device),
+            position_ids=packed.position_ids.to(self.model.device),
+            use_cache=False,
+            output_attentions=True,
+        )
+        scores = by_kind(data, right_answers(output.logits, packed))
+        most = self.tower.see(seen)[1].argmax(-1).cpu()
+        text = (packed.segments > 0).float()
+        received = torch.stack(
+            [
+                torch.einsum("bt,btv->bv", text, layer[..., :PATCHES].float().mean(1).cpu())
+                for layer in output.attentions
+            ]
+        )
+        ratio = received / received.median(-1, keepdim=True).values
+        top = ratio.gather(-1, most.expand(len(ratio), -1)[..., None])[..., 0]
+        return {
+            "llm_top_over_median": top.mean(-1).max().item(),
+            "overall": overall(scores),
+            "kinds": {kind: score.accuracy for kind, score in scores.items()},
+        }
 
 
 class MasterAdamW:
@@ -168,8 +246,8 @@ def run_stage(
     batch: int,
     seed: int,
     out: Path,
-    save_every: int = 100,
-    on_save: Callable[[], None] = lambda: None,
+    save_every: int = 50,
+    on_save: Callable[[], dict[str, Any]] = dict,
 ) -> None:
     """Train one stage to its last step, from its checkpoint when there is one."""
     checkpoint, history = out / f"{name}.pt", out / "history.jsonl"
@@ -188,13 +266,13 @@ def run_stage(
             bar.set_postfix({"loss": f"{loss.item():.3f}"} | {k: f"{v:.2f}" for k, v in accuracies.items()})
         if (step + 1) % save_every == 0 or step + 1 == steps:
             _save(checkpoint, {"step": step + 1, "optimizer": optimizer.state_dict()})
-            on_save()
             record = {
                 "stage": name,
                 "step": step + 1,
                 "seconds": time.monotonic() - began,
                 "loss": loss.item(),
                 **accuracies,
+                **on_save(),
             }
             with history.open("a") as lines:
                 lines.write(json.dumps(record) + "\n")
@@ -231,7 +309,7 @@ def main(
     model: Any = build_model(tokenizer, seed)  # transformers' annotations do not describe its models
     model.to(where, DTYPE)
     torch.manual_seed(seed + 1)
-    tower = Tower(model.config.vision_config).to(where, DTYPE)
+    tower = Tower(model.model.vision_tower).to(where, DTYPE)
     run_stage(
         "tower",
         tower,
@@ -241,21 +319,19 @@ def main(
         seed=seed,
         out=out,
     )
-    model.model.vision_tower.load_state_dict(
-        {name: value for name, value in tower.vision.state_dict().items() if not name.startswith("head.")}
-    )
-    vision = {id(p) for p in model.model.vision_tower.parameters()}
-    rest = [p for p in model.parameters() if id(p) not in vision]
-    answerer = Answerer(model, tokenizer, questions)
+    seeing = {id(p) for p in tower.parameters()}
+    rest = [p for p in model.parameters() if id(p) not in seeing]
+    answerer = Answerer(model, tower, tokenizer, questions)
 
-    def save_model() -> None:
+    def save_model() -> dict[str, Any]:
         model.save_pretrained(out / "model")
         build_processor(tokenizer).save_pretrained(out / "model")
+        return answerer.examine()
 
     run_stage(
         "answers",
         answerer,
-        MasterAdamW([(model.model.vision_tower.parameters(), 4e-4), (rest, 1e-3)], answer_steps),
+        MasterAdamW([(tower.parameters(), 4e-4), (rest, 1e-3)], answer_steps),
         steps=answer_steps,
         batch=answer_batch,
         seed=seed,

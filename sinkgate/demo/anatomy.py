@@ -1,0 +1,121 @@
+"""Which sinks the demo model has, where they lie, what they draw: measured criterion by criterion.
+
+An L-sink counts here only where it is one for at least four fifths of the questions put to its image: a patch
+that is attended because it holds the object asked for is no sink.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sinkgate.criteria import CRITERIA
+from sinkgate.demo.scenes import Scene
+from sinkgate.demo.scoring import Asked
+from sinkgate.sinks import Observation, classify
+from sinkgate.vlm import VLM
+
+STEADY = 0.8  # share of an image's questions for which a token must be an L-sink
+DRAWS = 5.0  # times the mean attention of ordinary patches
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one criterion finds of one kind of sink; L-sinks at the layer where most images have one.
+
+    ``tokens`` an image (mean), ``images`` share of images with any, ``on_objects`` share of the sinks that lie on an
+    object, ``attention`` of a sink over the mean attention of ordinary patches, ``draws`` share of images where that is
+    at least ``DRAWS``. For V-sinks both are in the encoder's feature layer, and ``llm_attention`` and ``llm_draws`` at the LLM
+    layer where they draw most; for L-sinks in ``layer`` of the LLM.
+    """
+
+    tokens: float
+    images: float
+    on_objects: float
+    attention: float
+    draws: float
+    llm_attention: float
+    llm_draws: float
+    layer: int | None
+
+
+def measure(vlm: VLM, data: list[Asked]) -> dict[str, dict[str, Found]]:
+    """V-sinks and L-sinks by every named criterion: criterion -> ``v_sink``, ``l_sink`` -> what was found."""
+    rows: dict[tuple[str, str], list[dict[str, Tensor]]] = defaultdict(list)
+    for scene, asked in tqdm(data, desc="sinks"):
+        image = scene.render()
+        prompts = [vlm.prompt(image, question.question) for question in asked]
+        seen = [vlm.observe(prompt) for prompt in prompts]
+        covered = on_objects(scene, prompts[0].grid)
+        attention = torch.stack([one.attention for one in seen]).mean(0)  # L, V: whatever is asked
+        for name in CRITERIA:
+            v_sink, l_sink = _steady(seen, prompts[0].grid, name)
+            ordinary = ~(v_sink | l_sink)  # L, V
+            rows[name, "v_sink"].append(
+                _of_one_image(v_sink[None], ~v_sink[None], seen[0].encoder_attention[None], covered)
+                | {"llm": _ratio(v_sink.expand(len(l_sink), -1), ordinary, attention)}
+            )
+            rows[name, "l_sink"].append(_of_one_image(l_sink, ordinary, attention, covered))
+    return {
+        name: {kind: _summed(rows[name, kind], kind == "l_sink") for kind in ("v_sink", "l_sink")} for name in CRITERIA
+    }
+
+
+def on_objects(scene: Scene, grid: tuple[int, int]) -> Tensor:
+    """Which patches have an object under their middle, (V,) boolean."""
+    rows, columns = grid
+    middles = [((c + 0.5) / columns, (r + 0.5) / rows) for r in range(rows) for c in range(columns)]
+    return torch.tensor([any(item.covers(x, y) for item in scene.objects) for x, y in middles])
+
+
+def covered_share(data: Iterable[Asked], grid: tuple[int, int]) -> float:
+    """Share of all patches that lie on an object: what ``on_objects`` would be by chance."""
+    return torch.stack([on_objects(scene, grid) for scene, _ in data]).float().mean().item()
+
+
+def _steady(seen: list[Observation], grid: tuple[int, int], name: str) -> tuple[Tensor, Tensor]:
+    """V-sinks (V,) and steady L-sinks (L, V) of one image."""
+    maps = [classify(one, grid, v_sink=name, l_sink=name) for one in seen]
+    return maps[0].v_sink, torch.stack([one.l_sink for one in maps]).float().mean(0) >= STEADY
+
+
+def _ratio(sinks: Tensor, ordinary: Tensor, attention: Tensor) -> Tensor:
+    """Mean attention of the sinks over that of ordinary patches in each layer, 0 where there is no sink; (G,)."""
+    on_sinks = (attention * sinks).sum(-1) / sinks.sum(-1).clamp_min(1)
+    on_rest = (attention * ordinary).sum(-1) / ordinary.sum(-1).clamp_min(1)
+    return on_sinks / on_rest.clamp_min(1e-12)
+
+
+def _of_one_image(sinks: Tensor, ordinary: Tensor, attention: Tensor, covered: Tensor) -> dict[str, Tensor]:
+    return {
+        "tokens": sinks.sum(-1).float(),
+        "on_objects": (sinks & covered).sum(-1).float(),
+        "ratio": _ratio(sinks, ordinary, attention),
+    }
+
+
+def _summed(images: list[dict[str, Tensor]], by_layer: bool) -> Found:
+    tokens, on_objects_, ratio = (
+        torch.stack([row[key] for row in images]) for key in ("tokens", "on_objects", "ratio")
+    )
+    layer = int((tokens > 0).float().mean(0).argmax())
+    tokens, on_objects_, ratio = tokens[:, layer], on_objects_[:, layer], ratio[:, layer]
+    having = tokens > 0
+    some = bool(having.any())
+    llm = torch.stack([row["llm"] for row in images]) if "llm" in images[0] else torch.zeros(len(images), 1)
+    strongest = llm[:, int(llm.mean(0).argmax())]
+    return Found(
+        tokens=tokens.mean().item(),
+        images=having.float().mean().item(),
+        on_objects=(on_objects_.sum() / tokens.sum().clamp_min(1)).item(),
+        attention=ratio[having].mean().item() if some else 0.0,
+        draws=(ratio >= DRAWS).float().mean().item(),
+        llm_attention=strongest[having].mean().item() if some else 0.0,
+        llm_draws=(strongest >= DRAWS).float().mean().item(),
+        layer=layer if by_layer and some else None,
+    )

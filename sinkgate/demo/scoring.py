@@ -1,0 +1,80 @@
+"""How many answers are right: packed rows of questions, judged as greedy decoding would judge them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from torch import Tensor
+
+from sinkgate.demo.batches import IGNORED, Packed
+from sinkgate.demo.questions import KINDS, Question, ask_all
+from sinkgate.demo.scenes import Scene
+
+Asked = tuple[Scene, list[Question]]  # a scene and what is asked about it
+
+
+@dataclass(frozen=True)
+class KindScore:
+    """Exactly right answers of one kind of question; ``chance`` is the best constant answer's accuracy."""
+
+    scope: str
+    questions: int
+    accuracy: float
+    chance: float
+
+
+def held_out(seed: int | str, count: int) -> list[Asked]:
+    """Scenes with one question of every kind each, from a stream that training never draws from."""
+    rngs = [Random(f"held out/{seed}/{index}") for index in range(count)]
+    return [(scene := Scene.random(rng), ask_all(scene, rng)) for rng in rngs]
+
+
+def dialogues(data: Iterable[Asked]) -> list[list[tuple[str, str]]]:
+    """The turns that ``pack`` takes."""
+    return [[(question.question, question.answer) for question in asked] for _, asked in data]
+
+
+def right_answers(logits: Tensor, packed: Packed) -> list[list[bool]]:
+    """For every row, whether each of its answers is right, in the order of the turns.
+
+    An answer is right where every one of its tokens, the end included, is the most probable one given those
+    before: exactly when greedy decoding would give it. Shapes: logits (B, T, vocabulary).
+    """
+    labels = packed.labels[:, 1:]
+    hit = (logits[:, :-1].argmax(-1).cpu() == labels) | (labels == IGNORED)
+    return [
+        [bool(hit[row, start:end].all()) for start, end in _runs((labels[row] != IGNORED).tolist())]
+        for row in range(len(labels))
+    ]
+
+
+def by_kind(data: Iterable[Asked], right: Iterable[list[bool]]) -> dict[str, KindScore]:
+    """Scores of every kind that was asked."""
+    hits, truth = defaultdict[str, list[bool]](list), defaultdict[str, Counter[str]](Counter)
+    for (_, asked), row in zip(data, right, strict=True):
+        for question, hit in zip(asked, row, strict=True):
+            hits[question.kind].append(hit)
+            truth[question.kind][question.answer] += 1
+    return {
+        kind: KindScore(
+            KINDS[kind].scope,
+            len(hits[kind]),
+            sum(hits[kind]) / len(hits[kind]),
+            truth[kind].most_common(1)[0][1] / len(hits[kind]),
+        )
+        for kind in KINDS
+        if hits[kind]
+    }
+
+
+def overall(scores: dict[str, KindScore]) -> float:
+    """Share of right answers over all questions."""
+    return sum(s.accuracy * s.questions for s in scores.values()) / sum(s.questions for s in scores.values())
+
+
+def _runs(chosen: list[bool]) -> Iterator[tuple[int, int]]:
+    edges = [i for i in range(len(chosen) + 1) if (i > 0 and chosen[i - 1]) != (i < len(chosen) and chosen[i])]
+    return zip(edges[::2], edges[1::2], strict=True)
