@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sinkgate.demo import train
+from sinkgate.demo import objectives, train
 from sinkgate.demo.batches import pack, pixels
 from sinkgate.demo.build import PATCHES, build_processor, build_tokenizer
 from sinkgate.demo.questions import ask_all
@@ -91,7 +91,7 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path, monkeypatch):
 
     def killed_midway(name, module, optimizer, **options):
         if name == "answers":
-            monkeypatch.setattr(train, "pack", _raise_at_third_call(train.pack))
+            monkeypatch.setattr(objectives, "tower_targets", _raise_at_third_call(objectives.tower_targets))
         return real(name, module, optimizer, **{**options, "save_every": 1})
 
     monkeypatch.setattr(train, "run_stage", killed_midway)

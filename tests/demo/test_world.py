@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkgate.demo.build import UNK, build_tokenizer
-from sinkgate.demo.questions import DESCRIBE, KINDS, ask, ask_all, describe
+from sinkgate.demo.questions import DESCRIBE, KINDS, ask, ask_all, describe, line_up
 from sinkgate.demo.scenes import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES, SIZES, Scene, SceneObject
 from sinkgate.errors import SceneError
 
@@ -152,14 +152,27 @@ def test_answers_are_true(seed):
             assert len(first) == len(second) == 1
             a, b = first[0], second[0]
             holds = {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}
-            word = next(word for word in holds if word in text)
-            assert answer == ("yes" if holds[word] else "no")
+            if " or " in text:
+                assert answer in text and holds[{"left": "left of", "right": "right of"}.get(answer, answer)]
+            else:
+                word = next(word for word in holds if word in text)
+                assert answer == ("yes" if holds[word] else "no")
         else:
             fitting = referred(scene, phrases(text)[-1])
             assert len(fitting) == 1, "a phrase must single out one object"
             assert answer == getattr(fitting[0], question.kind)
             if question.kind in ("color", "shape"):
                 assert answer not in phrases(text)[-1].split(), "the question must not give the answer away"
+
+
+@given(seeds)
+def test_line_ups_name_every_object_in_order(seed):
+    rng = Random(seed)
+    scene = Scene.random(rng)
+    request, answer = line_up(scene, rng)
+    axis = "x" if "left" in request else "y"
+    ordered = sorted(scene.objects, key=lambda item: getattr(item, axis))
+    assert answer.split(" and ") == [f"{item.size} {item.color} {item.shape}" for item in ordered]
 
 
 @pytest.mark.parametrize("kind", KINDS)

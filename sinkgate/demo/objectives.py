@@ -1,0 +1,181 @@
+"""What the demo model is taught, stage by stage: the vision tower's objective, then the LLaVA's.
+
+Shapes: B images, V visual tokens, E the tower's width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast, SiglipVisionModel
+
+from sinkgate.demo.batches import (
+    IGNORED,
+    PATCH_CLASSES,
+    SCENE_CLASSES,
+    Targets,
+    draw_questions,
+    pack,
+    pixels,
+    scenes_for,
+    tower_targets,
+    turns,
+)
+from sinkgate.demo.build import FEATURE_LAYER, PATCHES
+from sinkgate.demo.scenes import COLORS, MAX_OBJECTS, SHAPES
+from sinkgate.demo.scoring import by_kind, dialogues, held_out, overall, right_answers
+
+DTYPE = torch.bfloat16
+FEW = 4  # at most so many patches tell the whole scene where reading is narrowed
+NARROWED = 0.8  # share of the turns about the whole scene that see only those
+TOWER_WEIGHT = 0.2  # of the tower's own loss while the LLaVA learns
+QUESTION_WEIGHT = 0.2  # of the loss on question words: most positions then have something to do besides looking
+
+
+class Tower(nn.Module):
+    """The vision tower with linear read-outs, for training only; both read the features that the LLM will read.
+
+    Each object's patches must tell what lies under them, and where. The facts of the whole scene must be told by the
+    patches that receive most attention in the last layer, one to ``FEW`` of them: the room that a token-pruning
+    reader such as VisionZip would leave. Background patches carry no loss of their own. Which patches are
+    attended, and what they hold, is left to training.
+    """
+
+    def __init__(self, vision: SiglipVisionModel) -> None:
+        super().__init__()
+        self.vision = vision
+        self.vision.set_attn_implementation("eager")
+        width = vision.config.hidden_size
+        self.norm = nn.LayerNorm(width)
+        self.scene = nn.Linear(width, sum(SCENE_CLASSES))
+        self.patch = nn.Linear(width, sum(PATCH_CLASSES))
+
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels -> features for the LLM (the last layer's input), and the attention that the last layer pays them.
+
+        Shapes: images (B, 3, side, side) -> (B, V, E), (B, V), a mean over heads and queries.
+        """
+        seen = self.vision(images, output_hidden_states=True, output_attentions=True)
+        return seen.hidden_states[FEATURE_LAYER], seen.attentions[-1].float().mean((1, 2))
+
+    def read(self, features: Tensor, attention: Tensor, targets: Targets, few: int) -> tuple[Tensor, dict[str, float]]:
+        """Loss and accuracies of both read-outs; shapes as in ``see``, ``few`` the patches that tell the scene."""
+        tokens = self.norm(features)
+        share, chosen = attention.topk(few, -1)
+        weight = (share / share.sum(-1, keepdim=True)).to(tokens.dtype)
+        gist = (tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1])) * weight[..., None]).sum(1)
+        count, background, colors, pairs = self.scene(gist).float().split(SCENE_CLASSES, -1)
+        colors = colors.unflatten(-1, (len(COLORS), MAX_OBJECTS + 1))
+        on_object = targets.patches[..., 0] < len(SHAPES)
+        patches = self.patch(tokens[on_object]).float().split(PATCH_CLASSES, -1)
+        truth = targets.patches[on_object].unbind(-1)
+        loss = (
+            F.cross_entropy(count, targets.count)
+            + F.cross_entropy(background, targets.background)
+            + F.cross_entropy(colors.flatten(0, 1), targets.color_counts.flatten())
+            + F.binary_cross_entropy_with_logits(pairs, targets.pairs)
+            + sum(F.cross_entropy(p, t) for p, t in zip(patches, truth, strict=True))
+        )
+        hits = [(p.argmax(-1) == t).float().mean().item() for p, t in zip(patches, truth, strict=True)]
+        most = attention.argmax(-1, keepdim=True)
+        return loss, {
+            "count": (count.argmax(-1) == targets.count).float().mean().item(),
+            **dict(zip(("shape", "color", "size", "row", "column"), hits, strict=True)),
+            "top_share": attention.amax(-1).mean().item(),
+            "top_over_median": (attention.amax(-1) / attention.median(-1).values).mean().item(),
+            "top_on_object": on_object.gather(1, most).float().mean().item(),
+        }
+
+    def loss(self, stream: str, batch: int) -> tuple[Tensor, dict[str, float]]:
+        """Loss and accuracies on a fresh batch of a stream."""
+        device = self.scene.weight.device
+        scenes, rng = scenes_for(stream, batch)
+        features, attention = self.see(pixels(scenes, rng).to(device, DTYPE))
+        return self.read(features, attention, tower_targets(scenes).to(device), rng.randint(1, FEW))
+
+
+class Answerer(nn.Module):
+    """The LLaVA on packed questions: the loss on answers, beside a lesser one on questions and the tower's own.
+
+    In most turns about the whole scene, the text sees only the few patches that the encoder attended to most.
+    """
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        tower: Tower,
+        tokenizer: PreTrainedTokenizerFast,
+        questions: int,
+    ) -> None:
+        super().__init__()
+        self.model, self.tower, self.tokenizer, self.questions = model, tower, tokenizer, questions
+        self.model.set_attn_implementation("eager")
+
+    def loss(self, stream: str, batch: int) -> tuple[Tensor, dict[str, float]]:
+        """Loss, the tower's accuracies and the share of right answer tokens on a fresh batch of a stream."""
+        device, llava = self.model.device, self.model.model
+        scenes, rng = scenes_for(stream, batch)
+        asked = [draw_questions(scene, rng, self.questions) for scene in scenes]
+        said = [turns(scene, questions, rng) for scene, questions in zip(scenes, asked, strict=True)]
+        packed = pack(said, self.tokenizer, DTYPE)
+        features, attention = self.tower.see(pixels(scenes, rng).to(device, DTYPE))
+        few = rng.randint(1, FEW)
+        narrow = [[q.scope == "global" and rng.random() < NARROWED for q in questions] for questions in asked]
+        kept = torch.zeros_like(attention, dtype=torch.bool).scatter(1, attention.topk(few, -1).indices, True)
+        words = llava.get_input_embeddings()(packed.input_ids[:, PATCHES:].to(device))
+        hidden = llava.language_model(
+            inputs_embeds=torch.cat([llava.multi_modal_projector(features), words], 1),
+            attention_mask=packed.narrowed(narrow, kept.cpu()).to(device),
+            position_ids=packed.position_ids.to(device),
+            use_cache=False,
+        ).last_hidden_state[:, :-1]
+        answers, questions = packed.labels[:, 1:].to(device), packed.question_labels[:, 1:].to(device)
+        answer_loss, token = self._next_token(hidden, answers)
+        question_loss, _ = self._next_token(hidden, questions)
+        tower_loss, accuracies = self.tower.read(features, attention, tower_targets(scenes).to(device), few)
+        loss = answer_loss + QUESTION_WEIGHT * question_loss + TOWER_WEIGHT * tower_loss
+        return loss, {"token": token} | accuracies
+
+    def _next_token(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """Cross entropy and accuracy where there are labels."""
+        chosen = labels != IGNORED
+        logits = self.model.lm_head(hidden[chosen]).float()
+        return F.cross_entropy(logits, labels[chosen]), (logits.argmax(-1) == labels[chosen]).float().mean().item()
+
+    @torch.no_grad()
+    def examine(self, count: int = 48) -> dict[str, Any]:
+        """Accuracy by kind on held-out scenes, and what the most attended patch of the encoder draws in the LLM.
+
+        ``llm_top_over_median``: attention from text on that patch over the median patch's, at the layer where it
+        is highest, a mean over images.
+        """
+        data = held_out("progress", count)
+        packed = pack(dialogues(data), self.tokenizer, DTYPE)
+        seen = pixels([scene for scene, _ in data]).to(self.model.device, DTYPE)
+        output = self.model(
+            input_ids=packed.input_ids.to(self.model.device),
+            pixel_values=seen,
+            attention_mask=packed.attention_mask.to(self.model.device),
+            position_ids=packed.position_ids.to(self.model.device),
+            use_cache=False,
+            output_attentions=True,
+        )
+        scores = by_kind(data, right_answers(output.logits, packed))
+        most = self.tower.see(seen)[1].argmax(-1).cpu()
+        text = (packed.segments > 0).float()
+        received = torch.stack(
+            [
+                torch.einsum("bt,btv->bv", text, layer[..., :PATCHES].float().mean(1).cpu())
+                for layer in output.attentions
+            ]
+        )
+        ratio = received / received.median(-1, keepdim=True).values
+        top = ratio.gather(-1, most.expand(len(ratio), -1)[..., None])[..., 0]
+        return {
+            "llm_top_over_median": top.mean(-1).max().item(),
+            "overall": overall(scores),
+            "kinds": {kind: score.accuracy for kind, score in scores.items()},
+        }
