@@ -28,7 +28,7 @@ from live import MAX_QUESTION, Desk
 
 import sinkgate as sg
 
-FIRST_LAYER = 4  # whose map is shown first
+FIRST_LAYER = 2  # whose map is shown first
 STATE_SECONDS = 3600
 CACHE_SECONDS = (3600, 7200)  # uploads are looked through every hour and deleted after two
 

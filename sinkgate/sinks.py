@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkgate.criteria import CRITERIA, Criterion, Signals, Verdict, over_median
+from sinkgate.criteria import CRITERIA, AttentionShare, Criterion, Signals, Verdict, over_median
 from sinkgate.errors import SinkgateError
+
+_LOOKED_AT = " Attention alone says so: it may be looked at for what it shows."
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class SinkMap:
         if self.v_sink[token]:
             return f"V-sink ({where}): {_reason(self.v_verdict, 0, token)}; {'; '.join(facts)}."
         if layer is not None and self.l_sink[layer, token]:
-            return f"L-sink ({where}): {_reason(self.l_verdict, layer, token)}; {'; '.join(facts)}."
+            doubt = _LOOKED_AT if self.l_verdict.criterion == AttentionShare.name else ""
+            return f"L-sink ({where}): {_reason(self.l_verdict, layer, token)}; {'; '.join(facts)}.{doubt}"
         return f"ordinary ({where}): {'; '.join(facts)}."
 
 

@@ -30,8 +30,9 @@ class Found:
 
     ``tokens`` an image (mean), ``images`` share of images with any, ``on_objects`` share of the sinks that lie on an
     object, ``attention`` of a sink over the mean attention of ordinary patches, ``draws`` share of images where that is
-    at least ``DRAWS``. For V-sinks both are in the encoder's feature layer, and ``llm_attention`` and ``llm_draws`` at the LLM
-    layer where they draw most; for L-sinks in ``layer`` of the LLM.
+    at least ``DRAWS``. For V-sinks both are in the encoder layer that reads the features, ``llm_attention`` is at the LLM
+    layer where they draw most, whatever is asked, and ``scene_attention`` the same when only the whole scene is asked
+    about; for L-sinks all are in ``layer`` of the LLM.
     """
 
     tokens: float
@@ -40,7 +41,7 @@ class Found:
     attention: float
     draws: float
     llm_attention: float
-    llm_draws: float
+    scene_attention: float
     layer: int | None
 
 
@@ -53,12 +54,16 @@ def measure(vlm: VLM, data: list[Asked]) -> dict[str, dict[str, Found]]:
         seen = [vlm.observe(prompt) for prompt in prompts]
         covered = on_objects(scene, prompts[0].grid)
         attention = torch.stack([one.attention for one in seen]).mean(0)  # L, V: whatever is asked
+        about_scene = [one.attention for one, q in zip(seen, asked, strict=True) if q.scope == "global"]
         for name in CRITERIA:
             v_sink, l_sink = _steady(seen, prompts[0].grid, name)
             ordinary = ~(v_sink | l_sink)  # L, V
             rows[name, "v_sink"].append(
                 _of_one_image(v_sink[None], ~v_sink[None], seen[0].encoder_attention[None], covered)
-                | {"llm": _ratio(v_sink.expand(len(l_sink), -1), ordinary, attention)}
+                | {
+                    "llm": _ratio(v_sink.expand(len(l_sink), -1), ordinary, attention),
+                    "scene": _ratio(v_sink.expand(len(l_sink), -1), ordinary, torch.stack(about_scene).mean(0)),
+                }
             )
             rows[name, "l_sink"].append(_of_one_image(l_sink, ordinary, attention, covered))
     return {
@@ -107,15 +112,20 @@ def _summed(images: list[dict[str, Tensor]], by_layer: bool) -> Found:
     tokens, on_objects_, ratio = tokens[:, layer], on_objects_[:, layer], ratio[:, layer]
     having = tokens > 0
     some = bool(having.any())
-    llm = torch.stack([row["llm"] for row in images]) if "llm" in images[0] else torch.zeros(len(images), 1)
-    strongest = llm[:, int(llm.mean(0).argmax())]
+
+    def strongest(key: str) -> float:
+        """The ratio at the layer where it is highest on average, over images that have a sink."""
+        if by_layer or not some:
+            return 0.0
+        return torch.stack([row[key] for row in images])[having].mean(0).max().item()
+
     return Found(
         tokens=tokens.mean().item(),
         images=having.float().mean().item(),
         on_objects=(on_objects_.sum() / tokens.sum().clamp_min(1)).item(),
         attention=ratio[having].mean().item() if some else 0.0,
         draws=(ratio >= DRAWS).float().mean().item(),
-        llm_attention=strongest[having].mean().item() if some else 0.0,
-        llm_draws=(strongest >= DRAWS).float().mean().item(),
+        llm_attention=strongest("llm"),
+        scene_attention=strongest("scene"),
         layer=layer if by_layer and some else None,
     )

@@ -85,17 +85,20 @@ def _sinks(sinks: Report) -> str:
     rows = []
     for name, kinds in sinks["criteria"].items():
         v, l_ = kinds["v_sink"], kinds["l_sink"]
-        v_cells = _cells(v, ("tokens", "images", "on_objects", "attention", "draws", "llm_attention", "llm_draws"))
+        v_cells = _cells(
+            v, ("tokens", "images", "on_objects", "attention", "draws", "llm_attention", "scene_attention")
+        )
         l_cells = _cells(l_, ("tokens", "layer", "images", "on_objects", "attention", "draws"))
         rows.append((name, *v_cells, *l_cells))
     columns = (
-        "criterion", "V-sinks an image", "images", "on objects", "encoder", f"images at {DRAWS:g} x", "LLM", f"images at {DRAWS:g} x",
+        "criterion", "V-sinks an image", "images", "on objects", "encoder", f"images at {DRAWS:g} x", "LLM", "LLM, global",
         "steady L-sinks", "layer", "images", "on objects", "LLM", f"images at {DRAWS:g} x",
     )  # fmt: skip
     return f"""## Sinks
 By each criterion, on {sinks["scenes"]} held-out scenes. "On objects": share of the sinks whose patch lies on an object; by chance it would be
 {sinks["covered"]:.0%}. "Encoder" and "LLM": attention that a sink receives over the mean of the ordinary patches, in the layer that reads the
-features and in the LLM layer where it is highest, averaged over all questions put to the image; beside it the share of images where that is at least {DRAWS:g}.
+features and in the LLM layer where it is highest, a mean over text tokens and over all questions put to the image ("global": over those about the
+whole scene); "images at {DRAWS:g} x": share of images where that is at least {DRAWS:g}.
 An L-sink counts where it is one for {STEADY:.0%} of the image's questions: what is attended because it holds the object asked for is no sink.
 
 {_table(columns, rows)}"""
@@ -105,7 +108,13 @@ def _cells(found: Report, names: Sequence[str]) -> list[str]:
     """One criterion's numbers as text, or that it finds none."""
     if not found["images"]:
         return ["none", *[""] * (len(names) - 1)]
-    formats = {"tokens": "{:.1f}", "layer": "{}", "attention": "{:.1f} x", "llm_attention": "{:.1f} x"}
+    formats = {
+        "tokens": "{:.1f}",
+        "layer": "{}",
+        "attention": "{:.1f} x",
+        "llm_attention": "{:.1f} x",
+        "scene_attention": "{:.1f} x",
+    }
     return [formats.get(name, "{:.0%}").format(found[name]) for name in names]
 
 

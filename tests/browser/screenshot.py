@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--phone", action="store_true", help="390 pixels wide, the whole page")
-    parser.add_argument("--layer", type=int, default=5, help="counted from 0, as everywhere (default: %(default)s)")
+    parser.add_argument("--layer", type=int, default=2, help="counted from 0, as everywhere (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=0.1, help="where the fader is pulled (default: %(default)s)")
     options = parser.parse_args()
 
