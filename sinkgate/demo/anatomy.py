@@ -31,8 +31,8 @@ class Found:
     ``tokens`` an image (mean), ``images`` share of images with any, ``on_objects`` share of the sinks that lie on an
     object, ``attention`` of a sink over the mean attention of ordinary patches, ``draws`` share of images where that is
     at least ``DRAWS``. For V-sinks both are in the encoder layer that reads the features, ``llm_attention`` is at the LLM
-    layer where they draw most, whatever is asked, and ``scene_attention`` the same when only the whole scene is asked
-    about; for L-sinks all are in ``layer`` of the LLM.
+    layer where they draw most, whatever is asked and over all text; ``scene_attention`` is the same from the token that writes
+    the answer to a question about the whole scene. For L-sinks all are in ``layer`` of the LLM.
     """
 
     tokens: float
@@ -54,7 +54,13 @@ def measure(vlm: VLM, data: list[Asked]) -> dict[str, dict[str, Found]]:
         seen = [vlm.observe(prompt) for prompt in prompts]
         covered = on_objects(scene, prompts[0].grid)
         attention = torch.stack([one.attention for one in seen]).mean(0)  # L, V: whatever is asked
-        about_scene = [one.attention for one, q in zip(seen, asked, strict=True) if q.scope == "global"]
+        answering = torch.stack(  # L, V: of the token that writes the answer, where the whole scene is asked about
+            [
+                vlm.predict(prompt).attention[:, :, 0, prompt.visual.cpu()].mean(1)
+                for prompt, question in zip(prompts, asked, strict=True)
+                if question.scope == "global"
+            ]
+        ).mean(0)
         for name in CRITERIA:
             v_sink, l_sink = _steady(seen, prompts[0].grid, name)
             ordinary = ~(v_sink | l_sink)  # L, V
@@ -62,7 +68,7 @@ def measure(vlm: VLM, data: list[Asked]) -> dict[str, dict[str, Found]]:
                 _of_one_image(v_sink[None], ~v_sink[None], seen[0].encoder_attention[None], covered)
                 | {
                     "llm": _ratio(v_sink.expand(len(l_sink), -1), ordinary, attention),
-                    "scene": _ratio(v_sink.expand(len(l_sink), -1), ordinary, torch.stack(about_scene).mean(0)),
+                    "scene": _ratio(v_sink.expand(len(l_sink), -1), ordinary, answering),
                 }
             )
             rows[name, "l_sink"].append(_of_one_image(l_sink, ordinary, attention, covered))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 Record = dict[str, Any]
@@ -61,7 +62,8 @@ def accuracy_figure(history: Sequence[Record]) -> go.Figure:
     figure.add_scatter(x=[r["step"] for r in records], y=overall, name="all", line={"color": "black", "width": 3})
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
     figure.update_xaxes(title_text="step of the LLaVA's stage")
-    return figure.update_layout(**_LAYOUT, height=420, title="Accuracy of the checkpoints, 48 held-out scenes")
+    title = "Accuracy of the checkpoints, 48 held-out scenes"
+    return figure.update_layout(**_LAYOUT, height=420, title=title, colorway=qualitative.Dark24)
 
 
 def probes_figure(targets: dict[str, dict[str, dict[str, list[float]]]]) -> go.Figure:
