@@ -35,9 +35,7 @@ def direct(vlm: sg.VLM, picture: Path, question: str, setting: dict[str, list[fl
 def asked(tab: Any, picture: Path) -> dict[str, Any]:
     """Upload a picture and ask about it."""
     tab.upload(picture)
-    tab.page.wait_for_function(
-        "document.querySelector('#questions .chip')?.textContent === 'How many objects are there?'"
-    )
+    tab.page.wait_for_function("document.querySelectorAll('#questions .chip').length === 3")
     tab.settle()
     tab.ask(QUESTION)
     tab.page.wait_for_function(
