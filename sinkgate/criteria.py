@@ -9,11 +9,14 @@ Shapes: G layers, T all tokens, N judged tokens, D channels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+from sinkgate.errors import SinkgateError
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,11 @@ class SinkDimensions:
 
     def __call__(self, signals: Signals) -> Verdict:
         dims = discover_dimensions(signals.hidden) if self.dims is None else self.dims
-        hidden = signals.judged_hidden.float()
-        size = hidden.abs()
-        if self.normalize:
-            size = size / hidden.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
-        unit = "|h[d]| / RMS(h)" if self.normalize else "|h[d]|"
-        return _by_dimensions(self.name, unit, size, dims, torch.tensor(self.tau))
+        hidden, threshold = signals.judged_hidden.float(), torch.tensor(self.tau)
+        if not self.normalize:
+            return _by_dimensions(self.name, "|h[d]|", hidden, torch.tensor(1.0), dims, threshold)
+        rms = hidden.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+        return _by_dimensions(self.name, "|h[d]| / RMS(h)", hidden, rms, dims, threshold)
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,10 @@ class MassiveActivations:
     def __call__(self, signals: Signals) -> Verdict:
         dims = discover_dimensions(signals.hidden, ratio=self.ratio)
         median = _median_magnitude(signals.hidden)
-        size = signals.judged_hidden.float().abs() / median[:, None, None]
         threshold = torch.maximum(torch.tensor(self.ratio), self.minimum / median)[:, None]
-        return _by_dimensions(self.name, "|h[d]| / median |h|", size, dims, threshold)
+        return _by_dimensions(
+            self.name, "|h[d]| / median |h|", signals.judged_hidden, median[:, None, None], dims, threshold
+        )
 
 
 @dataclass(frozen=True)
@@ -171,43 +174,140 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
-def discover_dimensions(
-    hidden: Tensor, *, ratio: float = 100.0, distinct: float = 10.0, most: int = 4
-) -> tuple[int, ...]:
-    """Channels in which a few tokens spike, loudest first; () where the model has none.
+@dataclass(frozen=True)
+class DimensionEvidence:
+    """Why a channel is called a sink dimension, or how far the loudest channel is from being one.
 
-    A sink dimension is (1) massive: some token reaches ``ratio`` times the median magnitude of its layer, and
-    (2) distinctive: that token reaches ``distinct`` times the channel's own median over tokens. A channel that is
-    large everywhere is a content channel. The defaults are ours; the paper's own dimensions pass both tests.
+    ``ratio``: the spike over the median magnitude of its layer. ``sharpness``: over the median magnitude of its own token.
+    ``distinctiveness``: over the channel's magnitude in the loudest token beyond the few that may spike. All three at the
+    layer where the ratio is highest. ``layers`` where it spikes, (): it is no sink dimension. ``share`` of the
+    tokens, in [0, 1], that come within the distinctiveness asked for of the spike. ``prompts`` that showed it.
+    ``confidence`` in [0, 1], ours: (prompts that showed it) / (prompts seen + 1), times log(ratio) / log(1000) up to 1.
+    So one prompt gives 0.5 at most, and full marks need many prompts and the 1000 times of Sun et al.; 0 where it does not spike.
+    """
+
+    dimension: int
+    ratio: float
+    sharpness: float
+    distinctiveness: float
+    layers: tuple[int, ...]
+    share: float
+    prompts: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The sink dimensions of one side of a model, surest first, and its loudest channel, sink dimension or not."""
+
+    dimensions: tuple[DimensionEvidence, ...]
+    loudest: DimensionEvidence
+
+
+def gather_evidence(
+    hidden: Tensor,
+    *,
+    ratio: float = 100.0,
+    distinct: float = 10.0,
+    sharp: float = 50.0,
+    rare: float = 0.1,
+    most: int = 4,
+) -> Evidence:
+    """Which channels spike in one prompt, and how clearly.
+
+    A sink dimension is, in one and the same layer, (1) massive: some token reaches ``ratio`` times the layer's median
+    magnitude; (2) sharp: and ``sharp`` times its own median, so that a token loud in every channel names none, nor does what
+    rides along with a spike; (3) rare and distinctive: only a share ``rare`` of the tokens (always one) may come within
+    a factor ``distinct`` of it; where more are loud, the channel carries content. Every measure is relative to its layer, so norm
+    drift does not matter. The five defaults are ours.
+
+    Shapes: hidden (G, T, D), any float dtype; all tokens, text included: the text sink at position 0 shows the
+    dimensions best.
+    """
+    measured = [_measure(layer.float().abs(), ratio, distinct, rare) for layer in hidden]  # one in memory at a time
+    ratios, sharpness, distinctiveness, share = torch.stack(measured, 1)  # G, D each
+    spikes = (ratios >= ratio) & (sharpness >= sharp) & (distinctiveness >= distinct)
+
+    def evidence(dimension: int, loudness: Tensor) -> DimensionEvidence:
+        at = int(loudness[:, dimension].argmax()), dimension
+        layers = tuple(spikes[:, dimension].nonzero()[:, 0].tolist())
+        return DimensionEvidence(
+            dimension,
+            ratio=float(ratios[at]),
+            sharpness=float(sharpness[at]),
+            distinctiveness=float(distinctiveness[at]),
+            layers=layers,
+            share=float(share[at]),
+            prompts=1,
+            confidence=confidence(float(ratios[at]), int(bool(layers)), 1),
+        )
+
+    loudness = torch.where(spikes, ratios, 0.0)
+    order = loudness.amax(0).argsort(descending=True)[: min(most, int(spikes.any(0).sum()))]
+    return Evidence(
+        tuple(evidence(int(dimension), loudness) for dimension in order),
+        evidence(int(ratios.amax(0).argmax()), ratios),
+    )
+
+
+def confidence(ratio: float, shown: int, prompts: int) -> float:
+    """How sure a dimension is, in [0, 1], as ``DimensionEvidence`` defines it; the definition is ours."""
+    return shown / (prompts + 1) * min(1.0, math.log(max(ratio, 1.0), 1000))
+
+
+def discover_dimensions(
+    hidden: Tensor,
+    *,
+    ratio: float = 100.0,
+    distinct: float = 10.0,
+    sharp: float = 50.0,
+    rare: float = 0.1,
+    most: int = 4,
+) -> tuple[int, ...]:
+    """Channels in which a few tokens spike, loudest first; () where the model has none. See ``gather_evidence``.
 
     Shapes: hidden (G, T, D) -> at most ``most`` indices into D.
     """
-    magnitude = hidden.float().abs()
-    peak = magnitude.amax(1)  # G, D
-    massive = peak / _median_magnitude(hidden)[:, None]
-    distinctive = peak / magnitude.median(1).values.clamp_min(1e-12)
-    loudness = torch.where((massive >= ratio) & (distinctive >= distinct), massive, 0.0).amax(0)
-    order = loudness.argsort(descending=True)[:most]
-    return tuple(int(d) for d in order if loudness[d] > 0)
+    found = gather_evidence(hidden, ratio=ratio, distinct=distinct, sharp=sharp, rare=rare, most=most)
+    return tuple(evidence.dimension for evidence in found.dimensions)
 
 
-def _by_dimensions(name: str, unit: str, size: Tensor, dims: tuple[int, ...], threshold: Tensor) -> Verdict:
-    width = size.shape[-1]
+def _measure(magnitude: Tensor, ratio: float, distinct: float, rare: float) -> Tensor:
+    """Ratio, sharpness, distinctiveness and share in one layer: (T, D) -> (4, D); the last three 0 in quiet channels."""
+    tokens, width = magnitude.shape
+    median = magnitude.median()
+    peak, who = magnitude.max(0)
+    measures = magnitude.new_zeros(4, width)
+    measures[0] = (peak / median).nan_to_num(0, posinf=0)  # all but a few values zero: nothing to compare with
+    loud = measures[0] >= min(ratio, float(measures[0].max()))
+    peak, few = peak[loud], min(tokens - 1, max(1, int(rare * tokens)))
+    own = magnitude[who[loud]].median(1).values
+    others = magnitude[:, loud].topk(few + 1, dim=0).values[-1]  # the loudest of those that may not spike
+    measures[1, loud] = peak / own.clamp_min(1e-12)
+    measures[2, loud] = peak / others.clamp_min(1e-12)
+    measures[3, loud] = (magnitude[:, loud] >= peak / distinct).float().mean(0)
+    return measures
+
+
+def _by_dimensions(
+    name: str, unit: str, hidden: Tensor, scale: Tensor, dims: tuple[int, ...], threshold: Tensor
+) -> Verdict:
+    width = hidden.shape[-1]
     outside = [d for d in dims if not 0 <= d < width]
     if outside:
-        raise ValueError(
+        raise SinkgateError(
             f"there is no dimension {outside[0]}: hidden states here are {width} wide; give dims of this model"
         )
-    threshold = threshold.expand(len(size), 1)
+    threshold = threshold.expand(len(hidden), 1)
     if not dims:
-        none = torch.zeros(size.shape[:2], dtype=torch.bool)
-        return Verdict(name, unit, none, torch.zeros(size.shape[:2]), threshold)
-    score, loudest = size[..., list(dims)].max(-1)
+        none = torch.zeros(hidden.shape[:2], dtype=torch.bool)
+        return Verdict(name, unit, none, torch.zeros(hidden.shape[:2]), threshold)
+    score, loudest = (hidden[..., list(dims)].float().abs() / scale).max(-1)
     return Verdict(name, unit, score >= threshold, score, threshold, torch.tensor(dims)[loudest], dims)
 
 
 def _median_magnitude(hidden: Tensor) -> Tensor:
-    return hidden.float().abs().flatten(1).median(1).values.clamp_min(1e-12)
+    return torch.stack([layer.float().abs().median() for layer in hidden]).clamp_min(1e-12)
 
 
 def over_median(values: Tensor) -> Tensor:
