@@ -77,6 +77,7 @@ class _Call:
     """One attached call: what all its layers share."""
 
     recorder: Recorder | None
+    cross: bool = False  # Keys are no positions of the queries' sequence
     seen: int | None = None  # positions known after the running forward, cached ones included
     scratch: Tensor | None = None  # scaled Keys of the layer at work; fresh memory a layer would cost more than scaling
 
@@ -104,7 +105,7 @@ class _Tap:
         """The Keys of this call's running forward, scaled."""
         assert self.scales is not None
         keys = key.shape[2]
-        first = max(0, (self.call.seen or keys) - keys)
+        first = 0 if self.call.cross else max(0, (self.call.seen or keys) - keys)
         self.scales = self.scales.to(key.device)  # layers may lie on several devices
         if self.scales.shape[1] < first + keys:  # room for many tokens at once: decoding asks again and again
             self.scales = nn.functional.pad(self.scales, (0, first + keys), value=1.0)
@@ -119,6 +120,7 @@ def attached(
     decoder: nn.Module | None = None,
     key_scales: Tensor | None = None,
     recorder: Recorder | None = None,
+    cross: bool = False,
 ) -> Iterator[None]:
     """Scale the Keys of, and record, the given attention modules while the block runs.
 
@@ -135,12 +137,13 @@ def attached(
             it knows how many positions the KV cache holds. None for a vision encoder.
         key_scales: scales of the Keys by layer, sample and position.
         recorder: takes the attention rows, after scaling.
+        cross: the modules attend to Keys of their own, numbered from 0, not to positions of the sequence.
 
     Raises:
         RuntimeError: a block is already active on one of the modules.
         UnsupportedModelError: the model runs an attention implementation other than sdpa or eager.
     """
-    call = _Call(recorder)
+    call = _Call(recorder, cross)
     active = [i for i in range(len(modules)) if key_scales is not None and bool((key_scales[i] != 1).any())]
     if recorder is None and not active:
         yield

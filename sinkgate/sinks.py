@@ -4,19 +4,24 @@ V-sinks are born in the vision encoder and decided on its patch features before 
 born inside the LLM and decided at the input of every layer (paper, section 1). A token that is both counts as
 a V-sink.
 
-Shapes: L LLM layers, V visual tokens, P prompt positions, E encoder width, D LLM width.
+Where patches are merged, a visual token is a V-sink when any of its patches is; the choice is ours and can be changed.
+
+Shapes: L LLM layers, V visual tokens, N patches, P prompt positions, E encoder width, D LLM width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sinkgate.criteria import CRITERIA, AttentionShare, Criterion, Signals, Verdict, over_median
 from sinkgate.errors import SinkgateError
+from sinkgate.patches import Sheet
 
+Merged = Literal["any", "most", "all"]
 _LOOKED_AT = " Attention alone says so: it may be looked at for what it shows."
 
 
@@ -24,14 +29,17 @@ _LOOKED_AT = " Attention alone says so: it may be looked at for what it shows."
 class Observation:
     """One prompt seen by the unmodified model: the raw material of every criterion.
 
-    Shapes: features (V, E), the encoder's patch features before the projector; encoder_attention (V,), the
-    mean attention that a patch receives over heads and all queries of the layer that reads those features (their own layer
-    where it is the encoder's last; the choice is ours); hidden (L, P, D) at the input of each LLM layer; visual (V,) positions; attention (L, V), the mean over heads and the text queries after the image;
-    value_norms (L, P), the mean over heads.
+    Shapes: features (N, E), the encoder's patch features before the projector, and encoder_attention (N,), the mean
+    attention that a patch receives over heads and all queries of the layer that reads those features (their own layer where it
+    is the encoder's last; the choice is ours), times the number of Keys: 1 is an even share; both None where the encoder
+    cannot be looked into; token_of_patch (N,) the visual token that a patch feeds, negative for none, None where tokens mix
+    patches; hidden (L, P, D) at the input of each LLM layer; visual (V,) positions; attention (L, V), the mean over heads
+    and the text queries after the image; value_norms (L, P), the mean over heads.
     """
 
-    features: Tensor
-    encoder_attention: Tensor
+    features: Tensor | None
+    encoder_attention: Tensor | None
+    token_of_patch: Tensor | None
     hidden: Tensor
     visual: Tensor
     attention: Tensor
@@ -45,16 +53,19 @@ class SinkMap:
     Four measurements are kept apart because they come apart: spike or norm (the verdicts' scores),
     attention, value-norm ratio, and the norm of the token.
 
-    Shapes: v_sink (V,) boolean; l_sink and ordinary (L, V) boolean, disjoint, together with v_sink all tokens;
-    encoder_share (V,) and llm_share (L, V): attention over the median token's; norm_ratio (V,): encoder norm over the
-    median's; value_ratio (L, V): length of the Value over the mean length of all Values in the layer.
+    Shapes: v_sink (V,) boolean; l_sink and ordinary (L, V) boolean, disjoint, together with v_sink all tokens; v_verdict
+    over the patches that feed tokens, None where the encoder cannot be looked into, loudest (V,) the index there of each
+    token's loudest patch, None where tokens mix patches; encoder_share (V,) and llm_share (L, V): attention over the
+    median; norm_ratio (V,): encoder norm over the median's; value_ratio (L, V): length of the Value over the mean
+    length of all Values in the layer. ``sheets``: where tokens lie in the picture.
     """
 
     v_sink: Tensor
     l_sink: Tensor
-    v_verdict: Verdict
+    v_verdict: Verdict | None
     l_verdict: Verdict
-    grid: tuple[int, int]
+    sheets: tuple[Sheet, ...]
+    loudest: Tensor | None
     encoder_share: Tensor
     llm_share: Tensor
     norm_ratio: Tensor
@@ -73,10 +84,7 @@ class SinkMap:
 
     def summary(self) -> str:
         """A few plain sentences: how many of each kind, where, by which criterion."""
-        tokens = len(self.v_sink)
-        v_count = int(self.v_sink.sum())
-        v_text = f"{v_count} of {tokens} visual tokens are V-sinks" if v_count else "No V-sinks"
-        sentences = [f"{v_text} ({self.v_verdict.criterion}{_dimension_list(self.v_verdict)})."]
+        sentences = [self._v_sentence()]
         layers = [layer for layer in range(len(self.l_sink)) if self.l_sink[layer].any()]
         if layers:
             most = int(self.l_sink.sum(1).max())
@@ -93,19 +101,42 @@ class SinkMap:
             )
         return " ".join(sentences)
 
+    def _v_sentence(self) -> str:
+        if self.v_verdict is None:
+            return "V-sinks cannot be named: this encoder cannot be looked into."
+        by = f"({self.v_verdict.criterion}{_dimension_list(self.v_verdict)})"
+        if self.loudest is None:
+            found = int(self.v_verdict.mask.sum())
+            return f"{found} patches are sinks in the encoder {by}, but tokens mix patches: no token is a V-sink of its own."
+        count = int(self.v_sink.sum())
+        return f"{count} of {len(self.v_sink)} visual tokens are V-sinks {by}." if count else f"No V-sinks {by}."
+
+    def where(self, token: int) -> str:
+        """Where a visual token lies in the picture, in words."""
+        for index, sheet in enumerate(self.sheets):
+            place = sheet.find(token)
+            if place and sheet.box is None:
+                return f"visual token {token}"
+            if place:
+                on = f"sheet {index}, " if len(self.sheets) > 1 else ""
+                return f"{on}patch row {place[0]}, column {place[1]}"
+        return f"visual token {token}, outside of the picture"
+
     def explain(self, token: int, layer: int | None = None) -> str:
         """Why one visual token is in its group, at a layer (or by its V-verdict alone), in one sentence."""
-        row, column = divmod(token, self.grid[1])
-        where = f"patch row {row}, column {column}"
-        facts = [
-            f"encoder norm {self.norm_ratio[token]:.2g} x and attention {self.encoder_share[token]:.2g} x the median"
-        ]
+        where, facts = self.where(token), []
+        if self.loudest is not None:
+            facts.append(
+                f"encoder norm {self.norm_ratio[token]:.2g} x and attention {self.encoder_share[token]:.2g} x the median"
+            )
         if layer is not None:
             facts.append(
                 f"layer {layer}: attention {self.llm_share[layer, token]:.2g} x the median, Value {self.value_ratio[layer, token]:.2g} x the mean"
             )
         if self.v_sink[token]:
-            return f"V-sink ({where}): {_reason(self.v_verdict, 0, token)}; {'; '.join(facts)}."
+            assert self.v_verdict is not None and self.loudest is not None
+            why = _reason(self.v_verdict, 0, int(self.loudest[token]))
+            return f"V-sink ({where}): {why}; {'; '.join(facts)}."
         if layer is not None and self.l_sink[layer, token]:
             doubt = _LOOKED_AT if self.l_verdict.criterion == AttentionShare.name else ""
             return f"L-sink ({where}): {_reason(self.l_verdict, layer, token)}; {'; '.join(facts)}.{doubt}"
@@ -114,37 +145,68 @@ class SinkMap:
 
 def classify(
     seen: Observation,
-    grid: tuple[int, int],
+    sheets: tuple[Sheet, ...],
     *,
     v_sink: str | Criterion = "auto",
     l_sink: str | Criterion = "auto",
+    merged: Merged = "any",
 ) -> SinkMap:
     """Sort visual tokens into V-sinks, L-sinks and ordinary ones.
 
     Args:
         seen: what the unmodified model did with the prompt.
-        grid: rows and columns of patches.
+        sheets: where its visual tokens lie in the picture.
         v_sink: criterion for V-sinks, by name (see ``CRITERIA``) or as an object.
         l_sink: criterion for L-sinks.
+        merged: a token of several patches is a V-sink when any, most (more than half) or all of them are sinks.
 
     Raises:
-        SinkgateError: no criterion has that name.
+        SinkgateError: no criterion has that name, or ``merged`` is none of the three.
     """
-    encoder = Signals(seen.features[None], torch.arange(len(seen.features)), seen.encoder_attention[None])
-    llm = Signals(seen.hidden, seen.visual, seen.attention)
-    v_verdict, l_verdict = criterion(v_sink)(encoder), criterion(l_sink)(llm)
-    norms = torch.linalg.vector_norm(seen.features.float(), dim=-1)
+    count, feeds = len(seen.visual), seen.token_of_patch
+    v_criterion, l_verdict = criterion(v_sink), criterion(l_sink)(Signals(seen.hidden, seen.visual, seen.attention))
+    if merged not in _PARTS:
+        raise SinkgateError(f"merged is {merged!r}; expected one of {', '.join(_PARTS)}")
+    v_verdict = loudest = None
+    mask, encoder_share, norm_ratio = torch.zeros(count, dtype=torch.bool), torch.ones(count), torch.ones(count)
+    if seen.features is not None and seen.encoder_attention is not None:
+        judged = torch.arange(len(seen.features)) if feeds is None else (feeds >= 0).nonzero()[:, 0]
+        attention = seen.encoder_attention[judged]
+        v_verdict = v_criterion(Signals(seen.features[None], judged, attention[None]))
+        if feeds is not None:
+            token = feeds[judged]
+            share = _mean_by_token(v_verdict.mask[0].float(), token, count)
+            mask = _PARTS[merged](share)
+            loudest = _loudest_by_token(v_verdict.score[0], token, count)
+            norms = torch.linalg.vector_norm(seen.features[judged].float(), dim=-1)
+            encoder_share = over_median(attention)[loudest]
+            norm_ratio = over_median(norms)[loudest]
     return SinkMap(
-        v_sink=v_verdict.mask[0],
-        l_sink=l_verdict.mask & ~v_verdict.mask,
+        v_sink=mask,
+        l_sink=l_verdict.mask & ~mask,
         v_verdict=v_verdict,
         l_verdict=l_verdict,
-        grid=grid,
-        encoder_share=over_median(seen.encoder_attention),
+        sheets=sheets,
+        loudest=loudest,
+        encoder_share=encoder_share,
         llm_share=over_median(seen.attention),
-        norm_ratio=over_median(norms),
+        norm_ratio=norm_ratio,
         value_ratio=seen.value_norms[:, seen.visual] / seen.value_norms.mean(1, keepdim=True),
     )
+
+
+_PARTS = {"any": lambda share: share > 0, "most": lambda share: share > 0.5, "all": lambda share: share == 1}
+
+
+def _mean_by_token(values: Tensor, token: Tensor, count: int) -> Tensor:
+    return torch.zeros(count).scatter_reduce(0, token, values, "mean", include_self=False)
+
+
+def _loudest_by_token(score: Tensor, token: Tensor, count: int) -> Tensor:
+    order = score.argsort(stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    return order[torch.zeros(count, dtype=torch.long).scatter_reduce(0, token, rank, "amax", include_self=False)]
 
 
 def criterion(choice: str | Criterion) -> Criterion:

@@ -1,6 +1,6 @@
 """What one run of the model left to look at: answer, next-token distribution, attention rows.
 
-Shapes: L layers, H heads, R recorded rows, K keys, V visual tokens.
+Shapes: L layers, H heads, R recorded rows, K keys, V visual tokens, S separators.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sinkgate.patches import Sheet
 from sinkgate.sinks import SinkMap
 
 
@@ -18,7 +19,7 @@ class Trace:
     """One run. Row r of ``attention`` is the query that produced generated token r; row 0 is the last prompt token.
 
     Shapes: probabilities (vocabulary,) of the first generated token; attention (L, H, R, K), rows sum to one,
-    keys after the row's own position are zero; positions (V,) of the visual tokens among the keys.
+    keys after the row's own position are zero; positions (V,) of the visual tokens and separators (S,) among the keys.
     """
 
     text: str
@@ -27,24 +28,28 @@ class Trace:
     probabilities: Tensor
     attention: Tensor
     positions: Tensor
-    grid: tuple[int, int]
+    separators: Tensor
+    sheets: tuple[Sheet, ...]
 
-    def visual(self, layer: int, head: int | None = None, row: int = 0, hide: Tensor | None = None) -> Tensor:
-        """Attention on the patches, (rows, columns); the mean over heads where ``head`` is None.
+    def visual(
+        self, layer: int, head: int | None = None, row: int = 0, hide: Tensor | None = None, sheet: int = 0
+    ) -> Tensor:
+        """Attention on the visual tokens of one sheet, (rows, columns); the mean over heads where ``head`` is None.
 
-        ``hide`` (V,) boolean sets those patches to zero and stretches the others to the same sum.
+        ``hide`` (V,) boolean sets those tokens to zero and stretches the others to the same sum.
         """
         rows = self.attention[layer, :, row]
         patches = (rows.mean(0) if head is None else rows[head])[self.positions]
         if hide is not None:
             kept = patches * ~hide
             patches = kept * (patches.sum() / kept.sum().clamp_min(1e-12))
-        return patches.view(self.grid)
+        return self.sheets[sheet].spread(patches)
 
     def shares(self, sinks: SinkMap, row: int = 0) -> dict[str, Tensor]:
         """Where one row's attention goes in each layer, mean over heads.
 
-        Returns ``v_sink``, ``l_sink``, ``ordinary`` and ``text``, each (L,), summing to one.
+        Returns ``v_sink``, ``l_sink``, ``ordinary``, ``separator`` (newline and tile tokens) and ``text``, each (L,),
+        summing to one.
         """
         rows = self.attention[:, :, row].mean(1)  # L, K
         patches = rows[:, self.positions]
@@ -53,7 +58,8 @@ class Trace:
             "l_sink": (patches * sinks.l_sink).sum(1),
             "ordinary": (patches * sinks.ordinary).sum(1),
         }
-        return {**shares, "text": rows.sum(1) - patches.sum(1)}
+        separator = rows[:, self.separators].sum(1)
+        return {**shares, "separator": separator, "text": rows.sum(1) - patches.sum(1) - separator}
 
 
 def stack_rows(recorded: dict[int, list[Tensor]]) -> Tensor:

@@ -1,18 +1,15 @@
 """A vision-language model and the map of its parts: ask it, gate it, look inside.
 
-In this release for LLaVA-type models (a CLIP or SigLIP tower, a projector, any decoder), where one patch is one
-token. Every other family is refused on load, in words.
+Layers are those of the LLM that attend to visual tokens: all of them in most models, some in hybrids and where the
+image is read by cross-attention.
 
-Shapes: L LLM layers, V visual tokens, P prompt positions.
+Shapes: L such layers, V visual tokens, P prompt positions, N patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -24,73 +21,43 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from sinkgate.adapters import Adapter, adapt
 from sinkgate.attention import Recorder, attached, model_lock
 from sinkgate.criteria import Criterion
-from sinkgate.errors import PromptError, UnsupportedModelError
 from sinkgate.gates import Gates
-from sinkgate.images import open_image
-from sinkgate.sinks import Observation, SinkMap, classify
+from sinkgate.prompts import Picture, Prompt, Prompter
+from sinkgate.sinks import Merged, Observation, SinkMap, classify
 from sinkgate.trace import Trace, stack_rows
-
-MAX_QUESTION = 2000  # characters
-TOWERS = ("clip_vision_model", "siglip_vision_model")
-TEXT_TEMPLATE = "USER: {image}\n{question} ASSISTANT:"  # LLaVA 1.5's, for processors without a chat template
-
-
-@dataclass
-class Prompt:
-    """An image and a question, ready for the model.
-
-    Shapes: inputs as ``generate`` takes them, batch 1; visual (V,) positions of the visual tokens, row-major over
-    ``grid`` (rows, columns); box (left, top, right, bottom): the part of the image that the grid covers, in pixels.
-    """
-
-    image: Image.Image
-    question: str
-    inputs: dict[str, Tensor]
-    visual: Tensor
-    grid: tuple[int, int]
-    box: tuple[int, int, int, int]
-    encoded: Any = field(default=None, repr=False)  # the encoder's output, once it has run
-    sinks: SinkMap | None = field(default=None, repr=False)  # by the default criteria, once they were asked for
-
-    @property
-    def view(self) -> Image.Image:
-        """The part of the image that the patch grid covers."""
-        return self.image.crop(self.box)
-
-    @property
-    def length(self) -> int:
-        """Positions in the prompt, P."""
-        return self.inputs["input_ids"].shape[1]
 
 
 class VLM:
-    """A LLaVA-type model with its processor. Calls on one model take turns; nothing stays attached to it."""
+    """A vision-language model with its processor. Calls on one model take turns; nothing stays attached to it.
+
+    Raises:
+        UnsupportedModelError: the model takes no images, or no layer can be gated.
+    """
 
     def __init__(self, model: Any, processor: Any, name: str) -> None:
-        refuse_unsupported(model.config, name)
         self.model, self.processor, self.name = model.eval(), processor, name
-        self.decoder: Any = model.get_decoder()
-        self.vision_tower: Any = model.model.vision_tower
-        self.attention: list[nn.Module] = [layer.self_attn for layer in self.decoder.layers]
-        self.vision_attention: list[nn.Module] = [layer.self_attn for layer in self.vision_tower.encoder.layers]
-        self.image_token_id: int = model.config.image_token_id
+        self.adapter: Adapter = adapt(model, name)
+        self.decoder: Any = self.adapter.decoder
+        self.attention: list[nn.Module] = self.adapter.attention
+        self.prompter = Prompter(self.adapter, processor, name)
         self.lock = model_lock(model)
 
     @property
     def num_layers(self) -> int:
-        """Layers of the LLM, L."""
+        """Layers that can be gated, L."""
         return len(self.attention)
 
     @property
     def num_heads(self) -> int:
         """Query heads of each LLM layer."""
-        return self.model.config.text_config.num_attention_heads
+        return self.model.config.get_text_config().num_attention_heads
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """Where the model lies; its first part where it lies on several."""
         return self.model.device
 
     @property
@@ -98,63 +65,27 @@ class VLM:
         """The processor's tokenizer."""
         return self.processor.tokenizer
 
-    @cached_property
-    def feature_layer(self) -> int:
-        """Index of the encoder layer whose output goes to the projector."""
-        index = self.model.config.vision_feature_layer
-        return index - 1 if index >= 0 else len(self.vision_attention) + index
-
-    @cached_property
-    def reading_layer(self) -> int:
-        """Index of the encoder layer that attends to those features: the next, or the same where that is the last."""
-        return min(self.feature_layer + 1, len(self.vision_attention) - 1)
-
-    @cached_property
-    def has_cls(self) -> bool:
-        """Whether the encoder puts a token in front of the patches, which the projector never sees."""
-        return self.model.config.vision_feature_select_strategy == "default"
-
     # --- prompts
 
-    def prompt(self, image: str | Path | bytes | Image.Image, question: str) -> Prompt:
-        """Put a question to an image.
+    def prompt(self, images: Picture | Sequence[Picture], question: str) -> Prompt:
+        """Put a question to an image, or to several.
 
         Raises:
-            ImageError: the image cannot be used (see ``open_image``).
-            PromptError: the question is empty, longer than 2,000 characters, or holds a token with a meaning of its own.
+            ImageError: an image cannot be used (see ``open_image``).
+            PromptError: the question is empty, longer than 2,000 characters, or holds a token with a meaning of its own;
+                there is no image, or more than the model takes.
         """
-        picture, question = open_image(image), " ".join(question.split())
-        if not question:
-            raise PromptError("the question is empty; ask something about the image")
-        if len(question) > MAX_QUESTION:
-            raise PromptError(f"the question has {len(question)} characters; at most {MAX_QUESTION} can be asked")
-        for token in self.tokenizer.all_special_tokens:
-            if token in question:
-                raise PromptError(f"the question holds {token}, which the model reads as a command; leave it out")
-        if self.processor.chat_template:
-            content = [{"type": "image"}, {"type": "text", "text": question}]
-            text = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
-        else:
-            text = TEXT_TEMPLATE.format(image=self.tokenizer.decode(self.image_token_id), question=question)
-        inputs = self.processor(images=picture, text=text, return_tensors="pt").to(self.device, self.model.dtype)
-        visual = (inputs["input_ids"][0] == self.image_token_id).nonzero()[:, 0]
-        height, width = inputs["pixel_values"].shape[-2:]
-        vision = self.model.config.vision_config
-        grid = (height // vision.patch_size, width // vision.patch_size)
-        if height != vision.image_size or width != vision.image_size:
-            raise UnsupportedModelError(
-                f"{self.name}: the processor makes pictures of {width} x {height} pixels, the vision tower takes "
-                f"{vision.image_size} x {vision.image_size}; load the processor that belongs to the model"
-            )
-        if len(visual) != grid[0] * grid[1]:
-            raise UnsupportedModelError(
-                f"{self.name}: {len(visual)} visual tokens for a grid of {grid[0]} x {grid[1]} patches; expected one each: "
-                "is the processor this model's own (patch size, feature selection strategy)?"
-            )
-        kept = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
-        return Prompt(picture, question, kept, visual, grid, self._covered(picture))
+        with self.lock:
+            return self.prompter.ask(images, question)
+
+    def read(self, inputs: Mapping[str, Any], images: Sequence[Image.Image] = (), question: str = "") -> Prompt:
+        """A prompt from ``inputs`` that a processor has made, batch 1. Without images tokens have no place in a picture.
+
+        Raises:
+            PromptError: no image token is among the ids.
+        """
+        with self.lock:
+            return self.prompter.read(inputs, images, question)
 
     def unknown_words(self, question: str) -> list[str]:
         """Words that the tokenizer has never seen, in order; always empty for tokenizers that spell words out."""
@@ -165,14 +96,6 @@ class VLM:
         return [
             w.strip(".,;:!?\"'()") for w in words if unknown in self.tokenizer(w, add_special_tokens=False).input_ids
         ]
-
-    def _covered(self, image: Image.Image) -> tuple[int, int, int, int]:
-        width, height = image.size
-        if not getattr(self.processor.image_processor, "do_center_crop", False):
-            return 0, 0, width, height
-        side = min(width, height)  # resized to the shortest edge, then the middle is cut out
-        left, top = (width - side) // 2, (height - side) // 2
-        return left, top, left + side, top + side
 
     # --- running
 
@@ -186,8 +109,8 @@ class VLM:
             GateError: the gates do not fit this model.
         """
         table = gates.for_model(self)
-        scales = None if table.is_identity else table.key_scales(sinks, prompt.visual, prompt.length).to(self.device)
-        with self.lock, attached(self.attention, decoder=self.decoder, key_scales=scales, recorder=recorder):
+        scales = None if table.is_identity else table.key_scales(sinks, prompt.visual, prompt.num_keys).to(self.device)
+        with self._attached(scales, recorder):
             yield
 
     def predict(self, prompt: Prompt, gates: Gates | None = None, sinks: SinkMap | None = None) -> Trace:
@@ -281,56 +204,86 @@ class VLM:
             raise result[0]
         return result[0]
 
+    # --- looking inside
+
     def observe(self, prompt: Prompt) -> Observation:
         """Run the unmodified model once and keep what criteria look at."""
-        length, after = prompt.length, int(prompt.visual[-1]) + 1
-        encoder = Recorder("all", mean=True)
-        llm = Recorder(range(after, length), mean=True, values=True)
+        adapter, encoder = self.adapter, Recorder("all", mean=True)
+        llm = Recorder(adapter.rows_after_image(prompt.inputs, prompt.visual), mean=True, values=True)
+        features: list[Tensor] = []
         hidden: list[Tensor] = []
-        with self.lock, torch.no_grad():
-            with attached(self.vision_attention, recorder=encoder):
-                prompt.encoded = self.encode(prompt)
-            hooks = [
-                layer.register_forward_pre_hook(_keep_input(hidden), with_kwargs=True) for layer in self.decoder.layers
-            ]
-            try:
-                with attached(self.attention, decoder=self.decoder, recorder=llm):
-                    self.model(**self._warm_inputs(prompt), use_cache=False, logits_to_keep=1)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-        features = prompt.encoded.hidden_states[self.model.config.vision_feature_layer][0]
-        received = encoder.attention[self.reading_layer][0][0]
-        first = 1 if self.has_cls else 0
+        hooks = [layer.register_forward_pre_hook(_keep_input(hidden), with_kwargs=True) for layer in adapter.layers]
+        if adapter.encoder_layers:
+            reads = adapter.encoder_layers[adapter.feature_layer]
+            hooks.append(reads.register_forward_hook(_keep_output(features), prepend=True))
+        try:
+            with self.lock, torch.no_grad():
+                with attached(adapter.encoder_attention, recorder=encoder):
+                    prompt.encoded = adapter.encode(prompt.inputs)
+                calls = len(features)
+                with self._attached(None, llm):
+                    adapter.run(**self._warm_inputs(prompt))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        numbers = range(self.num_layers)
         visual = prompt.visual.cpu()
+        seen = torch.cat([each.float().cpu() for each in hidden])
+        patches, received = self._patches(prompt, features[:calls], encoder)
         return Observation(
-            features=features[first:].float().cpu(),
-            encoder_attention=received[first:].float().cpu(),
-            hidden=torch.cat(hidden).float().cpu(),
+            features=patches,
+            encoder_attention=received,
+            token_of_patch=prompt.token_of_patch,
+            hidden=adapter.hidden_of_keys(seen, prompt.encoded),
             visual=visual,
-            attention=torch.cat([llm.attention[i][0] for i in range(self.num_layers)]).float().cpu()[:, visual],
-            value_norms=torch.cat([llm.value_norms[i][0] for i in range(self.num_layers)]).cpu(),
+            attention=torch.cat([llm.attention[i][0].float().cpu() for i in numbers])[:, visual],
+            value_norms=torch.cat([llm.value_norms[i][0].float().cpu() for i in numbers]),
+        )
+
+    def _patches(
+        self, prompt: Prompt, features: list[Tensor], encoder: Recorder
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Features of the patches and the attention that each receives, as multiples of an even share."""
+        if not features:
+            return None, None
+        kept = torch.cat(features) if len(features) > 1 else features[0]
+        parts = encoder.attention[self.adapter.reading_layer]  # one a call; models with windows call once a window
+        received = torch.cat([(part * part.shape[-1]).flatten() for part in parts]).view(kept.shape[:-1])
+        order = self.adapter.in_patch_order
+        return (
+            order(kept, prompt.inputs).float().cpu(),
+            order(received[..., None], prompt.inputs)[..., 0].float().cpu(),
         )
 
     def encode(self, prompt: Prompt) -> Any:
-        """The vision encoder's output for the prompt's image; ``pooler_output`` holds the projected tokens."""
-        return self.model.model.get_image_features(
-            prompt.inputs["pixel_values"], output_hidden_states=True, return_dict=True
-        )
+        """The vision encoder's output for the prompt's images."""
+        return self.adapter.encode(prompt.inputs)
 
     def _warm_inputs(self, prompt: Prompt) -> dict[str, Any]:
-        """The prompt's inputs with the image already encoded: it is encoded once per prompt."""
+        """The prompt's inputs with the images already encoded, where the model takes that: once per prompt."""
+        name = self.adapter.takes_encoded
+        if name is None:
+            return dict(prompt.inputs)
         if prompt.encoded is None:
             prompt.encoded = self.encode(prompt)
-        text = {name: value for name, value in prompt.inputs.items() if name != "pixel_values"}
-        return {**text, "mm_encoder_outputs": {"image": prompt.encoded}}
+        text = {key: value for key, value in prompt.inputs.items() if key != "pixel_values"}
+        return {**text, name: self.adapter.as_input(prompt.encoded)}
+
+    @contextmanager
+    def _attached(self, scales: Tensor | None, recorder: Recorder | None) -> Iterator[None]:
+        cross = self.adapter.cross_attention
+        with (
+            self.lock,
+            attached(self.attention, decoder=self.decoder, key_scales=scales, recorder=recorder, cross=cross),
+        ):
+            yield
 
     @contextmanager
     def _gated_or_plain(
         self, prompt: Prompt, gates: Gates | None, sinks: SinkMap | None, recorder: Recorder
     ) -> Iterator[None]:
         if gates is None or gates.for_model(self).is_identity:
-            with self.lock, attached(self.attention, decoder=self.decoder, recorder=recorder):
+            with self._attached(None, recorder):
                 yield
         else:
             with self.gated(prompt, sinks or find_sinks(self, prompt), gates, recorder):
@@ -339,25 +292,35 @@ class VLM:
     def _trace(self, prompt: Prompt, logits: Tensor, generated: list[int], recorder: Recorder) -> Trace:
         probabilities = logits.float().softmax(-1).cpu()
         top = probabilities.topk(min(10, len(probabilities)))
-        names = [
-            self.tokenizer.decode([index]).strip() or repr(self.tokenizer.decode([index])) for index in top.indices
-        ]
-        special = set(self.tokenizer.all_special_ids)
+        names = [self._name_of(int(index)) for index in top.indices]
+        special = set(self.tokenizer.all_special_ids) if self.processor else set()
         shown = [index for index in generated if index not in special]
         attention = stack_rows(recorder.attention)
         return Trace(
-            text=self.tokenizer.decode(generated, skip_special_tokens=True).strip(),
-            tokens=[self.tokenizer.decode([index]).strip() for index in shown],
+            text=self.tokenizer.decode(generated, skip_special_tokens=True).strip() if self.processor else "",
+            tokens=[self._name_of(index).strip() for index in shown],
             next_token=list(zip(names, top.values.tolist(), strict=True)),
             probabilities=probabilities,
             attention=attention[:, :, : max(1, len(shown))],
             positions=prompt.visual.cpu(),
-            grid=prompt.grid,
+            separators=prompt.separators.cpu(),
+            sheets=prompt.sheets,
         )
+
+    def _name_of(self, token: int) -> str:
+        if self.processor is None:
+            return str(token)
+        text = self.tokenizer.decode([token])
+        return text.strip() or repr(text)
 
 
 def find_sinks(
-    vlm: VLM, prompt: Prompt, *, v_sink: str | Criterion = "auto", l_sink: str | Criterion = "auto"
+    vlm: VLM,
+    prompt: Prompt,
+    *,
+    v_sink: str | Criterion = "auto",
+    l_sink: str | Criterion = "auto",
+    merged: Merged = "any",
 ) -> SinkMap:
     """V-sinks, L-sinks and ordinary visual tokens of a prompt, with the evidence.
 
@@ -366,14 +329,15 @@ def find_sinks(
         prompt: image and question.
         v_sink: criterion for V-sinks, a name of ``CRITERIA`` or an object.
         l_sink: criterion for L-sinks.
+        merged: a token of several patches is a V-sink when any, most or all of them are sinks; the default is ours.
 
     Raises:
         SinkgateError: no criterion has that name.
     """
-    default = v_sink == "auto" and l_sink == "auto"
+    default = v_sink == l_sink == "auto" and merged == "any"
     if default and prompt.sinks is not None:
         return prompt.sinks
-    sinks = classify(vlm.observe(prompt), prompt.grid, v_sink=v_sink, l_sink=l_sink)
+    sinks = classify(vlm.observe(prompt), prompt.sheets, v_sink=v_sink, l_sink=l_sink, merged=merged)
     if default:
         prompt.sinks = sinks
     return sinks
@@ -394,21 +358,8 @@ def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], dic
     return before_layer
 
 
-def refuse_unsupported(config: Any, name: str) -> None:
-    """Say no to what this release cannot read.
+def _keep_output(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def after_layer(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        kept.append(output[0] if isinstance(output, tuple) else output)
 
-    Raises:
-        UnsupportedModelError: not LLaVA, another vision tower, or several feature layers.
-    """
-    if config.model_type != "llava":
-        raise UnsupportedModelError(
-            f"{name} is a {config.model_type!r} model; this release reads LLaVA-type models (model type 'llava', such as "
-            "llava-hf/llava-1.5-7b-hf) and refuses others rather than guess their patch maps"
-        )
-    tower = config.vision_config.model_type
-    if tower not in TOWERS:
-        raise UnsupportedModelError(f"{name} has a {tower!r} vision tower; expected one of {', '.join(TOWERS)}")
-    if not isinstance(config.vision_feature_layer, int):
-        raise UnsupportedModelError(
-            f"{name} joins features of several encoder layers; expected a single vision_feature_layer"
-        )
+    return after_layer

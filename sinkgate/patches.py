@@ -1,0 +1,198 @@
+"""Where visual tokens lie in the picture: measured with ramps of grey that go the processor's own way.
+
+A processor may resize, crop, pad, tile and flatten. Instead of repeating its rules, pictures are sent through it whose
+grey tells the place: what a patch then sees is where it looks. No family needs to be known.
+
+Shapes: N patches in the order of the pixels, V visual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+Size = tuple[int, int]  # width, height in pixels
+LIST_COLUMNS = 16
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Visual tokens that lie side by side: the whole picture, an overview, its tiles; or a plain list of tokens.
+
+    Shapes: tokens (rows, columns) indices into the prompt's visual tokens, -1 where none is; box (left, top, right,
+    bottom) of the picture's pixels that they cover (it may reach beyond the picture where the processor pads), None
+    where the tokens have no place in it.
+    """
+
+    tokens: Tensor
+    image: int = 0
+    box: tuple[float, float, float, float] | None = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return (self.tokens.shape[0], self.tokens.shape[1])
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values of the visual tokens laid out on the sheet, 0 where no token is: (V,) -> (rows, columns)."""
+        return torch.where(self.tokens >= 0, values[self.tokens.clamp_min(0)], 0)
+
+    def find(self, token: int) -> tuple[int, int] | None:
+        """Row and column of a token; None where it lies on another sheet."""
+        places = (self.tokens == token).nonzero()
+        return (int(places[0, 0]), int(places[0, 1])) if len(places) else None
+
+    def view(self, images: Sequence[Image.Image]) -> Image.Image | None:
+        """The part of the picture under the sheet."""
+        if self.box is None:
+            return None
+        return images[self.image].crop(tuple(round(edge) for edge in self.box))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where patches look.
+
+    Shapes: image (N,) index of the picture, -1 for patches that see padding only; center (N, 2) and size (N, 2), x and y
+    in pixels of that picture.
+    """
+
+    image: Tensor
+    center: Tensor
+    size: Tensor
+
+
+def measure_places(pixels_of: Callable[[list[Image.Image]], Tensor], sizes: Sequence[Size]) -> Places:
+    """Where each patch looks in pictures of these sizes.
+
+    Args:
+        pixels_of: pictures -> what each patch sees of them, (N, values).
+        sizes: width and height of the pictures.
+    """
+    black = [Image.new("RGB", size) for size in sizes]
+    dark = pixels_of(black)
+    image = torch.full((len(dark),), -1)
+    center, extent = torch.zeros(len(dark), 2), torch.zeros(len(dark), 2)
+    for index, size in enumerate(sizes):
+
+        def lit(picture: Image.Image, index: int = index) -> Tensor:
+            return pixels_of([*black[:index], picture, *black[index + 1 :]]) - dark
+
+        white = lit(Image.new("RGB", size, "white"))
+        seen = white.abs() > 0.5 * white.abs().max()
+        count = seen.sum(1).clamp_min(1)
+        mine = seen.float().mean(1) > 0.25
+        image[mine] = index
+        for axis in range(2):
+            share = torch.where(seen, lit(_ramp(size, axis)) / torch.where(seen, white, 1), 0)
+            mean = share.sum(1) / count
+            spread = (torch.where(seen, share - mean[:, None], 0).square().sum(1) / count).sqrt()
+            center[mine, axis] = mean[mine] * size[axis]
+            extent[mine, axis] = (
+                spread[mine] * 12**0.5 * size[axis]
+            )  # an even spread of width w deviates by w / sqrt(12)
+    return Places(image, center, extent)
+
+
+def lay_out(
+    token_of_patch: Tensor, places: Places, crop_of_patch: Tensor, sizes: Sequence[Size], count: int
+) -> tuple[Sheet, ...]:
+    """Put tokens side by side as they lie in the picture; crops with cells of one size make one sheet.
+
+    Shapes: token_of_patch (N,) indices below ``count``, negative for none; crop_of_patch (N,).
+    """
+    groups: list[tuple[int, Tensor, list[Tensor]]] = []  # picture, size of a cell, tokens
+    center, image = _of_tokens(token_of_patch, places, count)
+    for crop in crop_of_patch.unique():
+        patches = (crop_of_patch == crop) & (token_of_patch >= 0) & (places.image >= 0)
+        tokens = token_of_patch[patches].unique()
+        tokens = tokens[image[tokens] >= 0]
+        if not len(tokens):
+            continue
+        cell = _cell(center[tokens], places.size[patches])
+        picture = int(image[tokens[0]])
+        for other, size, members in groups:
+            if other == picture and bool(((cell / size).log().abs() < 0.15).all()):
+                members.append(tokens)
+                break
+        else:
+            groups.append((picture, cell, [tokens]))
+    sheets = [_sheet(picture, sizes[picture], cell, torch.cat(members), center) for picture, cell, members in groups]
+    return tuple(sheet for sheet in sheets if sheet is not None)
+
+
+def list_sheet(count: int) -> Sheet:
+    """Tokens without a place in the picture, in rows of 16."""
+    rows = -(-count // LIST_COLUMNS)
+    numbers = torch.arange(rows * LIST_COLUMNS)
+    columns = min(count, LIST_COLUMNS)
+    return Sheet(torch.where(numbers < count, numbers, -1).view(rows, LIST_COLUMNS)[:, :columns])
+
+
+def _ramp(size: Size, axis: int) -> Image.Image:
+    width, height = size
+    line = (np.arange(size[axis]) + 0.5) / size[axis] * 255
+    grey = np.broadcast_to(line if axis == 0 else line[:, None], (height, width))
+    return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+
+
+def _of_tokens(token_of_patch: Tensor, places: Places, count: int) -> tuple[Tensor, Tensor]:
+    """Centre of each token over its patches that see the picture, (V, 2), and which picture, (V,), -1 for none."""
+    used = (token_of_patch >= 0) & (places.image >= 0)
+    token = token_of_patch[used]
+    number = torch.zeros(count).index_add(0, token, torch.ones(len(token)))
+    center = torch.zeros(count, 2).index_add(0, token, places.center[used]) / number.clamp_min(1)[:, None]
+    image = torch.full((count,), -1)
+    image[token] = places.image[used]
+    return center, image
+
+
+def _cell(center: Tensor, patch_size: Tensor) -> Tensor:
+    """Width and height of a token's cell: the usual step between neighbours, or a patch where there is none."""
+    cell = patch_size.median(0).values.clamp_min(1e-6)
+    for axis in range(2):
+        steps = center[:, axis].sort().values.diff()
+        steps = steps[steps > 0.5 * cell[axis]]
+        if len(steps):
+            cell[axis] = steps.median()
+    return cell
+
+
+def _sheet(image: int, size: Size, cell: Tensor, tokens: Tensor, center: Tensor) -> Sheet | None:
+    columns, left, right = _lines(center[tokens, 0], float(cell[0]))
+    rows, top, bottom = _lines(center[tokens, 1], float(cell[1]))
+    table = torch.full((int(rows.max()) + 1, int(columns.max()) + 1), -1)
+    table[rows, columns] = tokens
+    if (table >= 0).sum() != len(tokens):  # two tokens at one place: too small a picture to tell them apart
+        return None
+    width, height = size
+    return Sheet(
+        table,
+        image,
+        (
+            _snapped(left, cell[0], width),
+            _snapped(top, cell[1], height),
+            _snapped(right, cell[0], width),
+            _snapped(bottom, cell[1], height),
+        ),
+    )
+
+
+def _snapped(edge: float, cell: Tensor, end: int) -> float:
+    """The edge of the picture where a measured edge is within a tenth of a cell of it."""
+    return next((float(border) for border in (0, end) if abs(edge - border) < 0.1 * float(cell)), edge)
+
+
+def _lines(at: Tensor, cell: float) -> tuple[Tensor, float, float]:
+    """Number the lines that these coordinates lie on, with the outer edges of the first and the last."""
+    order = at.argsort()
+    number = torch.zeros(len(at), dtype=torch.long)
+    number[order[1:]] = (at[order].diff() > 0.5 * cell).long().cumsum(0)
+    middle = torch.stack([at[number == line].mean() for line in range(int(number.max()) + 1)])
+    step = float(middle[-1] - middle[0]) / (len(middle) - 1) if len(middle) > 1 else cell
+    return number, float(middle[0]) - step / 2, float(middle[-1]) + step / 2
