@@ -1,7 +1,5 @@
 const page = window.sinkgate;
 const { shapes, colors, sizes, backgrounds, most, gap, margin } = props.world;
-const THROTTLE = 80; // ms between two "input" events while an object moves
-const KEY_REST = 300; // ms without a key until "commit"
 const NOTE = 2500; // ms that a note stays
 const STEP = 1 / 32; // of the picture's side: one press of an arrow key
 const NONE = -1;
@@ -18,9 +16,6 @@ let open = false;
 let chosen = NONE; // index of the object that the tools change
 let brush = { shape: "circle", color: "red", size: "small" }; // the look of the chosen object, and of the next one
 let held = null; // {x, y, moved}: from the pointer to the centre of the object that it drags, and whether it has
-let lastSent = 0;
-let timer = null;
-let keyTimer = null;
 let noteTimer = null;
 
 function copy(value) {
@@ -30,28 +25,17 @@ function copy(value) {
 // ---- sending -------------------------------------------------------------------------------------------
 
 function send(event) {
-  clearTimeout(timer);
-  timer = null;
-  lastSent = performance.now();
   turn += 1;
   props.value = { scene: copy(scene), picture, turn };
   trigger(event);
 }
 
 // The words "input" and "commit" stand here quoted because Gradio looks for the names of a component's events.
-function moved() {
-  draw();
-  if (timer) return;
-  const wait = lastSent + THROTTLE - performance.now();
-  if (wait <= 0) send("input");
-  else timer = setTimeout(() => send("input"), wait);
-}
+const pace = page.pace(() => send("input"), () => send("commit"));
 
 function settled() {
-  clearTimeout(keyTimer);
-  keyTimer = null;
   draw();
-  send("commit");
+  pace.settled();
 }
 
 // ---- room ----------------------------------------------------------------------------------------------
@@ -205,7 +189,8 @@ things.addEventListener("pointermove", (event) => {
   const at = pointAt(event);
   held.moved = true;
   move(chosen, at.x + held.x, at.y + held.y);
-  moved();
+  draw();
+  pace.moved();
 });
 
 for (const name of ["pointerup", "pointercancel"]) {
@@ -241,9 +226,8 @@ things.addEventListener("keydown", (event) => {
   if (right || down) {
     const { x, y } = scene.objects[chosen];
     move(chosen, x + right * STEP, y + down * STEP);
-    moved();
-    clearTimeout(keyTimer);
-    keyTimer = setTimeout(settled, KEY_REST);
+    draw();
+    pace.keyed();
   } else if (event.key === "Delete" || event.key === "Backspace") remove();
   else if (event.key === "Escape") {
     event.target.blur();
@@ -297,11 +281,10 @@ element.querySelector(".remove").addEventListener("click", remove);
 function receive() {
   const value = props.value || {};
   const same = value.picture === picture;
-  if (same && (held || timer || keyTimer || value.turn < turn)) return; // the hand on the object wins
+  if (same && (held || pace.busy() || value.turn < turn)) return; // the hand on the object wins
   if (same && JSON.stringify(value.scene) === JSON.stringify(scene)) return;
-  clearTimeout(timer);
-  clearTimeout(keyTimer);
-  timer = keyTimer = held = null;
+  pace.stop();
+  held = null;
   scene = copy(value.scene || null);
   picture = value.picture || 0;
   turn = Math.max(turn, value.turn || 0);

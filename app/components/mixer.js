@@ -3,8 +3,6 @@ const { layers, presets } = props.desk;
 const GROUPS = ["v_sink", "rest"];
 const NAMES = { v_sink: "V-sinks", rest: "Other patches" };
 const MAX = 2;
-const THROTTLE = 80; // ms between two "input" events while a fader moves
-const KEY_REST = 300; // ms without a key until "commit"
 const ALL = -1; // the master strip
 
 const strips = element.querySelector(".strips");
@@ -12,10 +10,7 @@ const link = element.querySelector(".link");
 const faders = new Map(); // "group:layer" -> its elements
 let setting = copy(props.value);
 let focus = 0; // the layer whose faders the tab key reaches
-let lastSent = 0;
 let turn = 0; // rises with every setting sent, so that the server can tell which of two is newer
-let timer = null;
-let keyTimer = null;
 
 function copy(value) {
   return { v_sink: [...value.v_sink], rest: [...value.rest] };
@@ -24,29 +19,16 @@ function copy(value) {
 // ---- sending -------------------------------------------------------------------------------------------
 
 function send(event) {
-  clearTimeout(timer);
-  timer = null;
-  lastSent = performance.now();
   if (event === "input") turn += 1;
   props.value = { ...copy(setting), turn };
   trigger(event);
 }
 
 // The words "input" and "commit" stand here quoted because Gradio looks for the names of a component's events.
-function moved() {
-  draw();
-  if (timer) return;
-  const wait = lastSent + THROTTLE - performance.now();
-  if (wait <= 0) send("input");
-  else timer = setTimeout(() => send("input"), wait);
-}
-
-function settled() {
-  clearTimeout(keyTimer);
-  keyTimer = null;
+const pace = page.pace(() => send("input"), () => {
   send("input");
   send("commit");
-}
+});
 
 // ---- changing ------------------------------------------------------------------------------------------
 
@@ -161,7 +143,8 @@ strips.addEventListener("pointerdown", (event) => {
     focus = layer;
     page.say("touched", layer);
   }
-  moved();
+  draw();
+  pace.moved();
   fader.focus({ preventScroll: true, focusVisible: false });
 });
 
@@ -177,14 +160,15 @@ strips.addEventListener("pointermove", (event) => {
   }
   put(group, layer, scale);
   Object.assign(held, { layer, scale });
-  moved();
+  draw();
+  pace.moved();
 });
 
 for (const name of ["pointerup", "pointercancel"]) {
   strips.addEventListener(name, () => {
     if (!held) return;
     held = null;
-    settled();
+    pace.settled();
   });
 }
 
@@ -193,7 +177,7 @@ strips.addEventListener("dblclick", (event) => {
   if (!fader) return;
   put(fader.dataset.group, Number(fader.dataset.layer), 1);
   draw();
-  settled();
+  pace.settled();
 });
 
 // ---- keyboard ------------------------------------------------------------------------------------------
@@ -217,9 +201,8 @@ strips.addEventListener("keydown", (event) => {
   } else if (next !== undefined) {
     put(group, layer, next);
     if (layer !== ALL) page.say("touched", layer);
-    moved();
-    clearTimeout(keyTimer);
-    keyTimer = setTimeout(settled, KEY_REST);
+    draw();
+    pace.keyed();
   } else return;
   event.preventDefault();
 });
@@ -229,7 +212,7 @@ strips.addEventListener("keydown", (event) => {
 function setAll(v, rest) {
   setting = { v_sink: Array(layers).fill(v), rest: Array(layers).fill(rest) };
   draw();
-  settled();
+  pace.settled();
 }
 
 for (const [name, [v, rest]] of Object.entries(presets)) {
@@ -245,7 +228,7 @@ for (let layer = 0; layer < layers; layer++) addStrip(layer);
 draw();
 page.hear("frame", (frame) => drawMeters(frame.shares.gated));
 watch("value", () => {
-  if (held || timer || keyTimer) return; // the hand on the fader wins
+  if (held || pace.busy()) return; // the hand on the fader wins
   setting = copy(props.value);
   draw();
 });

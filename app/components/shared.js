@@ -23,6 +23,39 @@ window.sinkgate = {
   },
   last: {},
 
+  // Sends what the hand moves: `input` at once and then every 80 ms while it goes on, `commit` when it has settled,
+  // which a pointer tells and arrow keys by resting for 300 ms. While `busy`, nothing from outside may move it.
+  pace(input, commit) {
+    let [sent, due, resting] = [0, null, null]; // when it last sent; timers of the next `input` and of the keys' `commit`
+    const stop = () => {
+      clearTimeout(due);
+      clearTimeout(resting);
+      due = resting = null;
+    };
+    const send = (what) => {
+      clearTimeout(due);
+      due = null;
+      sent = performance.now();
+      what();
+    };
+    const moved = () => {
+      if (due) return;
+      const wait = sent + 80 - performance.now();
+      if (wait <= 0) send(input);
+      else due = setTimeout(send, wait, input);
+    };
+    const settled = () => {
+      stop();
+      send(commit);
+    };
+    const keyed = () => {
+      moved();
+      clearTimeout(resting);
+      resting = setTimeout(settled, 300);
+    };
+    return { moved, keyed, settled, stop, busy: () => Boolean(due || resting) };
+  },
+
   color(name) {
     return getComputedStyle(document.body).getPropertyValue("--" + name).trim();
   },
