@@ -193,6 +193,9 @@ things.addEventListener("pointermove", (event) => {
   pace.moved();
 });
 
+// A finger on an object drags it and does not scroll the page. `touch-action` on a part of an SVG is not heeded.
+things.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
+
 for (const name of ["pointerup", "pointercancel"]) {
   things.addEventListener(name, () => {
     if (!held) return;

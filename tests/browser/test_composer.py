@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,26 @@ from live import Desk, Session
 from PIL import Image
 from test_live import LENS, setting
 from test_page import assert_shows, direct
+from visitor import Tab
 
 import sinkgate as sg
 from sinkgate.demo.questions import ask, describe
 from sinkgate.demo.scenes import MAX_OBJECTS, Scene
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 COUNTS = {ask(Scene.random(Random(1)), "count", Random(seed)).question for seed in range(60)}  # every wording
+
+
+@pytest.fixture
+def phone(browser: Browser, address: str) -> Iterator[Tab]:
+    """A visitor with a phone."""
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    tab = Tab(context.new_page(), address)
+    yield tab
+    context.close()
+    assert tab.errors == []
 
 
 def shown(tab: Any) -> np.ndarray:
@@ -102,6 +117,30 @@ def test_everything_follows_a_dragged_object(tab: Any, vlm: sg.VLM, tmp_path: Pa
     assert_about(tab, frame, vlm, tmp_path)
     tab.drag(3, 0.2)  # and the faders work on the edited scene
     assert_about(tab, tab.settle(), vlm, tmp_path)
+
+
+def test_a_finger_drags_an_object_and_the_page_stays(phone: Tab, vlm: sg.VLM, tmp_path: Path) -> None:
+    phone.compose()
+    old = phone.scene()["objects"]
+    fingers = phone.page.context.new_cdp_session(phone.page)
+
+    def touch(kind: str, *places: tuple[float, float]) -> None:
+        points = [{"x": x, "y": y} for x, y in places]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    def drag() -> None:
+        start = old[0]
+        touch("touchStart", phone.at(start["x"], start["y"]))
+        for step in range(1, 21):
+            x, y = (start[axis] + (0.2 - start[axis]) * step / 20 for axis in ("x", "y"))
+            touch("touchMove", phone.at(x, y))
+        touch("touchEnd")
+
+    frame = phone.after(drag)
+    new = phone.scene()["objects"]
+    assert new[1:] == old[1:] and (new[0]["x"], new[0]["y"]) == pytest.approx((0.2, 0.2), abs=0.02)
+    assert phone.page.evaluate("scrollY") == 0
+    assert_about(phone, frame, vlm, tmp_path)
 
 
 def test_objects_stop_at_each_other_and_at_the_edge(tab: Any) -> None:
@@ -266,7 +305,7 @@ def test_a_question_that_the_scene_no_longer_allows_comes_back(
     question = next(text for text, kind in session.kinds.items() if kind == "place")
     handlers.ask(session, question, setting(vlm), LENS)
     scene = composer_value(session)["scene"]
-    midline = [{**item, "x": 0.5, "y": y} for item, y in zip(scene["objects"], (0.55, 0.215, 0.85), strict=False)]
+    midline = [{**item, "x": 0.5, "y": y} for item, y in zip(scene["objects"], (0.55, 0.215), strict=True)]
     for turn, (objects, asked) in enumerate(((midline, False), (scene["objects"], True)), start=1):
         value = {**composer_value(session), "scene": {**scene, "objects": objects}, "turn": turn}
         assert handlers.edit_scene(session, value, setting(vlm), LENS)[2]["tone"] == "calm"
