@@ -18,6 +18,8 @@ from torch import Tensor
 
 from sinkgate.errors import SinkgateError
 
+RATIO, DISTINCT, SHARP, RARE = 100.0, 10.0, 50.0, 0.1  # what ``gather_evidence`` asks of a sink dimension; ours
+
 
 @dataclass(frozen=True)
 class Signals:
@@ -207,10 +209,10 @@ class Evidence:
 def gather_evidence(
     hidden: Tensor,
     *,
-    ratio: float = 100.0,
-    distinct: float = 10.0,
-    sharp: float = 50.0,
-    rare: float = 0.1,
+    ratio: float = RATIO,
+    distinct: float = DISTINCT,
+    sharp: float = SHARP,
+    rare: float = RARE,
     most: int = 4,
 ) -> Evidence:
     """Which channels spike in one prompt, and how clearly.
@@ -219,7 +221,7 @@ def gather_evidence(
     magnitude; (2) sharp: and ``sharp`` times its own median, so that a token loud in every channel names none, nor does what
     rides along with a spike; (3) rare and distinctive: only a share ``rare`` of the tokens (always one) may come within
     a factor ``distinct`` of it; where more are loud, the channel carries content. Every measure is relative to its layer, so norm
-    drift does not matter. The five defaults are ours.
+    drift does not matter. All defaults are ours.
 
     Shapes: hidden (G, T, D), any float dtype; all tokens, text included: the text sink at position 0 shows the
     dimensions best.
@@ -238,7 +240,7 @@ def gather_evidence(
             distinctiveness=float(distinctiveness[at]),
             layers=layers,
             share=float(share[at]),
-            prompts=1,
+            prompts=int(bool(layers)),
             confidence=confidence(float(ratios[at]), int(bool(layers)), 1),
         )
 
@@ -258,10 +260,10 @@ def confidence(ratio: float, shown: int, prompts: int) -> float:
 def discover_dimensions(
     hidden: Tensor,
     *,
-    ratio: float = 100.0,
-    distinct: float = 10.0,
-    sharp: float = 50.0,
-    rare: float = 0.1,
+    ratio: float = RATIO,
+    distinct: float = DISTINCT,
+    sharp: float = SHARP,
+    rare: float = RARE,
     most: int = 4,
 ) -> tuple[int, ...]:
     """Channels in which a few tokens spike, loudest first; () where the model has none. See ``gather_evidence``.

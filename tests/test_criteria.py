@@ -1,5 +1,7 @@
 """Criteria on made-up activations whose sinks are known."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +15,11 @@ from sinkgate.criteria import (
     NormOutliers,
     Signals,
     SinkDimensions,
+    confidence,
     discover_dimensions,
+    gather_evidence,
 )
+from sinkgate.errors import SinkgateError
 
 LAYERS, TOKENS, WIDTH = 4, 40, 64
 
@@ -37,6 +42,91 @@ def spiked(tokens=(3, 17), dims=(5, 50), size=2000.0) -> torch.Tensor:
 
 def where(verdict, layer=0):
     return verdict.mask[layer].nonzero()[:, 0].tolist()
+
+
+def drifting(seed=0, growth=1.0, layers=6) -> torch.Tensor:
+    """Noise whose scale grows from 1 to ``growth`` through the layers, as residual streams do."""
+    noise = torch.randn(layers, TOKENS, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return noise * torch.logspace(0, math.log10(growth), layers)[:, None, None]
+
+
+seeds = st.integers(0, 10_000)
+growths = st.floats(1, 1000)
+some_dims = st.lists(st.integers(0, WIDTH - 1), min_size=1, max_size=3, unique=True)
+some_tokens = st.lists(st.integers(0, TOKENS - 1), min_size=1, max_size=TOKENS // 10, unique=True)
+
+
+@given(seeds, growths, some_dims, some_tokens, st.floats(300, 20_000), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_planted_dimensions_are_found_exactly(seed, growth, dims, tokens, size, first):
+    hidden = drifting(seed, growth)
+    signs = torch.where(torch.rand(6, 1, len(dims), generator=torch.Generator().manual_seed(seed)) < 0.5, -1.0, 1.0)
+    for token in tokens:
+        hidden[first:, token, dims] = (size * signs * torch.logspace(0, math.log10(growth), 6)[:, None, None])[
+            first:, 0
+        ]
+    evidence = gather_evidence(hidden).dimensions
+    assert {e.dimension for e in evidence} == set(dims) == set(discover_dimensions(hidden))
+    for e in evidence:
+        assert e.layers == tuple(range(first, 6)), "only where it was planted"
+        assert e.share == pytest.approx(len(tokens) / TOKENS) and e.prompts == 1
+        assert e.ratio == pytest.approx(size / 0.67, rel=0.2) and e.confidence <= 0.5
+    in_bf16 = gather_evidence(hidden.bfloat16()).dimensions
+    assert {(e.dimension, e.layers) for e in in_bf16} == {(e.dimension, e.layers) for e in evidence}
+
+
+@given(seeds, growths)
+@settings(max_examples=40, deadline=None)
+def test_none_is_found_where_nothing_was_planted(seed, growth):
+    evidence = gather_evidence(drifting(seed, growth))
+    assert evidence.dimensions == ()
+    loudest = evidence.loudest
+    assert 3 < loudest.ratio < 20 and loudest.layers == () and loudest.prompts == 0 and loudest.confidence == 0
+
+
+@given(seeds, growths, st.sampled_from([0.15, 0.5, 1.0]), st.integers(0, WIDTH - 1))
+@settings(max_examples=60, deadline=None)
+def test_a_channel_that_many_tokens_are_loud_in_is_never_reported(seed, growth, part, channel):
+    """Sign and size depend on the token, up to a factor of ten; beside a true sink dimension too."""
+    hidden, generator = drifting(seed, growth), torch.Generator().manual_seed(seed)
+    scale = torch.logspace(0, math.log10(growth), 6)[:, None]
+    who = torch.randperm(TOKENS, generator=generator)[: int(part * TOKENS)]
+    sizes = 500 * 10 ** torch.rand(6, len(who), generator=generator) * scale
+    hidden[:, who, channel] = sizes * (torch.randint(0, 2, sizes.shape, generator=generator) * 2 - 1)
+    assert discover_dimensions(hidden) == ()
+    assert gather_evidence(hidden).loudest.dimension == channel
+    other = (channel + 1) % WIDTH
+    hidden[:, 7, other] = 9000 * scale[:, 0]
+    assert discover_dimensions(hidden) == (other,)
+
+
+@pytest.mark.parametrize("factor", [10, 1000])
+def test_a_token_that_is_loud_everywhere_names_no_dimension(factor):
+    """A V-sink inside the LLM: a large norm without a spike, here with one channel that is strong for every token."""
+    hidden = drifting()
+    hidden[:, :, 9] *= 15
+    hidden[:, 3] *= factor
+    assert discover_dimensions(hidden) == ()
+    hidden[:, 3, 5] = 2000 * factor
+    assert discover_dimensions(hidden) == (5,), "what rides along with a spike is not reported"
+
+
+def test_a_single_spike_counts_in_the_shortest_prompt():
+    hidden = drifting()[:, :2]
+    hidden[:, 0, 5] = 3000
+    assert discover_dimensions(hidden) == (5,)
+    assert discover_dimensions(hidden[:, :1]) == (), "one token alone: nothing to compare with"
+
+
+@pytest.mark.parametrize("hidden", [torch.zeros(2, 5, 8), torch.full((2, 5, 8), torch.inf), torch.eye(8)[None] * 1e6])
+def test_nothing_to_compare_with_is_no_spike(hidden):
+    assert discover_dimensions(hidden) == ()
+
+
+def test_confidence_needs_prompts_and_size():
+    assert confidence(1000, 1, 1) == 0.5 and confidence(1e6, 6, 6) == pytest.approx(6 / 7)
+    assert confidence(100, 6, 6) == pytest.approx(6 / 7 * 2 / 3)
+    assert confidence(1e6, 1, 6) < 0.15 and confidence(1e6, 0, 6) == 0 == confidence(0.5, 6, 6)
 
 
 def test_dimensions_are_discovered_with_the_loudest_first():
@@ -94,7 +184,7 @@ def test_normalised_criterion_ignores_scale(factor):
 
 
 def test_dimensions_of_another_model_are_refused():
-    with pytest.raises(ValueError, match="no dimension 650.*64 wide"):
+    with pytest.raises(SinkgateError, match="no dimension 650.*64 wide"):
         SinkDimensions((650,))(signals(quiet()))
 
 
@@ -125,6 +215,8 @@ def test_auto_takes_the_first_that_finds():
 
 def test_only_judged_tokens_are_judged_but_all_are_seen():
     """The text sink names the dimensions; only visual tokens get a verdict."""
+    alone = SinkDimensions()(Signals(spiked(tokens=(0,)), torch.arange(10, 30), torch.full((LAYERS, 20), 0.05)))
+    assert set(alone.dimensions) == {5, 50} and not alone.found
     hidden = spiked(tokens=(0, 17))
     verdict = MassiveActivations()(Signals(hidden, torch.arange(10, 30), torch.full((LAYERS, 20), 0.05)))
     assert verdict.mask.shape == (LAYERS, 20) and where(verdict) == [7]
