@@ -51,7 +51,8 @@ class Sheet:
         """The part of the picture under the sheet."""
         if self.box is None:
             return None
-        return images[self.image].crop(tuple(round(edge) for edge in self.box))
+        left, top, right, bottom = (round(edge) for edge in self.box)
+        return images[self.image].crop((left, top, right, bottom))
 
 
 @dataclass(frozen=True)

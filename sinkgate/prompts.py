@@ -140,7 +140,7 @@ class Prompter:
             token = torch.where(token >= 0, (fed.cumsum(0) - 1)[token.clamp_min(0)], token)
         visual = rows[fed]
         sheets = self._lay_out(inputs, images, text, token, len(visual)) if images and token is not None else ()
-        separators = torch.cat([rows[~fed], self._between(inputs, visual, sheets)]).unique()
+        separators = torch.cat([rows[~fed], self._between(visual, sheets)]).unique()
         kept = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         return Prompt(
             list(images),
@@ -164,14 +164,15 @@ class Prompter:
         adapter = self.adapter
         if not adapter.encoder_layers:
             return None, "this encoder's layers cannot be looked into, so no visual token has a place in the picture"
+        nearest = adapter.nearest_token_of_patch(inputs)
+        if nearest is not None:
+            return nearest, "this large picture is resized after the encoder: patches are shown at the nearest token"
         if self.rule is None:
             measured = self._measured(inputs)
             maps = ((rule, adapter.token_of_patch(inputs, rule)) for rule in RULES)
             follows = (rule for rule, token in maps if token is not None and torch.equal(token, measured))
             self.rule = next(follows, "mixed" if bool((measured == -2).any()) else "measured")
         token = adapter.token_of_patch(inputs, self.rule) if self.rule in RULES else None
-        if token is not None and adapter.resizes(inputs):
-            return token, "this large picture is resized after the encoder: patches are shown at the nearest token"
         if token is None:
             token = self._measured(inputs)
         if bool((token == -2).any()):
@@ -200,7 +201,7 @@ class Prompter:
     def _pixels(self, images: Sequence[Image.Image], text: str) -> Tensor:
         return self.adapter.pixels(self._process(images, text)).cpu()
 
-    def _between(self, inputs: Mapping[str, Any], visual: Tensor, sheets: tuple[Sheet, ...]) -> Tensor:
+    def _between(self, visual: Tensor, sheets: tuple[Sheet, ...]) -> Tensor:
         """Positions between visual tokens of one image: its break and tile tokens."""
         if self.adapter.cross_attention or not sheets:
             return torch.empty(0, dtype=torch.long)

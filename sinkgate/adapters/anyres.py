@@ -20,25 +20,30 @@ class AnyResAdapter(Adapter):
         pixels = inputs["pixel_values"]
         if pixels.dim() == 4:
             return pixels
-        return torch.cat([crops[:count] for crops, count in zip(pixels, self._crop_counts(inputs), strict=True)])
+        return torch.cat([crops[:count] for crops, (_, count) in zip(pixels, self._images(inputs), strict=True)])
 
     def token_of_patch(self, inputs: Inputs, rule: str) -> Tensor | None:
-        if rule != "blocks":
-            return None
+        return self._map(inputs) if rule == "blocks" else None
+
+    def nearest_token_of_patch(self, inputs: Inputs) -> Tensor | None:
+        rows, columns = self.grids(inputs)[0]
+        packed = [self._packed(size, crops, rows * columns) for size, crops in self._images(inputs)]
+        return None if all(_is_whole(numbers) for numbers in packed) else self._map(inputs)
+
+    def _map(self, inputs: Inputs) -> Tensor:
         rows, columns = self.grids(inputs)[0]
         maps, first = [], 0
-        for size, count in zip(inputs["image_sizes"].cpu(), self._crop_counts(inputs), strict=True):
-            packed = self._packed(size, count, rows * columns)
-            token = torch.full((count * rows * columns,), -1)
-            if bool((packed == packed.round()).all()):
+        for size, crops in self._images(inputs):
+            packed = self._packed(size, crops, rows * columns)
+            token = torch.full((crops * rows * columns,), -1)
+            if _is_whole(packed):
                 fed = packed != NEWLINE
                 token[packed[fed].long()] = first + fed.nonzero()[:, 0]
-            else:  # a large picture: the tiles are resized after the encoder, a patch goes to the token at its place
+            else:  # the tiles were resized: a patch goes to the token at its place
                 overview = rows * columns
                 token[:overview] = first + torch.arange(overview)
-                after, before = (
-                    _by_rows(p[overview:]) for p in (packed, self._packed(size, count, overview, whole=True))
-                )
+                before = _by_rows(self._packed(size, crops, overview, whole=True)[overview:])
+                after = _by_rows(packed[overview:])
                 number = first + overview + torch.arange(after.numel()).view(after.shape)
                 row = torch.arange(before.shape[0]) * after.shape[0] // before.shape[0]
                 column = torch.arange(before.shape[1] - 1) * (after.shape[1] - 1) // (before.shape[1] - 1)
@@ -46,14 +51,6 @@ class AnyResAdapter(Adapter):
             maps.append(token)
             first += len(packed)
         return torch.cat(maps)
-
-    def resizes(self, inputs: Inputs) -> bool:
-        area = self.grids(inputs)[0][0] ** 2
-        packed = [
-            self._packed(size, count, area)
-            for size, count in zip(inputs["image_sizes"].cpu(), self._crop_counts(inputs), strict=True)
-        ]
-        return any(bool((numbers != numbers.round()).any()) for numbers in packed)
 
     def _packed(self, size: Tensor, crops: int, patches: int, whole: bool = False) -> Tensor:
         """The number of the patch in each of one image's rows, `NEWLINE` for newlines; fractions where it is resized."""
@@ -66,16 +63,22 @@ class AnyResAdapter(Adapter):
             options["vision_feature_select_strategy"] = self.model.config.vision_feature_select_strategy
         return self.base.pack_image_features([numbers], size[None], **options)[0][0][:, 0]
 
-    def _crop_counts(self, inputs: Inputs) -> list[int]:
+    def _images(self, inputs: Inputs) -> list[tuple[Tensor, int]]:
+        """Height and width of each image, and how many crops it was cut into."""
         pixels, config = inputs["pixel_values"], self.model.config
+        sizes = inputs["image_sizes"].cpu()
         if pixels.dim() == 4:
-            return [1] * len(pixels)
+            return [(size, 1) for size in sizes]
         side, pinpoints = config.vision_config.image_size, config.image_grid_pinpoints
         tiled = [int(n) == 1 for n in inputs.get("batch_num_images", []) for _ in range(int(n))] or [True] * len(pixels)
         return [
-            image_size_to_num_patches(size.tolist(), pinpoints, side) if tiles else 1
-            for size, tiles in zip(inputs["image_sizes"], tiled, strict=True)
+            (size, image_size_to_num_patches(size.tolist(), pinpoints, side) if tiles else 1)
+            for size, tiles in zip(sizes, tiled, strict=True)
         ]
+
+
+def _is_whole(packed: Tensor) -> bool:
+    return bool((packed == packed.round()).all())
 
 
 def _by_rows(packed: Tensor) -> Tensor:

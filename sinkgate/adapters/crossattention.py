@@ -13,6 +13,7 @@ from sinkgate.adapters.generic import Adapter, Grid, Inputs
 class CrossAttentionAdapter(Adapter):
     """Only the cross-attention layers see the image: they are the layers to gate, their Keys the visual tokens."""
 
+    image_method = "forward"  # it has no method that makes the image's rows
     cross_attention = True
 
     def __init__(self, model: Any, name: str) -> None:

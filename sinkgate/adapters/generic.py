@@ -32,11 +32,12 @@ class Adapter:
         UnsupportedModelError: the model takes no images, or no layer is found that attends to them.
     """
 
+    image_method = "get_image_features"  # what every model that reads images has
     cross_attention = False  # whether visual tokens are Keys of cross-attention, apart from the text
 
     def __init__(self, model: Any, name: str) -> None:
         self.model, self.name = model, name
-        owners = [part for part in (getattr(model, "model", None), model) if hasattr(part, "get_image_features")]
+        owners = [part for part in (getattr(model, "model", None), model) if hasattr(part, self.image_method)]
         if not owners:
             raise UnsupportedModelError(f"{name} ({model.config.model_type}) takes no images")
         self.base: Any = owners[0]
@@ -56,7 +57,8 @@ class Adapter:
         optional = "pixel_values" in accepted and accepted["pixel_values"].default is None
         #: the argument of ``forward`` that takes an encoded image; None: it has to be encoded in every call
         self.takes_encoded = "mm_encoder_outputs" if optional and "mm_encoder_outputs" in accepted else None
-        self._image_inputs = [*inspect.signature(inspect.unwrap(type(self.base).get_image_features)).parameters]
+        method = getattr(type(self.base), self.image_method)
+        self._image_inputs = [*inspect.signature(inspect.unwrap(method)).parameters]
 
     def attending_layers(self, module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
         """Layers of a tower with what attends in them; layers that only convolve are left out."""
@@ -207,9 +209,9 @@ class Adapter:
         """Which of the image's rows each patch feeds by a rule of `RULES`, (N,); -1 for none; None where the rule does not fit."""
         return RULES[rule](self.grids(inputs), len(self.rows_in_prompt(inputs)))
 
-    def resizes(self, inputs: Inputs) -> bool:  # noqa: ARG002 - some families do
-        """Whether the features of this picture are resized after the encoder, so that the map is nearest, not exact."""
-        return False
+    def nearest_token_of_patch(self, inputs: Inputs) -> Tensor | None:  # noqa: ARG002 - some families need it
+        """The same where this picture's features are resized after the encoder, so that no map is exact; else None."""
+        return None
 
 
 def one_block(grids: list[Grid], tokens: int) -> Tensor | None:
