@@ -76,6 +76,7 @@ class SinkDimensions:
 
     ``dims`` None discovers them on the model at hand. With ``normalize``, h is divided by its RMS first, as
     Kang et al. do with tau 20; the paper says neither tau nor whether it normalises, so both defaults are ours.
+    \\|h[d]\\| / RMS(h) is at most the root of the width, so 20 can only be reached where states are at least 400 wide.
     """
 
     dims: tuple[int, ...] | None = None
