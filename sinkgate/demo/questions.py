@@ -7,7 +7,7 @@ two sides between which the paper finds that sinks help or hurt (section 3).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
@@ -52,7 +52,11 @@ def ask_all(scene: Scene, rng: Random) -> list[Question]:
 
 
 def describe(scene: Scene) -> str:
-    """The scene in words, objects in reading order: rows of the picture first, then left to right."""
+    """The scene in words, objects in reading order: rows of the picture first, then left to right.
+
+    Every object is given a corner, even one of an edited scene that stands on a midline (where ``SceneObject.in_corner``
+    is false): the shipped model was trained on these texts.
+    """
     ordered = sorted(scene.objects, key=lambda item: (item.y >= 0.5, item.x >= 0.5, item.x))
     parts = [f"a {item.size} {item.color} {item.shape} at the {item.place}" for item in ordered]
     return " and ".join(parts) + f" on a {scene.background} background"
@@ -115,28 +119,32 @@ def _background(scene: Scene, rng: Random) -> Asked:
     return text, scene.background
 
 
-def _shapes(scene: Scene, rng: Random) -> Asked:
-    text = rng.choice(
-        (
-            "Which shapes are there?",
-            "What shapes are in the picture?",
-            "Which shapes can you see?",
-            "Name the shapes.",
-        )
-    )
-    return text, " and ".join(shape for shape in SHAPES if any(item.shape == shape for item in scene.objects))
+def _which(attribute: str, names: Iterable[str], *texts: str) -> Callable[[Scene, Random], Asked]:
+    """Asks which of the names some object has; the answer keeps their order."""
+
+    def ask(scene: Scene, rng: Random) -> Asked:
+        present = {getattr(item, attribute) for item in scene.objects}
+        return rng.choice(texts), " and ".join(name for name in names if name in present)
+
+    return ask
 
 
-def _colors(scene: Scene, rng: Random) -> Asked:
-    text = rng.choice(
-        (
-            "Which colors are there?",
-            "What colors do the objects have?",
-            "Which colors can you see?",
-            "Name the colors of the objects.",
-        )
-    )
-    return text, " and ".join(color for color in COLORS if any(item.color == color for item in scene.objects))
+_shapes = _which(
+    "shape",
+    SHAPES,
+    "Which shapes are there?",
+    "What shapes are in the picture?",
+    "Which shapes can you see?",
+    "Name the shapes.",
+)
+_colors = _which(
+    "color",
+    COLORS,
+    "Which colors are there?",
+    "What colors do the objects have?",
+    "Which colors can you see?",
+    "Name the colors of the objects.",
+)
 
 
 def _color(scene: Scene, rng: Random) -> Asked:
