@@ -1,4 +1,7 @@
-"""What gates do to right answers: accuracy by kind at every layer and scale, and the headroom above the plain model."""
+"""What gates do to right answers: accuracy by kind at every layer and scale, and the headroom above the plain model.
+
+Accuracies are shares in [0, 1]. Shapes: B scenes, T tokens of a packed row.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from itertools import product
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from sinkgate.attention import attached
 from sinkgate.demo.batches import PATCHES, Packed, pack
 from sinkgate.demo.scoring import Asked, KindScore, by_kind, dialogues, right_answers
 from sinkgate.gates import Gates, Group
+from sinkgate.sinks import SinkMap
 from sinkgate.vlm import VLM, find_sinks
 
 SCALES = (0.0, 0.25, 0.5, 1.5, 2.0)  # 1 is the plain model
@@ -29,7 +34,11 @@ class Setting:
     scale: float
 
     def gates(self, vlm: VLM) -> Gates:
-        """The setting as a table of gates."""
+        """The setting as a table of gates.
+
+        Raises:
+            GateError: the model has no such layer, or the scale is out of range.
+        """
         return Gates.ones(vlm).set(self.group, self.scale, [self.layer])
 
 
@@ -40,19 +49,19 @@ def settings(layers: int) -> list[Setting]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed scenes with their projected images and V-sinks, ready to run under any gates.
+    """Packed scenes with the encoder's output and their sinks, ready to run under any gates.
 
-    Shapes: image the encoder's output; v_sink (B, PATCHES) boolean.
+    Shapes: data and sinks B; packed (B, T); image B projected images of (PATCHES, LLM width). Without sinks no gates can run.
     """
 
     data: list[Asked]
     packed: Packed
-    image: object
-    v_sink: Tensor
+    image: BaseModelOutputWithPooling
+    sinks: list[SinkMap]
 
 
 def batches(vlm: VLM, data: list[Asked], size: int = 32, sinks: bool = True) -> list[Batch]:
-    """Encode the images once and find their V-sinks by the default criteria, unless no gates will run."""
+    """Encode the images once, ``size`` at a time, and find their sinks by the default criteria, unless no gates will run."""
     made = []
     for start in tqdm(range(0, len(data), size), desc="images"):
         chunk = data[start : start + size]
@@ -60,17 +69,20 @@ def batches(vlm: VLM, data: list[Asked], size: int = 32, sinks: bool = True) -> 
         values = vlm.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             image = vlm.model.model.get_image_features(values.to(vlm.device, vlm.model.dtype), return_dict=True)
-        v_sink = torch.zeros(len(chunk), PATCHES, dtype=torch.bool)
-        for row, (picture, (_, asked)) in enumerate(zip(pictures, chunk, strict=True)):
-            if sinks:
-                v_sink[row] = find_sinks(vlm, vlm.prompt(picture, asked[0].question)).v_sink
+        first = [(picture, asked[0].question) for picture, (_, asked) in zip(pictures, chunk, strict=True) if sinks]
         packed = pack(dialogues(chunk), vlm.tokenizer, vlm.model.dtype)
-        made.append(Batch(chunk, packed, image, v_sink))
+        made.append(Batch(chunk, packed, image, [find_sinks(vlm, vlm.prompt(*pair)) for pair in first]))
     return made
 
 
 def accuracy(vlm: VLM, made: Iterable[Batch], gates: Gates | None = None) -> dict[str, KindScore]:
-    """Accuracy of greedy answers by kind under gates that treat L-sinks and ordinary tokens alike."""
+    """Accuracy of greedy answers by kind, plain or under gates that treat L-sinks and ordinary tokens alike.
+
+    L-sinks depend on the question, and sinks were found with the first one of each image.
+
+    Raises:
+        GateError: the gates do not fit this model.
+    """
     data: list[Asked] = []
     right: list[list[bool]] = []
     for batch in made:
@@ -80,20 +92,23 @@ def accuracy(vlm: VLM, made: Iterable[Batch], gates: Gates | None = None) -> dic
 
 
 def sweep(vlm: VLM, made: list[Batch], chosen: Iterable[Setting]) -> Iterator[tuple[Setting, dict[str, float]]]:
-    """Accuracy by kind under each setting."""
+    """Accuracy by kind under each setting, as soon as it is measured.
+
+    Raises:
+        GateError: as ``Setting.gates``.
+    """
     for setting in tqdm(list(chosen), desc="settings"):
         scores = accuracy(vlm, made, setting.gates(vlm))
         yield setting, {kind: score.accuracy for kind, score in scores.items()}
 
 
 def _logits(vlm: VLM, batch: Batch, gates: Gates | None) -> Tensor:
-    packed = batch.packed
-    scales = None
-    if gates is not None and not gates.is_identity:
-        v_sink, _, rest = gates.scales.unbind(-1)  # (L,) each
-        scales = torch.ones(len(gates.scales), *packed.input_ids.shape)
-        scales[:, :, :PATCHES] = torch.where(batch.v_sink, v_sink[:, None, None], rest[:, None, None])
-        scales = scales.to(vlm.device)
+    """Shapes: (B, T, vocabulary)."""
+    packed, scales = batch.packed, None
+    if gates is not None:
+        table, visual, length = gates.for_model(vlm), torch.arange(PATCHES), packed.input_ids.shape[1]
+        rows = [table.key_scales(sinks, visual, length) for sinks in batch.sinks]  # B of (L, 1, T)
+        scales = torch.cat(rows, 1).to(vlm.device)
     with vlm.lock, torch.no_grad(), attached(vlm.attention, decoder=vlm.decoder, key_scales=scales):
         return vlm.model(
             input_ids=packed.input_ids.to(vlm.device),
