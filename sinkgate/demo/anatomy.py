@@ -2,6 +2,8 @@
 
 An L-sink counts here only where it is one for at least four fifths of the questions put to its image: a patch
 that is attended because it holds the object asked for is no sink.
+
+Shapes: L LLM layers, V visual tokens, G layers looked at: one of the encoder, or L.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from tqdm import tqdm
 from sinkgate.criteria import CRITERIA
 from sinkgate.demo.scenes import Scene
 from sinkgate.demo.scoring import Asked
+from sinkgate.patches import Sheet
 from sinkgate.sinks import Observation, classify
 from sinkgate.vlm import VLM
 
@@ -46,12 +49,17 @@ class Found:
 
 
 def measure(vlm: VLM, data: list[Asked]) -> dict[str, dict[str, Found]]:
-    """V-sinks and L-sinks by every named criterion: criterion -> ``v_sink``, ``l_sink`` -> what was found."""
+    """V-sinks and L-sinks by every named criterion: criterion -> ``v_sink``, ``l_sink`` -> what was found.
+
+    Every scene needs a question about the whole of it.
+    """
     rows: dict[tuple[str, str], list[dict[str, Tensor]]] = defaultdict(list)
     for scene, asked in tqdm(data, desc="sinks"):
         image = scene.render()
         prompts = [vlm.prompt(image, question.question) for question in asked]
         seen = [vlm.observe(prompt) for prompt in prompts]
+        reading = seen[0].encoder_attention
+        assert reading is not None  # the demo model's encoder can be looked into
         covered = on_objects(scene, prompts[0].grid)
         attention = torch.stack([one.attention for one in seen]).mean(0)  # L, V: whatever is asked
         answering = torch.stack(  # L, V: of the token that writes the answer, where the whole scene is asked about
@@ -62,10 +70,10 @@ def measure(vlm: VLM, data: list[Asked]) -> dict[str, dict[str, Found]]:
             ]
         ).mean(0)
         for name in CRITERIA:
-            v_sink, l_sink = _steady(seen, prompts[0].grid, name)
+            v_sink, l_sink = _steady(seen, prompts[0].sheets, name)
             ordinary = ~(v_sink | l_sink)  # L, V
             rows[name, "v_sink"].append(
-                _of_one_image(v_sink[None], ~v_sink[None], seen[0].encoder_attention[None], covered)
+                _of_one_image(v_sink[None], ~v_sink[None], reading[None], covered)
                 | {
                     "llm": _ratio(v_sink.expand(len(l_sink), -1), ordinary, attention),
                     "scene": _ratio(v_sink.expand(len(l_sink), -1), ordinary, answering),
@@ -78,20 +86,20 @@ def measure(vlm: VLM, data: list[Asked]) -> dict[str, dict[str, Found]]:
 
 
 def on_objects(scene: Scene, grid: tuple[int, int]) -> Tensor:
-    """Which patches have an object under their middle, (V,) boolean."""
+    """Which patches of a grid of rows and columns have an object's bounding box under their middle, (V,) boolean."""
     rows, columns = grid
     middles = [((c + 0.5) / columns, (r + 0.5) / rows) for r in range(rows) for c in range(columns)]
     return torch.tensor([any(item.covers(x, y) for item in scene.objects) for x, y in middles])
 
 
 def covered_share(data: Iterable[Asked], grid: tuple[int, int]) -> float:
-    """Share of all patches that lie on an object: what ``on_objects`` would be by chance."""
+    """Share in [0, 1] of all patches that lie on an object: what ``Found.on_objects`` would be by chance."""
     return torch.stack([on_objects(scene, grid) for scene, _ in data]).float().mean().item()
 
 
-def _steady(seen: list[Observation], grid: tuple[int, int], name: str) -> tuple[Tensor, Tensor]:
+def _steady(seen: list[Observation], sheets: tuple[Sheet, ...], name: str) -> tuple[Tensor, Tensor]:
     """V-sinks (V,) and steady L-sinks (L, V) of one image."""
-    maps = [classify(one, grid, v_sink=name, l_sink=name) for one in seen]
+    maps = [classify(one, sheets, v_sink=name, l_sink=name) for one in seen]
     return maps[0].v_sink, torch.stack([one.l_sink for one in maps]).float().mean(0) >= STEADY
 
 

@@ -29,7 +29,7 @@ Report = dict[str, Any]
 
 
 def measure_accuracy(vlm: VLM, scenes: int, seeds: list[int]) -> Report:
-    """Accuracy by kind: the mean over seeds of held-out scenes, and how far the seeds lie apart."""
+    """Accuracy by kind: the mean over seeds of held-out scenes, and how far the seeds lie apart; all are shares in [0, 1]."""
     runs = [gating.accuracy(vlm, gating.batches(vlm, held_out(seed, scenes), sinks=False)) for seed in seeds]
     kinds = {}
     for kind, first in runs[0].items():
@@ -47,7 +47,7 @@ def measure_accuracy(vlm: VLM, scenes: int, seeds: list[int]) -> Report:
 
 
 def measure_sinks(vlm: VLM, data: list[Asked]) -> Report:
-    """What each criterion finds, and what share of patches lies on objects anyway."""
+    """What each criterion finds (see ``anatomy.Found``), and what share of patches lies on objects anyway."""
     grid = vlm.prompt(data[0][0].render(), data[0][1][0].question).grid
     return {
         "scenes": len(data),
@@ -60,7 +60,10 @@ def measure_sinks(vlm: VLM, data: list[Asked]) -> Report:
 
 
 def measure_gating(vlm: VLM, data: list[Asked], confirm: list[Asked]) -> Report:
-    """Accuracy by kind at every group, layer and scale; the best and the worst cell of each kind again on other scenes."""
+    """Accuracy by kind at every group, layer and scale; the best and the worst cell of each kind again on other scenes.
+
+    ``plain`` and ``table`` hold shares in [0, 1]; in ``cells``, ``searched`` and ``confirmed`` are differences to the plain model.
+    """
     searched = gating.batches(vlm, data)
     plain = {kind: score.accuracy for kind, score in gating.accuracy(vlm, searched).items()}
     table = dict(gating.sweep(vlm, searched, gating.settings(vlm.num_layers)))
@@ -83,7 +86,11 @@ def measure_gating(vlm: VLM, data: list[Asked], confirm: list[Asked]) -> Report:
 
 
 def measure_cost(model: Path, vlm: VLM, data: list[Asked]) -> Report:
-    """Seconds to load, milliseconds of a gated prefill and of a whole answer: medians, image encoding included."""
+    """Seconds to load, milliseconds of a gated prefill and of a whole answer: medians, image encoding included.
+
+    Raises:
+        SinkgateError: the folder holds no model that can be loaded.
+    """
     start = time.perf_counter()
     load(model, dtype=torch.float32)
     seconds = time.perf_counter() - start
@@ -141,12 +148,20 @@ def main(
 
 
 def fingerprint(model: Path) -> str:
-    """The SHA-256 of a model's weights."""
+    """The SHA-256 of a model's weights.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+    """
     return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
 
 
 def draw(report: Report, folder: Path) -> None:
-    """Write the card's figures; needs Chromium or Chrome, which kaleido drives."""
+    """Write the card's figures.
+
+    Raises:
+        RuntimeError: there is no Chromium or Chrome, which kaleido drives.
+    """
     figures = {
         "growth": growth_figure(report["history"]),
         "accuracy": accuracy_figure(report["history"]),

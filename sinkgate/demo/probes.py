@@ -19,27 +19,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sinkgate.demo.anatomy import on_objects
-from sinkgate.demo.questions import majority_color
+from sinkgate.demo.questions import Question, majority_color
 from sinkgate.demo.scenes import Scene
 from sinkgate.demo.scoring import Asked
 from sinkgate.vlm import VLM, find_sinks
 
-DRAWS = 5  # of ordinary tokens
+REPEATS = 5  # draws of ordinary background tokens
 DRAWN = 3  # tokens a draw, averaged
-GLOBAL, LOCAL = ("count", "majority_color"), ("shape", "size", "color")
+LOCAL = ("shape", "size", "color")
 GROUPS = ("v_sink", "background", "object")
 Features = dict[str, dict[str, np.ndarray]]  # place -> group -> (scenes, width)
 
 
 def measure(vlm: VLM, data: list[Asked], seed: int = 0) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Test accuracies: target -> place (``encoder`` or an LLM layer's input) -> group -> [mean, standard deviation].
+    """Test accuracies in [0, 1]: target -> place (``encoder`` or an LLM layer's input) -> group -> [mean, standard deviation].
 
-    The first half of the scenes trains, the second tests; the deviation is over ``DRAWS`` draws of background
+    The first half of the scenes trains, the second tests; the deviation is over ``REPEATS`` draws of background
     tokens. Groups: V-sinks averaged; ``DRAWN`` ordinary background tokens averaged; the ordinary tokens under the leftmost
     object averaged. Scenes without one of them are left out, alike for all. Every place and group has a control with shuffled
     labels, under ``shuffled``: chance, as the probe would reach it.
     """
-    draws: list[Features] = [defaultdict(dict) for _ in range(DRAWS)]
+    draws: list[Features] = [defaultdict(dict) for _ in range(REPEATS)]
     kept: list[Scene] = []
     rows: list[list[dict[str, dict[str, Tensor]]]] = []
     for index, (scene, asked) in enumerate(tqdm(data, desc="hidden states")):
@@ -64,7 +64,7 @@ def measure(vlm: VLM, data: list[Asked], seed: int = 0) -> dict[str, dict[str, d
     }
 
 
-def _pooled(vlm: VLM, scene: Scene, asked: list, rng: Random) -> list[dict[str, dict[str, Tensor]]] | None:
+def _pooled(vlm: VLM, scene: Scene, asked: list[Question], rng: Random) -> list[dict[str, dict[str, Tensor]]] | None:
     """For every draw, place and group, one averaged hidden state; None where a group is empty."""
     prompt = vlm.prompt(scene.render(), asked[0].question)
     sinks = find_sinks(vlm, prompt)
@@ -75,9 +75,10 @@ def _pooled(vlm: VLM, scene: Scene, asked: list, rng: Random) -> list[dict[str, 
     background = (ordinary & ~covered).nonzero().flatten().tolist()
     if not sinks.v_sink.any() or len(background) < DRAWN or not (ordinary & leftmost).any():
         return None
+    assert seen.features is not None  # the demo model's encoder can be looked into
     places = {"encoder": seen.features} | {str(i): hidden[seen.visual] for i, hidden in enumerate(seen.hidden)}
     drawn = []
-    for _ in range(DRAWS):
+    for _ in range(REPEATS):
         chosen = rng.sample(background, DRAWN)
         drawn.append(
             {

@@ -71,13 +71,14 @@ def test_objects_cover_the_patches_under_their_middle():
 def test_steady_sinks_are_those_whatever_is_asked(demo):
     """A token that draws attention for one question of four is no L-sink; one that does for all four is."""
     scene, asked = held_out(seed=2, count=1)[0]
-    seen = [demo.observe(demo.prompt(scene.render(), question.question)) for question in asked[:4]]
+    prompts = [demo.prompt(scene.render(), question.question) for question in asked[:4]]
+    seen = [demo.observe(prompt) for prompt in prompts]
     flat = [replace(one, attention=torch.full_like(one.attention, 0.01)) for one in seen]
     for one in flat:
         one.attention[2, 11] = 0.5
     flat[0].attention[2, 30] = 0.5
     flat[0].encoder_attention.fill_(0.01)
-    v_sink, l_sink = anatomy._steady(flat, (8, 8), "attention")
+    v_sink, l_sink = anatomy._steady(flat, prompts[0].sheets, "attention")
     assert not v_sink.any()
     assert l_sink.nonzero().tolist() == [[2, 11]]
 
