@@ -17,7 +17,8 @@ from transformers import AttentionInterface, LlavaConfig, MistralConfig, Pixtral
 import sinkgate as sg
 from sinkgate.attention import model_lock
 from sinkgate.demo.scenes import Scene
-from sinkgate.loading import check_model, token_of_patch
+from sinkgate.loading import check_model
+from sinkgate.probe import measure_tokens
 
 QUESTION = "What color is the circle?"
 
@@ -71,34 +72,31 @@ def test_a_folder_laid_out_as_llava_1_5_loads_without_torchvision(tmp_path):
     vlm = sg.load(tmp_path)
     prompt = vlm.prompt(noise_image(1, (50, 30)), QUESTION)
     assert vlm.processor.chat_template is None
-    assert prompt.grid == (4, 4) and prompt.box == (10, 0, 40, 30)
+    assert prompt.grid == (4, 4) and prompt.sheets[0].box == pytest.approx((10, 0, 40, 30), abs=0.5)
     text = vlm.tokenizer.decode(prompt.inputs["input_ids"][0, prompt.visual[-1] + 1 :])
     assert text.startswith("what color is the circle")  # the text of LLaVA 1.5 around it is not in this vocabulary
 
 
 def test_prompt_knows_where_the_image_is(tiny, prompt):
     assert prompt.grid == (4, 4) and len(prompt.visual) == 16
-    assert (prompt.inputs["input_ids"][0, prompt.visual] == tiny.image_token_id).all()
+    assert (prompt.inputs["input_ids"][0, prompt.visual] == tiny.adapter.image_token_id).all()
     clip = tiny.model.config.vision_config.model_type == "clip_vision_model"
     assert prompt.view.size == ((30, 30) if clip else (40, 30)), "CLIP sees the middle square"
 
 
 def test_patch_i_is_token_i_and_the_probe_can_tell_otherwise(tiny, prompt):
-    assert torch.equal(token_of_patch(tiny, prompt), torch.arange(16))
+    assert torch.equal(prompt.token_of_patch, torch.arange(16))
+    assert torch.equal(measure_tokens(tiny.adapter, prompt.inputs), torch.arange(16))
     projector = tiny.model.model.multi_modal_projector
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
-    hook = projector.register_forward_hook(lambda module, args, output: output[:, order])
-    try:
-        assert torch.equal(token_of_patch(tiny, prompt)[order], torch.arange(16))
-        with pytest.raises(sg.UnsupportedModelError, match="does not become visual token"):
-            check_model(tiny)
-    finally:
-        hook.remove()
     hook = projector.register_forward_hook(lambda module, args, output: output + output.mean(1, keepdim=True))
     try:
-        assert (token_of_patch(tiny, prompt) == -1).any(), "mixed patches have no single token"
+        mixed = sg.VLM(tiny.model, tiny.processor, "mixed").prompt(prompt.image, QUESTION)
     finally:
         hook.remove()
+    assert mixed.token_of_patch is None and "gathers from many patches" in mixed.note
+    assert mixed.sheets[0].box is None and mixed.view is mixed.image, "a list, and no picture under it"
+    sinks = sg.find_sinks(sg.VLM(tiny.model, tiny.processor, "mixed"), mixed)
+    assert not sinks.v_sink.any() and "tokens mix patches" in sinks.summary()
 
 
 def test_ones_are_bit_identical_to_the_plain_model(tiny, prompt):
@@ -203,22 +201,22 @@ def test_groups_are_disjoint_and_complete(tiny, prompt):
 
 
 def test_planted_v_sinks_are_found_in_the_tower(tiny):
-    """A spike written into two patches by a hook must come out as the V-sinks, with its dimension."""
+    """A spike written into a patch by a hook must come out as the V-sink, with its dimension."""
 
     def plant(module, args, output):
-        first = 1 if tiny.has_cls else 0
-        output[:, [first + 4, first + 9], 11] = 3e5
+        first = output.shape[1] - 16
+        output[:, first + 9, 11] = 3e5
         return output
 
-    hook = tiny.vision_tower.encoder.layers[tiny.feature_layer].register_forward_hook(plant, prepend=True)
+    hook = tiny.adapter.encoder_layers[tiny.adapter.feature_layer].register_forward_hook(plant, prepend=True)
     try:
         prompt = tiny.prompt(noise_image(5), QUESTION)
         sinks = sg.find_sinks(tiny, prompt)
     finally:
         hook.remove()
-    assert sinks.v_sink.nonzero()[:, 0].tolist() == [4, 9]
+    assert sinks.v_sink.nonzero()[:, 0].tolist() == [9]
     assert sinks.v_verdict.criterion == "massive activations" and sinks.v_verdict.dimensions == (11,)
-    assert "dimension 11" in sinks.explain(4)
+    assert "dimension 11" in sinks.explain(9)
 
 
 def test_planted_l_sinks_are_found_by_layer(tiny):
@@ -368,7 +366,7 @@ def test_every_dtype_passes_its_checks_and_is_gated_alike(demo, dtype, tolerance
     prompt = demo.prompt(image, "How many objects are there?")
     sinks = some_sinks(demo, prompt)  # the same tokens for both: near a threshold, rounding decides who is a sink
     same = other.prompt(image, prompt.question)
-    assert torch.equal(token_of_patch(other, same), torch.arange(64))
+    assert torch.equal(measure_tokens(other.adapter, same.inputs), torch.arange(64))
     expected, got = demo.predict(prompt, gates, sinks), other.predict(same, gates, sinks)
     assert (expected.probabilities - got.probabilities).abs().max() < tolerance
     assert torch.allclose(got.attention.sum(-1).float(), torch.ones(()), atol=1e-3)
