@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 from uuid import uuid4
 
@@ -176,7 +176,7 @@ def _join(shown: list[DimensionEvidence], prompts: int) -> DimensionEvidence:
         sharpness=median(one.sharpness for one in shown),
         distinctiveness=median(one.distinctiveness for one in shown),
         layers=tuple(layer for layer in sorted(times) if 2 * times[layer] >= len(shown)),
-        share=mean(one.share for one in shown),
+        share=median(one.share for one in shown),
         prompts=len(shown),
         confidence=confidence(ratio, len(shown), prompts),
     )
