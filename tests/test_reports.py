@@ -7,7 +7,7 @@ import sinkgate as sg
 from sinkgate.criteria import gather_evidence
 from sinkgate.discovery import Discovery
 from sinkgate.patches import list_sheet
-from sinkgate.report import report
+from sinkgate.reports import report
 from sinkgate.sinks import Observation
 
 LAYERS, VISUAL, TEXT, WIDTH = 4, 40, 8, 64

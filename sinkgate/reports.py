@@ -30,8 +30,9 @@ _INTRODUCTION = (
 class Report:
     """The verdicts of all criteria on one prompt; ``str`` tells them.
 
-    Shapes: vision (N,) by criterion name, over the patches that feed tokens, empty where the encoder cannot be looked into; llm (L, V) by
-    criterion name. ``sinks``: by the default criteria.
+    Shapes: vision (N,) by criterion name, over the patches that feed tokens, empty where the encoder cannot be looked
+    into; llm (L, V) by criterion name, V-sinks counted too. "sink dimensions" is missing where the model has none.
+    ``sinks``: by the default criteria.
     """
 
     question: str
@@ -42,8 +43,9 @@ class Report:
 
     def __str__(self) -> str:
         found, tokens = self.sinks, len(self.sinks.v_sink)
+        asked = f', asked "{self.question}"' if self.question else ""
         lines = [
-            f'Attention sinks in {self.discovery.model}, asked "{self.question}" ({tokens} visual tokens, {len(found.l_sink)} LLM layers)',
+            f"Attention sinks in {self.discovery.model}{asked} ({tokens} visual tokens, {len(found.l_sink)} LLM layers)",
             "",
             _INTRODUCTION,
             "",
