@@ -115,7 +115,7 @@ def lay_out(
         tokens = tokens[image[tokens] >= 0]
         if not len(tokens):
             continue
-        cell = _cell(center[tokens], places.size[patches])
+        cell = _cell(center[tokens], places.center[patches & (token_of_patch == tokens[0])], places.size[patches])
         picture = int(image[tokens[0]])
         for other, size, members in groups:
             if other == picture and bool(((cell / size).log().abs() < 0.15).all()):
@@ -153,9 +153,10 @@ def _of_tokens(token_of_patch: Tensor, places: Places, count: int) -> tuple[Tens
     return center, image
 
 
-def _cell(center: Tensor, patch_size: Tensor) -> Tensor:
-    """Width and height of a token's cell: the usual step between neighbours, or a patch where there is none."""
-    cell = patch_size.median(0).values.clamp_min(1e-6)
+def _cell(center: Tensor, of_one: Tensor, patch_size: Tensor) -> Tensor:
+    """Width and height of a token's cell: the usual step between tokens, or what one token's patches span."""
+    patch = patch_size.median(0).values.clamp_min(1e-6)
+    cell = of_one.amax(0) - of_one.amin(0) + patch
     for axis in range(2):
         steps = center[:, axis].sort().values.diff()
         steps = steps[steps > 0.5 * cell[axis]]

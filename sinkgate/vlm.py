@@ -23,6 +23,7 @@ from transformers import (
 
 from sinkgate.adapters import Adapter, adapt
 from sinkgate.attention import Recorder, attached, model_lock
+from sinkgate.batch import Batch
 from sinkgate.criteria import Criterion
 from sinkgate.gates import Gates
 from sinkgate.prompts import Picture, Prompt, Prompter
@@ -108,17 +109,49 @@ class VLM:
         Raises:
             GateError: the gates do not fit this model.
         """
-        table = gates.for_model(self)
-        scales = None if table.is_identity else table.key_scales(sinks, prompt.visual, prompt.num_keys).to(self.device)
-        with self._attached(scales, recorder):
+        with self._attached(self._scales(prompt, gates, sinks), recorder):
             yield
 
     def predict(self, prompt: Prompt, gates: Gates | None = None, sinks: SinkMap | None = None) -> Trace:
         """One prefill: the next-token distribution and the last row's attention, no answer yet."""
         recorder = Recorder("last")
-        with torch.no_grad(), self._gated_or_plain(prompt, gates, sinks, recorder):
+        with torch.no_grad(), self._attached(self._scales(prompt, gates, sinks), recorder):
             logits = self.model(**self._warm_inputs(prompt), use_cache=False, logits_to_keep=1).logits[0, -1]
-        return self._trace(prompt, logits, [], recorder)
+        return self._trace(prompt, logits, [], recorder.attention)
+
+    def predict_all(
+        self,
+        prompts: Sequence[Prompt],
+        gates: Sequence[Gates | None] | Gates | None = None,
+        sinks: Sequence[SinkMap | None] | None = None,
+    ) -> list[Trace]:
+        """``predict`` for prompts of any images and lengths in one forward, each under gates of its own.
+
+        Models that encode images anew in every call are run prompt by prompt.
+
+        Raises:
+            GateError: gates do not fit this model.
+        """
+        tables = [gates] * len(prompts) if isinstance(gates, Gates | None) else list(gates)
+        maps = [None] * len(prompts) if sinks is None else list(sinks)
+        if self.adapter.takes_encoded is None:
+            return [self.predict(*case) for case in zip(prompts, tables, maps, strict=True)]
+        recorder = Recorder("last")
+        with self.lock, torch.no_grad():
+            scales = [self._scales(*case) for case in zip(prompts, tables, maps, strict=True)]
+            for prompt in prompts:
+                self._warm_inputs(prompt)
+            batch = Batch.of(prompts, self.adapter, self.model.generation_config.pad_token_id or 0)
+            with self._attached(batch.key_scales(scales), recorder):
+                logits = self.model(**batch.inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+        traces = []
+        for index, (prompt, start) in enumerate(zip(prompts, batch.starts, strict=True)):
+            rows = {
+                layer: [call[index : index + 1, ..., start:] for call in calls]
+                for layer, calls in recorder.attention.items()
+            }
+            traces.append(self._trace(prompt, logits[index], [], rows))
+        return traces
 
     def answer(
         self,
@@ -144,7 +177,7 @@ class VLM:
             GateError: the gates do not fit this model.
         """
         recorder = Recorder("last")
-        with torch.no_grad(), self._gated_or_plain(prompt, gates, sinks, recorder):
+        with torch.no_grad(), self._attached(self._scales(prompt, gates, sinks), recorder):
             output = self.model.generate(
                 **self._warm_inputs(prompt),
                 max_new_tokens=max_new_tokens,
@@ -155,7 +188,9 @@ class VLM:
                 streamer=streamer,
                 stopping_criteria=[_StopWhen(stop)] if stop else None,
             )
-        return self._trace(prompt, output.logits[0][0], output.sequences[0, prompt.length :].tolist(), recorder)
+        return self._trace(
+            prompt, output.logits[0][0], output.sequences[0, prompt.length :].tolist(), recorder.attention
+        )
 
     def stream(
         self,
@@ -278,30 +313,25 @@ class VLM:
         ):
             yield
 
-    @contextmanager
-    def _gated_or_plain(
-        self, prompt: Prompt, gates: Gates | None, sinks: SinkMap | None, recorder: Recorder
-    ) -> Iterator[None]:
+    def _scales(self, prompt: Prompt, gates: Gates | None, sinks: SinkMap | None) -> Tensor:
+        """Scales of the prompt's Keys, (L, 1, Keys)."""
         if gates is None or gates.for_model(self).is_identity:
-            with self._attached(None, recorder):
-                yield
-        else:
-            with self.gated(prompt, sinks or find_sinks(self, prompt), gates, recorder):
-                yield
+            return torch.ones(self.num_layers, 1, prompt.num_keys)
+        return gates.key_scales(sinks or find_sinks(self, prompt), prompt.visual, prompt.num_keys).to(self.device)
 
-    def _trace(self, prompt: Prompt, logits: Tensor, generated: list[int], recorder: Recorder) -> Trace:
+    def _trace(self, prompt: Prompt, logits: Tensor, generated: list[int], attention: dict[int, list[Tensor]]) -> Trace:
         probabilities = logits.float().softmax(-1).cpu()
         top = probabilities.topk(min(10, len(probabilities)))
         names = [self._name_of(int(index)) for index in top.indices]
         special = set(self.tokenizer.all_special_ids) if self.processor else set()
         shown = [index for index in generated if index not in special]
-        attention = stack_rows(recorder.attention)
+        rows = stack_rows(attention)
         return Trace(
             text=self.tokenizer.decode(generated, skip_special_tokens=True).strip() if self.processor else "",
             tokens=[self._name_of(index).strip() for index in shown],
             next_token=list(zip(names, top.values.tolist(), strict=True)),
             probabilities=probabilities,
-            attention=attention[:, :, : max(1, len(shown))],
+            attention=rows[:, :, : max(1, len(shown))],
             positions=prompt.visual.cpu(),
             separators=prompt.separators.cpu(),
             sheets=prompt.sheets,

@@ -204,6 +204,22 @@ def test_gates_by_group_move_the_answer_and_leave_nothing(family):
     assert seen.hidden.shape[0] == seen.attention.shape[0] == vlm.num_layers
 
 
+def test_prompts_side_by_side_equal_prompts_one_by_one(family):
+    """Other images, other lengths, other gates, one of them none."""
+    vlm = vlm_of(family, dtype=torch.float64)
+    prompts = [vlm.read(cast(family.sample(seed, words=2 + seed), torch.float64)) for seed in range(3)]
+    sinks = [
+        sg.sinks.classify(vlm.observe(prompt), prompt.sheets, v_sink="attention", l_sink="attention")
+        for prompt in prompts
+    ]
+    gates = [sg.Gates.ones(vlm).set("rest", 0.3), None, sg.Gates.ones(vlm).set("rest", 1.8, layers=1)]
+    together_ = vlm.predict_all(prompts, gates, sinks)
+    for prompt, table, found, trace in zip(prompts, gates, sinks, together_, strict=True):
+        alone = vlm.predict(prompt, table, found)
+        assert torch.allclose(trace.probabilities, alone.probabilities, atol=1e-6)
+        assert torch.allclose(trace.attention, alone.attention, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", MAPPED)
 def test_a_planted_v_sink_is_found_at_its_token(name):
     """A spike written into one row of the encoder must come out as the token that its patch feeds."""

@@ -80,8 +80,11 @@ def test_a_folder_laid_out_as_llava_1_5_loads_without_torchvision(tmp_path):
 def test_prompt_knows_where_the_image_is(tiny, prompt):
     assert prompt.grid == (4, 4) and len(prompt.visual) == 16
     assert (prompt.inputs["input_ids"][0, prompt.visual] == tiny.adapter.image_token_id).all()
-    clip = tiny.model.config.vision_config.model_type == "clip_vision_model"
-    assert prompt.view.size == ((30, 30) if clip else (40, 30)), "CLIP sees the middle square"
+    if tiny.model.config.vision_config.model_type == "clip_vision_model":
+        # resized to 37 x 28, of which columns 4 to 32 are cut out: not quite the middle
+        assert prompt.sheets[0].box == pytest.approx((4 / 37 * 40, 0, 32 / 37 * 40, 30), abs=0.3)
+    else:
+        assert prompt.sheets[0].box == (0, 0, 40, 30)
 
 
 def test_patch_i_is_token_i_and_the_probe_can_tell_otherwise(tiny, prompt):

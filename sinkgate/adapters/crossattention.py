@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,9 @@ class CrossAttentionAdapter(Adapter):
 
     def hidden_of_keys(self, hidden: Tensor, encoded: Any) -> Tensor:
         return self.projected(encoded).float().cpu().expand(len(hidden), -1, -1)
+
+    def join(self, encoded: Sequence[Any]) -> Any:
+        return torch.cat(list(encoded))
 
     def as_input(self, encoded: Any) -> Any:
         return encoded

@@ -11,7 +11,8 @@ Shapes: N patches, in the order of the pixels the processor makes; U rows that t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from math import isqrt
 from typing import Any
 
@@ -33,6 +34,7 @@ class Adapter:
     """
 
     image_method = "get_image_features"  # what every model that reads images has
+    image_rows = "pooler_output"  # where its output holds what goes into the prompt
     cross_attention = False  # whether visual tokens are Keys of cross-attention, apart from the text
 
     def __init__(self, model: Any, name: str) -> None:
@@ -125,9 +127,22 @@ class Adapter:
         """The encoded image as ``takes_encoded`` wants it."""
         return {"image": encoded}
 
+    def join(self, encoded: Sequence[Any]) -> Any:
+        """The encoded images of several prompts as those of one batch."""
+        joined = copy(encoded[0])
+        for name, first in encoded[0].items():
+            values = [getattr(each, name) for each in encoded]
+            if name == "deepstack_features":  # Qwen3-VL: rows for several layers, image by image
+                joined[name] = [sum(level, ()) for level in zip(*values, strict=True)]
+            elif name == self.image_rows:
+                joined[name] = (
+                    torch.cat(values) if isinstance(first, Tensor) else [row for rows in values for row in rows]
+                )
+        return joined
+
     def projected(self, encoded: Any) -> Tensor:
         """The rows that the image puts into the prompt, (U, D)."""
-        rows = encoded.pooler_output
+        rows = encoded[self.image_rows]
         return rows.flatten(0, -2) if isinstance(rows, Tensor) else torch.cat([row.flatten(0, -2) for row in rows])
 
     # --- patches

@@ -12,6 +12,8 @@ from sinkgate.adapters.generic import Adapter, Inputs
 class Llama4Adapter(Adapter):
     """Everything else is as in the generic adapter."""
 
+    image_rows = "last_hidden_state"
+
     def leading_rows(self, extra: int) -> int:  # noqa: ARG002 - all of them stand behind
         return 0
 
