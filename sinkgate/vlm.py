@@ -139,6 +139,8 @@ class VLM:
         recorder = Recorder("last")
         with self.lock, torch.no_grad():
             scales = [self._scales(*case) for case in zip(prompts, tables, maps, strict=True)]
+            ones = [torch.ones(self.num_layers, 1, prompt.num_keys, device=self.device) for prompt in prompts]
+            scales = [one if scale is None else scale for scale, one in zip(scales, ones, strict=True)]
             for prompt in prompts:
                 self._warm_inputs(prompt)
             batch = Batch.of(prompts, self.adapter, self.model.generation_config.pad_token_id or 0)
@@ -313,10 +315,10 @@ class VLM:
         ):
             yield
 
-    def _scales(self, prompt: Prompt, gates: Gates | None, sinks: SinkMap | None) -> Tensor:
-        """Scales of the prompt's Keys, (L, 1, Keys)."""
+    def _scales(self, prompt: Prompt, gates: Gates | None, sinks: SinkMap | None) -> Tensor | None:
+        """Scales of the prompt's Keys, (L, 1, Keys); None where all are one."""
         if gates is None or gates.for_model(self).is_identity:
-            return torch.ones(self.num_layers, 1, prompt.num_keys)
+            return None
         return gates.key_scales(sinks or find_sinks(self, prompt), prompt.visual, prompt.num_keys).to(self.device)
 
     def _trace(self, prompt: Prompt, logits: Tensor, generated: list[int], attention: dict[int, list[Tensor]]) -> Trace:
