@@ -1,14 +1,19 @@
 """sinkgate: find attention sinks in vision-language models and gate their Keys, layer by layer."""
 
 from sinkgate.attention import Recorder, attached
-from sinkgate.criteria import CRITERIA, discover_dimensions
+from sinkgate.criteria import CRITERIA, SinkDimensions, discover_dimensions, gather_evidence
+from sinkgate.discovery import Discovery, discover
 from sinkgate.errors import GateError, ImageError, PromptError, SceneError, SinkgateError, UnsupportedModelError
 from sinkgate.gates import PRESETS, Gates
 from sinkgate.images import open_image
+from sinkgate.known_dimensions import known
 from sinkgate.loading import load
+from sinkgate.patches import Sheet
+from sinkgate.prompts import Prompt
+from sinkgate.reports import Report, report
 from sinkgate.sinks import SinkMap
 from sinkgate.trace import Trace
-from sinkgate.vlm import VLM, Prompt, find_sinks
+from sinkgate.vlm import VLM, find_sinks
 
 __version__ = "0.1.0"
 
@@ -16,20 +21,28 @@ __all__ = [
     "CRITERIA",
     "PRESETS",
     "VLM",
+    "Discovery",
     "GateError",
     "Gates",
     "ImageError",
     "Prompt",
     "PromptError",
     "Recorder",
+    "Report",
     "SceneError",
+    "Sheet",
+    "SinkDimensions",
     "SinkMap",
     "SinkgateError",
     "Trace",
     "UnsupportedModelError",
     "attached",
+    "discover",
     "discover_dimensions",
     "find_sinks",
+    "gather_evidence",
+    "known",
     "load",
     "open_image",
+    "report",
 ]

@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw
 from sinkgate.criteria import DISTINCT, RATIO, DimensionEvidence, Evidence, confidence, gather_evidence
 from sinkgate.errors import SinkgateError
 from sinkgate.known_dimensions import SIDES, Side
-from sinkgate.sinks import _ranges
+from sinkgate.sinks import ranges
 from sinkgate.vlm import VLM, Prompt
 
 FORMAT = "sinkgate-dimensions"
@@ -301,7 +301,7 @@ def _read_dimension(content: Any, where: str) -> DimensionEvidence:
 
 def _describe(found: DimensionEvidence, prompts: int, side: Side) -> str:
     level = "high" if found.confidence >= HIGH else "fair" if found.confidence >= FAIR else "low"
-    where = f", at the input of layers {_ranges(list(found.layers))}" if side == "llm" else ""
+    where = f", at the input of layers {ranges(list(found.layers))}" if side == "llm" else ""
     return (
         f"dimension {found.dimension}, confidence {found.confidence:.2f} ({level}): {found.ratio:,.0f} x the layer's median"
         f" in {found.prompts} of {_count(prompts, 'prompt')}{where}; {found.share:.1%} of the tokens carry it"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sinkgate.criteria import CRITERIA, AttentionShare, Criterion, MassiveActivations, NormOutliers, SinkDimensions
 from sinkgate.discovery import Discovery, discover
-from sinkgate.sinks import SinkMap, _ranges, classify
+from sinkgate.sinks import SinkMap, classify, ranges
 from sinkgate.vlm import VLM, Prompt
 
 _MEANING = {
@@ -72,7 +72,7 @@ class Report:
             return "has no sink dimensions"
         mask = self.llm[name]
         layers = mask.any(1).nonzero()[:, 0].tolist()
-        where = f", in layers {_ranges(layers)}" if layers else ""
+        where = f", in layers {ranges(layers)}" if layers else ""
         return f"{int(mask.any(0).sum()) or 'none'} of {mask.shape[1]} visual tokens{where}"
 
     def _disagreements(self) -> list[str]:

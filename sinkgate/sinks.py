@@ -89,7 +89,7 @@ class SinkMap:
         if layers:
             most = int(self.l_sink.sum(1).max())
             sentences.append(
-                f"L-sinks in layers {_ranges(layers)}, at most {most} in one ({self.l_verdict.criterion}{_dimension_list(self.l_verdict)})."
+                f"L-sinks in layers {ranges(layers)}, at most {most} in one ({self.l_verdict.criterion}{_dimension_list(self.l_verdict)})."
             )
         else:
             beside = " beside the V-sinks" if self.l_verdict.found else ""
@@ -233,7 +233,8 @@ def _dimension_list(verdict: Verdict) -> str:
     return f", dimensions {', '.join(map(str, verdict.dimensions))}" if verdict.dimensions else ""
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
+    """Rising whole numbers in words: [1, 2, 3, 7] -> "1-3, 7"."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:

@@ -10,6 +10,11 @@ import sinkgate as sg
 
 
 @pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    os.environ["SINKGATE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)  # tiny models: threads cost more than they bring
 

@@ -4,6 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import model_table
 import pytest
 from packaging.requirements import Requirement
 
@@ -45,11 +46,17 @@ def test_ci_runs_the_readmes_test_command():
 
 
 def test_the_readmes_python_runs(capsys):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert code
-    exec(compile(code[1], "README.md", "exec"), {})
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(first, "README.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
-    assert "V-sink" in printed[0] and len(printed) == 3
+    assert "V-sink" in printed[0] and printed[2] == "2 | 1"
+    exec(compile(second, "README.md", "exec"), names)
+    assert "Where they disagree:" in capsys.readouterr().out
+
+
+def test_the_readmes_models_are_those_of_the_tests():
+    assert model_table.written((ROOT / "README.md").read_text()) == model_table.table()
 
 
 def test_no_machine_is_named():

@@ -1,0 +1,80 @@
+"""The table of architectures in the README, read off the tiny models that the tests run: ``python tests/model_table.py``.
+
+A test compares the README with what is written here.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+from pathlib import Path
+
+import torch
+from zoo import ZOO, Family
+
+import sinkgate as sg
+from sinkgate.sinks import classify
+from sinkgate.vlm import VLM
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- models: written by tests/model_table.py -->", "<!-- end of models -->"
+HEAD = (
+    "| architecture (`model_type`) | Keys gated | attention rows | patch map | V-sinks | L-sinks | image encoded once |\n"
+    "|---|---|---|---|---|---|---|"
+)
+
+
+def table() -> str:
+    """The whole table as Markdown."""
+    return "\n".join([HEAD, *(row(name, family) for name, family in ZOO.items())])
+
+
+def row(name: str, family: Family) -> str:
+    """What one architecture can do, seen on its tiny model."""
+    model = family.model()
+    vlm = VLM(model, None, name)
+    prompt = vlm.read(family.sample())
+    seen = vlm.observe(prompt)
+    sinks = classify(seen, prompt.sheets, v_sink="attention", l_sink="attention")
+    plain = vlm.predict(prompt)
+    halved = vlm.predict(prompt, sg.Gates.ones(vlm).set("v_sink", 0.5).set("rest", 0.5), sinks)
+    moved = bool((plain.probabilities - halved.probabilities).abs().max() > 1e-5)
+    rows = torch.allclose(plain.attention.sum(-1), torch.ones(()), atol=1e-4)
+    whole = len(vlm.adapter.layers) == model.config.get_text_config().num_hidden_layers
+    layers = "all layers" if whole else "cross-attention layers" if vlm.adapter.cross_attention else "attention layers"
+    cells = [
+        f"`{name}`",
+        layers if moved else "no",
+        "yes" if rows else "no",
+        patch_map(vlm, prompt),
+        v_sinks(prompt, seen),
+        "by the states its layers read" if vlm.adapter.cross_attention else "yes",
+        "yes" if vlm.adapter.takes_encoded else "no",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def patch_map(vlm: VLM, prompt: sg.Prompt) -> str:
+    """How patches become tokens, in a few words."""
+    if prompt.token_of_patch is None:
+        return "none: tokens mix patches" if vlm.prompter.rule == "mixed" else "none: encoder closed"
+    side = isqrt(int(prompt.token_of_patch[prompt.token_of_patch >= 0].bincount().max()))
+    text = "one patch a token" if side == 1 else "m x m patches a token"
+    return text + (", newlines apart" if len(prompt.separators) and not vlm.adapter.cross_attention else "")
+
+
+def v_sinks(prompt: sg.Prompt, seen: sg.sinks.Observation) -> str:
+    """Whether V-sinks can be named."""
+    if seen.features is None:
+        return "no"
+    return "yes" if prompt.token_of_patch is not None else "counted in the encoder"
+
+
+def written(readme: str) -> str:
+    """The table as it stands in the README."""
+    return readme.partition(BEGIN)[2].partition(END)[0].strip()
+
+
+if __name__ == "__main__":
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
