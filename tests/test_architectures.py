@@ -323,7 +323,7 @@ GEOMETRIES = [
     ],
     *[
         (name, tiled(size, crops))
-        for name in ("llava_next", "llava_onevision")
+        for name in ("llava_next", "llava_next_video", "llava_onevision")
         for size, crops in (((28, 56), 3), ((56, 28), 3), ((50, 50), 5), ((20, 56), 3), ((40, 17), 3), ((56, 41), 5))
     ],
     *[(name, {"pixel_values": torch.randn(2, 3, 28, 28)}) for name in ("internvl", "aya_vision", "gemma3", "llava")],

@@ -205,20 +205,6 @@ def _qwen3_vl() -> Any:
     return T.Qwen3VLConfig(vision_config=tower, text_config={**QWEN_TEXT, "head_dim": 8}, **QWEN_IDS)
 
 
-def _glm4v() -> Any:
-    rope = {**QWEN_TEXT["rope_parameters"], "partial_rotary_factor": 1.0}
-    return T.Glm4vConfig(
-        vision_config={**QWEN_TOWER, "image_size": 32},
-        text_config={**TEXT, "rope_parameters": rope},
-        image_token_id=IMAGE,
-        video_token_id=101,
-        image_start_token_id=102,
-        image_end_token_id=103,
-        video_start_token_id=104,
-        video_end_token_id=105,
-    )
-
-
 def _internvl() -> Any:
     return T.InternVLConfig(
         vision_config={**TOWER, "image_size": [28, 28], "patch_size": [7, 7]},
@@ -534,15 +520,88 @@ def _blip2() -> Any:
     )
 
 
+def _qwen3_vl_moe() -> Any:
+    tower = {**QWEN_TOWER, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+    return T.Qwen3VLMoeConfig(vision_config=tower, text_config={**QWEN_TEXT, **experts, "head_dim": 8}, **QWEN_IDS)
+
+
+def _qwen3_5() -> Any:
+    text = {
+        **QWEN_TEXT,
+        "rope_parameters": {**QWEN_TEXT["rope_parameters"], "partial_rotary_factor": 1.0},
+        "head_dim": 8,
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_conv_kernel_dim": 2,
+    }
+    return T.Qwen3_5Config(vision_config={**QWEN_TOWER, "num_position_embeddings": 64}, text_config=text, **QWEN_IDS)
+
+
+def _glm(kind: type, **text: Any) -> Callable[[], Any]:
+    rope = {**QWEN_TEXT["rope_parameters"], "partial_rotary_factor": 1.0}
+    marks = ("image_start", "image_end", "video_start", "video_end")
+    return lambda: kind(
+        vision_config={**QWEN_TOWER, "image_size": 32},
+        text_config={**TEXT, "rope_parameters": rope, **text},
+        image_token_id=IMAGE,
+        video_token_id=101,
+        **{f"{mark}_token_id": 102 + i for i, mark in enumerate(marks)},
+    )
+
+
+GLM_EXPERTS = {
+    "head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+
+
+def _lighton_ocr() -> Any:
+    tower = {"model_type": "pixtral", "image_size": 56, "patch_size": 7, "head_dim": 8, **TOWER}
+    text = {"model_type": "qwen3", "head_dim": 8, **TEXT}
+    return T.LightOnOcrConfig(vision_config=tower, text_config=text, image_token_id=IMAGE, spatial_merge_size=2)
+
+
+def _aria() -> Any:
+    return T.AriaConfig(
+        vision_config={"model_type": "idefics3_vision", **TOWER, **SQUARE},
+        text_config={**TEXT, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
+        projector_patch_to_query_dict={16: 4},
+        image_token_index=IMAGE,
+    )
+
+
+def _llava_next_video() -> Any:
+    return T.LlavaNextVideoConfig(
+        vision_config=T.CLIPVisionConfig(**TOWER, **SQUARE),
+        text_config=T.LlamaConfig(**TEXT),
+        image_token_index=IMAGE,
+        video_token_index=101,
+        image_grid_pinpoints=PINPOINTS,
+    )
+
+
 #: Every architecture under test. To add one: its configuration and image inputs above, one line here.
 ZOO: dict[str, Family] = {
+    "aria": Family(_aria, _square, rows=4, rule="mixed"),
     "aya_vision": Family(_aya_vision, _square, rows=4, words=14),
     "blip-2": Family(_blip2, _square, rows=6, rule="mixed"),
     "cohere2_vision": Family(_cohere2_vision, _square, rows=4, words=14),
     "deepseek_vl": Family(_deepseek_vl, _square, rows=16),
     "gemma3": Family(_gemma3, _square, rows=4, words=14, marks=(102, 103), types="token_type_ids"),
     "gemma4": Family(_gemma4, _gemma4_images, rows=8, marks=(102, 103), types="mm_token_type_ids"),
-    "glm4v": Family(_glm4v, **_qwen()),
+    "glm4v": Family(_glm(T.Glm4vConfig), **_qwen()),
+    "glm4v_moe": Family(_glm(T.Glm4vMoeConfig, **GLM_EXPERTS), **_qwen()),
+    "glm_ocr": Family(_glm(T.GlmOcrConfig, head_dim=8), **_qwen()),
     "got_ocr2": Family(
         _got_ocr2, lambda g: {"pixel_values": torch.randn(1, 3, 64, 64, generator=g)}, rows=16, rule="none"
     ),
@@ -553,10 +612,12 @@ ZOO: dict[str, Family] = {
     "janus": Family(_janus, _square, rows=16),
     "kimi_k25": Family(_kimi, _kimi_images, rows=8, marks=(102, 103)),
     "lfm2_vl": Family(_lfm2_vl, _lfm2_images, rows=8),
+    "lighton_ocr": Family(_lighton_ocr, _wide, rows=8),
     "llama4": Family(_llama4, _square, rows=4, words=14),
     "llava": Family(_llava, _square, rows=16),
     "llava (pixtral)": Family(_llava_pixtral, _wide, rows=32),
     "llava_next": Family(_llava_next, _tiles, rows=16 + 4 * (8 + 1)),
+    "llava_next_video": Family(_llava_next_video, _tiles, rows=16 + 4 * (8 + 1)),
     "llava_onevision": Family(_llava_onevision, _tiles, rows=16 + 4 * (8 + 1)),
     "mistral3": Family(_mistral3, _wide, rows=8),
     "mllama": Family(_mllama, _mllama_images, rows=1),
@@ -564,7 +625,9 @@ ZOO: dict[str, Family] = {
     "paligemma": Family(_paligemma, _square, rows=16, types="token_type_ids"),
     "qwen2_5_vl": Family(_qwen2_5_vl, **_qwen()),
     "qwen2_vl": Family(_qwen2_vl, **_qwen()),
+    "qwen3_5": Family(_qwen3_5, **_qwen()),
     "qwen3_vl": Family(_qwen3_vl, **_qwen()),
+    "qwen3_vl_moe": Family(_qwen3_vl_moe, **_qwen()),
     "smolvlm": Family(_idefics3(T.SmolVLMConfig), _crops, rows=8),
     "vipllava": Family(_vipllava, _square, rows=16),
 }

@@ -14,6 +14,7 @@ from sinkgate.adapters.windows import WindowAdapter
 FAMILIES: dict[str, type[Adapter]] = {
     "llama4": Llama4Adapter,
     "llava_next": AnyResAdapter,
+    "llava_next_video": AnyResAdapter,
     "llava_onevision": AnyResAdapter,
     "mllama": CrossAttentionAdapter,
     "qwen2_5_vl": WindowAdapter,
