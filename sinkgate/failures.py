@@ -1,0 +1,96 @@
+"""What transformers, the Hub and torch raise while a model is loaded, as one sentence with the remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import transformers
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+
+from sinkgate.errors import SinkgateError, UnsupportedModelError
+
+LESS_MEMORY = 'take a smaller model, dtype="bfloat16", quantize="4bit" or device_map="auto"'
+_BY_KIND: list[tuple[type[Exception], str]] = [
+    (
+        GatedRepoError,
+        "it is gated: accept its terms on https://huggingface.co/{place}, then log in with `hf auth login`",
+    ),
+    (
+        RepositoryNotFoundError,
+        "the Hub has no public model of that name; look at the spelling, or log in with `hf auth login` if it is private",
+    ),
+    (RevisionNotFoundError, "it has no such revision; https://huggingface.co/{place}/commits/main lists them"),
+    (
+        LocalEntryNotFoundError,
+        "it is not in the local cache and the Hub cannot be reached: run `hf download {place}` where there is a network, "
+        "or give a folder that holds it",
+    ),
+    (SafetensorError, "a file of its weights is broken or cut short; copy or download it again"),
+    (torch.OutOfMemoryError, "there is not enough memory: " + LESS_MEMORY),
+    (MemoryError, "there is not enough memory: " + LESS_MEMORY),
+]
+_BY_WORDS = {
+    "can't allocate memory": "there is not enough memory: " + LESS_MEMORY,
+    "torchvision": f'its processor needs a torchvision that fits torch {torch.__version__}: run `pip install "sinkgate[vision]"`',
+    "num2words": 'its processor needs num2words: run `pip install "sinkgate[vision]"`',
+    "bitsandbytes": "quantization needs bitsandbytes: run `pip install -U bitsandbytes`",
+    "`accelerate`": "a device map needs accelerate: run `pip install accelerate`",
+    "does not recognize this architecture": (
+        f"transformers {transformers.__version__} does not know its architecture; run `pip install -U transformers`, or "
+        "take a copy in transformers' own format (its name often ends in -hf)"
+    ),
+    "custom code": "it brings code of its own; read that code, then pass trust_remote_code=True",
+}
+
+
+@contextmanager
+def in_words(what: str, place: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever is raised within the block into one sentence.
+
+    Args:
+        what: what failed, the beginning of the sentence.
+        place: Hub id or folder.
+        remedy: what to do where nothing more is known than the error's own words.
+
+    Raises:
+        UnsupportedModelError: the block raised something; an error of ours passes through as it is.
+    """
+    try:
+        yield
+    except SinkgateError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(f"{what}: {_reason(error, place, remedy)}") from error
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of an error's message, without its full stop; its type where it says nothing."""
+    words = " ".join(str(error).split())
+    return re.split(r"[.!?](?: (?=[A-Z])|$)", words, maxsplit=1)[0] or type(error).__name__
+
+
+def _reason(error: BaseException, place: str, remedy: str) -> str:
+    for cause in _chain(error):
+        for kind, sentence in _BY_KIND:
+            if isinstance(cause, kind):
+                return sentence.format(place=place)
+    said = str(error).lower()
+    for words, sentence in _BY_WORDS.items():
+        if words in said:
+            return sentence
+    return "; ".join(part for part in (first_sentence(error), remedy) if part)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
