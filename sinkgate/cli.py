@@ -1,4 +1,4 @@
-"""The ``sinkgate`` command: ask, look at sinks, make scenes, start the app."""
+"""The ``sinkgate`` command: ask, look at sinks, describe and list models, make scenes, start the app."""
 
 from __future__ import annotations
 
@@ -24,9 +24,19 @@ cli = typer.Typer(
 )
 
 Picture = Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")]
-Model = Annotated[str, typer.Option("--model", help='"demo", a Hub id or a folder.')]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; a GPU when there is one if left out.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16.")]
+Model = Annotated[
+    str, typer.Option("--model", help='"demo", a name that `sinkgate models` lists, a Hub id or a folder.')
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; a GPU when there is one if left out.")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option("--device-map", help="auto: spread the model over GPUs, memory and disk, as far as needed."),
+]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="float32, bfloat16, float16; the checkpoint's own if left out.")
+]
+Quantize = Annotated[str | None, typer.Option("--quantize", help="4bit or 8bit, by bitsandbytes.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub; main if left out.")]
 GatesFile = Annotated[Path | None, typer.Option("--gates", help="JSON file of gates, as Gates.save writes it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Criterion = Annotated[str, typer.Option(help="auto, dimensions, massive, norm or attention.")]
@@ -38,7 +48,10 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to ask about the image.")],
     model: Model = "demo",
     device: Device = None,
+    device_map: DeviceMap = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
+    revision: Revision = None,
     gates: GatesFile = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest answer, in tokens.")] = 64,
     as_json: AsJson = False,
@@ -48,7 +61,7 @@ def ask(
     from sinkgate.vlm import find_sinks
 
     table = Gates.load(gates) if gates else None
-    vlm = _load(model, device, dtype)
+    vlm = _load(model, device, device_map, dtype, quantize, revision)
     table = (table or Gates.ones(vlm)).for_model(vlm)
     prompt = vlm.prompt(image, question)
     sinks = find_sinks(vlm, prompt)
@@ -79,7 +92,10 @@ def sinks(
     l_sink: Criterion = "auto",
     model: Model = "demo",
     device: Device = None,
+    device_map: DeviceMap = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
+    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which visual tokens of an image are sinks, and why."""
@@ -88,18 +104,19 @@ def sinks(
 
     for name in (v_sink, l_sink):
         criterion(name)  # refuse a wrong name before the model is loaded
-    vlm = _load(model, device, dtype)
+    vlm = _load(model, device, device_map, dtype, quantize, revision)
     prompt = vlm.prompt(image, question)
     found = find_sinks(vlm, prompt, v_sink=v_sink, l_sink=l_sink)
+    verdict = found.v_verdict  # None where the vision encoder cannot be looked into
     if as_json:
         _print_json(
             summary=found.summary(),
             grid=list(prompt.grid),
             v_sink=_positions(found.v_sink, prompt.visual),
             l_sink=[_positions(mask, prompt.visual) for mask in found.l_sink],
-            v_criterion=found.v_verdict.criterion,
+            v_criterion=verdict.criterion if verdict else None,
             l_criterion=found.l_verdict.criterion,
-            v_score=found.v_verdict.score[0].tolist(),
+            v_score=verdict.score[0].tolist() if verdict else [],
             evidence=[found.explain(int(token)) for token in found.v_sink.nonzero()[:, 0]],
         )
         return
@@ -138,19 +155,22 @@ def scenes(
 
 
 @cli.command()
-def info(model: Model = "demo", device: Device = None, dtype: Dtype = None, as_json: AsJson = False) -> None:
+def info(
+    model: Model = "demo",
+    device: Device = None,
+    device_map: DeviceMap = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
     """Describe a model as sinkgate sees it, once it has passed the checks on load."""
-    vlm = _load(model, device, dtype)
-    config = vlm.model.config
+    from sinkgate.checks import noise_picture
+    from sinkgate.facts import describe
+
+    vlm = _load(model, device, device_map, dtype, quantize, revision)
     facts = {
-        "model": vlm.name,
-        "vision_tower": f"{config.vision_config.model_type}, {len(vlm.vision_attention)} layers, {config.vision_config.hidden_size} wide",
-        "feature_layer": vlm.feature_layer,
-        "llm": f"{config.text_config.model_type}, {vlm.num_layers} layers, {vlm.num_heads} heads, {config.text_config.hidden_size} wide",
-        "parameters": vlm.model.num_parameters(),
-        "dtype": str(vlm.model.dtype).removeprefix("torch."),
-        "device": str(vlm.device),
-        "attention": config.text_config._attn_implementation,
+        **describe(vlm, vlm.prompt(noise_picture(), "What is this?")),
         **{name: _version(name) for name in ("sinkgate", "torch", "transformers")},
         "python": platform.python_version(),
     }
@@ -159,6 +179,18 @@ def info(model: Model = "demo", device: Device = None, dtype: Dtype = None, as_j
     else:
         for name, value in facts.items():
             typer.echo(f"{name.replace('_', ' '):>14}  {value}")
+
+
+@cli.command()
+def models(as_json: AsJson = False) -> None:
+    """List well-known models by their short names. Any other of the Hub is named by its id."""
+    from sinkgate.loading import KNOWN_MODELS
+
+    if as_json:
+        _print_json(**KNOWN_MODELS)
+        return
+    for name, known in KNOWN_MODELS.items():
+        typer.echo(f"{name:<22}{known['id']:<45}{known['note']}".rstrip())
 
 
 @cli.command()
@@ -187,16 +219,28 @@ def main() -> None:
         sys.exit(2)
 
 
-def _load(model: str, device: str | None, dtype: str | None) -> Any:
-    import torch
+def _load(
+    model: str,
+    device: str | None,
+    device_map: str | None,
+    dtype: str | None,
+    quantize: str | None,
+    revision: str | None,
+) -> Any:
     from transformers.utils import logging
 
     from sinkgate.loading import load
 
-    if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise SinkgateError(f"no dtype is called {dtype!r}; expected float32, bfloat16 or float16")
-    logging.disable_progress_bar()
-    return load(model, device=device, dtype=dtype)
+    if model == "demo" or not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    return load(
+        model,
+        device=device,
+        device_map=device_map,
+        dtype=dtype,
+        quantize=quantize,
+        revision=revision,
+    )
 
 
 def _positions(mask: Any, visual: Any) -> list[int]:

@@ -101,14 +101,43 @@ def test_ask_prints_the_answer_and_json_says_everything(sinkgate, made, tmp_path
     assert len(told["l_sink"]) == 8
 
 
-def test_sinks_and_info(sinkgate, made):
+def test_sinks_are_told_with_their_reasons(sinkgate, made):
     found = json.loads(sinkgate("sinks", made / "0001.png", "--v-sink", "attention", "--json").stdout)
     assert found["v_criterion"] == "attention share" and found["grid"] == [8, 8]
     assert len(found["evidence"]) == len(found["v_sink"])
     assert "V-sink" in sinkgate("sinks", made / "0001.png").stdout
+
+
+def test_info_tells_the_facts_in_plain_words(sinkgate):
     facts = json.loads(sinkgate("info", "--json").stdout)
     assert facts["model"] == "demo" and facts["attention"] == "sdpa" and facts["dtype"] == "float32"
-    assert "siglip_vision_model, 6 layers" in sinkgate("info").stdout
+    told = sinkgate("info").stdout
+    for line in (
+        "vision encoder  siglip_vision_model, 6 layers",
+        "features  the output of layer 4 of 0 to 5",
+        "patches  each becomes one visual token",
+        "gated layers  all 8",
+        "v sinks  can be named",
+    ):
+        assert line in told
+
+
+def test_models_lists_known_names(sinkgate):
+    lines = sinkgate("models").stdout.splitlines()
+    assert lines[0].split() == ["llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "the", "paper's", "model"]
+    known = json.loads(sinkgate("models", "--json").stdout)
+    assert len(lines) == len(known) == len(loading.KNOWN_MODELS)
+    assert known["smolvlm-256m"]["id"] == "HuggingFaceTB/SmolVLM-256M-Instruct"
+
+
+@pytest.mark.parametrize("command", [("ask", "{image}", "What?"), ("sinks", "{image}"), ("info",)])
+def test_options_of_loading_reach_load(sinkgate, made, demo, monkeypatch, command):
+    asked = []
+    monkeypatch.setattr(loading, "load", lambda source, **options: asked.append((source, options)) or demo)
+    options = {"device_map": "auto", "dtype": "bfloat16", "quantize": "4bit", "revision": "v1"}
+    given = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    sinkgate(*(part.format(image=made / "0000.png") for part in command), "--model", "some/model", *given)
+    assert asked == [("some/model", {"device": None, **options})]
 
 
 def test_words_the_model_never_learnt_are_named(sinkgate, made):
@@ -150,9 +179,13 @@ def test_bad_input_is_one_sentence_and_exit_2(sinkgate, made, tmp_path):
         (("ask", made / "0000.png", "a <image>"), "<image>"),
         (("ask", made / "0000.png", "What?", "--gates", tmp_path / "none.json"), "cannot be read"),
         (("sinks", made / "0000.png", "--v-sink", "magic"), "no criterion is called 'magic'"),
-        (("info", "--model", tmp_path), "cannot be loaded"),
+        (("info", "--model", tmp_path), "holds no config.json"),
+        (("info", "--model", "lava-1.5-7b"), "near it: llava-1.5-7b"),
+        (("info", "--model", "llava-1.5-7b"), "`hf download llava-hf/llava-1.5-7b-hf`"),
         (("info", "--device", "nowhere"), "cannot be put on nowhere"),
         (("info", "--dtype", "huge"), "no dtype"),
+        (("info", "--quantize", "2bit"), "expected 4bit or 8bit"),
+        (("info", "--device", "cpu", "--device-map", "auto"), "give one of them"),
     ]
     for command, message in cases:
         done = sinkgate(*command, code=2)
