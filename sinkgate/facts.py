@@ -25,6 +25,7 @@ def describe(vlm: VLM, prompt: Prompt) -> dict[str, str | int]:
     """
     config, adapter, rule = vlm.model.config, vlm.adapter, vlm.prompter.rule
     text, vision, encoder = config.get_text_config(), config.vision_config, len(adapter.encoder_layers)
+    quantized = getattr(vlm.model, "is_quantized", False)
     devices = sorted({str(place) for place in getattr(vlm.model, "hf_device_map", {"": vlm.device}).values()})
     return {
         "model": vlm.name,
@@ -38,7 +39,7 @@ def describe(vlm: VLM, prompt: Prompt) -> dict[str, str | int]:
         "v_sinks": _v_sinks(rule, bool(encoder)),
         "l_sinks": _l_sinks(adapter.cross_attention),
         "parameters": vlm.model.num_parameters(),
-        "dtype": str(vlm.model.dtype).removeprefix("torch."),
+        "dtype": str(vlm.model.dtype).removeprefix("torch.") + (", weights quantized" if quantized else ""),
         "device": ", ".join(devices),
         "attention": text._attn_implementation,
     }

@@ -40,8 +40,8 @@ _BY_KIND: list[tuple[type[Exception], str]] = [
 ]
 _BY_WORDS = {
     "can't allocate memory": "there is not enough memory: " + LESS_MEMORY,
-    "torchvision": f'its processor needs a torchvision that fits torch {torch.__version__}: run `pip install "sinkgate[vision]"`',
-    "num2words": 'its processor needs num2words: run `pip install "sinkgate[vision]"`',
+    "torchvision": f'it needs a torchvision that fits torch {torch.__version__}: run `pip install "sinkgate[vision]"`',
+    "num2words": 'it needs num2words: run `pip install "sinkgate[vision]"`',
     "bitsandbytes": "quantization needs bitsandbytes: run `pip install -U bitsandbytes`",
     "`accelerate`": "a device map needs accelerate: run `pip install accelerate`",
     "does not recognize this architecture": (
