@@ -6,7 +6,7 @@ import base64
 import io
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Any
@@ -16,10 +16,12 @@ from live import Case, Told
 from PIL import Image
 
 import sinkgate as sg
+from sinkgate.patches import Sheet
 
 JSON = dict[str, Any]
 TOP_WORDS = 6
-GROUPS = ("v_sink", "l_sink", "ordinary", "text")
+HOLE = 255  # in films, where a sheet has no token; shades end below it
+UNPLACED = "where the visual tokens lie in the picture is not known"
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,19 @@ class Lens:
     head: int | None = None  # None: mean over heads
     row: int = 0  # the query that wrote this generated token; 0 is the last token of the prompt
     hide: bool = False
+    sheet: int = 0  # of the prompt's
 
     @classmethod
-    def read(cls, value: Any, vlm: sg.VLM) -> Lens:
-        """The page's choice, bent to what the model has: a lens is never a reason to fail."""
+    def read(cls, value: Any, vlm: sg.VLM, sheets: int = 1) -> Lens:
+        """The page's choice, bent to what model and prompt have: a lens is never a reason to fail."""
         value = value if isinstance(value, Mapping) else {}
-        layer, head, row = (_whole(value.get(key)) for key in ("layer", "head", "row"))
+        layer, head, row, sheet = (_whole(value.get(key)) for key in ("layer", "head", "row", "sheet"))
         return cls(
             layer=min(max(layer or 0, 0), vlm.num_layers - 1),
             head=head if head is not None and 0 <= head < vlm.num_heads else None,
             row=max(row or 0, 0),
             hide=value.get("hide") is True,
+            sheet=min(max(sheet or 0, 0), sheets - 1),
         )
 
 
@@ -49,18 +53,24 @@ def frame(case: Case, lens: Lens, peak: int) -> JSON:
     hidden = (case.sinks.v_sink | case.sinks.l_sink[lens.layer]) if lens.hide else None
     before, after = (_map(trace, lens, hidden) for trace in (case.unchanged, case.gated))
     rows = {"unchanged": case.unchanged, "gated": case.gated}
+    sheet = case.prompt.sheets[lens.sheet]
+    marks, elsewhere = _marks(case, lens)
     return {
         "tick": time.monotonic_ns() // 1000,  # rises: the page drops frames that arrive late
         "began": case.began,
         "sequence": case.sequence,
         "peak": peak,
-        "lens": {"layer": lens.layer, "head": lens.head, "row": lens.row, "hide": lens.hide},
-        "grid": list(case.prompt.grid),
+        "lens": asdict(lens),
+        "sheets": sheet_names(case.prompt.sheets),
+        "grid": list(sheet.grid),
+        "placed": sheet.box is not None,
+        "note": sentence(case.prompt.note or ("" if sheet.box else UNPLACED)),
         "before": before,
         "after": after,
-        "top": max([*(before or []), *(after or []), 1e-9]),
-        "marks": _marks(case, lens.layer),
-        "films": _films(case.gated),
+        "top": max([1e-9, *(share for share in [*(before or []), *(after or [])] if share is not None)]),
+        "marks": marks,
+        "elsewhere": elsewhere,
+        "films": _films(case.gated, lens.sheet),
         "queries": _queries(case),
         "words": _words(case),
         "shares": {
@@ -90,11 +100,13 @@ def answers(told: Told) -> JSON:
     }
 
 
-def view_url(case: Case, side: int = 448) -> str:
-    """The part of the image under the patch grid, as a data URL small enough to send."""
-    image = case.prompt.view.convert("RGB")
-    image.thumbnail((side, side))
-    return image_url(image)
+def view_urls(prompt: sg.Prompt, side: int = 448) -> list[str | None]:
+    """The part of the picture under each sheet, as data URLs small enough to send; None where tokens have no place."""
+    views = [sheet.view(prompt.images) for sheet in prompt.sheets]
+    for view in views:
+        if view is not None:
+            view.thumbnail((side, side))
+    return [view and image_url(view) for view in views]
 
 
 def image_url(image: Image.Image) -> str:
@@ -102,6 +114,11 @@ def image_url(image: Image.Image) -> str:
     with io.BytesIO() as buffer:
         image.save(buffer, "JPEG", quality=88)
         return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def sentence(text: str) -> str:
+    """A message that begins in lower case and ends without a stop, as a sentence; nothing stays nothing."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
 
 
 def mixer_value(gates: sg.Gates) -> JSON:
@@ -113,31 +130,60 @@ def mixer_value(gates: sg.Gates) -> JSON:
     return {"v_sink": _column(gates, 0), "rest": _column(gates, 2)}
 
 
-def _map(trace: sg.Trace, lens: Lens, hidden: torch.Tensor | None) -> list[float] | None:
-    """Attention on the patches, row-major; None where this run has no such query yet."""
+def _map(trace: sg.Trace, lens: Lens, hidden: torch.Tensor | None) -> list[float | None] | None:
+    """Attention on the sheet, row-major, None in its holes; None altogether where this run has no such query yet."""
     if lens.row >= trace.attention.shape[2]:
         return None
-    return _floats(trace.visual(lens.layer, lens.head, lens.row, hidden).flatten())
+    shares = trace.visual(lens.layer, lens.head, lens.row, hidden, lens.sheet)
+    tokens = trace.sheets[lens.sheet].tokens
+    places = zip(_floats(shares.flatten()), tokens.flatten().tolist(), strict=True)
+    return [share if token >= 0 else None for share, token in places]
 
 
-def _marks(case: Case, layer: int) -> list[JSON]:
+def _marks(case: Case, lens: Lens) -> tuple[list[JSON], str]:
+    """The sinks on the sheet, each with its cell and why it is one; and how many there are elsewhere, in words."""
+    layer, sheets = lens.layer, case.prompt.sheets
     if layer not in case.reasons:
         tokens = (case.sinks.v_sink | case.sinks.l_sink[layer]).nonzero().flatten().tolist()
         case.reasons[layer] = {token: case.sinks.explain(token, layer) for token in tokens}
-    return [
-        {"token": token, "kind": "v_sink" if case.sinks.v_sink[token] else "l_sink", "why": why}
-        for token, why in case.reasons[layer].items()
-    ]
+    marks, away, outside = [], 0, 0
+    for token, why in case.reasons[layer].items():
+        kind = "v_sink" if case.sinks.v_sink[token] else "l_sink"
+        if cell := sheets[lens.sheet].find(token):
+            marks.append({"token": token, "cell": cell, "kind": kind, "why": why})
+        elif any(sheet.find(token) for sheet in sheets):
+            away += 1
+        else:
+            outside += 1
+    others = "on the other sheet" if len(sheets) == 2 else "on the other sheets"
+    counted = [(away, others), (outside, "outside of the picture")]
+    return marks, ", ".join(f"{n} more {'sink' if n == 1 else 'sinks'} {where}" for n, where in counted if n)
 
 
-def _films(trace: sg.Trace) -> list[str]:
+def _films(trace: sg.Trace, sheet: int) -> list[str]:
     """One small picture a layer: the mean map of the first generated token, each on its own scale."""
-    films = []
+    films, holes = [], trace.sheets[sheet].tokens.flatten() < 0
     for layer in range(trace.attention.shape[0]):
-        shades = trace.visual(layer).flatten()
-        shades = shades / shades.max().clamp_min(1e-9) * 255
-        films.append(base64.b64encode(bytes(shades.round().to(torch.uint8).tolist())).decode())
+        shares = trace.visual(layer, sheet=sheet).flatten()
+        shades = (shares / shares.max().clamp_min(1e-9) * (HOLE - 1)).round().masked_fill(holes, HOLE)
+        films.append(base64.b64encode(shades.to(torch.uint8).numpy().tobytes()).decode())
     return films
+
+
+def sheet_names(sheets: tuple[Sheet, ...]) -> list[str]:
+    """What the sheets are called: of those of one picture the coarsest is its overview, the others are its tiles."""
+    images = {sheet.image for sheet in sheets}
+    names = []
+    for sheet in sheets:
+        siblings = [other for other in sheets if other.image == sheet.image]
+        name = "picture"
+        if len(siblings) > 1:
+            coarsest = min(siblings, key=lambda other: other.tokens.numel())
+            name = f"{'overview' if sheet is coarsest else 'tiles'} {sheet.grid[0]} x {sheet.grid[1]}"
+        if sheet.box is None:
+            name = "list of tokens"
+        names.append(f"image {sheet.image + 1}: {name}" if len(images) > 1 else name)
+    return names
 
 
 def _queries(case: Case) -> list[str]:
@@ -159,8 +205,7 @@ def _words(case: Case) -> list[list[Any]]:
 
 
 def _shares(trace: sg.Trace, sinks: sg.SinkMap, row: int) -> dict[str, list[float]]:
-    shares = trace.shares(sinks, row)
-    return {group: _floats(shares[group]) for group in GROUPS}
+    return {group: _floats(share) for group, share in trace.shares(sinks, row).items()}
 
 
 def _column(gates: sg.Gates, group: int) -> list[float]:

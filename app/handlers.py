@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from frames import JSON, Lens, answers, frame, image_url, mixer_value, view_url
+from frames import JSON, Lens, answers, frame, image_url, mixer_value, sentence, view_urls
 from live import MAX_NEW_TOKENS, Desk, Session, open_picture
 
 import sinkgate as sg
@@ -221,18 +221,18 @@ class Handlers:
         case = session.case
         if case is None:
             raise sg.PromptError("Ask a question first.")
-        return frame(case, Lens.read(lens, self.desk.vlm), self.desk.fast_peak)
+        return frame(case, Lens.read(lens, self.desk.vlm, len(case.prompt.sheets)), self.desk.fast_peak)
 
     def questions_value(self, session: Session) -> JSON:
-        """Gallery, example questions, truth and the picture under the maps."""
-        case = session.case
+        """Gallery, example questions, truth, and the picture under the map of each sheet."""
+        view, *others = view_urls(session.case.prompt) if session.case else [""]
         return {
             "gallery": self.gallery,
             "chips": [{"question": question, "answer": answer} for question, answer in session.examples],
             "asked": session.question,
             "truth": f"{questions.describe(session.scene)}." if session.scene else "",
-            "view": view_url(case) if case else "",
-            "view_id": case.began if case else 0,
+            "view": view,
+            "other_views": others,
         }
 
 
@@ -279,8 +279,7 @@ def calm(text: str) -> JSON:
 def fault(error: Exception) -> JSON:
     """A status line for what went wrong: our own sentence, or that something unforeseen happened."""
     if isinstance(error, sg.SinkgateError):
-        sentence = str(error)
-        return {"text": sentence[:1].upper() + sentence[1:].rstrip(".") + ".", "tone": "warning"}
+        return {"text": sentence(str(error)), "tone": "warning"}
     traceback.print_exception(error)
     return {"text": "Something unforeseen went wrong; the page goes on with what it had.", "tone": "warning"}
 

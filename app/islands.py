@@ -64,14 +64,13 @@ def first_words() -> gr.HTML:
 
 
 def lens_picker(layers: int, heads: int, layer: int) -> gr.HTML:
-    """Which map is shown: ``{"layer": 3, "head": null, "row": 0, "hide": false}``. Event: ``input``."""
-    return _island(
-        "lens", {"layer": layer, "head": None, "row": 0, "hide": False}, size={"layers": layers, "heads": heads}
-    )
+    """Which map is shown: ``{"layer": 3, "head": null, "row": 0, "hide": false, "sheet": 0}``. Event: ``input``."""
+    value = {"layer": layer, "head": None, "row": 0, "hide": False, "sheet": 0}
+    return _island("lens", value, size={"layers": layers, "heads": heads})
 
 
 def attention_maps() -> gr.HTML:
-    """Attention over the image, unchanged beside gated, on one scale; its value is a whole `frames.frame`."""
+    """Attention over a sheet of the image, unchanged beside gated, on one scale; its value is a whole `frames.frame`."""
     return _island("maps", None)
 
 

@@ -2,9 +2,11 @@ const page = window.sinkgate;
 const films = element.querySelector(".films");
 const head = element.querySelector(".head");
 const row = element.querySelector(".row");
+const sheet = element.querySelector(".sheet");
 const hide = element.querySelector(".hide-sinks");
 const follow = element.querySelector(".follow");
 const { layers, heads } = props.size;
+const HOLE = 255; // the byte of a film where the sheet has no token
 
 function choose(change) {
   props.value = { ...props.value, ...change };
@@ -31,6 +33,7 @@ head.append(page.el("option", { value: "", text: "mean" }));
 for (let index = 0; index < heads; index++) head.append(page.el("option", { value: index, text: index }));
 head.addEventListener("change", () => choose({ head: head.value === "" ? null : Number(head.value) }));
 row.addEventListener("change", () => choose({ row: Number(row.value) }));
+sheet.addEventListener("change", () => choose({ sheet: Number(sheet.value) }));
 hide.addEventListener("change", () => choose({ hide: hide.checked }));
 
 function drawChoice() {
@@ -48,18 +51,26 @@ function drawFilm(canvas, shades, [rows, columns]) {
   canvas.height = rows;
   const pixels = new ImageData(columns, rows);
   const bytes = atob(shades);
-  for (let i = 0; i < bytes.length; i++) pixels.data.set([...page.shade(bytes.charCodeAt(i) / 255), 255], 4 * i);
+  for (let i = 0; i < bytes.length; i++) {
+    const shade = bytes.charCodeAt(i);
+    if (shade !== HOLE) pixels.data.set([...page.shade(shade / (HOLE - 1)), 255], 4 * i);
+  }
   canvas.getContext("2d").putImageData(pixels, 0, 0);
+}
+
+function name(select, names) {
+  if (select.dataset.names === names.join("\n")) return;
+  select.dataset.names = names.join("\n");
+  select.replaceChildren(...names.map((text, value) => page.el("option", { value, text })));
 }
 
 page.hear("frame", (frame) => {
   frame.films.forEach((shades, layer) => drawFilm(films.children[layer].querySelector("canvas"), shades, frame.grid));
-  const names = frame.queries.join("\n");
-  if (row.dataset.names !== names) {
-    row.replaceChildren(...frame.queries.map((name, index) => page.el("option", { value: index, text: name })));
-    row.dataset.names = names;
-  }
+  name(row, frame.queries);
   if (props.value.row < frame.queries.length) row.value = String(props.value.row);
+  name(sheet, frame.sheets);
+  sheet.value = String(Math.min(props.value.sheet, frame.sheets.length - 1));
+  sheet.parentElement.hidden = frame.sheets.length === 1;
 });
 
 // The layer whose fader is touched; the mixer's own event brings the frame.

@@ -1,9 +1,17 @@
 const page = window.sinkgate;
+const pair = element.querySelector(".pair");
 const screens = [...element.querySelectorAll(".screen")];
 const canvases = [element.querySelector(".before"), element.querySelector(".after")];
+const readings = [...element.querySelectorAll("output")];
 const top_ = element.querySelector(".top");
-let picture = new Image();
+const remark = element.querySelector(".remark");
+let pictures = []; // under the maps, one for each sheet
 let frame = null;
+
+// One patch of thousands has little: two digits that count, where the page elsewhere says "<0.1 %".
+function fine(share) {
+  return share < 1e-5 || share >= 1e-3 ? page.percent(share) : (100 * share).toPrecision(2) + " %";
+}
 
 // The scale under the maps, drawn once.
 const scale = element.querySelector(".scale").getContext("2d");
@@ -12,42 +20,43 @@ for (let x = 0; x < 256; x++) {
   scale.fillRect(x, 0, 1, 1);
 }
 
-function paint(canvas, shares) {
+// Where tokens have no place in a picture there is none under them, and a gap between them: no neighbours.
+function paint(canvas, shares, picture) {
   const [rows, columns] = frame.grid;
   const ratio = window.devicePixelRatio || 1;
-  const width = canvas.clientWidth || 240;
-  const height = Math.round((width * (picture.naturalHeight || rows)) / (picture.naturalWidth || columns));
-  if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
-    canvas.width = Math.round(width * ratio);
-    canvas.height = Math.round(height * ratio);
-  }
+  const [width, height] = [canvas.clientWidth * ratio, canvas.clientHeight * ratio].map(Math.round);
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const draw = canvas.getContext("2d");
-  draw.clearRect(0, 0, canvas.width, canvas.height);
-  const cellX = canvas.width / columns;
-  const cellY = canvas.height / rows;
+  draw.clearRect(0, 0, width, height);
+  const gap = frame.placed ? 0 : ratio;
+  const x = (column) => Math.round((column * width) / columns);
+  const y = (row) => Math.round((row * height) / rows);
   shares.forEach((share, index) => {
+    if (share === null) return; // no token is here
+    const [row, column] = [Math.floor(index / columns), index % columns];
     const [red, green, blue] = page.shade(share / frame.top).map(Math.round);
     draw.fillStyle = `rgb(${red}, ${green}, ${blue})`;
-    const x = Math.round((index % columns) * cellX);
-    const y = Math.round(Math.floor(index / columns) * cellY);
-    draw.fillRect(x, y, Math.round(((index % columns) + 1) * cellX) - x, Math.round((Math.floor(index / columns) + 1) * cellY) - y);
+    draw.fillRect(x(column) + gap, y(row) + gap, x(column + 1) - x(column) - 2 * gap, y(row + 1) - y(row) - 2 * gap);
   });
-  if (picture.naturalWidth) { // grey and faint: colour here means attention and nothing else
+  if (picture) { // grey and faint: colour here means attention and nothing else
     draw.filter = "grayscale(1)";
     draw.globalAlpha = 0.25;
-    draw.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    draw.drawImage(picture, 0, 0, width, height);
     draw.globalAlpha = 1;
     draw.filter = "none";
   }
 }
 
-function drawMarks(layer) {
+function stand(node, [row, column]) { // in the middle of a cell
   const [rows, columns] = frame.grid;
-  layer.replaceChildren(...frame.marks.map(({ token, kind, why: reason }) => {
+  node.style.left = (100 * (column + 0.5)) / columns + "%";
+  node.style.top = (100 * (row + 0.5)) / rows + "%";
+}
+
+function drawMarks(layer) {
+  layer.replaceChildren(...frame.marks.map(({ cell, kind, why: reason }) => {
     const mark = page.el("i", { class: "mark " + kind, title: reason, tabindex: 0, role: "img", "aria-label": reason });
-    mark.style.left = (100 * ((token % columns) + 0.5)) / columns + "%";
-    mark.style.top = (100 * (Math.floor(token / columns) + 0.5)) / rows + "%";
-    mark.style.setProperty("--cell", 100 / columns + "%");
+    stand(mark, cell);
     for (const event of ["pointerenter", "focus"]) mark.addEventListener(event, () => page.say("why", reason));
     for (const event of ["pointerleave", "blur"]) mark.addEventListener(event, () => page.say("why", ""));
     return mark;
@@ -56,21 +65,58 @@ function drawMarks(layer) {
 
 function draw() {
   if (!frame) return;
+  const [rows, columns] = frame.grid;
+  const picture = frame.placed ? pictures[frame.lens.sheet] : null;
+  const aspect = picture ? picture.naturalWidth / picture.naturalHeight : columns / rows;
+  pair.style.setProperty("--aspect", aspect);
+  pair.style.setProperty("--cell-width", 100 / columns + "%");
+  pair.style.setProperty("--cell-height", 100 / rows + "%");
+  pair.classList.toggle("wide", aspect >= 4);
   const sides = [frame.before, frame.after];
   canvases.forEach((canvas, side) => {
     canvas.classList.toggle("stale", !sides[side]); // this query exists only once the answer is written
-    if (sides[side]) paint(canvas, sides[side]);
+    if (sides[side]) paint(canvas, sides[side], picture);
   });
-  top_.textContent = page.percent(frame.top);
-  const names = frame.marks.map(({ token, kind }) => kind + token).join(" ") + frame.lens.layer;
+  top_.textContent = fine(frame.top);
+  const shown = JSON.stringify([frame.marks, frame.grid]);
   screens.forEach((screen) => {
     const marks = screen.querySelector(".marks");
-    if (marks.dataset.names === names + frame.summary) return;
-    marks.dataset.names = names + frame.summary;
+    marks.classList.toggle("hidden-sinks", frame.lens.hide);
+    if (marks.dataset.shown === shown) return;
+    marks.dataset.shown = shown;
     drawMarks(marks);
   });
-  screens.forEach((screen) => screen.querySelector(".marks").classList.toggle("hidden-sinks", frame.lens.hide));
+  element.querySelector(".unit").textContent = frame.placed ? "patch" : "token";
+  element.querySelector(".elsewhere").textContent = frame.elsewhere;
+  remark.textContent = frame.note;
+  remark.hidden = !frame.note;
   element.querySelector("small").textContent = frame.after ? (frame.identity ? "all faders at 1" : "") : "follows with the answer";
+}
+
+// The cell that is pointed at, on both maps, with what either shows there.
+function point(screen, event) {
+  const [rows, columns] = frame.grid;
+  const box = screen.getBoundingClientRect();
+  const row = Math.min(rows - 1, Math.floor(((event.clientY - box.top) / box.height) * rows));
+  const column = Math.min(columns - 1, Math.floor(((event.clientX - box.left) / box.width) * columns));
+  const index = row * columns + column;
+  screens.forEach((each, side) => {
+    const share = [frame.before, frame.after][side]?.[index] ?? null;
+    const spot = each.querySelector(".spot");
+    spot.hidden = share === null;
+    stand(spot, [row, column]);
+    readings[side].textContent = share === null ? "" : (frame.placed ? "" : `token ${index}: `) + fine(share);
+  });
+}
+
+function leave() {
+  for (const spot of element.querySelectorAll(".spot")) spot.hidden = true;
+  for (const reading of readings) reading.textContent = "";
+}
+
+for (const screen of screens) {
+  screen.addEventListener("pointermove", (event) => frame && point(screen, event));
+  screen.addEventListener("pointerleave", leave);
 }
 
 function receive() {
@@ -84,18 +130,19 @@ function receive() {
   page.say("frame", frame);
 }
 
-// The picture stays until the next one is decoded: while an object is dragged there are many.
+// The pictures stay until the next ones are decoded: while an object is dragged there are many.
 let newest = "";
 page.hear("view", (view) => {
-  if (newest === view.url) return;
-  newest = view.url;
-  const next = new Image();
-  next.addEventListener("load", () => {
-    if (view.url !== newest) return;
-    picture = next;
+  const urls = [view.url, ...view.others];
+  if (newest === urls.join()) return;
+  newest = urls.join();
+  const asked = newest;
+  const next = urls.map((src) => Object.assign(new Image(), { src }));
+  Promise.all(next.map((picture) => picture.decode())).then(() => {
+    if (asked !== newest) return;
+    pictures = next;
     draw();
   });
-  next.src = view.url;
 });
 new ResizeObserver(draw).observe(element);
 receive();

@@ -3,7 +3,8 @@ const gallery = element.querySelector(".gallery");
 const chips = element.querySelector(".chips");
 const truth = element.querySelector(".truth");
 
-// value: gallery [data URL], chips [{question, answer | null}], truth text or "", view data URL, view_id;
+// value: gallery [data URL], chips [{question, answer | null}], truth text or "", view data URL,
+// other_views of the sheets after the first;
 // the visitor's choice goes back as {choice: {picture: index} | {question: text}}.
 function choose(event, choice) {
   props.value = { ...props.value, choice };
@@ -32,7 +33,7 @@ function draw() {
   truth.hidden = !value.truth;
   truth.querySelector("p").textContent = value.truth || "";
   element.dataset.asked = value.asked || "";
-  if (value.view) page.say("view", { url: value.view, id: value.view_id });
+  if (value.view) page.say("view", { url: value.view, others: value.other_views });
 }
 
 truth.addEventListener("toggle", draw);

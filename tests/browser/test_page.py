@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from live import MAX_NEW_TOKENS
 from PIL import Image
 
 import sinkgate as sg
@@ -26,8 +27,8 @@ def direct(vlm: sg.VLM, picture: Path, question: str, setting: dict[str, list[fl
     sinks = sg.find_sinks(vlm, prompt)
     gates = sg.Gates.from_lists(v_sink=setting["v_sink"], rest=setting["rest"])
     return {
-        "before": vlm.answer(prompt, None, sinks),
-        "after": vlm.answer(prompt, gates, sinks),
+        "before": vlm.answer(prompt, None, sinks, max_new_tokens=MAX_NEW_TOKENS),
+        "after": vlm.answer(prompt, gates, sinks, max_new_tokens=MAX_NEW_TOKENS),
         "sinks": sinks,
     }
 
@@ -49,7 +50,7 @@ def assert_shows(tab: Any, frame: dict[str, Any], expected: dict[str, Any]) -> N
     lens = frame["lens"]
     hide = expected["sinks"].v_sink | expected["sinks"].l_sink[lens["layer"]] if lens["hide"] else None
     for side in ("before", "after"):
-        drawn = expected[side].visual(lens["layer"], lens["head"], lens["row"], hide)
+        drawn = expected[side].visual(lens["layer"], lens["head"], lens["row"], hide, lens["sheet"])
         assert frame[side] == pytest.approx(drawn.flatten().tolist(), abs=CLOSE)
     probabilities = dict(expected["after"].next_token)
     shown = {word: gated for word, _, gated in frame["words"]}
@@ -152,7 +153,7 @@ def test_layer_head_query_and_hidden_sinks(tab: Any, vlm: sg.VLM, picture: Path)
     tab.page.locator("#lens .head").select_option("2")
     tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.head === 2")
     expected = direct(vlm, picture, QUESTION, tab.frame()["gates"])
-    assert tab.frame()["lens"] == {"layer": 6, "head": 2, "row": 0, "hide": False}
+    assert tab.frame()["lens"] == {"layer": 6, "head": 2, "row": 0, "hide": False, "sheet": 0}
     assert_shows(tab, tab.frame(), expected)
 
     tab.page.locator("#lens .hide-sinks").check()
