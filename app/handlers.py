@@ -153,7 +153,7 @@ class Handlers:
         except Exception as error:
             return SKIP, fault(error)
 
-    def tell(self, session: Session | None, mixer: Any, lens: Any) -> Iterator[tuple[Any, ...]]:
+    def tell(self, session: Session | None, mixer: Any) -> Iterator[tuple[Any, ...]]:
         """The slow tier, a stream; yields answers, frame, chart, gates as text, status (faults only)."""
         try:
             session = _awake(session)
@@ -164,12 +164,12 @@ class Handlers:
             for told in self.desk.tell(session, gates):
                 if told.done:
                     break
-                newest = self.frame(session, lens) if first else SKIP
+                newest = self.frame(session, session.lens) if first else SKIP
                 first = False
                 yield answers(told), newest, SKIP, SKIP, SKIP
             else:
                 return  # something newer began
-            shown = self.frame(session, lens)
+            shown = self.frame(session, session.lens)
             shares = shown["shares"]
             chart = shares_figure(shares["unchanged"], None if gates.is_identity else shares["gated"], CHART_HEIGHT)
             text = gates.to_json()
@@ -218,7 +218,7 @@ class Handlers:
 
     def frame(self, session: Session, lens: Any) -> JSON:
         """The newest frame of a session."""
-        case = session.case
+        case, session.lens = session.case, lens
         if case is None:
             raise sg.PromptError("Ask a question first.")
         return frame(case, Lens.read(lens, self.desk.vlm, len(case.prompt.sheets)), self.desk.fast_peak)

@@ -56,6 +56,7 @@ class Session:
     examples: list[tuple[str, str | None]] = field(default_factory=list)  # questions, with answers where known
     question: str = ""
     notice: str = ""
+    lens: Any = None  # as the fast tier was last sent it: the slow tier draws through it what it has written
     gates_text: str = ""  # as last sent: a text that the visitor is editing is not sent over
     case: Case | None = None
     sequence: int = 0

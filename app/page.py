@@ -159,7 +159,7 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
         event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: list[Any] = asked
     ) -> None:
         event(handler, [*inputs, *setting], outputs, trigger_mode="always_last", **FAST, **PRIVATE).then(
-            handlers.tell, [parts.session, *setting], told, trigger_mode="multiple", **SLOW, **PRIVATE
+            handlers.tell, [parts.session, parts.mixer], told, trigger_mode="multiple", **SLOW, **PRIVATE
         )
 
     asks(page.load, handlers.begin, [], anew)
@@ -180,7 +180,7 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
 
     shown = [parts.maps, parts.status]
     parts.mixer.input(handlers.turn, [parts.session, *setting], shown, trigger_mode="always_last", **FAST, **PRIVATE)
-    parts.mixer.commit(handlers.tell, [parts.session, *setting], told, trigger_mode="always_last", **SLOW, **PRIVATE)
+    parts.mixer.commit(handlers.tell, [parts.session, parts.mixer], told, trigger_mode="always_last", **SLOW, **PRIVATE)
     parts.lens.input(handlers.look, [parts.session, parts.lens], shown, trigger_mode="always_last", **FAST, **PRIVATE)
 
     def applies(event: Callable[..., Any]) -> None:
@@ -191,7 +191,7 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
             trigger_mode="always_last",
             **FAST,
             **PRIVATE,
-        ).then(handlers.tell, [parts.session, *setting], told, trigger_mode="multiple", **SLOW, **PRIVATE)
+        ).then(handlers.tell, [parts.session, parts.mixer], told, trigger_mode="multiple", **SLOW, **PRIVATE)
 
     applies(parts.apply.click)
     applies(parts.load.upload(handlers.read_file, parts.load, parts.gates_text, **FAST, **PRIVATE).then)

@@ -49,45 +49,62 @@ def test_bad_settings_get_a_sentence(handlers: Handlers, session: Session, value
     frame, status = handlers.turn(session, value, LENS)
     assert isinstance(status, dict) and status["tone"] == "warning" and "unforeseen" not in status["text"]
     assert frame == gr.skip() and session.case is case
-    told = list(handlers.tell(session, value, LENS))
+    told = list(handlers.tell(session, value))
     assert len(told) == 1 and told[0][-1]["tone"] == "warning"
 
 
 @pytest.mark.parametrize(
-    "lens", [None, [], {"layer": 10**9}, {"layer": "x", "row": -5, "head": 99}, {"layer": math.nan}, {"hide": "yes"}]
+    "lens",
+    [
+        None,
+        [],
+        {"layer": 10**9},
+        {"layer": "x", "row": -5, "head": 99},
+        {"layer": math.nan},
+        {"hide": "yes"},
+        {"sheet": 1},
+    ],
 )
 def test_any_lens_can_be_looked_through(handlers: Handlers, session: Session, vlm: sg.VLM, lens: Any) -> None:
     frame, _ = handlers.look(session, lens)
     assert 0 <= frame["lens"]["layer"] < vlm.num_layers and frame["lens"]["hide"] is False
+    assert frame["lens"]["sheet"] == 0
 
 
 def test_a_forgotten_page_says_so(handlers: Handlers, vlm: sg.VLM) -> None:
     for status in (handlers.turn(None, setting(vlm), LENS)[1], handlers.look(None, LENS)[1]):
         assert "slept" in status["text"]
-    assert "slept" in next(handlers.tell(None, setting(vlm), LENS))[-1]["text"]
+    assert "slept" in next(handlers.tell(None, setting(vlm)))[-1]["text"]
 
 
 def test_an_older_setting_never_replaces_a_newer_one(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
     handlers.turn(session, setting(vlm, 0.3, turn=7), LENS)
     assert handlers.turn(session, setting(vlm, 0.9, turn=6), LENS)[0] == gr.skip()
-    assert list(handlers.tell(session, setting(vlm, 0.9, turn=6), LENS)) == []
+    assert list(handlers.tell(session, setting(vlm, 0.9, turn=6))) == []
     assert session.case is not None and session.case.gates.scales[0, 0].item() == pytest.approx(0.3)
 
 
 def test_an_answer_stops_when_something_newer_begins(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
-    answers = handlers.tell(session, setting(vlm, 0.3), LENS)
+    answers = handlers.tell(session, setting(vlm, 0.3))
     next(answers)
     handlers.turn(session, setting(vlm, 0.6), LENS)
     rest = list(answers)
     assert not any(isinstance(told[0], dict) and told[0].get("done") for told in rest)
     assert session.case is not None and not session.case.gated_done
-    final = list(handlers.tell(session, setting(vlm, 0.6), LENS))[-1]
+    final = list(handlers.tell(session, setting(vlm, 0.6)))[-1]
     assert final[0]["done"] and final[0]["sequence"] == session.sequence
+
+
+def test_what_is_written_is_drawn_through_the_newest_lens(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+    answers = handlers.tell(session, setting(vlm, 0.3))
+    next(answers)
+    handlers.look(session, {**LENS, "layer": 5})
+    assert list(answers)[-1][1]["lens"]["layer"] == 5
 
 
 def test_both_tiers_at_once_settle_on_one_state(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
     told: list[Any] = []
-    slow = threading.Thread(target=lambda: told.extend(handlers.tell(session, setting(vlm, 0.2), LENS)))
+    slow = threading.Thread(target=lambda: told.extend(handlers.tell(session, setting(vlm, 0.2))))
     slow.start()
     handlers.turn(session, setting(vlm, 0.2), LENS)
     slow.join(timeout=60)
