@@ -28,6 +28,7 @@ GALLERY = (71, 26, 16, 68, 188, 122)  # seeds
 SCENE_SIDE, CHART_HEIGHT = 448, 218  # pixels
 TRIES = 3000  # to ask again, about an edited scene, in the words that are on the page; one takes some 10 microseconds
 PLAIN_QUESTIONS = ("How many objects are there?", "What color is the background?", "What do you see?")
+GENERAL_QUESTIONS = ("What is in the picture?", "Describe the image.", "How many people are there?")
 SKIP = gr.skip()
 
 
@@ -36,6 +37,8 @@ class Handlers:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
+        general = not any(desk.vlm.unknown_words(question) for question in GENERAL_QUESTIONS)
+        self.plain = GENERAL_QUESTIONS if general else PLAIN_QUESTIONS  # of pictures that are no scenes
         self.gallery = [image_url(random_scene(seed).render(SCENE_SIDE).resize((96, 96))) for seed in GALLERY]
 
     # Each of the next six returns: session, picture, question, questions, frame, status; those that bring another
@@ -69,8 +72,8 @@ class Handlers:
             return session, session.shown, SKIP, SKIP, SKIP, fault(error), SKIP
         session.image, session.shown, session.scene = image, picture, None
         session.pictures += 1
-        session.examples, session.kinds = [(text, None) for text in PLAIN_QUESTIONS], {}
-        asked = self.ask(session, question.strip() or PLAIN_QUESTIONS[0], mixer, lens)
+        session.examples, session.kinds = [(text, None) for text in self.plain], {}
+        asked = self.ask(session, question.strip() or self.plain[0], mixer, lens)
         return *asked, composer_value(session)
 
     def ask(self, session: Session | None, question: str, mixer: Any, lens: Any) -> tuple[Any, ...]:
