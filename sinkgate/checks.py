@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import psutil
@@ -59,7 +58,7 @@ def check_memory(
     if getattr(config, "quantization_config", None) or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return
     with torch.device("meta"):
-        parameters = AutoModelForImageTextToText.from_config(copy.deepcopy(config)).num_parameters()
+        parameters = AutoModelForImageTextToText.from_config(config).num_parameters()
     kept: torch.dtype = dtype or config.dtype or config.get_text_config().dtype or torch.float16
     needed = parameters * BITS.get(quantize or "", 8 * kept.itemsize) / 8
     free = _free_memory(device)
