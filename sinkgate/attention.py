@@ -4,6 +4,10 @@ It sits where every architecture passes (after QK-norm and rotary embedding, bef
 repeated), so the model stays on its own kernel and the KV cache keeps the unscaled Keys. This module
 knows modules, positions and numbers; it knows nothing of sinks, images or sliders.
 
+Two things are put off because a decode step has no time for them. Where the caller owns the KV cache (``own_cache``), the
+Keys are scaled once, where they are stored, and later steps find them scaled. And the rows of decode steps are computed
+from the kept queries when the block ends, all steps of a layer at once.
+
 Shapes: L layers, B samples, H heads, Q queries, K keys, R recorded rows, P prompt positions, d head width.
 """
 
@@ -64,10 +68,10 @@ class Recorder:
         local = [row - first for row in self.rows if first <= int(row) < first + count]
         return torch.tensor(local) if local else None
 
-    def add(self, layer: int, rows: Tensor, value: Tensor) -> None:
+    def add(self, layer: int, rows: Tensor, value: Tensor | None = None) -> None:
         """Take in the rows (B, H, R, K) and the Values (B, KV, K, d) of one call."""
         self.attention.setdefault(layer, []).append(rows.mean((1, 2)) if self.mean else rows)
-        if self.values:
+        if self.values and value is not None:
             norms = torch.linalg.vector_norm(value.float(), dim=-1).mean(1)
             self.value_norms.setdefault(layer, []).append(norms)
 
@@ -78,7 +82,9 @@ class _Call:
 
     recorder: Recorder | None
     cross: bool = False  # Keys are no positions of the queries' sequence
+    own_cache: bool = False  # the cache may hold scaled Keys
     seen: int | None = None  # positions known after the running forward, cached ones included
+    cache: Any = None  # the KV cache of the running forward
     scratch: Tensor | None = None  # scaled Keys of the layer at work; fresh memory a layer would cost more than scaling
 
     def memory_for(self, key: Tensor) -> Tensor | None:
@@ -100,17 +106,72 @@ class _Tap:
     call: _Call
     layer: int
     scales: Tensor | None  # (B, P); None where all are one
+    stored: int | None = None  # positions whose Keys lie scaled in the cache; None: none may
+    later: list[_Step] = field(default_factory=list)  # decode steps whose rows are computed at the end
 
-    def scale(self, key: Tensor) -> Tensor:
+    def scale(self, module: nn.Module, key: Tensor) -> Tensor:
         """The Keys of this call's running forward, scaled."""
         assert self.scales is not None
         keys = key.shape[2]
-        first = 0 if self.call.cross else max(0, (self.call.seen or keys) - keys)
+        seen = keys if self.call.cross else self.call.seen or keys
+        first = max(0, seen - keys)
         self.scales = self.scales.to(key.device)  # layers may lie on several devices
+        if self.stored is None and self.call.own_cache and self._lies_in_cache(module, key):
+            self.stored = 0
+        if self.stored is not None:
+            start, end = max(first, self.stored), min(seen, self.scales.shape[1])
+            if start < end:
+                part = key[:, :, start - first : end - first]
+                torch.mul(part, _window(self.scales, start, part), out=part)
+            self.stored = seen
+            return key
         if self.scales.shape[1] < first + keys:  # room for many tokens at once: decoding asks again and again
             self.scales = nn.functional.pad(self.scales, (0, first + keys), value=1.0)
         out = None if self.scales.requires_grad else self.call.memory_for(key)
         return scale_keys(key, self.scales, first, out)
+
+    def _lies_in_cache(self, module: nn.Module, key: Tensor) -> bool:
+        """Whether these very Keys are what the next step will find; some caches keep others and make Keys of them."""
+        layers, index = getattr(self.call.cache, "layers", ()), getattr(module, "layer_idx", None)
+        kept = layers[index].keys if index is not None and index < len(layers) else None
+        same = isinstance(kept, Tensor) and kept.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
+        return same and not torch.is_grad_enabled()
+
+    def put_off(self, step: _Step, mask: Tensor | None) -> bool:
+        """Whether the row of a decode step can wait for the end: it sees all Keys so far, and all of them stay."""
+        call, recorder = self.call, self.call.recorder
+        sees_all = call.own_cache and not call.cross and mask is None and step.key.shape[2] == call.seen
+        if not sees_all or recorder is None or recorder.rows != "last" or recorder.values:
+            self.catch_up()  # rows keep their order
+            return False
+        self.later.append(step)
+        return True
+
+    def catch_up(self) -> None:
+        """Compute the rows that were put off, all steps at once."""
+        if not self.later or self.call.recorder is None:
+            return
+        last = self.later[-1]
+        query = torch.cat([step.query for step in self.later], 2)
+        ends = [step.key.shape[2] for step in self.later]
+        seen = torch.arange(ends[-1]) < torch.tensor(ends)[:, None]
+        mask = seen[None, None].to(query.device)
+        with torch.no_grad():
+            rows = attention_rows(last.module, query, last.key, mask, scaling=last.scaling, softcap=last.softcap)
+        for index, end in enumerate(ends):
+            self.call.recorder.add(self.layer, rows[:, :, index : index + 1, :end])
+        self.later.clear()
+
+
+@dataclass
+class _Step:
+    """One decode step of a layer, kept for its row: query (B, H, 1, d), key (B, KV, K, d)."""
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    scaling: float | None
+    softcap: float | None
 
 
 @contextmanager
@@ -121,6 +182,7 @@ def attached(
     key_scales: Tensor | None = None,
     recorder: Recorder | None = None,
     cross: bool = False,
+    own_cache: bool = False,
 ) -> Iterator[None]:
     """Scale the Keys of, and record, the given attention modules while the block runs.
 
@@ -138,13 +200,16 @@ def attached(
         key_scales: scales of the Keys by layer, sample and position.
         recorder: takes the attention rows, after scaling.
         cross: the modules attend to Keys of their own, numbered from 0, not to positions of the sequence.
+        own_cache: the KV cache is begun and ended with these scales, in one row a sample: it may hold scaled Keys, and rows of decode
+            steps may be put off to the end of the block. Not for layers that share their Keys, nor for beams.
 
     Raises:
         RuntimeError: a block is already active on one of the modules.
         UnsupportedModelError: the model runs an attention implementation other than sdpa or eager.
     """
-    call = _Call(recorder, cross)
-    active = [i for i in range(len(modules)) if key_scales is not None and bool((key_scales[i] != 1).any())]
+    call = _Call(recorder, cross, own_cache)
+    # one look at all layers: each look waits for the device
+    active = [] if key_scales is None else (key_scales != 1).flatten(1).any(1).nonzero()[:, 0].tolist()
     if recorder is None and not active:
         yield
         return
@@ -168,6 +233,8 @@ def attached(
         if decoder is not None:
             hook = decoder.register_forward_pre_hook(_count_positions(call), with_kwargs=True)
         yield
+        for tap in taps.values():
+            tap.catch_up()
     finally:
         if hook is not None:
             hook.remove()
@@ -205,7 +272,8 @@ def attention_rows(
         scores = softcap * torch.tanh(scores / softcap)
     lowest = torch.finfo(scores.dtype).min  # not -inf: a padded query sees no key, and must not turn NaN
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if mask is None and causal and count > 1:
+    last_only = isinstance(rows, slice) and rows == slice(count - 1, count)  # sees every key, needs no mask
+    if mask is None and causal and count > 1 and not last_only:
         position = torch.arange(count, device=query.device)[rows]
         scores = scores.masked_fill(torch.arange(keys, device=query.device) > position[:, None], lowest)
     elif mask is not None and mask.dtype == torch.bool:
@@ -221,15 +289,20 @@ def scale_keys(key: Tensor, scales: Tensor, first: int = 0, out: Tensor | None =
     Shapes: key (B n, KV, K, d), scales (B, P) -> (B n, KV, K, d); n beams a sample; positions past P keep 1.
     ``out``, of the key's dtype and any shape of at least its size, is written to instead of new memory.
     """
+    window = _window(scales, first, key)
+    if out is None:
+        return (key * window).to(key.dtype)
+    return torch.mul(key, window, out=out.view(-1)[: key.numel()].view(key.shape))
+
+
+def _window(scales: Tensor, first: int, key: Tensor) -> Tensor:
+    """The scales of these Keys, (B n, 1, K, 1)."""
     window = scales[:, first : first + key.shape[2]]
     if window.shape[1] < key.shape[2]:
         window = nn.functional.pad(window, (0, key.shape[2] - window.shape[1]), value=1.0)
     if window.shape[0] != key.shape[0]:
         window = window.repeat_interleave(key.shape[0] // window.shape[0], dim=0)
-    window = window[:, None, :, None]
-    if out is None:
-        return (key * window).to(key.dtype)
-    return torch.mul(key, window, out=out.view(-1)[: key.numel()].view(key.shape))
+    return window[:, None, :, None]
 
 
 def _attend(original: AttentionFunction | None) -> AttentionFunction:
@@ -246,23 +319,19 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
             )
         seen = tap.call.seen if tap.call.seen is not None else key.shape[2]
         if tap.scales is not None:
-            key = tap.scale(key)
+            key = tap.scale(module, key)
         recorder = tap.call.recorder
         wanted = recorder and recorder.wanted(seen - query.shape[2], query.shape[2])
         if recorder is not None and wanted is not None:
             mask = args[0] if args else kwargs.get("attention_mask")
-            with torch.no_grad():
-                rows = attention_rows(
-                    module,
-                    query,
-                    key,
-                    mask,
-                    scaling=kwargs.get("scaling"),
-                    softcap=kwargs.get("softcap"),
-                    is_causal=kwargs.get("is_causal"),
-                    rows=wanted,
-                )
-                recorder.add(tap.layer, rows, value)
+            scaling, softcap = kwargs.get("scaling"), kwargs.get("softcap")
+            if query.shape[2] > 1 or not tap.put_off(_Step(module, query, key, scaling, softcap), mask):
+                with torch.no_grad():
+                    causal = kwargs.get("is_causal")
+                    rows = attention_rows(
+                        module, query, key, mask, scaling=scaling, softcap=softcap, is_causal=causal, rows=wanted
+                    )
+                    recorder.add(tap.layer, rows, value)
         return attend(module, query, key, value, *args, **kwargs)
 
     return sinkgate_attention
@@ -275,6 +344,7 @@ def _count_positions(call: _Call) -> Callable[[nn.Module, tuple[Any, ...], dict[
         )
         cache = kwargs.get("past_key_values")
         cached = int(cache.get_seq_length()) if cache is not None else 0
+        call.cache = cache
         call.seen = cached + tokens.shape[1] if tokens is not None else None
 
     return before_forward

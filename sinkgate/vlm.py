@@ -115,7 +115,7 @@ class VLM:
     def predict(self, prompt: Prompt, gates: Gates | None = None, sinks: SinkMap | None = None) -> Trace:
         """One prefill: the next-token distribution and the last row's attention, no answer yet."""
         recorder = Recorder("last")
-        with torch.no_grad(), self._attached(self._scales(prompt, gates, sinks), recorder):
+        with torch.no_grad(), self._attached(self._scales(prompt, gates, sinks), recorder, own_cache=True):
             logits = self.model(**self._warm_inputs(prompt), use_cache=False, logits_to_keep=1).logits[0, -1]
         return self._trace(prompt, logits, [], recorder.attention)
 
@@ -179,7 +179,7 @@ class VLM:
             GateError: the gates do not fit this model.
         """
         recorder = Recorder("last")
-        with torch.no_grad(), self._attached(self._scales(prompt, gates, sinks), recorder):
+        with torch.no_grad(), self._attached(self._scales(prompt, gates, sinks), recorder, own_cache=True):
             output = self.model.generate(
                 **self._warm_inputs(prompt),
                 max_new_tokens=max_new_tokens,
@@ -307,11 +307,19 @@ class VLM:
         return {**text, name: self.adapter.as_input(prompt.encoded)}
 
     @contextmanager
-    def _attached(self, scales: Tensor | None, recorder: Recorder | None) -> Iterator[None]:
-        cross = self.adapter.cross_attention
+    def _attached(self, scales: Tensor | None, recorder: Recorder | None, own_cache: bool = False) -> Iterator[None]:
+        """Scales and recorder on the LLM; ``own_cache`` where what runs inside begins its own KV cache."""
+        cross, own_cache = self.adapter.cross_attention, own_cache and not self.adapter.shares_keys
         with (
             self.lock,
-            attached(self.attention, decoder=self.decoder, key_scales=scales, recorder=recorder, cross=cross),
+            attached(
+                self.attention,
+                decoder=self.decoder,
+                key_scales=scales,
+                recorder=recorder,
+                cross=cross,
+                own_cache=own_cache,
+            ),
         ):
             yield
 

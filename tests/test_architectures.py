@@ -35,9 +35,9 @@ def random_scales(vlm, inputs, samples, seed=0):
     return torch.rand(vlm.num_layers, samples, max(keys, inputs["input_ids"].shape[1]), generator=generator) * 2
 
 
-def attached_to(vlm, scales=None, recorder=None):
-    cross = vlm.adapter.cross_attention
-    return attached(vlm.attention, decoder=vlm.decoder, key_scales=scales, recorder=recorder, cross=cross)
+def attached_to(vlm, scales=None, recorder=None, own_cache=False):
+    options = {"cross": vlm.adapter.cross_attention, "own_cache": own_cache and not vlm.adapter.shares_keys}
+    return attached(vlm.attention, decoder=vlm.decoder, key_scales=scales, recorder=recorder, **options)
 
 
 def generated(vlm, inputs, **options):
@@ -99,12 +99,14 @@ class FromScratch:
         self.vlm.model.set_attn_implementation({"text_config": self.before})
 
 
-def test_gated_logits_and_rows_equal_attention_written_from_scratch(family):
-    """Prefill and three decode steps, two samples with left padding, every sample its own scales, fp64."""
+@pytest.mark.parametrize("own_cache", [False, True])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_gated_logits_and_rows_equal_attention_written_from_scratch(family, samples, own_cache):
+    """Prefill and three decode steps, samples with left padding, every sample its own scales, fp64."""
     vlm = vlm_of(family, dtype=torch.float64)
-    inputs = cast(together([family.sample(0, words=5), family.sample(1, words=3)]), torch.float64)
-    scales, recorder = random_scales(vlm, inputs, 2), Recorder("last")
-    with attached_to(vlm, scales, recorder):
+    inputs = cast(together([family.sample(0, words=5), family.sample(1, words=3)][:samples]), torch.float64)
+    scales, recorder = random_scales(vlm, inputs, samples), Recorder("last")
+    with attached_to(vlm, scales, recorder, own_cache):
         gated = generated(vlm, inputs)
     with FromScratch(vlm, scales.double()) as reference:
         expected = generated(vlm, inputs)
@@ -142,7 +144,8 @@ def test_gated_eager_equals_gated_sdpa(family):
 def test_cached_equals_uncached(family):
     vlm = vlm_of(family, dtype=torch.float64)
     inputs = cast(family.sample(4), torch.float64)
-    with attached_to(vlm, random_scales(vlm, inputs, 1)):
+    scales = random_scales(vlm, inputs, 1)
+    with attached_to(vlm, scales):
         cached, uncached = generated(vlm, inputs), generated(vlm, inputs, use_cache=False)
     assert (cached - uncached).abs().max() < 1e-6
 

@@ -69,6 +69,11 @@ class Adapter:
     # --- the LLM's side
 
     @property
+    def shares_keys(self) -> bool:
+        """Whether some layers attend to the Keys of another layer."""
+        return bool(getattr(self.model.config.get_text_config(), "num_kv_shared_layers", 0))
+
+    @property
     def image_token_id(self) -> int:
         """The id that holds a place for a row of the image in the prompt."""
         token = getattr(self.model.config, "image_token_id", None)
