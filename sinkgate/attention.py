@@ -132,7 +132,8 @@ class _Tap:
 
     def _lies_in_cache(self, module: nn.Module, key: Tensor) -> bool:
         """Whether these very Keys are what the next step will find; some caches keep others and make Keys of them."""
-        layers, index = getattr(self.call.cache, "layers", ()), getattr(module, "layer_idx", None)
+        layers: Any = getattr(self.call.cache, "layers", ())
+        index = getattr(module, "layer_idx", None)
         kept = layers[index].keys if index is not None and index < len(layers) else None
         same = isinstance(kept, Tensor) and kept.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
         return same and not torch.is_grad_enabled()

@@ -96,9 +96,13 @@ def sinks(
     dtype: Dtype = None,
     quantize: Quantize = None,
     revision: Revision = None,
+    everything: Annotated[
+        bool, typer.Option("--report", help="What every criterion says, and where they disagree.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say which visual tokens of an image are sinks, and why."""
+    from sinkgate.reports import report
     from sinkgate.sinks import criterion
     from sinkgate.vlm import find_sinks
 
@@ -106,6 +110,9 @@ def sinks(
         criterion(name)  # refuse a wrong name before the model is loaded
     vlm = _load(model, device, device_map, dtype, quantize, revision)
     prompt = vlm.prompt(image, question)
+    if everything:
+        typer.echo(str(report(vlm, prompt)))
+        return
     found = find_sinks(vlm, prompt, v_sink=v_sink, l_sink=l_sink)
     verdict = found.v_verdict  # None where the vision encoder cannot be looked into
     if as_json:
@@ -126,6 +133,24 @@ def sinks(
     for layer, mask in enumerate(found.l_sink):
         for token in mask.nonzero()[:, 0]:
             typer.echo(f"  layer {layer}: {found.explain(int(token), layer)}")
+
+
+@cli.command()
+def dimensions(
+    model: Model = "demo",
+    device: Device = None,
+    device_map: DeviceMap = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    revision: Revision = None,
+    cache: Annotated[bool, typer.Option(help="Take the result from disk, and keep it there.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Look for a model's sink dimensions on six plain prompts, and say how sure they are."""
+    from sinkgate.discovery import discover
+
+    found = discover(_load(model, device, device_map, dtype, quantize, revision), cache=cache)
+    typer.echo(found.to_json() if as_json else found.summary())
 
 
 @cli.command()

@@ -39,7 +39,7 @@ def measure_tokens(adapter: Adapter, inputs: Inputs) -> Tensor:
         # before the hooks by which transformers captures hidden states, so that those see the leaf
         hook = adapter.encoder_layers[adapter.feature_layer].register_forward_hook(cut, prepend=True)
         try:
-            rows = adapter.projected(adapter.encode(inputs)).double()
+            rows = adapter.projected(adapter.encode(inputs)).cpu().double()  # not every device has float64
         finally:
             hook.remove()
         expected = len(adapter.rows_in_prompt(inputs))
@@ -49,24 +49,24 @@ def measure_tokens(adapter: Adapter, inputs: Inputs) -> Tensor:
                 "this model's own (patch size, feature selection strategy)?"
             )
         weights = torch.randn(rows.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.double)
-        each = rows @ weights.to(rows.device)
-        number = torch.arange(len(each), device=each.device)
+        each = rows @ weights
+        number = torch.arange(len(each))
 
         def gradient(of: Tensor) -> Tensor:
             (found,) = torch.autograd.grad(of, leaves[0], retain_graph=True)
-            return adapter.in_patch_order(found, inputs).double()
+            return adapter.in_patch_order(found, inputs).cpu().double()
 
         plain = gradient(each.sum())
         size = plain.abs().amax(-1)
-        single = torch.ones(len(plain), dtype=torch.bool, device=plain.device)
-        token = torch.zeros(len(plain), dtype=torch.long, device=plain.device)
+        single = torch.ones(len(plain), dtype=torch.bool)
+        token = torch.zeros(len(plain), dtype=torch.long)
         for digit in range(max(1, (len(each) - 1).bit_length())):
             part = gradient(((number >> digit & 1).double() * each).sum())
             one = (part * plain).sum(-1) > 0.5 * plain.square().sum(-1)
             single &= (part - one[:, None] * plain).abs().amax(-1) <= 1e-2 * size
             token += one.long() << digit
     token = torch.where(single, token, -2)
-    return torch.where(size > 1e-9 * size.max(), token, -1).cpu()
+    return torch.where(size > 1e-9 * size.max(), token, -1)
 
 
 @contextmanager

@@ -65,9 +65,10 @@ class Trace:
 def stack_rows(recorded: dict[int, list[Tensor]]) -> Tensor:
     """The rows of one sample over forward calls, keys padded with zeros: L lists of (1, H, R, K) -> (L, H, R, K)."""
     longest = max(rows.shape[-1] for calls in recorded.values() for rows in calls)
-    return torch.stack(
-        [
-            torch.cat([torch.nn.functional.pad(rows[0], (0, longest - rows.shape[-1])) for rows in recorded[layer]], 1)
-            for layer in sorted(recorded)
-        ]
-    ).cpu()
+
+    def padded(rows: Tensor) -> Tensor:
+        return torch.nn.functional.pad(
+            rows[0].cpu(), (0, longest - rows.shape[-1])
+        )  # layers may lie on several devices
+
+    return torch.stack([torch.cat([padded(rows) for rows in recorded[layer]], 1) for layer in sorted(recorded)])

@@ -108,6 +108,13 @@ def test_sinks_are_told_with_their_reasons(sinkgate, made):
     assert "V-sink" in sinkgate("sinks", made / "0001.png").stdout
 
 
+def test_dimensions_and_the_report_of_all_criteria(sinkgate, made):
+    assert "has no sink dimensions" in sinkgate("dimensions").stdout
+    found = json.loads(sinkgate("dimensions", "--no-cache", "--json").stdout)
+    assert found["prompts"] == 6 and found["llm"]["dimensions"] == []
+    assert "Where they disagree:" in sinkgate("sinks", made / "0000.png", "--report").stdout
+
+
 def test_info_tells_the_facts_in_plain_words(sinkgate):
     facts = json.loads(sinkgate("info", "--json").stdout)
     assert facts["model"] == "demo" and facts["attention"] == "sdpa" and facts["dtype"] == "float32"
