@@ -11,7 +11,9 @@ from sinkgate.loading import load
 from sinkgate.patches import Sheet
 from sinkgate.prompts import Prompt
 from sinkgate.reports import Report, report
+from sinkgate.session import Session
 from sinkgate.sinks import SinkMap
+from sinkgate.sweep import Setting, choose, oracle
 from sinkgate.trace import Trace
 from sinkgate.vlm import VLM, find_sinks
 
@@ -30,6 +32,8 @@ __all__ = [
     "Recorder",
     "Report",
     "SceneError",
+    "Session",
+    "Setting",
     "Sheet",
     "SinkDimensions",
     "SinkMap",
@@ -37,6 +41,7 @@ __all__ = [
     "Trace",
     "UnsupportedModelError",
     "attached",
+    "choose",
     "discover",
     "discover_dimensions",
     "find_sinks",
@@ -44,5 +49,6 @@ __all__ = [
     "known",
     "load",
     "open_image",
+    "oracle",
     "report",
 ]

@@ -83,6 +83,7 @@ class _Call:
     recorder: Recorder | None
     cross: bool = False  # Keys are no positions of the queries' sequence
     own_cache: bool = False  # the cache may hold scaled Keys
+    stored: int = 0  # positions that it holds so already
     seen: int | None = None  # positions known after the running forward, cached ones included
     cache: Any = None  # the KV cache of the running forward
     scratch: Tensor | None = None  # scaled Keys of the layer at work; fresh memory a layer would cost more than scaling
@@ -117,7 +118,7 @@ class _Tap:
         first = max(0, seen - keys)
         self.scales = self.scales.to(key.device)  # layers may lie on several devices
         if self.stored is None and self.call.own_cache and self._lies_in_cache(module, key):
-            self.stored = 0
+            self.stored = self.call.stored
         if self.stored is not None:
             start, end = max(first, self.stored), min(seen, self.scales.shape[1])
             if start < end:
@@ -184,6 +185,7 @@ def attached(
     recorder: Recorder | None = None,
     cross: bool = False,
     own_cache: bool = False,
+    stored: int = 0,
 ) -> Iterator[None]:
     """Scale the Keys of, and record, the given attention modules while the block runs.
 
@@ -203,12 +205,13 @@ def attached(
         cross: the modules attend to Keys of their own, numbered from 0, not to positions of the sequence.
         own_cache: the KV cache is begun and ended with these scales, in one row a sample: it may hold scaled Keys, and rows of decode
             steps may be put off to the end of the block. Not for layers that share their Keys, nor for beams.
+        stored: positions whose Keys an earlier such block has left scaled in the cache.
 
     Raises:
         RuntimeError: a block is already active on one of the modules.
         UnsupportedModelError: the model runs an attention implementation other than sdpa or eager.
     """
-    call = _Call(recorder, cross, own_cache)
+    call = _Call(recorder, cross, own_cache, stored)
     # one look at all layers: each look waits for the device
     active = [] if key_scales is None else (key_scales != 1).flatten(1).any(1).nonzero()[:, 0].tolist()
     if recorder is None and not active:

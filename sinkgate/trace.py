@@ -18,11 +18,14 @@ from sinkgate.sinks import SinkMap
 class Trace:
     """One run. Row r of ``attention`` is the query that produced generated token r; row 0 is the last prompt token.
 
+    ``ids``: all that was generated; ``tokens``: their texts, special tokens left out.
+
     Shapes: probabilities (vocabulary,) of the first generated token; attention (L, H, R, K), rows sum to one,
     keys after the row's own position are zero; positions (V,) of the visual tokens and separators (S,) among the keys.
     """
 
     text: str
+    ids: list[int]
     tokens: list[str]
     next_token: list[tuple[str, float]]
     probabilities: Tensor

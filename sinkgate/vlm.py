@@ -16,10 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import (
-    StoppingCriteria,
-    TextIteratorStreamer,
-)
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from sinkgate.adapters import Adapter, adapt
 from sinkgate.attention import Recorder, attached, model_lock
@@ -60,6 +57,11 @@ class VLM:
     def device(self) -> torch.device:
         """Where the model lies; its first part where it lies on several."""
         return self.model.device
+
+    @property
+    def pad_token(self) -> int:
+        """The id that fills a batch up; nothing attends to it."""
+        return self.model.generation_config.pad_token_id or 0
 
     @property
     def tokenizer(self) -> Any:
@@ -109,15 +111,15 @@ class VLM:
         Raises:
             GateError: the gates do not fit this model.
         """
-        with self._attached(self._scales(prompt, gates, sinks), recorder):
+        with self.attached(self._scales(prompt, gates, sinks), recorder):
             yield
 
     def predict(self, prompt: Prompt, gates: Gates | None = None, sinks: SinkMap | None = None) -> Trace:
         """One prefill: the next-token distribution and the last row's attention, no answer yet."""
         recorder = Recorder("last")
-        with torch.no_grad(), self._attached(self._scales(prompt, gates, sinks), recorder, own_cache=True):
-            logits = self.model(**self._warm_inputs(prompt), use_cache=False, logits_to_keep=1).logits[0, -1]
-        return self._trace(prompt, logits, [], recorder.attention)
+        with torch.no_grad(), self.attached(self._scales(prompt, gates, sinks), recorder, own_cache=True):
+            logits = self.model(**self.warm_inputs(prompt), use_cache=False, logits_to_keep=1).logits[0, -1]
+        return self.trace(prompt, logits, [], recorder.attention)
 
     def predict_all(
         self,
@@ -142,9 +144,9 @@ class VLM:
             ones = [torch.ones(self.num_layers, 1, prompt.num_keys, device=self.device) for prompt in prompts]
             scales = [one if scale is None else scale for scale, one in zip(scales, ones, strict=True)]
             for prompt in prompts:
-                self._warm_inputs(prompt)
-            batch = Batch.of(prompts, self.adapter, self.model.generation_config.pad_token_id or 0)
-            with self._attached(batch.key_scales(scales), recorder):
+                self.warm_inputs(prompt)
+            batch = Batch.of(prompts, self.adapter, self.pad_token)
+            with self.attached(batch.key_scales(scales), recorder):
                 logits = self.model(**batch.inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
         traces = []
         for index, (prompt, start) in enumerate(zip(prompts, batch.starts, strict=True)):
@@ -152,7 +154,7 @@ class VLM:
                 layer: [call[index : index + 1, ..., start:] for call in calls]
                 for layer, calls in recorder.attention.items()
             }
-            traces.append(self._trace(prompt, logits[index], [], rows))
+            traces.append(self.trace(prompt, logits[index], [], rows))
         return traces
 
     def answer(
@@ -164,6 +166,7 @@ class VLM:
         max_new_tokens: int = 64,
         streamer: TextIteratorStreamer | None = None,
         stop: Callable[[], bool] | None = None,
+        **generation: Any,
     ) -> Trace:
         """The greedy answer, with the attention of every generated token.
 
@@ -174,23 +177,26 @@ class VLM:
             max_new_tokens: where to stop at the latest.
             streamer: receives the text as it grows.
             stop: asked after every token; True ends the answer early.
+            generation: other options of ``generate``.
 
         Raises:
             GateError: the gates do not fit this model.
         """
         recorder = Recorder("last")
-        with torch.no_grad(), self._attached(self._scales(prompt, gates, sinks), recorder, own_cache=True):
+        with torch.no_grad(), self.attached(self._scales(prompt, gates, sinks), recorder, own_cache=True):
+            # cross-attention would read the encoded image again with every token
             output = self.model.generate(
-                **self._warm_inputs(prompt),
+                **(prompt.inputs if self.adapter.cross_attention else self.warm_inputs(prompt)),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 num_beams=1,
                 return_dict_in_generate=True,
                 output_logits=True,
                 streamer=streamer,
-                stopping_criteria=[_StopWhen(stop)] if stop else None,
+                stopping_criteria=stop_when(stop),
+                **generation,
             )
-        return self._trace(
+        return self.trace(
             prompt, output.logits[0][0], output.sequences[0, prompt.length :].tolist(), recorder.attention
         )
 
@@ -208,38 +214,17 @@ class VLM:
         Raises:
             GateError: the gates do not fit this model; at the first step, as any error of the run.
         """
-        closed = False
-        result: list[Trace | BaseException] = []
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-
-        def run() -> None:
-            try:
-                trace = self.answer(
-                    prompt,
-                    gates,
-                    sinks,
-                    max_new_tokens=max_new_tokens,
-                    streamer=streamer,
-                    stop=lambda: closed or stop(),
-                )
-                result.append(trace)
-            except BaseException as error:  # noqa: BLE001 - handed to whoever iterates
-                result.append(error)
-                streamer.end()
-
-        thread = Thread(target=run, daemon=True)
-        thread.start()
-        text = ""
-        try:
-            for piece in streamer:
-                text += piece
-                yield text.strip()
-        finally:
-            closed = True
-            thread.join()
-        if isinstance(result[0], BaseException):
-            raise result[0]
-        return result[0]
+        return streamed(
+            self.tokenizer,
+            lambda streamer, closed: self.answer(
+                prompt,
+                gates,
+                sinks,
+                max_new_tokens=max_new_tokens,
+                streamer=streamer,
+                stop=lambda: closed() or stop(),
+            ),
+        )
 
     # --- looking inside
 
@@ -258,8 +243,8 @@ class VLM:
                 with attached(adapter.encoder_attention, recorder=encoder):
                     prompt.encoded = adapter.encode(prompt.inputs)
                 calls = len(features)
-                with self._attached(None, llm):
-                    adapter.run(**self._warm_inputs(prompt))
+                with self.attached(None, llm):
+                    adapter.run(**self.warm_inputs(prompt))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -296,7 +281,7 @@ class VLM:
         """The vision encoder's output for the prompt's images."""
         return self.adapter.encode(prompt.inputs)
 
-    def _warm_inputs(self, prompt: Prompt) -> dict[str, Any]:
+    def warm_inputs(self, prompt: Prompt) -> dict[str, Any]:
         """The prompt's inputs with the images already encoded, where the model takes that: once per prompt."""
         name = self.adapter.takes_encoded
         if name is None:
@@ -307,7 +292,9 @@ class VLM:
         return {**text, name: self.adapter.as_input(prompt.encoded)}
 
     @contextmanager
-    def _attached(self, scales: Tensor | None, recorder: Recorder | None, own_cache: bool = False) -> Iterator[None]:
+    def attached(
+        self, scales: Tensor | None, recorder: Recorder | None, own_cache: bool = False, stored: int = 0
+    ) -> Iterator[None]:
         """Scales and recorder on the LLM; ``own_cache`` where what runs inside begins its own KV cache."""
         cross, own_cache = self.adapter.cross_attention, own_cache and not self.adapter.shares_keys
         with (
@@ -319,6 +306,7 @@ class VLM:
                 recorder=recorder,
                 cross=cross,
                 own_cache=own_cache,
+                stored=stored,
             ),
         ):
             yield
@@ -329,7 +317,7 @@ class VLM:
             return None
         return gates.key_scales(sinks or find_sinks(self, prompt), prompt.visual, prompt.num_keys).to(self.device)
 
-    def _trace(self, prompt: Prompt, logits: Tensor, generated: list[int], attention: dict[int, list[Tensor]]) -> Trace:
+    def trace(self, prompt: Prompt, logits: Tensor, generated: list[int], attention: dict[int, list[Tensor]]) -> Trace:
         probabilities = logits.float().softmax(-1).cpu()
         top = probabilities.topk(min(10, len(probabilities)))
         names = [self._name_of(int(index)) for index in top.indices]
@@ -338,6 +326,7 @@ class VLM:
         rows = stack_rows(attention)
         return Trace(
             text=self.tokenizer.decode(generated, skip_special_tokens=True).strip() if self.processor else "",
+            ids=generated,
             tokens=[self._name_of(index).strip() for index in shown],
             next_token=list(zip(names, top.values.tolist(), strict=True)),
             probabilities=probabilities,
@@ -381,6 +370,44 @@ def find_sinks(
     if default:
         prompt.sinks = sinks
     return sinks
+
+
+def streamed(
+    tokenizer: Any, answer: Callable[[TextIteratorStreamer, Callable[[], bool]], Trace]
+) -> Generator[str, None, Trace]:
+    """Run ``answer`` in a thread and yield the text as it grows; returns its Trace, raises its errors.
+
+    ``answer`` gets a streamer and a question to ask after each token: has whoever listens gone?
+    """
+    closed = False
+    result: list[Trace | BaseException] = []
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+    def run() -> None:
+        try:
+            result.append(answer(streamer, lambda: closed))
+        except BaseException as error:  # noqa: BLE001 - handed to whoever iterates
+            result.append(error)
+            streamer.end()
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    text = ""
+    try:
+        for piece in streamer:
+            text += piece
+            yield text.strip()
+    finally:
+        closed = True
+        thread.join()
+    if isinstance(result[0], BaseException):
+        raise result[0]
+    return result[0]
+
+
+def stop_when(stop: Callable[[], bool] | None) -> StoppingCriteriaList | None:
+    """A stopping criterion that asks ``stop`` after every token."""
+    return StoppingCriteriaList([_StopWhen(stop)]) if stop else None
 
 
 class _StopWhen(StoppingCriteria):

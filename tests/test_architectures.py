@@ -223,6 +223,31 @@ def test_prompts_side_by_side_equal_prompts_one_by_one(family):
         assert torch.allclose(trace.attention, alone.attention, atol=1e-6)
 
 
+def test_a_session_resumes_bit_by_bit_or_runs_in_full(family):
+    vlm = vlm_of(family)
+    prompt = vlm.read(family.sample())
+    sinks = sg.sinks.classify(vlm.observe(prompt), prompt.sheets, v_sink="attention", l_sink="attention")
+    warm = sg.Session(vlm, prompt, sinks)
+    options = {"max_new_tokens": 4, "suppress_tokens": [IMAGE]}
+    high = sg.Gates.ones(vlm).set("rest", 0.3, layers=vlm.num_layers - 1)
+    for gates in (None, high, high.set("rest", 1.7, layers=0), None):
+        fresh = sg.Session(vlm, prompt, sinks)
+        warm_trace, fresh_trace = warm.predict(gates), fresh.predict(gates)
+        assert torch.equal(warm_trace.probabilities, fresh_trace.probabilities)
+        assert torch.equal(warm_trace.attention, fresh_trace.attention)
+        assert torch.allclose(warm_trace.probabilities, vlm.predict(prompt, gates, sinks).probabilities, atol=1e-6)
+        answer, expected = warm.answer(gates, **options), vlm.answer(prompt, gates, sinks, **options)
+        assert answer.ids == expected.ids
+        assert torch.allclose(answer.attention, expected.attention, atol=1e-5)
+    assert warm.resumes == (vlm.adapter.takes_encoded is not None and not vlm.adapter.shares_keys)
+    if warm.resumes:
+        before = warm.layers_run
+        warm.predict(high)
+        assert warm.layers_run - before == len(vlm.adapter.all_layers) - vlm.adapter.layer_numbers[-1]
+    many = warm.predict_all([high, sg.Gates.ones(vlm)]).softmax(-1)
+    assert torch.allclose(many[0], vlm.predict(prompt, high, sinks).probabilities, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", MAPPED)
 def test_a_planted_v_sink_is_found_at_its_token(name):
     """A spike written into one row of the encoder must come out as the token that its patch feeds."""

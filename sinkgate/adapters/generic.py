@@ -27,7 +27,7 @@ Grid = tuple[int, int]  # rows and columns of patches
 
 class Adapter:
     """A model taken apart. Attributes: ``decoder`` runs the LLM layers; ``layers``, those of them that attend to visual
-    tokens, and ``attention``, what in them does; ``encoder_layers`` and ``encoder_attention``, the same for images.
+    tokens (``all_layers``: with those that do not), and ``attention``, what in them does; ``encoder_layers`` and ``encoder_attention``, the same for images.
 
     Raises:
         UnsupportedModelError: the model takes no images, or no layer is found that attends to them.
@@ -54,8 +54,10 @@ class Adapter:
         self.layers, self.attention = [layer for layer, _ in pairs], [attention for _, attention in pairs]
         self.encoder_layers = [layer for layer, _ in encoder_pairs]
         self.encoder_attention = [attention for _, attention in encoder_pairs]
-        self.layer_numbers = _numbers(self.decoder, self.layers)
+        self.all_layers = _siblings(self.decoder, self.layers[0])
+        self.layer_numbers = [self.all_layers.index(layer) for layer in self.layers]
         accepted = inspect.signature(inspect.unwrap(type(model).forward)).parameters
+        self.resumes: bool | None = None  # whether a forward can start in the middle; None until a session has tried
         optional = "pixel_values" in accepted and accepted["pixel_values"].default is None
         #: the argument of ``forward`` that takes an encoded image; None: it has to be encoded in every call
         self.takes_encoded = "mm_encoder_outputs" if optional and "mm_encoder_outputs" in accepted else None
@@ -280,6 +282,6 @@ def _asks_for_attention(module: nn.Module) -> bool:
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
-def _numbers(decoder: nn.Module, layers: list[nn.Module]) -> list[int]:
-    siblings = next(part for part in decoder.modules() if isinstance(part, nn.ModuleList) and layers[0] in list(part))
-    return [list(siblings).index(layer) for layer in layers]
+def _siblings(decoder: nn.Module, layer: nn.Module) -> list[nn.Module]:
+    lists = (list(part) for part in decoder.modules() if isinstance(part, nn.ModuleList))
+    return next(layers for layers in lists if layer in layers)

@@ -1,0 +1,360 @@
+"""One prompt held warm: a changed gate costs only the layers from its own upward, and settings run side by side.
+
+What is held is the input of every layer, the KV cache (its Keys scaled) and the attention rows of the last setting.
+A new setting starts at the lowest layer whose scales differ: the model's own forward runs with the layers below
+doing nothing and that layer fed its stored input. Logits, cache and answers are those of a full run, bit by bit. Models that
+cannot start in the middle (`Session.resumes`) run in full every time.
+
+Shapes: L layers, P prompt positions, K Keys, S settings, D LLM width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import find_executable_batch_size
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+from sinkgate.attention import Recorder
+from sinkgate.batch import Batch
+from sinkgate.gates import Gates
+from sinkgate.prompts import Prompt
+from sinkgate.sinks import SinkMap
+from sinkgate.trace import Trace
+from sinkgate.vlm import VLM, find_sinks, stop_when, streamed
+
+BATCH = 32  # settings side by side at first; fewer where memory does not suffice
+
+
+@dataclass(frozen=True)
+class _State:
+    """What one prefill left behind. scales (L, 1, K); inputs: one (1, P, D) a layer of the LLM; rows: one (1, H, 1, K) a layer."""
+
+    scales: Tensor
+    inputs: list[Tensor]
+    rows: dict[int, list[Tensor]]
+    output: Any  # the model's, with logits (1, 1, vocabulary) and the cache
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        kept = {id(tensor): tensor for tensor in [*self.inputs, *_tensors(self.output.past_key_values)]}
+        return sum(tensor.nbytes for tensor in kept.values())
+
+
+class Session:
+    """A prompt on a model, warm. Not for several threads at once; the model itself is shared safely."""
+
+    def __init__(self, vlm: VLM, prompt: Prompt, sinks: SinkMap | None = None) -> None:
+        self.vlm, self.prompt = vlm, prompt
+        self._sinks = sinks
+        self._state: _State | None = None
+        self.layers_run = 0  # layers that predictions have cost so far; a full run costs all
+
+    @property
+    def sinks(self) -> SinkMap:
+        """The groups of the prompt's visual tokens; found by the default criteria where none were given."""
+        if self._sinks is None:
+            self._sinks = find_sinks(self.vlm, self.prompt)
+        return self._sinks
+
+    @property
+    def resumes(self) -> bool:
+        """Whether this model can start in the middle; proved once, on the first prompt of any session."""
+        adapter = self.vlm.adapter
+        if adapter.resumes is None:
+            with self.vlm.lock, torch.no_grad():
+                adapter.resumes = self._proves_to_resume()
+        return adapter.resumes
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the session holds, in bytes, without the encoded image."""
+        return self._state.nbytes if self._state else 0
+
+    def drop(self) -> None:
+        """Give the memory back; the next call runs in full."""
+        self._state = None
+
+    # --- one setting
+
+    def predict(self, gates: Gates | None = None) -> Trace:
+        """The next-token distribution and the last row's attention under these gates.
+
+        Raises:
+            GateError: the gates do not fit this model.
+        """
+        if not self.resumes:
+            return self.vlm.predict(self.prompt, gates, self._sinks)
+        state = self._settle(gates)
+        return self.vlm.trace(self.prompt, state.output.logits[0, -1], [], state.rows)
+
+    def answer(
+        self,
+        gates: Gates | None = None,
+        *,
+        max_new_tokens: int = 64,
+        streamer: Any = None,
+        stop: Callable[[], bool] | None = None,
+        **generation: Any,
+    ) -> Trace:
+        """The greedy answer under these gates; its prefill is the warm one.
+
+        Args:
+            gates: scales of the Keys; None leaves the model as it is.
+            max_new_tokens: where to stop at the latest.
+            streamer: receives the text as it grows.
+            stop: asked after every token; True ends the answer early.
+            generation: other options of ``generate``.
+
+        Raises:
+            GateError: the gates do not fit this model.
+        """
+        vlm, recorder = self.vlm, Recorder("last")
+        if not self.resumes:
+            return vlm.answer(
+                self.prompt,
+                gates,
+                self._sinks,
+                max_new_tokens=max_new_tokens,
+                streamer=streamer,
+                stop=stop,
+                **generation,
+            )
+        with vlm.lock, torch.no_grad():
+            state = self._settle(gates)
+            with (
+                vlm.attached(state.scales, recorder, own_cache=True, stored=self.prompt.num_keys),
+                _prefilled(vlm.model, state),
+            ):
+                output = vlm.model.generate(
+                    **self.prompt.inputs,
+                    past_key_values=DynamicCache(config=vlm.model.config.get_text_config(decoder=True)),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    num_beams=1,
+                    return_dict_in_generate=True,
+                    streamer=streamer,
+                    stopping_criteria=stop_when(stop),
+                    **generation,
+                )
+        rows = {layer: calls + recorder.attention.get(layer, []) for layer, calls in state.rows.items()}
+        written = output.sequences[0, self.prompt.length :].tolist()
+        return vlm.trace(self.prompt, state.output.logits[0, -1], written, rows)
+
+    def stream(
+        self, gates: Gates | None = None, *, max_new_tokens: int = 64, stop: Callable[[], bool] = lambda: False
+    ) -> Generator[str, None, Trace]:
+        """``answer`` as a generator of the growing text; it returns the Trace. Closing it stops the model."""
+        return streamed(
+            self.vlm.tokenizer,
+            lambda streamer, closed: self.answer(
+                gates, max_new_tokens=max_new_tokens, streamer=streamer, stop=lambda: closed() or stop()
+            ),
+        )
+
+    # --- many settings
+
+    def predict_all(self, tables: Sequence[Gates], batch_size: int = BATCH) -> Tensor:
+        """Next-token logits under each of many settings, side by side from the lowest layer that each changes.
+
+        Settings that start at the same layer share a forward; the batch is halved where memory does not suffice.
+
+        Shapes: S tables -> (S, vocabulary), float32 on the CPU.
+
+        Raises:
+            GateError: gates do not fit this model.
+        """
+        vlm = self.vlm
+        if not self.resumes:
+            runs = [vlm.predict(self.prompt, table, self._sinks).probabilities.log() for table in tables]
+            return torch.stack(runs)
+        with vlm.lock, torch.no_grad():
+            base = self._settle(None)
+            scales = [self._scales(table) for table in tables]
+            starts = [self._first_change(base.scales, table) for table in scales]
+            result = torch.empty(len(scales), base.output.logits.shape[-1])
+            for start in sorted(set(starts)):
+                chosen = [index for index, other in enumerate(starts) if other == start]
+                if start == len(vlm.adapter.all_layers):  # nothing changes
+                    result[chosen] = base.output.logits[0, -1].float().cpu()
+                    continue
+                for part, logits in self._in_batches(base, [scales[index] for index in chosen], start, batch_size):
+                    result[[chosen[index] for index in part]] = logits
+        return result
+
+    def _in_batches(
+        self, base: _State, scales: list[Tensor], start: int, batch_size: int
+    ) -> Iterator[tuple[range, Tensor]]:
+        done = 0
+
+        def next_batch(size: int) -> tuple[range, Tensor]:
+            part = range(done, min(done + size, len(scales)))
+            return part, self._logits(base, [scales[index] for index in part], start)
+
+        run: Any = find_executable_batch_size(next_batch, starting_batch_size=batch_size)
+        while done < len(scales):
+            part, logits = run()
+            yield part, logits
+            done = part.stop
+
+    def _logits(self, base: _State, scales: list[Tensor], start: int) -> Tensor:
+        vlm, count = self.vlm, len(scales)
+        if count == 1:
+            return self._run(base, scales[0], start, keep=False).output.logits[:, -1].float().cpu()
+        batch = Batch.of([self.prompt] * count, vlm.adapter, vlm.pad_token)
+        begin = base.inputs[start].expand(count, *base.inputs[start].shape[1:])
+        with vlm.attached(torch.cat(scales, 1), None), _resumed(vlm.adapter.all_layers, start, begin):
+            logits = vlm.model(**batch.inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+        self.layers_run += count * (len(vlm.adapter.all_layers) - start)
+        return logits.float().cpu()
+
+    # --- inside
+
+    def _settle(self, gates: Gates | None) -> _State:
+        """The state under these gates, resumed from the one at hand where there is one."""
+        with self.vlm.lock, torch.no_grad():
+            scales = self._scales(gates)
+            if self._state is None:
+                self._state = self._run(None, scales, 0)
+            start = self._first_change(self._state.scales, scales)
+            if start < len(self.vlm.adapter.all_layers):
+                self._state = self._run(self._state, scales, start)
+            return self._state
+
+    def _scales(self, gates: Gates | None) -> Tensor:
+        if gates is None or gates.for_model(self.vlm).is_identity:
+            return torch.ones(self.vlm.num_layers, 1, self.prompt.num_keys)
+        return gates.key_scales(self.sinks, self.prompt.visual, self.prompt.num_keys)
+
+    def _first_change(self, old: Tensor, new: Tensor) -> int:
+        """Number of the lowest LLM layer whose scales differ; the number of layers where none does."""
+        changed = (old != new).flatten(1).any(1).nonzero()[:, 0]
+        numbers = self.vlm.adapter.layer_numbers
+        return numbers[int(changed[0])] if len(changed) else len(self.vlm.adapter.all_layers)
+
+    def _run(self, old: _State | None, scales: Tensor, start: int, keep: bool = True) -> _State:
+        """One prefill from layer ``start`` on; below, everything is as in ``old``."""
+        vlm, layers, recorder = self.vlm, self.vlm.adapter.all_layers, Recorder("last")
+        inputs = list(old.inputs[:start]) if old else []
+        cache = DynamicCache(config=vlm.model.config.get_text_config(decoder=True)) if keep else None
+        begin = old.inputs[start] if old and start < len(layers) else None
+        with (
+            vlm.attached(scales, recorder if keep else None, own_cache=True),
+            _resumed(layers, start, begin),
+            _kept(layers[start:], inputs),
+        ):
+            output = vlm.model(**vlm.warm_inputs(self.prompt), past_key_values=cache, use_cache=keep, logits_to_keep=1)
+        self.layers_run += len(layers) - start
+        rows = recorder.attention
+        if old and keep:
+            below = (layer for layer, number in enumerate(vlm.adapter.layer_numbers) if number < start)
+            rows = {**rows, **{layer: old.rows[layer] for layer in below}}
+            fresh = output.past_key_values
+            fresh.layers[:start] = [_copied(layer) for layer in old.output.past_key_values.layers[:start]]
+        return _State(scales, inputs, rows, output)
+
+    def _proves_to_resume(self) -> bool:
+        """Whether the last layer alone gives the same logits as the full run."""
+        adapter = self.vlm.adapter
+        if adapter.shares_keys or adapter.takes_encoded is None:
+            return False
+        try:
+            full = self._settle(None)
+            again = self._run(full, full.scales, len(adapter.all_layers) - 1)
+        except Exception:  # noqa: BLE001 - an architecture may refuse in any way
+            self._state = None
+            return False
+        if torch.equal(again.output.logits, full.output.logits) and all(hidden.dim() == 3 for hidden in full.inputs):
+            return True
+        self._state = None
+        return False
+
+
+@contextmanager
+def _resumed(layers: Sequence[nn.Module], start: int, begin: Tensor | None) -> Iterator[None]:
+    """Layers below ``start`` hand on what they get; that one gets ``begin``."""
+    if begin is None or start == 0:
+        yield
+        return
+
+    def feed(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return ((begin, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": begin})
+
+    hook = layers[start].register_forward_pre_hook(feed, with_kwargs=True, prepend=True)
+    try:
+        with _replaced(layers[:start], _hand_on):
+            yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _prefilled(model: nn.Module, state: _State) -> Iterator[None]:
+    """The model's first forward is not run: it gives the output of this state, with a cache to go on with."""
+    cache = copy(state.output.past_key_values)
+    cache.layers = [_copied(layer) for layer in cache.layers]
+    output = copy(state.output)
+    output.past_key_values = cache
+    run, calls = model.forward, iter([output])
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = next(calls, None)
+        return run(*args, **kwargs) if given is None else given
+
+    with _replaced([model], functools.wraps(run)(forward)):
+        yield
+
+
+@contextmanager
+def _replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """Other forwards for a while; whatever was set on the modules before (as accelerate does) comes back."""
+    before = [module.__dict__.get("forward") for module in modules]
+    try:
+        for module in modules:
+            module.forward = forward
+        yield
+    finally:
+        for module, old in zip(modules, before, strict=True):
+            if old is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = old
+
+
+@contextmanager
+def _kept(layers: Sequence[nn.Module], inputs: list[Tensor]) -> Iterator[None]:
+    """Appends the input of each layer as it runs."""
+
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs.append(args[0] if args else kwargs["hidden_states"])
+
+    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states
+
+
+def _copied(layer: Any) -> Any:
+    """A cache layer that may grow without the first one: new tokens bind new tensors, but some states are written in place."""
+    return deepcopy(layer) if isinstance(layer, LinearAttentionCacheLayerMixin) else copy(layer)
+
+
+def _tensors(cache: Any) -> list[Tensor]:
+    return [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, Tensor)]
