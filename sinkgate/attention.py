@@ -48,14 +48,15 @@ class Recorder:
     """Collects attention rows while a model runs, and how long the Values are if asked.
 
     ``rows`` are absolute query positions, ``"all"``, or ``"last"``: the last query of every forward
-    call, which in generation is the row that produces the next token. ``mean`` keeps only the mean over
-    heads and rows of each call. Per layer, one entry a forward call that held a wanted row:
+    call, which in generation is the row that produces the next token; ``most`` bounds how many calls are kept. ``mean`` keeps
+    only the mean over heads and rows of each call. Per layer, one entry a forward call that held a wanted row:
     attention (B, H, R, K), or (B, K) with ``mean``; value_norms (B, K), the mean over heads of the L2 norm.
     """
 
     rows: Sequence[int] | Literal["last", "all"] = "last"
     mean: bool = False
     values: bool = False
+    most: int | None = None
     attention: dict[int, list[Tensor]] = field(default_factory=dict)
     value_norms: dict[int, list[Tensor]] = field(default_factory=dict)
 
@@ -109,6 +110,7 @@ class _Tap:
     scales: Tensor | None  # (B, P); None where all are one
     stored: int | None = None  # positions whose Keys lie scaled in the cache; None: none may
     later: list[_Step] = field(default_factory=list)  # decode steps whose rows are computed at the end
+    calls: int = 0  # recorded so far
 
     def scale(self, module: nn.Module, key: Tensor) -> Tensor:
         """The Keys of this call's running forward, scaled."""
@@ -325,8 +327,10 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
         if tap.scales is not None:
             key = tap.scale(module, key)
         recorder = tap.call.recorder
-        wanted = recorder and recorder.wanted(seen - query.shape[2], query.shape[2])
+        full = recorder is None or (recorder.most is not None and tap.calls >= recorder.most)
+        wanted = None if recorder is None or full else recorder.wanted(seen - query.shape[2], query.shape[2])
         if recorder is not None and wanted is not None:
+            tap.calls += 1
             mask = args[0] if args else kwargs.get("attention_mask")
             scaling, softcap = kwargs.get("scaling"), kwargs.get("softcap")
             if query.shape[2] > 1 or not tap.put_off(_Step(module, query, key, scaling, softcap), mask):

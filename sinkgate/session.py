@@ -11,6 +11,8 @@ Shapes: L layers, P prompt positions, K Keys, S settings, D LLM width.
 from __future__ import annotations
 
 import functools
+import threading
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -29,7 +31,7 @@ from sinkgate.gates import Gates
 from sinkgate.prompts import Prompt
 from sinkgate.sinks import SinkMap
 from sinkgate.trace import Trace
-from sinkgate.vlm import VLM, find_sinks, stop_when, streamed
+from sinkgate.vlm import MAX_ROWS, VLM, find_sinks, stop_when, streamed
 
 BATCH = 32  # settings side by side at first; fewer where memory does not suffice
 
@@ -51,7 +53,7 @@ class _State:
 
 
 class Session:
-    """A prompt on a model, warm. Not for several threads at once; the model itself is shared safely."""
+    """A prompt on a model, warm. Calls from several threads take turns, as all calls on one model do."""
 
     def __init__(self, vlm: VLM, prompt: Prompt, sinks: SinkMap | None = None) -> None:
         self.vlm, self.prompt = vlm, prompt
@@ -102,6 +104,7 @@ class Session:
         gates: Gates | None = None,
         *,
         max_new_tokens: int = 64,
+        max_rows: int = MAX_ROWS,
         streamer: Any = None,
         stop: Callable[[], bool] | None = None,
         **generation: Any,
@@ -111,6 +114,7 @@ class Session:
         Args:
             gates: scales of the Keys; None leaves the model as it is.
             max_new_tokens: where to stop at the latest.
+            max_rows: of how many tokens, from the first, the attention is kept.
             streamer: receives the text as it grows.
             stop: asked after every token; True ends the answer early.
             generation: other options of ``generate``.
@@ -118,17 +122,10 @@ class Session:
         Raises:
             GateError: the gates do not fit this model.
         """
-        vlm, recorder = self.vlm, Recorder("last")
+        vlm, recorder = self.vlm, Recorder("last", most=max_rows - 1)
         if not self.resumes:
-            return vlm.answer(
-                self.prompt,
-                gates,
-                self._sinks,
-                max_new_tokens=max_new_tokens,
-                streamer=streamer,
-                stop=stop,
-                **generation,
-            )
+            options = {"max_new_tokens": max_new_tokens, "max_rows": max_rows, "streamer": streamer, "stop": stop}
+            return vlm.answer(self.prompt, gates, self._sinks, **options, **generation)
         with vlm.lock, torch.no_grad():
             state = self._settle(gates)
             with (
@@ -277,6 +274,39 @@ class Session:
             return True
         self._state = None
         return False
+
+
+class Shelf:
+    """Warm sessions within a budget of memory: those used longest ago give theirs back first, and run in full if asked again."""
+
+    def __init__(self, budget: int = 2 << 30) -> None:
+        self.budget = budget  # bytes
+        self._recent: dict[int, weakref.ref[Session]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the sessions hold together, in bytes."""
+        with self._lock:
+            return sum(session.nbytes for session in self._alive())
+
+    def use(self, session: Session) -> None:
+        """Note that a session was just used; drops others where the budget is spent."""
+        with self._lock:
+            self._recent.pop(id(session), None)
+            self._recent[id(session)] = weakref.ref(session)
+            warm = self._alive()
+            held = sum(other.nbytes for other in warm)
+            for other in warm[:-1]:
+                if held <= self.budget:
+                    break
+                held -= other.nbytes
+                other.drop()
+
+    def _alive(self) -> list[Session]:
+        """Sessions that someone still holds, the one used last at the end."""
+        self._recent = {key: kept for key, kept in self._recent.items() if kept() is not None}
+        return [session for kept in self._recent.values() if (session := kept()) is not None]
 
 
 @contextmanager

@@ -27,6 +27,8 @@ from sinkgate.prompts import Picture, Prompt, Prompter
 from sinkgate.sinks import Merged, Observation, SinkMap, classify
 from sinkgate.trace import Trace, stack_rows
 
+MAX_ROWS = 128  # tokens whose attention is kept; one row takes layers x heads x Keys x 4 bytes
+
 
 class VLM:
     """A vision-language model with its processor. Calls on one model take turns; nothing stays attached to it.
@@ -164,6 +166,7 @@ class VLM:
         sinks: SinkMap | None = None,
         *,
         max_new_tokens: int = 64,
+        max_rows: int = MAX_ROWS,
         streamer: TextIteratorStreamer | None = None,
         stop: Callable[[], bool] | None = None,
         **generation: Any,
@@ -175,6 +178,7 @@ class VLM:
             gates: scales of the Keys; None leaves the model as it is.
             sinks: the groups of visual tokens; found by the default criteria where None.
             max_new_tokens: where to stop at the latest.
+            max_rows: of how many tokens, from the first, the attention is kept.
             streamer: receives the text as it grows.
             stop: asked after every token; True ends the answer early.
             generation: other options of ``generate``.
@@ -182,7 +186,7 @@ class VLM:
         Raises:
             GateError: the gates do not fit this model.
         """
-        recorder = Recorder("last")
+        recorder = Recorder("last", most=max_rows)
         with torch.no_grad(), self.attached(self._scales(prompt, gates, sinks), recorder, own_cache=True):
             # cross-attention would read the encoded image again with every token
             output = self.model.generate(

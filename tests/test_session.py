@@ -11,7 +11,7 @@ from tiny import noise_image, tiny_llava
 from transformers import AttentionInterface
 
 import sinkgate as sg
-from sinkgate.session import Session
+from sinkgate.session import Session, Shelf
 from sinkgate.sweep import CONTROLS, LINE, choose_by_generation
 
 QUESTION = "What color is the circle?"
@@ -137,6 +137,39 @@ def test_memory_is_counted_and_given_back(cold):
     warm.drop()
     assert warm.nbytes == 0
     assert same(warm.predict(), Session(vlm, prompt, sinks).predict())
+
+
+def test_the_shelf_drops_what_was_used_longest_ago(cold):
+    vlm, prompt, sinks = cold
+    sessions = [Session(vlm, prompt, sinks) for _ in range(4)]
+    sessions[0].predict()
+    one = sessions[0].nbytes
+    shelf = Shelf(budget=int(2.5 * one))
+    for session in sessions:
+        session.predict()
+        shelf.use(session)
+        assert shelf.nbytes <= shelf.budget
+    assert [session.nbytes > 0 for session in sessions] == [False, False, True, True]
+    sessions[0].predict()
+    shelf.use(sessions[0])
+    assert [session.nbytes > 0 for session in sessions] == [True, False, False, True]
+    del session
+    sessions.clear()
+    assert shelf.nbytes == 0
+
+
+def test_rows_are_kept_up_to_a_bound(cold):
+    vlm, prompt, sinks = cold
+    gates = sg.Gates.ones(vlm).set("rest", 0.4, 6)
+    whole = vlm.answer(prompt, gates, sinks, min_new_tokens=6, max_new_tokens=6)
+    assert whole.attention.shape[2] == len(whole.tokens) > 3
+    for trace in (
+        vlm.answer(prompt, gates, sinks, min_new_tokens=6, max_new_tokens=6, max_rows=3),
+        Session(vlm, prompt, sinks).answer(gates, min_new_tokens=6, max_new_tokens=6, max_rows=3),
+    ):
+        assert trace.ids == whole.ids and trace.attention.shape[2] == 3
+        keys = trace.attention.shape[3]
+        assert torch.allclose(trace.attention, whole.attention[:, :, :3, :keys], atol=1e-6)
 
 
 def test_models_that_cannot_resume_run_in_full(cold, monkeypatch):
