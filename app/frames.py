@@ -80,7 +80,18 @@ def frame(case: Case, lens: Lens, peak: int) -> JSON:
         "gates": {"v_sink": _column(case.gates, 0), "rest": _column(case.gates, 2)},
         "identity": case.gates.is_identity,
         "summary": case.sinks.summary(),
+        "cost": _cost(case),
     }
+
+
+def _cost(case: Case) -> str:
+    """What the last move of a fader took, in words."""
+    layers, held = len(case.warm.vlm.adapter.all_layers), case.warm.nbytes / 2**20
+    if not case.warm.resumes:
+        return "This model cannot start in the middle: every move runs all layers."
+    if not case.layers_run:
+        return f"{held:.1f} MiB held warm."
+    return f"The last move ran {case.layers_run} of {layers} layers; {held:.1f} MiB held warm."
 
 
 def answers(told: Told) -> JSON:

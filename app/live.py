@@ -20,19 +20,20 @@ from PIL import Image
 
 import sinkgate as sg
 from sinkgate.demo.scenes import Scene
+from sinkgate.session import Shelf
 
 MAX_NEW_TOKENS = 32
 MAX_QUESTION = 500  # characters; the model has a limit of its own, in tokens
 MAX_GATES_TEXT = 100_000  # characters
 KEPT_CASES = 24  # visitors whose image features and attention stay in memory
+WARM_BYTES = 2 << 30  # of all visitors' warm prompts together; the oldest run in full again
 
 
 @dataclass(eq=False)
 class Case:
     """One question about one image: what is computed once, and what the faders change."""
 
-    prompt: sg.Prompt
-    sinks: sg.SinkMap
+    warm: sg.Session
     unchanged: sg.Trace  # one prefill at first, the whole answer as soon as it is written
     gates: sg.Gates
     gated: sg.Trace
@@ -41,6 +42,17 @@ class Case:
     unchanged_done: bool = False
     gated_done: bool = False
     reasons: dict[int, dict[int, str]] = field(default_factory=dict)  # layer -> token -> why it is a sink
+    layers_run: int = 0  # what the last setting of the faders cost
+
+    @property
+    def prompt(self) -> sg.Prompt:
+        """Image and question."""
+        return self.warm.prompt
+
+    @property
+    def sinks(self) -> sg.SinkMap:
+        """The groups of its visual tokens."""
+        return self.warm.sinks
 
 
 @dataclass(eq=False)
@@ -109,6 +121,7 @@ class Desk:
         self.fast_running = 0
         self.fast_peak = 0  # most fast runs ever seen at once; the page shows it to the tests
         self._count = threading.Lock()
+        self.shelf = Shelf(WARM_BYTES)
         self._recent: OrderedDict[int, Session] = OrderedDict()
 
     def ask(self, session: Session, question: str, gates: sg.Gates, image: Image.Image | None = None) -> None:
@@ -123,11 +136,12 @@ class Desk:
             raise sg.PromptError(f"The question has {len(question)} characters; at most {MAX_QUESTION} are read.")
         prompt = self.vlm.prompt(image, question)
         sequence = session.supersede()
-        sinks = sg.find_sinks(self.vlm, prompt)
-        unchanged = self.vlm.predict(prompt, None, sinks)
-        gated = unchanged if gates.is_identity else self.vlm.predict(prompt, gates, sinks)
+        warm = sg.Session(self.vlm, prompt, sg.find_sinks(self.vlm, prompt))
+        unchanged = warm.predict()
+        gated = warm.predict(gates)
+        self.shelf.use(warm)
         session.image, session.question = image, question
-        session.case = Case(prompt, sinks, unchanged, gates, gated, sequence, sequence)
+        session.case = Case(warm, unchanged, gates, gated, sequence, sequence)
         session.notice = unknown_sentence(self.vlm.unknown_words(question))
         self._remember(session)
 
@@ -144,7 +158,7 @@ class Desk:
             return session.sequence != mine
 
         if not case.unchanged_done:
-            run = _Run(self.vlm, case, None, outdated)
+            run = _Run(case, None, outdated)
             for text in run:
                 yield Told(text, text if gates.is_identity else "", mine)
             with session.lock:
@@ -155,7 +169,7 @@ class Desk:
         if gates.is_identity:
             case.gated, case.gated_done = case.unchanged, True
         elif not case.gated_done:
-            run = _Run(self.vlm, case, gates, outdated)
+            run = _Run(case, gates, outdated)
             for text in run:
                 yield Told(unchanged, text, mine)
             with session.lock:
@@ -188,7 +202,10 @@ class Desk:
             assert case is not None
             if not same_scales(case.gates, gates):
                 sequence = session.supersede()
-                gated = self.vlm.predict(case.prompt, gates, case.sinks)
+                before = case.warm.layers_run
+                gated = case.warm.predict(gates)
+                case.layers_run = case.warm.layers_run - before
+                self.shelf.use(case.warm)
                 with session.lock:
                     case.gates, case.gated, case.gated_done, case.sequence = gates, gated, False, sequence
             return case, case.sequence
@@ -217,14 +234,12 @@ class Desk:
 class _Run:
     """One streamed answer; ``trace`` is there when it was written to its end."""
 
-    def __init__(self, vlm: sg.VLM, case: Case, gates: sg.Gates | None, stop: Callable[[], bool]) -> None:
-        self.vlm, self.case, self.gates, self.stop = vlm, case, gates, stop
+    def __init__(self, case: Case, gates: sg.Gates | None, stop: Callable[[], bool]) -> None:
+        self.case, self.gates, self.stop = case, gates, stop
         self.trace: sg.Trace | None = None
 
     def __iter__(self) -> Iterator[str]:
-        self.trace = yield from self.vlm.stream(
-            self.case.prompt, self.gates, self.case.sinks, max_new_tokens=MAX_NEW_TOKENS, stop=self.stop
-        )
+        self.trace = yield from self.case.warm.stream(self.gates, max_new_tokens=MAX_NEW_TOKENS, stop=self.stop)
 
 
 def same_scales(first: sg.Gates, second: sg.Gates) -> bool:

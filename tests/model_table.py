@@ -18,8 +18,8 @@ from sinkgate.vlm import VLM
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- models: written by tests/model_table.py -->", "<!-- end of models -->"
 HEAD = (
-    "| architecture (`model_type`) | Keys gated | attention rows | patch map | V-sinks | L-sinks | image encoded once |\n"
-    "|---|---|---|---|---|---|---|"
+    "| architecture (`model_type`) | Keys gated | attention rows | patch map | V-sinks | L-sinks | image encoded once | resumes |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -49,6 +49,7 @@ def row(name: str, family: Family) -> str:
         v_sinks(prompt, seen),
         "by the states its layers read" if vlm.adapter.cross_attention else "yes",
         "yes" if vlm.adapter.takes_encoded else "no",
+        "yes" if sg.Session(vlm, prompt, sinks).resumes else "no",
     ]
     return f"| {' | '.join(cells)} |"
 

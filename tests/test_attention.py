@@ -290,6 +290,23 @@ def test_the_cache_keeps_unscaled_keys():
     assert not torch.equal(plain.layers[1].keys, gated.layers[1].keys)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
+def test_keys_scaled_in_the_cache_give_the_same_bits(dtype, options):
+    """Once where they are stored, or in every step beside it: float32 arithmetic both times."""
+    model, processor = tiny_llava("clip", dtype=dtype)
+    inputs = batch(processor, dtype)
+    modules, decoder = parts(model)
+    scales = random_scales(3, 2, inputs["input_ids"].shape[1])
+    results = []
+    for own_cache in (False, True):
+        recorder = Recorder("last")
+        with attached(modules, decoder=decoder, key_scales=scales, recorder=recorder, own_cache=own_cache):
+            results.append(generated_logits(model, inputs, **options))
+        assert [len(recorder.attention[layer]) for layer in range(3)] == [4, 4, 4]
+    assert torch.equal(*results)
+
+
 def test_two_blocks_on_one_model_are_refused_and_the_first_survives():
     model, processor = tiny_llava("clip")
     modules, decoder = parts(model)

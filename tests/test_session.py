@@ -280,3 +280,27 @@ def test_options_that_are_none(cold, options):
     vlm, prompt, sinks = cold
     with pytest.raises(sg.PromptError, match="at least two"):
         sg.choose(Session(vlm, prompt, sinks), [sg.Gates.ones(vlm)], options)
+
+
+def test_a_compiled_model_is_gated_and_recorded(tiny):
+    """Through dynamo, whose guards see that the attention function changes; code generation is left out to save time."""
+    prompt = tiny.prompt(noise_image(1), QUESTION)
+    sinks = some_sinks(tiny, prompt)
+    inputs = {**tiny.warm_inputs(prompt), "use_cache": False, "logits_to_keep": 1}
+    compiled = torch.compile(tiny.model, backend="eager")
+    try:
+        with torch.no_grad():
+            for gates in (
+                None,
+                sg.Gates.ones(tiny).set("rest", 0.3, 1),
+                sg.Gates.ones(tiny).set("v_sink", 2.0, 2),
+                None,
+            ):
+                recorder = sg.Recorder("last")
+                with tiny.gated(prompt, sinks, gates or sg.Gates.ones(tiny), recorder):
+                    logits = compiled(**inputs).logits[0, -1]
+                expected = tiny.predict(prompt, gates, sinks)
+                assert torch.allclose(logits.softmax(-1), expected.probabilities, atol=1e-5)
+                assert torch.allclose(recorder.attention[2][0], expected.attention[2:3], atol=1e-5)
+    finally:
+        torch.compiler.reset()

@@ -226,7 +226,10 @@ element.querySelector(".reset").addEventListener("click", () => setAll(1, 1));
 addStrip(ALL);
 for (let layer = 0; layer < layers; layer++) addStrip(layer);
 draw();
-page.hear("frame", (frame) => drawMeters(frame.shares.gated));
+page.hear("frame", (frame) => {
+  drawMeters(frame.shares.gated);
+  element.querySelector(".cost").textContent = frame.cost;
+});
 watch("value", () => {
   if (held || pace.busy()) return; // the hand on the fader wins
   setting = copy(props.value);

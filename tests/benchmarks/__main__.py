@@ -1,44 +1,105 @@
-"""All benchmarks: ``python tests/benchmarks [--json] [--only attention] [--only app]``. Ratios against a peer in the same run."""
+"""All benchmarks: ``python tests/benchmarks [--json] [--only resume] [--model demo]``. Ratios against a peer in the same run."""
 
 from __future__ import annotations
 
 import json
-import platform
+import os
+import time
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any
 
-import app_latency
-import attention_cost
+import attention
+import growth
+import intervention
+import resume
+import sweep
 import torch
 import transformers
 import typer
+from models import SUBJECTS
+from timing import Row
+from transformers.utils import logging
 
-SUITES = {"attention": attention_cost.measure, "app": app_latency.measure}
+import app
+
+SUITES = ("attention", "memory", "resume", "sweep", "intervention", "growth", "app")
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(help="attention, app; all if left out.")] = None,
-    rounds: Annotated[int, typer.Option(min=3, help="Times that each variant of the attention benchmark runs.")] = 15,
+    only: Annotated[list[str] | None, typer.Option(help=f"{', '.join(SUITES)}; all if left out.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help=f"{', '.join(SUBJECTS)}; all if left out.")] = None,
+    rounds: Annotated[float, typer.Option(min=0, help="More or fewer rounds, as a factor.")] = 1,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw how cost grows into this SVG; needs growth and resume.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure, and print a table or JSON."""
-    rows: list[dict[str, Any]] = []
-    for name in only or SUITES:
-        rows += SUITES[name](rounds=rounds)
+    """Measure, and print tables in Markdown, or JSON."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    suites, begin = only or SUITES, time.perf_counter()
+    machine = {
+        "date": date.today().isoformat(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "load before": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    rows: list[Row] = []
+    curves: dict[str, growth.Curves] = {}
+    for name in model or SUBJECTS:
+        subject = SUBJECTS[name]()
+        for suite in (attention, sweep, intervention):
+            if suite.__name__ in suites:
+                rows += suite.measure(subject, rounds)
+        if "resume" in suites:
+            more, curve = resume.measure(subject, rounds)
+            rows += more
+            curves.setdefault("layers", {})[subject.name] = curve
+        if "growth" in suites and name == "demo":
+            curves |= growth.measure(subject, rounds)
+        del subject
+        if "memory" in suites and name != "demo":
+            rows += attention.measure_memory(name)
+    if "app" in suites:
+        rows += app.measure(rounds)
+    machine["minutes"] = round((time.perf_counter() - begin) / 60, 1)
+    if figure:
+        growth.draw(curves, figure)
     if as_json:
-        machine = {
-            "date": date.today().isoformat(),
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
-        print(json.dumps({**machine, "rows": rows}, indent=1))
-        return
-    width = max(len(row["what"]) for row in rows)
-    for row in rows:
-        aim = f"   aim {row['aim']}" if row.get("aim") else ""
-        print(f"{row['what']:<{width}}  {row['value']:>9.3f} {row['unit']:<4}{aim}   {row.get('detail', '')}")
+        print(json.dumps({**machine, "rows": [row.as_json() for row in rows], "curves": curves}, indent=1))
+    else:
+        print(", ".join(f"{key} {value}" for key, value in machine.items()))
+        print(table(rows))
+
+
+def table(rows: list[Row]) -> str:
+    """Work by model in Markdown, with the quartiles of the rounds and whether the aim is met; notes below."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    lines = [f"| work / peer | aim | {' | '.join(models)} |", "|---|---|" + "---|" * len(models)]
+    for what, aim in dict.fromkeys((row.what, row.aim) for row in rows):
+        cells = [next((_cell(row) for row in rows if (row.what, row.model) == (what, name)), "") for name in models]
+        lines.append(f"| {what} | {aim} | {' | '.join(cells)} |")
+    notes = [f"- {row.what}, {row.model}: {row.note}" for row in rows if row.note]
+    return "\n".join([*lines, "", *notes])
+
+
+def _cell(row: Row) -> str:
+    if row.value is None:
+        return "not measured"
+    spread = f" ({row.low:.2f} to {row.high:.2f})" if row.low is not None else ""
+    met = {True: ", met", False: ", missed", None: ""}[row.met]
+    return f"{row.value:.3g} {row.unit}{spread}{met}" if row.value >= 10 else f"{row.value:.2f} {row.unit}{spread}{met}"
+
+
+def _processor() -> str:
+    """The processor's name, where Linux tells it, and how many cores there are."""
+    info: Any = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return f"{name}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

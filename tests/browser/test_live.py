@@ -121,6 +121,25 @@ def test_memory_is_bounded_and_what_was_dropped_comes_back(handlers: Handlers, s
     assert frame["before"] == pytest.approx(before, abs=1e-6)
 
 
+def test_a_fader_runs_only_the_layers_from_its_own_upward(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+    for layer in (6, 2):
+        handlers.turn(session, setting(vlm), LENS)
+        gates = sg.Gates.ones(vlm).set("v_sink", 0.3, layer)
+        value = {"v_sink": gates.scales[:, 0].tolist(), "rest": gates.scales[:, 2].tolist(), "turn": 100 - layer}
+        frame, _ = handlers.turn(session, value, LENS)
+        assert f"ran {vlm.num_layers - layer} of {vlm.num_layers} layers" in frame["cost"] and "MiB" in frame["cost"]
+
+
+def test_warm_prompts_share_a_budget(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+    desk = handlers.desk
+    assert session.case is not None and session.case.warm.nbytes > 0
+    desk.shelf.budget = session.case.warm.nbytes
+    handlers.begin(setting(vlm), LENS)
+    assert session.case.warm.nbytes == 0, "the newer visitor's prompt is held"
+    frame, _ = handlers.turn(session, setting(vlm, 0.3), LENS)
+    assert frame["identity"] is False and desk.shelf.nbytes <= desk.shelf.budget
+
+
 def test_the_endpoint_for_programs(address: str, vlm: sg.VLM, picture: Path) -> None:
     from gradio_client import Client, handle_file
     from gradio_client.exceptions import AppError

@@ -178,7 +178,7 @@ def test_tokens_without_a_place_are_a_list(browser: Browser, listed: tuple[str, 
 def case_of(vlm: sg.VLM, prompt: sg.Prompt) -> Case:
     sinks, gates = sg.find_sinks(vlm, prompt), sg.Gates.ones(vlm)
     trace = vlm.predict(prompt, None, sinks)
-    return Case(prompt, sinks, trace, gates, trace, 0, 0)
+    return Case(sg.Session(vlm, prompt, sinks), trace, gates, trace, 0, 0)
 
 
 def seen(vlm: sg.VLM, prompt: sg.Prompt, sheet: int = 0) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def test_holes_are_left_open_and_sinks_outside_are_counted() -> None:
     case = case_of(vlm, prompt)
     sinks = torch.zeros(16, dtype=torch.bool)
     sinks[[5, 7, 11]] = True  # 7 and 11 lie in the column that was taken out
-    case.sinks = replace(case.sinks, v_sink=sinks, loudest=torch.arange(16))
+    case.warm = sg.Session(vlm, case.prompt, replace(case.sinks, v_sink=sinks, loudest=torch.arange(16)))
     case.reasons[0] = dict.fromkeys((5, 7, 11), "because")
     frame = frames.frame(case, Lens(), peak=0)
     holes = [share is None for share in frame["before"]]

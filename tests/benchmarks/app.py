@@ -14,9 +14,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from playwright.sync_api import sync_playwright
+from timing import Row
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("SINKGATE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -37,9 +37,9 @@ TICK = """([layer, down]) => new Promise((resolve, reject) => {
 })"""
 
 
-def measure(rounds: int = 15) -> list[dict[str, Any]]:
-    """Rows of the table: one start of the app, then ``6 * rounds`` ticks of a fader of the middle layer."""
-    ticks, layer = 6 * rounds, 4
+def measure(rounds: float = 1) -> list[Row]:
+    """Rows of the table: one start of the app, then ticks of a fader of the middle layer."""
+    ticks, layer = max(20, round(90 * rounds)), 4
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -73,18 +73,13 @@ def measure(rounds: int = 15) -> list[dict[str, Any]]:
             app.terminate()
             app.wait()
             browser.close()
-    detail = f"{ticks} ticks"
+    note = f"{ticks} ticks"
     p95 = statistics.quantiles(delays, n=20)[-1]
     return [
-        {
-            "what": "app: tick to redrawn map, median",
-            "value": statistics.median(delays),
-            "unit": "ms",
-            "detail": detail,
-        },
-        {"what": "app: tick to redrawn map, p95", "value": p95, "unit": "ms", "aim": "<= 150", "detail": detail},
-        {"what": "app: process start to first page", "value": first_page, "unit": "s"},
-        {"what": "app: process start to first answer", "value": first_answer, "unit": "s"},
+        Row("app: tick to redrawn map, median", "demo", statistics.median(delays), "ms", note=note),
+        Row("app: tick to redrawn map, p95", "demo", p95, "ms", aim="<= 150", note=note),
+        Row("app: process start to first page", "demo", first_page, "s"),
+        Row("app: process start to first answer", "demo", first_answer, "s"),
     ]
 
 
