@@ -1,6 +1,6 @@
 """sinkgate: find attention sinks in vision-language models and gate their Keys, layer by layer."""
 
-from sinkgate.attention import Recorder, attached
+from sinkgate.attention import attached
 from sinkgate.criteria import CRITERIA, SinkDimensions, discover_dimensions, gather_evidence
 from sinkgate.discovery import Discovery, discover
 from sinkgate.errors import GateError, ImageError, PromptError, SceneError, SinkgateError, UnsupportedModelError
@@ -10,6 +10,7 @@ from sinkgate.known_dimensions import known
 from sinkgate.loading import load
 from sinkgate.patches import Sheet
 from sinkgate.prompts import Prompt
+from sinkgate.recorder import Recorder
 from sinkgate.reports import Report, report
 from sinkgate.session import Session
 from sinkgate.sinks import SinkMap

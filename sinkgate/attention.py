@@ -1,12 +1,9 @@
-"""One wrapper inside transformers' attention function: it scales Keys and records attention rows.
+"""One wrapper inside transformers' attention function: it scales Keys and hands queries to a recorder.
 
 It sits where every architecture passes (after QK-norm and rotary embedding, before the KV heads are
-repeated), so the model stays on its own kernel and the KV cache keeps the unscaled Keys. This module
+repeated), so the model stays on its own kernel and the KV cache keeps the unscaled Keys. Where the caller owns
+the cache (``own_cache``), Keys are scaled once, where they are stored, and a decode step finds them scaled. This module
 knows modules, positions and numbers; it knows nothing of sinks, images or sliders.
-
-Two things are put off because a decode step has no time for them. Where the caller owns the KV cache (``own_cache``), the
-Keys are scaled once, where they are stored, and later steps find them scaled. And the rows of decode steps are computed
-from the kept queries when the block ends, all steps of a layer at once.
 
 Shapes: L layers, B samples, H heads, Q queries, K keys, R recorded rows, P prompt positions, d head width.
 """
@@ -18,14 +15,15 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from sinkgate.errors import UnsupportedModelError
+from sinkgate.recorder import Recorder, attention_rows
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 IMPLEMENTATIONS = ("sdpa", "eager")
@@ -41,40 +39,6 @@ def model_lock(model: nn.Module) -> threading.RLock:
     """The lock that makes calls on one model take turns, the same for everyone who holds the model."""
     with _registry_lock:
         return _model_locks.setdefault(model, threading.RLock())
-
-
-@dataclass
-class Recorder:
-    """Collects attention rows while a model runs, and how long the Values are if asked.
-
-    ``rows`` are absolute query positions, ``"all"``, or ``"last"``: the last query of every forward
-    call, which in generation is the row that produces the next token; ``most`` bounds how many calls are kept. ``mean`` keeps
-    only the mean over heads and rows of each call. Per layer, one entry a forward call that held a wanted row:
-    attention (B, H, R, K), or (B, K) with ``mean``; value_norms (B, K), the mean over heads of the L2 norm.
-    """
-
-    rows: Sequence[int] | Literal["last", "all"] = "last"
-    mean: bool = False
-    values: bool = False
-    most: int | None = None
-    attention: dict[int, list[Tensor]] = field(default_factory=dict)
-    value_norms: dict[int, list[Tensor]] = field(default_factory=dict)
-
-    def wanted(self, first: int, count: int) -> slice | Tensor | None:
-        """Which of the ``count`` queries that start at position ``first`` to record; None for none."""
-        if self.rows == "last":
-            return slice(count - 1, count)
-        if self.rows == "all":
-            return slice(0, count)
-        local = [row - first for row in self.rows if first <= int(row) < first + count]
-        return torch.tensor(local) if local else None
-
-    def add(self, layer: int, rows: Tensor, value: Tensor | None = None) -> None:
-        """Take in the rows (B, H, R, K) and the Values (B, KV, K, d) of one call."""
-        self.attention.setdefault(layer, []).append(rows.mean((1, 2)) if self.mean else rows)
-        if self.values and value is not None:
-            norms = torch.linalg.vector_norm(value.float(), dim=-1).mean(1)
-            self.value_norms.setdefault(layer, []).append(norms)
 
 
 @dataclass
@@ -109,8 +73,6 @@ class _Tap:
     layer: int
     scales: Tensor | None  # (B, P); None where all are one
     stored: int | None = None  # positions whose Keys lie scaled in the cache; None: none may
-    later: list[_Step] = field(default_factory=list)  # decode steps whose rows are computed at the end
-    calls: int = 0  # recorded so far
 
     def scale(self, module: nn.Module, key: Tensor) -> Tensor:
         """The Keys of this call's running forward, scaled."""
@@ -140,42 +102,6 @@ class _Tap:
         kept = layers[index].keys if index is not None and index < len(layers) else None
         same = isinstance(kept, Tensor) and kept.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
         return same and not torch.is_grad_enabled()
-
-    def put_off(self, step: _Step, mask: Tensor | None) -> bool:
-        """Whether the row of a decode step can wait for the end: it sees all Keys so far, and all of them stay."""
-        call, recorder = self.call, self.call.recorder
-        sees_all = call.own_cache and not call.cross and mask is None and step.key.shape[2] == call.seen
-        if not sees_all or recorder is None or recorder.rows != "last" or recorder.values:
-            self.catch_up()  # rows keep their order
-            return False
-        self.later.append(step)
-        return True
-
-    def catch_up(self) -> None:
-        """Compute the rows that were put off, all steps at once."""
-        if not self.later or self.call.recorder is None:
-            return
-        last = self.later[-1]
-        query = torch.cat([step.query for step in self.later], 2)
-        ends = [step.key.shape[2] for step in self.later]
-        seen = torch.arange(ends[-1]) < torch.tensor(ends)[:, None]
-        mask = seen[None, None].to(query.device)
-        with torch.no_grad():
-            rows = attention_rows(last.module, query, last.key, mask, scaling=last.scaling, softcap=last.softcap)
-        for index, end in enumerate(ends):
-            self.call.recorder.add(self.layer, rows[:, :, index : index + 1, :end])
-        self.later.clear()
-
-
-@dataclass
-class _Step:
-    """One decode step of a layer, kept for its row: query (B, H, 1, d), key (B, KV, K, d)."""
-
-    module: nn.Module
-    query: Tensor
-    key: Tensor
-    scaling: float | None
-    softcap: float | None
 
 
 @contextmanager
@@ -239,8 +165,8 @@ def attached(
         if decoder is not None:
             hook = decoder.register_forward_pre_hook(_count_positions(call), with_kwargs=True)
         yield
-        for tap in taps.values():
-            tap.catch_up()
+        if recorder is not None:
+            recorder.catch_up()
     finally:
         if hook is not None:
             hook.remove()
@@ -249,44 +175,6 @@ def attached(
                 _taps.pop(module, None)
             if not _taps:
                 _uninstall()
-
-
-def attention_rows(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    is_causal: bool | None = None,
-    rows: slice | Tensor = slice(None),
-) -> Tensor:
-    """Attention probabilities of some query rows, in O(R K), as eager attention would give them.
-
-    Shapes: query (B, H, Q, d), key (B, KV, K, d), mask (B or 1, H or 1, Q, >= K) boolean or additive, or None
-    -> (B, H, R, K), float32 (float64 for a float64 model), rows sum to one.
-    """
-    samples, heads, count, width = query.shape
-    keys = key.shape[2]
-    chosen = query[:, :, rows]  # B, H, R, d
-    # heads that share Keys become rows of one product: no repeated Keys, no copies
-    grouped = chosen.reshape(samples, key.shape[1], -1, width)
-    scores = (grouped @ key.transpose(-1, -2)).view(samples, heads, -1, keys)
-    scores = scores * (width**-0.5 if scaling is None else scaling)
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    lowest = torch.finfo(scores.dtype).min  # not -inf: a padded query sees no key, and must not turn NaN
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    last_only = isinstance(rows, slice) and rows == slice(count - 1, count)  # sees every key, needs no mask
-    if mask is None and causal and count > 1 and not last_only:
-        position = torch.arange(count, device=query.device)[rows]
-        scores = scores.masked_fill(torch.arange(keys, device=query.device) > position[:, None], lowest)
-    elif mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask[:, :, rows, :keys], lowest)
-    elif mask is not None:
-        scores = scores + mask[:, :, rows, :keys]
-    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def scale_keys(key: Tensor, scales: Tensor, first: int = 0, out: Tensor | None = None) -> Tensor:
@@ -327,18 +215,18 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
         if tap.scales is not None:
             key = tap.scale(module, key)
         recorder = tap.call.recorder
-        full = recorder is None or (recorder.most is not None and tap.calls >= recorder.most)
-        wanted = None if recorder is None or full else recorder.wanted(seen - query.shape[2], query.shape[2])
+        wanted = recorder and recorder.wanted(tap.layer, seen - query.shape[2], query.shape[2])
         if recorder is not None and wanted is not None:
-            tap.calls += 1
             mask = args[0] if args else kwargs.get("attention_mask")
-            scaling, softcap = kwargs.get("scaling"), kwargs.get("softcap")
-            if query.shape[2] > 1 or not tap.put_off(_Step(module, query, key, scaling, softcap), mask):
+            options = {"scaling": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
+            # one query that sees all Keys so far, in a cache that keeps them all: its row can wait
+            whole = tap.call.own_cache and not tap.call.cross and mask is None and key.shape[2] == seen
+            if whole and query.shape[2] == 1 and recorder.puts_off:
+                recorder.put_off(tap.layer, module, query, key, options)
+            else:
                 with torch.no_grad():
                     causal = kwargs.get("is_causal")
-                    rows = attention_rows(
-                        module, query, key, mask, scaling=scaling, softcap=softcap, is_causal=causal, rows=wanted
-                    )
+                    rows = attention_rows(module, query, key, mask, is_causal=causal, rows=wanted, **options)
                     recorder.add(tap.layer, rows, value)
         return attend(module, query, key, value, *args, **kwargs)
 

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from sinkgate.attention import Recorder
 from sinkgate.batch import Batch
 from sinkgate.gates import Gates
 from sinkgate.prompts import Prompt
+from sinkgate.recorder import Recorder
 from sinkgate.sinks import SinkMap
 from sinkgate.trace import Trace
 from sinkgate.vlm import MAX_ROWS, VLM, find_sinks, stop_when, streamed

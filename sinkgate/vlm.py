@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from sinkgate.adapters import Adapter, adapt
-from sinkgate.attention import Recorder, attached, model_lock
+from sinkgate.attention import attached, model_lock
 from sinkgate.batch import Batch
 from sinkgate.criteria import Criterion
 from sinkgate.gates import Gates
 from sinkgate.prompts import Picture, Prompt, Prompter
+from sinkgate.recorder import Recorder
 from sinkgate.sinks import Merged, Observation, SinkMap, classify
 from sinkgate.trace import Trace, stack_rows
 

@@ -8,8 +8,9 @@ from transformers import AttentionInterface
 from zoo import IMAGE, ZOO, Family, together
 
 import sinkgate as sg
-from sinkgate.attention import Recorder, attached
+from sinkgate.attention import attached
 from sinkgate.probe import measure_tokens
+from sinkgate.recorder import Recorder
 from sinkgate.vlm import VLM
 
 MAPPED = [name for name, family in ZOO.items() if family.rule in ("blocks", "runs")]

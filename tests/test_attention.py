@@ -10,8 +10,9 @@ from tiny import noise_image, tiny_llava
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from sinkgate.attention import Recorder, attached, attention_rows, model_lock, scale_keys
+from sinkgate.attention import attached, model_lock, scale_keys
 from sinkgate.errors import UnsupportedModelError
+from sinkgate.recorder import Recorder, attention_rows
 
 TEXTS = ("<image><|user|>what color is the circle<|assistant|>", "<image><|user|>count<|assistant|>")
 

@@ -1,0 +1,133 @@
+"""Attention rows of chosen queries, computed beside the model's own kernel in O(rows x Keys).
+
+A decode step has no time for its row: where the Keys stay (`Recorder.put_off`), only the query is kept, and the rows of all
+steps of a layer are computed at once when the recorded block ends.
+
+Shapes: B samples, H heads, KV Key heads, Q queries, K keys, R recorded rows, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Recorder:
+    """Collects attention rows while a model runs, and how long the Values are if asked.
+
+    ``rows`` are absolute query positions, ``"all"``, or ``"last"``: the last query of every forward
+    call, which in generation is the row that produces the next token; ``most`` bounds how many calls are kept. ``mean`` keeps
+    only the mean over heads and rows of each call. Per layer, one entry a forward call that held a wanted row:
+    attention (B, H, R, K), or (B, K) with ``mean``; value_norms (B, K), the mean over heads of the L2 norm.
+    """
+
+    rows: Sequence[int] | Literal["last", "all"] = "last"
+    mean: bool = False
+    values: bool = False
+    most: int | None = None
+    attention: dict[int, list[Tensor]] = field(default_factory=dict)
+    value_norms: dict[int, list[Tensor]] = field(default_factory=dict)
+    _later: dict[int, _Later] = field(default_factory=dict, repr=False)
+
+    @property
+    def puts_off(self) -> bool:
+        """Whether the rows of decode steps may wait."""
+        return self.rows == "last" and not self.values
+
+    def wanted(self, layer: int, first: int, count: int) -> slice | Tensor | None:
+        """Which of the ``count`` queries that start at position ``first`` to record; None for none."""
+        if self.most is not None and self._recorded(layer) >= self.most:
+            return None
+        if self.rows == "last":
+            return slice(count - 1, count)
+        if self.rows == "all":
+            return slice(0, count)
+        local = [row - first for row in self.rows if first <= int(row) < first + count]
+        return torch.tensor(local) if local else None
+
+    def add(self, layer: int, rows: Tensor, value: Tensor | None = None) -> None:
+        """Take in the rows (B, H, R, K) and the Values (B, KV, K, d) of one call."""
+        if layer in self._later:  # entries keep the order of the calls
+            self._catch_up(layer)
+        self.attention.setdefault(layer, []).append(rows.mean((1, 2)) if self.mean else rows)
+        if self.values and value is not None:
+            norms = torch.linalg.vector_norm(value.float(), dim=-1).mean(1)
+            self.value_norms.setdefault(layer, []).append(norms)
+
+    def put_off(self, layer: int, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
+        """Keep the query (B, H, 1, d) of a step that sees all Keys so far; the newest Keys (B, KV, K, d) serve all steps."""
+        later = self._later.setdefault(layer, _Later(module, options, key))
+        later.key = key
+        later.queries.append(query)
+        later.ends.append(key.shape[2])
+
+    def catch_up(self) -> None:
+        """Compute all rows that were put off."""
+        for layer in list(self._later):
+            self._catch_up(layer)
+
+    def _catch_up(self, layer: int) -> None:
+        later = self._later.pop(layer)
+        seen = torch.arange(later.ends[-1]) < torch.tensor(later.ends)[:, None]
+        query, mask = torch.cat(later.queries, 2), seen[None, None].to(later.key.device)
+        with torch.no_grad():
+            rows = attention_rows(later.module, query, later.key, mask, **later.options)
+        for index, end in enumerate(later.ends):
+            self.add(layer, rows[:, :, index : index + 1, :end])
+
+    def _recorded(self, layer: int) -> int:
+        return len(self.attention.get(layer, ())) + (len(self._later[layer].ends) if layer in self._later else 0)
+
+
+@dataclass
+class _Later:
+    """Decode steps of one layer whose rows wait."""
+
+    module: nn.Module
+    options: dict[str, Any]
+    key: Tensor
+    queries: list[Tensor] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+
+def attention_rows(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    rows: slice | Tensor = slice(None),
+) -> Tensor:
+    """Attention probabilities of some query rows, in O(R K), as eager attention would give them.
+
+    Shapes: query (B, H, Q, d), key (B, KV, K, d), mask (B or 1, H or 1, Q, >= K) boolean or additive, or None
+    -> (B, H, R, K), float32 (float64 for a float64 model), rows sum to one.
+    """
+    samples, heads, count, width = query.shape
+    keys = key.shape[2]
+    chosen = query[:, :, rows]  # B, H, R, d
+    # heads that share Keys become rows of one product: no repeated Keys, no copies
+    grouped = chosen.reshape(samples, key.shape[1], -1, width)
+    scores = (grouped @ key.transpose(-1, -2)).view(samples, heads, -1, keys)
+    scores = scores * (width**-0.5 if scaling is None else scaling)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    lowest = torch.finfo(scores.dtype).min  # not -inf: a padded query sees no key, and must not turn NaN
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    last_only = isinstance(rows, slice) and rows == slice(count - 1, count)  # sees every key, needs no mask
+    if mask is None and causal and count > 1 and not last_only:
+        position = torch.arange(count, device=query.device)[rows]
+        scores = scores.masked_fill(torch.arange(keys, device=query.device) > position[:, None], lowest)
+    elif mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask[:, :, rows, :keys], lowest)
+    elif mask is not None:
+        scores = scores + mask[:, :, rows, :keys]
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
