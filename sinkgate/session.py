@@ -10,28 +10,26 @@ Shapes: L layers, P prompt positions, K Keys, S settings, D LLM width.
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils import find_executable_batch_size
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from sinkgate.batch import Batch
 from sinkgate.gates import Gates
 from sinkgate.prompts import Prompt
 from sinkgate.recorder import Recorder
+from sinkgate.resume import cache_tensors, copied_layer, kept_inputs, prefilled, resumed
 from sinkgate.sinks import SinkMap
+from sinkgate.streaming import stop_when, streamed
 from sinkgate.trace import Trace
-from sinkgate.vlm import MAX_ROWS, VLM, find_sinks, stop_when, streamed
+from sinkgate.vlm import MAX_ROWS, VLM, find_sinks
 
 BATCH = 32  # settings side by side at first; fewer where memory does not suffice
 
@@ -48,7 +46,7 @@ class _State:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        kept = {id(tensor): tensor for tensor in [*self.inputs, *_tensors(self.output.past_key_values)]}
+        kept = {id(tensor): tensor for tensor in [*self.inputs, *cache_tensors(self.output.past_key_values)]}
         return sum(tensor.nbytes for tensor in kept.values())
 
 
@@ -130,7 +128,7 @@ class Session:
             state = self._settle(gates)
             with (
                 vlm.attached(state.scales, recorder, own_cache=True, stored=self.prompt.num_keys),
-                _prefilled(vlm.model, state),
+                prefilled(vlm.model, state.output),
             ):
                 output = vlm.model.generate(
                     **self.prompt.inputs,
@@ -209,7 +207,7 @@ class Session:
             return self._run(base, scales[0], start, keep=False).output.logits[:, -1].float().cpu()
         batch = Batch.of([self.prompt] * count, vlm.adapter, vlm.pad_token)
         begin = base.inputs[start].expand(count, *base.inputs[start].shape[1:])
-        with vlm.attached(torch.cat(scales, 1), None), _resumed(vlm.adapter.all_layers, start, begin):
+        with vlm.attached(torch.cat(scales, 1), None), resumed(vlm.adapter.all_layers, start, begin):
             logits = vlm.model(**batch.inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
         self.layers_run += count * (len(vlm.adapter.all_layers) - start)
         return logits.float().cpu()
@@ -246,8 +244,8 @@ class Session:
         begin = old.inputs[start] if old and start < len(layers) else None
         with (
             vlm.attached(scales, recorder if keep else None, own_cache=True),
-            _resumed(layers, start, begin),
-            _kept(layers[start:], inputs),
+            resumed(layers, start, begin),
+            kept_inputs(layers[start:], inputs),
         ):
             output = vlm.model(**vlm.warm_inputs(self.prompt), past_key_values=cache, use_cache=keep, logits_to_keep=1)
         self.layers_run += len(layers) - start
@@ -256,7 +254,7 @@ class Session:
             below = (layer for layer, number in enumerate(vlm.adapter.layer_numbers) if number < start)
             rows = {**rows, **{layer: old.rows[layer] for layer in below}}
             fresh = output.past_key_values
-            fresh.layers[:start] = [_copied(layer) for layer in old.output.past_key_values.layers[:start]]
+            fresh.layers[:start] = [copied_layer(layer) for layer in old.output.past_key_values.layers[:start]]
         return _State(scales, inputs, rows, output)
 
     def _proves_to_resume(self) -> bool:
@@ -307,84 +305,3 @@ class Shelf:
         """Sessions that someone still holds, the one used last at the end."""
         self._recent = {key: kept for key, kept in self._recent.items() if kept() is not None}
         return [session for kept in self._recent.values() if (session := kept()) is not None]
-
-
-@contextmanager
-def _resumed(layers: Sequence[nn.Module], start: int, begin: Tensor | None) -> Iterator[None]:
-    """Layers below ``start`` hand on what they get; that one gets ``begin``."""
-    if begin is None or start == 0:
-        yield
-        return
-
-    def feed(
-        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return ((begin, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": begin})
-
-    hook = layers[start].register_forward_pre_hook(feed, with_kwargs=True, prepend=True)
-    try:
-        with _replaced(layers[:start], _hand_on):
-            yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def _prefilled(model: nn.Module, state: _State) -> Iterator[None]:
-    """The model's first forward is not run: it gives the output of this state, with a cache to go on with."""
-    cache = copy(state.output.past_key_values)
-    cache.layers = [_copied(layer) for layer in cache.layers]
-    output = copy(state.output)
-    output.past_key_values = cache
-    run, calls = model.forward, iter([output])
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        given = next(calls, None)
-        return run(*args, **kwargs) if given is None else given
-
-    with _replaced([model], functools.wraps(run)(forward)):
-        yield
-
-
-@contextmanager
-def _replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """Other forwards for a while; whatever was set on the modules before (as accelerate does) comes back."""
-    before = [module.__dict__.get("forward") for module in modules]
-    try:
-        for module in modules:
-            module.forward = forward
-        yield
-    finally:
-        for module, old in zip(modules, before, strict=True):
-            if old is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = old
-
-
-@contextmanager
-def _kept(layers: Sequence[nn.Module], inputs: list[Tensor]) -> Iterator[None]:
-    """Appends the input of each layer as it runs."""
-
-    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs.append(args[0] if args else kwargs["hidden_states"])
-
-    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    return hidden_states
-
-
-def _copied(layer: Any) -> Any:
-    """A cache layer that may grow without the first one: new tokens bind new tensors, but some states are written in place."""
-    return deepcopy(layer) if isinstance(layer, LinearAttentionCacheLayerMixin) else copy(layer)
-
-
-def _tensors(cache: Any) -> list[Tensor]:
-    return [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, Tensor)]

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Thread
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import TextIteratorStreamer
 
 from sinkgate.adapters import Adapter, adapt
 from sinkgate.attention import attached, model_lock
@@ -26,6 +25,7 @@ from sinkgate.gates import Gates
 from sinkgate.prompts import Picture, Prompt, Prompter
 from sinkgate.recorder import Recorder
 from sinkgate.sinks import Merged, Observation, SinkMap, classify
+from sinkgate.streaming import stop_when, streamed
 from sinkgate.trace import Trace, stack_rows
 
 MAX_ROWS = 128  # tokens whose attention is kept; one row takes layers x heads x Keys x 4 bytes
@@ -375,52 +375,6 @@ def find_sinks(
     if default:
         prompt.sinks = sinks
     return sinks
-
-
-def streamed(
-    tokenizer: Any, answer: Callable[[TextIteratorStreamer, Callable[[], bool]], Trace]
-) -> Generator[str, None, Trace]:
-    """Run ``answer`` in a thread and yield the text as it grows; returns its Trace, raises its errors.
-
-    ``answer`` gets a streamer and a question to ask after each token: has whoever listens gone?
-    """
-    closed = False
-    result: list[Trace | BaseException] = []
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-
-    def run() -> None:
-        try:
-            result.append(answer(streamer, lambda: closed))
-        except BaseException as error:  # noqa: BLE001 - handed to whoever iterates
-            result.append(error)
-            streamer.end()
-
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    text = ""
-    try:
-        for piece in streamer:
-            text += piece
-            yield text.strip()
-    finally:
-        closed = True
-        thread.join()
-    if isinstance(result[0], BaseException):
-        raise result[0]
-    return result[0]
-
-
-def stop_when(stop: Callable[[], bool] | None) -> StoppingCriteriaList | None:
-    """A stopping criterion that asks ``stop`` after every token."""
-    return StoppingCriteriaList([_StopWhen(stop)]) if stop else None
-
-
-class _StopWhen(StoppingCriteria):
-    def __init__(self, stop: Callable[[], bool]) -> None:
-        self.stop = stop
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - transformers' signature
-        return torch.full((input_ids.shape[0],), self.stop(), dtype=torch.bool, device=input_ids.device)
 
 
 def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
