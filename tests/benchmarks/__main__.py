@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 import app
 
+BY_MODEL = {"attention": attention.measure, "sweep": sweep.measure, "intervention": intervention.measure}
 SUITES = ("attention", "memory", "resume", "sweep", "intervention", "growth", "app")
 
 
@@ -51,20 +52,22 @@ def main(
     curves: dict[str, growth.Curves] = {}
     for name in model or SUBJECTS:
         subject = SUBJECTS[name]()
-        for suite in (attention, sweep, intervention):
-            if suite.__name__ in suites:
-                rows += suite.measure(subject, rounds)
-        if "resume" in suites:
-            more, curve = resume.measure(subject, rounds)
-            rows += more
-            curves.setdefault("layers", {})[subject.name] = curve
-        if "growth" in suites and name == "demo":
-            curves |= growth.measure(subject, rounds)
-        del subject
-        if "memory" in suites and name != "demo":
-            rows += attention.measure_memory(name)
-    if "app" in suites:
-        rows += app.measure(rounds)
+        for suite in SUITES:
+            if suite not in suites:
+                continue
+            typer.echo(f"{(time.perf_counter() - begin) / 60:5.1f} min  {suite}, {subject.name}", err=True)
+            if suite in BY_MODEL:
+                rows += BY_MODEL[suite](subject, rounds)
+            elif suite == "resume":
+                more, curve = resume.measure(subject, rounds)
+                rows += more
+                curves.setdefault("layers", {})[subject.name] = curve
+            elif suite == "memory" and name != "demo":
+                rows += attention.measure_memory(name)
+            elif suite == "growth" and name == "demo":
+                curves |= growth.measure(subject, rounds)
+            elif suite == "app" and name == "demo":
+                rows += app.measure(rounds)
     machine["minutes"] = round((time.perf_counter() - begin) / 60, 1)
     if figure:
         growth.draw(curves, figure)

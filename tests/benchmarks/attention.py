@@ -18,10 +18,10 @@ from timing import Row, duration, ratio, take_turns, wait_for_device
 from torch import Tensor
 
 import sinkgate as sg
-from sinkgate.attention import Recorder
+from sinkgate.recorder import Recorder
 
 STEPS = 16  # tokens of a decode
-ROUNDS, FEW = (60, 40), (6, 6)  # of prefill and decode: the demo model's, a large one's
+ROUNDS, FEW = (60, 40), (5, 5)  # of prefill and decode: the demo model's, a large one's
 PLAIN, GATED, ROWS, EAGER = "plain", "gated", "rows", "eager"
 _CLEAR = Path("/proc/self/clear_refs")
 

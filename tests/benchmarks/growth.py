@@ -17,7 +17,7 @@ from plotly.subplots import make_subplots
 from timing import Run, take_turns
 
 import sinkgate as sg
-from sinkgate.attention import Recorder
+from sinkgate.recorder import Recorder
 
 Curve = tuple[list[float], list[float]]
 Curves = dict[str, Curve]
