@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import plotly.graph_objects as go
 import torch
@@ -26,11 +27,18 @@ SETTINGS = {"demo": (1, 2, 4, 8, 16, 32, 64), "six layers": (1, 2, 4, 8)}
 RECORDED = (1, 4, 16, 64, 256, 769)
 # Okabe and Ito's colours, told apart by all kinds of sight; marks and dashes tell in grey print
 STYLES = (("#0072b2", "circle", "solid"), ("#d55e00", "square", "dash"), ("#009e73", "diamond", "dot"))
+#: Titles of the axes and where the legend stands, as shares of the panel.
 PANELS = {
-    "visual tokens": ("visual tokens", "prefill, times plain sdpa"),
-    "layers": ("layers from the slider's upward, share of all", "slider moved, share of a full re-run"),
-    "settings": ("settings side by side", "a setting, share of one alone"),
-    "rows": ("attention rows recorded, all layers", "prefill, times plain sdpa"),
+    "visual tokens": ("visual tokens", "prefill, times plain sdpa", 0.02, 0.72, "left"),
+    "layers": (
+        "layers from the slider's upward, share of all",
+        "slider moved, share of a full re-run",
+        0.02,
+        0.72,
+        "left",
+    ),
+    "settings": ("settings side by side", "a setting, share of one alone", 0.98, 0.72, "right"),
+    "rows": ("attention rows recorded in every layer", "prefill, times plain sdpa", 0.02, 0.3, "left"),
 }
 
 
@@ -40,8 +48,8 @@ def measure(demo: Subject, rounds: float = 1) -> dict[str, Curves]:
     curves: dict[str, Curves] = {"visual tokens": _by_tokens(times)}
     shallow = onevision(layers=6, encoder_layers=1)
     curves["settings"] = {
-        "demo model": _by_settings(demo, SETTINGS["demo"], 5 * times),
-        "OneVision shape": _by_settings(shallow, SETTINGS["six layers"], times),
+        "demo": _by_settings(demo, SETTINGS["demo"], 5 * times),
+        "OneVision-0.5B shape": _by_settings(shallow, SETTINGS["six layers"], times),
     }
     curves["rows"] = _by_rows(shallow, times)
     return curves
@@ -79,19 +87,19 @@ def _by_rows(subject: Subject, times: int) -> Curves:
 
     def recorded(count: int) -> Run:
         def run() -> None:
+            use(subject, "sdpa")
             recorder = Recorder(range(length - count, length))
             with torch.no_grad(), subject.vlm.attached(None, recorder) if count else nullcontext():
                 subject.model(**subject.encoded, use_cache=True, logits_to_keep=1)
 
         return run
 
-    use(subject, "sdpa")
-    seconds = take_turns({str(count): recorded(count) for count in (0, *RECORDED)}, times)
+    runs = {str(count): recorded(count) for count in (0, *RECORDED)}
+    seconds = take_turns({**runs, EAGER: prefill(subject, EAGER)}, times)
+    plain = seconds["0"]
     return {
-        "sinkgate": (
-            [float(count) for count in RECORDED],
-            [_over(seconds[str(count)], seconds["0"]) for count in RECORDED],
-        )
+        "sinkgate": ([float(count) for count in RECORDED], [_over(seconds[str(count)], plain) for count in RECORDED]),
+        "eager output_attentions, all rows": ([float(RECORDED[-1])], [_over(seconds[EAGER], plain)]),
     }
 
 
@@ -100,33 +108,35 @@ def _over(mine: list[float], peer: list[float]) -> float:
 
 
 def draw(curves: dict[str, Curves], path: Path) -> None:
-    """Write the four panels as one SVG, readable in print: every line is named at its end."""
-    panels = [panel for panel in PANELS if panel in curves]
-    figure = make_subplots(rows=2, cols=2, horizontal_spacing=0.11, vertical_spacing=0.17)
-    for index, panel in enumerate(panels):
-        place = {"row": index // 2 + 1, "col": index % 2 + 1}
-        _draw_panel(figure, curves[panel], place, panel)
+    """Write the panels as one SVG that is readable in print."""
+    figure = make_subplots(rows=2, cols=2, horizontal_spacing=0.1, vertical_spacing=0.16)
+    for index, panel in enumerate(PANELS):
+        _draw_panel(figure, index, panel, curves.get(panel, {}))
     figure.update_layout(
         template="plotly_white",
         width=900,
-        height=620,
-        showlegend=False,
+        height=640,
         font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": "#212529"},
-        margin={"l": 60, "r": 20, "t": 15, "b": 50},
+        margin={"l": 60, "r": 15, "t": 15, "b": 50},
     )
     figure.write_image(path)
 
 
-def _draw_panel(figure: go.Figure, curves: Curves, place: dict[str, int], panel: str) -> None:
-    x_title, y_title = PANELS[panel]
-    log = panel != "layers"
+def _draw_panel(figure: go.Figure, index: int, panel: str, curves: Curves) -> None:
+    place, number = {"row": index // 2 + 1, "col": index % 2 + 1}, index + 1
+    x_title, y_title, across, up, anchor = PANELS[panel]
+    legend = f"legend{number}" if index else "legend"
     for (name, (x, y)), (color, symbol, dash) in zip(curves.items(), STYLES, strict=False):
         line, marker = {"color": color, "dash": dash, "width": 2}, {"symbol": symbol, "size": 7}
-        figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", line=line, marker=marker, **place)
+        figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", line=line, marker=marker, legend=legend, **place)
     figure.add_hline(y=1, line={"color": "#868e96", "width": 1}, **place)
-    ticks = next(iter(curves.values()))[0]
-    axis = (
-        {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]} if log else {"range": [0, 1.02]}
-    )
+    axis: dict[str, Any] = {"range": [0, 1.02]}
+    if panel != "layers" and curves:
+        ticks = next(iter(curves.values()))[0]
+        axis = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     figure.update_xaxes(title_text=x_title, title_standoff=6, showline=True, linecolor="#868e96", **axis, **place)
     figure.update_yaxes(title_text=y_title, title_standoff=6, rangemode="tozero", **place)
+    box = figure.get_subplot(**place)
+    (left, right), (low, high) = box.xaxis.domain, box.yaxis.domain
+    at = {"x": left + across * (right - left), "y": low + up * (high - low), "xanchor": anchor, "yanchor": "bottom"}
+    figure.update_layout({legend: {**at, "font": {"size": 12}, "bgcolor": "rgba(255, 255, 255, 0.8)"}})
