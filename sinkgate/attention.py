@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +50,7 @@ class _Call:
     own_cache: bool = False  # the cache may hold scaled Keys
     stored: int = 0  # positions that it holds so already
     seen: int | None = None  # positions known after the running forward, cached ones included
+    cached: int = 0  # positions before it
     cache: Any = None  # the KV cache of the running forward
     scratch: Tensor | None = None  # scaled Keys of the layer at work; fresh memory a layer would cost more than scaling
 
@@ -104,6 +105,23 @@ class _Tap:
         return same and not torch.is_grad_enabled()
 
 
+@dataclass(frozen=True)
+class Attached:
+    """An active block: what decides on scales while the model runs sets them here."""
+
+    _call: _Call
+    _taps: dict[int, _Tap]
+
+    def set_scales(self, layer: int, scales: Tensor) -> None:
+        """Scales (B, P) of a ``live`` layer's Keys, from its next attention call on; gradients flow through them."""
+        self._taps[layer].scales = scales
+
+    @property
+    def begins(self) -> bool:
+        """Whether the running forward is the first: no position came before it."""
+        return self._call.cached == 0
+
+
 @contextmanager
 def attached(
     modules: Sequence[nn.Module],
@@ -114,7 +132,8 @@ def attached(
     cross: bool = False,
     own_cache: bool = False,
     stored: int = 0,
-) -> Iterator[None]:
+    live: Collection[int] = (),
+) -> Iterator[Attached]:
     """Scale the Keys of, and record, the given attention modules while the block runs.
 
     Attn(Q, diag(s) K, V) = softmax(Q (diag(s) K)^T / sqrt(d)) V (paper, section 2): the same s for all
@@ -134,6 +153,7 @@ def attached(
         own_cache: the KV cache is begun and ended with these scales, in one row a sample: it may hold scaled Keys, and rows of decode
             steps may be put off to the end of the block. Not for layers that share their Keys, nor for beams.
         stored: positions whose Keys an earlier such block has left scaled in the cache.
+        live: layers whose scales are set while the model runs, through the `Attached` that the block yields.
 
     Raises:
         RuntimeError: a block is already active on one of the modules.
@@ -142,14 +162,14 @@ def attached(
     call = _Call(recorder, cross, own_cache, stored)
     # one look at all layers: each look waits for the device
     active = [] if key_scales is None else (key_scales != 1).flatten(1).any(1).nonzero()[:, 0].tolist()
-    if recorder is None and not active:
-        yield
+    if recorder is None and not active and not live:
+        yield Attached(call, {})
         return
     names = {_implementation(module) for module in modules}
     taps = {
         module: _Tap(call, layer, key_scales[layer] if key_scales is not None and layer in active else None)
         for layer, module in enumerate(modules)
-        if recorder is not None or layer in active
+        if recorder is not None or layer in active or layer in live
     }
     with _registry_lock:
         if any(module in _taps for module in modules):
@@ -164,7 +184,7 @@ def attached(
                 _install(name)
         if decoder is not None:
             hook = decoder.register_forward_pre_hook(_count_positions(call), with_kwargs=True)
-        yield
+        yield Attached(call, {tap.layer: tap for tap in taps.values()})
         if recorder is not None:
             recorder.catch_up()
     finally:
@@ -240,7 +260,7 @@ def _count_positions(call: _Call) -> Callable[[nn.Module, tuple[Any, ...], dict[
         )
         cache = kwargs.get("past_key_values")
         cached = int(cache.get_seq_length()) if cache is not None else 0
-        call.cache = cache
+        call.cache, call.cached = cache, cached
         call.seen = cached + tokens.shape[1] if tokens is not None else None
 
     return before_forward

@@ -8,7 +8,7 @@ Shapes: L such layers, V visual tokens, P prompt positions, N patches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import TextIteratorStreamer
 
 from sinkgate.adapters import Adapter, adapt
-from sinkgate.attention import attached, model_lock
+from sinkgate.attention import Attached, attached, model_lock
 from sinkgate.batch import Batch
 from sinkgate.criteria import Criterion
 from sinkgate.gates import Gates
@@ -298,8 +298,13 @@ class VLM:
 
     @contextmanager
     def attached(
-        self, scales: Tensor | None, recorder: Recorder | None, own_cache: bool = False, stored: int = 0
-    ) -> Iterator[None]:
+        self,
+        scales: Tensor | None,
+        recorder: Recorder | None,
+        own_cache: bool = False,
+        stored: int = 0,
+        live: Collection[int] = (),
+    ) -> Iterator[Attached]:
         """Scales and recorder on the LLM; ``own_cache`` where what runs inside begins its own KV cache."""
         cross, own_cache = self.adapter.cross_attention, own_cache and not self.adapter.shares_keys
         with (
@@ -312,9 +317,10 @@ class VLM:
                 cross=cross,
                 own_cache=own_cache,
                 stored=stored,
-            ),
+                live=live,
+            ) as block,
         ):
-            yield
+            yield block
 
     def _scales(self, prompt: Prompt, gates: Gates | None, sinks: SinkMap | None) -> Tensor | None:
         """Scales of the prompt's Keys, (L, 1, Keys); None where all are one."""

@@ -1,0 +1,232 @@
+"""Learned gates on a model: they read the prompt as it passes and scale the Keys of the layers that they sit at.
+
+The backbone stays as it is. In decoding the scales set while the prompt was read stay, unless asked to be set anew.
+
+Shapes: L layers of the model, B prompts, P positions, K Keys, V visual tokens, D LLM width, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sinkgate.attention import Attached
+from sinkgate.errors import GateError
+from sinkgate.gates import GROUPS, Gates
+from sinkgate.lsg.config import LSGConfig
+from sinkgate.lsg.gate import SinkGate
+from sinkgate.prompts import Prompt
+from sinkgate.recorder import Recorder
+from sinkgate.sinks import SinkMap
+from sinkgate.vlm import VLM, find_sinks
+
+CONFIG, WEIGHTS = "gate_config.json", "gates.safetensors"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which tokens the gates scale and read.
+
+    Shapes: members (L, G, B, K) boolean; tokens (B, P) boolean, the prompt's own (no padding, no answer).
+    """
+
+    members: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def of(cls, prompt: Prompt, sinks: SinkMap, config: LSGConfig) -> Groups:
+        """Of a single prompt, without padding. Without V-sinks in the image, all tokens belong to the rest."""
+        kinds = torch.stack([sinks.v_sink.expand_as(sinks.l_sink), sinks.l_sink, sinks.ordinary])  # 3, L, V
+        members = torch.zeros(len(sinks.l_sink), len(config.groups), 1, prompt.num_keys, dtype=torch.bool)
+        for group, columns in enumerate(config.groups):
+            members[:, group, 0, prompt.visual.cpu()] = kinds[list(columns)].any(0)
+        return cls(members, torch.ones(1, prompt.length, dtype=torch.bool))
+
+    @property
+    def visual(self) -> Tensor:
+        """Visual tokens among the Keys, (B, K)."""
+        return self.members[0].any(0)
+
+    @property
+    def last(self) -> Tensor:
+        """Position of the last input token, (B,)."""
+        return self.tokens.shape[1] - 1 - self.tokens.flip(1).long().argmax(1)
+
+
+@dataclass
+class Trail:
+    """What the gates did while a model ran: scales (B, G) by layer, of the last time that they were set."""
+
+    scales: dict[int, Tensor] = field(default_factory=dict)
+
+
+class LSG(nn.Module):
+    """Layer-wise Sink Gating: a `SinkGate` at each of some layers."""
+
+    def __init__(self, config: LSGConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gates = nn.ModuleDict({str(layer): SinkGate(config) for layer in config.layers})
+
+    @classmethod
+    def for_vlm(cls, vlm: VLM, layers: Sequence[int], **options: Any) -> LSG:
+        """Fresh gates for a model; options are fields of `LSGConfig`.
+
+        Raises:
+            GateError: there is no such layer, or an option out of its range.
+        """
+        text = vlm.model.config.get_text_config()
+        config = LSGConfig(
+            tuple(sorted(layers)),
+            text.hidden_size,
+            base_model=vlm.name,
+            revision=getattr(vlm.model.config, "_commit_hash", None),
+            **options,
+        )
+        lsg = cls(config).to(vlm.device)
+        lsg.check_fits(vlm)
+        return lsg
+
+    def check_fits(self, vlm: VLM, any_model: bool = False) -> None:
+        """Whether these gates belong on that model.
+
+        Raises:
+            GateError: made for another model (unless ``any_model``), of another width, or for layers that it does not have.
+        """
+        made_for, width = self.config.base_model, vlm.model.config.get_text_config().hidden_size
+        if made_for not in (None, vlm.name) and not any_model:
+            raise GateError(
+                f"these gates were trained on {made_for}, this is {vlm.name}; say any_model=True to use them all the same"
+            )
+        if width != self.config.hidden_size:
+            raise GateError(
+                f"these gates read hidden states {self.config.hidden_size} wide, those of {vlm.name} are {width}"
+            )
+        if self.config.signal == "visual" and vlm.adapter.cross_attention:
+            raise GateError(
+                f"visual tokens have no hidden states in the LLM of {vlm.name}; let the gates read 'last' or 'mean'"
+            )
+        if self.config.layers[-1] >= vlm.num_layers:
+            raise GateError(
+                f"there is no layer {self.config.layers[-1]}: {vlm.name} has layers 0 to {vlm.num_layers - 1}"
+            )
+
+    # --- running
+
+    @contextmanager
+    def applied(
+        self, vlm: VLM, groups: Groups, recorder: Recorder | None = None, *, every_step: bool = False
+    ) -> Iterator[Trail]:
+        """Within the block the gates act on every forward and ``generate`` call on these prompts; gradients reach them.
+
+        Args:
+            vlm: the model, locked meanwhile.
+            groups: whom the gates scale.
+            recorder: takes attention rows.
+            every_step: read again in each decode step, from the newest token; else the prompt's scales stay.
+        """
+        trail = Trail()
+        with vlm.attached(None, recorder, live=self.config.layers) as block:
+            hooks = [
+                vlm.adapter.layers[layer].register_forward_pre_hook(
+                    self._reader(layer, groups, block, trail, every_step), with_kwargs=True
+                )
+                for layer in self.config.layers
+            ]
+            try:
+                yield trail
+            finally:
+                for hook in hooks:
+                    hook.remove()
+
+    def read(self, vlm: VLM, prompt: Prompt, sinks: SinkMap | None = None) -> Gates:
+        """The fixed gates that a prompt gets: one prefill in which each gate reads what the gates below it left.
+
+        With them ``vlm.answer``, sessions, the page's faders and everything else that takes `Gates` does what these gates do.
+
+        Raises:
+            GateError: the gates do not belong on this model.
+        """
+        self.check_fits(vlm, any_model=True)
+        sinks = sinks or self.find_sinks(vlm, prompt)
+        with torch.no_grad(), self.applied(vlm, Groups.of(prompt, sinks, self.config)) as trail:
+            vlm.adapter.run(**vlm.warm_inputs(prompt))
+        table = torch.ones(vlm.num_layers, len(GROUPS))
+        for layer, scales in trail.scales.items():
+            for columns, scale in zip(self.config.groups, scales[0].tolist(), strict=True):
+                table[layer, list(columns)] = scale
+        return Gates(table, vlm.name)
+
+    def find_sinks(self, vlm: VLM, prompt: Prompt) -> SinkMap:
+        """Sinks by the criterion that these gates were made with."""
+        return find_sinks(vlm, prompt, v_sink=self.config.criterion, l_sink=self.config.criterion)
+
+    def _reader(self, layer: int, groups: Groups, block: Attached, trail: Trail, every_step: bool) -> Any:
+        def before_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            first = block.begins
+            if first or every_step:
+                scales = self.gates[str(layer)](self._signal(hidden, groups if first else None))
+                trail.scales[layer] = scales
+                members = groups.members[layer].to(hidden.device)  # G, B, K
+                block.set_scales(layer, 1 + torch.einsum("gbk,bg->bk", members.to(scales.dtype), scales - 1))
+
+        return before_layer
+
+    def _signal(self, hidden: Tensor, groups: Groups | None) -> Tensor:
+        """What a gate reads, (B, D): of the prompt, or of a decode step (None), which is its newest token."""
+        if groups is None:
+            return hidden[:, -1]
+        if self.config.signal == "last":
+            missing = groups.tokens.shape[1] - hidden.shape[1]  # some models run their last layers on the end alone
+            return hidden[torch.arange(len(hidden)), groups.last.to(hidden.device) - missing]
+        taken = groups.tokens if self.config.signal == "mean" else groups.visual
+        taken = taken[:, : hidden.shape[1]].to(hidden.device, hidden.dtype)
+        return torch.einsum("bp,bpd->bd", taken, hidden) / taken.sum(1, keepdim=True)
+
+    # --- files
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``gate_config.json`` and ``gates.safetensors`` into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(self.config.to_json() + "\n", encoding="utf-8")
+        save_file({name: value.contiguous().cpu() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> LSG:
+        """Read what ``save_pretrained`` wrote.
+
+        Raises:
+            GateError: a file is missing or broken, or tensors are missing, unknown or of another shape.
+        """
+        folder = Path(folder)
+        try:
+            lsg = cls(LSGConfig.from_json((folder / CONFIG).read_text(encoding="utf-8")))
+            weights = load_file(folder / WEIGHTS)
+        except (OSError, UnicodeDecodeError, SafetensorError) as error:
+            raise GateError(f"learned gates cannot be read from {folder}: {error}") from error
+        wanted = {name: tuple(value.shape) for name, value in lsg.state_dict().items()}
+        got = {name: tuple(value.shape) for name, value in weights.items()}
+        for name in sorted(wanted.keys() | got.keys()):
+            if wanted.get(name) != got.get(name):
+                raise GateError(
+                    f"{folder / WEIGHTS}: {name} is {got.get(name, 'missing')}, expected {wanted.get(name, 'no such tensor')}"
+                )
+        lsg.load_state_dict(weights)
+        return lsg
+
+    def trainable_parameters(self) -> str:
+        """How many parameters the gates have, in words, with how many one gate has."""
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"{count:,} trainable parameters, {count // len(self.gates):,} a gate, in layers {list(self.config.layers)}"
+        )
