@@ -150,7 +150,7 @@ def test_files_round_trip_and_refuse(case, tmp_path):
     lsg.save_pretrained(tmp_path / "gates")
     again = LSG.from_pretrained(tmp_path / "gates")
     assert again.config == lsg.config
-    assert torch.equal(again.read(vlm, prompt, sinks).scales, lsg.read(vlm, prompt, sinks).scales)
+    assert torch.allclose(again.read(vlm, prompt, sinks).scales, lsg.read(vlm, prompt, sinks).scales, atol=1e-5)
     assert "2 layers" not in lsg.trainable_parameters() and "[0, 2]" in lsg.trainable_parameters()
     config = tmp_path / "gates" / "gate_config.json"
     content = json.loads(config.read_text())
