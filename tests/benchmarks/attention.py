@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -50,10 +51,10 @@ def measure_memory(key: str = "onevision") -> list[Row]:
     if key == "onevision" and not _CLEAR.exists():
         return []  # only Linux tells a process its peak afresh
     peak = {variant: _in_a_process(key, variant) for variant in (PLAIN, ROWS, EAGER)}
-    rows, eager = (max(0.0, peak[variant] - peak[PLAIN]) for variant in (ROWS, EAGER))
+    rows, eager = (peak[variant] - peak[PLAIN] for variant in (ROWS, EAGER))
     note = f"{rows:.1f} MiB over {eager:.1f} MiB; a plain prefill takes {peak[PLAIN]:.0f} MiB"
     name = "OneVision-0.5B shape" if key == "onevision" else "LLaVA-1.5-7B shape"
-    return [Row("extra memory: rows / eager output_attentions", name, rows / eager, aim="<= 0.05", note=note)]
+    return [Row("extra memory: rows / eager output_attentions", name, max(0.0, rows) / eager, aim="<= 0.05", note=note)]
 
 
 def prefill(subject: Subject, variant: str) -> Callable[[], float]:
@@ -119,8 +120,8 @@ def _attached(subject: Subject, variant: str, scales: Tensor | None, stored: int
 
 def _in_a_process(key: str, variant: str) -> float:
     """MiB by which one prefill raises the peak."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_raised_peak, (key, variant))
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_raised_peak, key, variant).result()
 
 
 def _raised_peak(key: str, variant: str) -> float:
