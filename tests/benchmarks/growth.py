@@ -37,7 +37,7 @@ PANELS = {
         0.72,
         "left",
     ),
-    "settings": ("settings side by side", "a setting, share of one alone", 0.98, 0.72, "right"),
+    "settings": ("settings side by side", "a setting, share of one alone", 0.98, 0.4, "right"),
     "rows": ("attention rows recorded in every layer", "prefill, times plain sdpa", 0.02, 0.3, "left"),
 }
 
@@ -49,7 +49,7 @@ def measure(demo: Subject, rounds: float = 1) -> dict[str, Curves]:
     shallow = onevision(layers=6, encoder_layers=1)
     curves["settings"] = {
         "demo": _by_settings(demo, SETTINGS["demo"], 5 * times),
-        "OneVision-0.5B shape": _by_settings(shallow, SETTINGS["six layers"], times),
+        "OneVision-0.5B shape": _by_settings(shallow, SETTINGS["six layers"], max(1, times // 2)),
     }
     curves["rows"] = _by_rows(shallow, times)
     return curves
@@ -60,10 +60,12 @@ def _by_tokens(times: int) -> Curves:
     curves: Curves = {label: ([], []) for label in names.values()}
     for side in SIDES:
         subject = onevision(side, layers=6, encoder_layers=1)
-        seconds = take_turns({variant: prefill(subject, variant) for variant in (PLAIN, *names)}, times)
-        for variant, label in names.items():
-            curves[label][0].append(side**2)
-            curves[label][1].append(_over(seconds[variant], seconds[PLAIN]))
+        for variants in ((GATED, ROWS), (EAGER,)):
+            seconds = take_turns({variant: prefill(subject, variant) for variant in (PLAIN, *variants)}, times)
+            for variant in variants:
+                x, y = curves[names[variant]]
+                x.append(side**2)
+                y.append(_over(seconds[variant], seconds[PLAIN]))
     return curves
 
 

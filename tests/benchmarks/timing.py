@@ -46,19 +46,20 @@ def ratio(
 ) -> Row:
     """Mine over the peer's, or with ``speedup`` the peer's over mine: the median over rounds, each a ratio of neighbours in time."""
     rounds = [b / a if speedup else a / b for a, b in zip(mine, peer, strict=True)]
-    low, _, high = quantiles(rounds, n=4, method="inclusive") if len(rounds) > 1 else rounds * 3
+    low, _, high = quantiles(rounds, n=4, method="inclusive") if len(rounds) > 1 else (None, None, None)
     return Row(what, model, median(rounds), "x", low, high, aim, note or f"peer {duration(median(peer))}")
 
 
 def take_turns(variants: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant in each round, after one round that warms up; drift of the machine hits all alike.
+    """Seconds of each variant in each round, after one round that warms up.
 
+    Drift of the machine hits all alike, and so does what one variant leaves to the next: every other round runs backwards.
     A variant that returns a float has measured itself.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for index in range(rounds + 1):
-        for name, run in variants.items():
-            taken = timed(run)
+        for name in list(variants)[:: 1 if index % 2 else -1]:
+            taken = timed(variants[name])
             if index:
                 seconds[name].append(taken)
     return seconds
