@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -189,15 +189,16 @@ class Session:
     def _in_batches(
         self, base: _State, scales: list[Tensor], start: int, batch_size: int
     ) -> Iterator[tuple[range, Tensor]]:
-        done = 0
-
-        def next_batch(size: int) -> tuple[range, Tensor]:
-            part = range(done, min(done + size, len(scales)))
-            return part, self._logits(base, [scales[index] for index in part], start)
-
-        run: Any = find_executable_batch_size(next_batch, starting_batch_size=batch_size)
+        done, size = 0, batch_size
         while done < len(scales):
-            part, logits = run()
+            part = range(done, min(done + size, len(scales)))
+            try:
+                logits = self._logits(base, [scales[index] for index in part], start)
+            except RuntimeError as error:
+                if size == 1 or not should_reduce_batch_size(error):
+                    raise
+                size = max(1, len(part) // 2)  # it did not fit into the memory
+                continue
             yield part, logits
             done = part.stop
 
