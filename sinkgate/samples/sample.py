@@ -1,0 +1,32 @@
+"""One thing to learn from, or to be examined on: images, a question, its right answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sinkgate.prompts import Picture
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images (paths, bytes or PIL pictures) with a question and its answer; ``kind`` is what accuracy is told apart by."""
+
+    images: tuple[Picture, ...]
+    question: str
+    answer: str
+    kind: str = ""
+
+    @classmethod
+    def of(cls, value: Sample | tuple[Any, ...]) -> Sample:
+        """A sample from itself or from ``(image or images, question, answer[, kind])``."""
+        if isinstance(value, Sample):
+            return value
+        images, *rest = value
+        return cls((images,) if isinstance(images, Picture) else tuple(images), *rest)
+
+    @classmethod
+    def list_of(cls, values: Iterable[Sample | tuple[Any, ...]]) -> list[Sample]:
+        """``of`` for each of an iterable."""
+        return [cls.of(value) for value in values]
