@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
@@ -123,6 +124,35 @@ class Prompter:
         template = PLAIN_TEMPLATES.get(config.model_type, PLAIN_TEMPLATE)
         return template.format(image=str(place) * images, question=question)
 
+    def spell(self, question: str, answer: str, images: int = 1) -> list[int]:
+        """See `sinkgate.VLM.spell`. The chat template says what stands between question, answer and end."""
+        answer = " ".join(answer.split())
+        if not answer:
+            raise PromptError("the answer is empty; there is nothing to learn from it")
+        tokenizer = self.processor.tokenizer
+        asked = self.text(question, images)
+        told = self._conversation(question, answer, images)
+        tail = told[len(asked) :] if told.startswith(asked) and answer in told[len(asked) :] else answer
+        before, both = (tokenizer(text, add_special_tokens=False).input_ids for text in (asked, asked + tail))
+        # a tokenizer may join words differently across the seam; then the answer is read on its own
+        alone = tokenizer(tail, add_special_tokens=False).input_ids
+        ids = both[len(before) :] if both[: len(before)] == before else alone
+        ends = _ids(self.adapter.model.generation_config.eos_token_id) or _ids(tokenizer.eos_token_id)
+        end = next((place for place, token in enumerate(ids) if token in ends), None)
+        return ids[: end + 1] if end is not None else [*ids, *ends[:1]]
+
+    def _conversation(self, question: str, answer: str, images: int) -> str:
+        """Question and answer in the model's own chat format; empty where it has none."""
+        if not getattr(self.processor, "chat_template", None):
+            return ""
+        asked = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+        told = [{"type": "text", "text": answer}]
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
+        try:
+            return self.processor.apply_chat_template(turns)
+        except (TypeError, ValueError, TemplateError):  # templates that know no answers, or only plain text
+            return ""
+
     def read(
         self, inputs: Mapping[str, Any], images: Sequence[Image.Image] = (), question: str = "", text: str = ""
     ) -> Prompt:
@@ -211,6 +241,10 @@ class Prompter:
         gaps = ((visual.diff() > 1) & (image.diff() == 0)).nonzero()[:, 0].tolist()
         ranges = [torch.arange(int(visual[gap]) + 1, int(visual[gap + 1])) for gap in gaps]
         return torch.cat(ranges) if ranges else torch.empty(0, dtype=torch.long)
+
+
+def _ids(value: int | Sequence[int] | None) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
 def _refuse_wrong_size(inputs: Mapping[str, Any], adapter: Adapter) -> None:

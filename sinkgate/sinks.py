@@ -26,20 +26,29 @@ _LOOKED_AT = " Attention alone says so: it may be looked at for what it shows."
 
 
 @dataclass(frozen=True)
-class Observation:
-    """One prompt seen by the unmodified model: the raw material of every criterion.
+class PatchObservation:
+    """The encoder's half of an `Observation`.
 
     Shapes: features (N, E), the encoder's patch features before the projector, and encoder_attention (N,), the mean
     attention that a patch receives over heads and all queries of the layer that reads those features (their own layer where it
     is the encoder's last; the choice is ours), times the number of Keys: 1 is an even share; both None where the encoder
     cannot be looked into; token_of_patch (N,) the visual token that a patch feeds, negative for none, None where tokens mix
-    patches; hidden (L, P, D) at the input of each LLM layer; visual (V,) positions; attention (L, V), the mean over heads
-    and the text queries after the image; value_norms (L, P), the mean over heads.
+    patches.
     """
 
     features: Tensor | None
     encoder_attention: Tensor | None
     token_of_patch: Tensor | None
+
+
+@dataclass(frozen=True)
+class Observation(PatchObservation):
+    """One prompt seen by the unmodified model: the raw material of every criterion.
+
+    Shapes: as `PatchObservation`; hidden (L, P, D) at the input of each LLM layer; visual (V,) positions; attention (L, V), the mean over heads
+    and the text queries after the image; value_norms (L, P), the mean over heads.
+    """
+
     hidden: Tensor
     visual: Tensor
     attention: Tensor
@@ -47,29 +56,11 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class SinkMap:
-    """The three groups of visual tokens with the evidence for each.
-
-    Four measurements are kept apart because they come apart: spike or norm (the verdicts' scores),
-    attention, value-norm ratio, and the norm of the token.
-
-    Shapes: v_sink (V,) boolean; l_sink and ordinary (L, V) boolean, disjoint, together with v_sink all tokens; v_verdict
-    over the patches that feed tokens, None where the encoder cannot be looked into, loudest (V,) the index there of each
-    token's loudest patch, None where tokens mix patches; encoder_share (V,) and llm_share (L, V): attention over the
-    median; norm_ratio (V,): encoder norm over the median's; value_ratio (L, V): length of the Value over the mean
-    length of all Values in the layer. ``sheets``: where tokens lie in the picture.
-    """
+class SinkMasks:
+    """The three groups of visual tokens, no more: v_sink (V,) boolean; l_sink and ordinary (L, V) boolean, disjoint, all tokens together."""
 
     v_sink: Tensor
     l_sink: Tensor
-    v_verdict: Verdict | None
-    l_verdict: Verdict
-    sheets: tuple[Sheet, ...]
-    loudest: Tensor | None
-    encoder_share: Tensor
-    llm_share: Tensor
-    norm_ratio: Tensor
-    value_ratio: Tensor
 
     @property
     def ordinary(self) -> Tensor:
@@ -81,6 +72,29 @@ class SinkMap:
         if name == "rest":
             return ~self.v_sink
         return self.v_sink if name == "v_sink" else getattr(self, name)[layer]
+
+
+@dataclass(frozen=True)
+class SinkMap(SinkMasks):
+    """The three groups of visual tokens with the evidence for each.
+
+    Four measurements are kept apart because they come apart: spike or norm (the verdicts' scores),
+    attention, value-norm ratio, and the norm of the token.
+
+    Shapes: as `SinkMasks`; v_verdict over the patches that feed tokens, None where the encoder cannot be looked into, loudest (V,) the index there of each
+    token's loudest patch, None where tokens mix patches; encoder_share (V,) and llm_share (L, V): attention over the
+    median; norm_ratio (V,): encoder norm over the median's; value_ratio (L, V): length of the Value over the mean
+    length of all Values in the layer. ``sheets``: where tokens lie in the picture.
+    """
+
+    v_verdict: Verdict | None
+    l_verdict: Verdict
+    sheets: tuple[Sheet, ...]
+    loudest: Tensor | None
+    encoder_share: Tensor
+    llm_share: Tensor
+    norm_ratio: Tensor
+    value_ratio: Tensor
 
     def summary(self) -> str:
         """A few plain sentences: how many of each kind, where, by which criterion."""
@@ -163,35 +177,61 @@ def classify(
     Raises:
         SinkgateError: no criterion has that name, or ``merged`` is none of the three.
     """
-    count, feeds = len(seen.visual), seen.token_of_patch
-    v_criterion, l_verdict = criterion(v_sink), criterion(l_sink)(Signals(seen.hidden, seen.visual, seen.attention))
-    if merged not in _PARTS:
-        raise SinkgateError(f"merged is {merged!r}; expected one of {', '.join(_PARTS)}")
-    v_verdict = loudest = None
-    mask, encoder_share, norm_ratio = torch.zeros(count, dtype=torch.bool), torch.ones(count), torch.ones(count)
-    if seen.features is not None and seen.encoder_attention is not None:
-        judged = torch.arange(len(seen.features)) if feeds is None else (feeds >= 0).nonzero()[:, 0]
-        attention = seen.encoder_attention[judged]
-        v_verdict = v_criterion(Signals(seen.features[None], judged, attention[None]))
-        if feeds is not None:
-            token = feeds[judged]
-            share = _mean_by_token(v_verdict.mask[0].float(), token, count)
-            mask = _PARTS[merged](share)
-            loudest = _loudest_by_token(v_verdict.score[0], token, count)
-            norms = torch.linalg.vector_norm(seen.features[judged].float(), dim=-1)
-            encoder_share = over_median(attention)[loudest]
-            norm_ratio = over_median(norms)[loudest]
+    patches = classify_patches(seen, len(seen.visual), v_sink, merged)
+    l_verdict = criterion(l_sink)(Signals(seen.hidden, seen.visual, seen.attention))
     return SinkMap(
-        v_sink=mask,
-        l_sink=l_verdict.mask & ~mask,
-        v_verdict=v_verdict,
+        v_sink=patches.v_sink,
+        l_sink=l_verdict.mask & ~patches.v_sink,
+        v_verdict=patches.verdict,
         l_verdict=l_verdict,
         sheets=sheets,
-        loudest=loudest,
-        encoder_share=encoder_share,
+        loudest=patches.loudest,
+        encoder_share=patches.share,
         llm_share=over_median(seen.attention),
-        norm_ratio=norm_ratio,
+        norm_ratio=patches.norm_ratio,
         value_ratio=seen.value_norms[:, seen.visual] / seen.value_norms.mean(1, keepdim=True),
+    )
+
+
+@dataclass(frozen=True)
+class PatchVerdict:
+    """What the encoder alone says of the visual tokens; the fields of a `SinkMap` that do not depend on the LLM."""
+
+    v_sink: Tensor
+    verdict: Verdict | None
+    loudest: Tensor | None
+    share: Tensor
+    norm_ratio: Tensor
+
+
+def classify_patches(
+    seen: PatchObservation, count: int, v_sink: str | Criterion = "auto", merged: Merged = "any"
+) -> PatchVerdict:
+    """V-sinks among ``count`` visual tokens, by what was seen of the patches; the arguments are those of `classify`.
+
+    Raises:
+        SinkgateError: no criterion has that name, or ``merged`` is none of the three.
+    """
+    decide, feeds = criterion(v_sink), seen.token_of_patch
+    if merged not in _PARTS:
+        raise SinkgateError(f"merged is {merged!r}; expected one of {', '.join(_PARTS)}")
+    none, ones = torch.zeros(count, dtype=torch.bool), torch.ones(count)
+    if seen.features is None or seen.encoder_attention is None:
+        return PatchVerdict(none, None, None, ones, ones)
+    judged = torch.arange(len(seen.features)) if feeds is None else (feeds >= 0).nonzero()[:, 0]
+    attention = seen.encoder_attention[judged]
+    verdict = decide(Signals(seen.features[None], judged, attention[None]))
+    if feeds is None:
+        return PatchVerdict(none, verdict, None, ones, ones)
+    token = feeds[judged]
+    loudest = _loudest_by_token(verdict.score[0], token, count)
+    norms = torch.linalg.vector_norm(seen.features[judged].float(), dim=-1)
+    return PatchVerdict(
+        _PARTS[merged](_mean_by_token(verdict.mask[0].float(), token, count)),
+        verdict,
+        loudest,
+        over_median(attention)[loudest],
+        over_median(norms)[loudest],
     )
 
 

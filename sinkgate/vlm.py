@@ -21,10 +21,19 @@ from sinkgate.adapters import Adapter, adapt
 from sinkgate.attention import Attached, attached, model_lock
 from sinkgate.batch import Batch
 from sinkgate.criteria import Criterion
+from sinkgate.errors import UnsupportedModelError
 from sinkgate.gates import Gates
 from sinkgate.prompts import Picture, Prompt, Prompter
 from sinkgate.recorder import Recorder
-from sinkgate.sinks import Merged, Observation, SinkMap, classify
+from sinkgate.sinks import (
+    Merged,
+    Observation,
+    PatchObservation,
+    SinkMap,
+    SinkMasks,
+    classify,
+    classify_patches,
+)
 from sinkgate.streaming import stop_when, streamed
 from sinkgate.trace import Trace, stack_rows
 
@@ -146,9 +155,7 @@ class VLM:
             scales = [self._scales(*case) for case in zip(prompts, tables, maps, strict=True)]
             ones = [torch.ones(self.num_layers, 1, prompt.num_keys, device=self.device) for prompt in prompts]
             scales = [one if scale is None else scale for scale, one in zip(scales, ones, strict=True)]
-            for prompt in prompts:
-                self.warm_inputs(prompt)
-            batch = Batch.of(prompts, self.adapter, self.pad_token)
+            batch = self.batch(prompts)
             with self.attached(batch.key_scales(scales), recorder):
                 logits = self.model(**batch.inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
         traces = []
@@ -159,6 +166,32 @@ class VLM:
             }
             traces.append(self.trace(prompt, logits[index], [], rows))
         return traces
+
+    def batch(
+        self, prompts: Sequence[Prompt], sinks: Sequence[SinkMasks] = (), answers: Sequence[str] | None = None
+    ) -> Batch:
+        """Prompts side by side, their images encoded, with their sinks and the answers to learn where given.
+
+        Raises:
+            UnsupportedModelError: several prompts for a model that encodes images anew in every call.
+        """
+        if len(prompts) > 1 and self.adapter.takes_encoded is None:
+            raise UnsupportedModelError(
+                f"{self.name} encodes its images in every call and takes one prompt at a time; batches of 1 work"
+            )
+        for prompt in prompts:
+            self.warm_inputs(prompt)
+        told = None if answers is None else [self.spell(*each) for each in zip(prompts, answers, strict=True)]
+        with self.lock:
+            return Batch.of(prompts, self.adapter, self.pad_token, sinks, told)
+
+    def spell(self, prompt: Prompt, answer: str) -> list[int]:
+        """The ids of an answer as the model itself would write it behind the prompt, with the token that ends it.
+
+        Raises:
+            PromptError: the answer is empty.
+        """
+        return self.prompter.spell(prompt.question, answer, len(prompt.images))
 
     def answer(
         self,
@@ -235,37 +268,44 @@ class VLM:
 
     def observe(self, prompt: Prompt) -> Observation:
         """Run the unmodified model once and keep what criteria look at."""
-        adapter, encoder = self.adapter, Recorder("all", mean=True)
+        adapter = self.adapter
         llm = Recorder(adapter.rows_after_image(prompt.inputs, prompt.visual), mean=True, values=True)
-        features: list[Tensor] = []
         hidden: list[Tensor] = []
-        hooks = [layer.register_forward_pre_hook(_keep_input(hidden), with_kwargs=True) for layer in adapter.layers]
-        if adapter.encoder_layers:
-            reads = adapter.encoder_layers[adapter.feature_layer]
-            hooks.append(reads.register_forward_hook(_keep_output(features), prepend=True))
-        try:
-            with self.lock, torch.no_grad():
-                with attached(adapter.encoder_attention, recorder=encoder):
-                    prompt.encoded = adapter.encode(prompt.inputs)
-                calls = len(features)
+        with self.lock, torch.no_grad():
+            patches = self.observe_encoder(prompt)
+            hooks = [layer.register_forward_pre_hook(_keep_input(hidden), with_kwargs=True) for layer in adapter.layers]
+            try:
                 with self.attached(None, llm):
                     adapter.run(**self.warm_inputs(prompt))
-        finally:
-            for hook in hooks:
-                hook.remove()
+            finally:
+                for hook in hooks:
+                    hook.remove()
         numbers = range(self.num_layers)
         visual = prompt.visual.cpu()
         seen = torch.cat([each.float().cpu() for each in hidden])
-        patches, received = self._patches(prompt, features[:calls], encoder)
         return Observation(
-            features=patches,
-            encoder_attention=received,
-            token_of_patch=prompt.token_of_patch,
+            **vars(patches),
             hidden=adapter.hidden_of_keys(seen, prompt.encoded),
             visual=visual,
             attention=torch.cat([llm.attention[i][0].float().cpu() for i in numbers])[:, visual],
             value_norms=torch.cat([llm.value_norms[i][0].float().cpu() for i in numbers]),
         )
+
+    def observe_encoder(self, prompt: Prompt) -> PatchObservation:
+        """Run the encoder alone, unmodified, and keep what criteria of V-sinks look at; the prompt keeps the encoded image."""
+        adapter, recorder = self.adapter, Recorder("all", mean=True)
+        features: list[Tensor] = []
+        hook = None
+        if adapter.encoder_layers:
+            reads = adapter.encoder_layers[adapter.feature_layer]
+            hook = reads.register_forward_hook(_keep_output(features), prepend=True)
+        try:
+            with self.lock, torch.no_grad(), attached(adapter.encoder_attention, recorder=recorder):
+                prompt.encoded = adapter.encode(prompt.inputs)
+        finally:
+            if hook is not None:
+                hook.remove()
+        return PatchObservation(*self._patches(prompt, features, recorder), prompt.token_of_patch)
 
     def _patches(
         self, prompt: Prompt, features: list[Tensor], encoder: Recorder
@@ -381,6 +421,16 @@ def find_sinks(
     if default:
         prompt.sinks = sinks
     return sinks
+
+
+def find_v_sinks(vlm: VLM, prompt: Prompt, v_sink: str | Criterion = "auto", merged: Merged = "any") -> SinkMasks:
+    """V-sinks alone, at the cost of the encoder; every other visual token counts as ordinary.
+
+    Raises:
+        SinkgateError: no criterion has that name.
+    """
+    found = classify_patches(vlm.observe_encoder(prompt), len(prompt.visual), v_sink, merged).v_sink
+    return SinkMasks(found, torch.zeros(vlm.num_layers, len(found), dtype=torch.bool))
 
 
 def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
