@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sinkgate.errors import GateError
-from sinkgate.sinks import SinkMap
+from sinkgate.sinks import SinkMasks
 
 Group = Literal["v_sink", "l_sink", "ordinary", "rest"]
 GROUPS = ("v_sink", "l_sink", "ordinary")
@@ -134,7 +134,7 @@ class Gates:
             )
         return self
 
-    def key_scales(self, sinks: SinkMap, positions: Tensor, length: int) -> Tensor:
+    def key_scales(self, sinks: SinkMasks, positions: Tensor, length: int) -> Tensor:
         """Spread the table over the positions of a prompt.
 
         Shapes: positions (V,) of the visual tokens -> (layers, 1, length), 1 for all text.

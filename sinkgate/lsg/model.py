@@ -2,7 +2,7 @@
 
 The backbone stays as it is. In decoding the scales set while the prompt was read stay, unless asked to be set anew.
 
-Shapes: L layers of the model, B prompts, P positions, K Keys, V visual tokens, D LLM width, G groups.
+Shapes: L layers of the model, B prompts, T positions, K Keys, V visual tokens, D LLM width, G groups.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sinkgate.attention import Attached
+from sinkgate.batch import Batch
 from sinkgate.errors import GateError
 from sinkgate.gates import GROUPS, Gates
 from sinkgate.lsg.config import LSGConfig
 from sinkgate.lsg.gate import SinkGate
 from sinkgate.prompts import Prompt
 from sinkgate.recorder import Recorder
-from sinkgate.sinks import SinkMap
-from sinkgate.vlm import VLM, find_sinks
+from sinkgate.sinks import SinkMasks
+from sinkgate.vlm import VLM, find_sinks, find_v_sinks
 
 CONFIG, WEIGHTS = "gate_config.json", "gates.safetensors"
 
@@ -35,30 +36,29 @@ CONFIG, WEIGHTS = "gate_config.json", "gates.safetensors"
 class Groups:
     """Which tokens the gates scale and read.
 
-    Shapes: members (L, G, B, K) boolean; tokens (B, P) boolean, the prompt's own (no padding, no answer).
+    Shapes: members (L, G, B, K) boolean; asked (B, T) boolean, the prompts' own (no padding, no answer).
     """
 
     members: Tensor
-    tokens: Tensor
+    asked: Tensor
 
     @classmethod
-    def of(cls, prompt: Prompt, sinks: SinkMap, config: LSGConfig) -> Groups:
-        """Of a single prompt, without padding. Without V-sinks in the image, all tokens belong to the rest."""
-        kinds = torch.stack([sinks.v_sink.expand_as(sinks.l_sink), sinks.l_sink, sinks.ordinary])  # 3, L, V
-        members = torch.zeros(len(sinks.l_sink), len(config.groups), 1, prompt.num_keys, dtype=torch.bool)
-        for group, columns in enumerate(config.groups):
-            members[:, group, 0, prompt.visual.cpu()] = kinds[list(columns)].any(0)
-        return cls(members, torch.ones(1, prompt.length, dtype=torch.bool))
+    def of(cls, batch: Batch, config: LSGConfig) -> Groups:
+        """Of prompts with their sinks. Without V-sinks in an image, all its tokens belong to the rest."""
+        kinds = [torch.stack([s.v_sink.expand_as(s.l_sink), s.l_sink, s.ordinary]) for s in batch.sinks]  # 3, L, V
+        groups = [torch.stack([kind[list(columns)].any(0) for columns in config.groups], 1) for kind in kinds]
+        return cls(batch.spread(groups), batch.asked)
 
     @property
     def visual(self) -> Tensor:
-        """Visual tokens among the Keys, (B, K)."""
-        return self.members[0].any(0)
+        """Visual tokens among the positions, (B, T)."""
+        visual = self.members[0].any(0)
+        return nn.functional.pad(visual, (0, self.asked.shape[1] - visual.shape[1]))
 
     @property
     def last(self) -> Tensor:
         """Position of the last input token, (B,)."""
-        return self.tokens.shape[1] - 1 - self.tokens.flip(1).long().argmax(1)
+        return self.asked.shape[1] - 1 - self.asked.flip(1).long().argmax(1)
 
 
 @dataclass
@@ -119,21 +119,38 @@ class LSG(nn.Module):
                 f"there is no layer {self.config.layers[-1]}: {vlm.name} has layers 0 to {vlm.num_layers - 1}"
             )
 
+    def only(self, layers: Sequence[int]) -> LSG:
+        """Some of these gates by themselves; they stay the same modules, so that what one learns the other knows.
+
+        Raises:
+            GateError: there is no gate in one of these layers, or no layer at all.
+        """
+        missing = sorted(set(layers) - set(self.config.layers))
+        if missing:
+            raise GateError(f"there is no gate in layer {missing[0]}; there are gates in {list(self.config.layers)}")
+        part = LSG(self.config.only(tuple(sorted(layers))))
+        part.gates = nn.ModuleDict({str(layer): self.gates[str(layer)] for layer in part.config.layers})
+        return part
+
     # --- running
+
+    def begins(self, vlm: VLM) -> int:
+        """Number of the lowest LLM layer in which these gates change anything."""
+        return vlm.adapter.layer_numbers[self.config.layers[0]]
 
     @contextmanager
     def applied(
-        self, vlm: VLM, groups: Groups, recorder: Recorder | None = None, *, every_step: bool = False
+        self, vlm: VLM, batch: Batch, recorder: Recorder | None = None, *, every_step: bool = False
     ) -> Iterator[Trail]:
         """Within the block the gates act on every forward and ``generate`` call on these prompts; gradients reach them.
 
         Args:
             vlm: the model, locked meanwhile.
-            groups: whom the gates scale.
+            batch: prompts with their sinks, as ``vlm.batch`` makes it.
             recorder: takes attention rows.
             every_step: read again in each decode step, from the newest token; else the prompt's scales stay.
         """
-        trail = Trail()
+        trail, groups = Trail(), Groups.of(batch, self.config)
         with vlm.attached(None, recorder, live=self.config.layers) as block:
             hooks = [
                 vlm.adapter.layers[layer].register_forward_pre_hook(
@@ -147,7 +164,7 @@ class LSG(nn.Module):
                 for hook in hooks:
                     hook.remove()
 
-    def read(self, vlm: VLM, prompt: Prompt, sinks: SinkMap | None = None) -> Gates:
+    def read(self, vlm: VLM, prompt: Prompt, sinks: SinkMasks | None = None) -> Gates:
         """The fixed gates that a prompt gets: one prefill in which each gate reads what the gates below it left.
 
         With them ``vlm.answer``, sessions, the page's faders and everything else that takes `Gates` does what these gates do.
@@ -156,18 +173,21 @@ class LSG(nn.Module):
             GateError: the gates do not belong on this model.
         """
         self.check_fits(vlm, any_model=True)
-        sinks = sinks or self.find_sinks(vlm, prompt)
-        with torch.no_grad(), self.applied(vlm, Groups.of(prompt, sinks, self.config)) as trail:
-            vlm.adapter.run(**vlm.warm_inputs(prompt))
+        batch = vlm.batch([prompt], [sinks or self.find_sinks(vlm, prompt)])
+        with torch.no_grad(), self.applied(vlm, batch) as trail:
+            vlm.adapter.run(**batch.inputs)
         table = torch.ones(vlm.num_layers, len(GROUPS))
         for layer, scales in trail.scales.items():
             for columns, scale in zip(self.config.groups, scales[0].tolist(), strict=True):
                 table[layer, list(columns)] = scale
         return Gates(table, vlm.name)
 
-    def find_sinks(self, vlm: VLM, prompt: Prompt) -> SinkMap:
-        """Sinks by the criterion that these gates were made with."""
-        return find_sinks(vlm, prompt, v_sink=self.config.criterion, l_sink=self.config.criterion)
+    def find_sinks(self, vlm: VLM, prompt: Prompt) -> SinkMasks:
+        """Sinks by the criterion that these gates were made with; V-sinks alone, which is cheaper, where they need no others."""
+        name = self.config.criterion
+        if self.config.grouping == "v_sink" and not (name == "auto" and prompt.sinks):
+            return find_v_sinks(vlm, prompt, name)
+        return find_sinks(vlm, prompt, v_sink=name, l_sink=name)
 
     def _reader(self, layer: int, groups: Groups, block: Attached, trail: Trail, every_step: bool) -> Any:
         def before_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -186,9 +206,9 @@ class LSG(nn.Module):
         if groups is None:
             return hidden[:, -1]
         if self.config.signal == "last":
-            missing = groups.tokens.shape[1] - hidden.shape[1]  # some models run their last layers on the end alone
+            missing = groups.asked.shape[1] - hidden.shape[1]  # some models run their last layers on the end alone
             return hidden[torch.arange(len(hidden)), groups.last.to(hidden.device) - missing]
-        taken = groups.tokens if self.config.signal == "mean" else groups.visual
+        taken = groups.asked if self.config.signal == "mean" else groups.visual
         taken = taken[:, : hidden.shape[1]].to(hidden.device, hidden.dtype)
         return torch.einsum("bp,bpd->bd", taken, hidden) / taken.sum(1, keepdim=True)
 

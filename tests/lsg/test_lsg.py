@@ -71,7 +71,7 @@ def test_on_every_architecture_gates_start_as_they_say_and_read_as_they_act(name
     half = LSG.for_vlm(vlm, layers).read(vlm, prompt, sinks)
     assert torch.allclose(half.scales, torch.full((vlm.num_layers, 3), 0.5))
     lsg = shaken(LSG.for_vlm(vlm, layers, start="identity", grouping="three"))
-    with torch.no_grad(), lsg.applied(vlm, Groups.of(prompt, sinks, lsg.config)) as trail:
+    with torch.no_grad(), lsg.applied(vlm, vlm.batch([prompt], [sinks])) as trail:
         logits = vlm.model(**vlm.warm_inputs(prompt), use_cache=False, logits_to_keep=1).logits[0, -1]
     assert sorted(trail.scales) == list(layers)
     table = lsg.read(vlm, prompt, sinks)
@@ -103,11 +103,11 @@ def test_gradients_equal_finite_differences():
     prompt = vlm.read({**sample, "pixel_values": sample["pixel_values"].double()})
     sinks = some_sinks(vlm, prompt)
     lsg = shaken(LSG.for_vlm(vlm, [0, 2], bottleneck=3, start="identity", grouping="l_sink")).double()
-    groups = Groups.of(prompt, sinks, lsg.config)
-    inputs = vlm.warm_inputs(prompt)
+    batch = vlm.batch([prompt], [sinks])
+    inputs = batch.inputs
 
     def loss():
-        with lsg.applied(vlm, groups):
+        with lsg.applied(vlm, batch):
             return vlm.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].log_softmax(-1)[7]
 
     loss().backward()
@@ -128,16 +128,16 @@ def test_gradients_equal_finite_differences():
 def test_in_decoding_the_prompts_scales_stay_unless_asked(case):
     vlm, prompt, sinks = case
     lsg = shaken(LSG.for_vlm(vlm, [0, 1, 2], start="identity")).double()
-    groups, options = Groups.of(prompt, sinks, lsg.config), {"max_new_tokens": 5, "do_sample": False}
+    batch, options = vlm.batch([prompt], [sinks]), {"max_new_tokens": 5, "do_sample": False}
     options["suppress_tokens"] = [vlm.adapter.image_token_id]
-    with torch.no_grad(), lsg.applied(vlm, groups):
+    with torch.no_grad(), lsg.applied(vlm, batch):
         stay = vlm.model.generate(**prompt.inputs, **options)[0, prompt.length :].tolist()
     fixed = vlm.answer(
         prompt, lsg.read(vlm, prompt, sinks), sinks, **{k: v for k, v in options.items() if k != "do_sample"}
     )
     assert stay == fixed.ids
     seen = []
-    with torch.no_grad(), lsg.applied(vlm, groups, every_step=True) as trail:
+    with torch.no_grad(), lsg.applied(vlm, batch, every_step=True) as trail:
         vlm.model.generate(
             **prompt.inputs, **options, stopping_criteria=[lambda *_: seen.append(trail.scales[1]) or False]
         )
@@ -192,6 +192,6 @@ def test_without_v_sinks_all_tokens_are_the_rest(case):
     vlm, prompt, sinks = case
     none = sg.SinkMap(**{**vars(sinks), "v_sink": torch.zeros_like(sinks.v_sink)})
     lsg = shaken(LSG.for_vlm(vlm, [1]))
-    groups = Groups.of(prompt, none, lsg.config)
+    groups = Groups.of(vlm.batch([prompt], [none]), lsg.config)
     assert not groups.members[:, 0].any() and (groups.members[:, 1, 0, prompt.visual]).all()
     assert torch.isfinite(lsg.read(vlm, prompt, none).scales).all()
