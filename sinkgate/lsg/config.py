@@ -37,6 +37,8 @@ class LSGConfig:
         start: ``paper``, scales sum to 1 and begin equal; ``identity`` (ours), they sum to the number of groups and begin at 1, the
             unmodified model, which the paper's line never meets.
         activation: between the linear layers; not known from the paper, gelu is ours.
+        bias: the two linear layers have biases; the paper counts none.
+        norm_weights: the LayerNorm has a weight and a bias of its own; the paper counts none.
         criterion: how sinks are found, a name of ``CRITERIA``.
         base_model: the model that the gates were made for, ``revision`` its commit.
 
@@ -51,6 +53,8 @@ class LSGConfig:
     signal: str = "last"
     start: str = "paper"
     activation: str = "gelu"
+    bias: bool = False
+    norm_weights: bool = False
     criterion: str = "auto"
     base_model: str | None = None
     revision: str | None = None
@@ -103,7 +107,7 @@ class LSGConfig:
         """
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise GateError(f"gate_config.json is no valid JSON: {error}") from error
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise GateError(f'gate_config.json says no "format": "{FORMAT}"; is this a folder of learned gates?')
@@ -126,6 +130,7 @@ def _check_types(content: dict[str, Any]) -> None:
     right = {
         "layers": lambda value: isinstance(value, list) and all(type(layer) is int for layer in value),
         **{name: lambda value: type(value) is int for name in ("hidden_size", "bottleneck")},
+        **{name: lambda value: isinstance(value, bool) for name in ("bias", "norm_weights")},
         **{name: lambda value: isinstance(value, str) for name in texts},
         **{name: lambda value: value is None or isinstance(value, str) for name in optional},
     }

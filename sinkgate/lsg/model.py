@@ -7,29 +7,28 @@ Shapes: L layers of the model, B prompts, T positions, K Keys, V visual tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sinkgate.attention import Attached
 from sinkgate.batch import Batch
 from sinkgate.errors import GateError
 from sinkgate.gates import GROUPS, Gates
+from sinkgate.lsg import files
+from sinkgate.lsg.card import card
 from sinkgate.lsg.config import LSGConfig
 from sinkgate.lsg.gate import SinkGate
 from sinkgate.prompts import Prompt
 from sinkgate.recorder import Recorder
 from sinkgate.sinks import SinkMasks
 from sinkgate.vlm import VLM, find_sinks, find_v_sinks
-
-CONFIG, WEIGHTS = "gate_config.json", "gates.safetensors"
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class LSG(nn.Module):
         return lsg
 
     def check_fits(self, vlm: VLM, any_model: bool = False) -> None:
-        """Whether these gates belong on that model.
+        """Whether these gates belong on that model. Models are told apart by name; another revision is a warning only.
 
         Raises:
             GateError: made for another model (unless ``any_model``), of another width, or for layers that it does not have.
@@ -105,6 +104,12 @@ class LSG(nn.Module):
         if made_for not in (None, vlm.name) and not any_model:
             raise GateError(
                 f"these gates were trained on {made_for}, this is {vlm.name}; say any_model=True to use them all the same"
+            )
+        revision = getattr(vlm.model.config, "_commit_hash", None)
+        if not any_model and None not in (revision, self.config.revision) and revision != self.config.revision:
+            warnings.warn(
+                f"these gates were made for revision {self.config.revision} of {vlm.name}, this is {revision}",
+                stacklevel=2,
             )
         if width != self.config.hidden_size:
             raise GateError(
@@ -214,39 +219,91 @@ class LSG(nn.Module):
 
     # --- files
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``gate_config.json`` and ``gates.safetensors`` into a folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(self.config.to_json() + "\n", encoding="utf-8")
-        save_file({name: value.contiguous().cpu() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        license: str | None = None,  # noqa: A002 (the Hub's word)
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write ``gate_config.json``, ``gates.safetensors`` and a card; an own README.md stays. Each file appears whole or not at all.
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> LSG:
-        """Read what ``save_pretrained`` wrote.
+        Args:
+            folder: made where there is none.
+            license: for the card, as the Hub names it.
+            training: for the card: samples, epochs, loss before and after, accuracy by kind, ...; what is not given is not told.
 
         Raises:
-            GateError: a file is missing or broken, or tensors are missing, unknown or of another shape.
+            GateError: the folder cannot be written.
         """
-        folder = Path(folder)
-        try:
-            lsg = cls(LSGConfig.from_json((folder / CONFIG).read_text(encoding="utf-8")))
-            weights = load_file(folder / WEIGHTS)
-        except (OSError, UnicodeDecodeError, SafetensorError) as error:
-            raise GateError(f"learned gates cannot be read from {folder}: {error}") from error
-        wanted = {name: tuple(value.shape) for name, value in lsg.state_dict().items()}
-        got = {name: tuple(value.shape) for name, value in weights.items()}
-        for name in sorted(wanted.keys() | got.keys()):
-            if wanted.get(name) != got.get(name):
-                raise GateError(
-                    f"{folder / WEIGHTS}: {name} is {got.get(name, 'missing')}, expected {wanted.get(name, 'no such tensor')}"
-                )
-        lsg.load_state_dict(weights)
+        text = card(self.config, self.num_parameters, license=license, training=training)
+        files.write(folder, self.config, self.state_dict(), text)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        license: str | None = None,  # noqa: A002
+        training: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Put what ``save_pretrained`` writes on the Hub, over a card that is there; returns the address.
+
+        Raises:
+            GateError: the Hub cannot be reached or refuses.
+        """
+        return files.push(
+            repo_id,
+            self.config,
+            self.state_dict(),
+            lambda place: card(self.config, self.num_parameters, place=place, license=license, training=training),
+            private=private,
+            revision=revision,
+            token=token,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        place: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        strict: bool = True,
+    ) -> LSG:
+        """Read what ``save_pretrained`` or ``push_to_hub`` wrote, as float32 on the CPU; no other file is looked at.
+
+        Args:
+            place: a folder, or a Hub id.
+            revision: branch, tag or commit on the Hub.
+            token: for private repositories.
+            strict: False ignores unknown tensors, with a warning; missing ones are always refused.
+
+        Raises:
+            GateError: there are no gates, a file is broken, or tensors are missing, unknown, of another shape or not finite.
+        """
+        config, weights = files.read(files.find(place, revision, token), place)
+        with torch.device("meta"):  # takes no memory until the tensors are known to fit
+            lsg = cls(config)
+        wanted = lsg.state_dict()
+        files.check(weights, wanted, place, strict)
+        lsg.load_state_dict({name: weights[name].to(torch.float32, copy=True) for name in wanted}, assign=True)
         return lsg
+
+    @property
+    def num_parameters(self) -> int:
+        """How many parameters the gates have together."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def trainable_parameters(self) -> str:
         """How many parameters the gates have, in words, with how many one gate has."""
-        count = sum(parameter.numel() for parameter in self.parameters())
+        count = self.num_parameters
         return (
             f"{count:,} trainable parameters, {count // len(self.gates):,} a gate, in layers {list(self.config.layers)}"
         )
+
+    def print_trainable_parameters(self) -> None:
+        """Print ``trainable_parameters``, by the name that peft gives it."""
+        print(self.trainable_parameters())  # noqa: T201
