@@ -1,4 +1,4 @@
-"""The ``sinkgate`` command: ask, look at sinks, describe and list models, make scenes, start the app."""
+"""The ``sinkgate`` command: ask, look at sinks, describe and list models, make scenes, convert gates, start the app."""
 
 from __future__ import annotations
 
@@ -216,6 +216,39 @@ def models(as_json: AsJson = False) -> None:
         return
     for name, known in KNOWN_MODELS.items():
         typer.echo(f"{name:<22}{known['id']:<45}{known['note']}".rstrip())
+
+
+@cli.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(help="Folder with non_lora_trainables.bin and sink_cfg.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for the gates in sinkgate's format.")],
+    base_model: Annotated[str | None, typer.Option(help="The model they are for, as --model would name it.")] = None,
+    layer: Annotated[
+        list[int] | None, typer.Option(help="Layer of a gate where the files leave it open; once for each, in order.")
+    ] = None,
+    offset: Annotated[int, typer.Option(help="Added to the layers that the files tell.")] = 0,
+    swapped: Annotated[bool, typer.Option("--swapped", help="The second output is for V-sinks.")] = False,
+    activation: Annotated[str | None, typer.Option(help="gelu, silu or relu; what the files say if left out.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Leave out what was not understood.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read gates that the paper's authors released, say what everything was taken for, and save them as sinkgate's."""
+    from sinkgate.lsg.official import read_official
+
+    found = read_official(
+        folder, layers=layer or None, offset=offset, swapped=swapped, activation=activation, base_model=base_model
+    )
+    if as_json:
+        _print_json(
+            layers=list(found.gates.config.layers) if found.gates else [],
+            **{name: value for name, value in vars(found).items() if name != "gates"},
+        )
+    else:
+        typer.echo(str(found))
+    lsg = found.to_lsg(force)
+    lsg.save_pretrained(out)
+    if not as_json:
+        typer.echo(f"{lsg.trainable_parameters()}, saved in {out}")
 
 
 @cli.command()
