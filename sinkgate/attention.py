@@ -1,4 +1,4 @@
-"""One wrapper inside transformers' attention function: it scales Keys and hands queries to a recorder.
+"""One wrapper inside transformers' attention function: it scales Keys, rewrites probabilities and hands queries to a recorder.
 
 It sits where every architecture passes (after QK-norm and rotary embedding, before the KV heads are
 repeated), so the model stays on its own kernel and the KV cache keeps the unscaled Keys. Where the caller owns
@@ -26,6 +26,8 @@ from sinkgate.errors import UnsupportedModelError
 from sinkgate.recorder import Recorder, attention_rows
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+#: Attention rows (B, H, R, K), the positions of their queries (R,) and that of the first Key -> the rows to use instead.
+Rewrite = Callable[[Tensor, Tensor, int], Tensor]
 IMPLEMENTATIONS = ("sdpa", "eager")
 _SMALL = 1 << 16  # elements; below, the allocator hands out memory at no cost
 
@@ -74,6 +76,8 @@ class _Tap:
     layer: int
     scales: Tensor | None  # (B, P); None where all are one
     stored: int | None = None  # positions whose Keys lie scaled in the cache; None: none may
+    rewrite: Rewrite | None = None
+    rewrite_from: int = 0  # position of the first query that it may change
 
     def scale(self, module: nn.Module, key: Tensor) -> Tensor:
         """The Keys of this call's running forward, scaled."""
@@ -116,6 +120,13 @@ class Attached:
         """Scales (B, P) of a ``live`` layer's Keys, from its next attention call on; gradients flow through them."""
         self._taps[layer].scales = scales
 
+    def set_rewrite(self, layer: int, first: int, rewrite: Rewrite) -> None:
+        """Rewrites a ``live`` layer's attention probabilities, from its next attention call on, for queries from position ``first`` on.
+
+        Only those rows are computed, in O(rows x Keys); a head's row that comes back as it was stays the kernel's, bit for bit.
+        """
+        self._taps[layer].rewrite, self._taps[layer].rewrite_from = rewrite, first
+
     @property
     def begins(self) -> bool:
         """Whether the running forward is the first: no position came before it."""
@@ -153,7 +164,7 @@ def attached(
         own_cache: the KV cache is begun and ended with these scales, in one row a sample: it may hold scaled Keys, and rows of decode
             steps may be put off to the end of the block. Not for layers that share their Keys, nor for beams.
         stored: positions whose Keys an earlier such block has left scaled in the cache.
-        live: layers whose scales are set while the model runs, through the `Attached` that the block yields.
+        live: layers whose scales or rewriting are set while the model runs, through the `Attached` that the block yields.
 
     Raises:
         RuntimeError: a block is already active on one of the modules.
@@ -234,23 +245,44 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
         seen = tap.call.seen if tap.call.seen is not None else key.shape[2]
         if tap.scales is not None:
             key = tap.scale(module, key)
+        mask = args[0] if args else kwargs.get("attention_mask")
+        options = {"scaling": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
+        first, count = seen - query.shape[2], query.shape[2]
+
+        def rows_of(which: slice | Tensor) -> tuple[Tensor, Tensor]:
+            """Rows as the kernel has them, and as they are to be."""
+            rows = attention_rows(module, query, key, mask, is_causal=kwargs.get("is_causal"), rows=which, **options)
+            if tap.rewrite is None:
+                return rows, rows
+            position = torch.arange(first, seen, device=query.device)[which]
+            return rows, tap.rewrite(rows, position, seen - key.shape[2])
+
         recorder = tap.call.recorder
-        wanted = recorder and recorder.wanted(tap.layer, seen - query.shape[2], query.shape[2])
+        wanted = recorder and recorder.wanted(tap.layer, first, count)
         if recorder is not None and wanted is not None:
-            mask = args[0] if args else kwargs.get("attention_mask")
-            options = {"scaling": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
             # one query that sees all Keys so far, in a cache that keeps them all: its row can wait
             whole = tap.call.own_cache and not tap.call.cross and mask is None and key.shape[2] == seen
-            if whole and query.shape[2] == 1 and recorder.puts_off:
+            if whole and count == 1 and recorder.puts_off and tap.rewrite is None:
                 recorder.put_off(tap.layer, module, query, key, options)
             else:
                 with torch.no_grad():
-                    causal = kwargs.get("is_causal")
-                    rows = attention_rows(module, query, key, mask, is_causal=causal, rows=wanted, **options)
-                    recorder.add(tap.layer, rows, value)
-        return attend(module, query, key, value, *args, **kwargs)
+                    recorder.add(tap.layer, rows_of(wanted)[1], value)
+        output, weights = attend(module, query, key, value, *args, **kwargs)
+        start = max(0, tap.rewrite_from - first)
+        if tap.rewrite is not None and start < count:
+            old, new = rows_of(slice(start, count))
+            output = torch.cat([output[:, :start], _mixed(old, new, value, output[:, start:])], 1)
+        return output, weights
 
     return sinkgate_attention
+
+
+def _mixed(old: Tensor, new: Tensor, value: Tensor, output: Tensor) -> Tensor:
+    """Values mixed by the rewritten rows, what the kernel made of them where a row stayed: (B, H, R, K) -> (B, R, H, d)."""
+    samples, heads, rows, keys = new.shape
+    grouped = new.to(value.dtype).reshape(samples, value.shape[1], -1, keys)
+    mixed = (grouped @ value).view(samples, heads, rows, -1).transpose(1, 2)
+    return torch.where((new != old).any(-1).transpose(1, 2)[..., None], mixed, output)
 
 
 def _count_positions(call: _Call) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:

@@ -1,5 +1,10 @@
 """Fixed gates and the published methods that the paper is compared with, each behind the door of `sinkgate.methods.method`."""
 
+from sinkgate.methods.lora import LoRA
 from sinkgate.methods.method import Fixed, Method
+from sinkgate.methods.reweight import Reweight, ReweightConfig
+from sinkgate.methods.sink_front import SinkToTheFront
+from sinkgate.methods.suppress import Remove, Suppress
+from sinkgate.methods.var import VAR
 
-__all__ = ["Fixed", "Method"]
+__all__ = ["VAR", "Fixed", "LoRA", "Method", "Remove", "Reweight", "ReweightConfig", "SinkToTheFront", "Suppress"]
