@@ -118,11 +118,9 @@ def read_official(
     doubts += [f"{name} holds NaN or infinity" for name in taken if not torch.isfinite(tensors[name]).all()]
     activation, who = settings.activation(activation, doubts)
     base_model = base_model or settings.base_model()
-    leftovers = [
-        f"{name}, {_kind(entry)}"
-        for name, entry in entries.items()
-        if name not in taken and (name not in tensors or suspicious(name, tensors, gates))
-    ]
+    rest = [name for name in entries if name not in taken]
+    odd = [name for name in rest if name not in tensors or suspicious(name, tensors, gates)]
+    leftovers = [f"{name}, {_kind(entries[name])}" for name in odd]
     leftovers += settings.leftovers(gates[0]) if gates else []
     built = None
     if numbers and not doubts:
@@ -147,6 +145,7 @@ def read_official(
             f"the activation: {activation}, {who}",
             f"how the authors find sinks: '{criterion}' is used",
             f"the model in transformers' format: {base_model or 'none is named'}",
+            f"whether other weights were trained with the gates: {len(rest) - len(odd)} are in the file and left out",
         ),
         doubts=tuple(doubts),
         leftovers=tuple(leftovers),

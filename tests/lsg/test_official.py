@@ -399,6 +399,7 @@ def test_other_weights_of_the_model_are_reported_only(put):
     found = read_official(put(named("llama", {10: gate()}) | others))
     found.to_lsg()
     assert all(found.tensors[name].startswith("not understood, shape") for name in others)
+    assert "4 are in the file and left out" in str(found)
 
 
 def test_settings_that_may_change_the_scales_are_leftovers(put):
