@@ -1,0 +1,164 @@
+"""What every method has to do, on several architectures: act, leave nothing behind, in batches, in steps, in words where it cannot."""
+
+import pytest
+import torch
+from rivals import (
+    SOME,
+    check_batched_equals_single,
+    check_leaves_nothing,
+    check_teacher_forcing_equals_steps,
+    logits,
+    no_sinks,
+    prompts_of,
+    some_sinks,
+    vlm_of,
+)
+
+import sinkgate as sg
+from sinkgate.methods import VAR, Fixed, LoRA, Remove, Reweight, SinkToTheFront, Suppress
+from sinkgate.recorder import Recorder
+from sinkgate.resume import kept_inputs, resumed
+
+
+def shaken(method, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return method
+
+
+ANY_HEAD = {"min_image_attention": 0.0, "min_non_sink_share": 0.0}
+METHODS = {
+    "suppress": lambda vlm: Suppress(),
+    "remove": lambda vlm: Remove(),
+    "var": lambda vlm: VAR(layers=(0, vlm.num_layers - 1), **ANY_HEAD),
+    "var by dimensions": lambda vlm: VAR(layers=(1,), dimensions=(3, 5), tau=1.5, **ANY_HEAD),
+    "front": lambda vlm: SinkToTheFront(),
+    "front, old positions": lambda vlm: SinkToTheFront(keep_positions=True),
+    "reweight": lambda vlm: shaken(Reweight.for_vlm(vlm)),
+    "lora": lambda vlm: shaken(LoRA.for_vlm(vlm, 1)),
+}
+MASKS_OF_ITS_OWN = ("gemma3", "gemma4", "paligemma")
+
+
+@pytest.fixture(params=METHODS)
+def make(request):
+    return METHODS[request.param]
+
+
+@pytest.fixture(params=SOME, scope="module")
+def case(request):
+    name = request.param
+    vlm = vlm_of(name)
+    prompts = prompts_of(name, vlm, 2 if vlm.adapter.takes_encoded else 1)
+    return vlm, prompts, [some_sinks(vlm, prompt, seed) for seed, prompt in enumerate(prompts)]
+
+
+def test_acts_and_leaves_nothing_behind_batched_and_in_steps(case, make):
+    vlm, prompts, sinks = case
+    method = make(vlm)
+    if isinstance(method, Remove) and vlm.name in MASKS_OF_ITS_OWN:
+        with pytest.raises(sg.UnsupportedModelError, match="already made.*Suppress"):
+            logits(vlm, vlm.batch(prompts, sinks), method)
+        return
+    plain, changed = check_leaves_nothing(vlm, method, prompts, sinks)
+    assert (changed - plain).abs().max() > 1e-3, "it must act, or the test shows nothing"
+    check_batched_equals_single(vlm, method, prompts, sinks)
+    check_teacher_forcing_equals_steps(vlm, method, prompts, sinks)
+
+
+def test_below_the_layer_where_it_begins_all_is_as_without_it(case, make):
+    vlm, prompts, sinks = case
+    method, layers = make(vlm), vlm.adapter.all_layers
+    if isinstance(method, Remove) and vlm.name in MASKS_OF_ITS_OWN:
+        return
+    batch, begins = vlm.batch(prompts, sinks), method.begins(vlm)
+    plain, inside = [], []
+    with torch.no_grad():
+        with kept_inputs(layers, plain):
+            logits(vlm, batch)
+        with kept_inputs(layers, inside):
+            expected = logits(vlm, batch, method)
+        assert all(torch.equal(a, b) for a, b in zip(plain[:begins], inside[:begins], strict=True))
+        with resumed(layers, begins, plain[begins] if begins else None):
+            assert torch.equal(logits(vlm, batch, method), expected)
+
+
+def test_records_rows_that_sum_to_one(case, make):
+    vlm, prompts, sinks = case
+    method, recorder = make(vlm), Recorder("last")
+    if isinstance(method, Remove) and vlm.name in MASKS_OF_ITS_OWN:
+        return
+    batch = vlm.batch(prompts, sinks)
+    with torch.no_grad(), method.applied(vlm, batch, recorder):
+        vlm.model(**batch.inputs, use_cache=False)
+    for layer in range(vlm.num_layers):
+        assert torch.allclose(recorder.attention[layer][0].sum(-1), torch.ones(()), atol=1e-5)
+
+
+def test_without_sinks_the_model_is_unmodified(case):
+    vlm, prompts, _ = case
+    none = [no_sinks(vlm, prompt) for prompt in prompts]
+    batch = vlm.batch(prompts, none)
+    with torch.no_grad():
+        plain = logits(vlm, batch)
+        for method in (Suppress(), VAR(layers=(0, 1), **ANY_HEAD), VAR(layers=(0,), dimensions=()), SinkToTheFront()):
+            assert torch.equal(logits(vlm, batch, method), plain)
+
+
+def test_learning_methods_begin_at_the_unmodified_model_and_learn(case):
+    vlm, prompts, sinks = case
+    answers = [[7, 8, 9], [11, 12]][: len(prompts)]
+    batch = vlm.batch(prompts, sinks, answers)
+    with torch.no_grad():
+        plain = logits(vlm, batch)
+    for method in (Reweight.for_vlm(vlm), Reweight.for_vlm(vlm, weighing="sigmoid"), LoRA.for_vlm(vlm, 1)):
+        with torch.no_grad():
+            assert torch.equal(logits(vlm, batch, method), plain)
+        shaken(method)
+        found = logits(vlm, batch, method)[:, batch.length - 1 : -1]
+        labels = batch.labels[:, batch.length :]
+        loss = torch.nn.functional.cross_entropy(found.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        gradients = torch.autograd.grad(loss, list(method.parameters()))
+        assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("kind", ["remove", "var", "front", "reweight"])
+def test_cross_attention_models_are_refused_in_words(kind):
+    vlm = vlm_of("mllama")
+    prompts = prompts_of("mllama", vlm)
+    batch = vlm.batch(prompts, [some_sinks(vlm, prompts[0])])
+    with pytest.raises(sg.UnsupportedModelError, match="cross-attention.*Gates can"), METHODS[kind](vlm).applied(vlm, batch):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["suppress", "lora"])
+def test_on_cross_attention_models_keys_are_scaled_and_projections_updated(kind):
+    vlm = vlm_of("mllama")
+    prompts = prompts_of("mllama", vlm)
+    sinks = [some_sinks(vlm, prompts[0])]
+    plain, changed = check_leaves_nothing(vlm, METHODS[kind](vlm), prompts, sinks)
+    assert (changed - plain).abs().max() > 1e-3
+
+
+def test_on_the_demo_model(demo, make):
+    from random import Random
+
+    from sinkgate.demo.scenes import Scene
+
+    prompts = [demo.prompt(Scene.random(Random(seed)).render(), "How many objects are there?") for seed in (71, 72)]
+    sinks = [sg.find_sinks(demo, prompt) for prompt in prompts]
+    assert all(found.v_sink.any() for found in sinks)
+    method = make(demo)
+    plain, changed = check_leaves_nothing(demo, method, prompts, sinks)
+    assert not torch.equal(plain, changed)
+    check_batched_equals_single(demo, method, prompts, sinks)
+
+
+def test_suppress_is_the_fixed_gates_it_stands_for(demo):
+    gates = sg.Gates.ones(demo).set("v_sink", 0.25, layers=[2])
+    assert Suppress(0.25, (2,)).begins(demo) == Fixed(gates).begins(demo) == 2
+    assert Suppress(1.0).begins(demo) == len(demo.adapter.all_layers)
+    with pytest.raises(sg.GateError, match="5"):
+        Suppress(5.0).begins(demo)
