@@ -1,0 +1,98 @@
+"""The demo world as samples: scenes of shapes, and questions whose answers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from itertools import islice
+from random import Random
+from typing import Literal, get_args
+from zlib import crc32
+
+from sinkgate.demo.questions import KINDS, Question, ask
+from sinkgate.demo.scenes import MAX_OBJECTS, Scene
+from sinkgate.errors import SinkgateError
+from sinkgate.samples.sample import Sample
+
+Split = Literal["train", "validation", "test"]
+SPLITS = get_args(Split)
+CROWDED = (6, 8)  # objects; the demo model was trained on 1 to 5
+_MAX_DRAWS = 3000  # in vain, and the questions are held to be impossible
+
+
+def scene_samples(
+    count: int,
+    seed: int = 0,
+    *,
+    split: Split = "train",
+    kinds: Sequence[str] | None = None,
+    per_scene: int = 1,
+    counts: tuple[int, int] = (1, MAX_OBJECTS),
+    size: int = 448,
+) -> Iterator[Sample]:
+    """Questions about random scenes, drawn as they are asked for; ``kind`` is the kind of question.
+
+    The kinds take turns in random order: among any first n samples the numbers of two kinds differ by one at
+    most, and the first n of more samples are the same. A scene belongs to one split by a checksum of what it holds, so
+    no scene is in two splits, whatever the seeds. Pictures are PNG bytes, some 5 to 10 kB each, so that many can be kept.
+
+    Args:
+        count: samples in all.
+        seed: another seed, other scenes.
+        split: "train", "validation" or "test"; a third of all scenes each.
+        kinds: of `sinkgate.demo.questions.KINDS`; None is all of them.
+        per_scene: questions about each scene, of different kinds. A scene is drawn again until it allows all of them.
+        counts: least and most objects, as in `Scene.random`; `CROWDED` are more than the demo model was trained on.
+        size: side of the picture in pixels; 448 as in the app.
+
+    Raises:
+        SinkgateError: an argument is wrong, or scenes of so few objects hardly ever allow a kind.
+    """
+    names = list(KINDS) if kinds is None else list(dict.fromkeys(kinds))
+    if not names or set(names) - set(KINDS):
+        raise SinkgateError(f"kinds is {kinds!r}; expected some of {', '.join(KINDS)}")
+    if split not in SPLITS:
+        raise SinkgateError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+    if count < 0:
+        raise SinkgateError(f"count is {count}; expected 0 or more")
+    if not 1 <= per_scene <= len(names):
+        raise SinkgateError(f"per_scene is {per_scene}; expected 1 to {len(names)}, as many as there are kinds")
+    Scene.random(Random(0), counts)  # raises where counts is wrong, now and not at the first sample
+    rng = Random(f"samples/{split}/{seed}")
+    return islice(_samples(rng, split, names, per_scene, counts, size), count)
+
+
+def _samples(
+    rng: Random, split: Split, kinds: list[str], per_scene: int, counts: tuple[int, int], size: int
+) -> Iterator[Sample]:
+    while True:
+        order = rng.sample(kinds, len(kinds))
+        for start in range(0, len(order), per_scene):
+            scene, asked = _draw(rng, split, order[start : start + per_scene], counts)
+            picture = _png(scene, size)
+            yield from (Sample((picture,), item.question, item.answer, item.kind) for item in asked)
+
+
+def _draw(rng: Random, split: Split, kinds: list[str], counts: tuple[int, int]) -> tuple[Scene, list[Question]]:
+    """A scene of the split that allows all of the kinds, with a question of each."""
+    for _ in range(_MAX_DRAWS):
+        scene = Scene.random(rng, counts)
+        if split_of(scene) == split:
+            asked = [question for kind in kinds if (question := ask(scene, kind, rng))]
+            if len(asked) == len(kinds):
+                return scene, asked
+    raise SinkgateError(
+        f"in {_MAX_DRAWS} scenes of {counts[0]} to {counts[1]} objects none allowed {' and '.join(kinds)}: "
+        "ask other kinds, fewer per scene, or draw more objects"
+    )
+
+
+def split_of(scene: Scene) -> Split:
+    """The split that a scene belongs to: a checksum of its data in thirds."""
+    return SPLITS[crc32(repr(scene).encode()) % len(SPLITS)]
+
+
+def _png(scene: Scene, size: int) -> bytes:
+    buffer = BytesIO()
+    scene.render(size).save(buffer, "PNG")
+    return buffer.getvalue()
