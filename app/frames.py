@@ -79,8 +79,21 @@ def frame(case: Case, lens: Lens, peak: int) -> JSON:
         },
         "gates": {"v_sink": _column(case.gates, 0), "rest": _column(case.gates, 2)},
         "identity": case.gates.is_identity,
+        "learned": _learned(case),
         "summary": case.sinks.summary(),
         "cost": _cost(case),
+    }
+
+
+def _learned(case: Case) -> JSON | None:
+    """What learned gates said: rho of every layer, 1 where no gate read; None where none are at work."""
+    if case.learned is None or case.rho is None:
+        return None
+    return {
+        "name": case.learned.name,
+        "layers": list(case.learned.layers),
+        "off": sorted(case.learned.off),
+        "rho": {"v_sink": _column(case.rho, 0), "rest": _column(case.rho, 2)},
     }
 
 

@@ -10,11 +10,13 @@ import random
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import gradio as gr
 from frames import JSON, Lens, answers, frame, image_url, mixer_value, sentence, view_urls
-from live import MAX_NEW_TOKENS, Desk, Session, open_picture
+from learned import Learned, in_layers, uploaded_gates
+from live import KEPT_UPLOADS, MAX_NEW_TOKENS, Desk, Session, open_picture
 
 import sinkgate as sg
 from sinkgate.demo import questions
@@ -29,6 +31,8 @@ SCENE_SIDE, CHART_HEIGHT = 448, 218  # pixels
 TRIES = 3000  # to ask again, about an edited scene, in the words that are on the page; one takes some 10 microseconds
 PLAIN_QUESTIONS = ("How many objects are there?", "What color is the background?", "What do you see?")
 GENERAL_QUESTIONS = ("What is in the picture?", "Describe the image.", "How many people are there?")
+LONGEST_FAULT = 300  # characters: what was uploaded may be quoted
+HAND_WINS = "Your hand holds for this question; at the next one the learned gates read again."
 SKIP = gr.skip()
 
 
@@ -41,7 +45,7 @@ class Handlers:
         self.plain = GENERAL_QUESTIONS if general else PLAIN_QUESTIONS  # of pictures that are no scenes
         self.gallery = [image_url(random_scene(seed).render(SCENE_SIDE).resize((96, 96))) for seed in GALLERY]
 
-    # Each of the next six returns: session, picture, question, questions, frame, status; those that bring another
+    # Each of the next six returns: session, picture, question, questions, frame, status, mixer; those that bring another
     # picture, the composer too.
 
     def begin(self, mixer: Any, lens: Any) -> tuple[Any, ...]:
@@ -65,11 +69,11 @@ class Handlers:
         session = session or Session()
         if picture is None:
             told = calm("The picture was taken away; what you see is still about it.")
-            return session, SKIP, SKIP, SKIP, SKIP, told, SKIP
+            return session, SKIP, SKIP, SKIP, SKIP, told, SKIP, SKIP
         try:
             image = open_picture(picture)
         except Exception as error:
-            return session, session.shown, SKIP, SKIP, SKIP, fault(error), SKIP
+            return session, session.shown, SKIP, SKIP, SKIP, fault(error), SKIP, SKIP
         session.image, session.shown, session.scene = image, picture, None
         session.pictures += 1
         session.examples, session.kinds = [(text, None) for text in self.plain], {}
@@ -80,9 +84,7 @@ class Handlers:
         """A question about the picture at hand."""
         session = session or Session()
         try:
-            gates = self.desk.read_gates(mixer)
-            session.admits(_turn(mixer))
-            self.desk.ask(session, question, gates)
+            self.desk.ask(session, question, self.newest_gates(session, mixer))
             return (
                 session,
                 SKIP if session.shown is None else session.shown,
@@ -90,9 +92,10 @@ class Handlers:
                 self.questions_value(session),
                 self.frame(session, lens),
                 calm(session.notice),
+                self.moved_faders(session),
             )
         except Exception as error:
-            return session, SKIP, SKIP, SKIP, SKIP, fault(error)
+            return session, SKIP, SKIP, SKIP, SKIP, fault(error), SKIP
 
     def pick_question(self, session: Session | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """A click on an example question asks it."""
@@ -113,24 +116,24 @@ class Handlers:
         return *self.ask(session, chosen.question, mixer, lens), composer_value(session)
 
     def edit_scene(self, session: Session | None, edited: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """The scene as the composer has it, asked the same question; returns questions, frame, status, composer."""
+        """The scene as the composer has it, asked the same question; returns questions, frame, status, mixer, composer."""
         try:
             session = _awake(session)
-            gates = self.desk.read_gates(mixer)
             if not session.admits_edit(*_edit(edited)):
-                return SKIP, SKIP, SKIP, SKIP
-            session.admits(_turn(mixer))
+                return SKIP, SKIP, SKIP, SKIP, SKIP
+            gates = self.newest_gates(session, mixer)
             scene = Scene.from_dict(edited.get("scene"))
             if scene == session.scene:
                 self.desk.turn(session, gates)
-                return SKIP, self.frame(session, lens), calm(session.notice), SKIP
+                return SKIP, self.frame(session, lens), remark(session), SKIP, SKIP
             image = scene.render(SCENE_SIDE)
             self.desk.ask(session, session.question, gates, image)
             session.scene, session.shown = scene, image
             show_examples(session, scene, session.kinds.get(session.question), session.question)
-            return self.questions_value(session), self.frame(session, lens), calm(session.notice), SKIP
+            shown = self.questions_value(session), self.frame(session, lens), calm(session.notice)
+            return *shown, self.moved_faders(session), SKIP
         except Exception as error:
-            return SKIP, SKIP, fault(error), composer_value(session) if session else SKIP
+            return SKIP, SKIP, fault(error), SKIP, composer_value(session) if session else SKIP
 
     def place_scene(self, session: Session | None, edited: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """The scene when the hand lets go: as `edit_scene`, with the picture before the rest."""
@@ -145,7 +148,7 @@ class Handlers:
             if not session.admits(_turn(mixer)):
                 return SKIP, SKIP
             self.desk.turn(session, gates)
-            return self.frame(session, lens), calm(session.notice)
+            return self.frame(session, lens), remark(session)
         except Exception as error:
             return SKIP, fault(error)
 
@@ -188,9 +191,66 @@ class Handlers:
             gates = self.desk.parse_gates(text)
             value = mixer_value(gates)
             self.desk.turn(session, gates)
-            return value, self.frame(session, lens), calm("These gates are now on the mixer.")
+            value["turn"] = session.outrank()
+            told = HAND_WINS if session.case and session.case.by_hand else "These gates are now on the mixer."
+            return value, self.frame(session, lens), calm(told)
         except Exception as error:
             return SKIP, SKIP, fault(error)
+
+    # Each of the next two returns: learned, mixer, frame, status.
+
+    def choose_learned(self, session: Session | None, chosen: Any, lens: Any) -> tuple[Any, ...]:
+        """Learned gates read the question at hand and move the faders; or some of their layers, or all, are switched off."""
+        try:
+            session = _awake(session)
+            name, off = _learned(chosen)
+            if name is None:
+                return SKIP, *self.learn(session, None, lens)
+            offered = [*self.desk.learned, *session.uploads]
+            gates = next((gates for gates in offered if gates.name == name), None)
+            if gates is None:
+                raise sg.GateError("These gates are no longer here: choose others, or upload them again.")
+            return SKIP, *self.learn(session, gates.without(off), lens)
+        except Exception as error:
+            return self.learned_value(session), SKIP, SKIP, fault(error)
+
+    def upload_learned(self, session: Session | None, paths: list[str] | None, lens: Any) -> tuple[Any, ...]:
+        """The two files of a gate folder; the gates are put to work at once."""
+        try:
+            session = _awake(session)
+            session.uploaded += 1
+            gates = Learned(f"uploaded {session.uploaded}", uploaded_gates(paths, self.desk.vlm))
+            shown = self.learn(session, gates, lens)
+            session.uploads = [*session.uploads, gates][-KEPT_UPLOADS:]
+            return self.learned_value(session), *shown
+        except Exception as error:
+            return self.learned_value(session), SKIP, SKIP, fault(error)
+
+    def learn(self, session: Session, learned: Learned | None, lens: Any) -> tuple[JSON, JSON, JSON]:
+        """Give these gates the faders; returns mixer, frame, status."""
+        self.desk.learn(session, learned)
+        return self.moved_faders(session, always=True), self.frame(session, lens), calm(learned_sentence(learned))
+
+    def learned_value(self, session: Session | None) -> JSON:
+        """The learned gates that this visitor can choose, and those that are at work."""
+        offered = [*self.desk.learned, *(session.uploads if session else ())]
+        learned = session.learned if session else None
+        return {
+            "offered": [{"name": gates.name, "about": gates.about} for gates in offered],
+            "chosen": learned.name if learned else None,
+            "off": sorted(learned.off) if learned else [],
+        }
+
+    def moved_faders(self, session: Session, always: bool = False) -> Any:
+        """The mixer, where learned gates have moved its faders."""
+        if session.case is None or not (always or session.case.learned):
+            return SKIP
+        return {**mixer_value(session.case.gates), "turn": session.outrank()}
+
+    def newest_gates(self, session: Session, mixer: Any) -> sg.Gates:
+        """The mixer's gates, unless the page has moved the faders since it sent them."""
+        gates = self.desk.read_gates(mixer)
+        return gates if session.admits(_turn(mixer)) or session.case is None else session.case.gates
 
     def read_file(self, path: str | None) -> str:
         """The text of an uploaded gates file; whatever is wrong with it shows when it is applied."""
@@ -274,6 +334,21 @@ def composer_value(session: Session) -> JSON:
     return {"scene": scene, "picture": session.pictures, "turn": session.newest_edit}
 
 
+def learned_sentence(learned: Learned | None) -> str:
+    """What learned gates do from now on."""
+    if learned is None:
+        return "The learned gates are off, and every fader is back at 1."
+    resting = f"; {in_layers(sorted(learned.off))} switched off, at 1" if learned.off else ""
+    if not learned.on:
+        return "Every layer of these gates is switched off: all faders are at 1."
+    return f"The gates read every question and set the faders of {in_layers(learned.on)} by themselves{resting}."
+
+
+def remark(session: Session) -> JSON:
+    """What there is to say while the faders move."""
+    return calm(HAND_WINS if session.case and session.case.by_hand else session.notice)
+
+
 def calm(text: str) -> JSON:
     """A status line that tells something."""
     return {"text": text, "tone": "calm"}
@@ -282,7 +357,7 @@ def calm(text: str) -> JSON:
 def fault(error: Exception) -> JSON:
     """A status line for what went wrong: our own sentence, or that something unforeseen happened."""
     if isinstance(error, sg.SinkgateError):
-        return {"text": sentence(str(error)), "tone": "warning"}
+        return {"text": shorten(sentence(str(error)), LONGEST_FAULT, placeholder=" …"), "tone": "warning"}
     traceback.print_exception(error)
     return {"text": "Something unforeseen went wrong; the page goes on with what it had.", "tone": "warning"}
 
@@ -304,6 +379,15 @@ def _edit(edited: Any) -> tuple[int, int]:
     if not isinstance(picture, int) or not isinstance(turn, int):
         raise sg.SceneError("The edit does not say which picture it is of: take a new scene and edit that.")
     return picture, turn
+
+
+def _learned(value: Any) -> tuple[str | None, list[int]]:
+    """The name of the chosen gates, None for none, and the layers that are switched off."""
+    value = value if isinstance(value, dict) else {}
+    name, off = value.get("chosen"), value.get("off")
+    if not isinstance(name, str | None) or not isinstance(off, list) or not all(type(layer) is int for layer in off):
+        raise sg.GateError("The choice of learned gates must hold a name, or null, and a list of layers.")
+    return name, off
 
 
 def _choice(value: Any, key: str) -> Any:

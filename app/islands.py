@@ -78,10 +78,18 @@ def mixer_desk(layers: int, presets: dict[str, tuple[float, float]]) -> gr.HTML:
     """Two faders a layer: ``{"v_sink": [1.0, ...], "rest": [1.0, ...]}``, scales from 0 to 2.
 
     Events: ``input`` while a fader moves, ``commit`` when it comes to rest. The page adds ``turn`` to the value, a
-    number that rises with every setting.
+    number that rises with every setting, of the page and of the server. Draws rho of learned gates as the maps were sent it.
     """
     ones = [1.0] * layers
-    return _island("mixer", {"v_sink": ones, "rest": ones}, desk={"layers": layers, "presets": presets})
+    return _island("mixer", {"v_sink": ones, "rest": ones, "turn": 0}, desk={"layers": layers, "presets": presets})
+
+
+def learned_picker(value: dict[str, Any]) -> gr.HTML:
+    """Which learned gates move the faders: ``{"offered": [{"name", "about"}], "chosen": "stack" | None, "off": [3]}``.
+
+    Event: ``choose``, also when the mixer asks to switch a layer on or off.
+    """
+    return _island("learned", value)
 
 
 def picture_box(sources: Sequence[str] = ("upload",), **settings: Any) -> gr.Image:

@@ -11,11 +11,12 @@ import base64
 import binascii
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from learned import Learned
 from PIL import Image
 
 import sinkgate as sg
@@ -25,7 +26,10 @@ from sinkgate.session import Shelf
 MAX_NEW_TOKENS = 32
 MAX_QUESTION = 500  # characters; the model has a limit of its own, in tokens
 MAX_GATES_TEXT = 100_000  # characters
+DEFAULT_CRITERION = "auto"  # for sinks, where no learned gates name theirs
 KEPT_CASES = 24  # visitors whose image features and attention stay in memory
+KEPT_UPLOADS = 3  # gates that a visitor brought
+ROUND = 1_000_000  # settings of the hand between two of the page's own: more than anyone sends
 WARM_BYTES = 2 << 30  # of all visitors' warm prompts together; the oldest run in full again
 
 
@@ -39,6 +43,9 @@ class Case:
     gated: sg.Trace
     began: int  # the session's sequence number when it was asked
     sequence: int  # and when its gates were last set
+    criterion: str = DEFAULT_CRITERION  # by which its sinks were found
+    learned: Learned | None = None  # the gates that read it
+    rho: sg.Gates | None = None  # and what they said, which the hand may overrule
     unchanged_done: bool = False
     gated_done: bool = False
     reasons: dict[int, dict[int, str]] = field(default_factory=dict)  # layer -> token -> why it is a sink
@@ -53,6 +60,11 @@ class Case:
     def sinks(self) -> sg.SinkMap:
         """The groups of its visual tokens."""
         return self.warm.sinks
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether the faders stand elsewhere than the learned gates put them."""
+        return self.rho is not None and not same_scales(self.rho, self.gates)
 
 
 @dataclass(eq=False)
@@ -70,6 +82,9 @@ class Session:
     notice: str = ""
     lens: Any = None  # as the fast tier was last sent it: the slow tier draws through it what it has written
     gates_text: str = ""  # as last sent: a text that the visitor is editing is not sent over
+    learned: Learned | None = None  # reads every question from now on
+    uploads: list[Learned] = field(default_factory=list)
+    uploaded: int = 0  # so far, to name the next
     case: Case | None = None
     sequence: int = 0
     newest_turn: int = 0
@@ -94,6 +109,12 @@ class Session:
                 return True
             return False
 
+    def outrank(self) -> int:
+        """The turn of a setting that the page makes by itself: above all that the hand has sent and that is still under way."""
+        with self.lock:
+            self.newest_turn = (self.newest_turn // ROUND + 1) * ROUND
+            return self.newest_turn
+
     def admits_edit(self, picture: int, turn: int) -> bool:
         """Whether the composer's ``turn``-th edit is still news, and about the picture that is shown."""
         with self.lock:
@@ -114,10 +135,10 @@ class Told:
 
 
 class Desk:
-    """The model and the work done with it for many visitors."""
+    """The model, the learned gates that every visitor can choose, and the work done with them for many visitors."""
 
-    def __init__(self, vlm: sg.VLM) -> None:
-        self.vlm = vlm
+    def __init__(self, vlm: sg.VLM, learned: Sequence[Learned] = ()) -> None:
+        self.vlm, self.learned = vlm, list(learned)
         self.fast_running = 0
         self.fast_peak = 0  # most fast runs ever seen at once; the page shows it to the tests
         self._count = threading.Lock()
@@ -125,7 +146,7 @@ class Desk:
         self._recent: OrderedDict[int, Session] = OrderedDict()
 
     def ask(self, session: Session, question: str, gates: sg.Gates, image: Image.Image | None = None) -> None:
-        """Put a question about the session's image, or about one to take its place.
+        """Put a question about the session's image, or about one to take its place, under these gates or the session's learned ones.
 
         On a fault the session keeps what it had.
         """
@@ -136,14 +157,38 @@ class Desk:
             raise sg.PromptError(f"The question has {len(question)} characters; at most {MAX_QUESTION} are read.")
         prompt = self.vlm.prompt(image, question)
         sequence = session.supersede()
-        warm = sg.Session(self.vlm, prompt, sg.find_sinks(self.vlm, prompt))
+        learned = session.learned
+        criterion = learned.criterion if learned else DEFAULT_CRITERION
+        warm = sg.Session(self.vlm, prompt, sg.find_sinks(self.vlm, prompt, v_sink=criterion, l_sink=criterion))
         unchanged = warm.predict()
+        rho = learned.read(warm) if learned else None
+        gates = rho or gates
         gated = warm.predict(gates)
         self.shelf.use(warm)
         session.image, session.question = image, question
-        session.case = Case(warm, unchanged, gates, gated, sequence, sequence)
+        session.case = Case(warm, unchanged, gates, gated, sequence, sequence, criterion, learned, rho)
         session.notice = unknown_sentence(self.vlm.unknown_words(question))
         self._remember(session)
+
+    def learn(self, session: Session, learned: Learned | None) -> None:
+        """Let learned gates read the question at hand and all that follow; None takes them away and puts all scales at 1.
+
+        On a fault the session keeps what it had.
+        """
+        case, before = session.case, session.learned
+        criterion = learned.criterion if learned else DEFAULT_CRITERION
+        if case is None or case.criterion != criterion:
+            session.learned = learned
+            try:
+                self.ask(session, session.question, sg.Gates.ones(self.vlm))
+            except Exception:
+                session.learned = before
+                raise
+            return
+        rho = learned.read(case.warm) if learned else None
+        self.turn(session, rho or sg.Gates.ones(self.vlm))
+        session.learned = case.learned = learned
+        case.rho = rho
 
     def turn(self, session: Session, gates: sg.Gates) -> Case:
         """The fast tier: one prefill under these gates, unless they are the ones already shown."""

@@ -17,6 +17,7 @@ from islands import (
     attention_maps,
     first_words,
     header,
+    learned_picker,
     lens_picker,
     mixer_desk,
     picture_box,
@@ -64,6 +65,8 @@ class Parts:
     lens: gr.HTML
     maps: gr.HTML
     mixer: gr.HTML
+    learned: gr.HTML
+    bring: gr.UploadButton
     chart: gr.Plot
     gates_text: gr.Textbox
     apply: gr.Button
@@ -82,13 +85,13 @@ def build_page(desk: Desk) -> gr.Blocks:
     """The whole page around one model."""
     handlers = Handlers(desk)
     with gr.Blocks(title="sinkgate", analytics_enabled=False, fill_width=True, delete_cache=CACHE_SECONDS) as page:
-        parts = lay_out(desk.vlm)
+        parts = lay_out(desk.vlm, handlers.learned_value(None))
         wire(page, parts, handlers)
         public_endpoint(handlers)
     return page
 
 
-def lay_out(vlm: sg.VLM) -> Parts:
+def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
     """Three columns (asking, looking, answering), the mixer and the chart beneath."""
     session = gr.State(None, time_to_live=STATE_SECONDS)
     header(vlm.name)
@@ -126,6 +129,15 @@ def lay_out(vlm: sg.VLM) -> Parts:
             first_words()
     with gr.Row(elem_classes="bench lower"):
         with gr.Column(elem_classes="card mixing", min_width=320):
+            with gr.Row(elem_classes="buttons learning"):
+                learned = learned_picker(learned_value)
+                bring = gr.UploadButton(
+                    "Upload gates",
+                    file_count="multiple",
+                    file_types=[".json", ".safetensors"],
+                    elem_id="learned-upload",
+                    min_width=60,
+                )
             mixer = mixer_desk(vlm.num_layers, dict(sg.PRESETS))
         with gr.Column(elem_classes="card charting", min_width=320):
             gr.HTML(
@@ -143,16 +155,16 @@ def lay_out(vlm: sg.VLM) -> Parts:
             save = gr.Button("Save as a file", elem_id="gates-save", min_width=60)
     return Parts(
         session, status, picture, composer, question, ask, new_scene, edit, done, questions, answers,
-        lens, maps, mixer, chart, gates_text, apply, save, load,
+        lens, maps, mixer, learned, bring, chart, gates_text, apply, save, load,
     )  # fmt: skip
 
 
 def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     """Connect the events."""
     setting = [parts.mixer, parts.lens]
-    asked = [parts.session, parts.picture, parts.question, parts.questions, parts.maps, parts.status]
+    asked = [parts.session, parts.picture, parts.question, parts.questions, parts.maps, parts.status, parts.mixer]
     anew = [*asked, parts.composer]
-    edited = [parts.questions, parts.maps, parts.status, parts.composer]
+    edited = [parts.questions, parts.maps, parts.status, parts.mixer, parts.composer]
     told = [parts.answers, parts.maps, parts.chart, parts.gates_text, parts.status]
 
     def asks(
@@ -183,18 +195,17 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     parts.mixer.commit(handlers.tell, [parts.session, parts.mixer], told, trigger_mode="always_last", **SLOW, **PRIVATE)
     parts.lens.input(handlers.look, [parts.session, parts.lens], shown, trigger_mode="always_last", **FAST, **PRIVATE)
 
-    def applies(event: Callable[..., Any]) -> None:
-        event(
-            handlers.apply_gates,
-            [parts.session, parts.gates_text, parts.lens],
-            [parts.mixer, *shown],
-            trigger_mode="always_last",
-            **FAST,
-            **PRIVATE,
-        ).then(handlers.tell, [parts.session, parts.mixer], told, trigger_mode="multiple", **SLOW, **PRIVATE)
+    def moves(event: Callable[..., Any], handler: Callable[..., Any], given: Any, outputs: list[Any]) -> None:
+        event(handler, [parts.session, given, parts.lens], outputs, trigger_mode="always_last", **FAST, **PRIVATE).then(
+            handlers.tell, [parts.session, parts.mixer], told, trigger_mode="multiple", **SLOW, **PRIVATE
+        )
 
-    applies(parts.apply.click)
-    applies(parts.load.upload(handlers.read_file, parts.load, parts.gates_text, **FAST, **PRIVATE).then)
+    moved = [parts.mixer, *shown]
+    moves(parts.apply.click, handlers.apply_gates, parts.gates_text, moved)
+    read = parts.load.upload(handlers.read_file, parts.load, parts.gates_text, **FAST, **PRIVATE)
+    moves(read.then, handlers.apply_gates, parts.gates_text, moved)
+    moves(parts.learned.choose, handlers.choose_learned, parts.learned, [parts.learned, *moved])
+    moves(parts.bring.upload, handlers.upload_learned, parts.bring, [parts.learned, *moved])
     parts.save.click(None, parts.gates_text, None, js=SAVE_GATES, **PRIVATE)
 
 

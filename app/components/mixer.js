@@ -4,13 +4,17 @@ const GROUPS = ["v_sink", "rest"];
 const NAMES = { v_sink: "V-sinks", rest: "Other patches" };
 const MAX = 2;
 const ALL = -1; // the master strip
+const GLIDE = 600; // ms that the faders take to follow learned gates, from the lowest layer up, as the gates read
 
 const strips = element.querySelector(".strips");
 const link = element.querySelector(".link");
 const faders = new Map(); // "group:layer" -> its elements
+const rhos = new Map(); // layer -> the button that says rho
 let setting = copy(props.value);
 let focus = 0; // the layer whose faders the tab key reaches
 let turn = 0; // rises with every setting sent, so that the server can tell which of two is newer
+let learned = null; // what learned gates said of this question, as `frames.frame` has it
+let glided = -Infinity; // when the faders last moved by themselves
 
 function copy(value) {
   return { v_sink: [...value.v_sink], rest: [...value.rest] };
@@ -49,6 +53,7 @@ function get(group, layer) {
 
 function addStrip(layer) {
   const strip = page.el("div", { class: layer === ALL ? "strip master" : "strip", "data-layer": layer });
+  strip.style.setProperty("--layer", Math.max(layer, 0));
   strip.append(page.el("span", { class: "name", text: layer === ALL ? "all" : layer }));
   const pair = page.el("div", { class: "faders" });
   for (const group of GROUPS) {
@@ -60,14 +65,21 @@ function addStrip(layer) {
     const parts = {
       fader, fill: page.el("i", { class: "fill" }), knob: page.el("i", { class: "knob" }),
       meter: page.el("i", { class: "meter" }), number: page.el("span", { class: "number " + group }),
+      said: page.el("i", { class: "said" }),
     };
-    fader.append(page.el("i", { class: "track" }), parts.fill, parts.knob);
+    fader.append(page.el("i", { class: "track" }), parts.fill, parts.said, parts.knob);
     const column = page.el("div", { class: "column" }, fader, parts.number);
     if (layer !== ALL) fader.append(page.el("i", { class: "meter-box" }, parts.meter));
     faders.set(group + ":" + layer, parts);
     pair.append(column);
   }
   strip.append(pair);
+  if (layer !== ALL) {
+    const rho = page.el("button", { type: "button", class: "rho", onclick: () => page.say("switch", layer) });
+    rho.hidden = true;
+    rhos.set(layer, rho);
+    strip.append(rho);
+  }
   strips.append(strip);
 }
 
@@ -82,7 +94,7 @@ function draw() {
     const text = layer === ALL && setting[group].some((scale) => scale !== setting[group][0]) ? "mixed" : value.toFixed(2);
     parts.number.textContent = text === "mixed" ? "–" : text;
     parts.number.classList.toggle("moved", value !== 1);
-    parts.fader.setAttribute("aria-valuenow", value.toFixed(2));
+    parts.fader.setAttribute("aria-valuenow", Number(value.toFixed(4)));
     parts.fader.setAttribute("aria-valuetext", text);
     parts.fader.tabIndex = layer === focus || layer === ALL ? 0 : -1;
   }
@@ -91,6 +103,34 @@ function draw() {
     const on = setting.v_sink.every((scale) => scale === v) && setting.rest.every((scale) => scale === rest);
     button.setAttribute("aria-pressed", String(on));
   });
+}
+
+function drawLearned() {
+  strips.classList.toggle("reading", Boolean(learned));
+  element.querySelector(".rho-legend").hidden = !learned;
+  for (const [layer, rho] of rhos) {
+    const gated = Boolean(learned?.layers.includes(layer));
+    const on = gated && !learned.off.includes(layer);
+    rho.parentElement.classList.toggle("gated", on);
+    rho.hidden = !gated;
+    if (!gated) continue;
+    const [v, rest] = GROUPS.map((group) => learned.rho[group][layer].toFixed(2));
+    rho.textContent = on ? "ρ " + v : "ρ off";
+    rho.setAttribute("aria-pressed", String(on));
+    rho.setAttribute("aria-label", "Learned gate of layer " + layer + (on ? ", rho " + v : ", off"));
+    rho.title = on ? "The gate of layer " + layer + " gives V-sinks " + v + ", all others " + rest + ". Press to switch it off."
+      : "The gate of layer " + layer + " is switched off. Press to let it read again.";
+    for (const group of GROUPS) {
+      faders.get(group + ":" + layer).said.style.bottom = (100 * Math.min(learned.rho[group][layer], MAX)) / MAX + "%";
+    }
+  }
+}
+
+// Faders that the page moves glide, one layer after the other; while an object is dragged they follow at once.
+function glide() {
+  const now = performance.now();
+  strips.classList.toggle("gliding", now - glided > 2 * GLIDE);
+  glided = now;
 }
 
 function drawMeters(shares) {
@@ -135,6 +175,7 @@ strips.addEventListener("pointerdown", (event) => {
   if (!fader || event.button > 0) return;
   event.preventDefault();
   const layer = Number(fader.dataset.layer);
+  strips.classList.remove("gliding");
   held = { group: fader.dataset.group, layer, master: layer === ALL };
   held.scale = snap(scaleAt(fader, event.clientY));
   put(held.group, layer, held.scale);
@@ -187,6 +228,7 @@ strips.addEventListener("keydown", (event) => {
   if (!fader) return;
   const group = fader.dataset.group;
   const layer = Number(fader.dataset.layer);
+  strips.classList.remove("gliding");
   const sideways = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   const now = get(group, layer);
   const next = {
@@ -225,13 +267,18 @@ element.querySelector(".reset").addEventListener("click", () => setAll(1, 1));
 
 addStrip(ALL);
 for (let layer = 0; layer < layers; layer++) addStrip(layer);
+strips.style.setProperty("--step", GLIDE / 2 / layers + "ms");
 draw();
 page.hear("frame", (frame) => {
+  learned = frame.learned;
+  drawLearned();
   drawMeters(frame.shares.gated);
   element.querySelector(".cost").textContent = frame.cost;
 });
 watch("value", () => {
+  turn = Math.max(turn, props.value.turn || 0);
   if (held || pace.busy()) return; // the hand on the fader wins
+  if (GROUPS.some((group) => setting[group].some((scale, layer) => scale !== props.value[group][layer]))) glide();
   setting = copy(props.value);
   draw();
 });

@@ -12,7 +12,8 @@ window.sinkgate = {
   },
 
   // Page-wide messages between components: "frame" (a new frame to draw), "view" (a new
-  // picture under it), "touched" (the layer whose fader moves), "why" (the reason for the sink pointed at).
+  // picture under it), "touched" (the layer whose fader moves), "why" (the reason for the sink pointed at),
+  // "switch" (the layer whose learned gate is to go off or on).
   say(topic, detail) {
     this.last[topic] = detail;
     document.dispatchEvent(new CustomEvent("sinkgate:" + topic, { detail }));

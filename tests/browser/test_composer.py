@@ -278,7 +278,7 @@ def test_an_older_edit_or_one_of_another_picture_never_wins(handlers: Handlers, 
 )
 def test_bad_edits_get_a_sentence(handlers: Handlers, session: Session, vlm: sg.VLM, value: Any) -> None:
     scene, case = session.scene, session.case
-    *_, status, composer = handlers.edit_scene(session, value, setting(vlm), LENS)
+    *_, status, _, composer = handlers.edit_scene(session, value, setting(vlm), LENS)
     assert status["tone"] == "warning" and "unforeseen" not in status["text"]
     assert composer["scene"] == scene.to_dict() and session.scene is scene and session.case is case
     handlers.place_scene(session, moved(session, 2, color="green"), setting(vlm), LENS)

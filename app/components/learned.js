@@ -1,0 +1,36 @@
+const page = window.sinkgate;
+const offered = element.querySelector(".offered");
+const about = element.querySelector(".about");
+
+// value: offered [{name, about}], chosen name or null, off [layers]; the visitor's choice goes back in the same form.
+function choose(change) {
+  props.value = { ...props.value, ...change };
+  draw();
+  trigger("choose");
+}
+
+function draw() {
+  const { offered: gates, chosen } = props.value;
+  offered.replaceChildren(
+    page.el("option", { value: "", text: "off" }),
+    ...gates.map(({ name }) => page.el("option", { value: name, text: name })),
+  );
+  const index = gates.findIndex(({ name }) => name === chosen);
+  offered.selectedIndex = index + 1;
+  about.textContent = about.title = index >= 0 ? gates[index].about
+    : gates.length ? "read the question and set the faders by themselves" : "none here yet: upload gate_config.json and gates.safetensors";
+}
+
+offered.addEventListener("change", () => {
+  const chosen = props.value.offered[offered.selectedIndex - 1];
+  choose({ chosen: chosen ? chosen.name : null, off: [] });
+});
+
+// A strip of the mixer asks for its layer.
+page.hear("switch", (layer) => {
+  const off = props.value.off.includes(layer) ? props.value.off.filter((other) => other !== layer) : [...props.value.off, layer];
+  choose({ off });
+});
+
+draw();
+watch("value", draw);

@@ -1,0 +1,389 @@
+"""Learned gates on the page: they read each question and move the faders, until a hand or a switch says otherwise."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from handlers import FIRST_QUESTION, FIRST_SCENE, HAND_WINS, Handlers, random_scene
+from learned import CONFIG, WEIGHTS, Learned, gates_in, uploaded_gates, weight_bytes
+from live import KEPT_UPLOADS, ROUND, Desk, Session
+from test_live import LENS, setting
+from visitor import ROOT, Tab, running_app
+
+import sinkgate as sg
+from sinkgate.demo.scenes import Scene
+from sinkgate.lsg import LSG
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+OTHER_QUESTION = "What is the color of the background?"
+RHO = "\N{GREEK SMALL LETTER RHO}"
+CLOSE = 1e-4  # the page is sent four digits
+
+
+def some_gates(vlm: sg.VLM, layers: list[int], seed: int = 5, **options: Any) -> LSG:
+    """Gates that say something else to every question."""
+    lsg = LSG.for_vlm(vlm, layers, **options)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for gate in lsg.gates.values():
+            gate.down.weight.copy_(0.12 * torch.randn(gate.down.weight.shape, generator=generator))
+            gate.up.weight.copy_(0.3 * torch.randn(gate.up.weight.shape, generator=generator))
+    return lsg
+
+
+@pytest.fixture(scope="session")
+def shipped(vlm: sg.VLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of gate folders, one of which is broken."""
+    folder = tmp_path_factory.mktemp("gates")
+    some_gates(vlm, [2], seed=3).save_pretrained(folder / "layer-2")
+    some_gates(vlm, [2, 4, 5]).save_pretrained(folder / "stack")
+    shutil.copytree(folder / "stack", folder / "torn")
+    (folder / "torn" / WEIGHTS).write_bytes(b"torn")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(browser: Browser, shipped: Path) -> Iterator[str]:
+    """The app with those gates, instead of the one that the other tests share."""
+    with running_app("--gates", str(shipped)) as address:
+        yield address
+
+
+def told(vlm: sg.VLM, lsg: LSG, question: str = FIRST_QUESTION, scene: Scene | None = None) -> dict[str, list[float]]:
+    """What the faders ought to show, computed without the page."""
+    prompt = vlm.prompt((scene or random_scene(FIRST_SCENE)).render(448), question)
+    scales = lsg.read(vlm, prompt).scales
+    return {"v_sink": scales[:, 0].tolist(), "rest": scales[:, 2].tolist()}
+
+
+def assert_stands(tab: Tab, frame: dict[str, Any], expected: dict[str, list[float]]) -> None:
+    """Frame and faders are where these gates put them."""
+    for group, scales in expected.items():
+        assert frame["gates"][group] == pytest.approx(scales, abs=CLOSE)
+        assert [tab.scale(layer, group) for layer in range(len(scales))] == pytest.approx(scales, abs=CLOSE)
+
+
+def choose(tab: Tab, name: str) -> dict[str, Any]:
+    tab.page.locator("#learned select").select_option(name)
+    wanted = "null" if name == "off" else json.dumps(name)
+    tab.page.wait_for_function(
+        f"(document.querySelector('#maps [data-tick]').frame.learned?.name ?? null) === {wanted}"
+    )
+    return tab.settle()
+
+
+def switch(tab: Tab, layer: int, key: str = "") -> dict[str, Any]:
+    """Press the mark on a strip, by mouse or by key."""
+    mark = tab.page.locator(f"#mixer .strip[data-layer='{layer}'] .rho")
+    pressed = mark.get_attribute("aria-pressed")
+    if key:
+        mark.focus()
+        tab.page.keyboard.press(key)
+    else:
+        mark.click()
+    tab.page.wait_for_function(
+        "([layer, old]) => document.querySelector(`#mixer .strip[data-layer='${layer}'] .rho`).ariaPressed !== old",
+        arg=[layer, pressed],
+    )
+    return tab.settle()
+
+
+def upload(tab: Tab, *files: Path) -> str:
+    """Choose files for the gates; gives what the status line then says."""
+    tab.page.evaluate("document.querySelector('#status .status').textContent = ''")
+    with tab.page.expect_file_chooser() as chooser:
+        tab.page.locator("button#learned-upload").click()
+    chooser.value.set_files(list(files))
+    tab.page.wait_for_function("document.querySelector('#status .status').textContent")
+    return tab.status()
+
+
+def files(folder: Path) -> list[Path]:
+    return [folder / CONFIG, folder / WEIGHTS]
+
+
+def test_learned_gates_move_the_faders_for_the_question_at_hand(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
+    options = tab.page.locator("#learned option").all_text_contents()
+    assert options == ["off", "layer-2", "stack"]  # the broken one is left out
+    assert tab.page.locator("#mixer .rho:visible").count() == 0
+    lsg = LSG.from_pretrained(shipped / "stack")
+    first = told(vlm, lsg)
+    assert_stands(tab, choose(tab, "stack"), first)
+    assert "2, 4-5" in tab.status() and "parameters" in (tab.page.locator("#learned .about").text_content() or "")
+    marks = tab.page.locator("#mixer .rho:visible").all_text_contents()
+    assert marks == [f"{RHO} {first['v_sink'][layer]:.2f}" for layer in (2, 4, 5)]
+
+    frame = tab.after(lambda: tab.ask(OTHER_QUESTION))
+    second = told(vlm, lsg, OTHER_QUESTION)
+    assert max(abs(a - b) for a, b in zip(first["v_sink"], second["v_sink"], strict=True)) > 0.02  # could have failed
+    assert_stands(tab, frame, second)
+    assert_stands(tab, choose(tab, "layer-2"), told(vlm, LSG.from_pretrained(shipped / "layer-2"), OTHER_QUESTION))
+    assert choose(tab, "off")["identity"] and "back at 1" in tab.status()
+    assert tab.page.locator("#mixer .rho:visible").count() == 0
+    assert tab.after(lambda: tab.ask(FIRST_QUESTION))["identity"]
+
+
+def test_answers_are_those_of_the_gates(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
+    frame = choose(tab, "stack")
+    prompt = vlm.prompt(random_scene(FIRST_SCENE).render(448), FIRST_QUESTION)
+    gates = sg.Gates.from_lists(**frame["gates"])
+    trace = vlm.answer(prompt, gates, sg.find_sinks(vlm, prompt))
+    assert tab.answers()[1] == trace.text
+    shown = {word: gated for word, _, gated in frame["words"]}
+    word, probability = trace.next_token[0]
+    assert shown[word] == pytest.approx(probability, abs=CLOSE)
+
+
+def test_a_layer_is_switched_off_and_the_gates_above_read_again(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
+    lsg = LSG.from_pretrained(shipped / "stack")
+    whole = choose(tab, "stack")
+    frame = switch(tab, 2)
+    expected = told(vlm, lsg.only([4, 5]))
+    assert_stands(tab, frame, expected)
+    assert frame["gates"]["v_sink"][2] == 1 and "layer 2 switched off" in tab.status()
+    assert abs(expected["v_sink"][4] - whole["gates"]["v_sink"][4]) > CLOSE  # the gate above did read something else
+    frame = tab.after(lambda: tab.ask(OTHER_QUESTION))  # it stays off
+    assert_stands(tab, frame, told(vlm, lsg.only([4, 5]), OTHER_QUESTION))
+    switch(tab, 4, key="Enter")
+    switch(tab, 5, key=" ")
+    assert tab.frame()["identity"] and "switched off" in tab.status()
+    for layer in (2, 4, 5):
+        frame = switch(tab, layer)
+    assert_stands(tab, frame, told(vlm, lsg, OTHER_QUESTION))
+
+
+def test_an_edited_scene_and_a_new_one_are_read_again(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
+    lsg = LSG.from_pretrained(shipped / "stack")
+    before = choose(tab, "stack")
+    tab.compose()
+    tab.thing(0).focus()
+    frame = tab.after(lambda: [tab.page.keyboard.press("ArrowUp") for _ in range(4)])
+    scene = Scene.from_dict(tab.scene())
+    assert_stands(tab, frame, told(vlm, lsg, FIRST_QUESTION, scene))
+    assert frame["gates"] != before["gates"]
+    frame = tab.after(lambda: tab.page.locator("#questions .gallery button").nth(3).click())
+    asked = tab.page.locator("#question textarea").input_value()
+    assert_stands(tab, frame, told(vlm, lsg, asked, Scene.from_dict(tab.scene())))
+
+
+def test_the_hand_wins_until_the_next_question(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
+    lsg = LSG.from_pretrained(shipped / "stack")
+    rho = choose(tab, "stack")["learned"]["rho"]
+    tab.drag(4, 1.7)
+    frame = tab.settle()
+    assert frame["gates"]["v_sink"][4] == pytest.approx(1.7, abs=0.05) and tab.status() == HAND_WINS
+    assert frame["learned"]["rho"] == rho  # what the gates said stays on the strips
+    assert tab.page.locator("#mixer .strip[data-layer='4'] .rho").text_content() == f"{RHO} {rho['v_sink'][4]:.2f}"
+    frame = tab.after(lambda: tab.ask(OTHER_QUESTION))
+    assert_stands(tab, frame, told(vlm, lsg, OTHER_QUESTION))
+    assert tab.status() != HAND_WINS
+    tab.page.locator("#mixer .preset", has_text="Unchanged").click()
+    assert tab.settle()["identity"] and tab.status() == HAND_WINS
+
+
+def test_a_gate_folder_is_uploaded(tab: Tab, vlm: sg.VLM, tmp_path: Path) -> None:
+    lsg = some_gates(vlm, [1, 3], seed=11, start="identity")
+    lsg.save_pretrained(tmp_path)
+    strange = tmp_path / "<img src=x onerror=window.hacked=1>.safetensors"
+    shutil.copy(tmp_path / WEIGHTS, strange)
+    said = upload(tab, tmp_path / CONFIG, strange)
+    assert "layers 1, 3" in said and tab.page.locator("#learned select").input_value() == "uploaded 1"
+    frame = tab.settle()
+    assert_stands(tab, frame, told(vlm, lsg))
+    assert frame["gates"]["v_sink"][1] + frame["gates"]["rest"][1] == pytest.approx(2, abs=CLOSE)
+    choose(tab, "stack")
+    assert_stands(tab, choose(tab, "uploaded 1"), told(vlm, lsg))
+    assert tab.page.evaluate("window.hacked") is None
+
+
+def spoiled(vlm: sg.VLM, folder: Path) -> dict[str, tuple[list[Path], str]]:
+    """Uploads that are not to be taken, and a word of the sentence that says why."""
+    good = folder / "good"
+    some_gates(vlm, [1]).save_pretrained(good)
+
+    def like(name: str, **change: Any) -> Path:
+        shutil.copytree(good, folder / name)
+        content = json.loads((good / CONFIG).read_text()) | change
+        (folder / name / CONFIG).write_text(json.dumps(content))
+        return folder / name
+
+    shape, width, big, pickled = (
+        like("shape", bottleneck=32),
+        like("width", hidden_size=64),
+        like("big"),
+        like("pickle"),
+    )
+    with (big / WEIGHTS).open("r+b") as file:
+        file.truncate(weight_bytes(vlm) + 1)
+    (pickled / WEIGHTS).write_bytes(pickle.dumps({"gates.1.down.weight": [1.0] * 9000}))
+    layers = like("layers", layers=[40])
+    bomb = like("bomb", bottleneck=10**9)
+    markup = "<img src=x onerror=window.hacked=1>"
+    return {
+        "shape": (files(shape), "(64, 128)"),
+        "width": (files(width), "64 wide"),
+        "big": (files(big), f"{weight_bytes(vlm):,}"),
+        "pickle": (files(pickled), "these files"),
+        "layers": (files(layers), "no layer 40"),
+        "bomb": (files(bomb), "claims more parameters"),
+        "grouping": (files(like("three", grouping="three")), "'three'"),
+        "model": (files(like("model", base_model=markup)), markup),
+        "one": ([good / WEIGHTS], "1 file came"),
+    }
+
+
+def test_broken_uploads_get_a_sentence_and_the_page_lives_on(tab: Tab, vlm: sg.VLM, tmp_path: Path) -> None:
+    stands = choose(tab, "stack")
+    for name, (chosen, word) in spoiled(vlm, tmp_path).items():
+        said = upload(tab, *chosen)
+        assert tab.page.locator("#status .warning").count() == 1, name
+        assert word in said and "unforeseen" not in said and str(tmp_path) not in said and "/tmp" not in said, (
+            name,
+            said,
+        )
+        assert tab.page.locator("#learned select").input_value() == "stack", name
+        assert tab.page.locator("#learned option").count() == 3, name
+    assert tab.frame()["gates"] == stands["gates"] and tab.page.evaluate("window.hacked") is None
+    assert (
+        "layers 1" not in upload(tab, *files(tmp_path / "good")) and "layer 1" in tab.status()
+    )  # and a good one works
+    tab.settle()
+
+
+def test_two_visitors_have_their_own_gates(
+    browser: Browser, address: str, tab: Tab, vlm: sg.VLM, tmp_path: Path
+) -> None:
+    some_gates(vlm, [1]).save_pretrained(tmp_path)
+    upload(tab, *files(tmp_path))
+    assert not tab.settle()["identity"]
+    context = browser.new_context(viewport={"width": 1366, "height": 768})
+    other = Tab(context.new_page(), address)
+    assert other.frame()["identity"] and other.frame()["learned"] is None
+    assert other.page.locator("#learned option").all_text_contents() == ["off", "layer-2", "stack"]
+    choose(other, "layer-2")
+    assert tab.after(lambda: tab.ask(OTHER_QUESTION))["learned"]["name"] == "uploaded 1"
+    assert other.errors == []
+    context.close()
+
+
+# Without a browser.
+
+
+@pytest.fixture
+def handlers(vlm: sg.VLM, shipped: Path) -> Handlers:
+    with pytest.warns(UserWarning, match="torn"):
+        return Handlers(Desk(vlm, gates_in(shipped, vlm)))
+
+
+@pytest.fixture
+def session(handlers: Handlers, vlm: sg.VLM) -> Session:
+    return handlers.begin(setting(vlm), LENS)[0]
+
+
+def chosen(name: str | None, off: Any = ()) -> dict[str, Any]:
+    return {"chosen": name, "off": list(off) if isinstance(off, tuple) else off}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, [], {}, chosen("no such gates"), chosen("stack", ["x"]), chosen("stack", 3), {"chosen": 3, "off": []}],
+)
+def test_bad_choices_get_a_sentence(handlers: Handlers, session: Session, value: Any) -> None:
+    handlers.choose_learned(session, chosen("stack"), LENS)
+    case = session.case
+    picker, _, _, status = handlers.choose_learned(session, value, LENS)
+    assert status["tone"] == "warning" and "unforeseen" not in status["text"]
+    assert picker["chosen"] == "stack" and session.case is case
+    assert "slept" in handlers.choose_learned(None, value, LENS)[-1]["text"]
+    assert "slept" in handlers.upload_learned(None, [], LENS)[-1]["text"]
+
+
+def test_layers_without_a_gate_cannot_be_switched_off(handlers: Handlers, session: Session) -> None:
+    handlers.choose_learned(session, chosen("stack", (2, 7, -1)), LENS)
+    assert session.learned is not None and session.learned.off == {2}
+
+
+def test_what_the_hand_sent_before_the_gates_read_comes_too_late(
+    handlers: Handlers, session: Session, vlm: sg.VLM
+) -> None:
+    handlers.turn(session, setting(vlm, 0.3, turn=4), LENS)
+    _, mixer, frame, _ = handlers.choose_learned(session, chosen("stack"), LENS)
+    assert mixer["turn"] == ROUND
+    stands = handlers.turn(session, setting(vlm, 0.7, turn=5), LENS)[0]
+    assert stands.get("gates") is None and handlers.look(session, LENS)[0]["gates"] == frame["gates"]
+    assert list(handlers.tell(session, setting(vlm, 0.7, turn=5))) == []
+    assert handlers.turn(session, setting(vlm, 0.7, turn=ROUND + 1), LENS)[1]["text"] == HAND_WINS
+
+
+def test_gates_find_sinks_by_their_own_criterion(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+    lsg = some_gates(vlm, [2], criterion="norm")
+    handlers.desk.learned.append(Learned("by norm", lsg))
+    before = session.case
+    assert before and before.sinks.v_verdict and "norm" not in before.sinks.v_verdict.criterion
+    _, mixer, _, _ = handlers.choose_learned(session, chosen("by norm"), LENS)
+    assert session.case and session.case.sinks.v_verdict and "norm" in session.case.sinks.v_verdict.criterion
+    assert mixer["v_sink"] == pytest.approx(told(vlm, lsg)["v_sink"], abs=CLOSE)
+    handlers.choose_learned(session, chosen(None), LENS)
+    assert session.case.sinks.v_verdict.criterion == before.sinks.v_verdict.criterion
+
+
+def test_gates_that_cannot_read_leave_everything_as_it_was(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+    class Broken(LSG):
+        def only(self, layers: Any) -> LSG:
+            raise sg.GateError("these gates cannot read")
+
+    case = session.case
+    for criterion in ("auto", "norm"):
+        lsg = Broken(some_gates(vlm, [2], criterion=criterion).config)
+        handlers.desk.learned.append(Learned(criterion, lsg))
+        picker, _, _, status = handlers.choose_learned(session, chosen(criterion), LENS)
+        assert status["text"] == "These gates cannot read." and picker["chosen"] is None
+        assert session.case is case and session.learned is None
+
+
+def test_uploads_are_few_and_numbered(handlers: Handlers, session: Session, vlm: sg.VLM, tmp_path: Path) -> None:
+    some_gates(vlm, [1]).save_pretrained(tmp_path)
+    for _ in range(KEPT_UPLOADS + 1):
+        picker, _, _, status = handlers.upload_learned(session, [str(path) for path in files(tmp_path)], LENS)
+        assert status["tone"] == "calm"
+    names = [gates["name"] for gates in picker["offered"]]
+    assert names == ["layer-2", "stack", *(f"uploaded {number}" for number in range(2, KEPT_UPLOADS + 2))]
+    assert picker["chosen"] == names[-1]
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 5000, b"\xff\xfe", b'{"format": "sinkgate-lsg"}', b"1" * 5000, b" " * 70_000]
+)
+def test_broken_configurations_are_refused_before_anything_is_built(
+    vlm: sg.VLM, tmp_path: Path, content: bytes
+) -> None:
+    some_gates(vlm, [1]).save_pretrained(tmp_path)
+    (tmp_path / CONFIG).write_bytes(content)
+    with pytest.raises(sg.GateError):
+        uploaded_gates([str(path) for path in files(tmp_path)], vlm)
+
+
+def test_memory_that_only_the_configuration_claims_is_never_taken(vlm: sg.VLM, tmp_path: Path) -> None:
+    some_gates(vlm, [1]).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / CONFIG).read_text())
+    for change in ({"bottleneck": 10**12}, {"hidden_size": 10**4000}, {"layers": list(range(9000))}):
+        (tmp_path / CONFIG).write_text(json.dumps(content | change))
+        with pytest.raises(sg.GateError):
+            uploaded_gates([str(path) for path in files(tmp_path)], vlm)
+
+
+def test_a_folder_of_gates_that_is_not_there_is_one_sentence() -> None:
+    command = [sys.executable, "app/main.py", "--gates", "nowhere"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 2 and "there is no folder nowhere" in done.stderr and "Traceback" not in done.stderr
