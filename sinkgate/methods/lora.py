@@ -46,7 +46,7 @@ class LoRA(nn.Module):
                 name: nn.ModuleDict({side: getattr(part, side)[ADAPTER] for side in SIDES})
                 for name, part in self._wrapped.items()
             }
-        )
+        ).float()
 
     @classmethod
     def for_vlm(cls, vlm: VLM, layer: int, rank: int = 8, alpha: int = 16) -> LoRA:

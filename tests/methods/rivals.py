@@ -78,7 +78,9 @@ def check_leaves_nothing(vlm, method, prompts, sinks):
     """Bit for bit the unmodified model afterwards, also by an exception; the same modules, flags and hooks."""
 
     def state():
-        hooks = [(name, len(part._forward_pre_hooks), len(part._forward_hooks)) for name, part in vlm.model.named_modules()]
+        hooks = [
+            (name, len(part._forward_pre_hooks), len(part._forward_hooks)) for name, part in vlm.model.named_modules()
+        ]
         return hooks, [(name, p.requires_grad) for name, p in vlm.model.named_parameters()]
 
     batch, before = vlm.batch(prompts, sinks), state()

@@ -129,7 +129,10 @@ def test_cross_attention_models_are_refused_in_words(kind):
     vlm = vlm_of("mllama")
     prompts = prompts_of("mllama", vlm)
     batch = vlm.batch(prompts, [some_sinks(vlm, prompts[0])])
-    with pytest.raises(sg.UnsupportedModelError, match="cross-attention.*Gates can"), METHODS[kind](vlm).applied(vlm, batch):
+    with (
+        pytest.raises(sg.UnsupportedModelError, match="cross-attention.*Gates can"),
+        METHODS[kind](vlm).applied(vlm, batch),
+    ):
         pass
 
 
