@@ -13,7 +13,7 @@ from sinkgate.prompts import Prompt
 from sinkgate.recorder import Recorder
 from sinkgate.reports import Report, report
 from sinkgate.session import Session
-from sinkgate.sinks import SinkMap
+from sinkgate.sinks import SinkMap, SinkMasks
 from sinkgate.sweep import Setting, choose, oracle
 from sinkgate.trace import Trace
 from sinkgate.vlm import VLM, find_sinks
@@ -38,6 +38,7 @@ __all__ = [
     "Sheet",
     "SinkDimensions",
     "SinkMap",
+    "SinkMasks",
     "SinkgateError",
     "Trace",
     "UnsupportedModelError",

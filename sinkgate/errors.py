@@ -23,3 +23,7 @@ class GateError(SinkgateError):
 
 class UnsupportedModelError(SinkgateError):
     """A model that sinkgate cannot read, or that failed a check on load."""
+
+
+class TrainingError(SinkgateError):
+    """Training that cannot begin, or cannot go on."""

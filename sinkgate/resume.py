@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy, deepcopy
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 
@@ -81,6 +82,19 @@ def kept_inputs(layers: Sequence[nn.Module], inputs: list[Tensor]) -> Iterator[N
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Activation checkpointing: layers keep their input alone and compute the rest again for the gradient.
+
+    The gradient has to be taken within the block in which scales are attached: the second run needs them too.
+    """
+    with ExitStack() as stack:
+        for layer in layers:
+            run = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+            stack.enter_context(_replaced([layer], run))
+        yield
 
 
 def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:

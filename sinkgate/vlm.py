@@ -168,9 +168,12 @@ class VLM:
         return traces
 
     def batch(
-        self, prompts: Sequence[Prompt], sinks: Sequence[SinkMasks] = (), answers: Sequence[str] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sinks: Sequence[SinkMasks] = (),
+        answers: Sequence[Sequence[int]] | None = None,
     ) -> Batch:
-        """Prompts side by side, their images encoded, with their sinks and the answers to learn where given.
+        """Prompts side by side, their images encoded, with their sinks, and their answers as ``spell`` gives them.
 
         Raises:
             UnsupportedModelError: several prompts for a model that encodes images anew in every call.
@@ -181,9 +184,8 @@ class VLM:
             )
         for prompt in prompts:
             self.warm_inputs(prompt)
-        told = None if answers is None else [self.spell(*each) for each in zip(prompts, answers, strict=True)]
         with self.lock:
-            return Batch.of(prompts, self.adapter, self.pad_token, sinks, told)
+            return Batch.of(prompts, self.adapter, self.pad_token, sinks, answers)
 
     def spell(self, prompt: Prompt, answer: str) -> list[int]:
         """The ids of an answer as the model itself would write it behind the prompt, with the token that ends it.
@@ -332,7 +334,8 @@ class VLM:
         if name is None:
             return dict(prompt.inputs)
         if prompt.encoded is None:
-            prompt.encoded = self.encode(prompt)
+            with torch.no_grad():  # it is kept; a graph would be kept with it
+                prompt.encoded = self.encode(prompt)
         text = {key: value for key, value in prompt.inputs.items() if key != "pixel_values"}
         return {**text, name: self.adapter.as_input(prompt.encoded)}
 

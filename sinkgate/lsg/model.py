@@ -199,7 +199,7 @@ class LSG(nn.Module):
             hidden = args[0] if args else kwargs["hidden_states"]
             first = block.begins
             if first or every_step:
-                scales = self.gates[str(layer)](self._signal(hidden, groups if first else None))
+                scales = self.gates[str(layer)](self._signal(hidden, groups if first else None)).to(hidden.device)
                 trail.scales[layer] = scales
                 members = groups.members[layer].to(hidden.device)  # G, B, K
                 block.set_scales(layer, 1 + torch.einsum("gbk,bg->bk", members.to(scales.dtype), scales - 1))

@@ -1,0 +1,91 @@
+"""Which answers methods get right, many methods on one pass through the samples.
+
+An answer is right where it is, end included, what greedy decoding would write: checked in one forward behind the prompt, not by
+generating (tests compare the two).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from sinkgate.errors import SinkgateError
+from sinkgate.lessons import Lesson, Lessons, Prefix, batches
+from sinkgate.methods.method import Method
+from sinkgate.samples import Sample
+from sinkgate.vlm import VLM
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What each method did with each sample, in order: ``right`` and ``loss`` (nats a token) by the method's name."""
+
+    kinds: list[str]
+    right: dict[str, list[bool]]
+    loss: dict[str, list[float]]
+
+    def accuracy(self, name: str) -> float:
+        """Share of right answers, in [0, 1]."""
+        return fmean(self.right[name])
+
+    def mean_loss(self, name: str) -> float:
+        """Mean over samples of the loss, in nats a token."""
+        return fmean(self.loss[name])
+
+    def by_kind(self, name: str) -> dict[str, float]:
+        """Share of right answers for each kind of sample."""
+        marks = list(zip(self.kinds, self.right[name], strict=True))
+        return {kind: fmean(right for other, right in marks if other == kind) for kind in dict.fromkeys(self.kinds)}
+
+
+def evaluate(
+    vlm: VLM,
+    methods: Mapping[str, Method],
+    samples: Sequence[Sample] | Iterable[tuple[Any, ...]],
+    *,
+    lessons: Lessons | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Marks:
+    """Put every sample to the model under each method; ``Fixed(Gates.ones(vlm))`` is the unmodified model.
+
+    Args:
+        vlm: the model.
+        methods: by name.
+        samples: `Sample`s or ``(image, question, answer)``; those that cannot be used are passed over, see ``lessons.skipped``.
+        lessons: how samples are made ready and sinks are found; those kept from before are used again.
+        batch_size: samples side by side.
+        progress: show a bar.
+
+    Raises:
+        SinkgateError: no sample can be used.
+    """
+    lessons = lessons or Lessons(vlm)
+    marks = Marks([], {name: [] for name in methods}, {name: [] for name in methods})
+    given = Sample.list_of(samples)
+    starts = range(0, len(given), batch_size)
+    for start in tqdm(starts, desc="evaluate", disable=None if progress else True):
+        numbered = enumerate(given[start : start + batch_size], start)
+        ready = [lessons.ready(sample, f"sample {number}") for number, sample in numbered]
+        _mark(vlm, methods, [lesson for lesson in ready if lesson is not None], marks)
+    if not marks.kinds:
+        first = next(iter(lessons.skipped.values()), "there are none")
+        raise SinkgateError(f"no sample can be used: {first}")
+    return marks
+
+
+def _mark(vlm: VLM, methods: Mapping[str, Method], ready: list[Lesson], marks: Marks) -> None:
+    with torch.no_grad():
+        for part, batch in batches(vlm, ready):
+            prefix, chosen = Prefix(vlm, batch), ready[part]
+            marks.kinds.extend(lesson.kind for lesson in chosen)
+            tokens = torch.tensor([len(lesson.answer) for lesson in chosen])
+            for name, method in methods.items():
+                logits = prefix.run(method)
+                marks.right[name] += prefix.right(logits).tolist()
+                marks.loss[name] += (prefix.losses(logits).cpu() / tokens).tolist()

@@ -1,0 +1,249 @@
+"""Training gates: what they learn does not depend on how the work is divided, and nothing is lost when it stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import noise_image, tiny_llava
+
+import sinkgate as sg
+from sinkgate.errors import TrainingError
+from sinkgate.lessons import Lessons, Prefix, batches, labels_of
+from sinkgate.lsg import LSG
+from sinkgate.samples import Sample
+from sinkgate.training import Learners, frozen, train
+
+HERE = Path(__file__).parent
+ANSWERS = ("red", "two", "top left", "a small red circle", "yes")
+QUESTIONS = ("What color is the circle?", "How many objects are there?", "Where is the square?")
+
+
+def samples(count=12, start=0):
+    return [
+        Sample((noise_image(i),), QUESTIONS[i % 3], ANSWERS[i % 5], kind=QUESTIONS[i % 3])
+        for i in range(start, start + count)
+    ]
+
+
+def fresh(vlm, layers=(0, 1, 2), seed=0, **options):
+    """Gates with drawn weights: at their start the last layer is zero and the first learns nothing."""
+    torch.manual_seed(seed)
+    lsg = LSG.for_vlm(vlm, layers, **options)
+    for gate in lsg.gates.values():
+        torch.nn.init.normal_(gate.up.weight, std=0.1)
+    return lsg
+
+
+def weights(lsg):
+    return {name: value.detach().clone() for name, value in lsg.state_dict().items()}
+
+
+def same(first, second, **near):
+    return all(torch.allclose(first[name], second[name], **near) for name in first)
+
+
+def few_v_sinks(vlm, prompt):
+    """Every third token; in one image in three none at all."""
+    count = len(prompt.visual)
+    some = (torch.arange(count) % 3 == 0) & (prompt.image.getpixel((0, 0))[0] % 3 > 0)
+    return sg.SinkMasks(some, torch.zeros(vlm.num_layers, count, dtype=torch.bool))
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return sg.load(tiny_llava("siglip"))
+
+
+def run(vlm, lsg, out, **options):
+    defaults = {"find": few_v_sinks, "progress": False, "per_device_train_batch_size": 4, "num_train_epochs": 1}
+    return train(lsg, vlm, options.pop("data", samples()), out=out, **{**defaults, **options})
+
+
+def test_gradients_are_those_of_one_forward_and_backward(vlm):
+    """What is delivered through a resumed forward equals plain autograd through the whole model."""
+    lsg = fresh(vlm)
+    lessons = Lessons(vlm, few_v_sinks)
+    ready = [lessons.ready(sample, "") for sample in samples(5)]
+    single = {f"layer-{layer}": lsg.only([layer]) for layer in (0, 1, 2)}
+    with frozen(vlm):
+        found = Learners(vlm, single)(ready, labels_of(ready))
+        found["loss"].backward()
+        delivered = {name: parameter.grad.clone() for name, parameter in lsg.named_parameters()}
+        lsg.zero_grad()
+        for column, gate in enumerate(single.values()):
+            _, batch = next(batches(vlm, ready))
+            with gate.applied(vlm, batch):
+                logits = vlm.model(**batch.inputs, use_cache=False).logits[:, :-1]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum")
+            assert loss.item() == pytest.approx(found["losses"][:, column].sum().item(), rel=1e-5)
+            loss.backward()
+    for name, parameter in lsg.named_parameters():
+        assert parameter.grad.abs().sum() > 0
+        assert torch.allclose(parameter.grad, delivered[name], rtol=1e-4, atol=1e-7), name
+
+
+def test_a_gate_learns_beside_others_as_if_alone(vlm, tmp_path):
+    together, alone = fresh(vlm), fresh(vlm)
+    begin = weights(together)
+    report = run(vlm, together, tmp_path / "all", logging_steps=1)
+    for layer in (0, 1, 2):
+        run(vlm, alone.only([layer]), tmp_path / str(layer))
+    assert same(weights(together), weights(alone), atol=1e-6)
+    assert not same(weights(together), begin, atol=1e-4)
+    assert report.steps == 3 and report.skipped == {}
+    assert all(report.last(f"loss/layer-{layer}") > 0 for layer in (0, 1, 2))
+
+
+def test_gates_that_learn_together_get_other_weights(vlm, tmp_path):
+    apart, joint = fresh(vlm), fresh(vlm)
+    run(vlm, apart, tmp_path / "apart")
+    run(vlm, joint, tmp_path / "joint", together=True)
+    assert not same(weights(apart), weights(joint), atol=1e-5)
+
+
+def test_the_loss_falls_and_the_backbone_stays(vlm, tmp_path):
+    before = {name: value.clone() for name, value in vlm.model.state_dict().items()}
+    lsg = fresh(vlm, start="identity")
+    options = {"num_train_epochs": 12, "logging_steps": 3, "learning_rate": 0.02, "validation": samples(6)}
+    report = run(vlm, lsg, tmp_path, **options)
+    losses = [entry["eval_loss"] for entry in report.history if "eval_loss" in entry]
+    assert losses[-1] < losses[0] - 0.1
+    for layer in (0, 1, 2):
+        assert 0 <= report.last(f"eval_accuracy/layer-{layer}") <= 1
+    assert all(torch.equal(before[name], value) for name, value in vlm.model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in vlm.model.parameters())
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_checkpointing_changes_nothing(vlm, tmp_path, together):
+    plain, saved = fresh(vlm), fresh(vlm)
+    run(vlm, plain, tmp_path / "plain", together=together)
+    run(vlm, saved, tmp_path / "saved", together=together, activation_checkpointing=True)
+    assert same(weights(plain), weights(saved), atol=0, rtol=0)
+
+
+def test_small_steps_gathered_equal_a_large_one(vlm, tmp_path):
+    large, gathered = fresh(vlm), fresh(vlm)
+    run(vlm, large, tmp_path / "large", per_device_train_batch_size=6)
+    run(vlm, gathered, tmp_path / "small", per_device_train_batch_size=2, gradient_accumulation_steps=3)
+    assert same(weights(large), weights(gathered), atol=1e-5)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(vlm, tmp_path):
+    whole = fresh(vlm)
+    options = {"num_train_epochs": 4, "save_steps": 2}
+    complete = run(vlm, whole, tmp_path / "whole", **options)
+    script = [sys.executable, str(HERE / "worker.py"), str(tmp_path / "killed"), json.dumps(options)]
+    worker = subprocess.Popen(script, env={**os.environ, "SLOW": "0.2"})
+    checkpoint = tmp_path / "killed" / "checkpoint-4"
+    deadline = time.monotonic() + 120
+    while not (checkpoint / "trainer_state.json").exists() and time.monotonic() < deadline:
+        assert worker.poll() is None, "it was to be killed while it ran"
+        time.sleep(0.02)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    half = tmp_path / "killed" / "checkpoint-999"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half written")
+    again = fresh(vlm)
+    report = run(vlm, again, tmp_path / "killed", **options)
+    assert same(weights(whole), weights(again), atol=0, rtol=0)
+    assert report.steps == complete.steps == 12 and not half.exists()
+
+
+def test_two_processes_equal_one(vlm, tmp_path):
+    alone = fresh(vlm)
+    run(vlm, alone, tmp_path / "one", per_device_train_batch_size=4)
+    options = {"per_device_train_batch_size": 2, "use_cpu": True}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--mixed_precision", "no"]
+    launch += ["--num_machines", "1", "--dynamo_backend", "no", "--main_process_port", "0"]
+    subprocess.run([*launch, str(HERE / "worker.py"), str(tmp_path / "two"), json.dumps(options)], check=True, timeout=240)
+    shared = LSG.from_pretrained(tmp_path / "two" / "gates")
+    assert same(weights(alone), weights(shared), atol=1e-5)
+
+
+def test_early_stopping_takes_the_best_weights_back(vlm, tmp_path):
+    lsg = fresh(vlm)
+    options = {"num_train_epochs": 30, "learning_rate": 3.0, "lr_scheduler_type": "constant", "patience": 2}
+    report = run(vlm, lsg, tmp_path, validation=samples(6, start=50), **options)
+    losses = [entry["eval_loss"] for entry in report.history if "eval_loss" in entry]
+    assert len(losses) < 30
+    lessons = Lessons(vlm, few_v_sinks)
+    ready = [lessons.ready(sample, "") for sample in samples(6, start=50)]
+    singles = {f"layer-{layer}": lsg.only([layer]) for layer in (0, 1, 2)}
+    with torch.no_grad():
+        mean = Learners(vlm, singles)(ready, labels_of(ready))["losses"].sum() / (labels_of(ready) >= 0).sum() / 3
+    assert mean.item() == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_what_cannot_be_used_is_passed_over_and_counted(vlm, tmp_path):
+    missing = Sample((tmp_path / "nowhere.png",), QUESTIONS[0], "red")
+    bad = [missing, Sample((noise_image(),), QUESTIONS[0], "  "), Sample((noise_image(),), "", "red")]
+    good, mixed = fresh(vlm), fresh(vlm)
+    run(vlm, good, tmp_path / "good", data=samples(4), per_device_train_batch_size=8)
+    report = run(vlm, mixed, tmp_path / "mixed", data=[*samples(4), *bad], per_device_train_batch_size=8)
+    assert sorted(report.skipped) == ["train 4", "train 5", "train 6"]
+    assert "nowhere.png" in report.skipped["train 4"] and "answer is empty" in report.skipped["train 5"]
+    assert same(weights(good), weights(mixed), atol=1e-6)
+    with pytest.raises(TrainingError, match="no sample could be used.*answer is empty"):
+        run(vlm, fresh(vlm), tmp_path / "none", data=bad[1:2])
+    with pytest.raises(TrainingError, match="no samples"):
+        run(vlm, fresh(vlm), tmp_path / "none", data=[])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(vlm, tmp_path):
+    lsg = fresh(vlm)
+    run(vlm, lsg, tmp_path, save_steps=1)
+    broken = fresh(vlm)
+    with torch.no_grad():
+        broken.gates["1"].down.weight[0, 0] = torch.nan
+    with pytest.raises(TrainingError, match="loss of layer-1 is not finite at step 0.*learning_rate"):
+        run(vlm, broken, tmp_path, resume=False, num_train_epochs=2)
+    assert (tmp_path / "checkpoint-3" / "trainer_state.json").exists()
+    with vlm.attached(None, None):
+        pass  # nothing was left on the model
+
+
+def test_wrong_options_are_named(vlm, tmp_path):
+    with pytest.raises(sg.SinkgateError, match="TrainingArguments.*learning_rat"):
+        run(vlm, fresh(vlm), tmp_path, learning_rat=1)
+    with pytest.raises(TrainingError, match="validation"):
+        run(vlm, fresh(vlm), tmp_path, patience=1)
+    mixed = {"a": fresh(vlm, criterion="norm"), "b": fresh(vlm, criterion="attention")}
+    with pytest.raises(TrainingError, match="different criteria"):
+        train(mixed, vlm, samples(2), out=tmp_path)
+
+
+def test_a_seed_repeats_a_run(vlm, tmp_path):
+    first, second, other = fresh(vlm), fresh(vlm), fresh(vlm)
+    run(vlm, first, tmp_path / "1")
+    run(vlm, second, tmp_path / "2")
+    run(vlm, other, tmp_path / "3", seed=1)
+    assert same(weights(first), weights(second), atol=0, rtol=0)
+    assert not same(weights(first), weights(other), atol=1e-6)
+
+
+def test_lessons_are_kept_within_their_budget(vlm):
+    calls = []
+
+    def find(vlm, prompt):
+        calls.append(prompt)
+        return few_v_sinks(vlm, prompt)
+
+    data = samples(4)
+    everything, two = Lessons(vlm, find), Lessons(vlm, find, budget=1)
+    size = everything.ready(data[0], "").nbytes
+    two.budget = 2 * size + size // 2
+    for lessons, runs in ((everything, 4), (two, 4 + 2)):
+        calls.clear()
+        for _ in range(2):
+            kept = [lessons.ready(sample, "") for sample in data]
+        assert len(calls) == runs - (lessons is everything)
+    batch = next(batches(vlm, kept))[1]
+    assert Prefix(vlm, batch).plain.shape[:2] == batch.labels[:, batch.length :].shape
