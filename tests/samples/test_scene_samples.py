@@ -40,35 +40,44 @@ def test_kinds_are_balanced_and_fewer_samples_are_the_first(count, seed, kinds, 
     assert list(scene_samples(count // 2, seed, **options)) == samples[: count // 2]
 
 
-def test_no_two_splits_share_a_scene():
-    drawn = {split: pictures(scene_samples(60, seed=3, split=split, size=64)) for split in SPLITS}
-    assert all(len(each) > 55 for each in drawn.values())
-    assert all(a.isdisjoint(b) for a, b in combinations(drawn.values(), 2))
+@pytest.fixture
+def drawn(monkeypatch):
+    """The scenes of the samples that a test draws."""
+    scenes = []
+    render = Scene.render
+    monkeypatch.setattr(Scene, "render", lambda scene, size: scenes.append(scene) or render(scene, size))
+    return scenes
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_two_splits_share_a_scene(drawn, split):
+    assert len(list(scene_samples(40, seed=3, split=split, size=SMALL))) == 40
+    assert {split_of(scene) for scene in drawn} == {split} and len(set(drawn)) == 40
+
+
+def test_each_split_is_a_third_of_all_scenes():
     rng = Random(0)
-    assert all(n > 250 for n in Counter(split_of(Scene.random(rng)) for _ in range(900)).values())
+    numbers = Counter(split_of(Scene.random(rng)) for _ in range(900))
+    assert set(numbers) == set(SPLITS) and all(250 < n < 350 for n in numbers.values())
 
 
 def test_another_seed_draws_other_scenes():
     assert pictures(scene_samples(30, 0, size=64)).isdisjoint(pictures(scene_samples(30, 1, size=64)))
 
 
-def test_the_picture_is_the_scene_and_the_answer_is_true(monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        Scene, "render", lambda scene, size, render=Scene.render: seen.append(scene) or render(scene, size)
-    )
-    for sample in scene_samples(13, per_scene=13):
-        (scene,) = seen
-        assert open_image(sample.images[0]).tobytes() == scene.render(448).tobytes() and seen.pop()
-        if sample.kind == "count":
-            assert sample.answer == str(len(scene.objects))
+def test_the_picture_is_the_scene_and_the_answer_is_true(drawn):
+    for sample in scene_samples(13, kinds=["count"]):
+        scene = drawn.pop()
+        assert not drawn and sample.answer == str(len(scene.objects))
+        assert open_image(sample.images[0]).tobytes() == scene.render(448).tobytes() and drawn.pop()
 
 
-def test_pictures_are_drawn_when_asked_for(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        Scene, "render", lambda scene, size, render=Scene.render: drawn.append(1) or render(scene, size)
-    )
+def test_questions_about_one_scene_share_its_picture(drawn):
+    samples = list(scene_samples(13, per_scene=13, size=SMALL))
+    assert len(drawn) == 1 == len(pictures(samples)) and {sample.kind for sample in samples} == set(KINDS)
+
+
+def test_pictures_are_drawn_when_asked_for(drawn):
     assert len(list(islice(scene_samples(10**9, size=SMALL), 3))) == 3 == len(drawn)
 
 
