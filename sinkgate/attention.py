@@ -255,7 +255,7 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
             if tap.rewrite is None:
                 return rows, rows
             position = torch.arange(first, seen, device=query.device)[which]
-            return rows, tap.rewrite(rows, position, seen - key.shape[2])
+            return rows, tap.rewrite(rows, position, max(0, seen - key.shape[2]))
 
         recorder = tap.call.recorder
         wanted = recorder and recorder.wanted(tap.layer, first, count)

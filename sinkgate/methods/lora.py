@@ -121,7 +121,7 @@ class LoRA(nn.Module):
             at = sorted(config.target_modules)[0].rpartition(".")[0]
             layer = [_path(vlm, attention) for attention in vlm.attention].index(at)
             found = cls(vlm, layer, config)
-        except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, IndexError, SafetensorError) as error:
             raise SinkgateError(f"a LoRA for {vlm.name} cannot be read from {folder}: {error!r}") from error
         wanted = found._weights()
         for name in sorted(wanted.keys() | weights.keys()):

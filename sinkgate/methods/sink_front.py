@@ -56,16 +56,9 @@ class SinkToTheFront:
             if masks is not None and levels is not None:  # Qwen3-VL adds more of the image in its first layers
                 moved["deepstack_visual_embeds"] = [_reordered_rows(level, masks, taken) for level in levels]
             if self.keep_positions:
-                position = arguments.get("position_ids")
-                if position is None:
-                    position = torch.arange(given.shape[1], device=given.device)[None]
-                # (B, T), or one such table for each axis of the picture
-                moved["position_ids"] = position.expand(*position.shape[:-2], *taken.shape).gather(
-                    -1, taken.expand_as(position.expand(*position.shape[:-2], *taken.shape))
-                )
-                if (
-                    arguments.get("attention_mask") is None
-                ):  # else positions that do not rise would be read as several texts
+                moved["position_ids"] = _reordered_positions(arguments.get("position_ids"), taken)
+                if arguments.get("attention_mask") is None:
+                    # without a mask, positions that do not rise would be read as several texts in one row
                     moved["attention_mask"] = torch.ones_like(taken)
             return moved
 
@@ -99,3 +92,11 @@ def _reordered_rows(rows: Tensor, mask: Tensor, taken: Tensor) -> Tensor:
     """The rows (U, D) that stand where the mask (B n, T) is true, in the new order."""
     number = mask.long().flatten().cumsum(0).view_as(mask) - 1
     return rows[number.gather(1, taken)[mask]]
+
+
+def _reordered_positions(position: Tensor | None, taken: Tensor) -> Tensor:
+    """Positions (B n, T), or one such table for each axis of the picture, in the new order; None: as they stand."""
+    if position is None:
+        position = torch.arange(taken.shape[1], device=taken.device)[None]
+    tables = position.expand(*position.shape[:-2], *taken.shape)
+    return tables.gather(-1, taken.expand_as(tables))

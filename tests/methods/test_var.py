@@ -129,41 +129,40 @@ def test_inside_a_model_it_is_the_published_algorithm(by_dimensions):
     """Prefill and decode steps, grouped KV heads, fp64; the sinks of both sources; which rows are recorded."""
     vlm = vlm_of("llava", torch.float64)
     (prompt,) = prompts_of("llava", vlm)
-    found, layers, dims, tau = some_sinks(vlm, prompt), (0, 2), (3, 5), 1.8
-    hidden = vlm.observe(prompt).hidden.double()
-    loud = hidden[..., dims].abs().amax(-1) / hidden.square().mean(-1).sqrt()
-    by_tau = [indices(layer > tau) for layer in loud]
-    assert any(set(row) & set(prompt.visual.tolist()) for row in by_tau)
-
-    def sinks_of(layer):
-        # layer 2 reads what layer 0 left; taken from the same run in the model, so decided here on the changed states
-        return changed[layer] if by_dimensions else prompt.visual[found.v_sink | found.l_sink[layer]].tolist()
-
+    found, layers, dims, tau = some_sinks(vlm, prompt), (0, 2), (3, 5), 1.4
+    batch, letters = vlm.batch([prompt], [found]), {"most_sink_share": 0.6, "kept": 1 - 0.7, "least_image": 0.2}
     var = VAR(0.2, 0.4, 0.7, layers, dims if by_dimensions else None, tau)
-    batch = vlm.batch([prompt], [found])
-    changed = {0: by_tau[0], 2: by_tau[2]}
-    letters = {"most_sink_share": 0.6, "kept": 1 - 0.7, "least_image": 0.2}
-    if by_dimensions:
+
+    def loud(layer, *below):
+        """Sinks by the published threshold at a layer's input, with the reference at work in the layers below."""
         seen = []
-        hook = vlm.adapter.layers[2].register_forward_pre_hook(
+        hook = vlm.adapter.layers[layer].register_forward_pre_hook(
             lambda _m, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
         )
-        with Reference(vlm, prompt, lambda layer: by_tau[0], (0,), **letters), torch.no_grad():
+        with Reference(vlm, prompt, sinks.get, below, **letters), torch.no_grad():
             vlm.model(**batch.inputs, use_cache=False)
         hook.remove()
         state = seen[0][0]
-        changed[2] = indices(state[:, dims].abs().amax(-1) / state.square().mean(-1).sqrt() > tau)
+        return indices(state[:, dims].abs().amax(-1) / state.square().mean(-1).sqrt() > tau)
+
+    sinks = {layer: prompt.visual[found.v_sink | found.l_sink[layer]].tolist() for layer in layers}
+    if by_dimensions:
+        sinks[0] = loud(0)
+        sinks[2] = loud(2, 0)
+        assert all(
+            set(row) & set(prompt.visual.tolist()) and set(row) - set(prompt.visual.tolist()) for row in sinks.values()
+        )
     recorder = Recorder("last")
     with torch.no_grad(), var.applied(vlm, batch, recorder):
         inside = vlm.model(**batch.inputs, use_cache=False).logits
-    with Reference(vlm, prompt, sinks_of, layers, **letters) as reference, torch.no_grad():
+    with Reference(vlm, prompt, sinks.get, layers, **letters) as reference, torch.no_grad():
         expected = vlm.model(**batch.inputs, use_cache=False).logits
     assert torch.allclose(inside, expected, atol=1e-6)
     assert (inside - logits(vlm, batch)).abs().max() > 1e-3
     for layer in range(vlm.num_layers):
         assert torch.allclose(recorder.attention[layer][0], reference.rows[layer][0], atol=1e-6)
     ids, stepwise = told(vlm, var, batch)
-    with Reference(vlm, prompt, sinks_of, layers, **letters):
+    with Reference(vlm, prompt, sinks.get, layers, **letters):
         again = told(vlm, sg.methods.Fixed(sg.Gates.ones(vlm)), batch)
     assert torch.equal(ids, again[0]) and torch.allclose(stepwise, again[1], atol=1e-6)
 
