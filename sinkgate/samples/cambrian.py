@@ -77,8 +77,9 @@ def read_cambrian(
     file; records that are alike to the letter count once; and the first n of a larger choice are the choice of n. The
     categories take turns, so that any first n are balanced too; where ``count`` does not divide, the first ones have one more.
 
-    CLEVR is in the counting share, and the larger part of it (350 of 600 thousand by Cambrian-1's figure 9). Where the probes of the paper (on CLEVR scenes) are to be run on what was
-    trained, leave it out: ``without=["clevr"]`` also drops records of other sources whose image lies in a folder ``clevr``.
+    CLEVR is in the counting share, and the larger part of it (350 of 600 thousand by Cambrian-1's figure 9). Where the
+    paper's probes (on CLEVR scenes) are to be run on what was trained, leave it out: ``without=["clevr"]`` also drops
+    records of other sources whose image lies in a folder ``clevr``.
 
     Args:
         images: folder into which the archives of nyu-visionx/Cambrian-10M were unpacked. Records whose image is not there are passed over.
