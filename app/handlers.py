@@ -218,9 +218,9 @@ class Handlers:
         """The two files of a gate folder; the gates are put to work at once."""
         try:
             session = _awake(session)
-            session.uploaded += 1
-            gates = Learned(f"uploaded {session.uploaded}", uploaded_gates(paths, self.desk.vlm))
+            gates = Learned(f"uploaded {session.uploaded + 1}", uploaded_gates(paths, self.desk.vlm))
             shown = self.learn(session, gates, lens)
+            session.uploaded += 1
             session.uploads = [*session.uploads, gates][-KEPT_UPLOADS:]
             return self.learned_value(session), *shown
         except Exception as error:

@@ -186,7 +186,7 @@ class Desk:
                 raise
             return
         rho = learned.read(case.warm) if learned else None
-        self.turn(session, rho or sg.Gates.ones(self.vlm))
+        case = self.turn(session, rho or sg.Gates.ones(self.vlm))
         session.learned = case.learned = learned
         case.rho = rho
 

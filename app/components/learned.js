@@ -1,9 +1,11 @@
 const page = window.sinkgate;
 const offered = element.querySelector(".offered");
 const about = element.querySelector(".about");
+let due = false; // a choice is on its way: what the frames say until then is of the one before
 
 // value: offered [{name, about}], chosen name or null, off [layers]; the visitor's choice goes back in the same form.
 function choose(change) {
+  due = true;
   props.value = { ...props.value, ...change };
   draw();
   trigger("choose");
@@ -30,6 +32,15 @@ offered.addEventListener("change", () => {
 page.hear("switch", (layer) => {
   const off = props.value.off.includes(layer) ? props.value.off.filter((other) => other !== layer) : [...props.value.off, layer];
   choose({ off });
+});
+
+page.hear("frame", ({ learned }) => {
+  const chosen = learned ? learned.name : null;
+  if (chosen === props.value.chosen) due = false;
+  else if (!due) { // a page that slept has lost its gates
+    props.value = { ...props.value, chosen, off: learned ? learned.off : [] };
+    draw();
+  }
 });
 
 draw();

@@ -1,6 +1,7 @@
-"""A picture of the running app: ``python tests/browser/screenshot.py page.png [--dark] [--phone]``.
+"""A picture of the running app: ``python tests/browser/screenshot.py page.png [--dark] [--phone] [--learned name]``.
 
-Starts the app, waits for the answered example, pulls the V-sink fader of a layer down and waits for the answers.
+Starts the app, waits for the answered example, pulls the V-sink fader of a layer down, or chooses learned gates, and waits for
+the answers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ def main() -> None:
     parser.add_argument("--phone", action="store_true", help="390 pixels wide, the whole page")
     parser.add_argument("--layer", type=int, default=2, help="counted from 0, as everywhere (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=0.1, help="where the fader is pulled (default: %(default)s)")
+    parser.add_argument("--learned", help="choose these learned gates and leave the faders alone")
     options = parser.parse_args()
 
     size: ViewportSize = {"width": 390, "height": 844} if options.phone else {"width": 1366, "height": 768}
@@ -28,8 +30,12 @@ def main() -> None:
         )
         tab = Tab(context.new_page(), address)
         tab.page.locator("#lens .film").nth(options.layer).click()
-        tab.fader(options.layer).scroll_into_view_if_needed()
-        tab.drag(options.layer, options.scale)
+        if options.learned:
+            tab.page.locator("#learned select").select_option(options.learned)
+            tab.page.wait_for_selector("#mixer .rho:visible")
+        else:
+            tab.fader(options.layer).scroll_into_view_if_needed()
+            tab.drag(options.layer, options.scale)
         tab.settle()
         tab.page.wait_for_selector("#chart .js-plotly-plot")
         tab.page.mouse.move(2, 2)

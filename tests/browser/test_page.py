@@ -273,9 +273,9 @@ def test_gates_as_files_in_and_out(tab: Any, vlm: sg.VLM, tmp_path: Path) -> Non
     assert saved.scales[:, 0].tolist() == pytest.approx(frame["gates"]["v_sink"])
     tab.page.locator("#mixer button", has_text="Reset").click()
     assert tab.settle()["identity"]
-    tab.page.locator(
-        "input#gates-load, #gates-load input[type=file], input[type=file][accept*=json]"
-    ).first.set_input_files(tmp_path / "gates.json")
+    with tab.page.expect_file_chooser() as chooser:
+        tab.page.locator("button#gates-load").click()
+    chooser.value.set_files(tmp_path / "gates.json")
     tab.page.wait_for_function("!document.querySelector('#maps [data-tick]').frame.identity")
     assert tab.settle()["gates"] == frame["gates"]
 

@@ -1,0 +1,49 @@
+"""The app's command line, without a browser."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from main import main
+
+import sinkgate as sg
+
+
+def start(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py", *options])
+    main()
+
+
+def test_the_options_of_a_model_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def load(model: str, **options: Any) -> sg.VLM:
+        asked.update(options, model=model)
+        raise sg.SinkgateError("not today")
+
+    monkeypatch.setattr(sg, "load", load)
+    given = {
+        "model": "m",
+        "revision": "r",
+        "device": "cpu",
+        "device_map": "auto",
+        "dtype": "float16",
+        "quantize": "4bit",
+    }
+    options = [part for name, value in given.items() for part in ("--" + name.replace("_", "-"), value)]
+    with pytest.raises(SystemExit) as stop:
+        start(monkeypatch, *options)
+    assert asked == given and stop.value.code == "m: not today"
+    with pytest.raises(SystemExit):
+        start(monkeypatch)
+    assert asked == {**dict.fromkeys(given), "model": "demo"}
+
+
+def test_a_folder_of_gates_that_is_not_there_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        start(monkeypatch, "--gates", "nowhere")
+    assert stop.value.code == 2 and "there is no folder nowhere" in capsys.readouterr().err
