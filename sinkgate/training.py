@@ -264,8 +264,7 @@ class _Trainer(Trainer):
             True,
             False,
         )  # losses are divided by all tokens of a step
-        self._sums = torch.zeros(len(self._learners.methods))
-        self._tokens = 0
+        self._seen = torch.zeros(len(self._learners.methods) + 1)  # losses summed since the last log, then tokens
 
     @property
     def _learners(self) -> Learners:
@@ -282,7 +281,7 @@ class _Trainer(Trainer):
                 f"the loss of {', '.join(names)} is not finite at step {self.state.global_step}; checkpoints in "
                 f"{self.args.output_dir} are whole: lower learning_rate, or load the model in float32 or bfloat16"
             )
-        self._sums, self._tokens = self._sums + sums, self._tokens + tokens
+        self._seen += torch.cat([sums, torch.tensor([float(tokens)])])
         among = tokens if num_items_in_batch is None else int(num_items_in_batch)
         loss = found["loss"] / max(among, 1)  # all samples of a step may have been passed over
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -290,10 +289,11 @@ class _Trainer(Trainer):
         return (loss, found) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self._tokens:
-            means = (self._sums / self._tokens).tolist()
-            logs = {**logs, **{f"loss/{name}": mean for name, mean in zip(self._learners.methods, means, strict=True)}}
-            self._sums, self._tokens = torch.zeros_like(self._sums), 0
+        if "loss" in logs:  # of all processes
+            *sums, tokens = cast(Tensor, self.accelerator.reduce(self._seen.to(self.args.device))).tolist()
+            found = zip(self._learners.methods, sums, strict=True)
+            logs = {**logs, **{f"loss/{name}": total / max(tokens, 1) for name, total in found}}
+            self._seen.zero_()
         super().log(logs, *args, **kwargs)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Any, Any, Any]:

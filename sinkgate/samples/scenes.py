@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from itertools import islice
 from random import Random
+from statistics import fmean
 from typing import Literal, get_args
 from zlib import crc32
+
+from PIL import Image, ImageStat
 
 from sinkgate.demo.questions import KINDS, Question, ask
 from sinkgate.demo.scenes import MAX_OBJECTS, Scene
@@ -28,6 +31,7 @@ def scene_samples(
     kinds: Sequence[str] | None = None,
     per_scene: int = 1,
     counts: tuple[int, int] = (1, MAX_OBJECTS),
+    haze: tuple[float, float] = (0.0, 0.0),
     size: int = 448,
 ) -> Iterator[Sample]:
     """Questions about random scenes, drawn as they are asked for; ``kind`` is the kind of question.
@@ -43,6 +47,7 @@ def scene_samples(
         kinds: of `sinkgate.demo.questions.KINDS`; None is all of them.
         per_scene: questions about each scene, of different kinds. A scene is drawn again until it allows all of them.
         counts: least and most objects, as in `Scene.random`; `CROWDED` are more than the demo model was trained on.
+        haze: least and most of it in a picture, in [0, 1): how much of the contrast is gone. The demo model was trained without.
         size: side of the picture in pixels; 448 as in the app.
 
     Raises:
@@ -57,19 +62,27 @@ def scene_samples(
         raise SinkgateError(f"count is {count}; expected 0 or more")
     if not 1 <= per_scene <= len(names):
         raise SinkgateError(f"per_scene is {per_scene}; expected 1 to {len(names)}, as many as there are kinds")
+    if not 0 <= haze[0] <= haze[1] < 1:
+        raise SinkgateError(f"haze is {haze}; expected two rising numbers from 0 to below 1")
     Scene.random(Random(0), counts)  # raises where counts is wrong, now and not at the first sample
     rng = Random(f"samples/{split}/{seed}")
-    return islice(_samples(rng, split, names, per_scene, counts, size), count)
+    return islice(_samples(rng, split, names, per_scene, counts, haze, size), count)
 
 
 def _samples(
-    rng: Random, split: Split, kinds: list[str], per_scene: int, counts: tuple[int, int], size: int
+    rng: Random,
+    split: Split,
+    kinds: list[str],
+    per_scene: int,
+    counts: tuple[int, int],
+    haze: tuple[float, float],
+    size: int,
 ) -> Iterator[Sample]:
     while True:
         order = rng.sample(kinds, len(kinds))
         for start in range(0, len(order), per_scene):
             scene, asked = _draw(rng, split, order[start : start + per_scene], counts)
-            picture = _png(scene, size)
+            picture = _png(_hazed(scene.render(size), rng.uniform(*haze) if haze[1] else 0.0))
             yield from (Sample((picture,), item.question, item.answer, item.kind) for item in asked)
 
 
@@ -92,7 +105,13 @@ def split_of(scene: Scene) -> Split:
     return SPLITS[crc32(repr(scene).encode()) % len(SPLITS)]
 
 
-def _png(scene: Scene, size: int) -> bytes:
+def _hazed(picture: Image.Image, haze: float) -> Image.Image:
+    """The picture with that share of its contrast gone, into the grey of its own mean."""
+    mean = round(fmean(ImageStat.Stat(picture).mean))
+    return Image.blend(picture, Image.new("RGB", picture.size, (mean, mean, mean)), haze) if haze else picture
+
+
+def _png(picture: Image.Image) -> bytes:
     buffer = BytesIO()
-    scene.render(size).save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
