@@ -1,5 +1,7 @@
 """What the tests of the methods share: tiny models, prompts with sinks drawn at random, teacher forcing against steps."""
 
+from dataclasses import replace
+
 import torch
 from zoo import ZOO
 
@@ -14,8 +16,9 @@ def vlm_of(name, dtype=torch.float32):
 
 
 def prompts_of(name, vlm, count=1):
-    """Prompts of different images and lengths."""
-    samples = [ZOO[name].sample(seed, words=3 + 2 * seed) for seed in range(count)]
+    """Prompts of different images, with texts of different lengths before and after them."""
+    families = [replace(ZOO[name], words=ZOO[name].words + 3 * seed) for seed in range(count)]
+    samples = [family.sample(seed, words=5 - seed) for seed, family in enumerate(families)]
     dtype = next(vlm.model.parameters()).dtype
     return [
         vlm.read({key: value.to(dtype) if value.is_floating_point() else value for key, value in sample.items()})

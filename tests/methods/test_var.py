@@ -9,6 +9,7 @@ from transformers import AttentionInterface
 
 import sinkgate as sg
 from sinkgate.methods import VAR
+from sinkgate.methods.entrance import beams
 from sinkgate.recorder import Recorder
 
 
@@ -209,3 +210,21 @@ def test_beams_and_eager_attention(eager):
     with torch.no_grad():
         scores = logits(vlm, batch, var)[0, batch.length - 1 : -1].double().log_softmax(-1)
     assert scores[torch.arange(4), ids[0]].sum().item() == pytest.approx(found.sequences_scores.item(), abs=1e-5)
+
+
+def test_rewritten_rows_of_decode_steps_are_not_put_off():
+    """Where the caller owns the cache, rows of steps wait and are computed at the end, but not those that are rewritten."""
+    vlm = vlm_of("llava")
+    (prompt,) = prompts_of("llava", vlm)
+    recorder = Recorder("last")
+    with torch.no_grad(), vlm.attached(None, recorder, own_cache=True, live=(1,)) as block:
+        block.set_rewrite(
+            1, 0, lambda rows, position, first: torch.zeros_like(rows).index_fill_(-1, torch.tensor(0), 1.0)
+        )
+        vlm.model.generate(**prompt.inputs, max_new_tokens=3, do_sample=False)
+    assert len(recorder.attention[1]) == 3 and all((rows[..., 0] == 1).all() for rows in recorder.attention[1])
+    assert all((rows[..., 0] < 1).any() for rows in recorder.attention[0])
+
+
+def test_each_prompts_row_is_repeated_for_its_own_beams():
+    assert beams(torch.tensor([1, 2]), torch.zeros(6, 4)).tolist() == [1, 1, 1, 2, 2, 2]
