@@ -163,8 +163,8 @@ class Handlers:
         """The slow tier, a stream; yields answers, frame, chart, gates as text, status (faults only)."""
         try:
             session = _awake(session)
-            gates = self.desk.read_gates(mixer)
-            if not session.admits(_turn(mixer)):
+            gates = self.newest_gates(session, mixer)
+            if not session.admits(_turn(mixer)) and not session.outranked:
                 return
             first = True
             for told in self.desk.tell(session, gates):

@@ -115,6 +115,11 @@ class Session:
             self.newest_turn = (self.newest_turn // ROUND + 1) * ROUND
             return self.newest_turn
 
+    @property
+    def outranked(self) -> bool:
+        """Whether the newest setting is the page's own, which nobody's letting go of a fader will tell."""
+        return self.newest_turn % ROUND == 0
+
     def admits_edit(self, picture: int, turn: int) -> bool:
         """Whether the composer's ``turn``-th edit is still news, and about the picture that is shown."""
         with self.lock:

@@ -322,7 +322,8 @@ def test_what_the_hand_sent_before_the_gates_read_comes_too_late(
     assert mixer["turn"] == ROUND
     stands = handlers.turn(session, setting(vlm, 0.7, turn=5), LENS)[0]
     assert stands.get("gates") is None and handlers.look(session, LENS)[0]["gates"] == frame["gates"]
-    assert list(handlers.tell(session, setting(vlm, 0.7, turn=5))) == []
+    *_, last = handlers.tell(session, setting(vlm, 0.7, turn=5))  # no hand will ask again: what the gates set is told
+    assert last[0]["done"] and last[0]["sequence"] == session.sequence and last[1]["gates"] == frame["gates"]
     assert handlers.turn(session, setting(vlm, 0.7, turn=ROUND + 1), LENS)[1]["text"] == HAND_WINS
 
 
