@@ -63,7 +63,7 @@ class Batch:
                     values = [_padded(value, longest, fill) for value in values]
                 inputs[name] = torch.cat(values)
         starts = tuple(0 if adapter.cross_attention else longest - prompt.length for prompt in prompts)
-        labels = None if answers is None else _append(inputs, answers, pad_token)
+        labels = None if answers is None else _append(inputs, answers, adapter, pad_token)
         return cls(tuple(prompts), tuple(sinks), inputs, starts, longest, labels)
 
     @property
@@ -101,7 +101,7 @@ def _padded(value: Tensor, length: int, fill: int) -> Tensor:
     return torch.cat([filler, value], 1)
 
 
-def _append(inputs: dict[str, Any], answers: Sequence[Sequence[int]], pad_token: int) -> Tensor:
+def _append(inputs: dict[str, Any], answers: Sequence[Sequence[int]], adapter: Adapter, pad_token: int) -> Tensor:
     """Put the answers behind the prompts; gives the labels, (B, T)."""
     ids: Tensor = inputs["input_ids"]
     longest = max(map(len, answers))
@@ -111,9 +111,11 @@ def _append(inputs: dict[str, Any], answers: Sequence[Sequence[int]], pad_token:
     inputs["input_ids"] = torch.cat([ids, told], 1)
     mask = inputs.get("attention_mask", torch.ones_like(ids))
     inputs["attention_mask"] = torch.cat([mask, real.to(mask)], 1)
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if name in inputs:  # text, as generated tokens are
-            inputs[name] = pad(inputs[name], (0, longest))
+    if "token_type_ids" in inputs:
+        types = inputs["token_type_ids"]
+        inputs["token_type_ids"] = torch.cat([types, adapter.type_of_answers(types).expand(-1, longest)], 1)
+    if "mm_token_type_ids" in inputs:  # 0 is text
+        inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, longest))
     if "cross_attention_mask" in inputs:  # an answer sees the image as the prompt's last token does
         seen = inputs["cross_attention_mask"]
         inputs["cross_attention_mask"] = torch.cat([seen, seen[:, -1:].expand(-1, longest, *seen.shape[2:])], 1)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from sinkgate.errors import UnsupportedModelError
 
@@ -99,6 +100,13 @@ class Adapter:
             self.model(**inputs, use_cache=False, logits_to_keep=1)
         else:  # with logits_to_keep=1 some models drop positions on the way
             self.base(**inputs, use_cache=False)
+
+    def type_of_answers(self, types: Tensor) -> Tensor:
+        """The token type that generation gives a new token behind a prompt of these: (B, P) -> (B, 1)."""
+        grown = self.model._update_model_kwargs_for_generation(
+            outputs=ModelOutput(), model_kwargs={"token_type_ids": types, "attention_mask": torch.ones_like(types)}
+        )
+        return grown["token_type_ids"][:, -1:]
 
     def rows_after_image(self, inputs: Inputs, visual: Tensor) -> range:
         """Positions of the text that reads the image: all after its last token, at least the last of the prompt."""
