@@ -130,9 +130,10 @@ def train(
         compute_metrics=learners.metrics,
         callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
     )
-    trainer.remove_callback(PrinterCallback)
-    if not progress:
-        trainer.remove_callback(ProgressCallback)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    if progress:
+        trainer.add_callback(_Bar)
     with frozen(vlm):
         result = trainer.train(resume_from_checkpoint=_newest(Path(out)) if resume else None)
     if sum(name.startswith("train ") for name in lessons.skipped) == len(data):
@@ -253,6 +254,14 @@ class _Collator:
     def __call__(self, rows: list[tuple[Sample, str]]) -> dict[str, Any]:
         ready = [self.lessons.ready(*row) for row in rows]
         return {"lessons": ready, "labels": labels_of(ready)}
+
+
+class _Bar(ProgressCallback):
+    """The bar alone, on stderr; the newest loss stands beside it."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
 
 class _Trainer(Trainer):

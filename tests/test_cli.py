@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import pytest
 
 import sinkgate as sg
 from sinkgate import cli, loading
+from sinkgate.lsg import LSG
 
 
 @dataclass
@@ -200,3 +202,65 @@ def test_bad_input_is_one_sentence_and_exit_2(sinkgate, made, tmp_path):
         assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
     sinkgate("ask", made / "0000.png", code=2)
     sinkgate("scenes", "--count", -1, "--out", tmp_path, code=2)
+
+
+LLAVA = [
+    {"id": i, "image": f"{i:04d}.png", "conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]}
+    for i, (q, a) in enumerate([("<image>\nHow many objects are there?", "2"), ("What do you see?\n<image>", "red")])
+]
+
+
+def test_gates_are_trained_stacked_examined_and_asked(sinkgate, made, tmp_path, demo):
+    run = tmp_path / "run"
+    data = ["--limit", 12, "--haze", 0.5, "--batch-size", 6]
+    told = json.loads(
+        sinkgate(
+            "train", "--out", run, "--layers", "2,6-7", "--epochs", 1, "--start", "identity", *data, "--json"
+        ).stdout
+    )
+    assert told["steps"] == 2 and told["samples"] == 12 and told["skipped"] == {}
+    assert set(told["validation"]) == {f"{what}/layer-{layer}" for what in ("loss", "accuracy") for layer in (2, 6, 7)}
+    assert "12" in (run / "gates" / "README.md").read_text()
+    lsg = LSG.from_pretrained(run / "gates")
+    assert lsg.config.layers == (2, 6, 7) and lsg.config.start == "identity" and lsg.config.base_model == "demo"
+    assert any(gate.up.weight.abs().sum() > 0 for gate in lsg.gates.values()), "it learnt"
+    stacked = json.loads(sinkgate("stack", run / "gates", "--out", tmp_path / "stack", "--limit", 9, "--json").stdout)
+    assert set(LSG.from_pretrained(tmp_path / "stack").config.layers) == set(stacked["layers"]) <= {2, 6, 7}
+    sg.Gates.ones(demo).set("rest", 0.0, [2]).save(tmp_path / "off.json")
+    options = ["--gates", run / "gates", "--gates", tmp_path / "off.json", "--method", "var", "--limit", 26]
+    found = json.loads(sinkgate("eval", *options, "--json").stdout)["methods"]
+    assert set(found) == {"unmodified", "gates", "off.json", "var"}
+    assert found["unmodified"]["accuracy"] > found["off.json"]["accuracy"]
+    assert len(found["gates"]["kinds"]) == 13
+    table = sinkgate("eval", *options).stdout
+    assert "off.json" in table and f"{found['unmodified']['accuracy']:.1%}" in table
+    picture, question = made / "0000.png", "How many objects are there?"
+    asked = json.loads(sinkgate("ask", picture, question, "--gates", run / "gates", "--json").stdout)
+    read = lsg.read(demo, demo.prompt(picture, question))
+    assert asked["scales"]["v_sink"] == pytest.approx(read.scales[:, 0].tolist())
+
+
+def test_gates_are_trained_on_files_in_llavas_format(sinkgate, made, tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps(LLAVA))
+    options = ["--data", tmp_path / "data.json", "--images", made, "--layers", 7, "--epochs", 1]
+    told = json.loads(sinkgate("train", "--out", tmp_path / "run", *options, "--json").stdout)
+    assert told["samples"] == 2 and told["steps"] == 1 and told["validation"] == {}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["train", "--layers", "2-9"], "layers are '2-9'.*0 to 7"),
+        (["train", "--layers", "first"], "numbers such as"),
+        (["train", "--signal", "first"], "signal is 'first'"),
+        (["train", "--data", "nowhere.json"], "--images"),
+        (["eval", "--method", "magic"], "no method is called 'magic'.*var"),
+        (["eval", "--gates", "nowhere"], "cannot be read"),
+        (["stack", "nowhere"], "cannot be read|no gates"),
+    ],
+)
+def test_what_is_wrong_with_gates_is_one_sentence(sinkgate, tmp_path, args, words):
+    out = [] if args[0] == "eval" else ["--out", tmp_path]
+    done = sinkgate(*args, *out, "--limit", 2, code=2)
+    assert re.search(words, done.stderr), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("sinkgate: ")

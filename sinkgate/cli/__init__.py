@@ -1,0 +1,40 @@
+"""The ``sinkgate`` command: ask, look at sinks, train and compare gates, describe and list models, make scenes, start the app."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from sinkgate.cli import answers, demo, gates, models
+from sinkgate.errors import SinkgateError
+
+cli = typer.Typer(
+    help="Find attention sinks in vision-language models and gate their Keys, layer by layer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (
+    answers.ask,
+    answers.sinks,
+    models.dimensions,
+    gates.train,
+    gates.stack,
+    gates.evaluate,
+    gates.convert,
+    demo.scenes,
+    models.info,
+    models.models,
+    demo.app,
+):
+    cli.command(command.__name__.replace("evaluate", "eval"))(command)
+
+
+def main() -> None:
+    """Run the command; what a user can mend is one sentence on stderr and exit code 2."""
+    try:
+        cli()
+    except SinkgateError as error:
+        typer.echo(f"sinkgate: {error}", err=True)
+        sys.exit(2)

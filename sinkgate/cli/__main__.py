@@ -1,0 +1,5 @@
+"""``python -m sinkgate.cli``."""
+
+from sinkgate.cli import main
+
+main()

@@ -1,0 +1,124 @@
+"""Commands that put a question to a model and look at its sinks."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from sinkgate.cli.options import (
+    AsJson,
+    Criterion,
+    Device,
+    DeviceMap,
+    Dtype,
+    GatesFile,
+    Model,
+    Picture,
+    Quantize,
+    Revision,
+    load_model,
+    print_json,
+)
+
+
+def ask(
+    image: Picture,
+    question: Annotated[str, typer.Argument(help="What to ask about the image.")],
+    model: Model = "demo",
+    device: Device = None,
+    device_map: DeviceMap = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    revision: Revision = None,
+    gates: GatesFile = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest answer, in tokens.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question about an image, with the Keys gated if gates are given; learned ones read the question first."""
+    from sinkgate.gates import Gates
+    from sinkgate.lsg import LSG
+    from sinkgate.vlm import find_sinks
+
+    learned = LSG.from_pretrained(gates) if gates and gates.is_dir() else None
+    fixed = Gates.load(gates) if gates and not learned else None
+    vlm = load_model(model, device, device_map, dtype, quantize, revision)
+    if learned:
+        learned.to(vlm.device).check_fits(vlm)
+    table = (fixed or Gates.ones(vlm)).for_model(vlm)
+    prompt = vlm.prompt(image, question)
+    sinks = find_sinks(vlm, prompt)
+    if learned:
+        table = learned.read(vlm, prompt)
+    trace = vlm.answer(prompt, table, sinks, max_new_tokens=max_new_tokens)
+    unknown = vlm.unknown_words(question)
+    if as_json:
+        print_json(
+            text=trace.text,
+            next_token=[{"token": token, "probability": probability} for token, probability in trace.next_token],
+            v_sink=_positions(sinks.v_sink, prompt.visual),
+            l_sink=[_positions(mask, prompt.visual) for mask in sinks.l_sink],
+            scales=json.loads(table.to_json())["scales"],
+            unknown_words=unknown,
+        )
+        return
+    if unknown:
+        typer.echo(f"The model never learnt: {', '.join(unknown)}.", err=True)
+    typer.echo(trace.text)
+
+
+def sinks(
+    image: Picture,
+    question: Annotated[
+        str, typer.Option(help="The question that the LLM reads behind the image.")
+    ] = "What is in the picture?",
+    v_sink: Criterion = "auto",
+    l_sink: Criterion = "auto",
+    model: Model = "demo",
+    device: Device = None,
+    device_map: DeviceMap = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    revision: Revision = None,
+    everything: Annotated[
+        bool, typer.Option("--report", help="What every criterion says, and where they disagree.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say which visual tokens of an image are sinks, and why."""
+    from sinkgate.reports import report
+    from sinkgate.sinks import criterion
+    from sinkgate.vlm import find_sinks
+
+    for name in (v_sink, l_sink):
+        criterion(name)  # refuse a wrong name before the model is loaded
+    vlm = load_model(model, device, device_map, dtype, quantize, revision)
+    prompt = vlm.prompt(image, question)
+    if everything:
+        typer.echo(str(report(vlm, prompt)))
+        return
+    found = find_sinks(vlm, prompt, v_sink=v_sink, l_sink=l_sink)
+    verdict = found.v_verdict  # None where the vision encoder cannot be looked into
+    if as_json:
+        print_json(
+            summary=found.summary(),
+            grid=list(prompt.grid),
+            v_sink=_positions(found.v_sink, prompt.visual),
+            l_sink=[_positions(mask, prompt.visual) for mask in found.l_sink],
+            v_criterion=verdict.criterion if verdict else None,
+            l_criterion=found.l_verdict.criterion,
+            v_score=verdict.score[0].tolist() if verdict else [],
+            evidence=[found.explain(int(token)) for token in found.v_sink.nonzero()[:, 0]],
+        )
+        return
+    typer.echo(found.summary())
+    for token in found.v_sink.nonzero()[:, 0]:
+        typer.echo(f"  {found.explain(int(token))}")
+    for layer, mask in enumerate(found.l_sink):
+        for token in mask.nonzero()[:, 0]:
+            typer.echo(f"  layer {layer}: {found.explain(int(token), layer)}")
+
+
+def _positions(mask: Any, visual: Any) -> list[int]:
+    return visual.cpu()[mask].tolist()

@@ -1,0 +1,59 @@
+"""Commands of the demo world and the app."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from random import Random
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from sinkgate.cli.options import (
+    Model,
+)
+from sinkgate.errors import SinkgateError
+
+
+def scenes(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and scenes.jsonl.")],
+    count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same scenes.")] = 0,
+    size: Annotated[int, typer.Option(min=16, max=4096, help="Side of the pictures in pixels.")] = 448,
+) -> None:
+    """Make random scenes of the demo world, with questions and true answers."""
+    from sinkgate.demo.questions import ask_all
+    from sinkgate.demo.scenes import Scene
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SinkgateError(f"the folder {out} cannot be made: {error.strerror}") from error
+    with (out / "scenes.jsonl").open("w", encoding="utf-8") as lines:
+        for index in tqdm(range(count), desc="scenes", disable=None):
+            rng = Random(f"scenes/{seed}/{index}")
+            scene = Scene.random(rng)
+            name = f"{index:04d}.png"
+            scene.render(size).save(out / name)
+            questions = [vars(question) for question in ask_all(scene, rng)]
+            lines.write(json.dumps({"image": name, **scene.to_dict(), "questions": questions}) + "\n")
+    typer.echo(f"{count} scenes in {out}")
+
+
+def app(
+    model: Model = "demo",
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Start the app (from a clone of the repository)."""
+    script = Path(__file__).parents[2] / "app" / "main.py"
+    if not script.exists():
+        raise SinkgateError(
+            "the app lives in the repository, not in the package: clone it and run `python app/main.py`"
+        )
+    options = {"--model": model, "--host": host, "--port": port}
+    given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    os.execv(sys.executable, [sys.executable, str(script), *given])

@@ -1,0 +1,82 @@
+"""Commands that describe models."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from sinkgate.cli.options import (
+    AsJson,
+    Device,
+    DeviceMap,
+    Dtype,
+    Model,
+    Quantize,
+    Revision,
+    load_model,
+    print_json,
+)
+
+
+def dimensions(
+    model: Model = "demo",
+    device: Device = None,
+    device_map: DeviceMap = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    revision: Revision = None,
+    cache: Annotated[bool, typer.Option(help="Take the result from disk, and keep it there.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Look for a model's sink dimensions on six plain prompts, and say how sure they are."""
+    from sinkgate.discovery import discover
+
+    found = discover(load_model(model, device, device_map, dtype, quantize, revision), cache=cache)
+    typer.echo(found.to_json() if as_json else found.summary())
+
+
+def info(
+    model: Model = "demo",
+    device: Device = None,
+    device_map: DeviceMap = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Describe a model as sinkgate sees it, once it has passed the checks on load."""
+    from sinkgate.checks import noise_picture
+    from sinkgate.facts import describe
+
+    vlm = load_model(model, device, device_map, dtype, quantize, revision)
+    facts = {
+        **describe(vlm, vlm.prompt(noise_picture(), "What is this?")),
+        **{name: _version(name) for name in ("sinkgate", "torch", "transformers")},
+        "python": platform.python_version(),
+    }
+    if as_json:
+        print_json(**facts)
+    else:
+        for name, value in facts.items():
+            typer.echo(f"{name.replace('_', ' '):>14}  {value}")
+
+
+def models(as_json: AsJson = False) -> None:
+    """List well-known models by their short names. Any other of the Hub is named by its id."""
+    from sinkgate.loading import KNOWN_MODELS
+
+    if as_json:
+        print_json(**KNOWN_MODELS)
+        return
+    for name, known in KNOWN_MODELS.items():
+        typer.echo(f"{name:<22}{known['id']:<45}{known['note']}".rstrip())
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
