@@ -217,8 +217,8 @@ def main(
     seeds: Annotated[
         str, typer.Option(help="Seeds of this process, with commas; several may share the folder.")
     ] = "0,1,2,3,4",
-    samples: Annotated[int, typer.Option(min=1, help="Samples to learn from; each is seen twice.")] = 2600,
-    choosing: Annotated[int, typer.Option(min=13, help="Validation questions, by which gates are stacked.")] = 1040,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to learn from; each is seen twice.")] = 1560,
+    choosing: Annotated[int, typer.Option(min=13, help="Validation questions, by which gates are stacked.")] = 780,
     asked: Annotated[
         int, typer.Option(min=39, help="Test questions about hazed scenes; a third as many about clear ones.")
     ] = 1950,

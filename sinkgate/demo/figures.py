@@ -13,7 +13,8 @@ Record = dict[str, Any]
 
 _FONT = {"family": "system-ui, sans-serif", "size": 13}
 _V, _INK, _OBJECT = "#e8590c", "#495057", "#1c7ed6"
-_LAYOUT: dict[str, Any] = {
+#: What all figures share.
+LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
     "font": _FONT,
     "width": 900,
@@ -63,7 +64,7 @@ def accuracy_figure(history: Sequence[Record]) -> go.Figure:
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
     figure.update_xaxes(title_text="step of the LLaVA's stage")
     title = "Accuracy of the checkpoints, 48 held-out scenes"
-    return figure.update_layout(**_LAYOUT, height=420, title=title, colorway=qualitative.Dark24)
+    return figure.update_layout(**LAYOUT, height=420, title=title, colorway=qualitative.Dark24)
 
 
 def probes_figure(targets: dict[str, dict[str, dict[str, list[float]]]]) -> go.Figure:
@@ -85,7 +86,7 @@ def probes_figure(targets: dict[str, dict[str, dict[str, list[float]]]]) -> go.F
             )
     figure.update_yaxes(tickformat=".0%", range=[0, 1.03])
     figure.update_xaxes(type="category", tickangle=60)
-    return figure.update_layout(**_LAYOUT, height=380, legend={"orientation": "h", "y": -0.35})
+    return figure.update_layout(**LAYOUT, height=380, legend={"orientation": "h", "y": -0.35})
 
 
 def gating_figure(gating: Record) -> go.Figure:
@@ -111,7 +112,7 @@ def gating_figure(gating: Record) -> go.Figure:
         )
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(tickfont={"size": 8})
-    return figure.update_layout(**_LAYOUT, height=430).update_layout(width=1300)
+    return figure.update_layout(**LAYOUT, height=430).update_layout(width=1300)
 
 
 def _steps(history: Sequence[Record]) -> tuple[list[int], int]:
@@ -124,4 +125,4 @@ def _over_steps(figure: go.Figure, first: int, title: str) -> go.Figure:
     figure.add_vline(x=first, line={"color": _INK, "dash": "dash", "width": 1})
     figure.add_annotation(x=first, y=1.04, yref="paper", text="vision tower alone | with the LLM", showarrow=False)
     figure.update_xaxes(title_text="step")
-    return figure.update_layout(**_LAYOUT, height=420, title=title, legend={"orientation": "h", "y": -0.2})
+    return figure.update_layout(**LAYOUT, height=420, title=title, legend={"orientation": "h", "y": -0.2})

@@ -15,6 +15,7 @@ import intervention
 import resume
 import sweep
 import torch
+import training
 import transformers
 import typer
 from models import SUBJECTS
@@ -24,7 +25,7 @@ from transformers.utils import logging
 import app
 
 BY_MODEL = {"attention": attention.measure, "sweep": sweep.measure, "intervention": intervention.measure}
-SUITES = ("attention", "memory", "resume", "sweep", "intervention", "growth", "app")
+SUITES = ("attention", "memory", "resume", "sweep", "intervention", "training", "growth", "app")
 
 
 def main(
@@ -64,6 +65,8 @@ def main(
                 curves.setdefault("layers", {})[subject.name] = curve
             elif suite == "memory" and name != "demo":
                 rows += attention.measure_memory(name)
+            elif suite == "training" and name == "demo":
+                rows += training.measure(subject, rounds)
             elif suite == "growth" and name == "demo":
                 curves |= growth.measure(subject, rounds)
             elif suite == "app" and name == "demo":
