@@ -1,37 +1,58 @@
 """sinkgate: find attention sinks in vision-language models and gate their Keys, layer by layer."""
 
+from typing import TYPE_CHECKING, Any
+
 from sinkgate.attention import attached
 from sinkgate.criteria import CRITERIA, SinkDimensions, discover_dimensions, gather_evidence
 from sinkgate.discovery import Discovery, discover
-from sinkgate.errors import GateError, ImageError, PromptError, SceneError, SinkgateError, UnsupportedModelError
+from sinkgate.errors import (
+    GateError,
+    ImageError,
+    PromptError,
+    SceneError,
+    SinkgateError,
+    TrainingError,
+    UnsupportedModelError,
+)
+from sinkgate.evaluation import Marks, evaluate
 from sinkgate.gates import PRESETS, Gates
 from sinkgate.images import open_image
 from sinkgate.known_dimensions import known
 from sinkgate.loading import load
+from sinkgate.lsg import LSG, LSGConfig
+from sinkgate.lsg.stacking import stack
 from sinkgate.patches import Sheet
 from sinkgate.prompts import Prompt
 from sinkgate.recorder import Recorder
 from sinkgate.reports import Report, report
+from sinkgate.samples import Sample
 from sinkgate.session import Session
 from sinkgate.sinks import SinkMap, SinkMasks
 from sinkgate.sweep import Setting, choose, oracle
 from sinkgate.trace import Trace
 from sinkgate.vlm import VLM, find_sinks
 
+if TYPE_CHECKING:
+    from sinkgate.training import train
+
 __version__ = "0.1.0"
 
 __all__ = [
     "CRITERIA",
+    "LSG",
     "PRESETS",
     "VLM",
     "Discovery",
     "GateError",
     "Gates",
     "ImageError",
+    "LSGConfig",
+    "Marks",
     "Prompt",
     "PromptError",
     "Recorder",
     "Report",
+    "Sample",
     "SceneError",
     "Session",
     "Setting",
@@ -41,11 +62,13 @@ __all__ = [
     "SinkMasks",
     "SinkgateError",
     "Trace",
+    "TrainingError",
     "UnsupportedModelError",
     "attached",
     "choose",
     "discover",
     "discover_dimensions",
+    "evaluate",
     "find_sinks",
     "gather_evidence",
     "known",
@@ -53,4 +76,15 @@ __all__ = [
     "open_image",
     "oracle",
     "report",
+    "stack",
+    "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``train`` when it is asked for: what it imports takes a second."""
+    if name == "train":
+        from sinkgate.training import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

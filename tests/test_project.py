@@ -45,14 +45,18 @@ def test_ci_runs_the_readmes_test_command():
     assert command.replace("pip install -r", "pip install -q -r") in ci.splitlines()
 
 
-def test_the_readmes_python_runs(capsys):
-    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_readmes_python_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second, third = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict[str, object] = {}
     exec(compile(first, "README.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
     assert "V-sink" in printed[0] and printed[2] == "2 | 1"
     exec(compile(second, "README.md", "exec"), names)
     assert "Where they disagree:" in capsys.readouterr().out
+    exec(compile(third, "README.md", "exec"), names)
+    assert "16,640 trainable parameters" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "stack" / "gates.safetensors").exists()
 
 
 def test_the_readmes_models_are_those_of_the_tests():

@@ -12,9 +12,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from sinkgate.cli.options import (
-    Model,
-)
+from sinkgate.cli.options import Device, DeviceMap, Dtype, Model, Quantize, Revision
 from sinkgate.errors import SinkgateError
 
 
@@ -45,6 +43,12 @@ def scenes(
 
 def app(
     model: Model = "demo",
+    device: Device = None,
+    device_map: DeviceMap = None,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    revision: Revision = None,
+    gates: Annotated[Path | None, typer.Option(help="Folder of folders of learned gates to offer.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
 ) -> None:
@@ -54,6 +58,16 @@ def app(
         raise SinkgateError(
             "the app lives in the repository, not in the package: clone it and run `python app/main.py`"
         )
-    options = {"--model": model, "--host": host, "--port": port}
+    options = {
+        "--model": model,
+        "--device": device,
+        "--device-map": device_map,
+        "--dtype": dtype,
+        "--quantize": quantize,
+        "--revision": revision,
+        "--gates": gates,
+        "--host": host,
+        "--port": port,
+    }
     given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
     os.execv(sys.executable, [sys.executable, str(script), *given])

@@ -20,6 +20,8 @@ from sinkgate.samples import Sample
 from sinkgate.training import Learners, frozen, train
 
 HERE = Path(__file__).parent
+#: The worker finds what the tests find; processes of one run meet on the loopback device.
+WORKER = {**os.environ, "PYTHONPATH": str(HERE.parent), "GLOO_SOCKET_IFNAME": "lo"}
 ANSWERS = ("red", "two", "top left", "a small red circle", "yes")
 QUESTIONS = ("What color is the circle?", "How many objects are there?", "Where is the square?")
 
@@ -137,12 +139,25 @@ def test_small_steps_gathered_equal_a_large_one(vlm, tmp_path):
     assert same(weights(large), weights(gathered), atol=1e-5)
 
 
+def test_bfloat16_comes_near(vlm, tmp_path):
+    exact, mixed = fresh(vlm), fresh(vlm)
+    options = {
+        "logging_steps": 1,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+    }  # Adam makes a whole step of the smallest difference
+    precise = run(vlm, exact, tmp_path / "exact", **options)
+    rough = run(vlm, mixed, tmp_path / "mixed", bf16=True, **options)
+    assert rough.last("loss/layer-1") == pytest.approx(precise.last("loss/layer-1"), rel=0.02)
+    assert same(weights(exact), weights(mixed), atol=2e-3) and not same(weights(exact), weights(mixed), atol=0, rtol=0)
+
+
 def test_a_killed_run_goes_on_bit_for_bit(vlm, tmp_path):
     whole = fresh(vlm)
     options = {"num_train_epochs": 4, "save_steps": 2}
     complete = run(vlm, whole, tmp_path / "whole", **options)
     script = [sys.executable, str(HERE / "worker.py"), str(tmp_path / "killed"), json.dumps(options)]
-    worker = subprocess.Popen(script, env={**os.environ, "SLOW": "0.2"})
+    worker = subprocess.Popen(script, env={**WORKER, "SLOW": "0.2"})
     checkpoint = tmp_path / "killed" / "checkpoint-4"
     deadline = time.monotonic() + 120
     while not (checkpoint / "trainer_state.json").exists() and time.monotonic() < deadline:
@@ -164,9 +179,8 @@ def test_two_processes_equal_one(vlm, tmp_path):
     run(vlm, alone, tmp_path / "one", per_device_train_batch_size=4)
     options = {"per_device_train_batch_size": 2, "use_cpu": True}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    loopback = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     command = [*launch, str(HERE / "worker.py"), str(tmp_path / "two"), json.dumps(options)]
-    subprocess.run(command, check=True, timeout=240, env=loopback)
+    subprocess.run(command, check=True, timeout=240, env=WORKER)
     shared = LSG.from_pretrained(tmp_path / "two" / "gates")
     assert same(weights(alone), weights(shared), atol=1e-5)
 

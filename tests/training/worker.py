@@ -6,8 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-
 import test_training as tests
 from tiny import tiny_llava
 
