@@ -7,31 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from sinkgate.cli.options import (
-    AsJson,
-    Criterion,
-    Device,
-    DeviceMap,
-    Dtype,
-    GatesFile,
-    Model,
-    Picture,
-    Quantize,
-    Revision,
-    load_model,
-    print_json,
-)
+from sinkgate.cli.options import AsJson, Criterion, GatesFile, ModelChoice, Picture, names_a_model, print_json
 
 
+@names_a_model
 def ask(
+    chosen: ModelChoice,
     image: Picture,
     question: Annotated[str, typer.Argument(help="What to ask about the image.")],
-    model: Model = "demo",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    revision: Revision = None,
     gates: GatesFile = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest answer, in tokens.")] = 64,
     as_json: AsJson = False,
@@ -43,7 +26,7 @@ def ask(
 
     learned = LSG.from_pretrained(gates) if gates and gates.is_dir() else None
     fixed = Gates.load(gates) if gates and not learned else None
-    vlm = load_model(model, device, device_map, dtype, quantize, revision)
+    vlm = chosen.load()
     if learned:
         learned.to(vlm.device).check_fits(vlm)
     table = (fixed or Gates.ones(vlm)).for_model(vlm)
@@ -68,19 +51,15 @@ def ask(
     typer.echo(trace.text)
 
 
+@names_a_model
 def sinks(
+    chosen: ModelChoice,
     image: Picture,
     question: Annotated[
         str, typer.Option(help="The question that the LLM reads behind the image.")
     ] = "What is in the picture?",
     v_sink: Criterion = "auto",
     l_sink: Criterion = "auto",
-    model: Model = "demo",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    revision: Revision = None,
     everything: Annotated[
         bool, typer.Option("--report", help="What every criterion says, and where they disagree.")
     ] = False,
@@ -93,7 +72,7 @@ def sinks(
 
     for name in (v_sink, l_sink):
         criterion(name)  # refuse a wrong name before the model is loaded
-    vlm = load_model(model, device, device_map, dtype, quantize, revision)
+    vlm = chosen.load()
     prompt = vlm.prompt(image, question)
     if everything:
         typer.echo(str(report(vlm, prompt)))

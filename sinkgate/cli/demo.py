@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from sinkgate.cli.options import Device, DeviceMap, Dtype, Model, Quantize, Revision
+from sinkgate.cli.options import ModelChoice, names_a_model
 from sinkgate.errors import SinkgateError
 
 
@@ -41,13 +41,9 @@ def scenes(
     typer.echo(f"{count} scenes in {out}")
 
 
+@names_a_model
 def app(
-    model: Model = "demo",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    revision: Revision = None,
+    chosen: ModelChoice,
     gates: Annotated[Path | None, typer.Option(help="Folder of folders of learned gates to offer.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
@@ -58,16 +54,7 @@ def app(
         raise SinkgateError(
             "the app lives in the repository, not in the package: clone it and run `python app/main.py`"
         )
-    options = {
-        "--model": model,
-        "--device": device,
-        "--device-map": device_map,
-        "--dtype": dtype,
-        "--quantize": quantize,
-        "--revision": revision,
-        "--gates": gates,
-        "--host": host,
-        "--port": port,
-    }
-    given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    options = {**vars(chosen), "gates": gates, "host": host, "port": port}
+    told = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items() if value is not None]
+    given = [part for pair in told for part in pair]
     os.execv(sys.executable, [sys.executable, str(script), *given])

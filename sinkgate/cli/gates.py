@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,17 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from tqdm import tqdm
 
-from sinkgate.cli.options import (
-    AsJson,
-    Device,
-    DeviceMap,
-    Dtype,
-    Model,
-    Quantize,
-    Revision,
-    load_model,
-    print_json,
-)
+from sinkgate.cli.options import AsJson, ModelChoice, names_a_model, print_json
 from sinkgate.errors import GateError, SinkgateError
 
 if TYPE_CHECKING:
@@ -40,7 +31,9 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples sid
 SCENES = 2600  # where no limit is given
 
 
+@names_a_model
 def train(
+    chosen: ModelChoice,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints; the gates will lie in its gates/.")],
     data: Data = "scenes",
     images: Images = None,
@@ -64,12 +57,6 @@ def train(
     seed: Seed = 0,
     report_to: Annotated[str, typer.Option(help="none, tensorboard or wandb.")] = "none",
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time.")] = False,
-    model: Model = "demo",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a gate in each of some layers, by default each by itself as in the paper. A killed run goes on with the same command.
@@ -83,17 +70,17 @@ def train(
     from sinkgate.training import train as train_gates
 
     processes = PartialState()
-    if processes.num_processes > 1 and device is None and device_map is None:
-        device = str(processes.device)
+    if processes.num_processes > 1 and chosen.device is None and chosen.device_map is None:
+        chosen = replace(chosen, device=str(processes.device))
     samples = read_samples(data, images, limit, haze, seed, "train")
     checks = read_samples(str(validation), images, limit, haze, seed, "validation") if validation else []
     if data == "scenes" and not validation:
         checks = read_samples(data, images, min(limit or SCENES, SCENES) // 4 or 1, haze, seed, "validation")
-    vlm = load_model(model, device, device_map, dtype, quantize, revision)
+    vlm = chosen.load()
     set_seed(seed)
-    chosen = read_layers(layers, vlm.num_layers)
+    at = read_layers(layers, vlm.num_layers)
     options: dict[str, Any] = {"grouping": grouping, "signal": signal, "start": start, "criterion": criterion}
-    lsg = LSG.for_vlm(vlm, chosen, **options)
+    lsg = LSG.for_vlm(vlm, at, **options)
     if processes.is_main_process and not as_json:
         typer.echo(f"{lsg.trainable_parameters()}; {len(samples)} samples")
     report = train_gates(
@@ -127,7 +114,9 @@ def train(
     typer.echo(f"{report.steps} steps in {report.seconds:.0f} s{passed}; the gates lie in {out / 'gates'}")
 
 
+@names_a_model
 def stack(
+    chosen: ModelChoice,
     gates: Annotated[Path, typer.Argument(help="Folder of gates that were trained apart.")],
     out: Annotated[Path, typer.Option(help="Folder for the stack.")],
     data: Data = "scenes",
@@ -137,12 +126,6 @@ def stack(
     limit: Limit = None,
     haze: Haze = 0.0,
     seed: Seed = 0,
-    model: Model = "demo",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Stack gates from the best, greedily by validation score; nothing is trained again."""
@@ -152,7 +135,7 @@ def stack(
     if by not in ("accuracy", "loss"):
         raise SinkgateError(f"--by is {by!r}; expected accuracy or loss")
     lsg, samples = LSG.from_pretrained(gates), read_samples(data, images, limit, haze, seed, "validation")
-    vlm = load_model(model, device, device_map, dtype, quantize, revision)
+    vlm = chosen.load()
     lsg.check_fits(vlm)
     found = stack_gates(lsg.to(vlm.device), vlm, samples, score=by, margin=margin)
     layers = list(found.lsg.config.layers)
@@ -170,7 +153,9 @@ def stack(
         typer.echo("It is no better than the unmodified model on these samples.")
 
 
+@names_a_model
 def evaluate(
+    chosen: ModelChoice,
     gates: Annotated[
         list[Path] | None, typer.Option(help="Folder of learned gates, or JSON file of fixed ones; once for each.")
     ] = None,
@@ -184,12 +169,6 @@ def evaluate(
     seed: Seed = 0,
     batch_size: BatchSize = 32,
     any_model: Annotated[bool, typer.Option("--any-model", help="Gates of another model too.")] = False,
-    model: Model = "demo",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Accuracy by kind of sample: the unmodified model beside gates and published methods."""
@@ -199,7 +178,7 @@ def evaluate(
     from sinkgate.methods import Fixed
 
     samples = read_samples(data, images, limit, haze, seed, "test")
-    vlm = load_model(model, device, device_map, dtype, quantize, revision)
+    vlm = chosen.load()
     methods: dict[str, Method] = {"unmodified": Fixed(Gates.ones(vlm))}
     methods |= {path.name: read_gates(path, vlm, any_model) for path in gates or ()}
     methods |= {name: published(name) for name in method or ()}

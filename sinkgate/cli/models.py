@@ -8,50 +8,32 @@ from typing import Annotated
 
 import typer
 
-from sinkgate.cli.options import (
-    AsJson,
-    Device,
-    DeviceMap,
-    Dtype,
-    Model,
-    Quantize,
-    Revision,
-    load_model,
-    print_json,
-)
+from sinkgate.cli.options import AsJson, ModelChoice, names_a_model, print_json
 
 
+@names_a_model
 def dimensions(
-    model: Model = "demo",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    revision: Revision = None,
+    chosen: ModelChoice,
     cache: Annotated[bool, typer.Option(help="Take the result from disk, and keep it there.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Look for a model's sink dimensions on six plain prompts, and say how sure they are."""
     from sinkgate.discovery import discover
 
-    found = discover(load_model(model, device, device_map, dtype, quantize, revision), cache=cache)
+    found = discover(chosen.load(), cache=cache)
     typer.echo(found.to_json() if as_json else found.summary())
 
 
+@names_a_model
 def info(
-    model: Model = "demo",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    revision: Revision = None,
+    chosen: ModelChoice,
     as_json: AsJson = False,
 ) -> None:
     """Describe a model as sinkgate sees it, once it has passed the checks on load."""
     from sinkgate.checks import noise_picture
     from sinkgate.facts import describe
 
-    vlm = load_model(model, device, device_map, dtype, quantize, revision)
+    vlm = chosen.load()
     facts = {
         **describe(vlm, vlm.prompt(noise_picture(), "What is this?")),
         **{name: _version(name) for name in ("sinkgate", "torch", "transformers")},
