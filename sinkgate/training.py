@@ -323,19 +323,18 @@ def _parts(methods: LSG | Mapping[str, nn.Module], vlm: VLM, together: bool) -> 
 
 
 def _finder(methods: LSG | Mapping[str, nn.Module]) -> Finder:
-    """How the methods want sinks to be found; all sinks where they do not agree."""
-    gates = [methods] if isinstance(methods, LSG) else [each for each in methods.values() if isinstance(each, LSG)]
-    wishes = {(gate.config.criterion, gate.config.grouping == "v_sink") for gate in gates}
-    if len({name for name, _ in wishes}) > 1:
+    """How the methods want sinks to be found: V-sinks alone, which is cheaper, where all are gates that need no others."""
+    modules = [methods] if isinstance(methods, LSG) else list(methods.values())
+    gates = [module for module in modules if isinstance(module, LSG)]
+    criteria = sorted({gate.config.criterion for gate in gates})
+    if len(criteria) > 1:
         raise TrainingError(
-            f"these gates want sinks by different criteria, {sorted({name for name, _ in wishes})}; train them in runs of their own"
+            f"these gates want sinks by different criteria, {criteria}; train them in runs of their own"
         )
-    complete = next((gate for gate in gates if gate.config.grouping != "v_sink"), None) or next(iter(gates), None)
-    return (
-        complete.find_sinks
-        if complete and len(gates) == len(methods if isinstance(methods, Mapping) else gates)
-        else find_sinks
-    )
+    if gates and len(gates) == len(modules) and all(gate.config.grouping == "v_sink" for gate in gates):
+        return gates[0].find_sinks
+    name = criteria[0] if criteria else "auto"
+    return lambda vlm, prompt: find_sinks(vlm, prompt, v_sink=name, l_sink=name)
 
 
 def _arguments(
