@@ -11,6 +11,7 @@ from sinkgate.lessons import Lessons, Prefix, batches
 from sinkgate.lsg import LSG
 from sinkgate.methods import Fixed
 from sinkgate.samples import Sample
+from sinkgate.training import frozen
 from sinkgate.vlm import VLM, find_v_sinks
 
 QUESTION = "What color is the circle?"
@@ -47,6 +48,12 @@ def test_an_answer_in_one_forward_is_what_decoding_gives(name):
         with torch.no_grad():
             logits = Prefix(vlm, batch).run(method)
         assert torch.allclose(logits[0], torch.cat(written.logits), atol=2e-4), type(method).__name__
+    with frozen(vlm), lsg.applied(vlm, batch):
+        prefix = Prefix(vlm, batch)
+        prefix.losses(prefix.within(lsg)).sum().backward()
+    learnt = [gate.up.weight.grad for gate in lsg.gates.values()]
+    assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in learnt)
+    assert any(gradient.abs().sum() > 0 for gradient in learnt)
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
