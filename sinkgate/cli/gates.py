@@ -121,7 +121,7 @@ def stack(
     out: Annotated[Path, typer.Option(help="Folder for the stack.")],
     data: Data = "scenes",
     images: Images = None,
-    by: Annotated[str, typer.Option(help="accuracy or loss: what decides.")] = "accuracy",
+    by: Annotated[str, typer.Option(help="loss or accuracy: what decides.")] = "loss",
     margin: Annotated[float, typer.Option(help="What a gate has to add to be kept; more than that.")] = 0.0,
     limit: Limit = None,
     haze: Haze = 0.0,

@@ -101,7 +101,9 @@ def run_seed(vlm: VLM, seed: int, out: Path, count: int, choosing: int, asked: i
     for name, lsg in gates.items():
         lsg.save_pretrained(out / f"seed-{seed}" / _key(name))
     validation = list(scene_samples(choosing, seed, split="validation", haze=HAZE, per_scene=3, size=SIZE))
-    stacks = {name: stack(gates[name], vlm, validation, lessons=lessons) for name in ("LSG", "LSG from 1")}
+    stacks = {
+        name: stack(gates[name], vlm, validation, score="accuracy", lessons=lessons) for name in ("LSG", "LSG from 1")
+    }
     methods: dict[str, Method] = {**fixed(vlm), **cast(dict[str, Method], learning)}
     methods |= {f"{name}, stack": found.lsg for name, found in stacks.items()}
     worlds = {}
@@ -130,7 +132,7 @@ def run_more(vlm: VLM, seed: int, out: Path, count: int, choosing: int, asked: i
     stacks = {}
     for name in ("LSG", "LSG from 1"):
         lsg = LSG.from_pretrained(out / f"seed-{seed}" / _key(name))
-        found = stack(lsg, vlm, validation, score="loss", lessons=lessons)
+        found = stack(lsg, vlm, validation, lessons=lessons)
         methods |= {f"{name}, stack by loss": found.lsg, f"{name}, all layers at once": lsg}
         stacks[name] = _stack(found)
     set_seed(seed)

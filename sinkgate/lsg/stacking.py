@@ -52,7 +52,7 @@ def stack(
     vlm: VLM,
     samples: Sequence[Sample],
     *,
-    score: Score = "accuracy",
+    score: Score = "loss",
     margin: float = 0.0,
     lessons: Lessons | None = None,
     progress: bool = True,
@@ -66,7 +66,7 @@ def stack(
         lsg: gates that were trained apart.
         vlm: the model.
         samples: validation samples; neither those of training nor those to report on.
-        score: what decides.
+        score: what decides. The paper does not say which score; loss is ours: it is less of a lottery than accuracy on few samples.
         margin: how much a gate has to add to be kept; more than that.
         lessons: see `evaluate`.
         progress: show a bar.
