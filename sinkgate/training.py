@@ -43,6 +43,7 @@ DEFAULTS: Mapping[str, Any] = {
     "save_steps": 100,
     "save_total_limit": 2,
     "report_to": "none",
+    "ddp_find_unused_parameters": False,
     "seed": 0,
 }
 

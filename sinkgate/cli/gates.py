@@ -63,13 +63,14 @@ def train(
 
     With several GPUs: torchrun --nproc-per-node 8 -m sinkgate.cli train ...
     """
+    import torch
     from accelerate import PartialState
     from transformers import set_seed
 
     from sinkgate.lsg import LSG
     from sinkgate.training import train as train_gates
 
-    processes = PartialState()
+    processes = PartialState(cpu=not torch.cuda.is_available())
     if processes.num_processes > 1 and chosen.device is None and chosen.device_map is None:
         chosen = replace(chosen, device=str(processes.device))
     samples = read_samples(data, images, limit, haze, seed, "train")
