@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-import test_training as tests
+import test_gate_training as tests
 from tiny import tiny_llava
 
 import sinkgate as sg
