@@ -350,6 +350,8 @@ def _arguments(
         arguments = TrainingArguments(**chosen)
     except TypeError as error:
         raise SinkgateError(f"training options are those of transformers' TrainingArguments: {error}") from error
+    if arguments.fp16:  # gradients are taken before a scaler could keep them from underflow
+        raise TrainingError("fp16 is not for training gates: their gradients would underflow; say bf16=True")
     arguments._n_gpu = min(1, arguments.n_gpu)  # the backbone may lie on all of them; it is never copied
     return arguments
 

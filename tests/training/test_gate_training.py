@@ -230,6 +230,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(vlm, 
 def test_wrong_options_are_named(vlm, tmp_path):
     with pytest.raises(sg.SinkgateError, match="TrainingArguments.*learning_rat"):
         run(vlm, fresh(vlm), tmp_path, learning_rat=1)
+    with pytest.raises(TrainingError, match="bf16=True"):
+        run(vlm, fresh(vlm), tmp_path, fp16=True)
     with pytest.raises(TrainingError, match="validation"):
         run(vlm, fresh(vlm), tmp_path, patience=1)
     mixed = {"a": fresh(vlm, criterion="norm"), "b": fresh(vlm, criterion="attention")}
