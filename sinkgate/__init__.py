@@ -20,7 +20,6 @@ from sinkgate.images import open_image
 from sinkgate.known_dimensions import known
 from sinkgate.loading import load
 from sinkgate.lsg import LSG, LSGConfig
-from sinkgate.lsg.stacking import stack
 from sinkgate.patches import Sheet
 from sinkgate.prompts import Prompt
 from sinkgate.recorder import Recorder
@@ -28,6 +27,7 @@ from sinkgate.reports import Report, report
 from sinkgate.samples import Sample
 from sinkgate.session import Session
 from sinkgate.sinks import SinkMap, SinkMasks
+from sinkgate.stacking import stack
 from sinkgate.sweep import Setting, choose, oracle
 from sinkgate.trace import Trace
 from sinkgate.vlm import VLM, find_sinks

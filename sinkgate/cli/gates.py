@@ -131,7 +131,7 @@ def stack(
 ) -> None:
     """Stack gates from the best, greedily by validation score; nothing is trained again."""
     from sinkgate.lsg import LSG
-    from sinkgate.lsg.stacking import stack as stack_gates
+    from sinkgate.stacking import stack as stack_gates
 
     if by not in ("accuracy", "loss"):
         raise SinkgateError(f"--by is {by!r}; expected accuracy or loss")

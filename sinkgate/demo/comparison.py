@@ -26,9 +26,9 @@ from sinkgate.gates import Gates
 from sinkgate.lessons import Lessons, Prefix, batches
 from sinkgate.loading import load
 from sinkgate.lsg import LSG
-from sinkgate.lsg.stacking import Stack, stack
 from sinkgate.methods import VAR, Fixed, LoRA, Method, Remove, Reweight, SinkToTheFront, Suppress
 from sinkgate.samples import Sample, scene_samples
+from sinkgate.stacking import Stack, stack
 from sinkgate.sweep import CONTROLS, LINE, Setting, oracle
 from sinkgate.training import train
 from sinkgate.vlm import VLM, find_sinks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -54,8 +55,8 @@ this and stay as they are.
 import sinkgate as sg
 from sinkgate.lsg import LSG
 
-vlm = sg.load({model!r})
-lsg = LSG.from_pretrained({place!r})
+vlm = sg.load({model})
+lsg = LSG.from_pretrained({place})
 lsg.check_fits(vlm)
 prompt = vlm.prompt("picture.jpg", "How many objects are there?")
 sinks = lsg.find_sinks(vlm, prompt)
@@ -107,11 +108,16 @@ def card(
         parameters=parameters,
         each=parameters // len(config.layers),
         criterion=config.criterion,
-        model=base or "the model that these gates were trained on",
-        place=place,
+        model=_text(base or "the model that these gates were trained on"),
+        place=_text(place),
     )
     rows = [f"| {name} | {value} |" for name, value in _rows(training or {})]
     return "\n".join([text, "## Training", "| | |", "|---|---|", *rows, ""]) if rows else text
+
+
+def _text(value: str) -> str:
+    """The value in Python, in the formatter's quotes."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _rows(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

@@ -305,7 +305,7 @@ def test_push_sends_what_save_writes(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(value)
     assert LSG.from_pretrained(tmp_path).config == gates().config
     card = content[files.CARD].decode()
-    assert front(card)["license"] == "mit" and "from_pretrained('someone/gates')" in card
+    assert front(card)["license"] == "mit" and 'from_pretrained("someone/gates")' in card
 
 
 def test_a_refused_push_is_one_sentence(monkeypatch):

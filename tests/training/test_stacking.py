@@ -7,9 +7,9 @@ from tiny import noise_image
 import sinkgate as sg
 from sinkgate.evaluation import evaluate
 from sinkgate.lessons import Lessons
-from sinkgate.lsg.stacking import stack
 from sinkgate.methods import Fixed
 from sinkgate.samples import scene_samples
+from sinkgate.stacking import stack
 
 
 def leaning(vlm, layers, toward):
