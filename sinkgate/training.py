@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from sinkgate.errors import SinkgateError, TrainingError
 from sinkgate.lessons import BUDGET, Finder, Lesson, Lessons, Prefix, batches, labels_of
@@ -90,8 +92,8 @@ def train(
 ) -> TrainingReport:
     """Train gates in place; the backbone stays as it is.
 
-    A killed run goes on with the same call: with one process bit for bit as if it had never stopped. Under ``accelerate launch`` the batch is
-    divided among the processes.
+    A killed run goes on with the same call: with one process bit for bit as if it had never stopped. Under ``torchrun`` each process takes
+    batches of its own.
 
     Args:
         methods: an `LSG`, or methods by name that are modules; each learns as if alone.
@@ -110,8 +112,9 @@ def train(
             layer again for the gradient instead of keeping its activations; ``report_to="tensorboard"`` or ``"wandb"`` logs there.
 
     Raises:
-        TrainingError: the loss is not finite, no sample can be used, or early stopping without validation samples.
-        SinkgateError: an option that `TrainingArguments` does not know.
+        TrainingError: the loss is not finite, no sample can be used, early stopping without validation samples, fp16, or ``out`` holds
+            checkpoints of other methods.
+        SinkgateError: an option that `TrainingArguments` does not know or cannot use.
     """
     parts, find = _parts(methods, vlm, together), find or _finder(methods)
     lessons = Lessons(vlm, find, budget)
@@ -122,21 +125,25 @@ def train(
         raise TrainingError("early stopping needs validation samples; give some, or no patience")
     arguments = _arguments(Path(out), bool(len(checks)), patience, vlm, options)
     learners = Learners(vlm, parts)
-    trainer = _Trainer(
-        model=learners,
-        args=arguments,
-        train_dataset=cast(Any, data),
-        eval_dataset=cast(Any, checks) if len(checks) else None,
-        data_collator=_Collator(lessons),
-        compute_metrics=learners.metrics,
-        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
-    )
+    try:
+        trainer = _Trainer(
+            model=learners,
+            args=arguments,
+            train_dataset=cast(Any, data),
+            eval_dataset=cast(Any, checks) if len(checks) else None,
+            data_collator=_Collator(lessons),
+            compute_metrics=learners.metrics,
+            callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
+        )
+    except RuntimeError as error:  # what report_to names is not installed
+        raise TrainingError(f"training cannot begin: {error}") from error
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     if progress:
         trainer.add_callback(_Bar)
+    begun = _newest(Path(out), learners) if resume else None
     with frozen(vlm):
-        result = trainer.train(resume_from_checkpoint=_newest(Path(out)) if resume else None)
+        result = trainer.train(resume_from_checkpoint=begun)
     if sum(name.startswith("train ") for name in lessons.skipped) == len(data):
         raise TrainingError(f"no sample could be used; the first: {next(iter(lessons.skipped.values()))}")
     return TrainingReport(
@@ -270,10 +277,8 @@ class _Trainer(Trainer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.model_accepts_loss_kwargs, self._loss_shifts_labels = (
-            True,
-            False,
-        )  # losses are divided by all tokens of a step
+        self.model_accepts_loss_kwargs = True  # losses are divided by all tokens of a step
+        self._loss_shifts_labels = False
         self._seen = torch.zeros(len(self._learners.methods) + 1)  # losses summed since the last log, then tokens
 
     @property
@@ -348,7 +353,7 @@ def _arguments(
     chosen.setdefault("use_cpu", vlm.device.type == "cpu")
     try:
         arguments = TrainingArguments(**chosen)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise SinkgateError(f"training options are those of transformers' TrainingArguments: {error}") from error
     if arguments.fp16:  # gradients are taken before a scaler could keep them from underflow
         raise TrainingError("fp16 is not for training gates: their gradients would underflow; say bf16=True")
@@ -356,12 +361,19 @@ def _arguments(
     return arguments
 
 
-def _newest(out: Path) -> str | None:
+def _newest(out: Path, learners: Learners) -> str | None:
     """The newest whole checkpoint; one that a kill has left half written is removed."""
     while out.is_dir() and (found := get_last_checkpoint(str(out))):
         try:
             json.loads((Path(found) / "trainer_state.json").read_text(encoding="utf-8"))  # written last
-            return found
         except (OSError, ValueError):
             shutil.rmtree(found)
+            continue
+        kept = {name: value.shape for name, value in load_file(Path(found) / SAFE_WEIGHTS_NAME).items()}
+        if kept != {name: value.shape for name, value in learners.state_dict().items()}:
+            raise TrainingError(
+                f"{found} is of other gates than these, which are {', '.join(learners.methods)}; "
+                "give another folder, or resume=False to begin anew"
+            )
+        return found
     return None

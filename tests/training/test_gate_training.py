@@ -230,6 +230,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(vlm, 
 def test_wrong_options_are_named(vlm, tmp_path):
     with pytest.raises(sg.SinkgateError, match="TrainingArguments.*learning_rat"):
         run(vlm, fresh(vlm), tmp_path, learning_rat=1)
+    with pytest.raises(sg.SinkgateError, match="TrainingArguments"):
+        run(vlm, fresh(vlm), tmp_path, save_strategy="sometimes")
     with pytest.raises(TrainingError, match="bf16=True"):
         run(vlm, fresh(vlm), tmp_path, fp16=True)
     with pytest.raises(TrainingError, match="validation"):
@@ -237,6 +239,19 @@ def test_wrong_options_are_named(vlm, tmp_path):
     mixed = {"a": fresh(vlm, criterion="norm"), "b": fresh(vlm, criterion="attention")}
     with pytest.raises(TrainingError, match="different criteria"):
         train(mixed, vlm, samples(2), out=tmp_path)
+
+
+def test_checkpoints_of_other_gates_are_not_gone_on_from(vlm, tmp_path):
+    run(vlm, fresh(vlm, layers=[1]), tmp_path)
+    other = fresh(vlm, layers=[2])
+    begin = weights(other)
+    with pytest.raises(
+        TrainingError, match="checkpoint-3 is of other gates than these, which are layer-2.*resume=False"
+    ):
+        run(vlm, other, tmp_path)
+    assert same(begin, weights(other), atol=0, rtol=0)
+    run(vlm, other, tmp_path, resume=False)
+    assert not same(begin, weights(other), atol=1e-4)
 
 
 def test_a_seed_repeats_a_run(vlm, tmp_path):
