@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from tiny import noise_image, tiny_llava
+from tiny import noise_image, some_sinks, tiny_llava
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForImageTextToText,
@@ -85,15 +85,6 @@ def refused(source, *words, **options) -> str:
 
 def gates_of(vlm):
     return sg.Gates.ones(vlm).set("v_sink", 0.3).set("rest", 0.5, layers=[1])
-
-
-def sinks_of(vlm, prompt, seed=0):
-    """Groups drawn at random: loading must not care how they were found."""
-    found = sg.find_sinks(vlm, prompt)
-    generator = torch.Generator().manual_seed(seed)
-    v_sink = torch.rand(found.v_sink.shape, generator=generator) < 0.3
-    l_sink = (torch.rand(found.l_sink.shape, generator=generator) < 0.3) & ~v_sink
-    return sg.SinkMap(**{**vars(found), "v_sink": v_sink, "l_sink": l_sink})
 
 
 # --- what loads
@@ -224,7 +215,7 @@ def test_every_dtype_passes_its_checks_and_is_gated_alike(demo, dtype, tolerance
     assert str(other.model.dtype) == f"torch.{dtype}"
     image, gates = Scene.random(Random(71)).render(), sg.Gates.ones(demo).set("v_sink", 0.0, layers=2)
     prompt = demo.prompt(image, "How many objects are there?")
-    sinks = sinks_of(demo, prompt)  # the same tokens for both: near a threshold, rounding decides who is a sink
+    sinks = some_sinks(demo, prompt)  # the same tokens for both: near a threshold, rounding decides who is a sink
     same = other.prompt(image, prompt.question)
     assert torch.equal(measure_tokens(other.adapter, same.inputs), torch.arange(64))
     expected, got = demo.predict(prompt, gates, sinks), other.predict(same, gates, sinks)
@@ -261,7 +252,7 @@ def assert_gated_alike(whole, parts):
     runs = []
     for vlm in (whole, parts):
         prompt = vlm.prompt(noise_image(3, (40, 30)), QUESTION)
-        sinks = sinks_of(vlm, prompt)
+        sinks = some_sinks(vlm, prompt)
         runs.append([vlm.answer(prompt, gates, sinks, max_new_tokens=4) for gates in (gates_of(vlm), None)])
     (expected, plain), (got, _) = runs
     assert torch.allclose(got.probabilities, expected.probabilities, atol=1e-6)  # files are mapped unaligned

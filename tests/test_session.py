@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import noise_image, tiny_llava
+from tiny import noise_image, some_sinks, tiny_llava
 from transformers import AttentionInterface
 
 import sinkgate as sg
@@ -15,14 +15,6 @@ from sinkgate.session import Session, Shelf
 from sinkgate.sweep import CONTROLS, LINE, choose_by_generation
 
 QUESTION = "What color is the circle?"
-
-
-def some_sinks(vlm, prompt, seed=0):
-    found = sg.find_sinks(vlm, prompt)
-    generator = torch.Generator().manual_seed(seed)
-    v_sink = torch.rand(found.v_sink.shape, generator=generator) < 0.3
-    l_sink = (torch.rand(found.l_sink.shape, generator=generator) < 0.3) & ~v_sink
-    return sg.SinkMap(**{**vars(found), "v_sink": v_sink, "l_sink": l_sink})
 
 
 @pytest.fixture(scope="module")

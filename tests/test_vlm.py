@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import noise_image, tiny_llava
+from tiny import noise_image, some_sinks, tiny_llava
 from transformers import AttentionInterface
 
 import sinkgate as sg
@@ -23,15 +23,6 @@ QUESTION = "What color is the circle?"
 @pytest.fixture
 def prompt(tiny) -> sg.Prompt:
     return tiny.prompt(noise_image(3, (40, 30)), QUESTION)
-
-
-def some_sinks(vlm, prompt, seed=0):
-    """A SinkMap whose groups are drawn at random: gating must not care how they were found."""
-    found = sg.find_sinks(vlm, prompt)
-    generator = torch.Generator().manual_seed(seed)
-    v_sink = torch.rand(found.v_sink.shape, generator=generator) < 0.3
-    l_sink = (torch.rand(found.l_sink.shape, generator=generator) < 0.3) & ~v_sink
-    return sg.SinkMap(**{**vars(found), "v_sink": v_sink, "l_sink": l_sink})
 
 
 def test_prompt_knows_where_the_image_is(tiny, prompt):

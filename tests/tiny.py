@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from PIL import Image
+from torch import nn
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -15,6 +18,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+import sinkgate as sg
 from sinkgate.demo.build import CHAT_TEMPLATE, IMAGE, build_tokenizer
 
 TOWERS = ("clip", "siglip")
@@ -84,3 +88,21 @@ def noise_image(seed: int = 0, size: tuple[int, int] = (28, 28)) -> Image.Image:
     """A picture of random pixels."""
     generator = torch.Generator().manual_seed(seed)
     return Image.fromarray(torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8).numpy())
+
+
+def some_sinks(vlm: sg.VLM, prompt: sg.Prompt, seed: int = 0, share: float = 0.3) -> sg.SinkMap:
+    """A SinkMap whose groups are drawn at random: what is done with sinks must not care how they were found."""
+    found = sg.find_sinks(vlm, prompt)
+    generator = torch.Generator().manual_seed(seed)
+    v_sink = torch.rand(found.v_sink.shape, generator=generator) < share
+    l_sink = (torch.rand(found.l_sink.shape, generator=generator) < share) & ~v_sink
+    return sg.SinkMap(**{**vars(found), "v_sink": v_sink, "l_sink": l_sink})
+
+
+def shaken(method: nn.Module, seed: int = 0, size: float = 1.0) -> Any:
+    """What learns, no longer at its start: every parameter drawn anew."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+    return method

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -259,7 +260,12 @@ def read_samples(data: str, images: Path | None, limit: int | None, haze: float,
         raise SinkgateError("say with --images in which folder the pictures lie")
     if data == "cambrian":
         return read_cambrian(images, count=limit or 10_000, seed=seed)
-    return list(islice(tqdm(read_llava(data, images, broken="skip"), "samples", disable=None), limit))
+    passed: Counter[str] = Counter()
+    found = list(islice(tqdm(read_llava(data, images, broken="skip", passed=passed), "samples", disable=None), limit))
+    if passed:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in passed.items())
+        typer.echo(f"Records of {data} passed over: {reasons}.", err=True)
+    return found
 
 
 def read_gates(path: Path, vlm: VLM, any_model: bool) -> Method:

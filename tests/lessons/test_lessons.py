@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import noise_image, tiny_llava
+from tiny import noise_image, shaken, tiny_llava
 from zoo import ZOO
 
 import sinkgate as sg
@@ -20,14 +20,6 @@ QUESTION = "What color is the circle?"
 def some_masks(vlm, prompt):
     v_sink = torch.arange(len(prompt.visual)) % 3 == 0
     return sg.SinkMasks(v_sink, torch.zeros(vlm.num_layers, len(v_sink), dtype=torch.bool))
-
-
-def shaken(lsg):
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in lsg.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return lsg
 
 
 @pytest.mark.parametrize("name", ZOO)

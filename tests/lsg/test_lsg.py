@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import noise_image, tiny_llava
+from tiny import noise_image, shaken, some_sinks, tiny_llava
 from zoo import ZOO
 
 import sinkgate as sg
@@ -17,28 +17,11 @@ from sinkgate.vlm import VLM
 QUESTION = "What color is the circle?"
 
 
-def some_sinks(vlm, prompt, seed=0):
-    found = sg.find_sinks(vlm, prompt)
-    generator = torch.Generator().manual_seed(seed)
-    v_sink = torch.rand(found.v_sink.shape, generator=generator) < 0.4
-    l_sink = (torch.rand(found.l_sink.shape, generator=generator) < 0.4) & ~v_sink
-    return sg.SinkMap(**{**vars(found), "v_sink": v_sink, "l_sink": l_sink})
-
-
-def shaken(lsg, seed=0):
-    """Gates that no longer are at their start."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in lsg.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return lsg
-
-
 @pytest.fixture(scope="module")
 def case():
     vlm = sg.load(tiny_llava("siglip", dtype=torch.float64))
     prompt = vlm.prompt(noise_image(3), QUESTION)
-    return vlm, prompt, some_sinks(vlm, prompt)
+    return vlm, prompt, some_sinks(vlm, prompt, share=0.4)
 
 
 def test_a_gate_has_the_papers_parameters():
@@ -64,7 +47,7 @@ def test_on_every_architecture_gates_start_as_they_say_and_read_as_they_act(name
     family = ZOO[name]
     vlm = VLM(family.model(), None, name)
     prompt = vlm.read(family.sample())
-    sinks = some_sinks(vlm, prompt)
+    sinks = some_sinks(vlm, prompt, share=0.4)
     layers = range(vlm.num_layers)
     identity = LSG.for_vlm(vlm, layers, start="identity")
     assert identity.read(vlm, prompt, sinks).is_identity
@@ -101,7 +84,7 @@ def test_gradients_equal_finite_differences():
     vlm = VLM(ZOO["blip-2"].model(dtype=torch.float64), None, "blip-2")
     sample = ZOO["blip-2"].sample()
     prompt = vlm.read({**sample, "pixel_values": sample["pixel_values"].double()})
-    sinks = some_sinks(vlm, prompt)
+    sinks = some_sinks(vlm, prompt, share=0.4)
     lsg = shaken(LSG.for_vlm(vlm, [0, 2], bottleneck=3, start="identity", grouping="l_sink")).double()
     batch = vlm.batch([prompt], [sinks])
     inputs = batch.inputs

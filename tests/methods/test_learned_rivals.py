@@ -7,18 +7,11 @@ import pytest
 import torch
 from rivals import logits, prompts_of, some_sinks, vlm_of
 from safetensors.torch import load_file, save_file
+from tiny import shaken
 from torch import nn
 
 import sinkgate as sg
 from sinkgate.methods import LoRA, Reweight, ReweightConfig
-
-
-def shaken(method, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return method
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,12 @@ from rivals import (
     some_sinks,
     vlm_of,
 )
+from tiny import shaken
 
 import sinkgate as sg
 from sinkgate.methods import VAR, Fixed, LoRA, Remove, Reweight, SinkToTheFront, Suppress
 from sinkgate.recorder import Recorder
 from sinkgate.resume import kept_inputs, resumed
-
-
-def shaken(method, seed=0, size=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
-    return method
-
 
 ANY_HEAD = {"min_image_attention": 0.0, "min_non_sink_share": 0.0}
 METHODS = {
