@@ -1,7 +1,7 @@
 """Which answers methods get right, many methods on one pass through the samples.
 
-An answer is right where it is, end included, what greedy decoding would write: checked in one forward behind the prompt, not by
-generating (tests compare the two).
+An open answer is right where it is, end included, what greedy decoding would write: checked in one forward behind the prompt, not
+by generating (tests compare the two). Where a sample has options, it is right where its first token is the most probable of theirs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from sinkgate.errors import SinkgateError
@@ -23,7 +24,10 @@ from sinkgate.vlm import VLM
 
 @dataclass(frozen=True)
 class Marks:
-    """What each method did with each sample, in order: ``right`` and ``loss`` (nats a token) by the method's name."""
+    """What each method did with each sample, in order: ``right`` and ``loss`` by the method's name.
+
+    The loss is in nats a token; of an answer with options in nats, the surprise at it among them.
+    """
 
     kinds: list[str]
     right: dict[str, list[bool]]
@@ -84,8 +88,19 @@ def _mark(vlm: VLM, methods: Mapping[str, Method], ready: list[Lesson], marks: M
         for part, batch in batches(vlm, ready):
             prefix, chosen = Prefix(vlm, batch), ready[part]
             marks.kinds.extend(lesson.kind for lesson in chosen)
-            tokens = torch.tensor([len(lesson.answer) for lesson in chosen])
             for name, method in methods.items():
-                logits = prefix.run(method)
-                marks.right[name] += prefix.right(logits).tolist()
-                marks.loss[name] += (prefix.losses(logits).cpu() / tokens).tolist()
+                right, loss = _judged(prefix, prefix.run(method), chosen)
+                marks.right[name] += right
+                marks.loss[name] += loss
+
+
+def _judged(prefix: Prefix, logits: Tensor, lessons: list[Lesson]) -> tuple[list[bool], list[float]]:
+    """Whether each lesson was answered rightly, and its loss; logits (B, A, vocabulary)."""
+    tokens = torch.tensor([len(lesson.answer) for lesson in lessons])
+    right, loss = prefix.right(logits).tolist(), (prefix.losses(logits).cpu() / tokens).tolist()
+    for row, lesson in enumerate(lessons):
+        if lesson.options:
+            surprise = -logits[row, 0, list(lesson.options)].float().log_softmax(-1)
+            true = lesson.options.index(lesson.answer[0])
+            right[row], loss[row] = int(surprise.argmin()) == true, surprise[true].item()
+    return right, loss

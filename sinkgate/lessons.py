@@ -32,12 +32,16 @@ BUDGET = 2 << 30  # bytes of encoded images kept from one epoch to the next
 
 @dataclass(frozen=True)
 class Lesson:
-    """A sample made ready: its prompt read and encoded, its sinks found, its answer spelled in ids."""
+    """A sample made ready: its prompt read and encoded, its sinks found, its answer spelled in ids.
+
+    ``options``: the first token of each option, all different; () where the answer is open.
+    """
 
     prompt: Prompt
     sinks: SinkMasks
     answer: tuple[int, ...]
     kind: str
+    options: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -78,13 +82,19 @@ class Lessons:
         vlm = self.vlm
         prompt = vlm.prompt(sample.images, sample.question)
         answer = vlm.spell(prompt, sample.answer)
+        options = tuple(vlm.spell(prompt, option)[0] for option in sample.options)
+        if len(set(options)) < len(options) or (options and sample.answer not in sample.options):
+            raise PromptError(
+                f"options are {', '.join(sample.options)} and the answer is {sample.answer!r}; expected options that begin with "
+                "different tokens, and the answer among them"
+            )
         found = self.find(vlm, prompt)
         sinks = SinkMasks(found.v_sink, found.l_sink)
         if vlm.adapter.takes_encoded is not None:
             vlm.warm_inputs(prompt)
             text = {name: value for name, value in prompt.inputs.items() if name in (*TEXT_INPUTS, *GRIDS)}
             prompt = replace(prompt, images=[], sheets=(), inputs=text, sinks=None)
-        return Lesson(prompt, sinks, tuple(answer), sample.kind)
+        return Lesson(prompt, sinks, tuple(answer), sample.kind, options)
 
 
 def batches(vlm: VLM, lessons: Sequence[Lesson]) -> Iterator[tuple[slice, Batch]]:

@@ -11,16 +11,20 @@ from sinkgate.prompts import Picture
 
 @dataclass(frozen=True)
 class Sample:
-    """Images (paths, bytes or PIL pictures) with a question and its answer; ``kind`` is what accuracy is told apart by."""
+    """Images (paths, bytes or PIL pictures) with a question and its answer; ``kind`` is what accuracy is told apart by.
+
+    ``options``: what may be said, such as "A" to "D", the answer among them; () where the answer is open.
+    """
 
     images: tuple[Picture, ...]
     question: str
     answer: str
     kind: str = ""
+    options: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, value: Sample | tuple[Any, ...]) -> Sample:
-        """A sample from itself or from ``(image or images, question, answer[, kind])``."""
+        """A sample from itself or from ``(image or images, question, answer[, kind[, options]])``."""
         if isinstance(value, Sample):
             return value
         images, *rest = value

@@ -1,0 +1,403 @@
+"""A study's folder: long work is written into it as it goes, goes on from it after a kill, and is shared out over processes.
+
+Work is cut into units, and a finished unit is a folder of its own, written aside and then renamed: it is there as a whole or not at
+all. So nothing is lost but the unit at work, nothing is done twice, and processes need not talk: each does its share of
+the units that are missing, on one machine or on many that share the disk, and whoever finds all of them done puts the tables together.
+
+    DIR/study.json              what is studied, on which model and data, with which versions
+    DIR/parts/00007/            one finished unit: TABLE.parquet, TENSORS.safetensors
+    DIR/TABLE.parquet           each table's parts in order, once all units are done
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+from uuid import uuid4
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from sinkgate.errors import SinkgateError
+
+FORMAT, VERSION = "sinkgate-study", 1
+IDENTITY = ("study", "settings", "model", "data", "units")  # what a continued run has to share
+Tables = Mapping[str, pd.DataFrame | dict[str, Tensor]]
+
+
+class Study(Protocol):
+    """What can be run: ``work`` gives a unit's tables, the same whoever does it and whenever."""
+
+    kind: ClassVar[str]
+
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
+    @property
+    def model(self) -> dict[str, Any]: ...
+
+    @property
+    def data(self) -> dict[str, Any]: ...
+
+    @property
+    def units(self) -> int: ...
+
+    def work(self, unit: int) -> Tables: ...
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One process's share of the units: every ``of``-th from ``rank`` on."""
+
+    rank: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.of:
+            raise SinkgateError(f"the shard is {self.rank}/{self.of}; expected a number from 0 to one below the second")
+
+    @classmethod
+    def here(cls) -> Shard:
+        """This process's, as ``accelerate launch`` and ``torchrun`` number processes; the whole where neither was used."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From "3/8", the fourth of eight.
+
+        Raises:
+            SinkgateError: it is nothing of the kind.
+        """
+        rank, _, of = text.partition("/")
+        if not (rank.isdecimal() and of.isdecimal()):
+            raise SinkgateError(f"the shard is {text!r}; expected two numbers such as 0/8")
+        return cls(int(rank), int(of))
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's folder, read. ``about`` is its study.json."""
+
+    folder: Path
+    about: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Results:
+        """What lies in a folder, finished or not.
+
+        Raises:
+            SinkgateError: there is no study.
+        """
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SinkgateError(f"{folder} holds no study: it has no study.json") from None
+        except ValueError as error:
+            raise SinkgateError(f"{folder / 'study.json'} is no JSON ({error})") from error
+        if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (FORMAT, VERSION):
+            raise SinkgateError(f"{folder / 'study.json'} is no study of format {FORMAT}, version {VERSION}")
+        return cls(folder, about)
+
+    @classmethod
+    def find(cls, folder: str | Path) -> list[Results]:
+        """All studies in a folder and below, by path.
+
+        Raises:
+            SinkgateError: there is none.
+        """
+        found = [cls.load(file.parent) for file in sorted(Path(folder).rglob("study.json"))]
+        if not found:
+            raise SinkgateError(f"there is no study in {folder}; a study's folder holds a study.json")
+        return found
+
+    @property
+    def study(self) -> str:
+        """Its kind: "anatomy", "probes", "sweep", ..."""
+        return self.about["study"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the tables are put together."""
+        return self.about["finished"] is not None
+
+    @property
+    def parts(self) -> list[Path]:
+        """Folders of the finished units, in order."""
+        return sorted(path for path in (self.folder / "parts").glob("[0-9]*") if path.is_dir())
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table of a finished study.
+
+        Raises:
+            SinkgateError: the study is not finished, or has no such table.
+        """
+        if not self.finished:
+            raise SinkgateError(
+                f"the {self.study} in {self.folder} is not finished ({len(self.parts)} of {self.about['units']} parts are there); "
+                "the command that began it goes on with it"
+            )
+        path = self.folder / f"{name}.parquet"
+        if not path.is_file():
+            tables = ", ".join(file.stem for file in sorted(self.folder.glob("*.parquet"))) or "none"
+            raise SinkgateError(f"the {self.study} in {self.folder} has no table {name!r}; there are: {tables}")
+        return pd.read_parquet(path)
+
+
+def run(
+    study: Study, out: str | Path, *, shard: Shard | None = None, resume: bool = True, progress: bool = True
+) -> Results:
+    """Do the units of a study that are not there yet, and put the tables together once all are.
+
+    Args:
+        study: what to do.
+        out: its folder.
+        shard: this process's share; `Shard.here` where None.
+        resume: go on with what lies in the folder; False refuses a folder that holds any.
+        progress: show a bar with the time left, on the first process.
+
+    Raises:
+        SinkgateError: the folder holds another study, or any where ``resume`` is False; as ``study.work``.
+    """
+    out, shard = Path(out), shard or Shard.here()
+    results = _begun(study, out, resume)
+    if results.finished:
+        return results
+    share = range(shard.rank, study.units, shard.of)
+    missing = [unit for unit in share if not _part(out, unit).is_dir()]
+    quiet = not progress or shard.rank > 0
+    bar = tqdm(missing, study.kind, len(share), initial=len(share) - len(missing), disable=quiet or None, unit="part")
+    for unit in bar:
+        _write(study.work(unit), _part(out, unit))
+    return finish(out)
+
+
+def finish(out: str | Path) -> Results:
+    """Put the tables together if all units are done; the same bytes whoever does it.
+
+    Raises:
+        SinkgateError: there is no study, or a part cannot be read.
+    """
+    results = Results.load(out)
+    parts = results.parts
+    if results.finished or len(parts) < results.about["units"]:
+        return results
+    for name in sorted({file.name for part in parts for file in part.glob("*.parquet")}):
+        tables = [_read(part / name) for part in parts if (part / name).exists()]
+        whole = pa.concat_tables(tables, promote_options="permissive")
+        _replace(results.folder / name, lambda place, whole=whole: _save(whole, place))
+    shutil.rmtree(results.folder / "parts" / "tmp", ignore_errors=True)
+    about = {**results.about, "finished": _now()}
+    _replace(results.folder / "study.json", lambda place: place.write_text(json.dumps(about, indent=1) + "\n"))
+    return Results(results.folder, about)
+
+
+def gather(folders: Iterable[str | Path], out: str | Path) -> Results:
+    """One study of the parts that lie in several folders, such as those of machines that share no disk.
+
+    Raises:
+        SinkgateError: they are not of one study.
+    """
+    out = Path(out)
+    for folder in folders:
+        results = Results.load(folder)
+        _agree(_keep(results.about, out), results.about, out)
+        for part in results.parts:
+            place = out / "parts" / part.name
+            if not place.is_dir():
+                aside = _aside(out)
+                shutil.copytree(part, aside)
+                _settle(aside, place)
+    return finish(out)
+
+
+def facts_of(vlm: Any) -> dict[str, Any]:
+    """What says which model was studied: its name, revision, class, layers, precision.
+
+    The revision is the commit on the Hub; for a folder a checksum of size, beginning and end of its weight files.
+    """
+    config = vlm.model.config
+    return {
+        "name": vlm.name,
+        "revision": getattr(config, "_commit_hash", None) or _checksum(Path(config._name_or_path or "")),
+        "class": type(vlm.model).__name__,
+        "layers": vlm.num_layers,
+        "dtype": str(vlm.model.dtype).removeprefix("torch."),
+        "attention": vlm.model.config.get_text_config()._attn_implementation,
+    }
+
+
+def chunks(count: int, size: int) -> int:
+    """How many units of ``size`` samples there are.
+
+    Raises:
+        SinkgateError: there is no sample.
+    """
+    if count < 1:
+        raise SinkgateError("there is no sample to study; expected one at least")
+    return -(-count // size)
+
+
+# --- inside
+
+
+def _begun(study: Study, out: Path, resume: bool) -> Results:
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "study": study.kind,
+        "settings": study.settings,
+        "model": study.model,
+        "data": study.data,
+        "units": study.units,
+        "made_with": [_versions()],
+        "started": _now(),
+        "finished": None,
+    }
+    about = json.loads(json.dumps(about))  # as it will be read again: tuples are lists
+    if not resume and (out / "study.json").exists():
+        raise SinkgateError(f"{out} holds a study already; name another folder, or let it go on (--resume)")
+    kept = _keep(about, out)
+    _agree(kept, about, out)
+    if about["made_with"][0] not in kept["made_with"] and kept["finished"] is None:
+        kept = {**kept, "made_with": kept["made_with"] + about["made_with"]}
+        _replace(out / "study.json", lambda place: place.write_text(json.dumps(kept, indent=1) + "\n"))
+    return Results(out, kept)
+
+
+def _keep(about: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What the folder says it is; ``about`` where it says nothing yet."""
+    if (out / "study.json").exists():
+        return Results.load(out).about
+    try:
+        (out / "parts").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SinkgateError(f"the folder {out} cannot be made: {error.strerror}") from error
+    fresh = {**about, "finished": None}
+    _replace(out / "study.json", lambda place: place.write_text(json.dumps(fresh, indent=1) + "\n"))
+    return fresh
+
+
+def _agree(kept: dict[str, Any], about: dict[str, Any], out: Path) -> None:
+    there, here = _flat({key: kept[key] for key in IDENTITY}), _flat({key: about[key] for key in IDENTITY})
+    for key in [*here, *there]:
+        if there.get(key) != here.get(key):
+            raise SinkgateError(
+                f"{out} holds another study: {key} is {there.get(key)} there and {here.get(key)} here; name another folder"
+            )
+
+
+def _flat(value: dict[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, each in value.items():
+        flat |= _flat(each, f"{above}{key}.") if isinstance(each, dict) else {f"{above}{key}": each}
+    return flat
+
+
+def _part(out: Path, unit: int) -> Path:
+    return out / "parts" / f"{unit:05d}"
+
+
+def _aside(out: Path) -> Path:
+    return out / "parts" / "tmp" / uuid4().hex
+
+
+def _write(tables: Tables, place: Path) -> None:
+    """A finished unit, whole or not at all."""
+    aside = _aside(place.parents[1])
+    aside.mkdir(parents=True)
+    for name, content in tables.items():
+        if isinstance(content, pd.DataFrame):
+            _save(pa.Table.from_pandas(content, preserve_index=False), aside / f"{name}.parquet")
+        else:
+            save_file({key: tensor.contiguous() for key, tensor in content.items()}, aside / f"{name}.safetensors")
+    _settle(aside, place)
+
+
+def _settle(aside: Path, place: Path) -> None:
+    try:
+        aside.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
+        shutil.rmtree(aside)  # another process was quicker with the same
+
+
+def _save(table: pa.Table, place: Path) -> None:
+    pq.write_table(table.replace_schema_metadata(None), place, compression="zstd")
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise SinkgateError(
+            f"{path} cannot be read ({error}); delete the folder {path.parent} and run again"
+        ) from error
+
+
+def _replace(place: Path, write: Any) -> None:
+    aside = place.with_name(f".{place.name}-{uuid4().hex}")
+    write(aside)
+    aside.replace(place)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    names = ("sinkgate", "torch", "transformers", "scikit-learn", "numpy", "pyarrow")
+    commit = _commit()
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        **({"git commit": commit} if commit else {}),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the sources, with "+" where they were changed since; None where they are no checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    with suppress(OSError, subprocess.SubprocessError):
+        told = [
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "sinkgate"))
+        ]
+        return told[0].strip() + ("+" if told[1].strip() else "")
+    return None
+
+
+def _checksum(folder: Path, most: int = 1 << 20) -> str | None:
+    import hashlib
+
+    from sinkgate.discovery import WEIGHTS
+
+    files = sorted(file for file in folder.glob("*") if file.suffix in WEIGHTS) if folder.is_dir() else []
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as weights:
+            digest.update(weights.read(most))
+            weights.seek(max(0, size - most))
+            digest.update(weights.read(most))
+    return digest.hexdigest()[:16]
