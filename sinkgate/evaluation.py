@@ -24,14 +24,16 @@ from sinkgate.vlm import VLM
 
 @dataclass(frozen=True)
 class Marks:
-    """What each method did with each sample, in order: ``right`` and ``loss`` by the method's name.
+    """What each method did with each sample, in order: ``right``, ``loss`` and ``said`` by the method's name.
 
-    The loss is in nats a token; of an answer with options in nats, the surprise at it among them.
+    The loss is in nats a token; of an answer with options in nats, the surprise at it among them. ``said``: the option chosen, None
+    for an open answer.
     """
 
     kinds: list[str]
     right: dict[str, list[bool]]
     loss: dict[str, list[float]]
+    said: dict[str, list[str | None]]
 
     def accuracy(self, name: str) -> float:
         """Share of right answers, in [0, 1]."""
@@ -70,7 +72,7 @@ def evaluate(
         SinkgateError: no sample can be used.
     """
     lessons = lessons or Lessons(vlm)
-    marks = Marks([], {name: [] for name in methods}, {name: [] for name in methods})
+    marks = Marks([], *({name: [] for name in methods} for _ in range(3)))
     given = Sample.list_of(samples)
     starts = range(0, len(given), batch_size)
     for start in tqdm(starts, desc="evaluate", disable=None if progress else True):
@@ -89,18 +91,21 @@ def _mark(vlm: VLM, methods: Mapping[str, Method], ready: list[Lesson], marks: M
             prefix, chosen = Prefix(vlm, batch), ready[part]
             marks.kinds.extend(lesson.kind for lesson in chosen)
             for name, method in methods.items():
-                right, loss = _judged(prefix, prefix.run(method), chosen)
+                right, loss, said = _judged(prefix, prefix.run(method), chosen)
                 marks.right[name] += right
                 marks.loss[name] += loss
+                marks.said[name] += said
 
 
-def _judged(prefix: Prefix, logits: Tensor, lessons: list[Lesson]) -> tuple[list[bool], list[float]]:
-    """Whether each lesson was answered rightly, and its loss; logits (B, A, vocabulary)."""
+def _judged(prefix: Prefix, logits: Tensor, lessons: list[Lesson]) -> tuple[list[bool], list[float], list[str | None]]:
+    """Whether each lesson was answered rightly, its loss, and the option chosen; logits (B, A, vocabulary)."""
     tokens = torch.tensor([len(lesson.answer) for lesson in lessons])
     right, loss = prefix.right(logits).tolist(), (prefix.losses(logits).cpu() / tokens).tolist()
+    said: list[str | None] = [None] * len(lessons)
     for row, lesson in enumerate(lessons):
         if lesson.options:
-            surprise = -logits[row, 0, list(lesson.options)].float().log_softmax(-1)
-            true = lesson.options.index(lesson.answer[0])
+            surprise = -logits[row, 0, list(lesson.options.values())].float().log_softmax(-1)
+            said[row] = list(lesson.options)[int(surprise.argmin())]
+            true = list(lesson.options.values()).index(lesson.answer[0])
             right[row], loss[row] = int(surprise.argmin()) == true, surprise[true].item()
-    return right, loss
+    return right, loss, said

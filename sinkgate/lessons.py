@@ -8,9 +8,9 @@ Shapes: B samples, A longest answer, D LLM width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -34,14 +34,14 @@ BUDGET = 2 << 30  # bytes of encoded images kept from one epoch to the next
 class Lesson:
     """A sample made ready: its prompt read and encoded, its sinks found, its answer spelled in ids.
 
-    ``options``: the first token of each option, all different; () where the answer is open.
+    ``options``: each option with its first token, all different; empty where the answer is open.
     """
 
     prompt: Prompt
     sinks: SinkMasks
     answer: tuple[int, ...]
     kind: str
-    options: tuple[int, ...] = ()
+    options: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -82,8 +82,8 @@ class Lessons:
         vlm = self.vlm
         prompt = vlm.prompt(sample.images, sample.question)
         answer = vlm.spell(prompt, sample.answer)
-        options = tuple(vlm.spell(prompt, option)[0] for option in sample.options)
-        if len(set(options)) < len(options) or (options and sample.answer not in sample.options):
+        options = {option: vlm.spell(prompt, option)[0] for option in sample.options}
+        if len(set(options.values())) < len(sample.options) or (options and sample.answer not in options):
             raise PromptError(
                 f"options are {', '.join(sample.options)} and the answer is {sample.answer!r}; expected options that begin with "
                 "different tokens, and the answer among them"

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Literal
 
 from torch import Tensor
 
 from sinkgate.errors import PromptError
-from sinkgate.gates import Gates, Model
+from sinkgate.gates import Gates, Group, Model
 from sinkgate.session import BATCH, Session
 
 #: (V-sink, rest) along the paper's line: from (0, 1) to (1, 0) in steps of 0.1 (section 3).
@@ -25,23 +27,44 @@ CONTROLS = ((1.0, 1.0), (0.5, 0.5))
 
 @dataclass(frozen=True)
 class Setting:
-    """One layer with its two scales; all other layers unmodified."""
+    """One layer with its two scales; all other layers unmodified. With ``l_sink`` three: ``rest`` is then for ordinary tokens alone."""
 
     layer: int
     v_sink: float
     rest: float
+    l_sink: float | None = None
+
+    @property
+    def scales(self) -> dict[Group, float]:
+        """The scale of each of the three groups."""
+        return {
+            "v_sink": self.v_sink,
+            "l_sink": self.rest if self.l_sink is None else self.l_sink,
+            "ordinary": self.rest,
+        }
 
     def gates(self, model: Model) -> Gates:
         """The setting as gates of a model."""
-        return Gates.ones(model).set("v_sink", self.v_sink, self.layer).set("rest", self.rest, self.layer)
+        gates = Gates.ones(model)
+        for group, scale in self.scales.items():
+            gates = gates.set(group, scale, self.layer)
+        return gates
 
 
 def oracle(
-    model: Model, layers: Iterable[int] | None = None, points: Sequence[tuple[float, float]] = (*LINE, *CONTROLS)
+    model: Model, layers: Iterable[int] | None = None, points: Sequence[tuple[float, ...]] = (*LINE, *CONTROLS)
 ) -> list[Setting]:
-    """Every layer alone at every point (paper, section 3): L x 13 settings where nothing else is said."""
+    """Every layer alone at every point (paper, section 3): L x 13 settings where nothing else is said.
+
+    A point is (V-sink, rest), or (V-sink, ordinary, L-sink).
+    """
     chosen = range(model.num_layers) if layers is None else layers
-    return [Setting(layer, v_sink, rest) for layer in chosen for v_sink, rest in points]
+    return [Setting(layer, *point) for layer in chosen for point in points]
+
+
+def grid(values: Iterable[float], groups: Literal[2, 3] = 2) -> list[tuple[float, ...]]:
+    """Every combination of scales, as points: (V-sink, rest), or (V-sink, ordinary, L-sink) where ``groups`` is 3."""
+    return list(product(dict.fromkeys(values), repeat=groups))
 
 
 def choose(session: Session, tables: Sequence[Gates], options: Sequence[str], batch_size: int = BATCH) -> list[int]:

@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 from uuid import uuid4
@@ -33,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sinkgate.errors import SinkgateError
+from sinkgate.studies.provenance import versions
 
 FORMAT, VERSION = "sinkgate-study", 1
 IDENTITY = ("study", "settings", "model", "data", "units")  # what a continued run has to share
@@ -225,22 +222,6 @@ def gather(folders: Iterable[str | Path], out: str | Path) -> Results:
     return finish(out)
 
 
-def facts_of(vlm: Any) -> dict[str, Any]:
-    """What says which model was studied: its name, revision, class, layers, precision.
-
-    The revision is the commit on the Hub; for a folder a checksum of size, beginning and end of its weight files.
-    """
-    config = vlm.model.config
-    return {
-        "name": vlm.name,
-        "revision": getattr(config, "_commit_hash", None) or _checksum(Path(config._name_or_path or "")),
-        "class": type(vlm.model).__name__,
-        "layers": vlm.num_layers,
-        "dtype": str(vlm.model.dtype).removeprefix("torch."),
-        "attention": vlm.model.config.get_text_config()._attn_implementation,
-    }
-
-
 def chunks(count: int, size: int) -> int:
     """How many units of ``size`` samples there are.
 
@@ -264,7 +245,7 @@ def _begun(study: Study, out: Path, resume: bool) -> Results:
         "model": study.model,
         "data": study.data,
         "units": study.units,
-        "made_with": [_versions()],
+        "made_with": [versions()],
         "started": _now(),
         "finished": None,
     }
@@ -358,46 +339,3 @@ def _replace(place: Path, write: Any) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _versions() -> dict[str, str]:
-    names = ("sinkgate", "torch", "transformers", "scikit-learn", "numpy", "pyarrow")
-    commit = _commit()
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-        **({"git commit": commit} if commit else {}),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the sources, with "+" where they were changed since; None where they are no checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    with suppress(OSError, subprocess.SubprocessError):
-        told = [
-            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "sinkgate"))
-        ]
-        return told[0].strip() + ("+" if told[1].strip() else "")
-    return None
-
-
-def _checksum(folder: Path, most: int = 1 << 20) -> str | None:
-    import hashlib
-
-    from sinkgate.discovery import WEIGHTS
-
-    files = sorted(file for file in folder.glob("*") if file.suffix in WEIGHTS) if folder.is_dir() else []
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as weights:
-            digest.update(weights.read(most))
-            weights.seek(max(0, size - most))
-            digest.update(weights.read(most))
-    return digest.hexdigest()[:16]

@@ -1,0 +1,108 @@
+"""Paired comparisons: the same samples under two settings, and what chance alone would make of it.
+
+Shapes: S samples, M settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+Floats = NDArray[np.float64]
+DRAWS = 2000  # of the bootstrap
+
+
+def intervals(differences: Any, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> tuple[Floats, Floats]:
+    """Percentile bootstrap intervals of the mean over samples; all settings share their draws, so they stay paired.
+
+    Shapes: differences (S, M) -> low (M,), high (M,).
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    count = len(values)
+    rng = np.random.default_rng(seed)
+    means = np.concatenate(
+        [
+            rng.multinomial(count, np.full(count, 1 / count), size=min(250, draws - start)) @ values / count
+            for start in range(0, draws, 250)
+        ]
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
+def sign_test(wins: Any, losses: Any) -> Floats:
+    """Exact two-sided p of paired yes-or-no outcomes (McNemar's exact test): how many samples changed for the better, and for the worse."""
+    wins, losses = np.asarray(wins), np.asarray(losses)
+    return np.minimum(1.0, 2 * binom.cdf(np.minimum(wins, losses), wins + losses, 0.5))
+
+
+def holm(p: Any) -> Floats:
+    """p values corrected for their number (Holm, 1979): the chance of any false finding among all stays below the level."""
+    p = np.asarray(p, dtype=np.float64)
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(1.0, stepped)
+    return corrected
+
+
+def compared(right: pd.DataFrame, base: pd.Series, seed: int = 0) -> pd.DataFrame:
+    """Each setting against the unmodified model on the same samples.
+
+    Args:
+        right: one row a sample, one column a setting; whether the answer was right.
+        base: the same of the unmodified model.
+        seed: of the bootstrap.
+
+    Returns:
+        One row a setting: samples, base and accuracy (shares in [0, 1]), change with its 95 % interval low to high, wins and
+        losses (samples that became right, and wrong), effect (mean over standard deviation of the paired differences, 0
+        where nothing changed), p of the sign test.
+    """
+    told, plain = right.to_numpy(dtype=np.int8), base.to_numpy(dtype=np.int8)[:, None]
+    differences = told - plain
+    low, high = intervals(differences, seed=seed)
+    wins, losses = (differences > 0).sum(0), (differences < 0).sum(0)
+    spread = differences.std(0, ddof=1) if len(differences) > 1 else np.zeros(differences.shape[1])
+    change = differences.mean(0)
+    return pd.DataFrame(
+        {
+            "samples": len(differences),
+            "base": plain.mean(),
+            "accuracy": told.mean(0),
+            "change": change,
+            "low": low,
+            "high": high,
+            "wins": wins,
+            "losses": losses,
+            "effect": np.divide(change, spread, out=np.zeros_like(change), where=spread > 0),
+            "p": sign_test(wins, losses),
+        },
+        index=right.columns,
+    )
+
+
+def score_interval(
+    score: Callable[[pd.DataFrame], float],
+    frame: pd.DataFrame,
+    base: pd.DataFrame,
+    level: float = 0.95,
+    draws: int = 500,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Bootstrap interval of the change of any score, such as a mean over categories: samples are drawn alike for both.
+
+    ``frame`` and ``base`` hold what the score reads, one row a sample, in the same order.
+    """
+    rng = np.random.default_rng(seed)
+    changes = []
+    for _ in range(draws):
+        drawn = rng.integers(0, len(frame), len(frame))
+        changes.append(score(frame.iloc[drawn]) - score(base.iloc[drawn]))
+    low, high = np.nanquantile(changes, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,155 @@
+"""Methods examined on a benchmark: what each says to every item, and how the scores change with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sinkgate.benchmarks import Benchmark, Item
+from sinkgate.errors import SinkgateError
+from sinkgate.evaluation import evaluate
+from sinkgate.lessons import Finder, Lessons, batches
+from sinkgate.methods import Method
+from sinkgate.statistics import compared, holm, score_interval
+from sinkgate.studies.items import facts_of_items, frame_of, refuse_skipped
+from sinkgate.studies.provenance import facts_of
+from sinkgate.studies.run import Tables, chunks
+from sinkgate.vlm import VLM, find_sinks
+
+#: "forced": the most probable of the options, or, where there are none, whether greedy decoding would write the answer; one forward.
+#: "written": the greedy answer in full, read by the benchmark's extractor; what public harnesses do.
+Asking = Literal["forced", "written"]
+BASE = "unmodified"
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Every method on every item; one of them has to be called "unmodified".
+
+    ``chunk``: items side by side in a forward, and in a part of the results. ``about``: what else tells one run from another, such as
+    where gates came from.
+    """
+
+    kind: ClassVar[str] = "eval"
+    vlm: VLM
+    benchmark: Benchmark
+    items: Sequence[Item]
+    methods: Mapping[str, Method]
+    asking: Asking = "forced"
+    max_new_tokens: int = 32
+    chunk: int = 16
+    find: Finder = find_sinks
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if BASE not in self.methods:
+            raise SinkgateError(f"methods are {', '.join(self.methods)}; expected one called {BASE!r} among them")
+        if self.asking not in get_args(Asking):
+            raise SinkgateError(f"asking is {self.asking!r}; expected {' or '.join(get_args(Asking))}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `sinkgate.studies.run.Study`."""
+        told = {"methods": list(self.methods), "asking": self.asking, "chunk": self.chunk}
+        return {**told, **({"max_new_tokens": self.max_new_tokens} if self.asking == "written" else {}), **self.about}
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """See `sinkgate.studies.run.Study`."""
+        return facts_of(self.vlm)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """See `sinkgate.studies.run.Study`."""
+        return {"benchmark": self.benchmark.name, **facts_of_items(self.items)}
+
+    @property
+    def units(self) -> int:
+        """See `sinkgate.studies.run.Study`."""
+        return chunks(len(self.items), self.chunk)
+
+    def work(self, unit: int) -> Tables:
+        """Tables ``items`` and ``answers`` of one chunk; raises SinkgateError where an item cannot be asked."""
+        start = unit * self.chunk
+        part = self.items[start : start + self.chunk]
+        lessons = Lessons(self.vlm, self.find)
+        ask = self._forced if self.asking == "forced" else self._written
+        numbers = np.arange(start, start + len(part), dtype=np.int32)
+        answers = [
+            pd.DataFrame({"sample": numbers, "method": name, **told}) for name, told in ask(part, lessons).items()
+        ]
+        return {"items": frame_of(part, start), "answers": pd.concat(answers, ignore_index=True)}
+
+    def _forced(self, part: Sequence[Item], lessons: Lessons) -> dict[str, dict[str, Any]]:
+        samples = [item.sample for item in part]
+        marks = evaluate(self.vlm, self.methods, samples, lessons=lessons, batch_size=self.chunk, progress=False)
+        refuse_skipped(lessons, part)
+        return {
+            name: {
+                "said": marks.said[name],
+                "right": marks.right[name],
+                "loss": np.array(marks.loss[name], dtype=np.float32),
+            }
+            for name in self.methods
+        }
+
+    def _written(self, part: Sequence[Item], lessons: Lessons) -> dict[str, dict[str, Any]]:
+        vlm = self.vlm
+        made = [lessons.ready(item.sample, f"sample {number}") for number, item in enumerate(part)]
+        refuse_skipped(lessons, part)
+        ready = [lesson for lesson in made if lesson is not None]
+        texts: dict[str, list[str]] = {name: [] for name in self.methods}
+        for chosen, _ in batches(vlm, ready):
+            batch = vlm.batch([lesson.prompt for lesson in ready[chosen]], [lesson.sinks for lesson in ready[chosen]])
+            for name, method in self.methods.items():
+                with torch.no_grad(), method.applied(vlm, batch):
+                    ids = vlm.model.generate(
+                        **batch.inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1
+                    )
+                texts[name] += vlm.tokenizer.batch_decode(ids[:, batch.length :], skip_special_tokens=True)
+        answers = {}
+        for name, told in texts.items():
+            said = [self.benchmark.read(item, text.strip()) for item, text in zip(part, told, strict=True)]
+            right = [word == item.sample.answer for item, word in zip(part, said, strict=True)]
+            answers[name] = {"text": [text.strip() for text in told], "said": said, "right": right}
+        return answers
+
+
+# --- reading the results
+
+
+def changes(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0) -> pd.DataFrame:
+    """Each method against the unmodified model, by task and over "all" items: the columns of `sinkgate.statistics.compared`,
+    ``corrected``, p by Holm over all rows, with ``task`` and ``method``."""
+    right = answers.pivot(index="sample", columns="method", values="right").astype(np.int8)
+    tasks = [("all", items["sample"]), *((str(task), rows["sample"]) for task, rows in items.groupby(by, sort=False))]
+    tables = [
+        compared(right.loc[chosen].drop(columns=BASE), right.loc[chosen, BASE], seed)
+        .rename_axis("method")
+        .reset_index()
+        .assign(task=task)
+        for task, chosen in tasks
+    ]
+    found = pd.concat(tables, ignore_index=True)
+    return found.assign(corrected=holm(found["p"]))
+
+
+def scores(benchmark: Benchmark, items: pd.DataFrame, answers: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Every named score of a benchmark for every method, in [0, 1], and its change from the unmodified model with a 95 % interval.
+
+    Columns score, method, value, change, low, high; the last three are 0 for the unmodified model.
+    """
+    frames = {str(name): items.merge(rows, on="sample") for name, rows in answers.groupby("method", sort=False)}
+    rows = []
+    for label, score in benchmark.scores.items():
+        plain = score(frames[BASE])
+        for name, frame in frames.items():
+            value = score(frame)
+            low, high = (0.0, 0.0) if name == BASE else score_interval(score, frame, frames[BASE], seed=seed)
+            rows.append((label, name, value, value - plain, low, high))
+    return pd.DataFrame(rows, columns=["score", "method", "value", "change", "low", "high"])

@@ -1,0 +1,43 @@
+"""What studies share that put a benchmark's items to a model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from sinkgate.benchmarks import Item
+from sinkgate.errors import SinkgateError
+from sinkgate.lessons import Lessons
+
+
+def frame_of(items: Sequence[Item], first: int = 0) -> pd.DataFrame:
+    """One row an item: sample, task, id, answer, and the columns that its scores group by."""
+    return pd.DataFrame(
+        [
+            {"sample": number, "task": item.sample.kind, "id": item.id, "answer": item.sample.answer, **item.columns}
+            for number, item in enumerate(items, first)
+        ]
+    )
+
+
+def facts_of_items(items: Sequence[Item]) -> dict[str, Any]:
+    """How many items there are, and a checksum of what is asked."""
+    digest = hashlib.sha256()
+    for item in items:
+        told = (item.id, item.sample.kind, item.sample.question, item.sample.answer, *item.sample.options)
+        digest.update("\x1f".join((*told, "\x1e")).encode())
+    return {"items": len(items), "checksum": digest.hexdigest()[:16]}
+
+
+def refuse_skipped(lessons: Lessons, items: Sequence[Item]) -> None:
+    """An item that cannot be put to the model stops a study: a score without it would be another score.
+
+    Raises:
+        SinkgateError: ``lessons`` passed an item over.
+    """
+    for name, reason in lessons.skipped.items():
+        item = items[int(name.removeprefix("sample "))]
+        raise SinkgateError(f"item {item.id} cannot be put to the model: {reason}")

@@ -1,0 +1,72 @@
+"""What a result was made with: model, versions, commit."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sinkgate.discovery import WEIGHTS
+from sinkgate.vlm import VLM
+
+PACKAGES = ("sinkgate", "torch", "transformers", "scikit-learn", "numpy", "pyarrow")
+
+
+def facts_of(vlm: VLM) -> dict[str, Any]:
+    """What says which model was studied: its name, revision, class, layers, precision.
+
+    The revision is the commit on the Hub; for a folder a checksum of size, beginning and end of its weight files.
+    """
+    config = vlm.model.config
+    return {
+        "name": vlm.name,
+        "revision": getattr(config, "_commit_hash", None) or checksum_of(Path(config._name_or_path or "")),
+        "class": type(vlm.model).__name__,
+        "layers": vlm.num_layers,
+        "dtype": str(vlm.model.dtype).removeprefix("torch."),
+        "attention": config.get_text_config()._attn_implementation,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python, the packages that numbers depend on, and the commit of the sources where they are a checkout."""
+    commit = _commit()
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        **({"git commit": commit} if commit else {}),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the sources, with "+" where they were changed since; None where they are no checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    with suppress(OSError, subprocess.SubprocessError):
+        told = [
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "sinkgate"))
+        ]
+        return told[0].strip() + ("+" if told[1].strip() else "")
+    return None
+
+
+def checksum_of(folder: Path, most: int = 1 << 20) -> str | None:
+    """A checksum of name, size, beginning and end (``most`` bytes each) of the weight files in a folder; None where there are none."""
+    files = sorted(file for file in folder.glob("*") if file.suffix in WEIGHTS) if folder.is_dir() else []
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as weights:
+            digest.update(weights.read(most))
+            weights.seek(max(0, size - most))
+            digest.update(weights.read(most))
+    return digest.hexdigest()[:16]

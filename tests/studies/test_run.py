@@ -1,0 +1,182 @@
+"""A study's folder: nothing lost, nothing twice, whoever does the work and however often it is stopped."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from toy import Toy
+
+from sinkgate.errors import SinkgateError
+from sinkgate.studies.run import Results, Shard, finish, gather, run
+
+processes = multiprocessing.get_context("fork")
+
+
+def tables(folder):
+    return {file.name: file.read_bytes() for file in sorted(Path(folder).glob("*.parquet"))}
+
+
+def parts(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in sorted(Path(folder).rglob("parts/*/*"))}
+
+
+@pytest.fixture
+def whole(tmp_path):
+    return run(Toy(), tmp_path / "whole", progress=False)
+
+
+def test_tables_are_the_parts_in_order(whole):
+    rows = whole.table("rows")
+    assert rows["sample"].tolist() == list(range(36))
+    pd.testing.assert_frame_equal(rows[3:6].reset_index(drop=True), Toy().work(1)["rows"])
+    assert whole.table("even")["sample"].tolist() == list(range(0, 36, 6))
+    assert (load_file(whole.parts[4] / "states.safetensors")["h"] == Toy().work(4)["states"]["h"]).all()
+    assert not (whole.folder / "parts" / "tmp").exists()
+
+
+def test_what_is_done_is_not_done_again(whole):
+    again = Toy()
+    assert run(again, whole.folder, progress=False).finished and again.done == []
+    part = whole.parts[7]
+    about = json.loads((whole.folder / "study.json").read_text())
+    (whole.folder / "study.json").write_text(json.dumps({**about, "finished": None}))
+    before = tables(whole.folder)
+    for file in part.iterdir():
+        file.unlink()
+    part.rmdir()
+    again = Toy()
+    assert run(again, whole.folder, progress=False).finished and again.done == [7]
+    assert tables(whole.folder) == before
+
+
+def test_ten_kills_at_random_moments_change_nothing(whole, tmp_path):
+    moments, out, kills = random.Random(0), tmp_path / "killed", 0
+    study = Toy(seconds=0.03)
+    while kills < 10:
+        worker = processes.Process(target=run, args=(study, out), kwargs={"progress": False})
+        worker.start()
+        time.sleep(moments.uniform(0.005, 0.06))
+        if worker.is_alive():
+            os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        if worker.exitcode == -signal.SIGKILL:
+            kills += 1
+        else:  # finished before its kill: begin anew, so that ten kills hit work
+            out = tmp_path / f"killed-{kills}-{time.monotonic_ns()}"
+    left = Toy()
+    assert run(left, out, progress=False).finished
+    assert tables(out) == tables(whole.folder) and parts(out) == parts(whole.folder)
+    assert len(left.done) < 12  # the killed runs had left something
+
+
+def test_two_processes_equal_one(whole, tmp_path):
+    out = tmp_path / "two"
+    workers = [
+        processes.Process(target=run, args=(Toy(seconds=0.01), out), kwargs={"shard": Shard(rank, 2), "progress": False})
+        for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert Results.load(out).finished
+    assert tables(out) == tables(whole.folder) and parts(out) == parts(whole.folder)
+
+
+@given(of=st.integers(1, 5), units=st.integers(1, 13))
+def test_shards_share_out_every_unit_once(tmp_path_factory, of, units):
+    out = tmp_path_factory.mktemp("shards")
+    shares = [Toy(units=units) for _ in range(of)]
+    ended = [run(study, out, shard=Shard(rank, of), progress=False) for rank, study in enumerate(shares)]
+    assert sorted(unit for study in shares for unit in study.done) == list(range(units))
+    assert ended[-1].finished
+    assert len(ended[-1].table("rows")) == 3 * units
+
+
+def test_folders_of_machines_without_a_common_disk_are_gathered(whole, tmp_path):
+    for rank in range(3):
+        assert not run(Toy(), tmp_path / str(rank), shard=Shard(rank, 3), progress=False).finished
+    found = gather([tmp_path / "0", tmp_path / "1"], tmp_path / "all")
+    assert not found.finished
+    with pytest.raises(SinkgateError, match=r"not finished \(8 of 12 parts"):
+        found.table("rows")
+    assert gather([tmp_path / "2", tmp_path / "1"], tmp_path / "all").finished
+    assert tables(tmp_path / "all") == tables(whole.folder)
+    run(Toy(seed=1), tmp_path / "other", progress=False)
+    with pytest.raises(SinkgateError, match="settings.seed is 0 there and 1 here"):
+        gather([tmp_path / "other"], tmp_path / "all")
+
+
+def test_another_study_is_refused(whole):
+    with pytest.raises(SinkgateError, match=r"settings\.seed is 0 there and 3 here; name another folder"):
+        run(Toy(seed=3), whole.folder, progress=False)
+    with pytest.raises(SinkgateError, match="units is 12 there and 13 here|data.items"):
+        run(Toy(units=13), whole.folder, progress=False)
+    with pytest.raises(SinkgateError, match="holds a study already"):
+        run(Toy(), whole.folder, resume=False, progress=False)
+
+
+def test_an_error_in_the_work_keeps_what_was_done(tmp_path):
+    class Breaks(Toy):
+        def work(self, unit):
+            if unit == 5:
+                raise SinkgateError("a broken image")
+            return super().work(unit)
+
+    with pytest.raises(SinkgateError, match="a broken image"):
+        run(Breaks(), tmp_path, progress=False)
+    assert len(Results.load(tmp_path).parts) == 5
+    study = Toy()
+    assert run(study, tmp_path, progress=False).finished and study.done == list(range(5, 12))
+
+
+def test_a_broken_part_is_named(tmp_path):
+    run(Toy(), tmp_path, shard=Shard(0, 2), progress=False)
+    (tmp_path / "parts" / "00002" / "rows.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SinkgateError, match="delete the folder .*00002"):
+        run(Toy(), tmp_path, shard=Shard(1, 2), progress=False)
+
+
+def test_what_it_was_made_with_is_told(whole):
+    made = whole.about["made_with"][0]
+    assert {"python", "torch", "transformers", "sinkgate"} <= made.keys()
+    assert whole.about["started"] <= whole.about["finished"]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"format": "sinkgate-study", "version": 9}'])
+def test_what_is_no_study_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "study.json").write_text(content)
+    with pytest.raises(SinkgateError, match="study"):
+        Results.load(tmp_path)
+    with pytest.raises(SinkgateError):
+        Results.find(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "1", "2/2", "-1/2", "a/b", "0/0"])
+def test_a_wrong_shard_is_refused(text):
+    with pytest.raises(SinkgateError, match="shard"):
+        Shard.parse(text)
+
+
+def test_processes_are_numbered_as_launchers_do(monkeypatch):
+    assert Shard.here() == Shard(0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert Shard.here() == Shard.parse("2/3")
+
+
+def test_a_finished_table_that_is_not_there(whole):
+    with pytest.raises(SinkgateError, match="there are: even, rows"):
+        whole.table("answers")
+    assert finish(whole.folder).finished
