@@ -58,24 +58,21 @@ def test_what_is_done_is_not_done_again(whole):
     assert tables(whole.folder) == before
 
 
-def test_ten_kills_at_random_moments_change_nothing(whole, tmp_path):
-    moments, out, kills = random.Random(0), tmp_path / "killed", 0
-    study = Toy(seconds=0.03)
-    while kills < 10:
-        worker = processes.Process(target=run, args=(study, out), kwargs={"progress": False})
+def test_ten_kills_at_random_moments_change_nothing(tmp_path):
+    moments, whole, killed = random.Random(0), tmp_path / "whole", tmp_path / "killed"
+    study = Toy(units=40, seconds=0.02)  # 0.8 s of work: ten kills within 0.06 s each cannot let it end
+    for _ in range(10):
+        worker = processes.Process(target=run, args=(study, killed), kwargs={"progress": False})
         worker.start()
         time.sleep(moments.uniform(0.005, 0.06))
-        if worker.is_alive():
-            os.kill(worker.pid, signal.SIGKILL)
+        os.kill(worker.pid, signal.SIGKILL)
         worker.join()
-        if worker.exitcode == -signal.SIGKILL:
-            kills += 1
-        else:  # finished before its kill: begin anew, so that ten kills hit work
-            out = tmp_path / f"killed-{kills}-{time.monotonic_ns()}"
-    left = Toy()
-    assert run(left, out, progress=False).finished
-    assert tables(out) == tables(whole.folder) and parts(out) == parts(whole.folder)
-    assert len(left.done) < 12  # the killed runs had left something
+        assert worker.exitcode == -signal.SIGKILL
+    left = Toy(units=40)
+    assert run(left, killed, progress=False).finished
+    assert 0 < len(left.done) < 40  # the killed runs had left something, and not all
+    run(Toy(units=40), whole, progress=False)
+    assert tables(killed) == tables(whole) and parts(killed) == parts(whole)
 
 
 def test_two_processes_equal_one(whole, tmp_path):
