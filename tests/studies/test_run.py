@@ -60,18 +60,21 @@ def test_what_is_done_is_not_done_again(whole):
 
 def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     moments, whole, killed = random.Random(0), tmp_path / "whole", tmp_path / "killed"
-    study = Toy(units=40, seconds=0.02)  # 0.8 s of work: ten kills within 0.06 s each cannot let it end
+    study, made = Toy(units=200, seconds=0.02), 0
     for _ in range(10):
         worker = processes.Process(target=run, args=(study, killed), kwargs={"progress": False})
         worker.start()
-        time.sleep(moments.uniform(0.005, 0.06))
+        while len(list(killed.glob("parts/0*"))) == made:  # until it has done something
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
         assert worker.exitcode == -signal.SIGKILL
-    left = Toy(units=40)
+        made = len(list(killed.glob("parts/0*")))
+    left = Toy(units=200)
     assert run(left, killed, progress=False).finished
-    assert 0 < len(left.done) < 40  # the killed runs had left something, and not all
-    run(Toy(units=40), whole, progress=False)
+    assert len(left.done) == 200 - made
+    run(Toy(units=200), whole, progress=False)
     assert tables(killed) == tables(whole) and parts(killed) == parts(whole)
 
 
