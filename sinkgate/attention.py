@@ -272,6 +272,9 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
         if tap.rewrite is not None and start < count:
             old, new = rows_of(slice(start, count))
             output = torch.cat([output[:, :start], _mixed(old, new, value, output[:, start:])], 1)
+        if recorder is not None and recorder.outputs is not None:
+            with torch.no_grad():
+                recorder.add_output(tap.layer, output, first)
         return output, weights
 
     return sinkgate_attention

@@ -1,4 +1,4 @@
-"""Attention rows of chosen queries, computed beside the model's own kernel in O(rows x Keys).
+"""Attention rows of chosen queries, computed beside the model's own kernel in O(rows x Keys), and how alike a head's outputs are.
 
 A decode step has no time for its row: where the Keys stay (`Recorder.put_off`), only the query is kept, and the rows of all
 steps of a layer are computed at once when the recorded block ends.
@@ -18,20 +18,26 @@ from torch import Tensor, nn
 
 @dataclass
 class Recorder:
-    """Collects attention rows while a model runs, and how long the Values are if asked.
+    """Collects attention rows while a model runs; if asked, how long the Values are, and how alike the outputs of a head.
 
     ``rows`` are absolute query positions, ``"all"``, or ``"last"``: the last query of every forward
     call, which in generation is the row that produces the next token; ``most`` bounds how many calls are kept. ``mean`` keeps
-    only the mean over heads and rows of each call. Per layer, one entry a forward call that held a wanted row:
-    attention (B, H, R, K), or (B, K) with ``mean``; value_norms (B, K), the mean over heads of the L2 norm.
+    only the mean over heads and rows of each call, "rows" the mean over rows for each head. Per layer, one entry a forward call that
+    held a wanted row: attention (B, H, R, K), or (B, K) with ``mean``, (B, H, K) with "rows"; value_norms (B, K), the mean over heads
+    of the L2 norm.
+
+    ``outputs`` (B, P) boolean says which positions count (padding should not) when `stable_ranks` (B, H) of a call are taken;
+    calls that reach beyond them are passed over.
     """
 
     rows: Sequence[int] | Literal["last", "all"] = "last"
-    mean: bool = False
+    mean: bool | Literal["rows"] = False
     values: bool = False
     most: int | None = None
+    outputs: Tensor | None = None
     attention: dict[int, list[Tensor]] = field(default_factory=dict)
     value_norms: dict[int, list[Tensor]] = field(default_factory=dict)
+    stable_ranks: dict[int, list[Tensor]] = field(default_factory=dict)
     _later: dict[int, _Later] = field(default_factory=dict, repr=False)
 
     @property
@@ -54,10 +60,19 @@ class Recorder:
         """Take in the rows (B, H, R, K) and the Values (B, KV, K, d) of one call."""
         if layer in self._later:  # entries keep the order of the calls
             self._catch_up(layer)
-        self.attention.setdefault(layer, []).append(rows.mean((1, 2)) if self.mean else rows)
+        if self.mean:
+            rows = rows.mean(2 if self.mean == "rows" else (1, 2))
+        self.attention.setdefault(layer, []).append(rows)
         if self.values and value is not None:
             norms = torch.linalg.vector_norm(value.float(), dim=-1).mean(1)
             self.value_norms.setdefault(layer, []).append(norms)
+
+    def add_output(self, layer: int, output: Tensor, first: int) -> None:
+        """Take in what the heads gave the queries from position ``first`` on, (B, Q, H, d)."""
+        end = first + output.shape[1]
+        if self.outputs is not None and end <= self.outputs.shape[1]:
+            counts = self.outputs[:, first:end].to(output.device)
+            self.stable_ranks.setdefault(layer, []).append(stable_rank(output * counts[..., None, None]))
 
     def put_off(self, layer: int, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
         """Keep the query (B, H, 1, d) of a step that sees all Keys so far; the newest Keys (B, KV, K, d) serve all steps."""
@@ -93,6 +108,22 @@ class _Later:
     key: Tensor
     queries: list[Tensor] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
+
+
+def stable_rank(output: Tensor) -> Tensor:
+    """The stable rank ||O||_F^2 / sigma_1^2 of each head's output O (queries x width), from 1 to the smaller of the two (paper, section 1).
+
+    1: all queries got the same vector, times a number; n: n directions that are all as strong. Of the Gram matrix, d x d: trace over
+    largest eigenvalue. Rows of zeros change nothing; NaN where all are zero.
+
+    Shapes: (B, Q, H, d) -> (B, H) on the CPU, float32 (float64 for a float64 model).
+    """
+    each = output.transpose(1, 2)
+    each = each.to(torch.promote_types(each.dtype, torch.float32))
+    each = each / each.abs().amax((-1, -2), keepdim=True)  # squares of half precision may be too small or too large
+    gram = (each.transpose(-1, -2) @ each).cpu()  # small, and not every device has eigenvalues
+    largest = torch.linalg.eigvalsh(gram.nan_to_num(0, 0, 0))[..., -1]
+    return gram.diagonal(dim1=-2, dim2=-1).sum(-1) / largest
 
 
 def attention_rows(

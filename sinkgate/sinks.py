@@ -56,6 +56,18 @@ class Observation(PatchObservation):
 
 
 @dataclass(frozen=True)
+class HeadObservation(Observation):
+    """An observation that tells the heads apart.
+
+    Shapes: as `Observation`; head_attention (L, H, K): the mean over the text queries after the image, on every Key, sums to one;
+    stable_rank (L, H) of a head's output over all queries of the prompt, see `sinkgate.recorder.stable_rank`.
+    """
+
+    head_attention: Tensor
+    stable_rank: Tensor
+
+
+@dataclass(frozen=True)
 class SinkMasks:
     """The three groups of visual tokens, no more: v_sink (V,) boolean; l_sink and ordinary (L, V) boolean, disjoint, all tokens together."""
 

@@ -26,6 +26,7 @@ from sinkgate.gates import Gates
 from sinkgate.prompts import Picture, Prompt, Prompter
 from sinkgate.recorder import Recorder
 from sinkgate.sinks import (
+    HeadObservation,
     Merged,
     Observation,
     PatchObservation,
@@ -270,8 +271,20 @@ class VLM:
 
     def observe(self, prompt: Prompt) -> Observation:
         """Run the unmodified model once and keep what criteria look at."""
-        adapter = self.adapter
-        llm = Recorder(adapter.rows_after_image(prompt.inputs, prompt.visual), mean=True, values=True)
+        return self._observe(prompt, Recorder(self._rows_after_image(prompt), mean=True, values=True))
+
+    def observe_heads(self, prompt: Prompt) -> HeadObservation:
+        """``observe``, each head apart: where it looks, and how alike what it gives the queries is."""
+        ids = prompt.inputs["input_ids"]
+        counts = prompt.inputs.get("attention_mask", torch.ones_like(ids)).bool()
+        llm = Recorder(self._rows_after_image(prompt), mean="rows", values=True, outputs=counts)
+        seen = self._observe(prompt, llm)
+        return HeadObservation(
+            **vars(seen), head_attention=_of_layers(llm.attention), stable_rank=_of_layers(llm.stable_ranks)
+        )
+
+    def _observe(self, prompt: Prompt, llm: Recorder) -> Observation:
+        adapter, visual = self.adapter, prompt.visual.cpu()
         hidden: list[Tensor] = []
         with self.lock, torch.no_grad():
             patches = self.observe_encoder(prompt)
@@ -282,16 +295,18 @@ class VLM:
             finally:
                 for hook in hooks:
                     hook.remove()
-        numbers = range(self.num_layers)
-        visual = prompt.visual.cpu()
         seen = torch.cat([each.float().cpu() for each in hidden])
+        attention = _of_layers(llm.attention)  # L, K or L, H, K
         return Observation(
             **vars(patches),
             hidden=adapter.hidden_of_keys(seen, prompt.encoded),
             visual=visual,
-            attention=torch.cat([llm.attention[i][0].float().cpu() for i in numbers])[:, visual],
-            value_norms=torch.cat([llm.value_norms[i][0].float().cpu() for i in numbers]),
+            attention=(attention if llm.mean is True else attention.mean(1))[:, visual],
+            value_norms=_of_layers(llm.value_norms),
         )
+
+    def _rows_after_image(self, prompt: Prompt) -> range:
+        return self.adapter.rows_after_image(prompt.inputs, prompt.visual)
 
     def observe_encoder(self, prompt: Prompt) -> PatchObservation:
         """Run the encoder alone, unmodified, and keep what criteria of V-sinks look at; the prompt keeps the encoded image."""
@@ -434,6 +449,11 @@ def find_v_sinks(vlm: VLM, prompt: Prompt, v_sink: str | Criterion = "auto", mer
     """
     found = classify_patches(vlm.observe_encoder(prompt), len(prompt.visual), v_sink, merged).v_sink
     return SinkMasks(found, torch.zeros(vlm.num_layers, len(found), dtype=torch.bool))
+
+
+def _of_layers(recorded: dict[int, list[Tensor]]) -> Tensor:
+    """What was recorded of a single sample in the first call of each layer, one under the other."""
+    return torch.cat([recorded[layer][0].float().cpu() for layer in sorted(recorded)])
 
 
 def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
