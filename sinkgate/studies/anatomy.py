@@ -165,8 +165,8 @@ def dissect(
     vision, llm = dims.get("vision", ()), dims.get("llm", ())
     choices = {name: (name, name) for name in NAMED} | {"chosen": (v_sink, l_sink)}
     found = {
-        name: classify(seen, prompt.sheets, v_sink=_with(vision, v), l_sink=_with(llm, l), merged=merged)
-        for name, (v, l) in choices.items()
+        name: classify(seen, prompt.sheets, v_sink=_with(vision, one), l_sink=_with(llm, other), merged=merged)
+        for name, (one, other) in choices.items()
     }
     sinks = found.pop("chosen")
     members = _members(prompt, sinks, seen.head_attention.shape[-1])
@@ -237,7 +237,8 @@ def _projector(vlm: VLM, prompt: Prompt, seen: HeadObservation, sinks: SinkMap) 
         return []
     rows = vlm.adapter.rows_in_prompt(prompt.inputs).cpu()  # separators among them
     before = seen.features[seen.token_of_patch >= 0][sinks.loudest]
-    after = vlm.adapter.projected(prompt.encoded).float().cpu()[torch.searchsorted(rows, seen.visual)]
+    with torch.no_grad():  # some families project here
+        after = vlm.adapter.projected(prompt.encoded).float().cpu()[torch.searchsorted(rows, seen.visual)]
     values = {
         "norm_before": sinks.norm_ratio,
         "norm_after": over_median(torch.linalg.vector_norm(after, dim=-1)),
