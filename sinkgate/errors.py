@@ -27,3 +27,7 @@ class UnsupportedModelError(SinkgateError):
 
 class TrainingError(SinkgateError):
     """Training that cannot begin, or cannot go on."""
+
+
+class BenchmarkError(SinkgateError):
+    """A benchmark that cannot be fetched or read."""
