@@ -20,7 +20,7 @@ from sinkgate.gates import Gates, Group, Model
 from sinkgate.session import BATCH, Session
 
 #: (V-sink, rest) along the paper's line: from (0, 1) to (1, 0) in steps of 0.1 (section 3).
-LINE = tuple((step / 10, 1 - step / 10) for step in range(11))
+LINE = tuple((step / 10, (10 - step) / 10) for step in range(11))
 #: The line never meets the unmodified model: (1, 1), and (0.5, 0.5), where a learned gate starts, are its controls.
 CONTROLS = ((1.0, 1.0), (0.5, 0.5))
 

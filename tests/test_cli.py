@@ -23,7 +23,7 @@ class Done:
 
 def process(*args):
     """The command in a process of its own."""
-    command = [sys.executable, "-m", "sinkgate.cli", *map(str, args)]
+    command = [sys.executable, "-m", "sinkgate", *map(str, args)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
 

@@ -1,4 +1,4 @@
-"""The ``sinkgate`` command: ask, look at sinks, train and compare gates, describe and list models, make scenes, start the app."""
+"""The ``sinkgate`` command: ask, look at sinks, train gates, run the studies, describe and list models, make scenes, start the app."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sinkgate.cli import answers, demo, gates, models
+from sinkgate.cli import answers, demo, gates, models, studies
 from sinkgate.errors import SinkgateError
 
 cli = typer.Typer(
@@ -21,8 +21,13 @@ for command in (
     models.dimensions,
     gates.train,
     gates.stack,
-    gates.evaluate,
     gates.convert,
+    studies.anatomy,
+    studies.probe,
+    studies.sweep,
+    studies.evaluate,
+    studies.report,
+    studies.merge,
     demo.scenes,
     models.info,
     models.models,

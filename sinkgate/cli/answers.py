@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sinkgate.cli.options import AsJson, Criterion, GatesFile, ModelChoice, Picture, names_a_model, print_json
+from sinkgate.cli.options import AsJson, Criterion, GatesFile, ModelChoice, Picture, print_json, unfolded
 
 
-@names_a_model
+@unfolded
 def ask(
     chosen: ModelChoice,
     image: Picture,
@@ -51,7 +51,7 @@ def ask(
     typer.echo(trace.text)
 
 
-@names_a_model
+@unfolded
 def sinks(
     chosen: ModelChoice,
     image: Picture,

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from sinkgate.cli.options import ModelChoice, names_a_model
+from sinkgate.cli.options import ModelChoice, unfolded
 from sinkgate.errors import SinkgateError
 
 
@@ -41,7 +41,7 @@ def scenes(
     typer.echo(f"{count} scenes in {out}")
 
 
-@names_a_model
+@unfolded
 def app(
     chosen: ModelChoice,
     gates: Annotated[Path | None, typer.Option(help="Folder of folders of learned gates to offer.")] = None,

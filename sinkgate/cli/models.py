@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from sinkgate.cli.options import AsJson, ModelChoice, names_a_model, print_json
+from sinkgate.cli.options import AsJson, ModelChoice, print_json, unfolded
 
 
-@names_a_model
+@unfolded
 def dimensions(
     chosen: ModelChoice,
     cache: Annotated[bool, typer.Option(help="Take the result from disk, and keep it there.")] = True,
@@ -24,7 +24,7 @@ def dimensions(
     typer.echo(found.to_json() if as_json else found.summary())
 
 
-@names_a_model
+@unfolded
 def info(
     chosen: ModelChoice,
     as_json: AsJson = False,

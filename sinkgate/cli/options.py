@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -47,7 +48,7 @@ class ModelChoice:
     revision: Revision = None
 
     def load(self) -> VLM:
-        """Load it; no bars where nobody looks.
+        """Load it, on this process's own GPU where a launcher started several; no bars where nobody looks.
 
         Raises:
             SinkgateError: see `sinkgate.load`.
@@ -59,28 +60,34 @@ class ModelChoice:
         if self.model == "demo" or not sys.stderr.isatty():
             logging.disable_progress_bar()
         options = {name: value for name, value in vars(self).items() if name != "model"}
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and self.device is None and self.device_map is None:
+            import torch
+
+            options["device"] = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else None
         return loading.load(self.model, **options)
 
 
-def names_a_model(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `ModelChoice`, which it gets as ``chosen``."""
+def unfolded(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, for each parameter that is a dataclass such as `ModelChoice`, the options that are its fields."""
     own = inspect.signature(command, eval_str=True).parameters.values()
-    hints = get_type_hints(ModelChoice, include_extras=True)
-    named = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in fields(ModelChoice)
-    ]
+    choices: dict[str, Any] = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own if each.name not in choices]
+    for choice in choices.values():
+        hints = get_type_hints(choice, include_extras=True)
+        for field in fields(choice):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name]))
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        command(chosen=ModelChoice(**{field.name: given.pop(field.name) for field in fields(ModelChoice)}), **given)
+        for name, choice in choices.items():
+            given[name] = choice(**{field.name: given.pop(field.name) for field in fields(choice)})
+        command(**given)
 
-    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own if each.name != "chosen"]
     # typer reads a command's options off its signature and its annotations
-    run.__signature__ = inspect.Signature([*parameters, *named])  # pyright: ignore[reportAttributeAccessIssue]
-    run.__annotations__ = {each.name: each.annotation for each in (*parameters, *named)}
+    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
 
 

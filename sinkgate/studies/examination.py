@@ -31,7 +31,8 @@ BASE = "unmodified"
 class Examination:
     """Every method on every item; one of them has to be called "unmodified".
 
-    ``chunk``: items side by side in a forward, and in a part of the results. ``about``: what else tells one run from another, such as
+    ``extractor``: which of the benchmark's rules reads written answers. ``chunk``: items side by side in a forward, and in a part of the
+    results. ``about``: what else tells one run from another, such as
     where gates came from.
     """
 
@@ -41,6 +42,7 @@ class Examination:
     items: Sequence[Item]
     methods: Mapping[str, Method]
     asking: Asking = "forced"
+    extractor: str = "robust"
     max_new_tokens: int = 32
     chunk: int = 16
     find: Finder = find_sinks
@@ -51,12 +53,17 @@ class Examination:
             raise SinkgateError(f"methods are {', '.join(self.methods)}; expected one called {BASE!r} among them")
         if self.asking not in get_args(Asking):
             raise SinkgateError(f"asking is {self.asking!r}; expected {' or '.join(get_args(Asking))}")
+        if self.asking == "written" and self.extractor not in self.benchmark.extractors:
+            known = ", ".join(self.benchmark.extractors)
+            raise SinkgateError(f"{self.benchmark.name} has no extractor {self.extractor!r}; there are: {known}")
 
     @property
     def settings(self) -> dict[str, Any]:
         """See `sinkgate.studies.run.Study`."""
         told = {"methods": list(self.methods), "asking": self.asking, "chunk": self.chunk}
-        return {**told, **({"max_new_tokens": self.max_new_tokens} if self.asking == "written" else {}), **self.about}
+        if self.asking == "written":
+            told |= {"extractor": self.extractor, "max_new_tokens": self.max_new_tokens}
+        return {**told, **self.about}
 
     @property
     def model(self) -> dict[str, Any]:
@@ -114,13 +121,24 @@ class Examination:
                 texts[name] += vlm.tokenizer.batch_decode(ids[:, batch.length :], skip_special_tokens=True)
         answers = {}
         for name, told in texts.items():
-            said = [self.benchmark.read(item, text.strip()) for item, text in zip(part, told, strict=True)]
-            right = [word == item.sample.answer for item, word in zip(part, said, strict=True)]
+            said = [self.benchmark.read(item, text, self.extractor) for item, text in zip(part, told, strict=True)]
+            true = [self.benchmark.read(item, item.sample.answer) for item in part]
+            right = [word == answer for word, answer in zip(said, true, strict=True)]
             answers[name] = {"text": [text.strip() for text in told], "said": said, "right": right}
         return answers
 
 
 # --- reading the results
+
+
+def accuracies(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task") -> pd.DataFrame:
+    """Share of right answers: a row a task and one for "all", a column a method."""
+    told = answers.merge(items[["sample", by]], on="sample")
+    methods = answers["method"].unique()
+    table = told.pivot_table("right", by, "method", "mean", sort=False)[methods]
+    table.loc["all"] = told.groupby("method")["right"].mean()
+    table.columns.name = None
+    return table.reset_index()
 
 
 def changes(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0) -> pd.DataFrame:

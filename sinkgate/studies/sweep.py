@@ -1,7 +1,7 @@
 """The oracle sweep: every layer alone under every setting, on every item of a benchmark (paper, section 3).
 
 The best of hundreds of settings flatters itself. So changes come with intervals, p values are corrected for the number of
-settings, and the best cell of each task is chosen on one half of the items and confirmed on the other.
+settings, and the best setting of each task is chosen on one half of the items and confirmed on the other.
 
 Shapes: S samples, M settings.
 """
@@ -21,11 +21,11 @@ from sinkgate.evaluation import evaluate
 from sinkgate.gates import Gates
 from sinkgate.lessons import Finder, Lessons
 from sinkgate.methods import Fixed
-from sinkgate.statistics import compared, holm, intervals
+from sinkgate.statistics import compared, holm, intervals, sign_test
 from sinkgate.studies.items import facts_of_items, frame_of, refuse_skipped
 from sinkgate.studies.provenance import facts_of
 from sinkgate.studies.run import Tables, chunks
-from sinkgate.sweep import Setting, oracle
+from sinkgate.sweep import CONTROLS, LINE, Setting, oracle
 from sinkgate.vlm import VLM, find_sinks, find_v_sinks
 
 UNMODIFIED = -1  # its layer in the tables
@@ -37,14 +37,15 @@ CELL = ["layer", *SCALES]
 class Sweep:
     """Every setting on every item. Items with options are judged by forced choice, others by exact answer (`sinkgate.evaluate`).
 
-    ``find`` names sinks; None takes the default criteria, and for settings that treat L-sinks as the rest the encoder alone.
-    ``chunk``: items side by side in a forward, and in a part of the results.
+    ``layers`` and ``points``: as in `sinkgate.oracle`. ``find`` names sinks; None takes the default criteria, and for settings that treat
+    L-sinks as the rest the encoder alone. ``chunk``: items side by side in a forward, and in a part of the results.
     """
 
     kind: ClassVar[str] = "sweep"
     vlm: VLM
     items: Sequence[Item]
-    points: Sequence[Setting] | None = None
+    layers: Sequence[int] | None = None
+    points: Sequence[tuple[float, ...]] = (*LINE, *CONTROLS)
     chunk: int = 8
     find: Finder | None = None
     about: dict[str, Any] = field(default_factory=dict)
@@ -52,13 +53,14 @@ class Sweep:
     @cached_property
     def choices(self) -> list[Setting]:
         """The settings, each once, without the unmodified model."""
-        given = oracle(self.vlm) if self.points is None else self.points
-        return [setting for setting in dict.fromkeys(given) if set(setting.scales.values()) != {1.0}]
+        given = dict.fromkeys(oracle(self.vlm, self.layers, self.points))
+        return [setting for setting in given if set(setting.scales.values()) != {1.0}]
 
     @property
     def settings(self) -> dict[str, Any]:
         """See `sinkgate.studies.run.Study`."""
-        return {"chunk": self.chunk, "cells": [[s.layer, *s.scales.values()] for s in self.choices], **self.about}
+        layers = list(range(self.vlm.num_layers) if self.layers is None else self.layers)
+        return {"layers": layers, "points": [list(point) for point in self.points], "chunk": self.chunk, **self.about}
 
     @property
     def model(self) -> dict[str, Any]:
@@ -136,7 +138,9 @@ def confirmed(
     seed: int = 0,
     families: Callable[[pd.DataFrame], pd.Series] | None = None,
 ) -> pd.DataFrame:
-    """The best setting of each task, chosen on one half of the items and looked at on the other, both ways.
+    """What the best setting of each task is worth on items that did not choose it.
+
+    Each half of a task's items chooses its best setting (of equals the one with the lowest loss); the other half is answered under it.
 
     Args:
         items: table of a sweep.
@@ -146,31 +150,46 @@ def confirmed(
         families: names a family for each cell (rows with ``layer`` and the scales); the best is then chosen within each.
 
     Returns:
-        One row a task, family and half: the cell, ``searched`` (its change where it was chosen), ``confirmed`` (on the other half) with its
-        95 % interval ``low`` to ``high``, ``p`` of the sign test there.
+        One row a task and family: ``first`` and ``second``, the settings chosen, in words; ``searched``, their change where they were chosen;
+        ``confirmed``, their change on the other half, with its 95 % interval ``low`` to ``high`` and ``p`` of the sign test;
+        changes are shares in [-1, 1], over all of the task's items together.
     """
     right, base = _wide(answers)
+    loss, _ = _wide(answers, "loss")
     cells = right.columns.to_frame(index=False)
     family = pd.Series("all", index=cells.index) if families is None else families(cells)
     rng = np.random.default_rng(seed)
     rows = []
     for task, chosen in _tasks(items, by):
-        mixed = rng.permutation(chosen)
-        halves = (mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :])
-        if not len(halves[0]):
+        if len(chosen) < 2:
             continue
-        tables = [compared(right.loc[half], base.loc[half], seed) for half in halves]
+        mixed = rng.permutation(chosen)
+        middle = len(mixed) // 2
+        changed = right.loc[mixed].to_numpy() - base.loc[mixed].to_numpy()[:, None]
+        losses = loss.loc[mixed].to_numpy()
+        halves = (np.arange(middle), np.arange(middle, len(mixed)))
         for name in family.unique():
-            within = (family == name).to_numpy()
-            for half, (search, other) in enumerate((tables, tables[::-1])):
-                best = int(np.flatnonzero(within)[search.loc[within, "change"].to_numpy().argmax()])
-                row = other.iloc[best]
-                rows.append(
-                    {"task": task, "family": name, "half": half, **cells.iloc[best].to_dict()}
-                    | {"searched": search["change"].iloc[best], "confirmed": row["change"]}
-                    | {"low": row["low"], "high": row["high"], "p": row["p"], "samples": int(row["samples"])}
-                )
-    return pd.DataFrame(rows).astype({"layer": int})
+            within = np.flatnonzero(family == name)
+            best = [
+                within[np.lexsort((losses[half][:, within].mean(0), -changed[half][:, within].mean(0)))[0]]
+                for half in halves
+            ]
+            searched = np.concatenate([changed[half, cell] for half, cell in zip(halves, best, strict=True)])
+            other = np.concatenate([changed[half, cell] for half, cell in zip(halves, best[::-1], strict=True)])
+            low, high = intervals(other[:, None], seed=seed)
+            told = {"task": task, "family": name, "samples": len(mixed), "base": base.loc[chosen].mean()}
+            told |= {place: in_words(cells.iloc[cell]) for place, cell in zip(("first", "second"), best, strict=True)}
+            told |= {"searched": searched.mean(), "confirmed": other.mean(), "low": low[0], "high": high[0]}
+            rows.append(told | {"p": float(sign_test((other > 0).sum(), (other < 0).sum()))})
+    return pd.DataFrame(rows)
+
+
+def in_words(cell: Any) -> str:
+    """A setting as "layer 2: V 0.1, rest 0.9"; with L-sinks apart "layer 2: V 0.1, L 0.5, ordinary 1"."""
+    scales = f"rest {cell['ordinary']:g}"
+    if cell["l_sink"] != cell["ordinary"]:
+        scales = f"L {cell['l_sink']:g}, ordinary {cell['ordinary']:g}"
+    return f"layer {int(cell['layer'])}: V {cell['v_sink']:g}, {scales}"
 
 
 def leaning(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0) -> pd.DataFrame:
@@ -199,10 +218,10 @@ def groups_apart(cells: pd.DataFrame) -> pd.Series:
     return pd.Series(np.where(np.isclose(cells["l_sink"], cells["ordinary"]), "two groups", "three groups"))
 
 
-def _wide(answers: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
-    """Whether answers were right, (S, M) with the cells as columns, and under the unmodified model, (S,)."""
+def _wide(answers: pd.DataFrame, values: str = "right") -> tuple[pd.DataFrame, pd.Series]:
+    """Whether answers were right, or another column, (S, M) with the cells as columns; and under the unmodified model, (S,)."""
     rounded = answers.assign(**{name: answers[name].astype(float).round(4) for name in SCALES})
-    wide = rounded.pivot(index="sample", columns=CELL, values="right").astype(np.int8)
+    wide = rounded.pivot(index="sample", columns=CELL, values=values).astype(float if values == "loss" else np.int8)
     plain = (UNMODIFIED, 1.0, 1.0, 1.0)
     base = pd.Series(wide[plain].to_numpy(), index=wide.index)
     return wide.drop(columns=[plain]), base

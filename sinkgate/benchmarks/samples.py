@@ -1,0 +1,20 @@
+"""Any samples as a benchmark: share of right answers, by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sinkgate.benchmarks.benchmark import Benchmark, Item, micro
+from sinkgate.benchmarks.extraction import plain
+from sinkgate.benchmarks.tables import Row
+from sinkgate.samples import Sample
+
+
+def of_samples(name: str, samples: Iterable[Sample]) -> tuple[Benchmark, list[Item]]:
+    """A benchmark with its items, numbered in their order."""
+    benchmark = Benchmark(name=name, split="", scores={"micro": micro}, extractors={"robust": plain}, item_of=_item)
+    return benchmark, [_item({"sample": sample, "id": number}) for number, sample in enumerate(samples)]
+
+
+def _item(row: Row) -> Item:
+    return Item(row["sample"], str(row["id"]), {})

@@ -1,5 +1,0 @@
-"""``python -m sinkgate.cli``."""
-
-from sinkgate.cli import main
-
-main()

@@ -1,0 +1,105 @@
+"""Where a command's questions come from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from tqdm import tqdm
+
+from sinkgate.errors import GateError, SinkgateError
+
+if TYPE_CHECKING:
+    from sinkgate.benchmarks import Benchmark, Item
+    from sinkgate.samples import Sample
+
+SCENES = 2600  # where no limit is given
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """The questions that a command's options name."""
+
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help='"scenes" (the demo world), a benchmark (mmstar, cvbench, pope), "cambrian", or a JSON or JSONL file in LLaVA\'s format.',
+        ),
+    ] = "scenes"
+    files: Annotated[
+        Path | None,
+        typer.Option("--files", help="The benchmark's parquet file, or a folder of them; from the Hub if left out."),
+    ] = None
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder that a JSON file's image paths start from.")
+    ] = None
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Samples at most.")] = None
+    haze: Annotated[float, typer.Option("--haze", min=0, max=0.95, help="Most haze in the demo world's pictures.")] = (
+        0.0
+    )
+    seed: Annotated[int, typer.Option("--seed", help="Another seed: other scenes, another draw, another order.")] = 0
+
+    def samples(self, split: Split) -> list[Sample]:
+        """Samples of the demo world's split, of a benchmark, of Cambrian or of a file, with a bar while they are read.
+
+        Raises:
+            SinkgateError: images are needed, or what reading raises.
+        """
+        from sinkgate.benchmarks import BENCHMARKS
+        from sinkgate.samples import read_cambrian, read_llava, scene_samples
+
+        if self.data == "scenes":
+            count = self.limit or SCENES
+            drawn = scene_samples(count, self.seed, split=split, haze=(0.0, self.haze), per_scene=3)
+            return list(tqdm(drawn, "scenes", total=count, disable=None))
+        if self.data in BENCHMARKS:
+            return [item.sample for item in BENCHMARKS[self.data].items(self.files, self.limit, self.seed)]
+        if self.images is None:
+            raise SinkgateError("say with --images in which folder the pictures lie")
+        if self.data == "cambrian":
+            return read_cambrian(self.images, count=self.limit or 10_000, seed=self.seed)
+        passed: Counter[str] = Counter()
+        read = read_llava(self.data, self.images, broken="skip", passed=passed)
+        found = list(islice(tqdm(read, "samples", disable=None), self.limit))
+        if passed:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in passed.items())
+            typer.echo(f"Records of {self.data} passed over: {reasons}.", err=True)
+        return found
+
+    def items(self) -> tuple[Benchmark, list[Item]]:
+        """The benchmark with its items; samples that are of none are one without a name of their scores but accuracy.
+
+        Raises:
+            SinkgateError: as ``samples``.
+        """
+        from sinkgate.benchmarks import BENCHMARKS, SCENES
+        from sinkgate.benchmarks.samples import of_samples
+
+        if self.data in BENCHMARKS:
+            chosen = replace(SCENES, haze=(0.0, self.haze)) if self.data == SCENES.name else BENCHMARKS[self.data]
+            return chosen, chosen.items(self.files, self.limit, self.seed)
+        return of_samples(Path(self.data).name, self.samples("test"))
+
+
+def read_layers(text: str, count: int) -> list[int]:
+    """Layers as they are typed: "all", "3,6,7", "4-10".
+
+    Raises:
+        GateError: anything else, or a layer that the model does not have.
+    """
+    if text == "all":
+        return list(range(count))
+    try:
+        pairs = [[int(end) for end in part.split("-")] for part in text.split(",")]
+        chosen = sorted({layer for pair in pairs for layer in range(pair[0], pair[-1] + 1)})
+    except ValueError:
+        raise GateError(f'layers are "all" or numbers such as 3,6,7 or 4-10; got {text!r}') from None
+    if not chosen or chosen[-1] >= count:
+        raise GateError(f"layers are {text!r}; the model has layers 0 to {count - 1}")
+    return chosen

@@ -1,0 +1,276 @@
+"""Commands of the studies: anatomy, probe, sweep, eval; report makes a page of what they found, merge one study of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sinkgate.cli.data import DataChoice, read_layers
+from sinkgate.cli.options import AsJson, Criterion, ModelChoice, print_json, unfolded
+from sinkgate.errors import SinkgateError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sinkgate.methods import Method
+    from sinkgate.studies.run import Results, Shard, Study
+
+Layers = Annotated[str, typer.Option("--layers", help='"all", or numbers from 0 such as 3,6,7 or 4-10.')]
+Chunk = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Samples side by side, and in each part of the results.")
+]
+
+
+@dataclass(frozen=True)
+class RunChoice:
+    """Where results go, and which share of the work is this process's."""
+
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the results; they are shown and not kept if left out.")
+    ] = None
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with what lies in the folder, or refuse it.")
+    ] = True
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", help="This process's share, such as 0/8; as the launcher says if left out."),
+    ] = None
+
+    @property
+    def share(self) -> Shard:
+        """This process's share."""
+        from sinkgate.studies.run import Shard
+
+        return Shard.parse(self.shard) if self.shard else Shard.here()
+
+    def run(self, study: Study, scratch: ExitStack, below: str = "", shard: Shard | None = None) -> Results | None:
+        """Carry the study out, by default this process's share; None where other processes are still at work on it.
+
+        Raises:
+            SinkgateError: as `sinkgate.studies.run.run`.
+        """
+        from sinkgate.studies.run import run
+
+        shard = shard or self.share
+        if self.out is None and shard.of > 1:
+            raise SinkgateError("several processes share their work through a folder: name it with --out")
+        out = self.out or Path(scratch.enter_context(TemporaryDirectory()))
+        results = run(study, out / below, shard=shard, resume=self.resume)
+        if results.finished:
+            return results
+        typer.echo(f"share {shard.rank}/{shard.of} is done; others of {out} are not", err=True)
+        return None
+
+
+@unfolded
+def anatomy(
+    chosen: ModelChoice,
+    data: DataChoice,
+    kept: RunChoice,
+    v_sink: Criterion = "auto",
+    l_sink: Criterion = "auto",
+    layers: Layers = "all",
+    batch_size: Chunk = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Norms, spikes, attention, Values and outputs of V-sinks, L-sinks and ordinary tokens, layer by layer."""
+    from sinkgate.studies.anatomy import Anatomy, by_layer
+
+    samples = data.samples("test")
+    vlm = chosen.load()
+    at = read_layers(layers, vlm.num_layers)
+    study = Anatomy(vlm, samples, v_sink=v_sink, l_sink=l_sink, layers=at, chunk=batch_size, about=_about(data))
+    with ExitStack() as scratch:
+        if results := kept.run(study, scratch):
+            _show(by_layer(results.table("tokens")), as_json)
+
+
+@unfolded
+def probe(
+    chosen: ModelChoice,
+    kept: RunChoice,
+    data: Annotated[
+        str, typer.Option("--data", help='"scenes" (the demo world), or a scene file of CLEVR.')
+    ] = "scenes",
+    images: Annotated[Path | None, typer.Option("--images", help="Folder of CLEVR's images.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=10, help="Pictures at most.")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed: other scenes, other draws, other splits.")] = 0,
+    v_sink: Criterion = "auto",
+    l_sink: Criterion = "auto",
+    layers: Layers = "all",
+    tokens: Annotated[int, typer.Option(min=1, help="Ordinary tokens in a draw.")] = 5,
+    draws: Annotated[int, typer.Option(min=2, help="Draws of ordinary tokens, and splits into train and test.")] = 5,
+    batch_size: Chunk = 16,
+    jobs: Annotated[int, typer.Option(help="Processes that fit probes side by side; -1 is one a core.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """What V-sinks, L-sinks and ordinary tokens know of the picture: linear probes in every layer."""
+    from sinkgate.studies.features import Features
+    from sinkgate.studies.probes import Probes, summary
+    from sinkgate.studies.run import Shard
+
+    pictures = _pictures(data, images, limit, seed)
+    vlm = chosen.load()
+    at = read_layers(layers, vlm.num_layers)
+    options: dict[str, Any] = {"v_sink": v_sink, "l_sink": l_sink, "layers": at, "tokens": tokens, "draws": draws}
+    about = {"data": data, "limit": limit, "seed": seed}
+    features = Features(vlm, pictures, about, **options, seed=seed, chunk=batch_size)
+    with ExitStack() as scratch:
+        found = kept.run(features, scratch, "features")
+        if found is None:
+            return
+        # whoever saw the features finished fits all the probes: the others are gone
+        fits = Probes(found.parts, found.about["model"], found.about["data"], seed=seed, jobs=jobs)
+        if results := kept.run(fits, scratch, shard=Shard()):
+            _show(summary(results.table("scores")), as_json)
+
+
+@unfolded
+def sweep(
+    chosen: ModelChoice,
+    data: DataChoice,
+    kept: RunChoice,
+    layers: Layers = "all",
+    free: Annotated[
+        str | None, typer.Option("--grid", help="Scales such as 0,0.5,1,2: every pair of them beside the paper's line.")
+    ] = None,
+    three: Annotated[bool, typer.Option("--three", help="With --grid: L-sinks get a scale of their own.")] = False,
+    batch_size: Chunk = 8,
+    as_json: AsJson = False,
+) -> None:
+    """The oracle sweep: every layer alone, V-sinks against the rest along the paper's line; which task gains where.
+
+    With several GPUs: accelerate launch -m sinkgate sweep --out DIR ...
+    """
+    from sinkgate.studies.sweep import Sweep, confirmed
+    from sinkgate.sweep import CONTROLS, LINE, grid
+
+    points: Sequence[tuple[float, ...]] = (*LINE, *CONTROLS)
+    if three and not free:
+        raise SinkgateError("--three asks for scales of three groups: name them with --grid, such as --grid 0,0.5,1,2")
+    if free:
+        points = (*points, *grid(_scales(free)), *(grid(_scales(free), 3) if three else ()))
+    _, items = data.items()
+    vlm = chosen.load()
+    study = Sweep(vlm, items, read_layers(layers, vlm.num_layers), points, batch_size, about=_about(data))
+    with ExitStack() as scratch:
+        if results := kept.run(study, scratch):
+            _show(confirmed(results.table("items"), results.table("answers"), seed=data.seed), as_json)
+
+
+@unfolded
+def evaluate(
+    chosen: ModelChoice,
+    data: DataChoice,
+    kept: RunChoice,
+    gates: Annotated[
+        list[Path] | None, typer.Option(help="Folder of learned gates, or JSON file of fixed ones; once for each.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="var, front, suppress or remove, beside the gates; once for each.")
+    ] = None,
+    asking: Annotated[
+        str, typer.Option(help="forced: the most probable option, in one forward; written: the answer in full, read.")
+    ] = "forced",
+    extractor: Annotated[str, typer.Option(help="Who reads written answers: robust, or a published rule.")] = "robust",
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest written answer, in tokens.")] = 32,
+    batch_size: Chunk = 16,
+    any_model: Annotated[bool, typer.Option("--any-model", help="Gates of another model too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The scores of a benchmark: the unmodified model beside gates and published methods."""
+    from sinkgate.gates import Gates
+    from sinkgate.lookup import published, read_method
+    from sinkgate.methods import Fixed
+    from sinkgate.studies.examination import Examination, accuracies, scores
+
+    methods: dict[str, Method] = {name: published(name) for name in method or ()}
+    benchmark, items = data.items()
+    vlm = chosen.load()
+    methods |= {path.name: read_method(path, vlm, any_model) for path in gates or ()}
+    methods = {"unmodified": Fixed(Gates.ones(vlm)), **methods}
+    about = {**_about(data), "gates": [str(path) for path in gates or ()]}
+    study = Examination(
+        vlm,
+        benchmark,
+        items,
+        methods,
+        asking,
+        extractor,
+        max_new_tokens,
+        batch_size,
+        about=about,  # pyright: ignore[reportArgumentType]
+    )
+    with ExitStack() as scratch:
+        results = kept.run(study, scratch)
+        if results is None:
+            return
+        tables = results.table("items"), results.table("answers")
+        by_task, named = accuracies(*tables), scores(benchmark, *tables)
+    if as_json:
+        print_json(samples=len(tables[0]), tasks=_records(by_task), scores=_records(named))
+        return
+    typer.echo(by_task.to_string(float_format="{:.1%}".format))
+    typer.echo(named.to_string(index=False, float_format="{:.1%}".format))
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a study, or of many.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The page; report.html in the folder if left out.")] = None,
+) -> None:
+    """One page of figures and tables, complete in itself, of every study in a folder."""
+    from sinkgate.studies.page import write_page
+
+    typer.echo(f"written to {write_page(folder, out)}")
+
+
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that each hold some parts of one study.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the whole.")],
+) -> None:
+    """Put together the parts that machines without a common disk made of one study (see --shard)."""
+    from sinkgate.studies.run import gather
+
+    found = gather(folders, out)
+    state = "finished" if found.finished else "not finished"
+    typer.echo(f"{len(found.parts)} of {found.about['units']} parts in {out}: {state}")
+
+
+def _about(data: DataChoice) -> dict[str, Any]:
+    return {"data": data.data, "limit": data.limit, "seed": data.seed, "haze": data.haze}
+
+
+def _pictures(data: str, images: Path | None, limit: int, seed: int) -> list[Any]:
+    from sinkgate.samples import read_clevr, scene_facts
+
+    if data == "scenes":
+        return list(scene_facts(limit, seed))
+    if images is None:
+        raise SinkgateError("say with --images in which folder CLEVR's pictures lie")
+    return read_clevr(data, images, limit=limit)
+
+
+def _scales(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise SinkgateError(f"--grid is {text!r}; expected scales such as 0,0.5,1,2") from None
+
+
+def _show(table: pd.DataFrame, as_json: bool) -> None:
+    if as_json:
+        print_json(rows=_records(table))
+    else:
+        typer.echo(table.to_string(index=False, float_format="{:.3g}".format))
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    import json
+
+    return json.loads(table.to_json(orient="records") or "[]")
