@@ -3,7 +3,7 @@
 import string
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkgate.benchmarks import benchmark
@@ -74,22 +74,52 @@ WAYS = [
 ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.sampled_from(ABC_TO_I), st.sampled_from(WAYS))
 def test_every_letter_said_in_every_way(one, way):
     assert letter(way.format(one), ABC_TO_I) == one
 
 
+@settings(deadline=None)
 @given(st.sampled_from(ABCD), st.sampled_from(ABCD), st.sampled_from(["{} or {}", "{} and {}", "{}/{}", "{}, {}", "The answer is {} or {}.", "either {} or {}", "It is {}. It is {}."]))  # fmt: skip
 def test_two_letters_in_one_way_contradict_each_other(one, other, way):
     assert letter(way.format(one, other), ABCD) == (one if one == other else None)
 
 
-@given(st.text(string.ascii_lowercase, min_size=2, max_size=9), st.sampled_from(["{}", "{}.", "A {} is there.", "It is {}.", "the {} on the left"]))  # fmt: skip
+#: Words that are nobody's answer: the small ones that a sentence is built with mean something of their own.
+WORDS = st.text(string.ascii_lowercase, min_size=2, max_size=9).filter(
+    lambda word: (
+        word
+        not in [
+            "or",
+            "and",
+            "nor",
+            "but",
+            "is",
+            "was",
+            "because",
+            "since",
+            "as",
+            "no",
+            "not",
+            "none",
+            "never",
+            "nan",
+            "an",
+            "the",
+        ]
+    )
+)
+
+
+@settings(deadline=None)
+@given(WORDS, st.sampled_from(["{}", "{}.", "A {} is there.", "It is {}.", "the {} on the left"]))  # fmt: skip
 def test_no_letter_is_read_out_of_a_word(word, way):
     assert letter(way.format(word), ABCD) is None
     assert letter(way.format(word.title()).replace("A ", "The "), ABCD) is None
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.lists(st.text(max_size=12), max_size=4))
 def test_any_text_gives_an_option_or_nothing(text, choices):
     assert letter(text, ABCD, choices) in (*ABCD, None)
@@ -100,13 +130,14 @@ def test_any_text_gives_an_option_or_nothing(text, choices):
             assert rule(text, options, choices) in (*options, None)
 
 
-@given(st.lists(st.text(string.ascii_lowercase, min_size=2, max_size=6), min_size=4, max_size=4, unique=True), st.integers(0, 3))  # fmt: skip
+@settings(deadline=None)
+@given(st.lists(WORDS, min_size=4, max_size=4, unique=True), st.integers(0, 3))  # fmt: skip
 def test_a_choice_said_in_words_is_its_letter(words, place):
-    assume(not {"no", "not", "none", "nan", "an", "the", "never", "nor"} & set(words))
     assert letter(words[place], ABCD, words) == ABCD[place]
     assert letter(f"A {words[place]}.", ABCD, words) == ABCD[place]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["yes", "no"]), st.sampled_from(["{}", "{}.", "**{}**", "{}, it is so", "The answer is {}.", '"{}"', "{}\nBecause"]), st.booleans())  # fmt: skip
 def test_yes_and_no_in_every_way(word, way, upper):
     said = way.format(word)
@@ -140,6 +171,7 @@ TEXTS = st.one_of(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_lmms_evals_rules(text):
     for name, rule in {"mmstar": mmstar_rule, "cvbench": cvbench_rule}.items():
