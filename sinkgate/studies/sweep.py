@@ -192,25 +192,32 @@ def in_words(cell: Any) -> str:
     return f"layer {int(cell['layer'])}: V {cell['v_sink']:g}, {scales}"
 
 
-def leaning(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0) -> pd.DataFrame:
-    """Which way each task wants the sinks, layer by layer: accuracy where V-sinks outweigh the rest, minus where they are outweighed.
+def leaning(
+    items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0, together: bool = False
+) -> pd.DataFrame:
+    """Which way each task wants the sinks: accuracy where V-sinks outweigh the rest, minus where they are outweighed.
 
-    Over the cells of the line, v_sink + rest = 1 but the middle. One row a task and layer: ``lean`` in [-1, 1] with its 95 % interval ``low`` to
-    ``high``; above 0 the task wants sinks up. Empty where the sweep has no such cells.
+    Over the cells of the line, v_sink + rest = 1, but the middle. One row a task and layer, or a task and "all" layers ``together``:
+    ``lean`` in [-1, 1], above 0 where the task wants sinks up, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test over samples,
+    and ``corrected``, p by Holm over all rows. Empty where the sweep has no such cells.
     """
     right, _ = _wide(answers)
     cells = right.columns.to_frame(index=False)
     on_line = np.isclose(cells["v_sink"] + cells["ordinary"], 1) & np.isclose(cells["l_sink"], cells["ordinary"])
     up, down = on_line & (cells["v_sink"] > 0.55), on_line & (cells["v_sink"] < 0.45)
+    layers = sorted(cells.loc[on_line, "layer"].unique())
+    chosen_layers = {"all": layers} if together and layers else {layer: [layer] for layer in layers}
     rows = []
     for task, chosen in _tasks(items, by):
         told = right.loc[chosen].to_numpy(dtype=float)
-        for layer in sorted(cells.loc[on_line, "layer"].unique()):
-            sides = [told[:, (side & (cells["layer"] == layer)).to_numpy()].mean(1) for side in (up, down)]
+        for layer, among in chosen_layers.items():
+            sides = [told[:, (side & cells["layer"].isin(among)).to_numpy()].mean(1) for side in (up, down)]
             difference = sides[0] - sides[1]
             low, high = intervals(difference[:, None], seed=seed)
-            rows.append({"task": task, "layer": layer, "lean": difference.mean(), "low": low[0], "high": high[0]})
-    return pd.DataFrame(rows, columns=["task", "layer", "lean", "low", "high"])
+            p = float(sign_test((difference > 0).sum(), (difference < 0).sum()))
+            rows.append((task, layer, difference.mean(), low[0], high[0], p))
+    found = pd.DataFrame(rows, columns=["task", "layer", "lean", "low", "high", "p"])
+    return found.assign(corrected=holm(found["p"]))
 
 
 def groups_apart(cells: pd.DataFrame) -> pd.Series:
