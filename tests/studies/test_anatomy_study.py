@@ -99,8 +99,9 @@ def of_projection(vlm, inputs):
     return [output.unflatten(-1, (vlm.num_heads, -1)) for output in kept]
 
 
-def test_recorded_ranks_leave_padding_out_and_the_logits_as_they_were():
-    model, processor = tiny_llava("clip", dtype=torch.float64)
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])  # eager gives padding an output
+def test_recorded_ranks_leave_padding_out_and_the_logits_as_they_were(attn):
+    model, processor = tiny_llava("clip", dtype=torch.float64, attn=attn)
     vlm = VLM(model, processor, "tiny")
     texts = ["<image><|user|>what color is the circle<|assistant|>", "<image><|user|>count<|assistant|>"]
     inputs = processor(images=[noise_image(1), noise_image(2)], text=texts, return_tensors="pt", padding=True)
