@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -50,7 +50,8 @@ def _anatomy(results: Results) -> Iterator[Claim]:
     if "v_sink" not in groups.index:
         yield Claim(source, claim, "cannot be asked", "no V-sinks were found in these images")
         return
-    sinks, rest = groups.loc["v_sink"], groups.loc["ordinary"]
+    told = groups.to_dict("index")
+    sinks, rest = told["v_sink"], told["ordinary"]
     spikes = bool(dimensions["vision"]) and sinks["peak_before"] >= 2 * rest["peak_before"]
     peaks = f"largest channel over the token's median: {sinks['peak_before']:.1f} in V-sinks, {rest['peak_before']:.1f} in others"
     named = f"sink dimensions {dimensions['vision']}" if dimensions["vision"] else "the encoder has no sink dimensions"
@@ -215,7 +216,7 @@ def _three(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
 _ASKED: dict[str, Callable[[Results], Iterator[Claim]]] = {"anatomy": _anatomy, "probes": _probes, "sweep": _sweep}
 
 
-def _points(share: float) -> str:
+def _points(share: Any) -> str:
     """A difference of shares in points."""
     return f"{100 * share:+.1f}"
 

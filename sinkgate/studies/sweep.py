@@ -204,14 +204,16 @@ def leaning(
     right, _ = _wide(answers)
     cells = right.columns.to_frame(index=False)
     on_line = np.isclose(cells["v_sink"] + cells["ordinary"], 1) & np.isclose(cells["l_sink"], cells["ordinary"])
-    up, down = on_line & (cells["v_sink"] > 0.55), on_line & (cells["v_sink"] < 0.45)
+    v_sink = cells["v_sink"].to_numpy()
+    up, down = on_line & (v_sink > 0.55), on_line & (v_sink < 0.45)
     layers = sorted(cells.loc[on_line, "layer"].unique())
     chosen_layers = {"all": layers} if together and layers else {layer: [layer] for layer in layers}
     rows = []
     for task, chosen in _tasks(items, by):
         told = right.loc[chosen].to_numpy(dtype=float)
         for layer, among in chosen_layers.items():
-            sides = [told[:, (side & cells["layer"].isin(among)).to_numpy()].mean(1) for side in (up, down)]
+            here = cells["layer"].isin(among).to_numpy()
+            sides = [told[:, side & here].mean(1) for side in (up, down)]
             difference = sides[0] - sides[1]
             low, high = intervals(difference[:, None], seed=seed)
             p = float(sign_test((difference > 0).sum(), (difference < 0).sum()))
