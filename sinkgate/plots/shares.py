@@ -1,4 +1,4 @@
-"""Figures for notebooks and the page: floats in, a Plotly figure out."""
+"""Attention shares over the layers, for notebooks and the page."""
 
 from __future__ import annotations
 
@@ -6,21 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-GROUP_NAMES = {
-    "v_sink": "V-sinks",
-    "l_sink": "L-sinks",
-    "ordinary": "ordinary",
-    "separator": "separators",
-    "text": "text",
-}
-GROUP_COLORS = {  # told apart with normal, red-blind, green-blind and blue-blind sight
-    "v_sink": "#e8590c",
-    "l_sink": "#1864ab",
-    "ordinary": "#4dabf7",
-    "separator": "#9030f0",
-    "text": "#868e96",
-}
-_INK, _GRID = "#868e96", "rgba(134, 142, 150, 0.22)"  # readable on light and on dark
+from sinkgate.plots.style import GRID, GROUP_COLORS, GROUP_NAMES
+
+_INK = "#868e96"  # readable on light and on dark
 
 
 def shares_figure(
@@ -57,8 +45,8 @@ def shares_figure(
         )
     layers = max((len(shares) for shares in before.values()), default=0)
     title = {"text": "layer", "font": {"size": 12}, "standoff": 4}
-    figure.update_xaxes(title=title, dtick=1 if layers <= 16 else 4, gridcolor=_GRID, zeroline=False, fixedrange=True)
-    figure.update_yaxes(tickformat=".0%", rangemode="tozero", gridcolor=_GRID, zeroline=False, fixedrange=True)
+    figure.update_xaxes(title=title, dtick=1 if layers <= 16 else 4, gridcolor=GRID, zeroline=False, fixedrange=True)
+    figure.update_yaxes(tickformat=".0%", rangemode="tozero", gridcolor=GRID, zeroline=False, fixedrange=True)
     figure.update_layout(
         height=height,
         margin={"l": 40, "r": 8, "t": 8, "b": 30},
