@@ -35,3 +35,11 @@ class Toy:
         rows = pd.DataFrame({"sample": np.arange(3) + 3 * unit, "value": rng.random(3), "task": ["a", "b", "c"]})
         tables = {"rows": rows, "states": {"h": torch.tensor(rng.random((3, 4)))}}
         return tables if unit % 2 else {**tables, "even": rows.head(1)}
+
+
+def scene_items(count, **options):
+    """Questions about hazed scenes as a benchmark's items."""
+    from sinkgate.benchmarks.samples import of_samples
+    from sinkgate.samples import scene_samples
+
+    return of_samples("scenes", scene_samples(count, split="test", haze=(0.3, 0.6), size=64, **options))[1]
