@@ -12,9 +12,6 @@ from statistics import fmean, stdev
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,6 +19,7 @@ from sinkgate.demo.anatomy import on_objects
 from sinkgate.demo.questions import Question, majority_color
 from sinkgate.demo.scenes import Scene
 from sinkgate.demo.scoring import Asked
+from sinkgate.studies.probes import probe
 from sinkgate.vlm import VLM, find_sinks
 
 REPEATS = 5  # draws of ordinary background tokens
@@ -108,5 +106,5 @@ def _probe(draws: list[Features], place: str, truth: list[str | None]) -> dict[s
 
 
 def _fit(features: np.ndarray, labels: np.ndarray, half: int) -> float:
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
-    return float(probe.fit(features[:half], labels[:half]).score(features[half:], labels[half:]))
+    train, test = slice(None, half), slice(half, None)
+    return probe(features[train], labels[train], features[test], labels[test], regularisers=[0.1])["true"].accuracy

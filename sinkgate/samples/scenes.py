@@ -1,4 +1,4 @@
-"""The demo world as samples: scenes of shapes, and questions whose answers are known."""
+"""The demo world as samples: scenes of shapes, with questions whose answers are known or with facts to probe for."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from zlib import crc32
 
 from PIL import Image, ImageStat
 
-from sinkgate.demo.questions import KINDS, Question, ask
-from sinkgate.demo.scenes import MAX_OBJECTS, Scene
+from sinkgate.demo.questions import KINDS, Question, ask, majority_color
+from sinkgate.demo.scenes import MAX_OBJECTS, SIZES, Scene
 from sinkgate.errors import SinkgateError
+from sinkgate.samples.pictured import Pictured, Target
 from sinkgate.samples.sample import Sample
 
 Split = Literal["train", "validation", "test"]
@@ -56,17 +57,65 @@ def scene_samples(
     names = list(KINDS) if kinds is None else list(dict.fromkeys(kinds))
     if not names or set(names) - set(KINDS):
         raise SinkgateError(f"kinds is {kinds!r}; expected some of {', '.join(KINDS)}")
+    if not 1 <= per_scene <= len(names):
+        raise SinkgateError(f"per_scene is {per_scene}; expected 1 to {len(names)}, as many as there are kinds")
+    _check(count, split, counts, haze)
+    rng = Random(f"samples/{split}/{seed}")
+    return islice(_samples(rng, split, names, per_scene, counts, haze, size), count)
+
+
+def scene_facts(
+    count: int,
+    seed: int = 0,
+    *,
+    split: Split = "train",
+    counts: tuple[int, int] = (1, MAX_OBJECTS),
+    haze: tuple[float, float] = (0.0, 0.0),
+    size: int = 128,
+) -> Iterator[Pictured]:
+    """Random scenes with what a probe may ask of them, drawn as they are asked for.
+
+    Classes: ``count``, ``largest`` (the size of the largest object: large or small), ``background``, ``majority_color`` (left out where
+    two colours are level). Labels: ``colors`` and ``shapes`` that are present. The arguments are those of `scene_samples`, and so are the splits;
+    128 pixels are twice what the demo model looks at.
+
+    Raises:
+        SinkgateError: an argument is wrong.
+    """
+    _check(count, split, counts, haze)
+    rng = Random(f"facts/{split}/{seed}")
+    return islice(_facts(rng, split, counts, haze, size), count)
+
+
+def _check(count: int, split: str, counts: tuple[int, int], haze: tuple[float, float]) -> None:
+    """Raises for wrong arguments now and not at the first sample."""
     if split not in SPLITS:
         raise SinkgateError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
     if count < 0:
         raise SinkgateError(f"count is {count}; expected 0 or more")
-    if not 1 <= per_scene <= len(names):
-        raise SinkgateError(f"per_scene is {per_scene}; expected 1 to {len(names)}, as many as there are kinds")
     if not 0 <= haze[0] <= haze[1] < 1:
         raise SinkgateError(f"haze is {haze}; expected two rising numbers from 0 to below 1")
-    Scene.random(Random(0), counts)  # raises where counts is wrong, now and not at the first sample
-    rng = Random(f"samples/{split}/{seed}")
-    return islice(_samples(rng, split, names, per_scene, counts, haze, size), count)
+    Scene.random(Random(0), counts)
+
+
+def _facts(
+    rng: Random, split: Split, counts: tuple[int, int], haze: tuple[float, float], size: int
+) -> Iterator[Pictured]:
+    while True:
+        scene, _ = _draw(rng, split, [], counts)
+        yield Pictured(_picture(scene, rng, haze, size), _targets(scene))
+
+
+def _targets(scene: Scene) -> dict[str, Target]:
+    targets: dict[str, Target] = {
+        "count": str(len(scene.objects)),
+        "largest": max((item.size for item in scene.objects), key=SIZES.__getitem__),
+        "colors": frozenset(item.color for item in scene.objects),
+        "shapes": frozenset(item.shape for item in scene.objects),
+        "background": scene.background,
+    }
+    color = majority_color(scene)
+    return targets if color is None else {**targets, "majority_color": color}
 
 
 def _samples(
@@ -82,7 +131,7 @@ def _samples(
         order = rng.sample(kinds, len(kinds))
         for start in range(0, len(order), per_scene):
             scene, asked = _draw(rng, split, order[start : start + per_scene], counts)
-            picture = _png(_hazed(scene.render(size), rng.uniform(*haze) if haze[1] else 0.0))
+            picture = _picture(scene, rng, haze, size)
             yield from (Sample((picture,), item.question, item.answer, item.kind) for item in asked)
 
 
@@ -103,6 +152,10 @@ def _draw(rng: Random, split: Split, kinds: list[str], counts: tuple[int, int]) 
 def split_of(scene: Scene) -> Split:
     """The split that a scene belongs to: a checksum of its data in thirds."""
     return SPLITS[crc32(repr(scene).encode()) % len(SPLITS)]
+
+
+def _picture(scene: Scene, rng: Random, haze: tuple[float, float], size: int) -> bytes:
+    return _png(_hazed(scene.render(size), rng.uniform(*haze) if haze[1] else 0.0))
 
 
 def _hazed(picture: Image.Image, haze: float) -> Image.Image:
