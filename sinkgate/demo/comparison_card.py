@@ -18,6 +18,7 @@ from sinkgate.demo.comparison import ABLATED, ABLATIONS, UNMODIFIED
 from sinkgate.demo.figures import LAYOUT
 from sinkgate.demo.questions import KINDS
 from sinkgate.lsg import LSG
+from sinkgate.plots.style import DIVERGING, GAIN, INK, LOSS
 
 Report = dict[str, Any]
 HEAD = """# Learned gates and their rivals on the demo world
@@ -158,17 +159,17 @@ def gains_figure(found: Comparison, names: Sequence[str]) -> go.Figure:
     """Gain of each method over the unmodified model on hazed scenes: the mean as a bar, each seed as a dot."""
     gains = [found.gain("hazed", name) for name in names]
     figure = go.Figure()
-    colors = ["#1c7ed6" if gain.mean >= 0 else "#e8590c" for gain in gains]
+    colors = [GAIN if gain.mean >= 0 else LOSS for gain in gains]
     figure.add_bar(y=list(names), x=[gain.mean for gain in gains], orientation="h", marker_color=colors, opacity=0.75)
     figure.add_scatter(
         y=[name for name, gain in zip(names, gains, strict=True) for _ in gain.seeds],
         x=[point for gain in gains for point in gain.seeds],
         mode="markers",
-        marker={"color": "#212529", "size": 5, "opacity": 0.7},
+        marker={"color": INK, "size": 5, "opacity": 0.7},
     )
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_xaxes(title_text="points of accuracy over the unmodified model, hazed scenes", zeroline=True)
-    return figure.update_layout(**LAYOUT, height=60 + 24 * len(names), showlegend=False)
+    return figure.update_layout(**LAYOUT, height=104 + 24 * len(names), showlegend=False)
 
 
 def rho_figure(found: Comparison, world: str = "hazed") -> go.Figure:
@@ -185,7 +186,7 @@ def rho_figure(found: Comparison, world: str = "hazed") -> go.Figure:
             zmin=0,
             zmax=2 * middle,
             zmid=middle,
-            colorscale="RdBu_r",
+            colorscale=DIVERGING,
             text=[[f"{value:.2f}" for value in table[kind]] for kind in kinds],
             texttemplate="%{text}",
             textfont={"size": 9},

@@ -9,22 +9,18 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
+from sinkgate.plots.style import COLORWAY, DIVERGING, GROUP_COLORS, INK, SOFT, WIDTH
+
 Record = dict[str, Any]
 
-_FONT = {"family": "system-ui, sans-serif", "size": 13}
-_V, _INK, _OBJECT = "#e8590c", "#495057", "#1c7ed6"
+_V, _OBJECT = GROUP_COLORS["v_sink"], COLORWAY[1]
 #: What all figures share.
-LAYOUT: dict[str, Any] = {
-    "template": "plotly_white",
-    "font": _FONT,
-    "width": 900,
-    "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
-}
+LAYOUT: dict[str, Any] = {"template": "sinkgate", "width": WIDTH, "margin": {"t": 56, "b": 88}}
 GROUP_STYLES = {
     "v_sink": ("V-sinks", _V),
-    "background": ("ordinary background", "#4dabf7"),
-    "object": ("ordinary, on the leftmost object", "#1864ab"),
-    "shuffled": ("shuffled labels", "#adb5bd"),
+    "background": ("ordinary background", GROUP_COLORS["ordinary"]),
+    "object": ("ordinary, on the leftmost object", _OBJECT),
+    "shuffled": ("shuffled labels", SOFT),
 }
 
 
@@ -60,7 +56,7 @@ def accuracy_figure(history: Sequence[Record]) -> go.Figure:
         reached = [record["kinds"][kind] for record in records]
         figure.add_scatter(x=[record["step"] for record in records], y=reached, name=kind, line={"width": 1.5})
     overall = [record["overall"] for record in records]
-    figure.add_scatter(x=[r["step"] for r in records], y=overall, name="all", line={"color": "black", "width": 3})
+    figure.add_scatter(x=[r["step"] for r in records], y=overall, name="all", line={"color": INK, "width": 3})
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
     figure.update_xaxes(title_text="step of the LLaVA's stage")
     title = "Accuracy of the checkpoints, 48 held-out scenes"
@@ -86,7 +82,7 @@ def probes_figure(targets: dict[str, dict[str, dict[str, list[float]]]]) -> go.F
             )
     figure.update_yaxes(tickformat=".0%", range=[0, 1.03])
     figure.update_xaxes(type="category", tickangle=60)
-    return figure.update_layout(**LAYOUT, height=380, legend={"orientation": "h", "y": -0.35})
+    return figure.update_layout(**LAYOUT, height=380)
 
 
 def gating_figure(gating: Record) -> go.Figure:
@@ -104,7 +100,7 @@ def gating_figure(gating: Record) -> go.Figure:
             zmid=0,
             zmin=-15,
             zmax=15,
-            colorscale="RdBu",
+            colorscale=DIVERGING,
             colorbar={"title": "points"},
             showscale=column == 1,
             row=1,
@@ -122,7 +118,7 @@ def _steps(history: Sequence[Record]) -> tuple[list[int], int]:
 
 
 def _over_steps(figure: go.Figure, first: int, title: str) -> go.Figure:
-    figure.add_vline(x=first, line={"color": _INK, "dash": "dash", "width": 1})
+    figure.add_vline(x=first, line={"color": SOFT, "dash": "dash", "width": 1})
     figure.add_annotation(x=first, y=1.04, yref="paper", text="vision tower alone | with the LLM", showarrow=False)
     figure.update_xaxes(title_text="step")
-    return figure.update_layout(**LAYOUT, height=420, title=title, legend={"orientation": "h", "y": -0.2})
+    return figure.update_layout(**LAYOUT, height=420, title=title)
