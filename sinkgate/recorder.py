@@ -71,8 +71,8 @@ class Recorder:
         """Take in what the heads gave the queries from position ``first`` on, (B, Q, H, d)."""
         end = first + output.shape[1]
         if self.outputs is not None and end <= self.outputs.shape[1]:
-            counts = self.outputs[:, first:end].to(output.device)
-            self.stable_ranks.setdefault(layer, []).append(stable_rank(output * counts[..., None, None]))
+            left_out = ~self.outputs[:, first:end, None, None].to(output.device)
+            self.stable_ranks.setdefault(layer, []).append(stable_rank(output.masked_fill(left_out, 0)))
 
     def put_off(self, layer: int, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
         """Keep the query (B, H, 1, d) of a step that sees all Keys so far; the newest Keys (B, KV, K, d) serve all steps."""

@@ -299,7 +299,7 @@ def _numpy(**columns: Any) -> dict[str, Any]:
 
 def by_layer(tokens: pd.DataFrame) -> pd.DataFrame:
     """Each measure by layer and group, over the samples that have the group: layer, group, measure, mean, std, samples."""
-    return _over_samples(tokens, ["layer", "group"])
+    return _over_samples(tokens, ["layer", "group"]).sort_values("layer", kind="stable", ignore_index=True)
 
 
 def flattening(projector: pd.DataFrame) -> pd.DataFrame:

@@ -101,11 +101,10 @@ def of_projection(vlm, inputs):
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])  # eager gives padding an output
 def test_recorded_ranks_leave_padding_out_and_the_logits_as_they_were(attn):
-    model, processor = tiny_llava("clip", dtype=torch.float64, attn=attn)
+    model, processor = tiny_llava("clip", attn=attn)
     vlm = VLM(model, processor, "tiny")
     texts = ["<image><|user|>what color is the circle<|assistant|>", "<image><|user|>count<|assistant|>"]
     inputs = processor(images=[noise_image(1), noise_image(2)], text=texts, return_tensors="pt", padding=True)
-    inputs = inputs.to("cpu", torch.float64)
     counts = inputs["attention_mask"].bool()
     assert not counts.all()
     recorder = Recorder("last", outputs=counts)
@@ -117,7 +116,14 @@ def test_recorded_ranks_leave_padding_out_and_the_logits_as_they_were(attn):
         (found,) = recorder.stable_ranks[layer]
         for sample, real in enumerate(counts):
             singular = torch.linalg.svdvals(outputs[sample, real].transpose(0, 1))
-            assert torch.allclose(found[sample], singular.square().sum(-1) / singular[:, 0].square())
+            assert torch.allclose(found[sample], singular.square().sum(-1) / singular[:, 0].square(), rtol=1e-4)
+
+
+def test_what_is_left_out_may_be_anything():
+    outputs = random(1, 6, 2, 4)
+    recorder = Recorder(outputs=torch.tensor([[False, False, True, True, True, True]]))
+    recorder.add_output(0, torch.cat([torch.full((1, 2, 2, 4), torch.nan), outputs[:, 2:]], 1), 0)
+    assert torch.allclose(recorder.stable_ranks[0][0], stable_rank(outputs[:, 2:]))
 
 
 def test_decode_steps_have_no_rank():
@@ -417,6 +423,8 @@ def test_means_are_over_the_samples_that_have_the_group():
     row = found.loc[0, "v_sink", "norm"]
     assert (row["mean"], row["std"], row["samples"]) == (6, pytest.approx(8**0.5), 2)
     assert found.loc[0, "text", "share"]["samples"] == 1
+    later = by_layer(pd.concat([tokens.assign(layer=1), tokens.assign(layer=0)], ignore_index=True))
+    assert later["layer"].is_monotonic_increasing
     assert "spike" not in found.index.get_level_values("measure")
 
 
