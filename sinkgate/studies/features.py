@@ -50,6 +50,7 @@ class Features:
         data: what the pictures are, in words.
         question: what is asked of all of them. It stands behind the image in most models, and then the states of visual tokens do
             not depend on it; what attention calls an L-sink does.
+        layers: LLM layers whose inputs are kept; None is all. Ordinary tokens are sinks at no layer at all.
         v_sink, l_sink, merged: as in `sinkgate.find_sinks`.
         tokens: how many ordinary tokens are averaged (5 in the paper); a picture that has fewer goes without.
         draws: how often they are drawn (5 in the paper).
@@ -65,6 +66,7 @@ class Features:
     pictures: Sequence[Pictured]
     data: dict[str, Any] = field(default_factory=dict)
     question: str = QUESTION
+    layers: Sequence[int] | None = None
     v_sink: str | Criterion = "auto"
     l_sink: str | Criterion = "auto"
     merged: Merged = "any"
@@ -79,6 +81,10 @@ class Features:
         for name in ("tokens", "draws", "chunk"):
             if getattr(self, name) < 1:
                 raise SinkgateError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if wrong := [layer for layer in self._layers if not 0 <= layer < self.vlm.num_layers]:
+            raise SinkgateError(
+                f"there is no layer {wrong[0]}; {self.vlm.name} has {self.vlm.num_layers}, counted from 0"
+            )
         if self.dtype not in get_args(Precision):
             raise SinkgateError(f"dtype is {self.dtype!r}; expected {' or '.join(get_args(Precision))}")
 
@@ -86,7 +92,8 @@ class Features:
     def settings(self) -> dict[str, Any]:
         names = ("question", "v_sink", "l_sink", "merged", "tokens", "draws", "dtype", "seed", "chunk")
         values = {name: getattr(self, name) for name in names}
-        return {name: value if isinstance(value, str | int) else repr(value) for name, value in values.items()}
+        told = {name: value if isinstance(value, str | int) else repr(value) for name, value in values.items()}
+        return {**told, "layers": self._layers}
 
     @property
     def model(self) -> dict[str, Any]:
@@ -95,6 +102,10 @@ class Features:
     @property
     def units(self) -> int:
         return chunks(len(self.pictures), self.chunk)
+
+    @property
+    def _layers(self) -> list[int]:
+        return list(range(self.vlm.num_layers) if self.layers is None else self.layers)
 
     def work(self, unit: int) -> dict[str, pd.DataFrame | dict[str, Tensor]]:
         first = unit * self.chunk
@@ -116,8 +127,8 @@ class Features:
         pooled = {}
         if (tokens := encoder_states(seen)) is not None:
             pooled[ENCODER] = _means(tokens, [sinks.v_sink, torch.zeros_like(sinks.v_sink), *drawn])
-        for layer, hidden in enumerate(seen.hidden):
-            pooled[str(layer)] = _means(hidden[seen.visual], [sinks.v_sink, sinks.l_sink[layer], *drawn])
+        for layer in self._layers:
+            pooled[str(layer)] = _means(seen.hidden[layer, seen.visual], [sinks.v_sink, sinks.l_sink[layer], *drawn])
         return pooled
 
     def _stored(self, states: Tensor) -> Tensor:
