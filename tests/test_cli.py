@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -228,11 +229,11 @@ def test_gates_are_trained_stacked_examined_and_asked(sinkgate, made, tmp_path, 
     assert set(LSG.from_pretrained(tmp_path / "stack").config.layers) == set(stacked["layers"]) <= {2, 6, 7}
     sg.Gates.ones(demo).set("rest", 0.0, [2]).save(tmp_path / "off.json")
     options = ["--gates", run / "gates", "--gates", tmp_path / "off.json", "--method", "var", "--limit", 26]
-    found = json.loads(sinkgate("eval", *options, "--json").stdout)["methods"]
+    found = json.loads(sinkgate("eval", *options, "--out", tmp_path / "eval", "--json").stdout)["methods"]
     assert set(found) == {"unmodified", "gates", "off.json", "var"}
     assert found["unmodified"]["accuracy"] > found["off.json"]["accuracy"]
     assert len(found["gates"]["kinds"]) == 13
-    table = sinkgate("eval", *options).stdout
+    table = sinkgate("eval", *options, "--out", tmp_path / "eval").stdout  # read again, not asked again
     assert "off.json" in table and f"{found['unmodified']['accuracy']:.1%}" in table
     picture, question = made / "0000.png", "How many objects are there?"
     asked = json.loads(sinkgate("ask", picture, question, "--gates", run / "gates", "--json").stdout)
@@ -262,5 +263,62 @@ def test_gates_are_trained_on_files_in_llavas_format(sinkgate, made, tmp_path):
 def test_what_is_wrong_with_gates_is_one_sentence(sinkgate, tmp_path, args, words):
     out = [] if args[0] == "eval" else ["--out", tmp_path]
     done = sinkgate(*args, *out, "--limit", 2, code=2)
+    assert re.search(words, done.stderr), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("sinkgate: ")
+
+
+def test_a_killed_sweep_goes_on_and_two_processes_equal_one(sinkgate, tmp_path):
+    options = ["--limit", 18, "--haze", 0.6, "--layers", "1-2", "--batch-size", 3]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    sinkgate("sweep", *options, "--out", whole)
+    command = [sys.executable, "-m", "sinkgate", "sweep", *map(str, options), "--out", str(killed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for already in (0, 1):
+        running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(list(killed.glob("parts/0*"))) <= already:
+            assert running.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        running.kill()
+        running.wait()
+    assert not (killed / "answers.parquet").exists()
+    launched = {**environment, "WORLD_SIZE": "2", "LOCAL_RANK": "0"}  # what accelerate launch and torchrun set
+    workers = [
+        subprocess.Popen(command, env={**launched, "RANK": str(rank)}, stdout=subprocess.DEVNULL) for rank in (0, 1)
+    ]
+    assert [worker.wait() for worker in workers] == [0, 0]
+    for table in ("answers", "items"):
+        assert (killed / f"{table}.parquet").read_bytes() == (whole / f"{table}.parquet").read_bytes()
+    assert "holds a study already" in sinkgate("sweep", *options, "--out", killed, "--no-resume", code=2).stderr
+    assert "settings.layers" in sinkgate("sweep", *options, "--layers", 5, "--out", killed, code=2).stderr
+
+
+def test_shards_are_merged(sinkgate, tmp_path):
+    options = ["--limit", 8, "--layers", "2", "--batch-size", 4]
+    shares = [tmp_path / str(rank) for rank in range(2)]
+    for rank, share in enumerate(shares):
+        assert "share" in sinkgate("sweep", *options, "--out", share, "--shard", f"{rank}/2").stderr
+    assert "2 of 2 parts" in sinkgate("merge", *shares, "--out", tmp_path / "all").stdout
+    assert (tmp_path / "all" / "answers.parquet").exists()
+    assert "--out" in sinkgate("sweep", *options, "--shard", "0/2", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["sweep", "--data", "mmstar", "--files", "nowhere"], "nowhere"),
+        (["sweep", "--three"], "--grid"),
+        (["sweep", "--grid", "a,b"], "--grid is 'a,b'"),
+        (["sweep", "--grid", "9"], "9; expected a finite number from 0 to 4"),
+        (["sweep", "--layers", "9"], "layers 0 to 7"),
+        (["anatomy", "--l-sink", "loud"], "no criterion is called 'loud'"),
+        (["probe", "--data", "scenes.json"], "--images"),
+        (["eval", "--asking", "written", "--extractor", "strict"], "no extractor 'strict'"),
+        (["report", "."], "no study"),
+    ],
+)
+def test_what_is_wrong_with_a_study_is_one_sentence(sinkgate, tmp_path, monkeypatch, args, words):
+    monkeypatch.chdir(tmp_path)
+    limit = [] if args[0] == "report" else ["--limit", 12]
+    done = sinkgate(*args, *limit, code=2)
     assert re.search(words, done.stderr), done.stderr
     assert done.stderr.splitlines()[-1].startswith("sinkgate: ")

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -176,7 +176,8 @@ def evaluate(
         list[str] | None, typer.Option(help="var, front, suppress or remove, beside the gates; once for each.")
     ] = None,
     asking: Annotated[
-        str, typer.Option(help="forced: the most probable option, in one forward; written: the answer in full, read.")
+        Literal["forced", "written"],
+        typer.Option(help="forced: the most probable option, in one forward; written: the answer in full, read."),
     ] = "forced",
     extractor: Annotated[str, typer.Option(help="Who reads written answers: robust, or a published rule.")] = "robust",
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest written answer, in tokens.")] = 32,
@@ -193,7 +194,8 @@ def evaluate(
     methods: dict[str, Method] = {name: published(name) for name in method or ()}
     benchmark, items = data.items()
     vlm = chosen.load()
-    methods |= {path.name: read_method(path, vlm, any_model) for path in gates or ()}
+    for path in gates or ():
+        methods[path.name if path.name not in methods else str(path)] = read_method(path, vlm, any_model)
     methods = {"unmodified": Fixed(Gates.ones(vlm)), **methods}
     about = {**_about(data), "gates": [str(path) for path in gates or ()]}
     study = Examination(
@@ -214,9 +216,13 @@ def evaluate(
         tables = results.table("items"), results.table("answers")
         by_task, named = accuracies(*tables), scores(benchmark, *tables)
     if as_json:
-        print_json(samples=len(tables[0]), tasks=_records(by_task), scores=_records(named))
+        told = by_task.set_index("task")
+        each = {
+            name: {"accuracy": told.loc["all", name], "kinds": told[name].drop("all").to_dict()} for name in methods
+        }
+        print_json(samples=len(tables[0]), methods=each, scores=_records(named))
         return
-    typer.echo(by_task.to_string(float_format="{:.1%}".format))
+    typer.echo(by_task.to_string(index=False, float_format="{:.1%}".format))
     typer.echo(named.to_string(index=False, float_format="{:.1%}".format))
 
 

@@ -1,0 +1,104 @@
+"""Methods on a benchmark: batches equal single questions, scores equal those computed by hand."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from toy import scene_items
+
+import sinkgate as sg
+from sinkgate.benchmarks import SCENES, Item
+from sinkgate.errors import SinkgateError
+from sinkgate.methods import VAR, Fixed, Remove
+from sinkgate.samples import Sample
+from sinkgate.studies.examination import Examination, accuracies, changes, scores
+from sinkgate.studies.run import run
+
+
+@pytest.fixture(scope="module")
+def items():
+    return [replace(item, columns={"scope": "local"}) for item in scene_items(9)]
+
+
+@pytest.fixture(scope="module")
+def methods(demo):
+    off = sg.Gates.ones(demo).set("v_sink", 0.0, [2])
+    return {"unmodified": Fixed(sg.Gates.ones(demo)), "off": Fixed(off), "var": VAR(), "removed": Remove()}
+
+
+def test_written_answers_are_those_of_one_question_at_a_time(demo, items, methods, tmp_path):
+    study = Examination(demo, SCENES, items, methods, "written", chunk=4)
+    answers = run(study, tmp_path, progress=False).table("answers").set_index(["method", "sample"])
+    off = sg.Gates.ones(demo).set("v_sink", 0.0, [2])
+    for number, item in enumerate(items):
+        prompt = demo.prompt(item.sample.images, item.sample.question)
+        for name, gates in (("unmodified", None), ("off", off)):
+            row, text = answers.loc[(name, number)], demo.answer(prompt, gates).text
+            assert row["text"] == text and row["right"] == (text == item.sample.answer)
+
+
+def test_forced_and_written_agree_where_answers_are_open(demo, items, methods, tmp_path):
+    both = [
+        run(Examination(demo, SCENES, items, methods, asking, chunk=5), tmp_path / asking, progress=False)
+        for asking in ("forced", "written")
+    ]
+    forced, written = (each.table("answers").set_index(["method", "sample"])["right"] for each in both)
+    assert forced.equals(written[forced.index])
+    assert 0 < forced.mean() < 1, "a test of both sides"
+
+
+def test_an_option_is_said(demo, methods, tmp_path):
+    options = ("1", "2", "3", "4", "5")
+    asked = [item.sample for item in scene_items(5, kinds=["count"])]
+    items = [Item(replace(sample, options=options), str(i), {"scope": "global"}) for i, sample in enumerate(asked)]
+    answers = run(Examination(demo, SCENES, items, methods), tmp_path, progress=False).table("answers")
+    told = answers.merge(pd.DataFrame({"sample": range(5), "true": [sample.answer for sample in asked]}), on="sample")
+    assert told["said"].isin(options).all()
+    assert (told["right"] == (told["said"] == told["true"])).all()
+
+
+def frames():
+    items = pd.DataFrame(
+        {"sample": range(6), "task": ["a", "a", "b", "b", "b", "b"], "scope": ["global"] * 2 + ["local"] * 4}
+    )
+    right = {"unmodified": [1, 0, 1, 0, 0, 0], "better": [1, 1, 1, 1, 0, 1], "same": [1, 0, 1, 0, 0, 0]}
+    answers = [
+        pd.DataFrame({"sample": range(6), "method": name, "right": map(bool, told)}) for name, told in right.items()
+    ]
+    return items, pd.concat(answers, ignore_index=True)
+
+
+def test_scores_and_changes_by_hand():
+    items, answers = frames()
+    table = scores(SCENES, items, answers).set_index(["score", "method"])
+    assert table.loc[("micro", "better"), "value"] == pytest.approx(5 / 6)
+    assert table.loc[("kind mean", "better"), "value"] == pytest.approx((1 + 3 / 4) / 2)
+    assert table.loc[("local", "better"), "change"] == pytest.approx(1 / 2)
+    low, high = table.loc[("micro", "better"), ["low", "high"]]
+    assert low <= 1 / 2 <= high and low >= 0
+    assert (table.xs("same", level="method")[["change", "low", "high"]] == 0).all(axis=None)
+    found = changes(items, answers).set_index(["task", "method"])
+    assert found.loc[("all", "better"), ["wins", "losses"]].tolist() == [3, 0]
+    assert found.loc[("all", "better"), "p"] == pytest.approx(0.25)
+    assert found.loc[("b", "better"), "change"] == pytest.approx(0.5)
+    assert (found["corrected"] >= found["p"]).all()
+    by_task = accuracies(items, answers).set_index("task")
+    assert by_task.loc["b"].tolist() == [1 / 4, 3 / 4, 1 / 4]
+    assert list(by_task.columns) == ["unmodified", "better", "same"]
+    assert by_task.loc["all", "unmodified"] == pytest.approx(2 / 6)
+
+
+def test_what_is_wrong_is_said_before_anything_runs(demo, items, methods):
+    with pytest.raises(SinkgateError, match="one called 'unmodified'"):
+        Examination(demo, SCENES, items, {"var": VAR()})
+    with pytest.raises(SinkgateError, match="asking is 'sung'"):
+        Examination(demo, SCENES, items, methods, "sung")
+    with pytest.raises(SinkgateError, match="no extractor 'strict'.*robust"):
+        Examination(demo, SCENES, items, methods, "written", "strict")
+
+
+def test_an_item_that_cannot_be_asked_is_named(demo, items, methods, tmp_path):
+    broken = Item(Sample((b"",), "How many objects are there?", "1"), "q-7", {})
+    for asking in ("forced", "written"):
+        with pytest.raises(SinkgateError, match="item q-7"):
+            run(Examination(demo, SCENES, [*items[:2], broken], methods, asking), tmp_path / asking, progress=False)
