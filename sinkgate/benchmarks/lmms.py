@@ -1,0 +1,218 @@
+"""A gated model in lmms-eval, for all of its tasks that ask about images: `pip install "sinkgate[lmms]"`, then
+
+    python -m lmms_eval --model sinkgate --model_args model=llava-1.5-7b,gates=runs/stack --tasks mmstar --batch_size 8
+
+or, with the same arguments, `python -m sinkgate.benchmarks.lmms`. Questions, scores and result files are lmms-eval's; the chat format is the
+model's own. Written for the interface of "simple" models of release 0.7.3.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from sinkgate import loading
+from sinkgate.errors import SinkgateError
+from sinkgate.gates import Gates
+from sinkgate.lookup import read_method
+from sinkgate.lsg import LSG
+from sinkgate.methods import Fixed
+from sinkgate.prompts import Prompt
+from sinkgate.vlm import find_sinks
+
+try:
+    from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
+    from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
+except ImportError as error:
+    raise ImportError(f'the adapter needs lmms-eval ({error}): run `pip install "sinkgate[lmms]"`') from error
+
+NAME = "sinkgate"
+PLACE = "<image>"  # where a task's text wants an image
+MAX_NEW_TOKENS = 1024  # where a task says nothing; as lmms-eval's LLaVA
+
+
+class GatedModel(lmms):
+    """A model of `sinkgate.load` under a method, as lmms-eval's "simple" models are: text and images in, text out.
+
+    Sinks are found in the images of each request. A request without images runs unmodified: there is nothing to gate.
+
+    Args:
+        model: as `sinkgate.load` takes it: a known name, a Hub id or a folder.
+        gates: folder of learned gates, of a LoRA or a reweighting, or JSON file of fixed gates; None is the unmodified model.
+        device, device_map, dtype, revision, quantize: as `sinkgate.load` takes them. Of several processes each takes a GPU of its own.
+        batch_size: requests side by side; 1 for models that encode images anew in every call, whatever is given.
+        any_model: gates of another model too.
+        max_batch_size: what lmms-eval hands to every model; not used.
+
+    Raises:
+        SinkgateError: the model or the gates cannot be loaded, or do not fit each other.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        model: str = "demo",
+        gates: str | None = None,
+        device: str | None = None,
+        batch_size: int | str = 1,
+        *,
+        device_map: str | None = None,
+        dtype: str | None = None,
+        revision: str | None = None,
+        quantize: str | None = None,
+        any_model: bool = False,
+        max_batch_size: int | str | None = None,  # noqa: ARG002
+    ) -> None:
+        super().__init__()
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise SinkgateError(f"batch_size is {batch_size!r}; expected a number of requests, 1 or more")
+        if device is None and device_map is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        self.vlm = loading.load(
+            str(model), device=device, device_map=device_map, dtype=dtype, revision=revision, quantize=quantize
+        )
+        self.gated = gates is not None
+        self.method = read_method(gates, self.vlm, any_model) if gates is not None else Fixed(Gates.ones(self.vlm))
+        self._find_sinks = self.method.find_sinks if isinstance(self.method, LSG) else find_sinks
+        self.batch_size = int(batch_size) if self.vlm.adapter.takes_encoded is not None else 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.vlm.device
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """The answers, in the requests' order, each under the gates that its own images and question get.
+
+        Greedy unless a task sets a temperature. An answer ends where a stop string begins; a blank line, which lmms-eval sets where a task
+        names none, is no stop string, as for its own Qwen2.5-VL.
+
+        Raises:
+            SinkgateError: a request holds something else than images.
+        """
+        answers = [""] * len(requests)
+        with tqdm(total=len(requests), desc=NAME, disable=self.rank != 0) as bar:
+            for numbers in _batches([request.args[1] for request in requests], self.batch_size):
+                chosen = [requests[number].args for number in numbers]
+                options = chosen[0][1]
+                asked = [(context, self._images(*place)) for context, _, *place in chosen]
+                prompts = [self._prompt(context, images) for context, images in asked if images]
+                gated = iter(self._gated(prompts, options) if prompts else ())
+                for number, (context, images) in zip(numbers, asked, strict=True):
+                    answers[number] = _until(next(gated) if images else self._plain(context, options), options)
+                bar.update(len(numbers))
+        return answers
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Not offered: lmms-eval's interface asks for a log-likelihood, and its tasks take the least for the best."""
+        raise NotImplementedError(_not_offered("loglikelihood", requests))
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        """Not offered: a prompt is one question."""
+        raise NotImplementedError(_not_offered("generate_until_multi_round", requests))
+
+    # --- inside
+
+    def _images(self, visuals_of: Callable[[Any], Any], document: Any, task: str, split: str) -> list[Image.Image]:
+        """The images of a document, which lmms-eval leaves to the model to fetch."""
+        visuals = visuals_of(self.task_dict[task][split][document]) or []
+        for visual in visuals:
+            if not isinstance(visual, Image.Image):
+                raise SinkgateError(
+                    f"task {task}, document {document}: a {type(visual).__name__} is among the visuals; only images can be gated"
+                )
+        return [visual.convert("RGB") for visual in visuals]
+
+    def _prompt(self, context: str, images: list[Image.Image]) -> Prompt:
+        """As `VLM.prompt`, but with the task's line breaks, at any length, and with several images where the text wants them."""
+        return self.vlm.read(self._inputs(self._text(context, len(images)), images), question=context)
+
+    def _text(self, context: str, images: int) -> str:
+        parts = context.split(PLACE)
+        if images < 2 or len(parts) != images + 1 or not getattr(self.vlm.processor, "chat_template", None):
+            return self.vlm.prompter.text(context.replace(PLACE, "").strip(), images)
+        content = [{"type": "text", "text": parts[0]}]
+        for part in parts[1:]:
+            content += [{"type": "image"}, {"type": "text", "text": part}]
+        content = [each for each in content if each.get("text", PLACE).strip()]
+        return self.vlm.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+
+    def _inputs(self, text: str, images: list[Image.Image]) -> dict[str, Any]:
+        made = self.vlm.processor(text=[text], images=[images] if images else None, return_tensors="pt")
+        return dict(made.to(self.vlm.device, self.vlm.model.dtype))
+
+    def _gated(self, prompts: list[Prompt], options: Mapping[str, Any]) -> list[str]:
+        sinks = [self._find_sinks(self.vlm, prompt) for prompt in prompts] if self.gated else ()
+        batch = self.vlm.batch(prompts, sinks)
+        with torch.no_grad(), self.method.applied(self.vlm, batch):
+            return self._generate(batch.inputs, options)
+
+    def _plain(self, context: str, options: Mapping[str, Any]) -> str:
+        with torch.no_grad(), self.vlm.attached(None, None):
+            return self._generate(self._inputs(self._text(context, 0), []), options)[0]
+
+    def _generate(self, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+        temperature = options.get("temperature") or 0
+        sampling = {name: options.get(name) for name in ("temperature", "top_p", "top_k")} if temperature > 0 else {}
+        ids = self.vlm.model.generate(
+            **inputs,
+            max_new_tokens=options.get("max_new_tokens", MAX_NEW_TOKENS),
+            num_beams=options.get("num_beams", 1),
+            do_sample=temperature > 0,
+            **sampling,
+        )
+        told = ids[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.vlm.tokenizer.batch_decode(told, skip_special_tokens=True)]
+
+
+def _batches(options: Sequence[Mapping[str, Any]], size: int) -> Iterator[list[int]]:
+    """Numbers of requests, so many at most together, and only those with equal options."""
+    alike: dict[str, list[int]] = {}
+    for number, each in enumerate(options):
+        alike.setdefault(repr(sorted(each.items())), []).append(number)
+    for numbers in alike.values():
+        yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
+
+
+def _until(text: str, options: Mapping[str, Any]) -> str:
+    stops = options.get("until") or []
+    for stop in [stops] if isinstance(stops, str) else stops:
+        text = text.split(stop)[0] if stop.strip() else text
+    return text
+
+
+def _not_offered(kind: str, requests: Sequence[Any]) -> str:
+    task = requests[0].task_name if requests else "this task"
+    return f"{task} asks for {kind}, which a gated model does not offer; take a task of the kind generate_until"
+
+
+# --- registration
+
+
+def manifest() -> ModelManifest:
+    """What lmms-eval's entry point ``lmms_eval.models`` asks for."""
+    return ModelManifest(model_id=NAME, simple_class_path=f"sinkgate.benchmarks.lmms.{GatedModel.__name__}")
+
+
+def main() -> None:
+    """lmms-eval's command line with this model known and chosen."""
+    from lmms_eval.cli.dispatch import main as lmms_eval  # pyright: ignore[reportMissingImports]
+    from lmms_eval.models import MODEL_REGISTRY_V2  # pyright: ignore[reportMissingImports]
+
+    MODEL_REGISTRY_V2.register_manifest(manifest(), overwrite=True)
+    if "--model" not in sys.argv:
+        sys.argv[1:1] = ["--model", NAME]
+    lmms_eval()
+
+
+if __name__ == "__main__":
+    main()
