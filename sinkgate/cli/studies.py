@@ -80,8 +80,11 @@ def anatomy(
     as_json: AsJson = False,
 ) -> None:
     """Norms, spikes, attention, Values and outputs of V-sinks, L-sinks and ordinary tokens, layer by layer."""
+    from sinkgate.sinks import criterion
     from sinkgate.studies.anatomy import Anatomy, by_layer
 
+    for name in (v_sink, l_sink):
+        criterion(name)  # refuse a wrong name before the model is loaded
     samples = data.samples("test")
     vlm = chosen.load()
     at = read_layers(layers, vlm.num_layers)

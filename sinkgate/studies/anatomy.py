@@ -15,7 +15,6 @@ Shapes: L LLM layers, H heads, G groups, K Keys, V visual tokens, D channels.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,7 +32,7 @@ from sinkgate.known_dimensions import SIDES, Side
 from sinkgate.prompts import Prompt
 from sinkgate.samples import Sample
 from sinkgate.sinks import HeadObservation, Merged, SinkMap, classify
-from sinkgate.studies.provenance import facts_of
+from sinkgate.studies.provenance import facts_of, facts_of_samples
 from sinkgate.studies.run import Tables, chunks
 from sinkgate.vlm import VLM
 
@@ -72,7 +71,7 @@ class Anatomy:
     """The study: `TABLES` of every sample by itself, so that no number depends on ``chunk``, how many are a part of the results.
 
     ``dims``: the sink dimensions on both sides, for ``spike`` and the criterion "dimensions"; `sinkgate.discover` looks for
-    them once where None. ``v_sink``, ``l_sink`` and ``merged`` sort tokens into groups as in `sinkgate.find_sinks`. ``about``: what
+    them once where None. ``layers``: those that ``tokens`` and ``heads`` keep, all where None. ``v_sink``, ``l_sink`` and ``merged`` sort tokens into groups as in `sinkgate.find_sinks`. ``about``: what
     else tells one run from another.
     """
 
@@ -83,6 +82,7 @@ class Anatomy:
     v_sink: str | Criterion = "auto"
     l_sink: str | Criterion = "auto"
     merged: Merged = "any"
+    layers: Sequence[int] | None = None
     chunk: int = 8
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -101,6 +101,7 @@ class Anatomy:
         return {
             **{name: each if isinstance(each, str) else repr(each) for name, each in criteria.items()},
             "merged": self.merged,
+            "layers": "all" if self.layers is None else list(self.layers),
             "dimensions": {side: list(dims) for side, dims in self.dimensions.items()},
             "chunk": self.chunk,
             **self.about,
@@ -114,8 +115,7 @@ class Anatomy:
     @property
     def data(self) -> dict[str, Any]:
         """See `sinkgate.studies.run.Study`."""
-        told = "\x1e".join("\x1f".join((each.kind, each.question, each.answer, *each.options)) for each in self.samples)
-        return {"samples": len(self.samples), "checksum": hashlib.sha256(told.encode()).hexdigest()[:16]}
+        return facts_of_samples(self.samples)
 
     @property
     def units(self) -> int:
@@ -130,7 +130,12 @@ class Anatomy:
             prompt = self.vlm.prompt(sample.images, sample.question)
             criteria = {"v_sink": self.v_sink, "l_sink": self.l_sink}
             each.append(dissect(self.vlm, prompt, self.dimensions, **criteria, merged=self.merged, sample=number))
-        return {name: pd.concat([tables[name] for tables in each], ignore_index=True) for name in TABLES}
+        return {name: self._kept(pd.concat([tables[name] for tables in each], ignore_index=True)) for name in TABLES}
+
+    def _kept(self, table: pd.DataFrame) -> pd.DataFrame:
+        if self.layers is None or "layer" not in table:
+            return table
+        return table[table["layer"].isin(self.layers)].reset_index(drop=True)
 
 
 def dissect(

@@ -16,8 +16,8 @@ from sinkgate.evaluation import evaluate
 from sinkgate.lessons import Finder, Lessons, batches
 from sinkgate.methods import Method
 from sinkgate.statistics import compared, holm, score_interval
-from sinkgate.studies.items import facts_of_items, frame_of, refuse_skipped
-from sinkgate.studies.provenance import facts_of
+from sinkgate.studies.items import frame_of, refuse_skipped
+from sinkgate.studies.provenance import facts_of, facts_of_samples
 from sinkgate.studies.run import Tables, chunks
 from sinkgate.vlm import VLM, find_sinks
 
@@ -73,7 +73,7 @@ class Examination:
     @property
     def data(self) -> dict[str, Any]:
         """See `sinkgate.studies.run.Study`."""
-        return {"benchmark": self.benchmark.name, **facts_of_items(self.items)}
+        return {"benchmark": self.benchmark.name, **facts_of_samples([item.sample for item in self.items])}
 
     @property
     def units(self) -> int:

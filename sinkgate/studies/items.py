@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -21,15 +19,6 @@ def frame_of(items: Sequence[Item], first: int = 0) -> pd.DataFrame:
             for number, item in enumerate(items, first)
         ]
     )
-
-
-def facts_of_items(items: Sequence[Item]) -> dict[str, Any]:
-    """How many items there are, and a checksum of what is asked."""
-    digest = hashlib.sha256()
-    for item in items:
-        told = (item.id, item.sample.kind, item.sample.question, item.sample.answer, *item.sample.options)
-        digest.update("\x1f".join((*told, "\x1e")).encode())
-    return {"items": len(items), "checksum": digest.hexdigest()[:16]}
 
 
 def refuse_skipped(lessons: Lessons, items: Sequence[Item]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from sinkgate.discovery import WEIGHTS
+from sinkgate.samples import Sample
 from sinkgate.vlm import VLM
 
 PACKAGES = ("sinkgate", "torch", "transformers", "scikit-learn", "numpy", "pyarrow")
@@ -30,6 +32,12 @@ def facts_of(vlm: VLM) -> dict[str, Any]:
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
         "attention": config.get_text_config()._attn_implementation,
     }
+
+
+def facts_of_samples(samples: Sequence[Sample]) -> dict[str, Any]:
+    """How many there are, and a checksum of what is asked; pictures are not looked at."""
+    told = "\x1e".join("\x1f".join((each.kind, each.question, each.answer, *each.options)) for each in samples)
+    return {"samples": len(samples), "checksum": hashlib.sha256(told.encode()).hexdigest()[:16]}
 
 
 def versions() -> dict[str, str]:

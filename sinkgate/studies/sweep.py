@@ -22,8 +22,8 @@ from sinkgate.gates import Gates
 from sinkgate.lessons import Finder, Lessons
 from sinkgate.methods import Fixed
 from sinkgate.statistics import compared, holm, intervals, sign_test
-from sinkgate.studies.items import facts_of_items, frame_of, refuse_skipped
-from sinkgate.studies.provenance import facts_of
+from sinkgate.studies.items import frame_of, refuse_skipped
+from sinkgate.studies.provenance import facts_of, facts_of_samples
 from sinkgate.studies.run import Tables, chunks
 from sinkgate.sweep import CONTROLS, LINE, Setting, oracle
 from sinkgate.vlm import VLM, find_sinks, find_v_sinks
@@ -70,7 +70,7 @@ class Sweep:
     @property
     def data(self) -> dict[str, Any]:
         """See `sinkgate.studies.run.Study`."""
-        return facts_of_items(self.items)
+        return facts_of_samples([item.sample for item in self.items])
 
     @property
     def units(self) -> int:

@@ -468,3 +468,13 @@ def test_heads_are_ordered_by_what_they_give_a_group():
     found = strongest_heads(heads)
     assert found["head"].tolist() == [1, 0] and found["v_sink"].tolist() == pytest.approx([0.45, 0.2])
     assert found["samples"].tolist() == [2, 2]
+
+
+def test_layers_that_were_not_asked_for_are_left_out(demo):
+    samples = list(scene_samples(2, split="test", size=64))
+    whole = Anatomy(demo, samples, dims={}).work(0)
+    some = Anatomy(demo, samples, dims={}, layers=[2, 5]).work(0)
+    assert set(some["tokens"]["layer"]) == set(some["heads"]["layer"]) == {2, 5}
+    kept = whole["tokens"][whole["tokens"]["layer"].isin([2, 5])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(some["tokens"], kept)
+    pd.testing.assert_frame_equal(some["images"], whole["images"])
