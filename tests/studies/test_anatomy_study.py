@@ -390,6 +390,7 @@ def test_dimensions_are_looked_for_once_and_told(demo, samples, monkeypatch):
         "v_sink": "NormOutliers(times=3.0, threshold=None)",
         "l_sink": "auto",
         "merged": "any",
+        "layers": "all",
         "dimensions": {"vision": [5], "llm": [3, 7]},
         "chunk": 1,
         "note": "x",

@@ -81,7 +81,9 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path):
 def test_two_processes_equal_one(whole, tmp_path):
     out = tmp_path / "two"
     workers = [
-        processes.Process(target=run, args=(Toy(seconds=0.01), out), kwargs={"shard": Shard(rank, 2), "progress": False})
+        processes.Process(
+            target=run, args=(Toy(seconds=0.01), out), kwargs={"shard": Shard(rank, 2), "progress": False}
+        )
         for rank in range(2)
     ]
     for worker in workers:
