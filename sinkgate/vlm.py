@@ -88,7 +88,7 @@ class VLM:
 
         Raises:
             ImageError: an image cannot be used (see ``open_image``).
-            PromptError: the question is empty, longer than 2,000 characters, or holds a token with a meaning of its own;
+            PromptError: the question is empty, longer than 20,000 characters, or holds a token with a meaning of its own;
                 there is no image, or more than the model takes.
         """
         with self.lock:

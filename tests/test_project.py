@@ -24,7 +24,7 @@ def ranges():
 
 def test_environment_yml_agrees_with_pyproject(ranges):
     listed = re.findall(r"^ {6}- ([^-\s].*)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
-    assert requirements(listed) == ranges
+    assert requirements(listed) == {name: pin for name, pin in ranges.items() if name != "lmms-eval"}
     python = re.search(r"- python(\S+)", (ROOT / "environment.yml").read_text())
     assert python and python[1] == PROJECT["requires-python"]
 

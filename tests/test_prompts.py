@@ -210,3 +210,11 @@ def test_too_few_places_for_the_image_are_refused(qwen2_vl):
     inputs = {**prompt.inputs, "input_ids": ids[:, keep], "attention_mask": prompt.inputs["attention_mask"][:, keep]}
     with pytest.raises(sg.UnsupportedModelError, match="image tokens, the encoder makes"):
         fresh.read(inputs)
+
+
+def test_line_breaks_of_a_question_stay():
+    vlm = sg.load(tiny_llava())
+    question = "Which is it?\nA. red\nB. blue\nAnswer with the letter."
+    prompt = vlm.prompt(noise_image(), f"  {question}\n")
+    assert prompt.question == question
+    assert question in vlm.prompter.text(prompt.question)
