@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import noise_image
+from tiny import noise_image, tiny_llava
 from transformers import (
     BatchFeature,
     Idefics3Processor,

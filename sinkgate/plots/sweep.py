@@ -1,6 +1,6 @@
 """Figures of the oracle sweep: what each setting does to each task (paper, section 3).
 
-All of them take rows of a task and a setting: ``task``, ``layer``, the scales ``v_sink``, ``l_sink`` and ``ordinary``, ``change`` of accuracy
+Where nothing else is said they take rows of a task and a setting: ``task``, ``layer``, the scales ``v_sink``, ``l_sink`` and ``ordinary``, ``change`` of accuracy
 against the unmodified model with its 95 % interval ``low`` to ``high`` (shares, drawn as points), and ``corrected``, p after
 correction for the number of settings.
 """
@@ -19,45 +19,23 @@ SCALES = ["v_sink", "l_sink", "ordinary"]
 ACROSS = 4  # panels side by side
 
 
-def layers_figure(cells: pd.DataFrame, limit: float | None = None, value: str = "change") -> go.Figure:
-    """The map of tasks by layers: one row a task and layer, such as the best point of the paper's line, or the same point everywhere.
+def layers_figure(cells: pd.DataFrame, limit: float | None = None) -> go.Figure:
+    """The map of tasks by layers: one row a task and layer, such as the best point of the paper's line, or one point for all.
 
-    Args:
-        cells: see above; at most one row a task and layer.
-        limit: points at which the colours end, the same both ways; those of the largest value where None.
-        value: the column that is drawn, such as "lean".
+    ``limit``: points at which the colours end, the same both ways; those of the largest change where None.
     """
-    tasks, layers = list(dict.fromkeys(cells["task"])), sorted(set(cells["layer"]))
-    table = cells.assign(
-        points=100 * cells[value],
-        told=[_told(row, value) for _, row in cells.iterrows()],
-        text=[_signed(row, value, len(layers) <= 24) for _, row in cells.assign(holds=_holds(cells)).iterrows()],
-    )
-    z, told, text = (
-        table.pivot(index="task", columns="layer", values=name).loc[tasks, layers].to_numpy()
-        for name in ("points", "told", "text")
-    )
-    figure = go.Figure()
-    figure.add_heatmap(
-        x=[str(layer) for layer in layers],
-        y=[escape(str(task)) for task in tasks],
-        z=z,
-        text=np.where(np.isnan(z), "", text),
-        texttemplate="%{text}",
-        textfont={"size": 11 if len(layers) <= 12 else 9 if len(layers) <= 24 else 8},
-        customdata=told,
-        hovertemplate="%{y}, layer %{x}<br>%{customdata}<extra></extra>",
-        hoverongaps=False,
-        xgap=1,
-        ygap=1,
-        **_colors(z, limit),
-    )
-    figure.update_xaxes(title_text="layer", type="category", showgrid=False)
-    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure = _map(cells, "change", limit)
+    subtitle = "Points of accuracy against the unmodified model; bold with * where it holds after correction."
+    return dressed(figure, "Gains and losses by task and layer", subtitle, _height(cells), legend=False)
+
+
+def lean_figure(leans: pd.DataFrame, limit: float | None = None) -> go.Figure:
+    """The same map of which way tasks want the sinks: ``task``, ``layer``, ``lean``, ``low``, ``high``, ``corrected``."""
+    figure = _map(leans, "lean", limit)
     subtitle = (
-        "Points of accuracy against the unmodified model; bold with * where it holds after correction (p < 0.05)."
+        "Accuracy with V-sinks up, minus with V-sinks down, in points; bold with * where it holds after correction."
     )
-    return dressed(figure, "Gains and losses by task and layer", subtitle, 170 + 34 * len(tasks), legend=False)
+    return dressed(figure, "Which way each task leans, layer by layer", subtitle, _height(leans), legend=False)
 
 
 def settings_figure(gains: pd.DataFrame, limit: float | None = None) -> go.Figure:
@@ -172,10 +150,10 @@ def curves_figure(gains: pd.DataFrame, task: str) -> go.Figure:
 
 
 def confirmation_figure(found: pd.DataFrame) -> go.Figure:
-    """What the best setting promised on the half where it was chosen, and what it gave on the other.
+    """What the best setting of a task promised on the half that chose it, and what it gave on the other.
 
-    One row a choice: ``task``, the setting, ``searched`` and ``confirmed`` (changes), ``low`` to ``high`` of the latter; ``family``
-    and ``half`` where there are several.
+    One row a task: ``task``, ``first`` and ``second`` (the settings that the halves chose, in words), ``searched`` and ``confirmed`` (changes of
+    accuracy, shares), ``low`` to ``high`` of the latter; ``family`` where there are several.
     """
     names = [_row_name(row) for _, row in found.iterrows()]
     at = list(range(len(found)))
@@ -185,7 +163,7 @@ def confirmation_figure(found: pd.DataFrame) -> go.Figure:
         x=points["searched"],
         y=at,
         mode="markers",
-        name="where it was chosen",
+        name="on the half that chose it",
         marker={"symbol": "circle-open", "size": 9, "color": SOFT, "line": {"width": 2}},
         hovertemplate="promised %{x:+.1f} points<extra></extra>",
     )
@@ -209,7 +187,7 @@ def confirmation_figure(found: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title_text="points of accuracy against the unmodified model")
     figure.update_yaxes(tickvals=at, ticktext=names, range=[len(found) - 0.5, -0.5])
     subtitle = "The best of many flatters itself: what is left of it on items that had no part in the choice?"
-    return dressed(figure, "Searched against confirmed", subtitle, 190 + 34 * len(found))
+    return dressed(figure, "Searched against confirmed", subtitle, 190 + 46 * len(found))
 
 
 def _holds(table: pd.DataFrame) -> np.ndarray:
@@ -237,8 +215,44 @@ def _told(row: pd.Series, value: str = "change") -> str:
 
 
 def _row_name(row: pd.Series) -> str:
-    family = f" ({escape(str(row['family']))})" if row.get("family", "all") != "all" else ""
-    return f"{escape(str(row['task']))}{family}<br><sup>layer {row['layer']:g}: {_setting(row)}</sup>"
+    family = f" ({row['family']})" if row.get("family", "all") != "all" else ""
+    chosen = [row["first"], row["second"]]
+    chosen = "<br>".join(f"<sup>{escape(str(setting))}</sup>" for setting in dict.fromkeys(chosen))
+    return f"{escape(str(row['task']) + family)}<br>{chosen}"
+
+
+def _height(cells: pd.DataFrame) -> int:
+    return 170 + 34 * len(set(cells["task"]))
+
+
+def _map(cells: pd.DataFrame, value: str, limit: float | None) -> go.Figure:
+    tasks, layers = list(dict.fromkeys(cells["task"])), sorted(set(cells["layer"]))
+    table = cells.assign(
+        points=100 * cells[value],
+        told=[_told(row, value) for _, row in cells.iterrows()],
+        text=[_signed(row, value, len(layers) <= 24) for _, row in cells.assign(holds=_holds(cells)).iterrows()],
+    )
+    z, told, text = (
+        table.pivot(index="task", columns="layer", values=name).loc[tasks, layers].to_numpy()
+        for name in ("points", "told", "text")
+    )
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=[str(layer) for layer in layers],
+        y=[escape(str(task)) for task in tasks],
+        z=z,
+        text=np.where(np.isnan(z), "", text),
+        texttemplate="%{text}",
+        textfont={"size": 11 if len(layers) <= 12 else 9 if len(layers) <= 24 else 8},
+        customdata=told,
+        hovertemplate="%{y}, layer %{x}<br>%{customdata}<extra></extra>",
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        **_colors(z, limit),
+    )
+    figure.update_xaxes(title_text="layer", type="category", showgrid=False)
+    return figure.update_yaxes(autorange="reversed", showgrid=False)
 
 
 def _colors(points: np.ndarray, limit: float | None) -> dict[str, object]:

@@ -1,0 +1,188 @@
+"""One page of all that was found: complete in itself, it opens without a network and years later.
+
+All text that comes from files is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from html import escape
+from itertools import count
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from sinkgate.errors import SinkgateError
+from sinkgate.studies.claims import claims, table_of
+from sinkgate.studies.run import Results
+from sinkgate.studies.sections import SECTIONS, Section
+
+NAMES = {
+    "anatomy": "Anatomy",
+    "features": "Hidden states for probes",
+    "probes": "Probes",
+    "sweep": "Oracle sweep",
+    "eval": "Examination",
+}
+MOST_ROWS = 24  # of a table that is open when the page is
+TOP, SAVED = 34, 50  # pixels: above a figure without its title, and what that saves
+
+
+def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
+    """One HTML page of every study in a folder and below: ``report.html`` in that folder, or ``out``.
+
+    Studies that are not finished are named as such, with their progress.
+
+    Raises:
+        SinkgateError: there is no study, or one that cannot be read; the page cannot be written.
+    """
+    folder = Path(folder)
+    found = Results.find(folder)
+    out = folder / "report.html" if out is None else Path(out)
+    numbers = count(1)
+    chapters = [_chapter(f"study-{number}", each, folder, numbers) for number, each in enumerate(found, 1)]
+    asked = claims(found)
+    if asked:
+        sentence = "What the paper found, asked of these results. What “reproduced” asks of the numbers is ours."
+        body = f'<h2 id="claims">Claims of the paper</h2><p>{sentence}</p>{_table(table_of(asked))}'
+        chapters.insert(0, (_link("claims", "Claims of the paper"), body))
+    page = PAGE.format(
+        title=escape(f"Studies in {folder.resolve().name}"),
+        style=STYLE,
+        script=get_plotlyjs(),
+        contents="\n".join(f"<li>{link}</li>" for link, _ in chapters),
+        chapters="\n".join(f"<section>{body}</section>" for _, body in chapters),
+    )
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise SinkgateError(f"the page {out} cannot be written: {error.strerror}") from error
+    return out
+
+
+def _chapter(mark: str, results: Results, folder: Path, numbers: Iterator[int]) -> tuple[str, str]:
+    """A study's entry in the table of contents, and what stands there; ``numbers`` name the figures."""
+    title = f"{NAMES.get(results.study, results.study)}: {results.about['model'].get('name', 'no model named')}"
+    sections = list(_sections(results))
+    entries = [_link(f"{mark}-{at}", section.title) for at, section in enumerate(sections, 1)]
+    parts = [
+        f'<h2 id="{mark}">{escape(title)}</h2>',
+        f"<p>Folder <code>{escape(results.folder.relative_to(folder).as_posix())}</code></p>",
+        "" if results.finished else f'<p class="unfinished">{escape(_progress(results))}</p>',
+        _facts(results.about),
+    ]
+    for at, section in enumerate(sections, 1):
+        shown = (
+            _table(section.content) if isinstance(section.content, pd.DataFrame) else _figure(section.content, numbers)
+        )
+        parts.append(f'<h3 id="{mark}-{at}">{escape(section.title)}</h3><p>{escape(section.sentence)}</p>{shown}')
+    inner = f"<ol>{''.join(f'<li>{entry}</li>' for entry in entries)}</ol>" if entries else ""
+    return _link(mark, title) + inner, "\n".join(parts)
+
+
+def _sections(results: Results) -> Iterable[Section]:
+    return SECTIONS[results.study](results) if results.finished and results.study in SECTIONS else ()
+
+
+def _progress(results: Results) -> str:
+    done, units = len(results.parts), results.about["units"]
+    return f"Not finished: {done} of {units} parts are there. The command that began it goes on with it."
+
+
+def _link(mark: str, title: str) -> str:
+    return f'<a href="#{mark}">{escape(title)}</a>'
+
+
+def _facts(about: dict[str, Any]) -> str:
+    """What was run, as a small table."""
+    made_with = about["made_with"]
+    told = {key: about[key] for key in ("model", "data", "settings", "units")}
+    told |= {"made with": made_with[0]} if len(made_with) == 1 else {"made with": dict(enumerate(made_with, 1))}
+    told |= {"started": about["started"], "finished": about["finished"] or "not yet"}
+    rows = [
+        f"<tr><th>{escape(str(name))}</th><td>{escape(shorten(str(value), 300))}</td></tr>"
+        for name, value in pd.json_normalize(told, sep=", ").iloc[0].items()
+    ]
+    return f"<details><summary>What was run</summary><div class='table'><table>{''.join(rows)}</table></div></details>"
+
+
+def _figure(figure: go.Figure, numbers: Iterator[int]) -> str:
+    """A figure on the page's own paper, without its title, which stands above it as a heading."""
+    shown = go.Figure(figure).update_layout(
+        title=None,
+        margin_t=TOP,
+        height=figure.to_plotly_json()["layout"]["height"] - SAVED,
+        paper_bgcolor="rgba(0, 0, 0, 0)",
+        plot_bgcolor="rgba(0, 0, 0, 0)",
+    )
+    drawn = shown.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"figure-{next(numbers)}",
+        config={"displaylogo": False, "responsive": True, "toImageButtonOptions": {"format": "svg"}},
+    )
+    return f'<div class="figure">{drawn}</div>'
+
+
+def _table(frame: pd.DataFrame) -> str:
+    """A table; folded where it is long."""
+    told = frame.rename(columns=lambda name: str(name).replace("_", " "))
+    html = told.to_html(index=False, border=0, na_rep="", float_format="{:.3g}".format, escape=True)
+    if len(frame) <= MOST_ROWS:
+        return f'<div class="table">{html}</div>'
+    return f'<details><summary>{len(frame)} rows</summary><div class="table">{html}</div></details>'
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+<script>{script}</script>
+</head>
+<body>
+<header><h1>{title}</h1></header>
+<nav><ol>{contents}</ol></nav>
+<main>{chapters}</main>
+</body>
+</html>
+"""
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6770; --line: #e3e7eb; --card: #fff; --page: #f6f7f9; --link: #1864ab; --warn: #a61e4d; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e9edf1; --soft: #a5b0ba; --line: #2b333b; --card: #1a2026; --page: #12171b; --link: #74c0fc; --warn: #faa2c1; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1180px; padding: 0 20px 60px; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 26px; margin: 32px 0 8px; }
+h2 { font-size: 21px; margin: 0 0 4px; }
+h3 { font-size: 16px; margin: 36px 0 4px; }
+h1, h2, h3, p, code, td, li { overflow-wrap: anywhere; }
+h2, h3 { scroll-margin-top: 12px; break-after: avoid; }
+p { margin: 0 0 8px; max-width: 74ch; }
+a { color: var(--link); text-decoration: none; }
+a:hover { text-decoration: underline; }
+nav { font-size: 14px; columns: 2 320px; margin-bottom: 24px; }
+nav > ol > li { margin-bottom: 8px; }
+nav ol { list-style: none; margin: 0; padding: 0; }
+nav ol ol { padding-left: 16px; }
+main > section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 20px 24px; margin-bottom: 20px; }
+.figure, .table { overflow-x: auto; }
+.figure { break-inside: avoid; }
+.figure > div { min-width: 680px; }
+.figure .main-svg text:not(.heatmap-label):not(.hoverlayer text) { fill: var(--ink) !important; }
+.unfinished { color: var(--warn); font-weight: 600; }
+summary { cursor: pointer; color: var(--soft); margin: 8px 0; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+th:first-child, td:first-child, details.facts td { text-align: left; }
+@media (max-width: 600px) { body { padding: 0 10px 30px; } main > section { padding: 14px 12px; } }
+@media print { body { max-width: none; padding: 0; background: none; } main > section { border: 0; padding: 0; } nav { columns: 1; } .figure { zoom: 0.6; } }
+"""

@@ -1,0 +1,199 @@
+"""What a page shows of each kind of study: figures and tables, each under a sentence that tells how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from sinkgate.benchmarks import BENCHMARKS
+from sinkgate.plots import anatomy as anatomy_plots
+from sinkgate.plots import examination as examination_plots
+from sinkgate.plots import probes as probes_plots
+from sinkgate.plots import sweep as sweep_plots
+from sinkgate.studies.anatomy import flattening, jaccard, sinks_per_image
+from sinkgate.studies.examination import accuracies, changes, scores
+from sinkgate.studies.probes import MEASURES, advantage, summary
+from sinkgate.studies.run import Results
+from sinkgate.studies.sweep import confirmed, gains, groups_apart, leaning
+
+MOST = 20  # of the surest changes of a sweep
+CHANGES = ["change", "low", "high"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure or a table, under a title, with a sentence that tells how to read it."""
+
+    title: str
+    sentence: str
+    content: go.Figure | pd.DataFrame
+
+
+def _anatomy(results: Results) -> Iterator[Section]:
+    tokens, heads, projector, images, agreement = map(
+        results.table, ("tokens", "heads", "projector", "images", "agreement")
+    )
+    yield Section(
+        "Norm of hidden states",
+        "Each line is the mean length of a group's hidden states where a layer reads them. V-sinks are expected to enter the LLM "
+        "longer than ordinary tokens, L-sinks to grow long inside it.",
+        anatomy_plots.norm_figure(tokens),
+    )
+    yield Section(
+        "Spikes",
+        "How far the largest channel of a token stands out: in the model's sink dimensions, where it has any, and in all. L-sinks and "
+        "the first token are expected to spike inside the LLM, V-sinks are not.",
+        anatomy_plots.spike_figure(tokens),
+    )
+    yield Section(
+        "Attention of the text",
+        "What the text after the image attends to: on the left what one token of a group gets, on the right what the whole group gets.",
+        anatomy_plots.attention_figure(tokens),
+    )
+    yield Section(
+        "Length of Values",
+        "How much a group can give to whoever attends to it: near 0 its attention is parked there (no-op), near 1 it gives as others do.",
+        anatomy_plots.value_ratio_figure(tokens),
+    )
+    yield Section(
+        "Broadcast or no-op, head by head",
+        "Each dot is a head. Far to the right it looks at V-sinks; at the bottom (1) its output is the same for every query, so it hands one "
+        "content around (broadcast). Together with short Values, attention on sinks is a no-op.",
+        anatomy_plots.broadcast_figure(heads),
+    )
+    if len(projector):
+        yield Section(
+            "Through the projector",
+            "Each dot is an image. The projector is expected to flatten the spike of V-sinks (right) and to leave them a large norm (left).",
+            anatomy_plots.projector_figure(projector),
+        )
+        yield Section("Through the projector, in numbers", "Mean and deviation over images.", flattening(projector))
+    yield Section(
+        "Sinks in an image, by criterion",
+        "Each dot is an image: how many of its visual tokens a criterion calls sinks. Hundreds are no sinks any more, but a criterion that "
+        "does not fit this model.",
+        anatomy_plots.sinks_figure(images),
+    )
+    yield Section(
+        "Sinks in an image, in numbers",
+        "Mean and deviation over images.",
+        _told(sinks_per_image(images), shares=["some"]),
+    )
+    if len(agreement):
+        yield Section(
+            "Agreement of criteria",
+            "How far two criteria mean the same tokens: 1 is the same, 0 is none in common.",
+            anatomy_plots.agreement_figure(jaccard(agreement)),
+        )
+
+
+def _probes(results: Results) -> Iterator[Section]:
+    told = results.table("scores")
+    means = summary(told)
+    sentence = (
+        "How well a linear probe reads the scene from the mean hidden state of a group. Compare the lines with each other, and with the grey ones: "
+        "what the same probe reaches when labels are shuffled, and what the most frequent answer reaches."
+    )
+    yield Section("What tokens know of the scene: accuracy", sentence, probes_plots.probes_figure(means))
+    yield Section(
+        "What tokens know of the scene: mean average precision",
+        "The same probes, judged by how well they rank pictures: it asks no threshold, which favours no frequent answer.",
+        probes_plots.probes_figure(means, "mean_average_precision"),
+    )
+    yield Section(
+        "Lead over ordinary tokens",
+        "Differences on the same split of pictures, mean and deviation over draws, in points.",
+        _told(advantage(told), points=[*MEASURES, *(f"{measure}_std" for measure in MEASURES)]),
+    )
+
+
+def _sweep(results: Results) -> Iterator[Section]:
+    items, answers = results.table("items"), results.table("answers")
+    found, leans = gains(items, answers), leaning(items, answers)
+    limit = 100 * float(found["change"].abs().max()) or None
+    if len(leans):
+        yield Section(
+            "Which way each task leans, layer by layer",
+            "Accuracy where V-sinks outweigh the rest, minus accuracy where they are outweighed. Teal wants sinks up, brown wants them down.",
+            sweep_plots.lean_figure(leans),
+        )
+    best = found.loc[found.groupby(["task", "layer"], sort=False)["change"].idxmax()]
+    yield Section(
+        "The best setting of each layer",
+        "The largest change that any setting of a layer brings. The best of many is never the worst: a few points above 0 are to be expected "
+        "of chance alone, so look at the marked cells, and at what the other half of the items confirms below.",
+        sweep_plots.layers_figure(best, limit),
+    )
+    yield Section(
+        "Every setting of the sweep",
+        "The whole map in one picture; point at a cell to read its setting and its interval.",
+        sweep_plots.settings_figure(found, limit),
+    )
+    chosen = confirmed(items, answers)
+    if len(chosen):
+        yield Section(
+            "Searched against confirmed",
+            "Half of the items chooses the best setting, the other half tries it, both ways round. What counts is the diamond with its interval.",
+            sweep_plots.confirmation_figure(chosen),
+        )
+        yield Section(
+            "Searched against confirmed, in numbers",
+            "Changes in points.",
+            _told(chosen, ["searched", "confirmed", "low", "high"], ["base"]),
+        )
+        if groups_apart(answers).nunique() > 1:
+            yield Section(
+                "Two groups against three",
+                "Does a scale of their own for L-sinks bring more, on items that had no part in the choice?",
+                sweep_plots.confirmation_figure(confirmed(items, answers, families=groups_apart)),
+            )
+    yield Section(
+        "The surest changes",
+        "Settings with the smallest p, corrected for the number of settings; changes in points.",
+        _told(found.nsmallest(MOST, "p"), CHANGES, ["base", "accuracy"]),
+    )
+    for task in dict.fromkeys(found["task"]):
+        yield Section(
+            f"{task}, layer by layer",
+            "V-sinks scaled by rho, all other visual tokens by 1 - rho; 0 points is the unmodified model.",
+            sweep_plots.curves_figure(found, task),
+        )
+
+
+def _examination(results: Results) -> Iterator[Section]:
+    items, answers = results.table("items"), results.table("answers")
+    if answers["method"].nunique() > 1:
+        yield Section(
+            "What each method changes",
+            "Right of 0 a method answers more of the same questions than the unmodified model; an interval that reaches across 0 leaves it open.",
+            examination_plots.changes_figure(changes(items, answers)),
+        )
+    right = accuracies(items, answers)
+    yield Section("Accuracy", "Share of right answers, by task.", _told(right, shares=list(right.columns[1:])))
+    benchmark = BENCHMARKS.get(results.about["data"].get("benchmark"))
+    if benchmark is not None:
+        told = scores(benchmark, items, answers)
+        yield Section(
+            "Scores",
+            "All scores that the benchmark is known by, each named; changes in points with 95 % intervals.",
+            told,
+        )
+
+
+#: What a kind of study shows, in order. Another kind: one more function.
+SECTIONS: dict[str, Callable[[Results], Iterable[Section]]] = {
+    "anatomy": _anatomy,
+    "features": lambda _: (),
+    "probes": _probes,
+    "sweep": _sweep,
+    "eval": _examination,
+}
+
+
+def _told(frame: pd.DataFrame, points: Sequence[str] = (), shares: Sequence[str] = ()) -> pd.DataFrame:
+    """The frame with columns of shares in words: differences as points, the others as percent."""
+    words = {name: (100 * frame[name]).map("{:+.1f}".format, na_action="ignore") for name in points}
+    return frame.assign(**words, **{name: frame[name].map("{:.1%}".format, na_action="ignore") for name in shares})
