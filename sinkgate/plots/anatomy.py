@@ -88,7 +88,7 @@ def broadcast_figure(heads: pd.DataFrame) -> go.Figure:
         hovertemplate="layer %{customdata[0]}, head %{customdata[1]}<br>V-sinks get %{x:.1%}<br>stable rank %{y:.2f}<extra></extra>",
     )
     figure.update_xaxes(title_text="share of attention on V-sinks", tickformat=".0%", rangemode="tozero")
-    figure.update_yaxes(title_text="stable rank of the head's output", type="log", dtick="D2")
+    figure.update_yaxes(title_text="stable rank of the head's output", type="log", nticks=4)
     return dressed(
         figure,
         "Broadcast or no-op, head by head",
@@ -125,7 +125,7 @@ def projector_figure(projector: pd.DataFrame) -> go.Figure:
             )
     figure.update_layout(boxmode="group")
     figure.update_yaxes(rangemode="tozero", col=1)
-    figure.update_yaxes(type="log", dtick="D2", col=2)
+    figure.update_yaxes(type="log", nticks=4, col=2)
     return dressed(
         figure, "Through the projector", "Is the spike flattened, and what is left of the norm? One dot an image.", 460
     )
@@ -234,5 +234,7 @@ def _panels(tokens: pd.DataFrame, columns: dict[str, tuple[str, str]], linear: t
                 col=col,
                 **style,
             )
-        figure.update_yaxes(title_text=unit, type="linear" if column in linear else "log", row=1, col=col)
+        figure.update_yaxes(title_text=unit, row=1, col=col)
+        if column not in linear:
+            figure.update_yaxes(type="log", nticks=4, row=1, col=col)
     return figure.update_xaxes(layer_axis(tokens["layer"]))

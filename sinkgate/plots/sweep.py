@@ -198,7 +198,7 @@ def _holds(table: pd.DataFrame) -> np.ndarray:
 
 
 def _signed(row: pd.Series, value: str, decimals: bool) -> str:
-    text = f"{100 * row[value]:+.{int(decimals)}f}"
+    text = f"{100 * row[value]:+z.{int(decimals)}f}"
     return f"<b>{text}*</b>" if bool(row["holds"]) else text
 
 

@@ -5,6 +5,7 @@ All text that comes from files is escaped.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from html import escape
 from itertools import count
@@ -28,6 +29,7 @@ NAMES = {
     "sweep": "Oracle sweep",
     "eval": "Examination",
 }
+NUMBER = re.compile(r"[-+]?[\d.,]+(e-?\d+)?%?|")
 MOST_ROWS = 24  # of a table that is open when the page is
 TOP, SAVED = 34, 50  # pixels: above a figure without its title, and what that saves
 
@@ -69,12 +71,7 @@ def _chapter(mark: str, results: Results, folder: Path, numbers: Iterator[int]) 
     title = f"{NAMES.get(results.study, results.study)}: {results.about['model'].get('name', 'no model named')}"
     sections = list(_sections(results))
     entries = [_link(f"{mark}-{at}", section.title) for at, section in enumerate(sections, 1)]
-    parts = [
-        f'<h2 id="{mark}">{escape(title)}</h2>',
-        f"<p>Folder <code>{escape(results.folder.relative_to(folder).as_posix())}</code></p>",
-        "" if results.finished else f'<p class="unfinished">{escape(_progress(results))}</p>',
-        _facts(results.about),
-    ]
+    parts = [f'<h2 id="{mark}">{escape(title)}</h2>', _state(results, folder), _facts(results.about)]
     for at, section in enumerate(sections, 1):
         shown = (
             _table(section.content) if isinstance(section.content, pd.DataFrame) else _figure(section.content, numbers)
@@ -88,9 +85,16 @@ def _sections(results: Results) -> Iterable[Section]:
     return SECTIONS[results.study](results) if results.finished and results.study in SECTIONS else ()
 
 
-def _progress(results: Results) -> str:
-    done, units = len(results.parts), results.about["units"]
-    return f"Not finished: {done} of {units} parts are there. The command that began it goes on with it."
+def _state(results: Results, folder: Path) -> str:
+    """Where it lies, and how far it is."""
+    about, done = results.about, len(results.parts)
+    place = f"<code>{escape(results.folder.relative_to(folder).as_posix())}</code>"
+    if results.finished:
+        return f"<p>Folder {place}, finished {escape(about['finished'])}.</p>"
+    return (
+        f'<p>Folder {place}, begun {escape(about["started"])}.</p><p class="unfinished">Not finished: {done} of '
+        f"{about['units']} parts are there. The command that began it goes on with it.</p>"
+    )
 
 
 def _link(mark: str, title: str) -> str:
@@ -129,12 +133,25 @@ def _figure(figure: go.Figure, numbers: Iterator[int]) -> str:
 
 
 def _table(frame: pd.DataFrame) -> str:
-    """A table; folded where it is long."""
-    told = frame.rename(columns=lambda name: str(name).replace("_", " "))
-    html = told.to_html(index=False, border=0, na_rep="", float_format="{:.3g}".format, escape=True)
-    if len(frame) <= MOST_ROWS:
-        return f'<div class="table">{html}</div>'
-    return f'<details><summary>{len(frame)} rows</summary><div class="table">{html}</div></details>'
+    """A table, numbers to the right; folded where it is long."""
+    columns = []
+    for name, values in frame.items():
+        cells = [_text(value) for value in values]
+        kind = "number" if all(map(NUMBER.fullmatch, cells)) else "long" if max(map(len, cells)) > 30 else "word"
+        head = str(name).replace("_", " ")
+        columns.append(
+            [f'<th class="{kind}">{escape(head)}</th>', *(f'<td class="{kind}">{escape(cell)}</td>' for cell in cells)]
+        )
+    rows = "".join(f"<tr>{''.join(row)}</tr>" for row in zip(*columns, strict=True))
+    html = f'<div class="table"><table>{rows}</table></div>'
+    return html if len(frame) <= MOST_ROWS else f"<details><summary>{len(frame)} rows</summary>{html}</details>"
+
+
+def _text(value: Any) -> str:
+    """A value with as many digits as one reads."""
+    if isinstance(value, float):
+        return "" if pd.isna(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
 
 
 PAGE = """<!doctype html>
@@ -155,16 +172,17 @@ PAGE = """<!doctype html>
 """
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6770; --line: #e3e7eb; --card: #fff; --page: #f6f7f9; --link: #1864ab; --warn: #a61e4d; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e9edf1; --soft: #a5b0ba; --line: #2b333b; --card: #1a2026; --page: #12171b; --link: #74c0fc; --warn: #faa2c1; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e9edf1; --soft: #a5b0ba; --line: #2b333b; --card: #12171b; --page: #0b0f12; --link: #74c0fc; --warn: #faa2c1; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1180px; padding: 0 20px 60px; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 26px; margin: 32px 0 8px; }
 h2 { font-size: 21px; margin: 0 0 4px; }
 h3 { font-size: 16px; margin: 36px 0 4px; }
-h1, h2, h3, p, code, td, li { overflow-wrap: anywhere; }
-h2, h3 { scroll-margin-top: 12px; break-after: avoid; }
+h1, h2, h3, p, code, li { overflow-wrap: anywhere; }
+h2, h3 { scroll-margin-top: 12px; }
+h2, h3, h3 + p { break-after: avoid; }
 p { margin: 0 0 8px; max-width: 74ch; }
 a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; }
@@ -176,13 +194,15 @@ main > section { background: var(--card); border: 1px solid var(--line); border-
 .figure, .table { overflow-x: auto; }
 .figure { break-inside: avoid; }
 .figure > div { min-width: 680px; }
-.figure .main-svg text:not(.heatmap-label):not(.hoverlayer text) { fill: var(--ink) !important; }
+.figure .main-svg text:not(.heatmap-label *, .hoverlayer *) { fill: var(--ink) !important; }
 .unfinished { color: var(--warn); font-weight: 600; }
 summary { cursor: pointer; color: var(--soft); margin: 8px 0; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: left; padding: 4px 16px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
-th:first-child, td:first-child, details.facts td { text-align: left; }
+.number { text-align: right; }
+.word { white-space: nowrap; }
+.long { min-width: 26ch; }
 @media (max-width: 600px) { body { padding: 0 10px 30px; } main > section { padding: 14px 12px; } }
-@media print { body { max-width: none; padding: 0; background: none; } main > section { border: 0; padding: 0; } nav { columns: 1; } .figure { zoom: 0.6; } }
+@media print { body { max-width: none; padding: 0; background: none; } main > section { border: 0; padding: 0; } nav { columns: 1; } .figure { zoom: 0.6; } details::details-content { content-visibility: visible; block-size: auto; } }
 """

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinkgate.benchmarks import BENCHMARKS
+from sinkgate.plots import GROUP_NAMES
 from sinkgate.plots import anatomy as anatomy_plots
 from sinkgate.plots import examination as examination_plots
 from sinkgate.plots import probes as probes_plots
@@ -17,7 +18,7 @@ from sinkgate.studies.anatomy import flattening, jaccard, sinks_per_image
 from sinkgate.studies.examination import accuracies, changes, scores
 from sinkgate.studies.probes import MEASURES, advantage, summary
 from sinkgate.studies.run import Results
-from sinkgate.studies.sweep import confirmed, gains, groups_apart, leaning
+from sinkgate.studies.sweep import CELL, confirmed, gains, groups_apart, leaning
 
 MOST = 20  # of the surest changes of a sweep
 CHANGES = ["change", "low", "high"]
@@ -70,7 +71,9 @@ def _anatomy(results: Results) -> Iterator[Section]:
             "Each dot is an image. The projector is expected to flatten the spike of V-sinks (right) and to leave them a large norm (left).",
             anatomy_plots.projector_figure(projector),
         )
-        yield Section("Through the projector, in numbers", "Mean and deviation over images.", flattening(projector))
+        yield Section(
+            "Through the projector, in numbers", "Mean and deviation over images.", _told(flattening(projector))
+        )
     yield Section(
         "Sinks in an image, by criterion",
         "Each dot is an image: how many of its visual tokens a criterion calls sinks. Hundreds are no sinks any more, but a criterion that "
@@ -100,7 +103,7 @@ def _probes(results: Results) -> Iterator[Section]:
     yield Section("What tokens know of the scene: accuracy", sentence, probes_plots.probes_figure(means))
     yield Section(
         "What tokens know of the scene: mean average precision",
-        "The same probes, judged by how well they rank pictures: it asks no threshold, which favours no frequent answer.",
+        "The same probes, judged by how well they rank the pictures, which needs no threshold.",
         probes_plots.probes_figure(means, "mean_average_precision"),
     )
     yield Section(
@@ -150,11 +153,17 @@ def _sweep(results: Results) -> Iterator[Section]:
                 "Does a scale of their own for L-sinks bring more, on items that had no part in the choice?",
                 sweep_plots.confirmation_figure(confirmed(items, answers, families=groups_apart)),
             )
-    yield Section(
-        "The surest changes",
-        "Settings with the smallest p, corrected for the number of settings; changes in points.",
-        _told(found.nsmallest(MOST, "p"), CHANGES, ["base", "accuracy"]),
-    )
+    changed = found[found["change"] != 0].nsmallest(MOST, "p")
+    if len(changed):
+        yield Section(
+            "The surest changes",
+            "Settings with the smallest p of the sign test, and the same corrected for the number of settings; changes in points.",
+            _told(
+                changed[["task", *CELL, "samples", "base", "accuracy", *CHANGES, "p", "corrected"]],
+                CHANGES,
+                ["base", "accuracy"],
+            ),
+        )
     for task in dict.fromkeys(found["task"]):
         yield Section(
             f"{task}, layer by layer",
@@ -179,7 +188,7 @@ def _examination(results: Results) -> Iterator[Section]:
         yield Section(
             "Scores",
             "All scores that the benchmark is known by, each named; changes in points with 95 % intervals.",
-            told,
+            _told(told, CHANGES, ["value"]),
         )
 
 
@@ -194,6 +203,7 @@ SECTIONS: dict[str, Callable[[Results], Iterable[Section]]] = {
 
 
 def _told(frame: pd.DataFrame, points: Sequence[str] = (), shares: Sequence[str] = ()) -> pd.DataFrame:
-    """The frame with columns of shares in words: differences as points, the others as percent."""
-    words = {name: (100 * frame[name]).map("{:+.1f}".format, na_action="ignore") for name in points}
-    return frame.assign(**words, **{name: frame[name].map("{:.1%}".format, na_action="ignore") for name in shares})
+    """The frame as one reads it: groups by name, differences of shares in points, other shares in percent."""
+    words = {name: (100 * frame[name]).map("{:+z.1f}".format, na_action="ignore") for name in points}
+    words |= {name: frame[name].map("{:.1%}".format, na_action="ignore") for name in shares}
+    return frame.assign(**words).replace({"group": GROUP_NAMES})
