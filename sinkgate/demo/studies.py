@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import torch
 import typer
 
@@ -124,7 +125,7 @@ def card(found: dict[str, Results], folder: Path) -> str:
     lines += ["## Figures", ""]
     for name, title in SHOWN:
         section = next((each for each in SECTIONS[found[name].study](found[name]) if each.title == title), None)
-        if section is None:
+        if section is None or isinstance(section.content, pd.DataFrame):
             continue
         file = f"{name}-{title.split(',')[0].split(':')[0].lower().replace(' ', '-')}.svg"
         export(section.content, folder / file)

@@ -6,7 +6,7 @@ Each claim says where the paper makes it and gives the numbers that decide. What
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -22,12 +22,13 @@ REASONING = ("reasoning", "logical", "math")  # in the names of tasks that ask f
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, with the verdict and what it rests on."""
+    """A claim of the paper, with the verdict and what it rests on; ``study`` is the folder of the results."""
 
     source: str
     claim: str
     verdict: Verdict
     numbers: str
+    study: str = ""
 
 
 def claims(results: Iterable[Results]) -> list[Claim]:
@@ -35,7 +36,7 @@ def claims(results: Iterable[Results]) -> list[Claim]:
     found: list[Claim] = []
     for each in results:
         if each.finished and each.study in _ASKED:
-            found += _ASKED[each.study](each)
+            found += [replace(claim, study=each.folder.name) for claim in _ASKED[each.study](each)]
     return found
 
 
