@@ -1,0 +1,20 @@
+"""The page of the studies, opened without a network."""
+
+import made_up
+
+from sinkgate.studies.page import write_page
+
+
+def test_every_figure_is_drawn(browser, tmp_path):
+    page = browser.new_page()
+    told = []
+    page.on("console", lambda message: told.append(message.text))
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("request", lambda request: told.append(request.url) if request.url.startswith("http") else None)
+    page.goto(write_page(made_up.studies(tmp_path)).as_uri())
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length >= 3 * 17")
+    assert page.locator(".figure").count() == page.locator(".js-plotly-plot").count() == 17
+    assert told == []
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.body.scrollWidth") <= 390
+    page.close()

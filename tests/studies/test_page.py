@@ -1,0 +1,118 @@
+"""The page of every study: what is on it, and what never can be."""
+
+from html.parser import HTMLParser
+
+import made_up
+import pytest
+
+from sinkgate.errors import SinkgateError
+from sinkgate.studies.page import write_page
+from sinkgate.studies.run import run
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+
+
+class Page(HTMLParser):
+    """The elements of a page, and what they hold."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.marks, self.links, self.loads, self.words = [], set(), set(), [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.marks |= {given["id"]} if "id" in given else set()
+        self.links |= {given["href"]} if tag == "a" else set()
+        self.loads += [given[name] for name in ("src", "href") if tag != "a" and name in given]
+        self.words += [name for name in given if name.startswith("on")]
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1] not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def figures(self):
+        return [mark for mark in self.marks if mark.startswith("figure-")]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return Page(write_page(made_up.studies(tmp_path_factory.mktemp("studies"))))
+
+
+def test_every_study_is_on_it(page):
+    for name in ("Anatomy: demo", "Probes: demo", "Oracle sweep: demo", "Examination: demo", "Claims of the paper"):
+        assert name in page.text
+    assert len(page.figures) == 8 + 2 + 4 + 2 + 1  # anatomy, probes, sweep and its two tasks, examination
+    assert "revision" in page.text and "1234" in page.text and "torch" in page.text
+
+
+def test_the_table_of_contents_leads_somewhere(page):
+    assert len(page.links) > 20 and {link.removeprefix("#") for link in page.links} <= page.marks
+
+
+def test_it_loads_nothing(page):
+    assert page.loads == []
+    assert page.tags.count("script") == 1 + len(page.figures)
+
+
+def test_it_is_written_where_one_says(tmp_path):
+    run(made_up.MadeUp("eval", made_up.examination()), tmp_path, progress=False)
+    assert write_page(tmp_path) == tmp_path / "report.html"
+    assert write_page(tmp_path, tmp_path / "page.html").exists()
+    with pytest.raises(SinkgateError, match=r"nowhere.*cannot be written: No such file"):
+        write_page(tmp_path, tmp_path / "nowhere" / "page.html")
+    with pytest.raises(SinkgateError, match="there is no study in"):
+        write_page(tmp_path / "nowhere")
+
+
+def test_no_name_is_ever_code(tmp_path):
+    facts = {"name": HOSTILE, HOSTILE: HOSTILE}
+    sweep, eval_ = made_up.sweep(tasks=(HOSTILE, "b")), made_up.examination((HOSTILE,), ("unmodified", HOSTILE))
+    probes = made_up.probes(targets=(HOSTILE,))
+    anatomy = made_up.anatomy()
+    anatomy["images"]["criterion"] = HOSTILE
+    for kind, tables in {"sweep": sweep, "eval": eval_, "probes": probes, "anatomy": anatomy, HOSTILE: {}}.items():
+        study = made_up.MadeUp(kind, tables, model=facts, settings={"dimensions": {"vision": [HOSTILE], "llm": []}})
+        run(study, tmp_path / str(len(kind)) / "a<b>&", progress=False)
+    found = Page(write_page(tmp_path))
+    assert found.tags.count("script") == 1 + len(found.figures) and len(found.figures) > 15
+    assert "img" not in found.tags and "b" not in found.tags and "onerror" not in found.words
+    assert "alert(1)" in found.text  # as words
+    assert "<script>alert" not in (tmp_path / "report.html").read_text()
+
+
+def test_what_is_not_finished_says_how_far_it_is(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(made_up.MadeUp("sweep", made_up.sweep(), units=3), tmp_path / "sweep", progress=False)
+    found = Page(write_page(tmp_path))
+    assert "Not finished: 1 of 3 parts are there." in found.text
+    assert found.figures == [] and "not yet" in found.text
+
+
+def test_a_study_of_a_kind_not_known_is_told_at_least(tmp_path):
+    run(made_up.MadeUp("dreams", {}), tmp_path / "dreams", progress=False)
+    found = Page(write_page(tmp_path))
+    assert "dreams: demo" in found.text and "What was run" in found.text and found.figures == []
+
+
+def test_what_a_study_does_not_have_is_left_out(tmp_path):
+    tables = made_up.anatomy()
+    for name in ("projector", "agreement"):
+        tables[name] = tables[name].iloc[:0]
+    run(made_up.MadeUp("anatomy", tables), tmp_path, progress=False)
+    found = Page(write_page(tmp_path))
+    assert len(found.figures) == 6 and "Through the projector" not in found.text
+
+
+def test_a_run_with_other_versions_is_told_too(tmp_path, monkeypatch):
+    study = made_up.MadeUp("sweep", made_up.sweep(), units=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, tmp_path, progress=False)
+    monkeypatch.setattr("sinkgate.studies.run.versions", lambda: {"torch": "0.0.7"})
+    with pytest.raises(KeyboardInterrupt):
+        run(study, tmp_path, progress=False)
+    assert "0.0.7" in Page(write_page(tmp_path)).text
