@@ -92,7 +92,7 @@ def studies(vlm: VLM, fast: VLM, scale: float) -> dict[str, Callable[[Path], Res
         "probes": probes,
         "sweep-clear": swept(2600, 2, (0.0, 0.0), LINE),
         "sweep-hazed": swept(2600, 3, HAZE, LINE),
-        "sweep-three": swept(1040, 4, HAZE, (*grid(THREE), *grid(THREE, 3))),
+        "sweep-three": swept(780, 4, HAZE, (*grid(THREE), *grid(THREE, 3))),
         "eval": examined,
     }
 
