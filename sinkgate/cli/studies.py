@@ -232,11 +232,16 @@ def evaluate(
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a study, or of many.")],
     out: Annotated[Path | None, typer.Option("--out", help="The page; report.html in the folder if left out.")] = None,
+    figures: Annotated[
+        str | None, typer.Option("--figures", help="svg, png, pdf or html: each figure also as a file of its own.")
+    ] = None,
 ) -> None:
     """One page of figures and tables, complete in itself, of every study in a folder."""
-    from sinkgate.studies.page import write_page
+    from sinkgate.studies.page import write_figures, write_page
 
     typer.echo(f"written to {write_page(folder, out)}")
+    if figures:
+        typer.echo(f"{len(write_figures(folder, figures))} figures as .{figures}, in the studies' folders")
 
 
 def merge(

@@ -73,7 +73,9 @@ def studies(vlm: VLM, fast: VLM, scale: float) -> dict[str, Callable[[Path], Res
         return max(26, round(count * scale))
 
     def probes(out: Path) -> Results:
-        features = Features(vlm, list(scene_facts(many(2000), 1, split="test")), {"data": "scenes", "seed": 1}, chunk=50)
+        features = Features(
+            vlm, list(scene_facts(many(2000), 1, split="test")), {"data": "scenes", "seed": 1}, chunk=50
+        )
         found = run(features, out / "features")
         return run(Probes(found.parts, found.about["model"], found.about["data"], jobs=-1), out)
 
@@ -127,7 +129,7 @@ def card(found: dict[str, Results], folder: Path) -> str:
         section = next((each for each in SECTIONS[found[name].study](found[name]) if each.title == title), None)
         if section is None or isinstance(section.content, pd.DataFrame):
             continue
-        file = f"{name}-{title.split(',')[0].split(':')[0].lower().replace(' ', '-')}.svg"
+        file = f"{name}-{section.slug}.svg"
         export(section.content, folder / file)
         lines += [f"### {title} ({name})", "", section.sentence, "", f"![{title}]({file})", ""]
     return "\n".join(lines)

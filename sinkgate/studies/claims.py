@@ -17,6 +17,7 @@ from sinkgate.studies.sweep import confirmed, groups_apart, leaning
 
 Verdict = Literal["reproduced", "in part", "not reproduced", "cannot be asked"]
 LEVEL = 0.05  # of corrected p values
+OFTEN = 0.5  # share of the pictures that must have a group in a layer: with fewer, it is compared across other pictures
 REASONING = ("reasoning", "logical", "math")  # in the names of tasks that ask for it
 
 
@@ -100,10 +101,16 @@ def _probes(results: Results) -> Iterator[Claim]:
     told = told.assign(layer=told["place"].astype(int))
     for group, name in (("v_sink", "V-sinks"), ("l_sink", "L-sinks")):
         claim = f"{name} know more of the scene than ordinary tokens, on all targets"
-        by_draw = told.pivot_table("accuracy", ["target", "draw"], "group", "mean")
-        if group not in by_draw:
-            yield Claim("section 3.2", claim, "cannot be asked", f"no probe of {name} could be fitted")
+        pictures = told.pivot_table("train", "layer", "group", "mean")
+        layers = pictures.index[pictures.get(group, 0) >= OFTEN * pictures["ordinary"]]
+        if not len(layers):
+            most = pictures[group].max() if group in pictures else 0
+            numbers = (
+                f"in no layer do half of the pictures have any: at most {most:.0f} of {pictures['ordinary'].max():.0f}"
+            )
+            yield Claim("section 3.2", claim, "cannot be asked", numbers)
             continue
+        by_draw = told[told["layer"].isin(layers)].pivot_table("accuracy", ["target", "draw"], "group", "mean")
         lead = (by_draw[group] - by_draw["ordinary"]).groupby("target").agg(["mean", "std"])
         better = lead["mean"] > 2 * lead["std"].fillna(0)
         verdict: Verdict = "reproduced" if better.all() else "in part" if better.any() else "not reproduced"

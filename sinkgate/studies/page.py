@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from sinkgate.errors import SinkgateError
+from sinkgate.plots import export
 from sinkgate.studies.claims import claims, table_of
 from sinkgate.studies.run import Results
 from sinkgate.studies.sections import SECTIONS, Section
@@ -64,6 +65,21 @@ def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
     except OSError as error:
         raise SinkgateError(f"the page {out} cannot be written: {error.strerror}") from error
     return out
+
+
+def write_figures(folder: str | Path, suffix: str) -> list[Path]:
+    """Every figure of the page as a file of its own, in its study's folder: "svg", "png", "pdf" or "html".
+
+    Raises:
+        SinkgateError: there is no study; no such kind of file, or nothing here can draw it (see `sinkgate.plots.export`).
+    """
+    written = []
+    for results in Results.find(folder):
+        for section in _sections(results):
+            if not isinstance(section.content, pd.DataFrame):
+                written.append(results.folder / f"{section.slug}.{suffix}")
+                export(section.content, written[-1])
+    return written
 
 
 def _chapter(mark: str, results: Results, folder: Path, numbers: Iterator[int]) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,11 @@ class Section:
     title: str
     sentence: str
     content: go.Figure | pd.DataFrame
+
+    @property
+    def slug(self) -> str:
+        """The title as a file's name."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
 def _anatomy(results: Results) -> Iterator[Section]:

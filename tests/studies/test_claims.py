@@ -68,7 +68,7 @@ def probes(folder, lead, decay=0.0):
     """V-sinks lead by so much on each target; ordinary tokens stand at 0.5."""
     rng = np.random.default_rng(0)
     rows = [
-        {"target": target, "place": str(layer), "group": group, "labels": "true", "draw": draw,
+        {"target": target, "place": str(layer), "group": group, "labels": "true", "draw": draw, "train": 700.0,
          "accuracy": 0.5 + (more if group == "v_sink" else 0) - decay * layer * (group == "v_sink") + 0.002 * rng.standard_normal()}
         for target, more in lead.items() for layer in range(6) for group in ("v_sink", "ordinary") for draw in range(5)
     ]  # fmt: skip
@@ -86,6 +86,11 @@ def test_probes(tmp_path):
     assert told["their lead is largest on the count"] == "not reproduced"
     assert told["what V-sinks know hardly decays with depth"] == "not reproduced"
     assert told["their lead is larger in early and middle layers"] == "reproduced"
+    few = probes(tmp_path / "few", {"count": 0.2})
+    rare = few.table("scores").query("group == 'v_sink'").assign(group="l_sink", train=300.0)
+    pd.concat([few.table("scores"), rare]).to_parquet(few.folder / "scores.parquet")
+    (found,) = [claim for claim in claims([few]) if claim.claim.startswith("L-sinks know")]
+    assert found.verdict == "cannot be asked" and "300 of 700" in found.numbers
     told = verdicts(claims([probes(tmp_path / "none", {"count": -0.1})]))
     assert told["V-sinks know more of the scene than ordinary tokens, on all targets"] == "not reproduced"
 

@@ -6,7 +6,7 @@ import made_up
 import pytest
 
 from sinkgate.errors import SinkgateError
-from sinkgate.studies.page import write_page
+from sinkgate.studies.page import write_figures, write_page
 from sinkgate.studies.run import run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -116,3 +116,11 @@ def test_a_run_with_other_versions_is_told_too(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(study, tmp_path, progress=False)
     assert "0.0.7" in Page(write_page(tmp_path)).text
+
+
+def test_figures_are_written_as_files_of_their_own(tmp_path):
+    run(made_up.MadeUp("eval", made_up.examination()), tmp_path / "eval", progress=False)
+    (written,) = write_figures(tmp_path, "html")
+    assert written.parent == tmp_path / "eval" and "plotly" in written.read_text(encoding="utf-8")
+    with pytest.raises(SinkgateError, match=r"ends in \.gif; expected"):
+        write_figures(tmp_path, "gif")
