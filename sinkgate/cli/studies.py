@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sinkgate.methods import Method
-    from sinkgate.studies.run import Results, Shard, Study
+    from sinkgate.studies.results import Results
+    from sinkgate.studies.run import Shard, Study
 
 Layers = Annotated[str, typer.Option("--layers", help='"all", or numbers from 0 such as 3,6,7 or 4-10.')]
 Chunk = Annotated[
@@ -193,6 +194,7 @@ def evaluate(
     from sinkgate.lookup import published, read_method
     from sinkgate.methods import Fixed
     from sinkgate.studies.examination import Examination, accuracies, scores
+    from sinkgate.studies.provenance import checksum_of
 
     methods: dict[str, Method] = {name: published(name) for name in method or ()}
     benchmark, items = data.items()
@@ -200,7 +202,7 @@ def evaluate(
     for path in gates or ():
         methods[path.name if path.name not in methods else str(path)] = read_method(path, vlm, any_model)
     methods = {"unmodified": Fixed(Gates.ones(vlm)), **methods}
-    about = {**_about(data), "gates": [str(path) for path in gates or ()]}
+    about = {**_about(data), "gates": {str(path): checksum_of(path) for path in gates or ()}}
     study = Examination(
         vlm,
         benchmark,

@@ -28,7 +28,8 @@ from sinkgate.studies.examination import Examination
 from sinkgate.studies.features import Features
 from sinkgate.studies.page import write_page
 from sinkgate.studies.probes import Probes
-from sinkgate.studies.run import Results, run
+from sinkgate.studies.results import Results
+from sinkgate.studies.run import run
 from sinkgate.studies.sweep import Sweep
 from sinkgate.sweep import LINE, grid
 from sinkgate.vlm import VLM

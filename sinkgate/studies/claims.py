@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from sinkgate.errors import SinkgateError
-from sinkgate.studies.run import Results
+from sinkgate.studies.results import Results
 from sinkgate.studies.sweep import confirmed, groups_apart, leaning
 
 Verdict = Literal["reproduced", "in part", "not reproduced", "cannot be asked"]

@@ -16,9 +16,8 @@ from sinkgate.evaluation import evaluate
 from sinkgate.lessons import Finder, Lessons, batches
 from sinkgate.methods import Method
 from sinkgate.statistics import compared, holm, score_interval
-from sinkgate.studies.items import frame_of, refuse_skipped
-from sinkgate.studies.provenance import facts_of, facts_of_samples
-from sinkgate.studies.run import Tables, chunks
+from sinkgate.studies.items import OfItems, frame_of, refuse_skipped
+from sinkgate.studies.run import Tables
 from sinkgate.vlm import VLM, find_sinks
 
 #: "forced": the most probable of the options, or, where there are none, whether greedy decoding would write the answer; one forward.
@@ -28,7 +27,7 @@ BASE = "unmodified"
 
 
 @dataclass(frozen=True)
-class Examination:
+class Examination(OfItems):
     """Every method on every item; one of them has to be called "unmodified".
 
     ``extractor``: which of the benchmark's rules reads written answers. ``chunk``: items side by side in a forward, and in a part of the
@@ -60,25 +59,19 @@ class Examination:
     @property
     def settings(self) -> dict[str, Any]:
         """See `sinkgate.studies.run.Study`."""
-        told = {"methods": list(self.methods), "asking": self.asking, "chunk": self.chunk}
+        told = {
+            "methods": list(self.methods),
+            "asking": self.asking,
+            "chunk": self.chunk,
+        }
         if self.asking == "written":
             told |= {"extractor": self.extractor, "max_new_tokens": self.max_new_tokens}
         return {**told, **self.about}
 
     @property
-    def model(self) -> dict[str, Any]:
-        """See `sinkgate.studies.run.Study`."""
-        return facts_of(self.vlm)
-
-    @property
     def data(self) -> dict[str, Any]:
-        """See `sinkgate.studies.run.Study`."""
-        return {"benchmark": self.benchmark.name, **facts_of_samples([item.sample for item in self.items])}
-
-    @property
-    def units(self) -> int:
-        """See `sinkgate.studies.run.Study`."""
-        return chunks(len(self.items), self.chunk)
+        """See `OfItems`; with the benchmark."""
+        return {"benchmark": self.benchmark.name, **super().data}
 
     def work(self, unit: int) -> Tables:
         """Tables ``items`` and ``answers`` of one chunk; raises SinkgateError where an item cannot be asked."""

@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from sinkgate.benchmarks import Item
 from sinkgate.errors import SinkgateError
 from sinkgate.lessons import Lessons
+from sinkgate.studies.provenance import facts_of, facts_of_samples
+from sinkgate.studies.run import chunks
+from sinkgate.vlm import VLM
+
+
+class OfItems:
+    """The part of a study that is the same for all that put items to a model; see `sinkgate.studies.run.Study`."""
+
+    vlm: VLM
+    items: Sequence[Item]
+    chunk: int
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Facts of the model."""
+        return facts_of(self.vlm)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """How many items there are, and a checksum of what is asked."""
+        return facts_of_samples([item.sample for item in self.items])
+
+    @property
+    def units(self) -> int:
+        """Chunks of items."""
+        return chunks(len(self.items), self.chunk)
 
 
 def frame_of(items: Sequence[Item], first: int = 0) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from sinkgate.errors import SinkgateError
 from sinkgate.plots import export
 from sinkgate.studies.claims import claims, table_of
-from sinkgate.studies.run import Results
+from sinkgate.studies.results import Results
 from sinkgate.studies.sections import SECTIONS, Section
 
 NAMES = {

@@ -26,7 +26,8 @@ def facts_of(vlm: VLM) -> dict[str, Any]:
     config = vlm.model.config
     return {
         "name": vlm.name,
-        "revision": getattr(config, "_commit_hash", None) or checksum_of(Path(config._name_or_path or "")),
+        "revision": getattr(config, "_commit_hash", None)
+        or (checksum_of(Path(config._name_or_path)) if config._name_or_path else None),
         "class": type(vlm.model).__name__,
         "layers": vlm.num_layers,
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
@@ -64,9 +65,9 @@ def _commit() -> str | None:
     return None
 
 
-def checksum_of(folder: Path, most: int = 1 << 20) -> str | None:
-    """A checksum of name, size, beginning and end (``most`` bytes each) of the weight files in a folder; None where there are none."""
-    files = sorted(file for file in folder.glob("*") if file.suffix in WEIGHTS) if folder.is_dir() else []
+def checksum_of(place: Path, most: int = 1 << 20) -> str | None:
+    """A checksum of name, size, beginning and end (``most`` bytes each) of a file, or of the weight files in a folder; None where there are none."""
+    files = [place] if place.is_file() else sorted(file for file in place.glob("*") if file.suffix in WEIGHTS)
     if not files:
         return None
     digest = hashlib.sha256()

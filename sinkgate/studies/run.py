@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from sinkgate.errors import SinkgateError
 from sinkgate.studies.provenance import versions
+from sinkgate.studies.results import FORMAT, VERSION, Results
 
-FORMAT, VERSION = "sinkgate-study", 1
 IDENTITY = ("study", "settings", "model", "data", "units")  # what a continued run has to share
 Tables = Mapping[str, pd.DataFrame | dict[str, Tensor]]
 
@@ -83,76 +83,6 @@ class Shard:
         if not (rank.isdecimal() and of.isdecimal()):
             raise SinkgateError(f"the shard is {text!r}; expected two numbers such as 0/8")
         return cls(int(rank), int(of))
-
-
-@dataclass(frozen=True)
-class Results:
-    """A study's folder, read. ``about`` is its study.json."""
-
-    folder: Path
-    about: dict[str, Any]
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Results:
-        """What lies in a folder, finished or not.
-
-        Raises:
-            SinkgateError: there is no study.
-        """
-        folder = Path(folder)
-        try:
-            about = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise SinkgateError(f"{folder} holds no study: it has no study.json") from None
-        except ValueError as error:
-            raise SinkgateError(f"{folder / 'study.json'} is no JSON ({error})") from error
-        if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (FORMAT, VERSION):
-            raise SinkgateError(f"{folder / 'study.json'} is no study of format {FORMAT}, version {VERSION}")
-        return cls(folder, about)
-
-    @classmethod
-    def find(cls, folder: str | Path) -> list[Results]:
-        """All studies in a folder and below, by path.
-
-        Raises:
-            SinkgateError: there is none.
-        """
-        found = [cls.load(file.parent) for file in sorted(Path(folder).rglob("study.json"))]
-        if not found:
-            raise SinkgateError(f"there is no study in {folder}; a study's folder holds a study.json")
-        return found
-
-    @property
-    def study(self) -> str:
-        """Its kind: "anatomy", "probes", "sweep", ..."""
-        return self.about["study"]
-
-    @property
-    def finished(self) -> bool:
-        """Whether the tables are put together."""
-        return self.about["finished"] is not None
-
-    @property
-    def parts(self) -> list[Path]:
-        """Folders of the finished units, in order."""
-        return sorted(path for path in (self.folder / "parts").glob("[0-9]*") if path.is_dir())
-
-    def table(self, name: str) -> pd.DataFrame:
-        """A table of a finished study.
-
-        Raises:
-            SinkgateError: the study is not finished, or has no such table.
-        """
-        if not self.finished:
-            raise SinkgateError(
-                f"the {self.study} in {self.folder} is not finished ({len(self.parts)} of {self.about['units']} parts are there); "
-                "the command that began it goes on with it"
-            )
-        path = self.folder / f"{name}.parquet"
-        if not path.is_file():
-            tables = ", ".join(file.stem for file in sorted(self.folder.glob("*.parquet"))) or "none"
-            raise SinkgateError(f"the {self.study} in {self.folder} has no table {name!r}; there are: {tables}")
-        return pd.read_parquet(path)
 
 
 def run(

@@ -18,7 +18,7 @@ from sinkgate.plots import sweep as sweep_plots
 from sinkgate.studies.anatomy import flattening, jaccard, sinks_per_image
 from sinkgate.studies.examination import accuracies, changes, scores
 from sinkgate.studies.probes import MEASURES, advantage, summary
-from sinkgate.studies.run import Results
+from sinkgate.studies.results import Results
 from sinkgate.studies.sweep import CELL, confirmed, gains, groups_apart, leaning
 
 MOST = 20  # of the surest changes of a sweep

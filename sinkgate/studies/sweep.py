@@ -22,9 +22,8 @@ from sinkgate.gates import Gates
 from sinkgate.lessons import Finder, Lessons
 from sinkgate.methods import Fixed
 from sinkgate.statistics import compared, holm, intervals, sign_test
-from sinkgate.studies.items import frame_of, refuse_skipped
-from sinkgate.studies.provenance import facts_of, facts_of_samples
-from sinkgate.studies.run import Tables, chunks
+from sinkgate.studies.items import OfItems, frame_of, refuse_skipped
+from sinkgate.studies.run import Tables
 from sinkgate.sweep import CONTROLS, LINE, Setting, oracle
 from sinkgate.vlm import VLM, find_sinks, find_v_sinks
 
@@ -34,7 +33,7 @@ CELL = ["layer", *SCALES]
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(OfItems):
     """Every setting on every item. Items with options are judged by forced choice, others by exact answer (`sinkgate.evaluate`).
 
     ``layers`` and ``points``: as in `sinkgate.oracle`. ``find`` names sinks; None takes the default criteria, and for settings that treat
@@ -61,21 +60,6 @@ class Sweep:
         """See `sinkgate.studies.run.Study`."""
         layers = list(range(self.vlm.num_layers) if self.layers is None else self.layers)
         return {"layers": layers, "points": [list(point) for point in self.points], "chunk": self.chunk, **self.about}
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """See `sinkgate.studies.run.Study`."""
-        return facts_of(self.vlm)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """See `sinkgate.studies.run.Study`."""
-        return facts_of_samples([item.sample for item in self.items])
-
-    @property
-    def units(self) -> int:
-        """See `sinkgate.studies.run.Study`."""
-        return chunks(len(self.items), self.chunk)
 
     def work(self, unit: int) -> Tables:
         """Tables ``items`` and ``answers`` of one chunk; raises SinkgateError where an item cannot be asked."""

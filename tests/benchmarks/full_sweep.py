@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from models import Subject, onevision
+from models import Subject, llava_7b_config, onevision
 from peers import generate
 from timing import take_turns
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 from sinkgate.gates import Gates
 from sinkgate.lessons import Prefix
@@ -54,18 +54,8 @@ class Work:
 
 def llava_7b_work(words: int) -> Work:
     """Counted on LLaVA-1.5-7B's shape, 576 visual tokens and ``words`` of text."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
-    config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(vocab_size=32064), image_seq_length=576)
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config).eval()
+        model = LlavaForConditionalGeneration(llava_7b_config()).eval()
     return counted(model, 336, 576 + words)
 
 

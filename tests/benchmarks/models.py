@@ -96,7 +96,12 @@ def onevision(side: int = 27, layers: int = 24, encoder_layers: int = 26) -> Sub
 
 
 def llava_7b() -> Subject:
-    """LLaVA-1.5-7B's shape in bfloat16 on a GPU: CLIP-L at 336 pixels, 576 visual tokens, LLaMA of 32 layers, 4096 wide."""
+    """LLaVA-1.5-7B's shape in bfloat16 on a GPU."""
+    return _random("LLaVA-1.5-7B shape", llava_7b_config(), torch.bfloat16, "cuda")
+
+
+def llava_7b_config() -> LlavaConfig:
+    """CLIP-L at 336 pixels, 576 visual tokens, LLaMA of 32 layers, 4096 wide."""
     vision = CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
@@ -106,10 +111,9 @@ def llava_7b() -> Subject:
         patch_size=14,
         projection_dim=768,
     )
-    config = LlavaConfig(
+    return LlavaConfig(
         vision_config=vision, text_config=LlamaConfig(vocab_size=32064), image_token_index=IMAGE, image_seq_length=576
     )
-    return _random("LLaVA-1.5-7B shape", config, torch.bfloat16, "cuda")
 
 
 SUBJECTS: dict[str, Callable[[], Subject]] = {"demo": demo, "onevision": onevision}

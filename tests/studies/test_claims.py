@@ -9,7 +9,7 @@ from test_sweep_study import planted
 
 from sinkgate.errors import SinkgateError
 from sinkgate.studies.claims import claims, table_of
-from sinkgate.studies.run import FORMAT, VERSION, Results
+from sinkgate.studies.results import FORMAT, VERSION, Results
 
 
 def results(folder, study, settings=None, **tables):

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from toy import Toy
 
 from sinkgate.errors import SinkgateError
-from sinkgate.studies.run import Results, Shard, finish, gather, run
+from sinkgate.studies.results import Results
+from sinkgate.studies.run import Shard, finish, gather, run
 
 processes = multiprocessing.get_context("fork")
 
@@ -95,6 +96,7 @@ def test_two_processes_equal_one(whole, tmp_path):
     assert tables(out) == tables(whole.folder) and parts(out) == parts(whole.folder)
 
 
+@settings(deadline=None)  # it writes files
 @given(of=st.integers(1, 5), units=st.integers(1, 13))
 def test_shards_share_out_every_unit_once(tmp_path_factory, of, units):
     out = tmp_path_factory.mktemp("shards")
