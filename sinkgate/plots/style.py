@@ -184,7 +184,12 @@ def export(figure: go.Figure, path: str | Path) -> Path:
                 f"{path.name} is drawn by kaleido, which is missing: pip install kaleido, or take .html"
             )
         else:
-            figure.write_image(path, width=figure["layout"]["width"] or WIDTH, scale=2 if path.suffix == ".png" else 1)
+            import kaleido
+
+            layout = figure["layout"]
+            size = {"width": layout["width"] or WIDTH, "height": layout["height"] or 450}
+            options = {**size, "format": path.suffix[1:], "scale": 2 if path.suffix == ".png" else 1}
+            kaleido.write_fig_sync(figure, path=path, opts=options, kopts={"mathjax": False})  # else from a CDN
     except OSError as error:
         raise SinkgateError(f"{path} cannot be written: {error.strerror or error}") from error
     except RuntimeError as error:

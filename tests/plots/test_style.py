@@ -110,7 +110,7 @@ def test_what_cannot_be_written_is_a_sentence(figure, tmp_path, monkeypatch):
         style.export(figure, tmp_path / "figure.jpg")
     with pytest.raises(SinkgateError, match="cannot be written: No such file"):
         style.export(figure, tmp_path / "nowhere" / "figure.html")
-    monkeypatch.setattr(go.Figure, "write_image", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no browser")))
+    monkeypatch.setattr("kaleido.write_fig_sync", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no browser")))
     with pytest.raises(SinkgateError, match="Chrome or Chromium, which did not start"):
         style.export(figure, tmp_path / "figure.png")
     monkeypatch.setattr(style, "find_spec", lambda name: None if name == "kaleido" else importlib.util.find_spec(name))
