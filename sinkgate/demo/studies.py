@@ -45,7 +45,7 @@ SHOWN = (
     ("probes", "What tokens know of the scene: accuracy"),
     ("anatomy", "Attention of the text"),
     ("anatomy", "Broadcast or no-op, head by head"),
-    ("eval", "Change of accuracy by task and method"),
+    ("eval", "What each method changes"),
 )
 
 
@@ -75,7 +75,10 @@ def studies(vlm: VLM, fast: VLM, scale: float) -> dict[str, Callable[[Path], Res
 
     def probes(out: Path) -> Results:
         features = Features(
-            vlm, list(scene_facts(many(2000), 1, split="test")), {"data": "scenes", "seed": 1}, chunk=50
+            vlm,
+            list(scene_facts(many(2000), 1, split="test")),
+            {"data": "scenes", "seed": 1, "pictures": many(2000)},
+            chunk=50,
         )
         found = run(features, out / "features")
         return run(Probes(found.parts, found.about["model"], found.about["data"], jobs=-1), out)

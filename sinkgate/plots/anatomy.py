@@ -87,7 +87,7 @@ def broadcast_figure(heads: pd.DataFrame) -> go.Figure:
         },
         hovertemplate="layer %{customdata[0]}, head %{customdata[1]}<br>V-sinks get %{x:.1%}<br>stable rank %{y:.2f}<extra></extra>",
     )
-    figure.update_xaxes(title_text="share of attention on V-sinks", tickformat=".0%", rangemode="tozero")
+    figure.update_xaxes(title_text="share of attention on V-sinks", tickformat="~%", rangemode="tozero")
     figure.update_yaxes(title_text="stable rank of the head's output", type="log", nticks=4)
     return dressed(
         figure,

@@ -61,10 +61,11 @@ def probes_figure(summary: pd.DataFrame, measure: Measure = "accuracy") -> go.Fi
                 x=true["at"] + APART * shift,
                 y=true[measure],
                 error_y={"array": true[f"{measure}_std"], "thickness": 1, "width": 0},
-                customdata=true[["place", f"{measure}_std"]],
+                customdata=true[["place", f"{measure}_std", "train"]],
                 mode="lines+markers",
                 showlegend=number == 0,
-                hovertemplate=f"{style['name']}, %{{customdata[0]}}: %{{y:.1%}} ± %{{customdata[1]:.1%}}<extra></extra>",
+                hovertemplate=f"{style['name']}, %{{customdata[0]}}: %{{y:.1%}} ± %{{customdata[1]:.1%}}"
+                "<br>trained on %{customdata[2]:.0f} pictures<extra></extra>",
                 **cell,
             )
     every = 1 if len(places) <= 16 else 4

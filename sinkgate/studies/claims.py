@@ -17,7 +17,12 @@ from sinkgate.studies.sweep import confirmed, groups_apart, leaning
 
 Verdict = Literal["reproduced", "in part", "not reproduced", "cannot be asked"]
 LEVEL = 0.05  # of corrected p values
-TARGETS = ("count", "largest", "colors", "shapes")  # that the paper probes for; others are left out where these are there
+TARGETS = (
+    "count",
+    "largest",
+    "colors",
+    "shapes",
+)  # that the paper probes for; others are left out where these are there
 OFTEN = 0.5  # share of the pictures that must have a group in a layer: with fewer, it is compared across other pictures
 REASONING = ("reasoning", "logical", "math")  # in the names of tasks that ask for it
 

@@ -21,6 +21,7 @@ from sinkgate.studies.probes import MEASURES, advantage, summary
 from sinkgate.studies.results import Results
 from sinkgate.studies.sweep import CELL, confirmed, gains, groups_apart, leaning
 
+RARE = 0.1  # share of the pictures below which a group is not shown
 MOST = 20  # of the surest changes of a sweep
 CHANGES = ["change", "low", "high"]
 
@@ -102,9 +103,11 @@ def _anatomy(results: Results) -> Iterator[Section]:
 def _probes(results: Results) -> Iterator[Section]:
     told = results.table("scores")
     means = summary(told)
+    means = means[means["train"] >= RARE * means["train"].max()]
     sentence = (
         "How well a linear probe reads the scene from the mean hidden state of a group. Compare the lines with each other, and with the grey ones: "
-        "what the same probe reaches when labels are shuffled, and what the most frequent answer reaches."
+        "what the same probe reaches when labels are shuffled, and what the most frequent answer reaches. Points of fewer than a tenth of the "
+        "pictures are left out; L-sinks are probed on the pictures that have any, which are others from layer to layer."
     )
     yield Section("What tokens know of the scene: accuracy", sentence, probes_plots.probes_figure(means))
     yield Section(
