@@ -64,6 +64,8 @@ class RunChoice:
         out = self.out or Path(scratch.enter_context(TemporaryDirectory()))
         results = run(study, out / below, shard=shard, resume=self.resume)
         if results.finished:
+            if self.out and not below:
+                typer.echo(f"written to {out}; `sinkgate report {out}` makes a page of it", err=True)
             return results
         typer.echo(f"share {shard.rank}/{shard.of} is done; others of {out} are not", err=True)
         return None
@@ -282,6 +284,8 @@ def _scales(text: str) -> list[float]:
 def _show(table: pd.DataFrame, as_json: bool) -> None:
     if as_json:
         print_json(rows=_records(table))
+    elif table.empty:
+        typer.echo("There are too few samples for a summary; the tables hold them all the same.")
     else:
         typer.echo(table.to_string(index=False, float_format="{:.3g}".format))
 
