@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from tqdm import tqdm
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 SCENES = 2600  # where no limit is given
 Split = Literal["train", "validation", "test"]
+
+
+class Asked(NamedTuple):
+    """What is asked: the benchmark, its items, and what tells this choice of them from another."""
+
+    benchmark: Benchmark
+    items: list[Item]
+    about: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,9 @@ class DataChoice:
     files: Annotated[
         Path | None,
         typer.Option("--files", help="The benchmark's parquet file, or a folder of them; from the Hub if left out."),
+    ] = None
+    data_revision: Annotated[
+        str | None, typer.Option("--data-revision", help="Branch, tag or commit of the benchmark on the Hub.")
     ] = None
     images: Annotated[
         Path | None, typer.Option("--images", help="Folder that a JSON file's image paths start from.")
@@ -59,7 +70,10 @@ class DataChoice:
             drawn = scene_samples(count, self.seed, split=split, haze=(0.0, self.haze), per_scene=3)
             return list(tqdm(drawn, "scenes", total=count, disable=None))
         if self.data in BENCHMARKS:
-            return [item.sample for item in BENCHMARKS[self.data].items(self.files, self.limit, self.seed)]
+            chosen = BENCHMARKS[self.data]
+            return [
+                item.sample for item in chosen.items(self.files, self.limit, self.seed, revision=self.data_revision)
+            ]
         if self.images is None:
             raise SinkgateError("say with --images in which folder the pictures lie")
         if self.data == "cambrian":
@@ -72,8 +86,8 @@ class DataChoice:
             typer.echo(f"Records of {self.data} passed over: {reasons}.", err=True)
         return found
 
-    def items(self) -> tuple[Benchmark, list[Item]]:
-        """The benchmark with its items; samples that are of none are one without a name of their scores but accuracy.
+    def asked(self) -> Asked:
+        """The benchmark with its items; samples of none are one of their own, which scores accuracy.
 
         Raises:
             SinkgateError: as ``samples``.
@@ -81,10 +95,20 @@ class DataChoice:
         from sinkgate.benchmarks import BENCHMARKS, SCENES
         from sinkgate.benchmarks.samples import of_samples
 
-        if self.data in BENCHMARKS:
-            chosen = replace(SCENES, haze=(0.0, self.haze)) if self.data == SCENES.name else BENCHMARKS[self.data]
-            return chosen, chosen.items(self.files, self.limit, self.seed)
-        return of_samples(Path(self.data).name, self.samples("test"))
+        if self.data == SCENES.name:
+            chosen = replace(SCENES, haze=(0.0, self.haze))
+            return Asked(chosen, chosen.items(self.files, self.limit, self.seed), self.about)
+        if self.data not in BENCHMARKS:
+            return Asked(*of_samples(Path(self.data).name, self.samples("test")), self.about)
+        chosen, files, about = BENCHMARKS[self.data], self.files, self.about
+        if files is None:
+            files, about["data_revision"] = chosen.fetch(self.data_revision)
+        return Asked(chosen, chosen.items(files, self.limit, self.seed), about)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What tells one choice from another, for the record of a study."""
+        return {"data": self.data, "limit": self.limit, "seed": self.seed, "haze": self.haze}
 
 
 def read_layers(text: str, count: int) -> list[int]:

@@ -91,7 +91,7 @@ def anatomy(
     samples = data.samples("test")
     vlm = chosen.load()
     at = read_layers(layers, vlm.num_layers)
-    study = Anatomy(vlm, samples, v_sink=v_sink, l_sink=l_sink, layers=at, chunk=batch_size, about=_about(data))
+    study = Anatomy(vlm, samples, v_sink=v_sink, l_sink=l_sink, layers=at, chunk=batch_size, about=data.about)
     with ExitStack() as scratch:
         if results := kept.run(study, scratch):
             _show(by_layer(results.table("tokens")), as_json)
@@ -162,9 +162,9 @@ def sweep(
         raise SinkgateError("--three asks for scales of three groups: name them with --grid, such as --grid 0,0.5,1,2")
     if free:
         points = (*points, *grid(_scales(free)), *(grid(_scales(free), 3) if three else ()))
-    _, items = data.items()
+    asked = data.asked()
     vlm = chosen.load()
-    study = Sweep(vlm, items, read_layers(layers, vlm.num_layers), points, batch_size, about=_about(data))
+    study = Sweep(vlm, asked.items, read_layers(layers, vlm.num_layers), points, batch_size, about=asked.about)
     with ExitStack() as scratch:
         if results := kept.run(study, scratch):
             _show(confirmed(results.table("items"), results.table("answers"), seed=data.seed), as_json)
@@ -199,12 +199,12 @@ def evaluate(
     from sinkgate.studies.provenance import checksum_of
 
     methods: dict[str, Method] = {name: published(name) for name in method or ()}
-    benchmark, items = data.items()
+    benchmark, items, about = data.asked()
     vlm = chosen.load()
     for path in gates or ():
         methods[path.name if path.name not in methods else str(path)] = read_method(path, vlm, any_model)
     methods = {"unmodified": Fixed(Gates.ones(vlm)), **methods}
-    about = {**_about(data), "gates": {str(path): checksum_of(path) for path in gates or ()}}
+    about = {**about, "gates": {str(path): checksum_of(path) for path in gates or ()}}
     study = Examination(
         vlm,
         benchmark,
@@ -258,10 +258,6 @@ def merge(
     found = gather(folders, out)
     state = "finished" if found.finished else "not finished"
     typer.echo(f"{len(found.parts)} of {found.about['units']} parts in {out}: {state}")
-
-
-def _about(data: DataChoice) -> dict[str, Any]:
-    return {"data": data.data, "limit": data.limit, "seed": data.seed, "haze": data.haze}
 
 
 def _pictures(data: str, images: Path | None, limit: int, seed: int) -> list[Any]:
