@@ -52,8 +52,8 @@ class Sweep(OfItems):
     @cached_property
     def choices(self) -> list[Setting]:
         """The settings, each once, without the unmodified model."""
-        given = dict.fromkeys(oracle(self.vlm, self.layers, self.points))
-        return [setting for setting in given if set(setting.scales.values()) != {1.0}]
+        by_cell = {(each.layer, *each.scales.values()): each for each in oracle(self.vlm, self.layers, self.points)}
+        return [setting for cell, setting in by_cell.items() if set(cell[1:]) != {1.0}]
 
     @property
     def settings(self) -> dict[str, Any]:

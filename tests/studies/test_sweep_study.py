@@ -71,13 +71,15 @@ def test_neither_chunks_nor_shards_change_what_is_right(demo, items, swept, tmp_
 
 
 def test_three_groups(demo, items, tmp_path):
-    study = Sweep(demo, items[:2], [3], [(1.0, 1.0, 0.0), (0.5, 0.5)], chunk=2)
+    points = [(1.0, 1.0, 0.0), (0.5, 0.5), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)]  # one twice, one the unmodified model
+    study = Sweep(demo, items[:2], [3], points, chunk=2)
     answers = run(study, tmp_path, progress=False).table("answers")
     assert set(zip(answers["v_sink"], answers["l_sink"], answers["ordinary"], strict=True)) == {
         (1, 1, 1),
         (1, 0, 1),
         (0.5, 0.5, 0.5),
     }
+    assert len(answers) == 2 * 3, "each cell once"
 
 
 def test_an_item_that_cannot_be_asked_stops_the_sweep(demo, items, tmp_path):
