@@ -47,7 +47,7 @@ def test_ci_runs_the_readmes_test_command():
 
 def test_the_readmes_python_runs(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second, third = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    first, second, third, fourth = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict[str, object] = {}
     exec(compile(first, "README.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
@@ -57,6 +57,9 @@ def test_the_readmes_python_runs(capsys, tmp_path, monkeypatch):
     exec(compile(third, "README.md", "exec"), names)
     assert "16,640 trainable parameters" in capsys.readouterr().out
     assert (tmp_path / "runs" / "stack" / "gates.safetensors").exists()
+    exec(compile(fourth, "README.md", "exec"), names)
+    assert "corrected" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "sweep" / "answers.parquet").exists()
 
 
 def test_the_readmes_models_are_those_of_the_tests():
