@@ -1,33 +1,17 @@
 """A study's folder: nothing lost, nothing twice, whoever does the work and however often it is stopped."""
 
 import json
-import multiprocessing
-import os
-import random
-import signal
-import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from toy import Toy
+from toy import Toy, kill_again_and_again, parts, processes, tables
 
 from sinkgate.errors import SinkgateError
 from sinkgate.studies.results import Results
 from sinkgate.studies.run import Shard, finish, gather, run
-
-processes = multiprocessing.get_context("fork")
-
-
-def tables(folder):
-    return {file.name: file.read_bytes() for file in sorted(Path(folder).glob("*.parquet"))}
-
-
-def parts(folder):
-    return {file.relative_to(folder): file.read_bytes() for file in sorted(Path(folder).rglob("parts/*/*"))}
 
 
 @pytest.fixture
@@ -60,18 +44,8 @@ def test_what_is_done_is_not_done_again(whole):
 
 
 def test_ten_kills_at_random_moments_change_nothing(tmp_path):
-    moments, whole, killed = random.Random(0), tmp_path / "whole", tmp_path / "killed"
-    study, made = Toy(units=200, seconds=0.02), 0
-    for _ in range(10):
-        worker = processes.Process(target=run, args=(study, killed), kwargs={"progress": False})
-        worker.start()
-        while len(list(killed.glob("parts/0*"))) == made:  # until it has done something
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.05))
-        os.kill(worker.pid, signal.SIGKILL)
-        worker.join()
-        assert worker.exitcode == -signal.SIGKILL
-        made = len(list(killed.glob("parts/0*")))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    made = kill_again_and_again(Toy(units=200, seconds=0.02), killed)
     left = Toy(units=200)
     assert run(left, killed, progress=False).finished
     assert len(left.done) == 200 - made

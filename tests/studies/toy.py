@@ -1,11 +1,44 @@
-"""A study that costs nothing: what a folder does must not depend on what is studied."""
+"""A study that costs nothing: what a folder does must not depend on what is studied. And how to kill one."""
 
+import multiprocessing
+import os
+import random
+import signal
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+
+from sinkgate.studies.run import run
+
+processes = multiprocessing.get_context("fork")
+
+
+def tables(folder):
+    return {file.name: file.read_bytes() for file in sorted(Path(folder).glob("*.parquet"))}
+
+
+def parts(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in sorted(Path(folder).rglob("parts/*/*"))}
+
+
+def kill_again_and_again(study, out, times=10):
+    """Begin a study in a process of its own and kill it after some work, so many times; gives how many parts are there."""
+    moments, made = random.Random(0), 0
+    for _ in range(times):
+        worker = processes.Process(target=run, args=(study, out), kwargs={"progress": False})
+        worker.start()
+        while len(list(out.glob("parts/0*"))) == made:  # until it has done something
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        assert worker.exitcode == -signal.SIGKILL
+        made = len(list(out.glob("parts/0*")))
+    return made
 
 
 @dataclass(frozen=True)
