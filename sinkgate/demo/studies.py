@@ -132,7 +132,8 @@ def card(found: dict[str, Results], folder: Path) -> str:
         lines.append("")
     lines += ["## Figures", ""]
     for name, title in SHOWN:
-        section = next((each for each in SECTIONS[found[name].study](found[name]) if each.title == title), None)
+        sections = SECTIONS[found[name].study](found[name]) if name in found else ()
+        section = next((each for each in sections if each.title == title), None)
         if section is None or isinstance(section.content, pd.DataFrame):
             continue
         file = f"{name}-{section.slug}.svg"
