@@ -85,6 +85,8 @@ def write_figures(folder: str | Path, suffix: str) -> list[Path]:
 def _chapter(mark: str, results: Results, folder: Path, numbers: Iterator[int]) -> tuple[str, str]:
     """A study's entry in the table of contents, and what stands there; ``numbers`` name the figures."""
     title = f"{NAMES.get(results.study, results.study)}: {results.about['model'].get('name', 'no model named')}"
+    if results.folder != folder:
+        title += f" ({results.folder.relative_to(folder).as_posix()})"
     sections = list(_sections(results))
     entries = [_link(f"{mark}-{at}", section.title) for at, section in enumerate(sections, 1)]
     parts = [f'<h2 id="{mark}">{escape(title)}</h2>', _state(results, folder), _facts(results.about)]
