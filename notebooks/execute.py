@@ -24,6 +24,7 @@ from tqdm import tqdm
 SOURCES = Path(__file__).parent / "source"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "2",
     "PLOTLY_RENDERER": "plotly_mimetype",
@@ -80,6 +81,7 @@ def run(notebook: NotebookNode, name: str, folder: Path) -> NotebookNode:
             notebook,
             timeout=TIMEOUT,
             kernel_name=KERNEL["name"],
+            extra_arguments=["--log-level=ERROR"],
             resources={"metadata": {"path": str(folder)}},
             record_timing=False,
             coalesce_streams=True,
