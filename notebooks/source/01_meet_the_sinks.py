@@ -1,0 +1,358 @@
+# %% [markdown]
+# # 1 · Meet the sinks
+#
+# Ask a vision-language model how many objects a picture shows, and look where it looks: mostly at an empty corner. That corner is an
+# **attention sink**. In this notebook you find the sinks of a model, see where they lie and since when, hide them so that the map becomes
+# readable, and learn why "is this token a sink?" has several answers.
+#
+# The words are those of [When Sinks Help or Hurt](https://arxiv.org/abs/2604.03316) (ECCV 2026), sections 1 and 3.1. Nothing is downloaded: the model is
+# the demo model that comes with sinkgate, a LLaVA of 2.4 million parameters for pictures of flat shapes. To repeat everything on a
+# real one, change `MODEL` below and nothing else.
+#
+# **Time**: about 15 seconds on two cores.
+
+# %% tags=["parameters"]
+MODEL = "demo"  # or a Hub id such as "llava-hf/llava-1.5-7b-hf", or a folder
+DEVICE = None  # "cuda", "cpu", ...; None takes what there is
+PICTURES = 24  # for the measurements at the end
+SEED = 71  # of the picture that we look at
+
+# %% tags=["install"]
+import sys
+
+if "google.colab" in sys.modules:
+    import subprocess
+
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "sinkgate[notebooks]"], check=True)
+
+# %%
+from random import Random
+
+import pandas as pd
+from plotly.subplots import make_subplots
+
+import sinkgate as sg
+from sinkgate.demo.scenes import Scene, SceneObject
+from sinkgate.plots import shares_figure
+
+vlm = sg.load(MODEL, device=DEVICE)
+vlm.num_layers, vlm.num_heads
+
+# %% [markdown]
+# ## A picture and a question
+
+# %%
+scene = Scene.random(Random(SEED))
+image = scene.render()
+image.resize((224, 224))
+
+# %%
+prompt = vlm.prompt(image, "How many objects are there?")
+trace = vlm.answer(prompt)
+trace.text
+
+# %% [markdown]
+# ## Where does it look?
+#
+# `trace.attention` holds the rows of attention of every generated token. In layer $l$ and head $h$ the row of the token that writes the
+# answer is
+#
+# $$a^{l,h} = \mathrm{softmax}\!\left(\frac{q^{l,h} K^{l,h\top}}{\sqrt{D}}\right),$$
+#
+# one share for each token of the prompt. [`trace.visual`](../sinkgate/trace.py) puts those of the visual tokens back on the grid of
+# patches, here as the mean over heads.
+#
+# **Before you run the next cell**: the model has to count two objects. Which patches do you expect to be dark?
+
+
+# %%
+def maps_figure(maps, title, columns=4):
+    """Maps over the picture, each as dark as its own largest value."""
+    rows = -(-len(maps) // columns)
+    figure = make_subplots(rows, columns, subplot_titles=list(maps), horizontal_spacing=0.02, vertical_spacing=0.1)
+    for number, grid in enumerate(maps.values()):
+        cell = {"row": number // columns + 1, "col": number % columns + 1}
+        height, width = grid.shape
+        place = {"x": -0.5, "y": -0.5, "sizex": width, "sizey": height, "sizing": "stretch", "layer": "below"}
+        figure.add_layout_image(source=image.resize((224, 224)), **place, **cell)
+        figure.add_heatmap(
+            z=grid.tolist(), colorscale=[[0, "rgba(194, 37, 92, 0)"], [1, "#a61e4d"]], showscale=False, **cell
+        )
+        figure.update_yaxes(scaleanchor=figure.data[-1].xaxis, **cell)
+    figure.update_xaxes(visible=False, constrain="domain")
+    figure.update_yaxes(visible=False, autorange="reversed", constrain="domain")
+    return figure.update_layout(
+        title=title, height=90 + 240 * rows, margin={"l": 10, "r": 10, "t": 80, "b": 10}, plot_bgcolor="white"
+    )
+
+
+# %% [markdown]
+# Look for the objects in the dark patches, layer by layer, and at the upper left corner. The number above each map is the share of all attention that its darkest patch gets.
+
+# %%
+shown = range(0, vlm.num_layers, max(1, vlm.num_layers // 8))
+maps = {layer: trace.visual(layer) for layer in shown}
+maps_figure({f"layer {layer}: {grid.max():.0%}": grid for layer, grid in maps.items()}, "Where the answer looks")
+
+# %% [markdown]
+# In layer 2 of the demo model one patch of empty background gets about half of all attention, and layers 4 and 7 come back to it. If you took such a map for
+# an explanation of the answer, you would have to believe that the model counts objects in a corner.
+#
+# ## V-sinks: born in the vision encoder
+#
+# The corner was chosen before the LLM read a single word. `sg.find_sinks` runs the unmodified model once and sorts the visual tokens:
+#
+# - **V-sinks** leave the vision encoder as sinks; they are decided once for an image;
+# - **L-sinks** become sinks inside the LLM; they are decided at the input of every layer;
+# - all others are **ordinary**.
+
+# %%
+sinks = sg.find_sinks(vlm, prompt)
+print(sinks.summary())
+
+# %% [markdown]
+# How does a V-sink look inside the encoder? For each patch $j$, take the attention that it receives from all $N$ patches and all $H$ heads,
+#
+# $$s_j = \frac{1}{HN} \sum_{h=1}^{H} \sum_{i=1}^{N} A^{h}_{ij},$$
+#
+# and divide by the median patch's: this is `sinks.encoder_share` ([code](../sinkgate/sinks.py)).
+#
+# **Before you run the next cell**: five times the median is called a sink by our default. How far beyond do you expect the corner to be?
+
+
+# %%
+def places(mask):
+    """Where the tokens of a mask lie."""
+    return [sinks.where(token).removeprefix("patch ") for token in mask.nonzero()[:, 0].tolist()]
+
+
+for token in sinks.encoder_share.argsort(descending=True)[:5].tolist():
+    print(f"{sinks.where(token)}: {sinks.encoder_share[token]:.1f} times the median")
+
+# %% [markdown]
+# Look at how little is left for the objects: the first map has the shares as they are, the second their logarithm.
+
+# %%
+share = prompt.sheets[0].spread(sinks.encoder_share)
+logarithm = (share.clamp_min(0.5) / 0.5).log10()
+maps_figure(
+    {"attention received": share, "its logarithm": logarithm}, "What patches receive inside the encoder", columns=2
+)
+
+# %% [markdown]
+# The numbers fall off a cliff: two patches of the background, then nothing. Sinks are not a matter of degree here.
+#
+# ## Evidence
+#
+# A sink is a verdict, and a verdict needs its evidence. `sinks.explain` says in one sentence why a token is in its group: what the criterion
+# measured and asked for, and what else is known of the token.
+
+# %%
+ordinary = int(sinks.ordinary.all(0).nonzero()[0])
+for token in [*sinks.v_sink.nonzero()[:, 0].tolist(), ordinary]:
+    print(sinks.explain(token, layer=2))
+
+# %% [markdown]
+# ## L-sinks: look twice
+#
+# Inside the LLM a token may become a sink in one layer and be none in the next. Here is every L-sink of this prompt:
+
+# %%
+for layer, token in sinks.l_sink.nonzero()[:6].tolist():
+    print(sinks.explain(token, layer))
+
+# %% [markdown]
+# The last words are a warning: this verdict rests on attention alone. So ask something else about the same picture. A sink should stay what it is; a patch that is
+# *looked at for what it shows* should come and go with the question.
+#
+# **Before you run the next cell**: which of the two will change, the V-sinks or the L-sinks?
+
+# %%
+QUESTIONS = (
+    "How many objects are there?",
+    "What color is the large circle?",
+    "What colors are there?",
+    "Is there a red circle?",
+)
+for question in QUESTIONS:
+    each = sg.find_sinks(vlm, vlm.prompt(image, question))
+    print(question, "\n  V-sinks:", *places(each.v_sink), sep="  ")
+    print("  L-sinks of any layer:", *places(each.l_sink.any(0)), sep="  ")
+
+# %% [markdown]
+# The V-sinks are the same whatever is asked: they cannot know the question, the encoder has not read it. The "L-sinks" of the demo model come and go with
+# the question, but for one, and all of them lie on the two objects: they are content. **This model has no L-sinks worth the name** ([its card](../sinkgate/demo/weights/README.md)). The paper
+# finds them in LLaVA-1.5-7B, where a spike in the hidden state tells them from patches that are merely interesting.
+#
+# ## How much do they take?
+#
+# `trace.shares` adds up where the answer's attention goes in each layer. Look at the orange line: layers that give V-sinks much, and layers that do not care.
+
+# %%
+shares = trace.shares(sinks)
+shares_figure({name: each.tolist() for name, each in shares.items()})
+
+# %% [markdown]
+# ## Hide them, and the map can be read
+#
+# Setting the sinks $S$ to zero would leave a pale map. [`trace.visual(..., hide=...)`](../sinkgate/trace.py) stretches the others to the same sum:
+#
+# $$\tilde a_j = \begin{cases} 0 & j \in S \\ a_j \cdot \dfrac{\sum_k a_k}{\sum_{k \notin S} a_k} & j \notin S. \end{cases}$$
+#
+# Upper row: the map as it is, in the three layers where V-sinks take most. Lower row: the same with V-sinks hidden. Look at what is left in each layer.
+
+# %%
+layers = shares["v_sink"].argsort(descending=True)[:3].tolist()
+before = {f"layer {layer}": trace.visual(layer) for layer in layers}
+after = {f"layer {layer}, V-sinks hidden": trace.visual(layer, hide=sinks.v_sink) for layer in layers}
+maps_figure(before | after, "The same attention, with and without V-sinks", columns=3)
+
+# %% [markdown]
+# In layer 4 what is left lies on the triangle, in layer 7 on the circle: both had been there all the time, too pale to be seen. In layer 2 nothing
+# in particular is left; there the corner was the point. The map could have told you neither.
+#
+# Hidden is not removed: the model still saw its sinks, we only stopped looking at them. What happens when the *model* may no longer look is
+# the subject of [notebook 3](03_when_sinks_help_or_hurt.ipynb).
+#
+# ## Who says so? Four criteria
+#
+# The paper decides by **massive activations**: a token $j$ is a sink at layer $l$ when
+#
+# $$\max_{d \in D_\mathrm{sink}} |h^l_j[d]| \ge \tau,$$
+#
+# with $D_\mathrm{sink}$ a few dimensions of the model (in LLaMA-2-7B: 1415 and 2533). Others look at the norm of the state, or at attention itself ([the code of each](../sinkgate/criteria.py)).
+# `sg.report` asks all of them, after it has looked for sink dimensions on the model itself.
+
+# %%
+discovery = sg.discover(vlm)
+print(sg.report(vlm, prompt, discovery))
+
+# %% [markdown]
+# On the demo model the criteria do **not** agree: attention says two sinks, everything else says none. No channel spikes (6 times the median in the encoder, where 100 would be
+# asked for) and no state is long. In CLIP and LLaMA the paper finds the spike. So never say "sink" without saying by which criterion.
+#
+# ## Four measurements that come apart
+#
+# | measurement | what it says | formula |
+# |---|---|---|
+# | activation spike | one channel is massive | $\max_d \lvert h_j[d]\rvert \,/\, \mathrm{median}_d \lvert h_j[d]\rvert$ |
+# | attention | much is looked at it | mean of $A_{ij}$ over heads and text queries $i$ |
+# | length of the Value | what looking at it brings: 1 as much as others (*broadcast*), 0 nothing (*no-op*) | $\lVert v_j\rVert \,/\, \mathrm{mean}_k \lVert v_k\rVert$ |
+# | stable rank of a head's output $O$ | whether it tells all queries the same: 1 exactly the same | $\lVert O\rVert_F^2 \,/\, \sigma_1(O)^2$ |
+#
+# [`dissect`](../sinkgate/studies/anatomy.py) takes all of them for one prompt. We put a few pictures together.
+#
+# **Before you run the next cell**: V-sinks receive hundreds of times the median in the encoder. How long do you expect their states to be, and their Values?
+
+# %%
+from sinkgate.studies.anatomy import dissect, strongest_heads
+
+dimensions = {side: discovery.dimensions(side) for side in ("vision", "llm")}
+pictures = [Scene.random(Random(seed)).render() for seed in range(PICTURES)]
+prompts = [vlm.prompt(picture, "How many objects are there?") for picture in pictures]
+anatomies = [dissect(vlm, each, dimensions, sample=number) for number, each in enumerate(prompts)]
+tokens = pd.concat(each["tokens"] for each in anatomies)
+heads = pd.concat(each["heads"] for each in anatomies)
+projector = pd.concat(each["projector"] for each in anatomies)
+
+measures = ["peak", "norm", "per_token", "value_ratio"]
+tokens.groupby("group", sort=False)[measures].mean().round(3)
+
+# %% [markdown]
+# Spike (`peak`) and `norm` of the demo model's V-sinks are no larger than those of ordinary tokens, their attention per token is about twice as high over all
+# layers and all text, their Values are about as long as others. Before the projector it is no different:
+
+# %%
+projector.groupby("group", sort=False)[["norm_before", "norm_after", "peak_before", "peak_after"]].mean().round(2)
+
+# %% [markdown]
+# The paper's V-sinks have a spike before the projector (`peak_before`), which the projector spreads over all dimensions, so that a long state is left (`norm_after`). Ours have
+# neither. Attention, over the layers: on the left what *one* token of a group gets, on the right the group together. Look where V-sinks lie above ordinary tokens, and where not.
+
+# %%
+from sinkgate.plots import anatomy as plots
+
+plots.attention_figure(tokens)
+
+# %% [markdown]
+# And what do they give to those who look? A Value near the dotted line gives as much as any other: these sinks *broadcast* something, they are no dustbin.
+
+# %%
+plots.value_ratio_figure(tokens)
+
+# %% [markdown]
+# The last measurement belongs to heads. Each dot is a head: to the right, heads that look at V-sinks. If V-sinks handed one content around and nothing else did, these
+# dots would lie lowest.
+
+# %%
+plots.broadcast_figure(heads)
+
+# %%
+strongest_heads(heads)[["layer", "head", "v_sink", "stable_rank"]].head(4).round(2)
+
+# %% [markdown]
+# They do not: heads that look at V-sinks lie among the others. Here all heads have a low stable rank, because Values of all tokens have much in common; so compare a
+# head with other heads, never with 1.
+#
+# ## Exercises
+#
+# **1. Evict a sink.** Put a large red square on the upper left corner of the scene. Is the corner still a sink? Who is?
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+square = SceneObject("square", "red", "large", 0.21, 0.21)
+evicted = vlm.prompt(Scene(scene.background, (square, *scene.objects)).render(), "How many objects are there?")
+now = sg.find_sinks(vlm, evicted)
+for token in sinks.v_sink.nonzero()[:, 0].tolist():
+    old, new = sinks.encoder_share[token], now.encoder_share[token]
+    print(f"{sinks.where(token)}: {old:.0f} times the median before, {new:.0f} with a square on the corner")
+
+# %% [markdown]
+# The patch under the square falls from hundreds of times the median to the edge of what we call a sink at all; the other corner takes over. V-sinks
+# prefer patches that have nothing to say.
+#
+# **2. Always the same place?** Where do the V-sinks of many random scenes lie?
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+found = [place for each in prompts for place in places(sg.find_sinks(vlm, each).v_sink)]
+pd.Series(found).value_counts().head()
+
+# %% [markdown]
+# **3. A criterion of your own.** A criterion is a function from signals to a verdict. Ask for 100 times the median attention instead of 5, and for the
+# opposite: a norm *below* 0.8 of the median. Do they find the same patches? (`sg.find_sinks(vlm, prompt, v_sink=...)` takes any object like those in
+# [criteria.py](../sinkgate/criteria.py).)
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+import torch
+
+from sinkgate.criteria import AttentionShare, Verdict
+
+
+class ShortStates:
+    """Tokens whose state is shorter than ``times`` the median one."""
+
+    name = "short states"
+    times = 0.8
+
+    def __call__(self, signals):
+        norms = torch.linalg.vector_norm(signals.judged_hidden, dim=-1)
+        score = norms.median(-1, keepdim=True).values / norms
+        threshold = torch.full((len(score), 1), 1 / self.times)
+        return Verdict(self.name, "median / ||h||", score >= threshold, score, threshold)
+
+
+for criterion in (AttentionShare(times=100), ShortStates()):
+    mine = sg.find_sinks(vlm, prompt, v_sink=criterion)
+    print(f"{criterion.name}: {places(mine.v_sink)}")
+
+# %% [markdown]
+# The sinks of this model are its *shortest* states. In CLIP they are the longest (Luo et al.), and a criterion that looks for long states would find none here.
+#
+# ## What to keep
+#
+# - An attention map is no explanation until you know its sinks; hide them, and say that you did.
+# - V-sinks come from the encoder and do not know the question; L-sinks arise in the LLM, layer by layer.
+# - Spike, attention, length of the Value and stable rank are four different facts. Say which one you mean.
+# - The demo model's V-sinks are real in attention, but they were **grown**: its training asked the most attended patches to tell the gist of the scene
+#   ([its card](../sinkgate/demo/weights/README.md)). The paper's findings were made on LLaVA-1.5-7B.
+#
+# Next: [what sinks know](02_what_sinks_know.ipynb).
