@@ -34,6 +34,7 @@ from sinkgate.vlm import VLM, find_sinks
 
 if TYPE_CHECKING:
     from sinkgate.training import train
+    from sinkgate.widgets import compare, explore, sweep_map
 
 __version__ = "0.1.0"
 
@@ -66,9 +67,11 @@ __all__ = [
     "UnsupportedModelError",
     "attached",
     "choose",
+    "compare",
     "discover",
     "discover_dimensions",
     "evaluate",
+    "explore",
     "find_sinks",
     "gather_evidence",
     "known",
@@ -77,14 +80,19 @@ __all__ = [
     "oracle",
     "report",
     "stack",
+    "sweep_map",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """``train`` when it is asked for: what it imports takes a second."""
+    """``train`` and the widgets when they are asked for: what they import takes a second."""
     if name == "train":
         from sinkgate.training import train
 
         return train
+    if name in ("compare", "explore", "sweep_map"):
+        from sinkgate import widgets
+
+        return getattr(widgets, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

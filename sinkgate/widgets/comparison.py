@@ -1,0 +1,45 @@
+"""Settings side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sinkgate.gates import Gates
+from sinkgate.prompts import Picture
+from sinkgate.session import Session
+from sinkgate.vlm import VLM
+from sinkgate.widgets.parts import MAX_NEW_TOKENS, Shown, cards, ipywidgets
+from sinkgate.widgets.screen import Screen
+
+
+def compare(vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates]) -> Comparison:
+    """The unmodified model beside settings by name: maps of a layer to choose, next-token bars and answers.
+
+    Raises:
+        SinkgateError: ipywidgets or anywidget is missing; ImageError, PromptError, GateError: what was handed in cannot be used.
+    """
+    return Comparison(vlm, image, question, gates)
+
+
+class Comparison(Shown):
+    """See `compare`. ``traces`` holds each run by name, "Unchanged" first."""
+
+    def __init__(self, vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates]) -> None:
+        ipw = ipywidgets()
+        self.warm = Session(vlm, vlm.prompt(image, question))
+        settings = {"Unchanged": None, **gates}
+        self.traces = {name: self.warm.answer(each, max_new_tokens=MAX_NEW_TOKENS) for name, each in settings.items()}
+        self.screen = Screen([*self.traces], vlm.num_layers)
+        self.screen.place(self.warm)
+        self.screen.begin(self.traces["Unchanged"], self.warm.sinks)
+        self.screen.layer.observe(self._draw, "value")
+        self._draw()
+        answers = ipw.HTML(cards({name: trace.text for name, trace in self.traces.items()}, self.screen.colors))
+        self.box = ipw.VBox([self.screen.figure, answers, self.screen.controls])
+
+    def __repr__(self) -> str:
+        return "compare: " + ", ".join(f"{name} {trace.text!r}" for name, trace in self.traces.items())
+
+    def _draw(self, _change: Any = None) -> None:
+        self.screen.show([*self.traces.values()], self.warm.sinks)

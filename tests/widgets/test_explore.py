@@ -1,0 +1,225 @@
+"""The mixer without a browser: what is drawn and said is what the model gives for the newest setting, whatever else is sent."""
+
+import threading
+import time
+from random import Random
+
+import numpy as np
+import pytest
+
+import sinkgate as sg
+from sinkgate.demo.scenes import Scene
+from sinkgate.widgets.newest import Newest
+
+pytest.importorskip("anywidget")
+pytest.importorskip("ipywidgets")
+QUESTION = "How many objects are there?"
+
+
+@pytest.fixture(scope="module")
+def image():
+    return Scene.random(Random(71)).render()
+
+
+@pytest.fixture
+def explorer(demo, image):
+    return sg.explore(demo, image, QUESTION)
+
+
+def shown_map(explorer, name=1):
+    return np.array(explorer.screen.maps[name].z)
+
+
+def likeliest(bar):
+    return bar.y[int(np.argmax(bar.x))]
+
+
+def test_it_begins_with_the_unmodified_model(demo, image, explorer):
+    trace = demo.answer(demo.prompt(image, QUESTION))
+    layer = explorer.screen.layer.value
+    for name in (0, 1):
+        assert np.allclose(shown_map(explorer, name), trace.visual(layer).numpy(), atol=1e-6)
+    assert explorer.unchanged.text == explorer.gated.text == trace.text
+    assert trace.text in explorer.answers.value and not explorer.message.value
+    assert explorer.gates.is_identity
+    sinks = explorer.warm.sinks
+    cells = [trace.sheets[0].find(token) for token in sinks.v_sink.nonzero()[:, 0].tolist()]
+    marks = explorer.screen.v_sinks[0]
+    assert cells and list(zip(marks.y, marks.x, strict=True)) == cells
+    assert all("V-sink" in why for why in marks.hovertext)
+
+
+def test_a_fader_moves_map_bars_and_answer(demo, image, explorer):
+    explorer.screen.layer.value = 5
+    explorer.faders["v_sink"][2].value = 0.2
+    assert explorer.settle(30)
+    gates = sg.Gates.ones(demo).set("v_sink", 0.2, [2])
+    trace = demo.answer(demo.prompt(image, QUESTION), gates)
+    assert explorer.gates == gates
+    assert explorer.screen.layer.value == 2, "the maps follow the fader"
+    assert np.allclose(shown_map(explorer), trace.visual(2).numpy(), atol=1e-5)
+    assert not np.allclose(shown_map(explorer), shown_map(explorer, 0), atol=0.01)
+    assert explorer.gated.text == trace.text != explorer.unchanged.text
+    before, after = explorer.screen.bars
+    assert (likeliest(before), likeliest(after)) == (explorer.unchanged.text, trace.text)
+    assert max(after.x) == pytest.approx(trace.next_token[0][1], abs=1e-4)
+
+
+def test_the_other_fader_and_presets(demo, explorer):
+    explorer.faders["rest"][3].value = 0.5
+    assert explorer.settle(30)
+    assert explorer.gates == sg.Gates.ones(demo).set("rest", 0.5, [3])
+    layer = explorer.screen.layer.value
+    for button in explorer.presets:
+        button.click()
+        assert explorer.gates == sg.Gates.preset(button.description, demo)
+    assert explorer.screen.layer.value == layer, "a preset is no layer's"
+    assert explorer.settle(30)
+
+
+def test_another_layer_is_drawn_and_not_computed_again(explorer):
+    explorer.faders["v_sink"][2].value = 0.2
+    explorer.settle(30)
+    computed = explorer.predictions
+    for layer in range(8):
+        explorer.screen.layer.value = layer
+        explorer.settle(30)
+        assert np.allclose(shown_map(explorer), explorer.gated.visual(layer).numpy(), atol=1e-6)
+    assert explorer.predictions == computed
+
+
+def test_of_many_quick_moves_few_are_computed_and_the_last_wins(demo, explorer, monkeypatch):
+    slow, answered, predict, answer = [], [], explorer.warm.predict, explorer.warm.answer
+
+    def slowly(gates):
+        slow.append(float(gates.scales[2, 0]))
+        time.sleep(0.05)
+        return predict(gates)
+
+    def answering(gates, **options):
+        answered.append(float(gates.scales[2, 0]))
+        return answer(gates, **options)
+
+    monkeypatch.setattr(explorer.warm, "predict", slowly)
+    monkeypatch.setattr(explorer.warm, "answer", answering)
+    began = time.monotonic()
+    for step in range(100):
+        explorer.faders["v_sink"][2].value = 0.2 if step == 99 else 1 + step / 100
+    assert time.monotonic() - began < 1, "the hand waits for nothing"
+    assert explorer.settle(30)
+    assert len(slow) < 10 and slow[-1] == pytest.approx(0.2)
+    assert answered == [pytest.approx(0.2)], "what the hand has passed over is not answered"
+    assert explorer.gated.text == "1"
+
+
+def test_an_answer_ends_as_soon_as_the_hand_moves_again(explorer, monkeypatch):
+    begun, given_up = threading.Event(), []
+    answer = explorer.warm.answer
+
+    def endless(gates, *, stop, **options):
+        if gates.scales[2, 0] > 1:  # the first setting only
+            begun.set()
+            deadline = time.monotonic() + 20
+            while not stop() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            given_up.append(stop())
+        return answer(gates, stop=stop, **options)
+
+    monkeypatch.setattr(explorer.warm, "answer", endless)
+    explorer.faders["v_sink"][2].value = 1.5
+    assert begun.wait(20)
+    explorer.faders["v_sink"][2].value = 0.2
+    assert explorer.settle(30)
+    assert given_up == [True] and explorer.gated.text == "1"
+
+
+@pytest.mark.parametrize(
+    ("question", "said"), [("", "empty"), ("   ", "empty"), ("x" * 30_000, "at most 20,000"), ("<image>", "command")]
+)
+def test_a_question_that_cannot_be_asked(explorer, question, said):
+    before = shown_map(explorer)
+    explorer.question.value = question
+    assert explorer.settle(30)
+    assert said in explorer.message.value and "<image>" not in explorer.message.value
+    assert (shown_map(explorer) == before).all()
+    explorer.faders["v_sink"][2].value = 0.2  # the faders still move what is shown
+    assert explorer.settle(30)
+    assert explorer.gated.text == "1" and said in explorer.message.value
+    explorer.question.value = "What is the color of the background?"
+    assert explorer.settle(30)
+    assert not explorer.message.value and explorer.unchanged.text == "white"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_a_scale_that_is_no_scale(explorer, value):
+    fader = explorer.faders["v_sink"][2]
+    fader.min, fader.max = -2.0, float("inf")  # ipywidgets would mend it
+    fader.value = value
+    assert explorer.settle(30)
+    assert "scale of layer 2" in explorer.message.value
+    with pytest.raises(sg.GateError, match="layer 2"):
+        _ = explorer.gates
+    fader.value = 0.2
+    assert explorer.settle(30)
+    assert not explorer.message.value and explorer.gated.text == "1"
+
+
+def test_a_picture_that_cannot_be_read(demo, image, explorer):
+    for broken in (b"", b"no picture", "nowhere.png"):
+        explorer._take(broken)
+        assert "picture" in explorer.message.value or "image" in explorer.message.value
+    assert explorer.unchanged.text == "2"
+    explorer._take(Scene.random(Random(3)).render())
+    assert explorer.settle(30)
+    assert not explorer.message.value
+    assert explorer.unchanged.text == demo.answer(demo.prompt(Scene.random(Random(3)).render(), QUESTION)).text
+
+
+def test_it_can_begin_with_bad_input_and_recover(demo, image):
+    explorer = sg.explore(demo, "nowhere.png", QUESTION)
+    assert "nowhere.png" in explorer.message.value and explorer.unchanged is None
+    explorer.faders["v_sink"][2].value = 0.2
+    assert explorer.settle(30)
+    assert "no picture yet" in explorer.message.value
+    explorer._take(image)
+    assert explorer.settle(30)
+    assert not explorer.message.value and (explorer.unchanged.text, explorer.gated.text) == ("2", "1")
+    assert "empty" in sg.explore(demo, image, "").message.value
+
+
+def test_whatever_a_model_raises_the_widget_lives_on(explorer, monkeypatch):
+    def broken(gates):
+        raise RuntimeError("out of <memory>")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(explorer.warm, "predict", broken)
+        explorer.faders["v_sink"][2].value = 0.5
+        assert explorer.settle(30)
+        assert "out of &lt;memory&gt;" in explorer.message.value
+    explorer.faders["v_sink"][2].value = 0.2
+    assert explorer.settle(30)
+    assert not explorer.message.value and explorer.gated.text == "1"
+
+
+def test_what_is_shown_where_there_is_no_front_end(explorer):
+    shown = explorer._repr_mimebundle_(include=None, exclude=None)
+    assert "application/vnd.jupyter.widget-view+json" in shown
+    assert shown["text/plain"] == f"explore: {QUESTION!r}, unchanged '2', gated '2'"
+
+
+def test_newest_keeps_the_newest_and_begins_again():
+    done, gate = [], threading.Event()
+
+    def work(wish):
+        gate.wait(10)
+        done.append(wish)
+
+    newest = Newest(work)
+    for wish in range(50):
+        newest.put(wish)
+    assert newest.comes() or not done
+    gate.set()
+    assert newest.settle(10) and done[-1] == 49 and len(done) <= 2
+    assert not newest.comes(0.01)
+    newest.put("again")
+    assert newest.settle(10) and done[-1] == "again"
