@@ -54,7 +54,7 @@ def cards(answers: Mapping[str, str | None], colors: Iterable[str]) -> str:
     """Answers side by side, by name, in the colours of their bars; None is not written yet."""
     style = "flex: 1; padding: 0 12px; line-height: 1.5; border-left: 4px solid"
     each = (
-        f'<div style="{style} {color}">{small(name)}<br><b style="font-size: 16px">{"…" if text is None else escape(text)}</b></div>'
+        f'<div style="{style} {color}">{small(name)}<br><b class="sinkgate-answer" style="font-size: 16px">{"…" if text is None else escape(text)}</b></div>'
         for (name, text), color in zip(answers.items(), colors, strict=True)
     )
     return f'<div style="display: flex; gap: 12px">{"".join(each)}</div>'

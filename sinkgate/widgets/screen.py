@@ -30,7 +30,7 @@ class Screen:
 
     def __init__(self, names: Sequence[str], layers: int) -> None:
         ipw = ipywidgets()
-        self.layer = ipw.IntSlider(0, max=layers - 1, description="Layer shown")
+        self.layer = ipw.IntSlider(0, max=layers - 1, description="Layer", style={"description_width": "initial"})
         self.caption = ipw.HTML()
         self.controls = ipw.HBox([self.layer, self.caption])
         rows = -(-len(names) // ACROSS)
@@ -108,5 +108,5 @@ class Screen:
                 y, x = ([cell[axis] for cell in cells.values()] for axis in (0, 1))
                 for mark in marks:
                     mark.update(x=x, y=y, hovertext=why)
-        told = f"Attention of the last prompt token, mean over heads; brightest: {top:.1%}. ○ V-sink, □ L-sink in this layer."
+        told = f"Attention of the last prompt token, mean over heads, at most {top:.1%}. ○ V-sink, □ L-sink here."
         self.caption.value = small(told)

@@ -1,11 +1,9 @@
 """A click on a cell lists exactly the questions that it flipped."""
 
-import json
 from html import unescape
 from random import Random
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 from plotly.callbacks import InputDeviceState
 
@@ -17,53 +15,13 @@ from sinkgate.studies.results import Results
 
 pytest.importorskip("anywidget")
 pytest.importorskip("ipywidgets")
-TASKS = ["count", "a<b"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Eight questions of two tasks; "V 0, rest 1" gains 0 and 2 in layer 1 and loses 4 there, "V 1, rest 0" loses 1 in layer 0."""
-    folder = tmp_path_factory.mktemp("sweep")
-    about = {"format": "sinkgate-study", "version": 1, "study": "sweep", "finished": "now", "units": 1}
-    (folder / "study.json").write_text(json.dumps(about))
-    items = pd.DataFrame(
-        {
-            "sample": range(8),
-            "task": [TASKS[n % 2] for n in range(8)],
-            "id": [f"id-{n}" for n in range(8)],
-            "answer": "2",
-        }
-    )
-    right = {n: n in (1, 4, 5) for n in range(8)}
-    cells = {
-        (-1, 1.0, 1.0): {},
-        (0, 0.0, 1.0): {},
-        (0, 1.0, 0.0): {1: False},
-        (1, 0.0, 1.0): {0: True, 2: True, 4: False},
-        (1, 1.0, 0.0): {},
-    }
-    answers = [
-        {
-            "sample": n,
-            "layer": layer,
-            "v_sink": v_sink,
-            "l_sink": rest,
-            "ordinary": rest,
-            "right": turned.get(n, right[n]),
-            "loss": 1.0,
-        }
-        for (layer, v_sink, rest), turned in cells.items()
-        for n in range(8)
-    ]
-    items.to_parquet(folder / "items.parquet")
-    scales = {"v_sink": "float32", "l_sink": "float32", "ordinary": "float32", "layer": "int16"}
-    pd.DataFrame(answers).astype(scales).to_parquet(folder / "answers.parquet")
-    return folder
 
 
 def asked(count=8):
     image = Scene.random(Random(1)).render(64)
-    return [Item(Sample((image,), f"<how many> {n}?", "2", TASKS[n % 2]), f"id-{n}", {}) for n in range(count)]
+    return [
+        Item(Sample((image,), f"<how many> {n}?", "2", ["count", "a<b"][n % 2]), f"id-{n}", {}) for n in range(count)
+    ]
 
 
 def click(shown, task, layer):
@@ -80,8 +38,8 @@ def listed(shown):
     return [n for n in range(8) if f">id-{n}<" in shown.flipped.value]
 
 
-def test_a_click_lists_the_flipped_questions(folder):
-    shown = sg.sweep_map(folder)
+def test_a_click_lists_the_flipped_questions(sweep_folder):
+    shown = sg.sweep_map(sweep_folder)
     click(shown, "count", 1)
     assert listed(shown) == [0, 2, 4]
     assert "2 gained, 1 lost" in shown.flipped.value and "layer 1: V 0, rest 1" in shown.flipped.value
@@ -92,8 +50,8 @@ def test_a_click_lists_the_flipped_questions(folder):
     assert flips.index.tolist() == [0, 2, 4] and flips["after"].tolist() == [True, True, False]
 
 
-def test_the_setting_chooses_what_the_map_shows(folder):
-    shown = sg.sweep_map(folder)
+def test_the_setting_chooses_what_the_map_shows(sweep_folder):
+    shown = sg.sweep_map(sweep_folder)
     at = list(shown.figure.data[0].y).index("a&lt;b"), list(shown.figure.data[0].x).index("0")
     assert shown.figure.data[0].z[at] == 0, "the best of the cell"
     shown.setting.value = "V 1, rest 0"
@@ -104,19 +62,19 @@ def test_the_setting_chooses_what_the_map_shows(folder):
     assert listed(shown) == []
 
 
-def test_items_bring_pictures_and_questions(folder):
-    shown = sg.sweep_map(Results.load(folder), asked())
+def test_items_bring_pictures_and_questions(sweep_folder):
+    shown = sg.sweep_map(Results.load(sweep_folder), asked())
     shown.choose("count", 1)
     assert listed(shown) == [0, 2, 4]
     assert shown.flipped.value.count("data:image/png") == 3
     assert "&lt;how many&gt; 4?" in shown.flipped.value and "<how many>" not in shown.flipped.value
 
 
-def test_what_is_no_sweep_is_refused(folder, tmp_path):
+def test_what_is_no_sweep_is_refused(sweep_folder, tmp_path):
     with pytest.raises(sg.SinkgateError, match="no study"):
         sg.sweep_map(tmp_path)
-    (tmp_path / "study.json").write_text((folder / "study.json").read_text().replace('"sweep"', '"probes"'))
+    (tmp_path / "study.json").write_text((sweep_folder / "study.json").read_text().replace('"sweep"', '"probes"'))
     with pytest.raises(sg.SinkgateError, match="expected a sweep"):
         sg.sweep_map(tmp_path)
     with pytest.raises(sg.SinkgateError, match="not the 8 items"):
-        sg.sweep_map(folder, asked(7))
+        sg.sweep_map(sweep_folder, asked(7))

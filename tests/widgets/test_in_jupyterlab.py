@@ -1,0 +1,93 @@
+"""The widgets as a reader of a notebook meets them: JupyterLab, a kernel, a browser, a hand."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+from laboratory import TOKEN, jupyter_lab, write_notebook
+from visitor import chromium
+
+for package in ("jupyterlab", "ipywidgets", "anywidget", "playwright"):
+    pytest.importorskip(package)
+
+EXPLORE = """
+import sinkgate as sg
+from random import Random
+from sinkgate.demo.scenes import Scene
+sg.explore(sg.load("demo"), Scene.random(Random(71)).render(), "How many objects are there?")
+"""
+ANSWERS = "[...document.querySelectorAll('.sinkgate-answer')].map((each) => each.textContent).join()"
+LIKELIEST = """(() => {
+  const bar = document.querySelector('.js-plotly-plot').data.filter((trace) => trace.type === 'bar')[1];
+  const chances = [...bar.x];
+  return bar.y[chances.indexOf(Math.max(...chances))];
+})()"""
+
+
+def test_explore_and_sweep_map_in_jupyterlab(tmp_path, sweep_folder):
+    with ThreadPoolExecutor(1) as thread:  # a thread of its own, as other tests may hold a browser in this one
+        thread.submit(visit, tmp_path, sweep_folder).result()
+
+
+def visit(folder, sweep_folder):
+    write_notebook(folder / "widgets.ipynb", [EXPLORE, f"sg.sweep_map({str(sweep_folder)!r})"])
+    with ExitStack() as stack:
+        try:
+            browser = stack.enter_context(chromium())
+        except Exception as error:
+            if os.environ.get("SINKGATE_REQUIRE_BROWSER") == "1":
+                raise
+            pytest.skip(f"no browser here: {str(error).splitlines()[0]}")
+        address = stack.enter_context(jupyter_lab(folder))
+        page = browser.new_page(viewport={"width": 1366, "height": 1000})
+        page.set_default_timeout(120_000)
+        errors = []
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{address}/lab/tree/widgets.ipynb?token={TOKEN}")
+        page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
+        page.locator(".jp-CodeCell .cm-content").first.click()
+        for _ in range(2):
+            page.keyboard.press("Shift+Enter")
+
+        page.wait_for_function(f"{ANSWERS} === '2,2'")
+        page.wait_for_selector(".js-plotly-plot .heatmaplayer image")
+        fader = page.locator(".widget-vslider:has([title='V-sinks, layer 2']) .noUi-handle")
+        fader.scroll_into_view_if_needed()
+        box = fader.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        for step in range(30):
+            page.mouse.move(x, y + 2 * step)
+        page.wait_for_function(f"{LIKELIEST} === '1'")  # while the button is still down
+        page.mouse.up()
+        page.wait_for_function(f"{ANSWERS} === '2,1'")
+        if place := os.environ.get("SINKGATE_SCREENSHOTS"):
+            page.screenshot(path=f"{place}/explore.png")
+
+        question = page.locator(".widget-text input").first
+        question.fill("")
+        question.press("Enter")
+        page.wait_for_selector("[role=alert]:has-text('The question is empty')")
+        question.fill("What is the color of the background?")
+        question.press("Enter")
+        page.wait_for_function(f"{ANSWERS} === 'white,white'")
+        assert page.locator("[role=alert]").count() == 0
+
+        sweep = page.locator(".jp-CodeCell").nth(1)
+        sweep.locator(".js-plotly-plot .heatmaplayer image").wait_for()
+        sweep.scroll_into_view_if_needed()
+        box = sweep.locator(".nsewdrag").first.bounding_box()
+        x, y = box["x"] + box["width"] * 0.75, box["y"] + box["height"] * 0.25  # the first task in layer 1
+        page.mouse.move(x, y)
+        page.wait_for_selector(".hoverlayer text")
+        page.mouse.click(x, y)
+        page.wait_for_selector("text=2 gained, 1 lost")
+        assert [text for text in sweep.locator("td").all_text_contents() if text.startswith("id-")] == [
+            "id-0",
+            "id-2",
+            "id-4",
+        ]
+        assert errors == []
