@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "2",
+    "OMP_WAIT_POLICY": "PASSIVE",  # on a busy machine threads that wait would take the cores from those that work
     "PLOTLY_RENDERER": "plotly_mimetype",
     "TQDM_DISABLE": "1",  # the time left is nobody's result
 }
