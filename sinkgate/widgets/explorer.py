@@ -115,7 +115,7 @@ class Explorer(Shown):
             button.on_click(lambda button: self._set_all(*PRESETS[button.description]))
         for control in (self.question, self.screen.layer):
             control.observe(lambda _: self._newest.put(self._wish()), "value")
-        self.upload.observe(lambda change: [self._take(bytes(file.content)) for file in change.new], "value")
+        self.upload.observe(lambda change: [self._take(bytes(file["content"])) for file in change.new], "value")
 
     # --- the hand
 

@@ -1,5 +1,6 @@
 """The mixer without a browser: what is drawn and said is what the model gives for the newest setting, whatever else is sent."""
 
+import io
 import threading
 import time
 from random import Random
@@ -164,15 +165,25 @@ def test_a_scale_that_is_no_scale(explorer, value):
     assert not explorer.message.value and explorer.gated.text == "1"
 
 
-def test_a_picture_that_cannot_be_read(demo, image, explorer):
-    for broken in (b"", b"no picture", "nowhere.png"):
-        explorer._take(broken)
-        assert "picture" in explorer.message.value or "image" in explorer.message.value
+def upload(explorer, content):
+    """What the browser sends when a file is chosen."""
+    about = {"name": "picture.png", "type": "image/png", "size": len(content), "last_modified": 0}
+    explorer.upload.set_state({"value": [{**about, "content": memoryview(content)}]})
+
+
+def test_a_picture_that_cannot_be_read(demo, explorer):
+    for broken, said in ((b"", "empty"), (b"no picture", "no picture that can be read")):
+        upload(explorer, broken)
+        assert said in explorer.message.value
     assert explorer.unchanged.text == "2"
-    explorer._take(Scene.random(Random(3)).render())
+    other = Scene.random(Random(3)).render()
+    with io.BytesIO() as buffer:
+        other.save(buffer, "PNG")
+        upload(explorer, buffer.getvalue())
     assert explorer.settle(30)
     assert not explorer.message.value
-    assert explorer.unchanged.text == demo.answer(demo.prompt(Scene.random(Random(3)).render(), QUESTION)).text
+    assert explorer.unchanged.text == demo.answer(demo.prompt(other, QUESTION)).text != "2"
+    assert explorer.warm.prompt.image.size == other.size
 
 
 def test_it_can_begin_with_bad_input_and_recover(demo, image):
