@@ -18,8 +18,8 @@
 # %% tags=["parameters"]
 MODEL = "demo"  # or a Hub id such as "llava-hf/llava-1.5-7b-hf", or a folder
 DEVICE = None  # "cuda", "cpu", ...; None takes what there is
-BY_HAND = 200  # pictures in part 1 to 3
-PICTURES = 300  # of the study in part 4; the paper's kind of numbers need thousands
+BY_HAND = 200  # pictures in parts 1 to 3
+PICTURES = 300  # of the study in part 4; steady numbers need thousands
 SEED = 0
 
 # %% tags=["install"]
@@ -244,7 +244,7 @@ for claim in claims([shipped]):
 #
 # - **The gist was trained into these sinks.** While the demo model's tower was trained, the count, the background and which color-shape pairs there are had to be told from the one to four most attended
 #   patches ([recipe](../sinkgate/demo/weights/README.md)). That they know the count is no discovery about nature: it is what was asked of them. Nobody asked for the size of the largest object,
-#   and there they are behind. In LLaVA nobody asked for anything, which is what makes the paper's finding one.
+#   and there they fall behind inside the LLM. In LLaVA nobody asked for anything, which is what makes the paper's finding one.
 # - **Knowing is not using.** A probe shows that something *can* be read. Whether the LLM reads it is another question, and needs another
 #   experiment: turn the sinks down and see what is lost. That is [notebook 3](03_when_sinks_help_or_hurt.ipynb).
 # - **Two tokens against five.** Means of more tokens are cleaner, but mix more. Exercise 2.
@@ -301,7 +301,7 @@ pd.Series({GROUP_NAMES[group]: f"{accuracy(each, backgrounds):.0%}" for group, e
 # ## What to keep
 #
 # - A probe is worth what its control is worth: shuffled labels, a split, and the penalty chosen on training pictures alone.
-# - V-sinks of the demo model know the count better than ordinary tokens everywhere, and the largest size worse: the gist that was trained into them.
+# - V-sinks of the demo model know the count better than ordinary tokens everywhere, and inside the LLM the largest size worse: they hold the gist that was trained into them.
 # - L-sinks cannot be asked here, and a study that says so is better than one that averages over a handful.
 #
 # Next: [when sinks help or hurt](03_when_sinks_help_or_hurt.ipynb).
