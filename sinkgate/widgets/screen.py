@@ -9,6 +9,7 @@ from typing import Any
 
 from plotly.subplots import make_subplots
 
+from sinkgate.patches import Sheet
 from sinkgate.plots.style import COLORWAY, GROUP_COLORS, INK, WIDTH
 from sinkgate.session import Session
 from sinkgate.sinks import SinkMap
@@ -64,9 +65,11 @@ class Screen:
         figure.update_yaxes(type="category", autorange="reversed", ticks="", ticklabelstandoff=5, **bars)
         self.figure = still(figure)
         self.maps, self.v_sinks, self.l_sinks, self.bars = (self.figure.data[kind::4] for kind in range(4))
+        self._marked = (0, -1)  # whose sinks are marked, and of which layer
 
     def place(self, warm: Session) -> None:
         """Make room for a prompt's patches, its picture faint and grey on them: colour means attention alone."""
+        self._marked = (0, -1)
         sheet = warm.prompt.sheets[0]
         (rows, columns), view = sheet.grid, sheet.view(warm.prompt.images)
         ratio = (view.height / rows) / (view.width / columns) if view else 1.0
@@ -102,11 +105,16 @@ class Screen:
             for shown, bar, share, each in zip(self.maps, self.bars, seen, said, strict=True):
                 shown.update(z=share, zmax=max(top, 1e-9))
                 bar.update(y=[escape(word) for word in words], x=[each.get(word, 0.0) for word in words])
-            for marks, mask in ((self.v_sinks, sinks.v_sink), (self.l_sinks, sinks.l_sink[layer])):
-                cells = {token: cell for token in mask.nonzero()[:, 0].tolist() if (cell := sheet.find(token))}
-                why = ["<br>".join(wrap(escape(sinks.explain(token, layer)), 70)) for token in cells]
-                y, x = ([cell[axis] for cell in cells.values()] for axis in (0, 1))
-                for mark in marks:
-                    mark.update(x=x, y=y, hovertext=why)
+            if self._marked != (id(sinks), layer):
+                self._mark(traces[0].sheets[0], sinks, layer)
         told = f"Attention of the last prompt token, mean over heads, at most {top:.1%}. ○ V-sink, □ L-sink here."
         self.caption.value = small(told)
+
+    def _mark(self, sheet: Sheet, sinks: SinkMap, layer: int) -> None:
+        for marks, mask in ((self.v_sinks, sinks.v_sink), (self.l_sinks, sinks.l_sink[layer])):
+            cells = {token: cell for token in mask.nonzero()[:, 0].tolist() if (cell := sheet.find(token))}
+            why = ["<br>".join(wrap(escape(sinks.explain(token, layer)), 70)) for token in cells]
+            y, x = ([cell[axis] for cell in cells.values()] for axis in (0, 1))
+            for mark in marks:
+                mark.update(x=x, y=y, hovertext=why)
+        self._marked = (id(sinks), layer)

@@ -13,7 +13,15 @@ TASKS = ["count", "a<b"]
 def sweep_folder(tmp_path_factory):
     """Eight questions of two tasks; "V 0, rest 1" gains 0 and 2 in layer 1 and loses 4 there, "V 1, rest 0" loses 1 in layer 0."""
     folder = tmp_path_factory.mktemp("sweep")
-    about = {"format": "sinkgate-study", "version": 1, "study": "sweep", "finished": "now", "units": 1}
+    about = {
+        "format": "sinkgate-study",
+        "version": 1,
+        "study": "sweep",
+        "finished": "now",
+        "units": 1,
+        "started": "now",
+    }
+    about |= dict.fromkeys(("settings", "model", "data", "made_with"), {})
     (folder / "study.json").write_text(json.dumps(about))
     items = pd.DataFrame(
         {
