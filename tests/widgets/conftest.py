@@ -21,7 +21,7 @@ def sweep_folder(tmp_path_factory):
         "units": 1,
         "started": "now",
     }
-    about |= dict.fromkeys(("settings", "model", "data", "made_with"), {})
+    about |= {key: {} for key in ("settings", "model", "data", "made_with")}
     (folder / "study.json").write_text(json.dumps(about))
     items = pd.DataFrame(
         {
