@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from sinkgate.errors import SinkgateError
 from sinkgate.gates import Gates
+from sinkgate.lessons import Finder
 from sinkgate.lsg import LSG
 from sinkgate.methods import VAR, Fixed, LoRA, Method, Remove, Reweight, SinkToTheFront, Suppress
-from sinkgate.vlm import VLM
+from sinkgate.vlm import VLM, find_sinks
 
 PUBLISHED: dict[str, type[Method]] = {"var": VAR, "front": SinkToTheFront, "suppress": Suppress, "remove": Remove}
 
@@ -22,6 +25,19 @@ def published(name: str) -> Method:
     if name not in PUBLISHED:
         raise SinkgateError(f"no method is called {name!r}; there are: {', '.join(PUBLISHED)}")
     return PUBLISHED[name]()
+
+
+def finder_of(methods: Iterable[Any]) -> Finder:
+    """How methods want sinks to be found: by the criterion of the learned gates among them, by default where there are none.
+
+    Raises:
+        SinkgateError: gates want different criteria.
+    """
+    criteria = sorted({method.config.criterion for method in methods if isinstance(method, LSG)})
+    if len(criteria) > 1:
+        raise SinkgateError(f"these gates want sinks by different criteria, {', '.join(criteria)}; run them apart")
+    name = criteria[0] if criteria else "auto"
+    return lambda vlm, prompt: find_sinks(vlm, prompt, v_sink=name, l_sink=name)
 
 
 def read_method(path: str | Path, vlm: VLM, any_model: bool = False) -> Method:

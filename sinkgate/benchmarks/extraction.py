@@ -93,7 +93,7 @@ def first_letter(before: str) -> Callable[..., str | None]:
 def bare(text: str, options: Sequence[str], *_: Sequence[str]) -> str | None:
     """The option where it is all that was said, case ignored: so "Yes." is nothing."""
     said = text.strip().lower()
-    return said if said in options else None
+    return said if said in {option.lower() for option in options} else None
 
 
 def no_or_else_yes(text: str, *_: Sequence[str]) -> str | None:

@@ -20,12 +20,12 @@ from sinkgate.errors import BenchmarkError
 from sinkgate.samples import Sample
 
 INSTRUCTION = "\nAnswer the question using a single word or phrase."
-OPTIONS = ("yes", "no")
+OPTIONS = ("Yes", "No")  # as models write them
 CATEGORIES = ("random", "popular", "adversarial")
 
 
 def _item(row: Row) -> Item:
-    answer, category = text(row, "answer").lower(), text(row, "category").lower()
+    answer, category = text(row, "answer").capitalize(), text(row, "category").lower()
     if answer not in OPTIONS:
         raise BenchmarkError(f"column answer is {answer!r}; expected yes or no")
     sample = Sample(pictures(row), text(row, "question") + INSTRUCTION, answer, category, OPTIONS)
@@ -34,8 +34,10 @@ def _item(row: Row) -> Item:
 
 def _yes(answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Where yes is true, and where it was said. Without a column ``said`` one of the two was: the true answer where right, else the other."""
-    true = np.asarray(answers["answer"] == "yes")
-    said = answers["said"] == "yes" if "said" in answers else true == np.asarray(answers["right"], dtype=bool)
+    true = np.asarray(answers["answer"].str.lower() == "yes")
+    said = (
+        answers["said"].str.lower() == "yes" if "said" in answers else true == np.asarray(answers["right"], dtype=bool)
+    )
     return true, np.asarray(said)
 
 

@@ -88,10 +88,11 @@ def anatomy(
 
     for name in (v_sink, l_sink):
         criterion(name)  # refuse a wrong name before the model is loaded
-    samples = data.samples("test")
+    asked = data.asked()
+    samples = [item.sample for item in asked.items]
     vlm = chosen.load()
     at = read_layers(layers, vlm.num_layers)
-    study = Anatomy(vlm, samples, v_sink=v_sink, l_sink=l_sink, layers=at, chunk=batch_size, about=data.about)
+    study = Anatomy(vlm, samples, v_sink=v_sink, l_sink=l_sink, layers=at, chunk=batch_size, about=asked.about)
     with ExitStack() as scratch:
         if results := kept.run(study, scratch):
             _show(by_layer(results.table("tokens")), as_json)
@@ -119,6 +120,7 @@ def probe(
     """What V-sinks, L-sinks and ordinary tokens know of the picture: linear probes in every layer."""
     from sinkgate.studies.features import Features
     from sinkgate.studies.probes import Probes, summary
+    from sinkgate.studies.results import Results
     from sinkgate.studies.run import Shard
 
     pictures = _pictures(data, images, limit, seed)
@@ -128,12 +130,14 @@ def probe(
     about = {"data": data, "limit": limit, "seed": seed}
     features = Features(vlm, pictures, about, **options, seed=seed, chunk=batch_size)
     with ExitStack() as scratch:
+        begun = kept.out is not None and (kept.out / "features" / "study.json").exists()
+        complete = begun and Results.load(kept.out / "features").finished if kept.out else False
         found = kept.run(features, scratch, "features")
         if found is None:
             return
-        # whoever saw the features finished fits all the probes: the others are gone
-        fits = Probes(found.parts, found.about["model"], found.about["data"], seed=seed, jobs=jobs)
-        if results := kept.run(fits, scratch, shard=Shard()):
+        fits = Probes.of(found, seed=seed, jobs=jobs)
+        # who sees the features finished fits all probes, the others being gone; where they were there before, all are here
+        if results := kept.run(fits, scratch, shard=kept.share if complete else Shard()):
             _show(summary(results.table("scores")), as_json)
 
 
@@ -192,8 +196,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """The scores of a benchmark: the unmodified model beside gates and published methods."""
+    from sinkgate.discovery import WEIGHTS
     from sinkgate.gates import Gates
-    from sinkgate.lookup import published, read_method
+    from sinkgate.lookup import finder_of, published, read_method
     from sinkgate.methods import Fixed
     from sinkgate.studies.examination import Examination, accuracies, scores
     from sinkgate.studies.provenance import checksum_of
@@ -201,10 +206,16 @@ def evaluate(
     methods: dict[str, Method] = {name: published(name) for name in method or ()}
     benchmark, items, about = data.asked()
     vlm = chosen.load()
+    origins: dict[str, str | None] = {}
     for path in gates or ():
-        methods[path.name if path.name not in methods else str(path)] = read_method(path, vlm, any_model)
+        name = path.name if path.name not in (*methods, "unmodified") else str(path)
+        if name in (*methods, "unmodified"):
+            raise SinkgateError(f"two methods would be called {name!r}; rename the folder or file {path}")
+        methods[name] = read_method(path, vlm, any_model)
+        origins[name] = checksum_of(path, (*WEIGHTS, ".json"))
+    find = finder_of(methods.values())
     methods = {"unmodified": Fixed(Gates.ones(vlm)), **methods}
-    about = {**about, "gates": {str(path): checksum_of(path) for path in gates or ()}}
+    about |= {"gates": [str(path) for path in gates or ()]}
     study = Examination(
         vlm,
         benchmark,
@@ -214,6 +225,8 @@ def evaluate(
         extractor,
         max_new_tokens,
         batch_size,
+        find,
+        origins,
         about=about,  # pyright: ignore[reportArgumentType]
     )
     with ExitStack() as scratch:
@@ -264,7 +277,7 @@ def _pictures(data: str, images: Path | None, limit: int, seed: int) -> list[Any
     from sinkgate.samples import read_clevr, scene_facts
 
     if data == "scenes":
-        return list(scene_facts(limit, seed))
+        return list(scene_facts(limit, seed, split="test"))
     if images is None:
         raise SinkgateError("say with --images in which folder CLEVR's pictures lie")
     return read_clevr(data, images, limit=limit)

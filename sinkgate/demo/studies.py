@@ -81,7 +81,7 @@ def studies(vlm: VLM, fast: VLM, scale: float) -> dict[str, Callable[[Path], Res
             chunk=50,
         )
         found = run(features, out / "features")
-        return run(Probes(found.parts, found.about["model"], found.about["data"], jobs=-1), out)
+        return run(Probes.of(found, jobs=-1), out)
 
     def swept(count: int, seed: int, haze: tuple[float, float], points: Iterable[tuple[float, ...]]) -> Any:
         about = {"data": "scenes", "seed": seed, "haze": haze}

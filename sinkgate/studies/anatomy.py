@@ -104,7 +104,6 @@ class Anatomy:
             "layers": "all" if self.layers is None else list(self.layers),
             "dimensions": {side: list(dims) for side, dims in self.dimensions.items()},
             "chunk": self.chunk,
-            **self.about,
         }
 
     @property

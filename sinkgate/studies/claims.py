@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from sinkgate.errors import SinkgateError
+from sinkgate.statistics import sign_test
 from sinkgate.studies.results import Results
 from sinkgate.studies.sweep import confirmed, groups_apart, leaning
 
 Verdict = Literal["reproduced", "in part", "not reproduced", "cannot be asked"]
 LEVEL = 0.05  # of corrected p values
+LITTLE = 0.01  # in accuracy; two standard errors over tasks decide
 TARGETS = (
     "count",
     "largest",
@@ -56,7 +59,8 @@ def _anatomy(results: Results) -> Iterator[Claim]:
     groups = projector.groupby("group")[["norm_before", "norm_after", "peak_before", "peak_after"]].mean()
     source, claim = "section 1", "V-sinks leave the encoder with a spike in a few sink dimensions"
     if "v_sink" not in groups.index:
-        yield Claim(source, claim, "cannot be asked", "no V-sinks were found in these images")
+        yield Claim(source, claim, "cannot be asked", "no V-sinks were found, or none can be named in this encoder")
+        yield from _spikes(tokens, dimensions)
         return
     told = groups.to_dict("index")
     sinks, rest = told["v_sink"], told["ordinary"]
@@ -75,7 +79,14 @@ def _anatomy(results: Results) -> Iterator[Claim]:
     else:
         yield Claim(source, claim, "cannot be asked", f"there is no spike to spread: {peaks}; {after}")
     yield from _attention(tokens)
-    claim = "L-sinks spike in the LLM's sink dimensions, as the first token of the text does"
+    yield from _spikes(tokens, dimensions)
+
+
+def _spikes(tokens: pd.DataFrame, dimensions: dict[str, list[int]]) -> Iterator[Claim]:
+    source, claim = (
+        "section 1",
+        "L-sinks spike in the LLM's sink dimensions, as the first token of the text does",
+    )
     l_sinks = tokens[tokens["group"] == "l_sink"]
     if not dimensions["llm"]:
         yield Claim(source, claim, "cannot be asked", "this LLM has no sink dimensions, so nothing can spike in them")
@@ -103,18 +114,18 @@ def _attention(tokens: pd.DataFrame) -> Iterator[Claim]:
 
 def _probes(results: Results) -> Iterator[Claim]:
     scores = results.table("scores")
-    told = scores[(scores["labels"] == "true") & (scores["place"] != "encoder")]
+    told = scores[(scores["labels"] == "true") & (scores["place"] != "encoder")].dropna(subset="accuracy")
     told = told.assign(layer=told["place"].astype(int))
     theirs = told[told["target"].isin(TARGETS)]
     told = theirs if len(theirs) else told
     for group, name in (("v_sink", "V-sinks"), ("l_sink", "L-sinks")):
         claim = f"{name} know more of the scene than ordinary tokens, on all targets"
-        pictures = told.pivot_table("train", "layer", "group", "mean")
-        layers = pictures.index[pictures.get(group, 0) >= OFTEN * pictures["ordinary"]]
+        pictures = told.pivot_table("train", "layer", "group", "mean").reindex(columns=["ordinary", group])
+        layers = pictures.index[pictures[group] >= OFTEN * pictures["ordinary"]]
         if not len(layers):
-            most = pictures[group].max() if group in pictures else 0
+            of = f"at most {pictures[group].fillna(0).max():.0f} of {pictures['ordinary'].max():.0f}"
             numbers = (
-                f"in no layer do half of the pictures have any: at most {most:.0f} of {pictures['ordinary'].max():.0f}"
+                f"in no layer do half of the pictures have any: {of}" if len(pictures) else "no probe could be fitted"
             )
             yield Claim("section 3.2", claim, "cannot be asked", numbers)
             continue
@@ -138,7 +149,7 @@ def _depth(told: pd.DataFrame, lead: pd.Series) -> Iterator[Claim]:
             "section 3.2", "their lead is largest on the count", verdict, f"largest on {best}: {_points(lead.max())}"
         )
     mean = told.pivot_table("accuracy", "layer", "group", "mean")
-    late = mean.index >= 2 * len(mean) / 3
+    late = np.arange(len(mean)) >= 2 * len(mean) / 3
     gap = mean["v_sink"] - mean["ordinary"]
     parts = f"{_points(gap[~late].mean())} before the last third of the layers, {_points(gap[late].mean())} in it"
     claim = "their lead is larger in early and middle layers"
@@ -170,7 +181,12 @@ def _sweep(results: Results) -> Iterator[Claim]:
         yield Claim("section 3.3", claim, "cannot be asked", "no task here asks for reasoning")
     else:
         up = wanting.groupby("task")["lean"].agg(lambda lean: (lean > 0).mean())
-        numbers = "; ".join(f"{task}: {share:.0%} of the layers" for task, share in up.items())
+        chance = wanting.groupby("task")["lean"].agg(lambda lean: float(sign_test((lean > 0).sum(), (lean < 0).sum())))
+        numbers = "; ".join(
+            f"{task}: {share:.0%} of the layers, p = {p:.2g}"
+            for (task, share), p in zip(up.items(), chance, strict=True)
+        )
+        up = up.where(chance < LEVEL, 0.0)  # half of the layers lean up by chance
         yield Claim(
             "section 3.3",
             claim,
@@ -201,7 +217,14 @@ def _differ(claim: str, leans: pd.DataFrame, within: str | None = None) -> Claim
 
 def _best(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
     found = confirmed(items, answers)
-    clear = found[(found["low"] > 0)]
+    if found.empty:
+        return Claim(
+            "section 3.3",
+            "some layer and setting makes a task better (up to +12.02)",
+            "cannot be asked",
+            "too few items",
+        )
+    clear = found[(found["confirmed"] > 0) & (found["corrected"] < LEVEL)]
     numbers = "; ".join(
         f"{row.task} {_points(row.searched)} where chosen, {_points(row.confirmed)} on other items"
         for row in clear.itertuples()
@@ -219,14 +242,20 @@ def _best(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
 def _three(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
     claim = "O3: scaling L-sinks and ordinary tokens apart adds little"
     found = confirmed(items, answers, families=groups_apart)
-    if "three groups" not in set(found["family"]):
+    if found.empty or "three groups" not in set(found["family"]):
         return Claim(
             "section 3.3", claim, "cannot be asked", "the sweep has no settings of three groups (--grid with --three)"
         )
     table = found.pivot(index="task", columns="family", values="confirmed")
-    more = (table["three groups"] - table["two groups"]).mean()
-    numbers = f"best setting on items that did not choose it, mean over tasks: {_points(table['two groups'].mean())} with two groups, {_points(table['three groups'].mean())} with three"
-    return Claim("section 3.3", claim, "reproduced" if more < 0.01 else "not reproduced", numbers)
+    apart = table["three groups"] - table["two groups"]
+    more, spread = apart.mean(), 2 * apart.std() / len(apart) ** 0.5  # over tasks
+    numbers = f"best setting on items that did not choose it, mean over tasks: {_points(table['two groups'].mean())} with two groups, {_points(table['three groups'].mean())} with three; difference {_points(more)} ± {100 * spread:.1f}"
+    verdict: Verdict = (
+        "reproduced" if more + spread < LITTLE else "not reproduced" if more - spread > LITTLE else "cannot be asked"
+    )
+    return Claim(
+        "section 3.3", claim, verdict, numbers if verdict != "cannot be asked" else f"too few items to tell: {numbers}"
+    )
 
 
 _ASKED: dict[str, Callable[[Results], Iterator[Claim]]] = {"anatomy": _anatomy, "probes": _probes, "sweep": _sweep}

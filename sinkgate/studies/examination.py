@@ -16,7 +16,7 @@ from sinkgate.evaluation import evaluate
 from sinkgate.lessons import Finder, Lessons, batches
 from sinkgate.methods import Method
 from sinkgate.statistics import compared, holm, score_interval
-from sinkgate.studies.items import OfItems, frame_of, refuse_skipped
+from sinkgate.studies.items import OfItems, frame_of, ready
 from sinkgate.studies.run import Tables
 from sinkgate.vlm import VLM, find_sinks
 
@@ -31,8 +31,7 @@ class Examination(OfItems):
     """Every method on every item; one of them has to be called "unmodified".
 
     ``extractor``: which of the benchmark's rules reads written answers. ``chunk``: items side by side in a forward, and in a part of the
-    results. ``about``: what else tells one run from another, such as
-    where gates came from.
+    results. ``origins``: a checksum of what a method was read from. ``about``: what else is to be told.
     """
 
     kind: ClassVar[str] = "eval"
@@ -45,6 +44,7 @@ class Examination(OfItems):
     max_new_tokens: int = 32
     chunk: int = 16
     find: Finder = find_sinks
+    origins: Mapping[str, str | None] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class Examination(OfItems):
         }
         if self.asking == "written":
             told |= {"extractor": self.extractor, "max_new_tokens": self.max_new_tokens}
-        return {**told, **self.about}
+        return {**told, **({"origins": dict(self.origins)} if self.origins else {})}
 
     @property
     def data(self) -> dict[str, Any]:
@@ -86,9 +86,9 @@ class Examination(OfItems):
         return {"items": frame_of(part, start), "answers": pd.concat(answers, ignore_index=True)}
 
     def _forced(self, part: Sequence[Item], lessons: Lessons) -> dict[str, dict[str, Any]]:
+        ready(lessons, part)
         samples = [item.sample for item in part]
         marks = evaluate(self.vlm, self.methods, samples, lessons=lessons, batch_size=self.chunk, progress=False)
-        refuse_skipped(lessons, part)
         return {
             name: {
                 "said": marks.said[name],
@@ -100,12 +100,10 @@ class Examination(OfItems):
 
     def _written(self, part: Sequence[Item], lessons: Lessons) -> dict[str, dict[str, Any]]:
         vlm = self.vlm
-        made = [lessons.ready(item.sample, f"sample {number}") for number, item in enumerate(part)]
-        refuse_skipped(lessons, part)
-        ready = [lesson for lesson in made if lesson is not None]
+        made = ready(lessons, part)
         texts: dict[str, list[str]] = {name: [] for name in self.methods}
-        for chosen, _ in batches(vlm, ready):
-            batch = vlm.batch([lesson.prompt for lesson in ready[chosen]], [lesson.sinks for lesson in ready[chosen]])
+        for chosen, _ in batches(vlm, made):
+            batch = vlm.batch([lesson.prompt for lesson in made[chosen]], [lesson.sinks for lesson in made[chosen]])
             for name, method in self.methods.items():
                 with torch.no_grad(), method.applied(vlm, batch):
                     ids = vlm.model.generate(

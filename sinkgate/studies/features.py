@@ -10,7 +10,8 @@ Shapes: n pictures, G = 2 + draws groups (V-sinks, L-sinks, draws of ordinary to
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -19,7 +20,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sinkgate.criteria import Criterion
@@ -27,7 +28,7 @@ from sinkgate.errors import SinkgateError
 from sinkgate.samples import Pictured
 from sinkgate.samples.pictured import Target
 from sinkgate.sinks import Merged, Observation, SinkMasks, classify
-from sinkgate.studies.provenance import facts_of
+from sinkgate.studies.provenance import checksum, facts_of, mark_of
 from sinkgate.studies.run import chunks
 from sinkgate.vlm import VLM
 
@@ -93,7 +94,8 @@ class Features:
         names = ("question", "v_sink", "l_sink", "merged", "tokens", "draws", "dtype", "seed", "chunk")
         values = {name: getattr(self, name) for name in names}
         told = {name: value if isinstance(value, str | int) else repr(value) for name, value in values.items()}
-        return {**told, "layers": self._layers}
+        marks = [[mark_of(each.image), _written(each.targets)] for each in self.pictures]
+        return {**told, "layers": self._layers, "pictures": checksum(marks)}
 
     @property
     def model(self) -> dict[str, Any]:
@@ -122,6 +124,10 @@ class Features:
         except SinkgateError as error:
             raise SinkgateError(f"picture {number}: {error}") from error
         seen = self.vlm.observe(prompt)
+        if not seen.hidden.isfinite().all():
+            raise SinkgateError(
+                f"picture {number}: hidden states are not finite in {self.vlm.model.dtype}; load the model in float32 or bfloat16"
+            )
         sinks = classify(seen, prompt.sheets, v_sink=self.v_sink, l_sink=self.l_sink, merged=self.merged)
         drawn = draw_ordinary(sinks, self.tokens, self.draws, f"{self.seed}/{number}")
         pooled = {}
@@ -172,15 +178,26 @@ def _written(targets: Mapping[str, Target]) -> dict[str, str]:
 
 def places_of(part: Path) -> list[str]:
     """Where a part holds states, in the order of the model."""
-    with safe_open(part / "states.safetensors", "np") as states:
+    with _opened(part) as states:
         return sorted(states.keys(), key=lambda place: -1 if place == ENCODER else int(place))
+
+
+@contextmanager
+def _opened(part: Path) -> Iterator[Any]:
+    try:
+        with safe_open(part / "states.safetensors", "np") as states:
+            yield states
+    except (OSError, SafetensorError) as error:
+        raise SinkgateError(
+            f"the states in {part} cannot be read ({error}); delete that folder and run again"
+        ) from error
 
 
 def read_states(parts: Sequence[Path], place: str) -> np.ndarray:
     """All pictures' states at one place, (G, n, D) float32; the other places stay on the disk."""
     read = []
     for part in parts:
-        with safe_open(part / "states.safetensors", "np") as states:
+        with _opened(part) as states:
             read.append(np.ascontiguousarray(states.get_tensor(place).swapaxes(0, 1), dtype=np.float32))
     return np.concatenate(read, 1)
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from sinkgate.benchmarks import Item
 from sinkgate.errors import SinkgateError
-from sinkgate.lessons import Lessons
-from sinkgate.studies.provenance import facts_of, facts_of_samples
+from sinkgate.lessons import Lesson, Lessons
+from sinkgate.studies.provenance import checksum, facts_of, facts_of_samples
 from sinkgate.studies.run import chunks
 from sinkgate.vlm import VLM
 
@@ -30,7 +30,8 @@ class OfItems:
     @property
     def data(self) -> dict[str, Any]:
         """How many items there are, and a checksum of what is asked."""
-        return facts_of_samples([item.sample for item in self.items])
+        facts = facts_of_samples([item.sample for item in self.items])
+        return {**facts, "ids": checksum([item.id for item in self.items])}
 
     @property
     def units(self) -> int:
@@ -48,12 +49,14 @@ def frame_of(items: Sequence[Item], first: int = 0) -> pd.DataFrame:
     )
 
 
-def refuse_skipped(lessons: Lessons, items: Sequence[Item]) -> None:
-    """An item that cannot be put to the model stops a study: a score without it would be another score.
+def ready(lessons: Lessons, items: Sequence[Item]) -> list[Lesson]:
+    """The items made ready for the model. One that cannot be stops a study: a score without it would be another score.
 
     Raises:
-        SinkgateError: ``lessons`` passed an item over.
+        SinkgateError: an item cannot be put to the model.
     """
-    for name, reason in lessons.skipped.items():
-        item = items[int(name.removeprefix("sample "))]
-        raise SinkgateError(f"item {item.id} cannot be put to the model: {reason}")
+    made = [(item, lessons.ready(item.sample, item.id)) for item in items]
+    for item, lesson in made:
+        if lesson is None:
+            raise SinkgateError(f"item {item.id} cannot be put to the model: {lessons.skipped[item.id]}")
+    return [lesson for _, lesson in made if lesson is not None]

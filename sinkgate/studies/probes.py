@@ -29,6 +29,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sinkgate.errors import SinkgateError
 from sinkgate.studies.features import places_of, read_states, read_targets
+from sinkgate.studies.results import Results
 
 SLOTS = {"v_sink": 0, "l_sink": 1, "ordinary": 2}  # where groups begin among G
 LABELS = ("true", "shuffled")
@@ -171,6 +172,12 @@ class Probes:
     seed: int = 0
     jobs: int = 1
     kind: ClassVar[str] = "probes"
+
+    @classmethod
+    def of(cls, features: Results, **options: Any) -> Probes:
+        """The probes of a finished study of features; what the features were made with is part of what the probes are."""
+        told = features.about
+        return cls(features.parts, told["model"], {**told["data"], "features": told["settings"]}, **options)
 
     def __post_init__(self) -> None:
         if not self.parts:

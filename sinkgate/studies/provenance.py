@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -11,7 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from sinkgate.discovery import WEIGHTS
+from sinkgate.prompts import Picture
 from sinkgate.samples import Sample
 from sinkgate.vlm import VLM
 
@@ -31,14 +35,34 @@ def facts_of(vlm: VLM) -> dict[str, Any]:
         "class": type(vlm.model).__name__,
         "layers": vlm.num_layers,
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
+        **({"quantization": _plain(quantized)} if (quantized := getattr(config, "quantization_config", None)) else {}),
         "attention": config.get_text_config()._attn_implementation,
     }
 
 
 def facts_of_samples(samples: Sequence[Sample]) -> dict[str, Any]:
-    """How many there are, and a checksum of what is asked; pictures are not looked at."""
-    told = "\x1e".join("\x1f".join((each.kind, each.question, each.answer, *each.options)) for each in samples)
-    return {"samples": len(samples), "checksum": hashlib.sha256(told.encode()).hexdigest()[:16]}
+    """How many there are, and a checksum of pictures, questions and answers."""
+    told = [(each.kind, each.question, each.answer, *each.options, *map(mark_of, each.images)) for each in samples]
+    return {"samples": len(samples), "checksum": checksum(told)}
+
+
+def mark_of(picture: Picture) -> str:
+    """What tells a picture from another: its bytes, or name and size of its file."""
+    if isinstance(picture, Image.Image):
+        return hashlib.sha256(picture.tobytes()).hexdigest()
+    if isinstance(picture, bytes):
+        return hashlib.sha256(picture).hexdigest()
+    path = Path(picture)
+    return f"{path.name} {path.stat().st_size if path.is_file() else 'missing'}"
+
+
+def checksum(content: Any) -> str:
+    """Of anything that JSON can say."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _plain(quantized: Any) -> Any:
+    return json.loads(json.dumps(quantized if isinstance(quantized, dict) else quantized.to_dict(), default=str))
 
 
 def versions() -> dict[str, str]:
@@ -65,9 +89,9 @@ def _commit() -> str | None:
     return None
 
 
-def checksum_of(place: Path, most: int = 1 << 20) -> str | None:
-    """A checksum of name, size, beginning and end (``most`` bytes each) of a file, or of the weight files in a folder; None where there are none."""
-    files = [place] if place.is_file() else sorted(file for file in place.glob("*") if file.suffix in WEIGHTS)
+def checksum_of(place: Path, suffixes: Sequence[str] = WEIGHTS, most: int = 1 << 20) -> str | None:
+    """A checksum of name, size, beginning and end (``most`` bytes each) of a file, or of the files in a folder that end so; None where there are none."""
+    files = [place] if place.is_file() else sorted(file for file in place.glob("*") if file.suffix in suffixes)
     if not files:
         return None
     digest = hashlib.sha256()

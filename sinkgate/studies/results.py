@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from sinkgate.errors import SinkgateError
 
 FORMAT, VERSION = "sinkgate-study", 1
+KEYS = ("study", "settings", "model", "data", "units", "made_with", "started", "finished")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Results:
             raise SinkgateError(f"{folder / 'study.json'} is no JSON ({error})") from error
         if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (FORMAT, VERSION):
             raise SinkgateError(f"{folder / 'study.json'} is no study of format {FORMAT}, version {VERSION}")
+        if missing := [key for key in KEYS if key not in about]:
+            raise SinkgateError(f"{folder / 'study.json'} lacks {', '.join(missing)}; was it changed by hand?")
         return cls(folder, about)
 
     @classmethod
@@ -81,4 +85,9 @@ class Results:
         if not path.is_file():
             tables = ", ".join(file.stem for file in sorted(self.folder.glob("*.parquet"))) or "none"
             raise SinkgateError(f"the {self.study} in {self.folder} has no table {name!r}; there are: {tables}")
-        return pd.read_parquet(path)
+        try:
+            return pd.read_parquet(path)
+        except (pa.ArrowException, OSError) as error:
+            raise SinkgateError(
+                f'{path} cannot be read ({error}); set "finished" to null in study.json and run again: its parts are put together anew'
+            ) from error

@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +38,10 @@ Tables = Mapping[str, pd.DataFrame | dict[str, Tensor]]
 
 
 class Study(Protocol):
-    """What can be run: ``work`` gives a unit's tables, the same whoever does it and whenever."""
+    """What can be run: ``work`` gives a unit's tables, the same whoever does it and whenever.
+
+    A study may have a dictionary ``about`` beside: what is told of it and need not be the same when it goes on, such as paths.
+    """
 
     kind: ClassVar[str]
 
@@ -101,7 +105,7 @@ def run(
         SinkgateError: the folder holds another study, or any where ``resume`` is False; as ``study.work``.
     """
     out, shard = Path(out), shard or Shard.here()
-    results = _begun(study, out, resume)
+    results = _begun(study, out, resume, shard)
     if results.finished:
         return results
     share = range(shard.rank, study.units, shard.of)
@@ -127,9 +131,10 @@ def finish(out: str | Path) -> Results:
         tables = [_read(part / name) for part in parts if (part / name).exists()]
         whole = pa.concat_tables(tables, promote_options="permissive")
         _replace(results.folder / name, lambda place, whole=whole: _save(whole, place))
-    shutil.rmtree(results.folder / "parts" / "tmp", ignore_errors=True)
+    with suppress(OSError):  # what killed runs left there stays: another process may be writing
+        (results.folder / "parts" / "tmp").rmdir()
     about = {**results.about, "finished": _now()}
-    _replace(results.folder / "study.json", lambda place: place.write_text(json.dumps(about, indent=1) + "\n"))
+    _write_about(about, results.folder)
     return Results(results.folder, about)
 
 
@@ -142,7 +147,11 @@ def gather(folders: Iterable[str | Path], out: str | Path) -> Results:
     out = Path(out)
     for folder in folders:
         results = Results.load(folder)
-        _agree(_keep(results.about, out), results.about, out)
+        kept = _keep(results.about, out)
+        _agree(kept, results.about, out)
+        more = [each for each in results.about["made_with"] if each not in kept["made_with"]]
+        if more:
+            _write_about({**kept, "made_with": kept["made_with"] + more}, out)
         for part in results.parts:
             place = out / "parts" / part.name
             if not place.is_dir():
@@ -166,7 +175,7 @@ def chunks(count: int, size: int) -> int:
 # --- inside
 
 
-def _begun(study: Study, out: Path, resume: bool) -> Results:
+def _begun(study: Study, out: Path, resume: bool, shard: Shard) -> Results:
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -175,18 +184,19 @@ def _begun(study: Study, out: Path, resume: bool) -> Results:
         "model": study.model,
         "data": study.data,
         "units": study.units,
+        "about": getattr(study, "about", {}),
         "made_with": [versions()],
         "started": _now(),
         "finished": None,
     }
     about = json.loads(json.dumps(about))  # as it will be read again: tuples are lists
-    if not resume and (out / "study.json").exists():
+    if not resume and shard.rank == 0 and (out / "study.json").exists():
         raise SinkgateError(f"{out} holds a study already; name another folder, or let it go on (--resume)")
     kept = _keep(about, out)
     _agree(kept, about, out)
     if about["made_with"][0] not in kept["made_with"] and kept["finished"] is None:
         kept = {**kept, "made_with": kept["made_with"] + about["made_with"]}
-        _replace(out / "study.json", lambda place: place.write_text(json.dumps(kept, indent=1) + "\n"))
+        _write_about(kept, out)
     return Results(out, kept)
 
 
@@ -199,7 +209,7 @@ def _keep(about: dict[str, Any], out: Path) -> dict[str, Any]:
     except OSError as error:
         raise SinkgateError(f"the folder {out} cannot be made: {error.strerror}") from error
     fresh = {**about, "finished": None}
-    _replace(out / "study.json", lambda place: place.write_text(json.dumps(fresh, indent=1) + "\n"))
+    _write_about(fresh, out)
     return fresh
 
 
@@ -210,6 +220,10 @@ def _agree(kept: dict[str, Any], about: dict[str, Any], out: Path) -> None:
             raise SinkgateError(
                 f"{out} holds another study: {key} is {there.get(key)} there and {here.get(key)} here; name another folder"
             )
+
+
+def _write_about(about: dict[str, Any], out: Path) -> None:
+    _replace(out / "study.json", lambda place: place.write_text(json.dumps(about, indent=1) + "\n"))
 
 
 def _flat(value: dict[str, Any], above: str = "") -> dict[str, Any]:
@@ -230,7 +244,8 @@ def _aside(out: Path) -> Path:
 def _write(tables: Tables, place: Path) -> None:
     """A finished unit, whole or not at all."""
     aside = _aside(place.parents[1])
-    aside.mkdir(parents=True)
+    with told_as(f"{place} cannot be written"):
+        aside.mkdir(parents=True)
     for name, content in tables.items():
         if isinstance(content, pd.DataFrame):
             _save(pa.Table.from_pandas(content, preserve_index=False), aside / f"{name}.parquet")
@@ -263,8 +278,18 @@ def _read(path: Path) -> pa.Table:
 
 def _replace(place: Path, write: Any) -> None:
     aside = place.with_name(f".{place.name}-{uuid4().hex}")
-    write(aside)
-    aside.replace(place)
+    with told_as(f"{place} cannot be written"):
+        write(aside)
+        aside.replace(place)
+
+
+@contextmanager
+def told_as(what: str) -> Iterator[None]:
+    """An error of the disk in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise SinkgateError(f"{what}: {error.strerror or error}") from error
 
 
 def _now() -> str:

@@ -22,7 +22,7 @@ from sinkgate.gates import Gates
 from sinkgate.lessons import Finder, Lessons
 from sinkgate.methods import Fixed
 from sinkgate.statistics import compared, holm, intervals, sign_test
-from sinkgate.studies.items import OfItems, frame_of, refuse_skipped
+from sinkgate.studies.items import OfItems, frame_of, ready
 from sinkgate.studies.run import Tables
 from sinkgate.sweep import CONTROLS, LINE, Setting, oracle
 from sinkgate.vlm import VLM, find_sinks, find_v_sinks
@@ -59,7 +59,7 @@ class Sweep(OfItems):
     def settings(self) -> dict[str, Any]:
         """See `sinkgate.studies.run.Study`."""
         layers = list(range(self.vlm.num_layers) if self.layers is None else self.layers)
-        return {"layers": layers, "points": [list(point) for point in self.points], "chunk": self.chunk, **self.about}
+        return {"layers": layers, "points": [list(point) for point in self.points], "chunk": self.chunk}
 
     def work(self, unit: int) -> Tables:
         """Tables ``items`` and ``answers`` of one chunk; raises SinkgateError where an item cannot be asked."""
@@ -67,10 +67,10 @@ class Sweep(OfItems):
         part = self.items[start : start + self.chunk]
         methods = {"": Fixed(Gates.ones(self.vlm))}
         methods |= {str(number): Fixed(setting.gates(self.vlm)) for number, setting in enumerate(self.choices)}
-        lessons = Lessons(self.vlm, self._find, budget=0)
+        lessons = Lessons(self.vlm, self._find)
+        ready(lessons, part)  # before hours of work
         samples = [item.sample for item in part]
         marks = evaluate(self.vlm, methods, samples, lessons=lessons, batch_size=self.chunk, progress=False)
-        refuse_skipped(lessons, part)
         cells = [
             (UNMODIFIED, 1.0, 1.0, 1.0),
             *((s.layer, s.scales["v_sink"], s.scales["l_sink"], s.scales["ordinary"]) for s in self.choices),
@@ -135,7 +135,7 @@ def confirmed(
 
     Returns:
         One row a task and family: ``first`` and ``second``, the settings chosen, in words; ``searched``, their change where they were chosen;
-        ``confirmed``, their change on the other half, with its 95 % interval ``low`` to ``high`` and ``p`` of the sign test;
+        ``confirmed``, their change on the other half, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test and ``corrected``, p by Holm over all rows;
         changes are shares in [-1, 1], over all of the task's items together.
     """
     right, base = _wide(answers)
@@ -165,7 +165,9 @@ def confirmed(
             told |= {place: in_words(cells.iloc[cell]) for place, cell in zip(("first", "second"), best, strict=True)}
             told |= {"searched": searched.mean(), "confirmed": other.mean(), "low": low[0], "high": high[0]}
             rows.append(told | {"p": float(sign_test((other > 0).sum(), (other < 0).sum()))})
-    return pd.DataFrame(rows)
+    columns = ["task", "family", "samples", "base", "first", "second", "searched", "confirmed", "low", "high", "p"]
+    found = pd.DataFrame(rows, columns=columns)
+    return found.assign(corrected=holm(found["p"]))
 
 
 def in_words(cell: Any) -> str:

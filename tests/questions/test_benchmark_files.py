@@ -82,7 +82,7 @@ def test_cvbench(tmp_path):
 def test_pope(tmp_path):
     (item,) = benchmark("pope").items(files.write(tmp_path / "a.parquet", [files.pope(4)]))
     question = "Is there a dog in the image?\nAnswer the question using a single word or phrase."
-    assert item.sample == Sample((files.png(),), question, "yes", "popular", ("yes", "no"))
+    assert item.sample == Sample((files.png(),), question, "Yes", "popular", ("Yes", "No"))
     assert item.id == "popular/1" and item.columns == {"category": "popular"}
 
 

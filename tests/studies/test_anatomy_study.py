@@ -393,7 +393,6 @@ def test_dimensions_are_looked_for_once_and_told(demo, samples, monkeypatch):
         "layers": "all",
         "dimensions": {"vision": [5], "llm": [3, 7]},
         "chunk": 1,
-        "note": "x",
     }
     assert study.work(0)["tokens"]["spike"].notna().all() and study.work(1)["tokens"]["spike"].notna().all()
     assert asked == [demo]

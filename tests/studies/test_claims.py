@@ -9,12 +9,19 @@ from test_sweep_study import planted
 
 from sinkgate.errors import SinkgateError
 from sinkgate.studies.claims import claims, table_of
-from sinkgate.studies.results import FORMAT, VERSION, Results
+from sinkgate.studies.results import FORMAT, KEYS, VERSION, Results
 
 
 def results(folder, study, settings=None, **tables):
     folder.mkdir()
-    about = {"format": FORMAT, "version": VERSION, "study": study, "settings": settings or {}, "finished": "2026-01-01"}
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        **dict.fromkeys(KEYS, ""),
+        "study": study,
+        "settings": settings or {},
+        "finished": "2026",
+    }
     (folder / "study.json").write_text(json.dumps(about))
     for name, table in tables.items():
         table.to_parquet(folder / f"{name}.parquet")
@@ -109,6 +116,30 @@ def test_sweep(tmp_path):
     two = answers[answers["l_sink"] == answers["ordinary"]]
     told = verdicts(claims([results(tmp_path / "two", "sweep", items=items, answers=two)]))
     assert told["O3: scaling L-sinks and ordinary tokens apart adds little"] == "cannot be asked"
+
+
+def test_too_few_samples_are_said_and_not_stumbled_over(tmp_path):
+    items, answers = planted(samples=1)
+    told = verdicts(claims([results(tmp_path / "few", "sweep", items=items, answers=answers)]))
+    assert told["some layer and setting makes a task better (up to +12.02)"] == "cannot be asked"
+    empty = probes(tmp_path / "empty", {"count": 0.2})
+    empty.table("scores").assign(accuracy=np.nan).to_parquet(empty.folder / "scores.parquet")
+    assert {claim.verdict for claim in claims([empty])} == {"cannot be asked"}
+    late = probes(tmp_path / "late", {"count": 0.2}, decay=0.01)
+    scores = late.table("scores").assign(place=lambda table: (table["place"].astype(int) + 10).astype(str))
+    scores.to_parquet(late.folder / "scores.parquet")
+    assert verdicts(claims([late]))["their lead is larger in early and middle layers"] == "reproduced"
+
+
+def test_reasoning_that_leans_by_chance_is_not_reproduced(tmp_path):
+    items, answers = planted()
+    idle = items.assign(task="math")
+    assert (
+        verdicts(claims([results(tmp_path / "idle", "sweep", items=idle, answers=answers)]))[
+            "O2: tasks that need reasoning want sinks up in most layers (26 of 32)"
+        ]
+        == "not reproduced"
+    )
 
 
 def test_what_is_not_finished_is_not_asked(tmp_path):

@@ -97,6 +97,19 @@ def test_what_is_wrong_is_said_before_anything_runs(demo, items, methods):
         Examination(demo, SCENES, items, methods, "written", "strict")
 
 
+def test_other_pictures_are_another_study(demo, items, methods, tmp_path):
+    plain = {"unmodified": methods["unmodified"]}
+    run(Examination(demo, SCENES, items[:3], plain), tmp_path, progress=False)
+    swapped = [replace(items[0], sample=replace(items[0].sample, images=items[1].sample.images)), *items[1:3]]
+    with pytest.raises(SinkgateError, match=r"data\.checksum"):
+        run(Examination(demo, SCENES, swapped, plain), tmp_path, progress=False)
+    with pytest.raises(SinkgateError, match=r"settings\.origins"):
+        run(Examination(demo, SCENES, items[:3], plain, origins={"gates": "1"}), tmp_path, progress=False)
+    assert run(
+        Examination(demo, SCENES, items[:3], plain, about={"path": "elsewhere"}), tmp_path, progress=False
+    ).finished
+
+
 def test_an_item_that_cannot_be_asked_is_named(demo, items, methods, tmp_path):
     broken = Item(Sample((b"",), "How many objects are there?", "1"), "q-7", {})
     for asking in ("forced", "written"):

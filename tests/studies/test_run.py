@@ -158,3 +158,28 @@ def test_a_finished_table_that_is_not_there(whole):
     with pytest.raises(SinkgateError, match="there are: even, rows"):
         whole.table("answers")
     assert finish(whole.folder).finished
+
+
+def test_a_broken_folder_is_one_sentence(whole, tmp_path):
+    (whole.folder / "rows.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SinkgateError, match="rows.parquet cannot be read"):
+        whole.table("rows")
+    (tmp_path / "study.json").write_text('{"format": "sinkgate-study", "version": 1}')
+    with pytest.raises(SinkgateError, match="lacks study, settings"):
+        Results.load(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SinkgateError, match="cannot be made"):
+        run(Toy(), tmp_path / "file" / "below", progress=False)
+
+
+def test_what_a_killed_run_left_half_written_is_left_alone(whole):
+    about = json.loads((whole.folder / "study.json").read_text())
+    (whole.folder / "study.json").write_text(json.dumps({**about, "finished": None}))
+    left = whole.folder / "parts" / "tmp" / "someone"
+    left.mkdir(parents=True)
+    assert run(Toy(), whole.folder, progress=False).finished and left.exists()
+
+
+def test_only_the_first_share_refuses_a_folder_that_holds_a_study(tmp_path):
+    run(Toy(), tmp_path, shard=Shard(0, 2), resume=False, progress=False)
+    assert run(Toy(), tmp_path, shard=Shard(1, 2), resume=False, progress=False).finished

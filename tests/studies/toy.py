@@ -22,7 +22,7 @@ def tables(folder):
 
 
 def parts(folder):
-    return {file.relative_to(folder): file.read_bytes() for file in sorted(Path(folder).rglob("parts/*/*"))}
+    return {file.relative_to(folder): file.read_bytes() for file in sorted(Path(folder).glob("parts/[0-9]*/*"))}
 
 
 def kill_again_and_again(study, out, times=10):
