@@ -20,10 +20,10 @@ SEED = 71  # of the picture that we look at
 # %% tags=["install"]
 import sys
 
-if "google.colab" in sys.modules:
+if "google.colab" in sys.modules:  # from a clone of the repository, uploaded beside this notebook: no release is on PyPI
     import subprocess
 
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "sinkgate[notebooks]"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "sinkgate[notebooks,train]"], check=True)
 
 # %%
 from random import Random

@@ -25,10 +25,10 @@ SEED = 0
 # %% tags=["install"]
 import sys
 
-if "google.colab" in sys.modules:
+if "google.colab" in sys.modules:  # from a clone of the repository, uploaded beside this notebook: no release is on PyPI
     import subprocess
 
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "sinkgate[notebooks]"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "sinkgate[notebooks,train]"], check=True)
 
 # %%
 from dataclasses import replace
