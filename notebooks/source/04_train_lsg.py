@@ -38,9 +38,10 @@ SEED = 0
 # %% tags=["install"]
 import sys
 
-if "google.colab" in sys.modules:  # from a clone of the repository, uploaded beside this notebook: no release is on PyPI
+if "google.colab" in sys.modules:
     import subprocess
 
+    # from a clone of the repository, uploaded beside this notebook: no release is on PyPI
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "sinkgate[notebooks,train]"], check=True)
 
 # %%
