@@ -22,7 +22,7 @@ Split = Literal["train", "validation", "test"]
 
 
 class Asked(NamedTuple):
-    """What is asked: the benchmark, its items, and what tells this choice of them from another."""
+    """What is asked: the benchmark, its items, and the choice of them in words."""
 
     benchmark: Benchmark
     items: list[Item]
@@ -107,7 +107,7 @@ class DataChoice:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What tells one choice from another, for the record of a study."""
+        """The choice in words, for the record of a study."""
         return {"data": self.data, "limit": self.limit, "seed": self.seed, "haze": self.haze}
 
 

@@ -51,8 +51,6 @@ def train(
     from sinkgate.training import train as train_gates
 
     processes = PartialState(cpu=not torch.cuda.is_available())
-    if processes.num_processes > 1 and chosen.device is None and chosen.device_map is None:
-        chosen = replace(chosen, device=str(processes.device))
     samples, seed = data.samples("train"), data.seed
     checks = replace(data, data=str(validation)).samples("validation") if validation else []
     if data.data == "scenes" and not validation:

@@ -130,8 +130,8 @@ def probe(
     about = {"data": data, "limit": limit, "seed": seed}
     features = Features(vlm, pictures, about, **options, seed=seed, chunk=batch_size)
     with ExitStack() as scratch:
-        begun = kept.out is not None and (kept.out / "features" / "study.json").exists()
-        complete = begun and Results.load(kept.out / "features").finished if kept.out else False
+        before = kept.out / "features" if kept.out else None
+        complete = before is not None and (before / "study.json").exists() and Results.load(before).finished
         found = kept.run(features, scratch, "features")
         if found is None:
             return

@@ -71,8 +71,8 @@ class Anatomy:
     """The study: `TABLES` of every sample by itself, so that no number depends on ``chunk``, how many are a part of the results.
 
     ``dims``: the sink dimensions on both sides, for ``spike`` and the criterion "dimensions"; `sinkgate.discover` looks for
-    them once where None. ``layers``: those that ``tokens`` and ``heads`` keep, all where None. ``v_sink``, ``l_sink`` and ``merged`` sort tokens into groups as in `sinkgate.find_sinks`. ``about``: what
-    else tells one run from another.
+    them once where None. ``layers``: those that ``tokens`` and ``heads`` keep, all where None. ``v_sink``, ``l_sink`` and ``merged`` sort tokens into groups as in `sinkgate.find_sinks`.
+    ``about``: what else is to be told of a run.
     """
 
     kind: ClassVar[str] = "anatomy"

@@ -123,6 +123,8 @@ def _facts(about: dict[str, Any]) -> str:
     """What was run, as a small table."""
     made_with = about["made_with"]
     told = {key: about[key] for key in ("model", "data", "settings", "units")}
+    if about.get("about"):
+        told["about"] = about["about"]  # seeds, limits, where things lay
     told |= {"made with": made_with[0]} if len(made_with) == 1 else {"made with": dict(enumerate(made_with, 1))}
     told |= {"started": about["started"], "finished": about["finished"] or "not yet"}
     rows = [

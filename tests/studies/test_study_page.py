@@ -124,3 +124,11 @@ def test_figures_are_written_as_files_of_their_own(tmp_path):
     assert written.parent == tmp_path / "eval" and "plotly" in written.read_text(encoding="utf-8")
     with pytest.raises(SinkgateError, match=r"ends in \.gif; expected"):
         write_figures(tmp_path, "gif")
+
+
+def test_what_a_run_tells_of_itself_is_there(tmp_path):
+    study = made_up.MadeUp("eval", made_up.examination())
+    object.__setattr__(study, "about", {"seed": 987, "data": "<b>scenes</b>"})
+    run(study, tmp_path, progress=False)
+    found = Page(write_page(tmp_path))
+    assert "987" in found.text and "<b>scenes</b>" in found.text and "b" not in found.tags
