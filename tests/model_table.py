@@ -1,6 +1,6 @@
-"""The table of architectures in the README, read off the tiny models that the tests run: ``python tests/model_table.py``.
+"""The table of architectures in the documentation, read off the tiny models that the tests run: ``python tests/model_table.py``.
 
-A test compares the README with what is written here.
+A test compares the page with what is written here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sinkgate as sg
 from sinkgate.sinks import classify
 from sinkgate.vlm import VLM
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "pages" / "models.md"
 BEGIN, END = "<!-- models: written by tests/model_table.py -->", "<!-- end of models -->"
 HEAD = (
     "| architecture (`model_type`) | Keys gated | attention rows | patch map | V-sinks | L-sinks | image encoded once | resumes |\n"
@@ -70,12 +70,12 @@ def v_sinks(prompt: sg.Prompt, seen: sg.sinks.Observation) -> str:
     return "yes" if prompt.token_of_patch is not None else "counted in the encoder"
 
 
-def written(readme: str) -> str:
-    """The table as it stands in the README."""
-    return readme.partition(BEGIN)[2].partition(END)[0].strip()
+def written(page: str) -> str:
+    """The table as it stands on the page."""
+    return page.partition(BEGIN)[2].partition(END)[0].strip()
 
 
 if __name__ == "__main__":
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
