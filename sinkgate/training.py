@@ -137,8 +137,7 @@ def train(
         )
     except RuntimeError as error:  # what report_to names is not installed
         raise TrainingError(f"training cannot begin: {error}") from error
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
+    trainer.remove_callback(PrinterCallback)
     if progress:
         trainer.add_callback(_Bar)
     begun = _newest(Path(out), learners) if resume else None
@@ -265,11 +264,14 @@ class _Collator:
 
 
 class _Bar(ProgressCallback):
-    """The bar alone, on stderr; the newest loss stands beside it."""
+    """One bar, on stderr or as a notebook has it; the newest loss stands beside it."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+    def on_prediction_step(self, *_: Any, **__: Any) -> None:
+        """No bar for a look at the validation samples."""
 
 
 class _Trainer(Trainer):
@@ -350,6 +352,7 @@ def _arguments(
     if patience is not None:
         chosen |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_strategy": "epoch"}
     chosen |= {**options, "output_dir": str(out), "remove_unused_columns": False, "label_names": ["labels"]}
+    chosen["disable_tqdm"] = True  # no bar of transformers', which in a notebook is a table; ours is `_Bar`
     chosen.setdefault("use_cpu", vlm.device.type == "cpu")
     try:
         arguments = TrainingArguments(**chosen)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import noise_image, tiny_llava
+from tqdm import tqdm
+from transformers import TrainerCallback
 
 import sinkgate as sg
 from sinkgate.errors import TrainingError
@@ -225,6 +227,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(vlm, 
     assert (tmp_path / "checkpoint-3" / "trainer_state.json").exists()
     with vlm.attached(None, None):
         pass  # nothing was left on the model
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_progress_is_one_bar_or_nothing_in_a_notebook_too(vlm, tmp_path, monkeypatch, capsys, progress):
+    """There transformers would show a table of its own."""
+    tables, bars = [], []
+
+    class Table(TrainerCallback):
+        def on_train_begin(self, *_, **__):
+            tables.append(self)
+
+    class Bar(tqdm):
+        def __init__(self, *given, **options):
+            super().__init__(*given, **options)
+            bars.append(self)
+
+    monkeypatch.setattr("transformers.trainer.DEFAULT_PROGRESS_CALLBACK", Table)
+    monkeypatch.setattr("transformers.trainer_callback.tqdm", Bar)
+    run(vlm, fresh(vlm, [1]), tmp_path, progress=progress, validation=samples(2), disable_tqdm=False)
+    shown = capsys.readouterr()
+    assert tables == [] and shown.out == ""
+    assert [bar.n for bar in bars] == ([3] if progress else [])
+    assert ("3/3" in shown.err) == progress and bool(shown.err) == progress
 
 
 def test_wrong_options_are_named(vlm, tmp_path):
