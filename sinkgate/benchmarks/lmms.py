@@ -45,8 +45,12 @@ class GatedModel(lmms):
     Args:
         model: as `sinkgate.load` takes it: a known name, a Hub id or a folder.
         gates: folder of learned gates, of a LoRA or a reweighting, or JSON file of fixed gates; None is the unmodified model.
-        device, device_map, dtype, revision, quantize: as `sinkgate.load` takes them. Of several processes each takes a GPU of its own.
+        device: as `sinkgate.load` takes it. Of several processes each takes a GPU of its own.
         batch_size: requests side by side; 1 for models that encode images anew in every call, whatever is given.
+        device_map: as `sinkgate.load` takes it.
+        dtype: as `sinkgate.load` takes it.
+        revision: as `sinkgate.load` takes it.
+        quantize: as `sinkgate.load` takes it.
         any_model: gates of another model too.
         max_batch_size: what lmms-eval hands to every model; not used.
 

@@ -52,7 +52,9 @@ class Features:
         question: what is asked of all of them. It stands behind the image in most models, and then the states of visual tokens do
             not depend on it; what attention calls an L-sink does.
         layers: LLM layers whose inputs are kept; None is all. Ordinary tokens are sinks at no layer at all.
-        v_sink, l_sink, merged: as in `sinkgate.find_sinks`.
+        v_sink: criterion of V-sinks, as in `sinkgate.find_sinks`.
+        l_sink: criterion of L-sinks, likewise.
+        merged: when a token of several patches is a V-sink, likewise.
         tokens: how many ordinary tokens are averaged (5 in the paper); a picture that has fewer goes without.
         draws: how often they are drawn (5 in the paper).
         dtype: "float32" or "float16".

@@ -147,7 +147,8 @@ class Probes:
 
     Args:
         parts: folders of the parts that `Features` wrote.
-        model, data: what the features were made of, in words.
+        model: what made the features, in words.
+        data: what pictures they were made of, in words.
         targets: which; None is all.
         test: share of the pictures to test on, in (0, 1); ours.
         regularisers: the values of C to choose from; ours.

@@ -1,0 +1,132 @@
+"""What MkDocs does not do by itself: more sources than its own folder, links between all of them, formulas without JavaScript.
+
+- Notebooks, the documents that stay beside what they describe, and the options of the command line become pages.
+- Links are written as they work in the repository. Here they lead to the page of their target; those to a module lead to its
+  reference; other files (pictures, notebooks, tables) are copied into the site.
+- Formulas become MathML.
+
+A link whose target is not there is left as it is, and a strict build says so.
+"""
+
+from __future__ import annotations
+
+import html
+import posixpath
+import re
+from base64 import b64decode
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import indent
+from typing import TYPE_CHECKING
+
+import nbformat
+import typer
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files
+from nbformat import NotebookNode
+from typer.cli import get_docs_for_click
+from typer.main import get_command
+
+from sinkgate.cli import cli
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+OWN = "docs/pages/"
+PAGES = {  # sources outside of MkDocs' folder -> their pages
+    **{f"notebooks/{path.name}": f"tutorials/{path.stem}.md" for path in sorted(ROOT.glob("notebooks/*.ipynb"))},
+    "sinkgate/demo/weights/README.md": "demo/model.md",
+    "sinkgate/demo/gates/README.md": "demo/gates.md",
+    "sinkgate/demo/studies/README.md": "demo/studies.md",
+    "sinkgate/demo/LOG.md": "demo/log.md",
+    "README.md": "project/readme.md",
+    "CONTRIBUTING.md": "project/contributing.md",
+    "CHANGELOG.md": "project/changelog.md",
+}
+SOURCES = {page: source for source, page in PAGES.items()}
+FIGURE = "application/vnd.plotly.v1+json"
+PICTURES = {"image/svg+xml": "svg", "image/png": "png"}
+LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s:#]+)(#[^()\s]*)?\)")
+FORMULA = re.compile(r'<(?:span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</(?:span|div)>', re.DOTALL)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages whose sources lie elsewhere, and the command line's."""
+    for source, page in PAGES.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        if source.endswith(".ipynb"):
+            text = "\n\n".join(tutorial(nbformat.reads(text, as_version=4), Path(source), files, config))
+        files.append(File.generated(config, page, content=text))
+    command = get_command(cli)
+    options = get_docs_for_click(obj=command, ctx=typer.Context(command), name="sinkgate", title="Command line")
+    files.append(File.generated(config, "reference/command-line.md", content=options))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Leads each link, written relative to its source, to where its target is on the site."""
+    here = SOURCES.get(page.file.src_uri, OWN + page.file.src_uri)
+
+    def led(link: re.Match[str]) -> str:
+        image, text, target, anchor = link.groups(default="")
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
+        if path.startswith("sinkgate/") and path.endswith(".py"):
+            return f"[{text}][{path.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}]"
+        if path in PAGES or path.startswith(OWN):
+            uri = PAGES.get(path) or path.removeprefix(OWN)
+        elif (ROOT / path).is_file():
+            uri = f"files/{path}"
+            if not files.get_file_from_path(uri):
+                files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
+        else:
+            return link[0]
+        return f"{image}[{text}]({posixpath.relpath(uri, posixpath.dirname(page.file.src_uri))}{anchor})"
+
+    return LINK.sub(led, markdown)
+
+
+def on_page_content(content: str, **_: object) -> str:
+    """Writes formulas as MathML, which browsers show by themselves."""
+    return FORMULA.sub(
+        lambda found: convert(html.unescape(found[2]), display="block" if found[1] == "[" else "inline"), content
+    )
+
+
+def tutorial(notebook: NotebookNode, source: Path, files: Files, config: MkDocsConfig) -> Iterator[str]:
+    """A notebook as blocks of Markdown, solutions folded; its pictures are added to ``files``."""
+    files.append(File.generated(config, f"files/{source}", abs_src_path=str(ROOT / source)))
+    for number, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags", ())
+        if cell.cell_type == "markdown":
+            yield cell.source
+        elif "install" not in tags:  # that one is for Colab alone
+            blocks = [fenced(cell.source, "python"), *outputs(cell, f"{source.stem}/{number}", files, config)]
+            yield "\n\n".join(
+                ['??? question "Solution"', *(indent(b, "    ") for b in blocks)] if "solution" in tags else blocks
+            )
+        if number == 0:
+            yield f"*This page is a notebook, with what it printed: [{source.name}](../files/{source}).*"
+
+
+def outputs(cell: NotebookNode, name: str, files: Files, config: MkDocsConfig) -> Iterator[str]:
+    """What a cell showed: words, tables, and pictures, which become files ``name``-0, ``name``-1, ..."""
+    for number, output in enumerate(cell.outputs):
+        data = output.get("data", {})
+        kind = next((kind for kind in PICTURES if kind in data), None)
+        if kind:
+            picture = f"{name}-{number}.{PICTURES[kind]}"
+            content = data[kind] if kind.startswith("image/svg") else b64decode(data[kind])
+            files.append(File.generated(config, f"tutorials/{picture}", content=content))
+            title = data.get(FIGURE, {}).get("layout", {}).get("title", {}).get("text", "A picture")
+            yield f"![{title}]({picture})"
+        elif "text/html" in data:
+            yield re.sub(r"<style.*?</style>|(?<=<table)[^>]*|\n\s*", "", data["text/html"], flags=re.DOTALL)
+        else:
+            yield fenced(output.get("text") or data["text/plain"], "text")
+
+
+def fenced(text: str, language: str) -> str:
+    """Text as a block of code."""
+    return f"``````{language}\n{text.strip()}\n``````"
