@@ -1,4 +1,7 @@
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for the network
 
@@ -27,3 +30,15 @@ def demo() -> sg.VLM:
 @pytest.fixture(scope="session", params=["clip", "siglip"])
 def tiny(request) -> sg.VLM:
     return sg.load(tiny_llava(request.param))
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Path:
+    """The documentation, built once, warnings as errors."""
+    folder, root = tmp_path_factory.mktemp("site"), Path(__file__).parents[1]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", "docs/mkdocs.yml", "-d", str(folder)]
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
