@@ -100,7 +100,7 @@ def tutorial(notebook: NotebookNode, source: Path, files: Files, config: MkDocsC
     for number, cell in enumerate(notebook.cells):
         tags = cell.metadata.get("tags", ())
         if cell.cell_type == "markdown":
-            yield cell.source
+            yield re.sub(r"^\[!\[.*\n", "", cell.source, flags=re.MULTILINE)  # badges are pictures of others' servers
         elif "install" not in tags:  # that one is for Colab alone
             blocks = [fenced(cell.source, "python"), *outputs(cell, f"{source.stem}/{number}", files, config)]
             yield "\n\n".join(

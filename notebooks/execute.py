@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from nbformat import NotebookNode
 from tqdm import tqdm
 
 SOURCES = Path(__file__).parent / "source"
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+COLAB, BINDER = "https://colab.research.google.com", "https://mybinder.org"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -61,7 +64,19 @@ def read(source: Path) -> NotebookNode:
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
         cell.metadata.pop("lines_to_next_cell", None)  # blank lines of the source
+    notebook.cells[0].source = re.sub(r"(?m)\A(# .*)$", rf"\1{badges(source.stem)}", notebook.cells[0].source)
     return notebook
+
+
+def badges(name: str) -> str:
+    """A line for under the title that opens a notebook on Colab and Binder; none unless the project says where on GitHub it is."""
+    urls = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"].get("urls", {})
+    github = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?", urls.get("Repository", ""))
+    if not github:
+        return ""
+    colab = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{github[1]}/blob/main/notebooks/{name}.ipynb)"
+    binder = f"[![Open on Binder]({BINDER}/badge_logo.svg)]({BINDER}/v2/gh/{github[1]}/main?labpath=notebooks%2F{name}.ipynb)"
+    return f"\n\n{colab} {binder}"
 
 
 def run(notebook: NotebookNode, name: str, folder: Path) -> NotebookNode:

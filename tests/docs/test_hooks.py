@@ -75,7 +75,7 @@ def test_a_notebook_becomes_a_page(config):
     figure = {hooks.FIGURE: {"layout": {"title": {"text": "Two bars"}}}, "image/svg+xml": svg}
     table = "<div>\n<style scoped>p {}</style>\n<table border='1'>\n  <tr><td>1</td></tr>\n</table>\n</div>"
     cells = [
-        new_markdown_cell("# A toy"),
+        new_markdown_cell("# A toy\n\n[![Open](https://x.org/x.svg)](https://x.org)\n"),
         new_code_cell("import google.colab", metadata={"tags": ["install"]}),
         new_code_cell("show()", outputs=[new_output("display_data", figure), new_output("stream", text="```\n")]),
         new_code_cell("1", metadata={"tags": ["solution"]}, outputs=[new_output("display_data", {"text/html": table})]),
@@ -83,7 +83,7 @@ def test_a_notebook_becomes_a_page(config):
     files = Files([])
     source = Path("notebooks/01_meet_the_sinks.ipynb")
     title, note, shown, solution = hooks.tutorial(new_notebook(cells=cells), source, files, config)
-    assert title == "# A toy" and "01_meet_the_sinks.ipynb" in note
+    assert title.strip() == "# A toy" and "01_meet_the_sinks.ipynb" in note
     assert "![Two bars](01_meet_the_sinks/2-0.svg)" in shown and "``````text\n```\n``````" in shown
     assert files.get_file_from_path("tutorials/01_meet_the_sinks/2-0.svg").content_string == svg
     assert solution.splitlines()[0] == '??? question "Solution"'

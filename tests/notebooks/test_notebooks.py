@@ -84,6 +84,26 @@ def test_what_was_built_is_true(built):
     assert execute.check(built) == []  # also where an object's address is another
 
 
+@pytest.mark.parametrize(
+    ("urls", "there"),
+    [
+        ("", False),
+        ('Repository = "https://git.example.org/a/sinkgate"', False),
+        ('Repository = "https://github.com/a-b/sink.gate"', True),
+        ('Repository = "https://github.com/a-b/sink.gate.git"', True),
+    ],
+)
+def test_badges_stand_under_the_title_where_the_address_is_known(toy, tmp_path, monkeypatch, urls, there):
+    project = tmp_path / "pyproject.toml"
+    project.write_text(f'[project]\nname = "x"\n[project.urls]\n{urls}\n')
+    monkeypatch.setattr(execute, "PROJECT", project)
+    title, _, line = execute.read(toy).cells[0].source.partition("\n\n")
+    assert title == "# A toy" and bool(line) == there
+    if there:
+        assert "/github/a-b/sink.gate/blob/main/notebooks/toy.ipynb)" in line
+        assert "/gh/a-b/sink.gate/main?labpath=notebooks%2Ftoy.ipynb)" in line
+
+
 def test_a_changed_output_is_noticed(built):
     path = execute.notebook_of(built)
     path.write_text(path.read_text().replace("the sum is 2", "the sum is 3"))
