@@ -25,9 +25,9 @@ TOWERS = ("clip", "siglip")
 
 
 def tiny_llava(
-    tower: str = "clip", *, dtype: torch.dtype = torch.float32, attn: str = "sdpa", seed: int = 0
+    tower: str = "clip", *, dtype: torch.dtype = torch.float32, attn: str = "sdpa", layers: int = 3, seed: int = 0
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Three-layer towers and a three-layer LLaMA with grouped KV heads; weights scaled up so that a gate shows."""
+    """Three-layer towers and a LLaMA of three layers or more with grouped KV heads; weights scaled up so that a gate shows."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     shape = {
@@ -44,7 +44,7 @@ def tiny_llava(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,

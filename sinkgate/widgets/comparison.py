@@ -9,7 +9,7 @@ from sinkgate.gates import Gates
 from sinkgate.prompts import Picture
 from sinkgate.session import Session
 from sinkgate.vlm import VLM
-from sinkgate.widgets.parts import MAX_NEW_TOKENS, Shown, cards, ipywidgets
+from sinkgate.widgets.parts import MAX_NEW_TOKENS, Shown, cards, following, ipywidgets
 from sinkgate.widgets.screen import Screen
 
 
@@ -35,8 +35,9 @@ class Comparison(Shown):
         self.screen.begin(self.traces["Unchanged"], self.warm.sinks)
         self.screen.layer.observe(self._draw, "value")
         self._draw()
-        answers = ipw.HTML(cards({name: trace.text for name, trace in self.traces.items()}, self.screen.colors))
-        self.box = ipw.VBox([self.screen.figure, answers, self.screen.controls])
+        said = {name: trace.text for name, trace in self.traces.items()}
+        answers = ipw.HTML(cards(said, self.screen.colors), layout={"margin": "0"})
+        self.box = ipw.VBox([self.screen.figure, answers, self.screen.controls, following()])
 
     def __repr__(self) -> str:
         return "compare: " + ", ".join(f"{name} {trace.text!r}" for name, trace in self.traces.items())

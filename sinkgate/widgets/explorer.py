@@ -13,13 +13,13 @@ from PIL import Image
 from sinkgate.errors import ImageError, SinkgateError
 from sinkgate.gates import PRESETS, Gates
 from sinkgate.images import open_image
-from sinkgate.plots.style import GROUP_COLORS
+from sinkgate.plots.style import GRID, GROUP_COLORS
 from sinkgate.prompts import Picture
 from sinkgate.session import Session
 from sinkgate.trace import Trace
 from sinkgate.vlm import VLM
 from sinkgate.widgets.newest import Newest
-from sinkgate.widgets.parts import MAX_NEW_TOKENS, Shown, cards, fault, ipywidgets, small
+from sinkgate.widgets.parts import MAX_NEW_TOKENS, Shown, cards, fault, following, ipywidgets, small
 from sinkgate.widgets.screen import Screen
 
 REST = 0.3  # seconds without a move, after which the answer is written
@@ -88,19 +88,22 @@ class Explorer(Shown):
         hint = "Ask about the picture, then press Enter"
         self.question = ipw.Text(question, placeholder=hint, continuous_update=False, layout={"flex": "1 1 auto"})
         self.upload = ipw.FileUpload(accept="image/*", description="Picture", layout={"width": "120px"})
-        self.message, self.answers, self.summary = ipw.HTML(), ipw.HTML(), ipw.HTML()
+        self.message, self.summary, self.answers = ipw.HTML(), ipw.HTML(), ipw.HTML(layout={"margin": "0"})
         self.screen = Screen(["Unchanged", "Gated"], self.vlm.num_layers)
         self.faders = {group: [self._fader(group, layer) for layer in range(self.vlm.num_layers)] for group in NAMES}
-        self.presets = [ipw.Button(description=name, layout={"width": "auto"}) for name in PRESETS]
+        self.presets = [ipw.Button(description=name, layout={"flex": "0 0 auto", "width": "auto"}) for name in PRESETS]
         dots = " ".join(f'<b style="color: {GROUP_COLORS[group]}">●</b> {name}' for group, name in NAMES.items())
         legend = ipw.HTML(f"<b>Key scales</b> by layer: {dots}", layout={"flex": "1 1 auto"})
         pairs = enumerate(zip(*self.faders.values(), strict=True))
         strips = [ipw.VBox([ipw.HTML(f"<center>{layer}</center>"), ipw.HBox(pair)]) for layer, pair in pairs]
         for strip in strips:
-            strip.layout = {"flex": "0 0 auto", "border_left": "1px solid #dee2e6"}
+            strip.layout = {"flex": "0 0 auto", "border_left": f"1px solid {GRID}"}
         above = [ipw.HBox([self.question, self.upload]), self.message, self.screen.figure, self.answers]
-        mixer = [ipw.HBox([legend, *self.presets]), ipw.HBox(strips, layout={"overflow": "auto hidden"})]
-        self.box = ipw.VBox([*above, *mixer, self.screen.controls, self.summary])
+        mixer = [
+            ipw.HBox([legend, *self.presets], layout={"flex_flow": "row wrap"}),
+            ipw.HBox(strips, layout={"overflow": "auto hidden"}),
+        ]
+        self.box = ipw.VBox([*above, *mixer, self.screen.controls, self.summary, following()])
 
     def _fader(self, group: str, layer: int) -> Any:
         look = {"style": {"handle_color": GROUP_COLORS[group]}, "tooltip": f"{NAMES[group]}, layer {layer}"}

@@ -13,10 +13,10 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from sinkgate.errors import SinkgateError
-from sinkgate.plots.style import SOFT
+from sinkgate.plots.style import INK, SOFT
 
 MAX_NEW_TOKENS = 32  # of answers; ours
-WARN = "#a61e4d"
+WARN = "var(--jp-error-color1, #a61e4d)"  # as the notebook's theme has it
 
 
 def ipywidgets() -> Any:
@@ -30,10 +30,35 @@ def ipywidgets() -> Any:
 
 
 def still(figure: go.Figure) -> Any:
-    """The figure as a widget, without the buttons that would hide its titles."""
-    widget: Any = go.FigureWidget(figure)
-    widget._config = {**widget._config, "displayModeBar": False}
+    """The figure as a widget as wide as its cell, without the buttons that would hide its titles."""
+    widget: Any = go.FigureWidget(figure.update_layout(autosize=True))
+    widget._config = {**widget._config, "displayModeBar": False, "responsive": True}
     return widget
+
+
+def following() -> Any:
+    """A widget that nobody sees: with it in a box, figures there take the box's width whenever that changes.
+
+    Plotly looks only when the window changes, and draws first when its width is not yet known.
+    """
+    import anywidget
+
+    class Following(anywidget.AnyWidget):
+        _esm = """
+          export default {
+            render({ el }) {
+              let box;
+              const observer = new ResizeObserver(() => {
+                if (!box && (box = el.parentElement)) observer.observe(box);
+                window.dispatchEvent(new Event("resize"));
+              });
+              observer.observe(el);
+              return () => observer.disconnect();
+            },
+          };
+        """
+
+    return Following()
 
 
 class Shown:
@@ -50,6 +75,11 @@ def small(text: str) -> str:
     return f'<span style="color: {SOFT}">{escape(text)}</span>'
 
 
+def card(content: str) -> str:
+    """HTML on white, as figures are, whatever the notebook's theme."""
+    return f'<div style="background: white; color: {INK}; padding: 8px 12px">{content}</div>'
+
+
 def cards(answers: Mapping[str, str | None], colors: Iterable[str]) -> str:
     """Answers side by side, by name, in the colours of their bars; None is not written yet."""
     style = "flex: 1; padding: 0 12px; line-height: 1.5; border-left: 4px solid"
@@ -57,7 +87,7 @@ def cards(answers: Mapping[str, str | None], colors: Iterable[str]) -> str:
         f'<div style="{style} {color}">{small(name)}<br><b class="sinkgate-answer" style="font-size: 16px">{"…" if text is None else escape(text)}</b></div>'
         for (name, text), color in zip(answers.items(), colors, strict=True)
     )
-    return f'<div style="display: flex; gap: 12px">{"".join(each)}</div>'
+    return card(f'<div style="display: flex; gap: 12px">{"".join(each)}</div>')
 
 
 def data_url(image: Image.Image, side: int) -> str:

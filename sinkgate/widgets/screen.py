@@ -10,13 +10,14 @@ from typing import Any
 from plotly.subplots import make_subplots
 
 from sinkgate.patches import Sheet
-from sinkgate.plots.style import COLORWAY, GROUP_COLORS, INK, WIDTH
+from sinkgate.plots.style import COLORWAY, GROUP_COLORS, INK
 from sinkgate.session import Session
 from sinkgate.sinks import SinkMap
 from sinkgate.trace import Trace
 from sinkgate.widgets.parts import data_url, ipywidgets, small, still
 
 ACROSS = 3  # maps side by side
+HEIGHT = 230  # pixels of a row of maps
 TOP_WORDS = 6
 VIEW = 448  # pixels of the picture on a map
 UNCHANGED = "#adb5bd"
@@ -54,15 +55,13 @@ class Screen:
                 figure.add_scatter(mode="markers", marker=marker, hoverinfo="text", **place)
             told = f"{title}: %{{x:.1%}}<extra></extra>"
             figure.add_bar(orientation="h", marker_color=self.colors[number], hovertemplate=told, **bars)
-        size = {
-            "width": WIDTH,
-            "height": 60 + round(rows * 0.75 * WIDTH / (across + 1)),
-            "margin": {"t": 28, "r": 8, "b": 24, "l": 4},
-        }
+        size = {"height": 52 + HEIGHT * rows, "margin": {"t": 28, "r": 24, "b": 24, "l": 12}}
         figure.update_layout(template="sinkgate", showlegend=False, dragmode=False, **size)
         figure.update_annotations(font_size=13)
-        figure.update_xaxes(range=[0, 1], tickformat=".0%", dtick=0.5, **bars)
-        figure.update_yaxes(type="category", autorange="reversed", ticks="", ticklabelstandoff=5, **bars)
+        figure.update_xaxes(visible=False, constrain="domain")
+        figure.update_yaxes(visible=False, constrain="domain", constraintoward="top")
+        figure.update_xaxes(visible=True, range=[0, 1], tickformat=".0%", dtick=0.5, **bars)
+        figure.update_yaxes(visible=True, type="category", autorange="reversed", ticks="", ticklabelstandoff=5, **bars)
         self.figure = still(figure)
         self.maps, self.v_sinks, self.l_sinks, self.bars = (self.figure.data[kind::4] for kind in range(4))
         self._marked = (0, -1)  # whose sinks are marked, and of which layer
@@ -78,11 +77,8 @@ class Screen:
         with self.figure.batch_update():
             for shown in self.maps:
                 x, y = shown.xaxis or "x", shown.yaxis or "y"
-                hidden = {"visible": False, "constrain": "domain"}
-                self.figure.layout[f"xaxis{x[1:]}"].update(range=[-0.5, columns - 0.5], **hidden)
-                self.figure.layout[f"yaxis{y[1:]}"].update(
-                    range=[rows - 0.5, -0.5], scaleanchor=x, scaleratio=ratio, **hidden
-                )
+                self.figure.layout[f"xaxis{x[1:]}"].range = [-0.5, columns - 0.5]
+                self.figure.layout[f"yaxis{y[1:]}"].update(range=[rows - 0.5, -0.5], scaleanchor=x, scaleratio=ratio)
                 if view:
                     picture = {"source": data_url(view.convert("L"), VIEW), "opacity": 0.25, "layer": "above"}
                     images.append({**picture, **corner, "xref": x, "yref": y})

@@ -12,11 +12,11 @@ import pandas as pd
 from sinkgate.benchmarks import Item
 from sinkgate.errors import SinkgateError
 from sinkgate.images import open_image
-from sinkgate.plots.style import GAIN, LOSS, WIDTH
+from sinkgate.plots.style import GAIN, LOSS
 from sinkgate.plots.sweep import layers_figure
 from sinkgate.studies.results import Results
 from sinkgate.studies.sweep import SCALES, UNMODIFIED, gains, in_words
-from sinkgate.widgets.parts import Shown, data_url, ipywidgets, small, still
+from sinkgate.widgets.parts import Shown, card, data_url, following, ipywidgets, small, still
 
 MOST = 50  # questions that are listed
 THUMB = 96  # pixels
@@ -63,10 +63,10 @@ class SweepMap(Shown):
         head = ipw.HTML(
             f"<b>{title['text']}</b><br>{small(title['subtitle']['text'])}"
         )  # Plotly would draw one over the other
-        self.figure = still(figure.update_layout(title=None, margin_t=20, width=WIDTH))
+        self.figure = still(figure.update_layout(title=None, margin_t=20))
         self.figure.data[0].on_click(self._clicked)
-        self.flipped = ipw.HTML(small("Click a cell to see which questions it flipped."))
-        self.box = ipw.VBox([head, self.setting, self.figure, self.flipped])
+        self.flipped = ipw.HTML(card(small("Click a cell to see which questions it flipped.")), layout={"margin": "0"})
+        self.box = ipw.VBox([head, self.setting, self.figure, self.flipped, following()])
 
     def __repr__(self) -> str:
         return (
@@ -87,7 +87,7 @@ class SweepMap(Shown):
         told = f"{task}, {in_words(self._cell(task, layer))}: {gained} gained, {len(found) - gained} lost"
         rows = "".join(self._row(sample, *row) for sample, *row in found.head(MOST).itertuples())
         more = small(f"and {len(found) - MOST} more") if len(found) > MOST else ""
-        self.flipped.value = f"<b>{escape(told)}</b><table>{rows}</table>{more}"
+        self.flipped.value = card(f"<b>{escape(told)}</b><table>{rows}</table>{more}")
 
     def _best(self) -> pd.DataFrame:
         return self._changes.loc[self._changes.groupby(["task", "layer"], sort=False)["change"].idxmax()]

@@ -36,6 +36,10 @@ def test_what_cannot_be_compared_is_said(demo):
         sg.compare(demo, image, "", {})
     with pytest.raises(sg.GateError, match="3 layers"):
         sg.compare(demo, image, QUESTION, {"other": sg.Gates.ones(3)})
+    with pytest.raises(sg.GateError, match="made for somebody/else, this is demo"):
+        sg.compare(demo, image, QUESTION, {"other": sg.Gates(sg.Gates.ones(8).scales, "somebody/else")})
+    with pytest.raises(sg.ImageError, match=r"nowhere\.png"):
+        sg.compare(demo, "nowhere.png", QUESTION, {})
 
 
 def test_tokens_without_a_place_and_holes_are_drawn(demo, monkeypatch):

@@ -171,8 +171,11 @@ def upload(explorer, content):
     explorer.upload.set_state({"value": [{**about, "content": memoryview(content)}]})
 
 
-def test_a_picture_that_cannot_be_read(demo, explorer):
-    for broken, said in ((b"", "empty"), (b"no picture", "no picture that can be read")):
+def test_a_picture_that_cannot_be_read(demo, explorer, image):
+    with io.BytesIO() as buffer:
+        image.save(buffer, "PNG")
+        half = buffer.getvalue()[: buffer.tell() // 2]
+    for broken, said in ((b"", "empty"), (b"no picture", "no picture that can be read"), (half, "cut short")):
         upload(explorer, broken)
         assert said in explorer.message.value
     assert explorer.unchanged.text == "2"

@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from laboratory import TOKEN, jupyter_lab, write_notebook
@@ -17,6 +18,15 @@ from random import Random
 from sinkgate.demo.scenes import Scene
 sg.explore(sg.load("demo"), Scene.random(Random(71)).render(), "How many objects are there?")
 """
+MANY_LAYERS = f"""
+import sys
+sys.path.append({str(Path(__file__).parents[1])!r})
+from tiny import tiny_llava
+sg.explore(sg.load(tiny_llava(layers=32)), Scene.random(Random(71)).render(), "How many objects are there?")
+"""
+#: Of each figure its own width and the room it has.
+WIDTHS = """[...document.querySelectorAll('.js-plotly-plot')].map(
+  (plot) => [plot.querySelector('.main-svg').clientWidth, plot.parentElement.clientWidth])"""
 ANSWERS = "[...document.querySelectorAll('.sinkgate-answer')].map((each) => each.textContent).join()"
 LIKELIEST = """(() => {
   const bar = document.querySelector('.js-plotly-plot').data.filter((trace) => trace.type === 'bar')[1];
@@ -31,7 +41,7 @@ def test_explore_and_sweep_map_in_jupyterlab(tmp_path, sweep_folder):
 
 
 def visit(folder, sweep_folder):
-    write_notebook(folder / "widgets.ipynb", [EXPLORE, f"sg.sweep_map({str(sweep_folder)!r})"])
+    write_notebook(folder / "widgets.ipynb", [EXPLORE, f"sg.sweep_map({str(sweep_folder)!r})", MANY_LAYERS])
     with ExitStack() as stack:
         try:
             browser = stack.enter_context(chromium())
@@ -90,4 +100,20 @@ def visit(folder, sweep_folder):
             "id-2",
             "id-4",
         ]
+
+        page.locator(".jp-CodeCell .cm-content").nth(2).click()
+        page.keyboard.press("Shift+Enter")
+        many = page.locator(".jp-CodeCell").nth(2)
+        many.locator(".heatmaplayer image").first.wait_for()
+        assert many.locator(".widget-vslider").count() == 64
+        wide = "(element) => element.scrollWidth > element.clientWidth"
+        mixer = many.locator(".widget-hbox:has(> .widget-vbox)")
+        assert mixer.evaluate(wide), "32 layers are wider than the cell"
+        outer = mixer.locator("xpath=ancestor::*")
+        assert not any(outer.nth(n).evaluate(wide) for n in range(outer.count())), "they scroll in their own box"
+
+        page.wait_for_function(f"{WIDTHS}.length === 3 && {WIDTHS}.every(([own, room]) => own === room)")
+        before = page.evaluate(WIDTHS)
+        page.set_viewport_size({"width": 1000, "height": 1000})
+        page.wait_for_function(f"{WIDTHS}.every(([own, room]) => own === room && own < {before[0][0] - 100})")
         assert errors == []
