@@ -9,14 +9,18 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import gradio as gr
+from answer import answer
 from frames import JSON, Lens, answers, frame, image_url, mixer_value, sentence, view_urls
 from learned import Learned, in_layers, uploaded_gates
-from live import KEPT_UPLOADS, MAX_NEW_TOKENS, Desk, Session, open_picture
+from live import ANSWER_SECONDS, KEPT_UPLOADS, Desk, Session, open_picture
+from sharing import GATES_ARE_AWAY, STAND_IN, Link, shared
+from turnstile import BusyError
 
 import sinkgate as sg
 from sinkgate.demo import questions
@@ -34,6 +38,7 @@ GENERAL_QUESTIONS = ("What is in the picture?", "Describe the image.", "How many
 LONGEST_FAULT = 300  # characters: what was uploaded may be quoted
 HAND_WINS = "Your hand holds for this question; at the next one the learned gates read again."
 SKIP = gr.skip()
+STATUS = 5  # its place among what an event that asks returns
 
 
 class Handlers:
@@ -48,9 +53,33 @@ class Handlers:
     # Each of the next six returns: session, picture, question, questions, frame, status, mixer; those that bring another
     # picture, the composer too.
 
-    def begin(self, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """A visitor arrives: a scene, its first question, the answer's first word."""
-        return self.show_scene(Session(), FIRST_SCENE, mixer, lens, (FIRST_KIND, FIRST_QUESTION))
+    def begin(self, link: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
+        """A visitor arrives: what their link holds, else a scene and its first question; returns lens and learned, too."""
+        wrong = None
+        try:
+            if link:
+                return self.open_link(Session(), Link.from_text(link, self.desk))
+        except Exception as error:
+            wrong = fault(error)
+        shown = self.show_scene(Session(), FIRST_SCENE, mixer, lens, (FIRST_KIND, FIRST_QUESTION))
+        return *shown[:STATUS], wrong or shown[STATUS], *shown[STATUS + 1 :], SKIP, SKIP
+
+    def open_link(self, session: Session, link: Link) -> tuple[Any, ...]:
+        """Everything as the link has it; returns what `begin` does."""
+        with self.desk.turns.turn(session):
+            session.seed = FIRST_SCENE if link.seed is None else link.seed
+            session.scene = link.scene or random_scene(session.seed)
+            session.image = session.shown = session.scene.render(SCENE_SIDE)
+            session.pictures += 1
+            show_examples(session, session.scene, link.kind, link.question)
+            learned = next((gates for gates in self.desk.learned if gates.name == link.learned), None)
+            session.learned = learned and learned.without(link.off)
+            self.desk.ask(session, link.question, link.gates)
+            self.desk.turn(session, link.gates)  # where the hand had overruled the learned gates
+            told = [STAND_IN] * (link.seed is None) + [GATES_ARE_AWAY] * (learned is None and link.learned is not None)
+            session.notice = " ".join([*told, session.notice]).strip()
+            lens = asdict(link.lens)
+            return *self.asked(session, lens, moved=True), composer_value(session), lens, self.learned_value(session)
 
     def new_scene(self, session: Session | None, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """A random scene takes the picture's place."""
@@ -74,28 +103,37 @@ class Handlers:
             image = open_picture(picture)
         except Exception as error:
             return session, session.shown, SKIP, SKIP, SKIP, fault(error), SKIP, SKIP
-        session.image, session.shown, session.scene = image, picture, None
-        session.pictures += 1
-        session.examples, session.kinds = [(text, None) for text in self.plain], {}
-        asked = self.ask(session, question.strip() or self.plain[0], mixer, lens)
-        return *asked, composer_value(session)
+        try:
+            with self.desk.turns.turn(session):
+                session.image, session.shown, session.scene = image, image, None
+                session.pictures += 1
+                session.examples, session.kinds = [(text, None) for text in self.plain], {}
+                asked = self.ask(session, question.strip() or self.plain[0], mixer, lens)
+                return *asked, composer_value(session)
+        except BusyError as error:
+            return *refused(session, error), SKIP
 
     def ask(self, session: Session | None, question: str, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """A question about the picture at hand."""
         session = session or Session()
         try:
-            self.desk.ask(session, question, self.newest_gates(session, mixer))
-            return (
-                session,
-                SKIP if session.shown is None else session.shown,
-                session.question,
-                self.questions_value(session),
-                self.frame(session, lens),
-                calm(session.notice),
-                self.moved_faders(session),
-            )
+            with self.desk.turns.turn(session):
+                self.desk.ask(session, question, self.newest_gates(session, mixer))
+                return self.asked(session, lens)
         except Exception as error:
-            return session, SKIP, SKIP, SKIP, SKIP, fault(error), SKIP
+            return refused(session, error)
+
+    def asked(self, session: Session, lens: Any, moved: bool = False) -> tuple[Any, ...]:
+        """What the page is sent once a question was asked; ``moved`` where the faders are to follow in any case."""
+        return (
+            session,
+            SKIP if session.shown is None else session.shown,
+            session.question,
+            self.questions_value(session),
+            self.frame(session, lens),
+            calm(session.notice),
+            self.moved_faders(session, moved),
+        )
 
     def pick_question(self, session: Session | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """A click on an example question asks it."""
@@ -106,32 +144,37 @@ class Handlers:
         self, session: Session, seed: int, mixer: Any, lens: Any, first: tuple[str, str] = ("count", "")
     ) -> tuple[Any, ...]:
         """Put the scene of a seed on the page and ask its question of one kind, in these words where they can be."""
-        session.scene = random_scene(seed)
-        session.image = session.shown = session.scene.render(SCENE_SIDE)
-        session.pictures += 1
-        session.seed, session.kinds = seed, {}
-        kind, words = first
-        examples = show_examples(session, session.scene, kind, words)
-        chosen = next((item for item in examples if item.kind == kind), examples[0])
-        return *self.ask(session, chosen.question, mixer, lens), composer_value(session)
+        try:
+            with self.desk.turns.turn(session):
+                session.scene = random_scene(seed)
+                session.image = session.shown = session.scene.render(SCENE_SIDE)
+                session.pictures += 1
+                session.seed, session.kinds = seed, {}
+                kind, words = first
+                examples = show_examples(session, session.scene, kind, words)
+                chosen = next((item for item in examples if item.kind == kind), examples[0])
+                return *self.ask(session, chosen.question, mixer, lens), composer_value(session)
+        except BusyError as error:
+            return *refused(session, error), SKIP
 
     def edit_scene(self, session: Session | None, edited: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """The scene as the composer has it, asked the same question; returns questions, frame, status, mixer, composer."""
         try:
             session = _awake(session)
-            if not session.admits_edit(*_edit(edited)):
-                return SKIP, SKIP, SKIP, SKIP, SKIP
-            gates = self.newest_gates(session, mixer)
-            scene = Scene.from_dict(edited.get("scene"))
-            if scene == session.scene:
-                self.desk.turn(session, gates)
-                return SKIP, self.frame(session, lens), remark(session), SKIP, SKIP
-            image = scene.render(SCENE_SIDE)
-            self.desk.ask(session, session.question, gates, image)
-            session.scene, session.shown = scene, image
-            show_examples(session, scene, session.kinds.get(session.question), session.question)
-            shown = self.questions_value(session), self.frame(session, lens), calm(session.notice)
-            return *shown, self.moved_faders(session), SKIP
+            with self.desk.turns.turn(session):
+                if not session.admits_edit(*_edit(edited)):
+                    return SKIP, SKIP, SKIP, SKIP, SKIP
+                gates = self.newest_gates(session, mixer)
+                scene = Scene.from_dict(edited.get("scene"))
+                if scene == session.scene:
+                    self.desk.turn(session, gates)
+                    return SKIP, self.frame(session, lens), remark(session), SKIP, SKIP
+                image = scene.render(SCENE_SIDE)
+                self.desk.ask(session, session.question, gates, image)
+                session.scene, session.shown = scene, image
+                show_examples(session, scene, session.kinds.get(session.question), session.question)
+                shown = self.questions_value(session), self.frame(session, lens), calm(session.notice)
+                return *shown, self.moved_faders(session), SKIP
         except Exception as error:
             return SKIP, SKIP, fault(error), SKIP, composer_value(session) if session else SKIP
 
@@ -147,8 +190,12 @@ class Handlers:
             gates = self.desk.read_gates(mixer)
             if not session.admits(_turn(mixer)):
                 return SKIP, SKIP
-            self.desk.turn(session, gates)
-            return self.frame(session, lens), remark(session)
+            self.desk.outdate(session, gates)
+            with self.desk.turns.turn(session):
+                if not session.admits(_turn(mixer)):
+                    return SKIP, SKIP
+                self.desk.turn(session, gates)
+                return self.frame(session, lens), remark(session)
         except Exception as error:
             return SKIP, fault(error)
 
@@ -179,7 +226,8 @@ class Handlers:
             shares = shown["shares"]
             chart = shares_figure(shares["unchanged"], None if gates.is_identity else shares["gated"], CHART_HEIGHT)
             text = gates.to_json()
-            yield answers(told), shown, chart, SKIP if text == session.gates_text else text, SKIP
+            cut = calm(f"The answer was stopped after {ANSWER_SECONDS:.0f} seconds.") if told.cut else SKIP
+            yield answers(told), shown, chart, SKIP if text == session.gates_text else text, cut
             session.gates_text = text
         except Exception as error:
             yield SKIP, SKIP, SKIP, SKIP, fault(error)
@@ -190,10 +238,11 @@ class Handlers:
             session = _awake(session)
             gates = self.desk.parse_gates(text)
             value = mixer_value(gates)
-            self.desk.turn(session, gates)
-            value["turn"] = session.outrank()
-            told = HAND_WINS if session.case and session.case.by_hand else "These gates are now on the mixer."
-            return value, self.frame(session, lens), calm(told)
+            with self.desk.turns.turn(session):
+                self.desk.turn(session, gates)
+                value["turn"] = session.outrank()
+                told = HAND_WINS if session.case and session.case.by_hand else "These gates are now on the mixer."
+                return value, self.frame(session, lens), calm(told)
         except Exception as error:
             return SKIP, SKIP, fault(error)
 
@@ -228,8 +277,9 @@ class Handlers:
 
     def learn(self, session: Session, learned: Learned | None, lens: Any) -> tuple[JSON, JSON, JSON]:
         """Give these gates the faders; returns mixer, frame, status."""
-        self.desk.learn(session, learned)
-        return self.moved_faders(session, always=True), self.frame(session, lens), calm(learned_sentence(learned))
+        with self.desk.turns.turn(session):
+            self.desk.learn(session, learned)
+            return self.moved_faders(session, always=True), self.frame(session, lens), calm(learned_sentence(learned))
 
     def learned_value(self, session: Session | None) -> JSON:
         """The learned gates that this visitor can choose, and those that are at work."""
@@ -259,32 +309,22 @@ class Handlers:
         with Path(path).open("rb") as file:
             return file.read(200_000).decode("utf-8", errors="replace")
 
-    def answer(self, image: str | None, question: str, gates_json: str = "") -> JSON:
+    def answer(self, image: str | None, question: str | None, gates_json: str | None, request: gr.Request) -> JSON:
         """Answer a question about an image, under gates (JSON; empty: the unchanged model). The public endpoint."""
-        vlm = self.desk.vlm
         try:
             if not image:
                 raise sg.ImageError("An image is needed.")
-            prompt = vlm.prompt(open_picture(image), question)
-            gates = self.desk.parse_gates(gates_json) if gates_json.strip() else sg.Gates.ones(vlm)
-            sinks = sg.find_sinks(vlm, prompt)
-            trace = vlm.answer(prompt, gates, sinks, max_new_tokens=MAX_NEW_TOKENS)
-        except sg.SinkgateError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        return {
-            "text": trace.text,
-            "next_token": [[token, share] for token, share in trace.next_token],
-            "v_sink": sinks.v_sink.nonzero().flatten().tolist(),
-            "l_sink": [layer.nonzero().flatten().tolist() for layer in sinks.l_sink],
-            "scales": gates.scales.tolist(),
-        }
+            return answer(self.desk, request.session_hash, open_picture(image), question or "", gates_json or "")
+        except Exception as error:
+            raise gr.Error(fault(error)["text"], print_exception=False) from None
 
     def frame(self, session: Session, lens: Any) -> JSON:
         """The newest frame of a session."""
         case, session.lens = session.case, lens
         if case is None:
             raise sg.PromptError("Ask a question first.")
-        return frame(case, Lens.read(lens, self.desk.vlm, len(case.prompt.sheets)), self.desk.fast_peak)
+        seen = Lens.read(lens, self.desk.vlm, len(case.prompt.sheets))
+        return frame(case, seen, self.desk.fast_peak) | {"share": shared(session, seen, self.desk)}
 
     def questions_value(self, session: Session) -> JSON:
         """Gallery, example questions, truth, and the picture under the map of each sheet."""
@@ -342,6 +382,11 @@ def learned_sentence(learned: Learned | None) -> str:
     if not learned.on:
         return "Every layer of these gates is switched off: all faders are at 1."
     return f"The gates read every question and set the faders of {in_layers(learned.on)} by themselves{resting}."
+
+
+def refused(session: Session, error: Exception) -> tuple[Any, ...]:
+    """What a question gets that could not be asked: the page stays as it was, and says why."""
+    return session, SKIP, SKIP, SKIP, SKIP, fault(error), SKIP
 
 
 def remark(session: Session) -> JSON:

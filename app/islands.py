@@ -92,9 +92,14 @@ def learned_picker(value: dict[str, Any]) -> gr.HTML:
     return _island("learned", value)
 
 
+def share_desk() -> gr.HTML:
+    """Link, Python and pictures of what the page shows. Draws and saves what the maps and answers were sent; has no value."""
+    return _island("share", None)
+
+
 def picture_box(sources: Sequence[str] = ("upload",), **settings: Any) -> gr.Image:
     """An image box that hands on the uploaded file unopened, so that a broken one meets our own check."""
-    box = gr.Image(type="filepath", format="png", sources=list(sources), **settings)  # pyright: ignore[reportArgumentType]
+    box = gr.Image(type="filepath", format="jpeg", sources=list(sources), **settings)  # pyright: ignore[reportArgumentType]
     box.preprocess = unopened
     return box
 

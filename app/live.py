@@ -1,23 +1,26 @@
 """What one visitor is looking at, and the two tiers that keep it up to date.
 
 The fast tier (`Desk.turn`) follows the faders with one prefill; the slow tier (`Desk.tell`) writes
-the answers and stops by itself as soon as the visitor has moved on. Nothing here knows the page, and
-nothing but the model is shared between visitors.
+the answers and stops by itself as soon as the visitor has moved on. Visitors take fair turns on the model, which
+is all that they share. Nothing here knows the page.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import math
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from learned import Learned
 from PIL import Image
+from turnstile import Turnstile
 
 import sinkgate as sg
 from sinkgate.demo.scenes import Scene
@@ -27,8 +30,12 @@ MAX_NEW_TOKENS = 32
 MAX_QUESTION = 500  # characters; the model has a limit of its own, in tokens
 MAX_GATES_TEXT = 100_000  # characters
 DEFAULT_CRITERION = "auto"  # for sinks, where no learned gates name theirs
-KEPT_CASES = 24  # visitors whose image features and attention stay in memory
+KEPT_VISITORS = 500  # whose pictures and questions are remembered; the idlest are forgotten first
+KEPT_CASES = 24  # of them, those whose image features and attention stay in memory
+KEPT_BYTES = 1 << 30  # of all visitors' pictures and uploaded gates together
 KEPT_UPLOADS = 3  # gates that a visitor brought
+MOST_PIXELS = 2_000_000  # that the model is shown: larger pictures are made smaller
+ANSWER_SECONDS = 20.0  # that one answer may take once its turn has come
 ROUND = 1_000_000  # settings of the hand between two of the page's own: more than anyone sends
 WARM_BYTES = 2 << 30  # of all visitors' warm prompts together; the oldest run in full again
 
@@ -48,6 +55,7 @@ class Case:
     rho: sg.Gates | None = None  # and what they said, which the hand may overrule
     unchanged_done: bool = False
     gated_done: bool = False
+    cut: bool = False  # whether one of them was stopped because it took too long
     reasons: dict[int, dict[int, str]] = field(default_factory=dict)  # layer -> token -> why it is a sink
     layers_run: int = 0  # what the last setting of the faders cost
 
@@ -91,6 +99,23 @@ class Session:
     newest_edit: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)  # guards sequence and what slow work writes
     settling: threading.Lock = field(default_factory=threading.Lock)  # one fast run at a time for this page
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the picture and the uploaded gates take, in bytes."""
+        pictures = {
+            id(image): image.width * image.height * 3
+            for image in (self.image, self.shown)
+            if isinstance(image, Image.Image)
+        }
+        gates = (parameter.nbytes for learned in self.uploads for parameter in learned.lsg.parameters())
+        return sum(pictures.values()) + sum(gates)
+
+    def forget(self) -> None:
+        """Give everything back: a page that comes again is told that it slept for too long."""
+        self.supersede()
+        self.image = self.shown = self.scene = self.case = self.learned = None
+        self.uploads = []
 
     def __deepcopy__(self, memo: object) -> Session:
         return self  # Gradio copies initial state; a visitor's page has one identity
@@ -137,6 +162,7 @@ class Told:
     gated: str
     sequence: int
     done: bool = False
+    cut: bool = False  # whether an answer was stopped because it took too long
 
 
 class Desk:
@@ -147,6 +173,7 @@ class Desk:
         self.fast_running = 0
         self.fast_peak = 0  # most fast runs ever seen at once; the page shows it to the tests
         self._count = threading.Lock()
+        self.turns = Turnstile()
         self.shelf = Shelf(WARM_BYTES)
         self._recent: OrderedDict[int, Session] = OrderedDict()
 
@@ -154,21 +181,23 @@ class Desk:
         """Put a question about the session's image, or about one to take its place, under these gates or the session's learned ones.
 
         On a fault the session keeps what it had.
+
+        Raises:
+            SinkgateError: there is no image, or the question cannot be read, or too many people ask (`turnstile.BusyError`).
         """
         image = image or session.image
         if image is None:
             raise sg.ImageError("There is no image yet: upload one or take a random scene.")
-        if len(question) > MAX_QUESTION:
-            raise sg.PromptError(f"The question has {len(question)} characters; at most {MAX_QUESTION} are read.")
-        prompt = self.vlm.prompt(image, question)
+        prompt = self._prompt(image, question)
         sequence = session.supersede()
         learned = session.learned
         criterion = learned.criterion if learned else DEFAULT_CRITERION
-        warm = sg.Session(self.vlm, prompt, sg.find_sinks(self.vlm, prompt, v_sink=criterion, l_sink=criterion))
-        unchanged = warm.predict()
-        rho = learned.read(warm) if learned else None
-        gates = rho or gates
-        gated = warm.predict(gates)
+        with self.turns.turn(session):
+            warm = sg.Session(self.vlm, prompt, sg.find_sinks(self.vlm, prompt, v_sink=criterion, l_sink=criterion))
+            unchanged = warm.predict()
+            rho = learned.read(warm) if learned else None
+            gates = rho or gates
+            gated = warm.predict(gates)
         self.shelf.use(warm)
         session.image, session.question = image, question
         session.case = Case(warm, unchanged, gates, gated, sequence, sequence, criterion, learned, rho)
@@ -190,25 +219,33 @@ class Desk:
                 session.learned = before
                 raise
             return
-        rho = learned.read(case.warm) if learned else None
+        rho = None
+        if learned:
+            with self.turns.turn(session):
+                rho = learned.read(case.warm)
         case = self.turn(session, rho or sg.Gates.ones(self.vlm))
         session.learned = case.learned = learned
         case.rho = rho
 
+    def outdate(self, session: Session, gates: sg.Gates) -> None:
+        """Stop the answer that is being written where it is for other gates than these, before they have their turn."""
+        if session.case is not None and not same_scales(session.case.gates, gates):
+            session.supersede()
+
     def turn(self, session: Session, gates: sg.Gates) -> Case:
         """The fast tier: one prefill under these gates, unless they are the ones already shown."""
-        with self._counted():
-            return self._settle(session, gates)[0]
+        return self._settle(session, gates)[0]
 
     def tell(self, session: Session, gates: sg.Gates) -> Iterator[Told]:
         """The slow tier: growing answers; ends early, before one that is ``done``, when something newer began."""
-        case, mine = self._settle(session, gates)
+        with self.turns.turn(session):
+            case, mine = self._settle(session, gates)
 
         def outdated() -> bool:
             return session.sequence != mine
 
         if not case.unchanged_done:
-            run = _Run(case, None, outdated)
+            run = _Run(case, None, outdated, self.turns.turn(session))
             for text in run:
                 yield Told(text, text if gates.is_identity else "", mine)
             with session.lock:
@@ -219,14 +256,14 @@ class Desk:
         if gates.is_identity:
             case.gated, case.gated_done = case.unchanged, True
         elif not case.gated_done:
-            run = _Run(case, gates, outdated)
+            run = _Run(case, gates, outdated, self.turns.turn(session))
             for text in run:
                 yield Told(unchanged, text, mine)
             with session.lock:
                 if outdated() or run.trace is None:
                     return
                 case.gated, case.gated_done = run.trace, True
-        yield Told(unchanged, case.gated.text, mine, done=True)
+        yield Told(unchanged, case.gated.text, mine, done=True, cut=case.cut)
 
     def read_gates(self, value: Any) -> sg.Gates:
         """The mixer's value as gates for this model; raises `sinkgate.GateError` for anything else."""
@@ -243,6 +280,11 @@ class Desk:
             raise sg.GateError(f"Gates of this model take a few hundred characters; this has {len(text)}.")
         return sg.Gates.from_json(text).for_model(self.vlm)
 
+    def _prompt(self, image: Image.Image, question: str) -> sg.Prompt:
+        if len(question) > MAX_QUESTION:
+            raise sg.PromptError(f"The question has {len(question)} characters; at most {MAX_QUESTION} are read.")
+        return self.vlm.prompt(image, question)
+
     def _settle(self, session: Session, gates: sg.Gates) -> tuple[Case, int]:
         """Bring the session's case to these gates, so that the tiers may arrive in any order; with its sequence."""
         with session.settling:
@@ -253,20 +295,47 @@ class Desk:
             if not same_scales(case.gates, gates):
                 sequence = session.supersede()
                 before = case.warm.layers_run
-                gated = case.warm.predict(gates)
+                with self.turns.turn(session), self._counted():
+                    gated = case.warm.predict(gates)
                 case.layers_run = case.warm.layers_run - before
                 self.shelf.use(case.warm)
                 with session.lock:
                     case.gates, case.gated, case.gated_done, case.sequence = gates, gated, False, sequence
             return case, case.sequence
 
+    def answer(
+        self, visitor: Hashable, image: Image.Image, question: str, gates: sg.Gates
+    ) -> tuple[sg.Trace, sg.SinkMap]:
+        """One answer for a program, in its turn; with the sinks of the prompt. Raises as `ask`."""
+        prompt = self._prompt(image, question)
+        with self.turns.turn(visitor):
+            warm = sg.Session(self.vlm, prompt, sg.find_sinks(self.vlm, prompt))
+            return warm.answer(gates, max_new_tokens=MAX_NEW_TOKENS, stop=Deadline()), warm.sinks
+
+    @property
+    def visitors(self) -> int:
+        """Visitors who are remembered."""
+        return len(self._recent)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of all visitors' pictures and gates, in bytes, without their warm prompts."""
+        with self._count:
+            return sum(session.nbytes for session in self._recent.values())
+
     def _remember(self, session: Session) -> None:
+        """Note that a session was just used; the idlest lose their case, then everything."""
         with self._count:
             self._recent[id(session)] = session
             self._recent.move_to_end(id(session))
-            while len(self._recent) > KEPT_CASES:
-                _, oldest = self._recent.popitem(last=False)
-                oldest.case = None
+            held = 0
+            for rank, other in enumerate(reversed(list(self._recent.values()))):
+                held += other.nbytes
+                if rank >= KEPT_CASES:
+                    other.case = None
+                if rank >= KEPT_VISITORS or (rank and held > KEPT_BYTES):
+                    del self._recent[id(other)]
+                    other.forget()
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -281,15 +350,34 @@ class Desk:
                 self.fast_running -= 1
 
 
-class _Run:
-    """One streamed answer; ``trace`` is there when it was written to its end."""
+class Deadline:
+    """A question to ask after each token: has the answer taken too long? ``passed`` remembers that it had."""
 
-    def __init__(self, case: Case, gates: sg.Gates | None, stop: Callable[[], bool]) -> None:
-        self.case, self.gates, self.stop = case, gates, stop
+    def __init__(self, seconds: float = ANSWER_SECONDS) -> None:
+        self.seconds, self.passed = seconds, False
+        self._end: float | None = None
+
+    def __call__(self) -> bool:
+        self._end = self._end or time.monotonic() + self.seconds
+        self.passed = self.passed or time.monotonic() > self._end
+        return self.passed
+
+
+class _Run:
+    """One streamed answer; ``trace`` is there when it was written to its end, or to the end of its time."""
+
+    def __init__(
+        self, case: Case, gates: sg.Gates | None, stop: Callable[[], bool], turn: AbstractContextManager[Any]
+    ) -> None:
+        self.case, self.gates, self.stop, self.turn = case, gates, stop, turn
         self.trace: sg.Trace | None = None
 
     def __iter__(self) -> Iterator[str]:
-        self.trace = yield from self.case.warm.stream(self.gates, max_new_tokens=MAX_NEW_TOKENS, stop=self.stop)
+        deadline = Deadline()
+        self.trace = yield from self.case.warm.stream(
+            self.gates, max_new_tokens=MAX_NEW_TOKENS, stop=lambda: self.stop() or deadline(), within=self.turn
+        )
+        self.case.cut |= deadline.passed
 
 
 def same_scales(first: sg.Gates, second: sg.Gates) -> bool:
@@ -306,10 +394,14 @@ def unknown_sentence(words: list[str]) -> str:
 
 
 def open_picture(picture: str) -> Image.Image:
-    """An uploaded file (its path) or a data URL as a checked RGB image; raises `sinkgate.ImageError`."""
-    if not picture.startswith("data:"):
-        return sg.open_image(picture)
+    """An uploaded file (its path) or a data URL as a checked RGB image of bounded size; raises `sinkgate.ImageError`."""
     try:
-        return sg.open_image(base64.b64decode(picture.partition(",")[2], validate=True))
+        image = sg.open_image(
+            base64.b64decode(picture.partition(",")[2], validate=True) if picture.startswith("data:") else picture
+        )
     except binascii.Error:
         raise sg.ImageError("This is not a picture: its data cannot be decoded.") from None
+    shrink = math.sqrt(MOST_PIXELS / (image.width * image.height))
+    return (
+        image if shrink >= 1 else image.resize((max(1, int(image.width * shrink)), max(1, int(image.height * shrink))))
+    )

@@ -1,7 +1,7 @@
 """The page: what stands where, and which event runs which handler.
 
 Three kinds of event: those that ask anew, the fast tier that follows a moving fader or object, and the slow tier
-that writes the answers. Model work of the fast tier runs one at a time for all visitors.
+that writes the answers. On the model visitors take turns.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from islands import (
     picture_box,
     question_chips,
     scene_composer,
+    share_desk,
     status_line,
 )
 from live import MAX_QUESTION, Desk
@@ -33,10 +34,12 @@ FIRST_LAYER = 2  # whose map is shown first
 STATE_SECONDS = 3600
 CACHE_SECONDS = (3600, 7200)  # uploads are looked through every hour and deleted after two
 
-FAST: dict[str, Any] = {"concurrency_id": "fast", "concurrency_limit": 1, "show_progress": "hidden"}
-SLOW: dict[str, Any] = {"concurrency_id": "slow", "concurrency_limit": 1, "show_progress": "hidden"}
+# threads that may wait for a turn on the model (`turnstile`), where order and bounds are kept
+FAST: dict[str, Any] = {"concurrency_id": "fast", "concurrency_limit": 24, "show_progress": "hidden"}
+SLOW: dict[str, Any] = {"concurrency_id": "slow", "concurrency_limit": 16, "show_progress": "hidden"}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
+READ_LINK = "(_, mixer, lens) => [window.sinkgate.link(), mixer, lens]"
 COMPOSE, SHOW = (f"() => window.sinkgate.say('compose', {on})" for on in ("true", "false"))
 SAVE_GATES = """(text) => {
   const link = document.createElement("a");
@@ -68,6 +71,7 @@ class Parts:
     learned: gr.HTML
     bring: gr.UploadButton
     chart: gr.Plot
+    share: gr.HTML
     gates_text: gr.Textbox
     apply: gr.Button
     save: gr.Button
@@ -145,17 +149,18 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 apply_default_css=False,
             )
             chart = gr.Plot(show_label=False, container=False, elem_id="chart")
-    with gr.Accordion("Gates as JSON", open=False, elem_classes="card gates", elem_id="gates"):
+    with gr.Accordion("Share and save", open=False, elem_classes="card gates", elem_id="gates"):
+        share = share_desk()
         gates_text = gr.Textbox(
-            show_label=False, lines=4, max_lines=8, placeholder="Paste gates here", elem_id="gates-text"
+            label="Gates as JSON", lines=4, max_lines=8, placeholder="Paste gates here", elem_id="gates-text"
         )
         with gr.Row(elem_classes="buttons"):
             apply = gr.Button("Put on the mixer", elem_id="gates-apply", min_width=60)
             load = gr.UploadButton("Open a file", file_types=[".json"], elem_id="gates-load", min_width=60)
-            save = gr.Button("Save as a file", elem_id="gates-save", min_width=60)
+            save = gr.Button("Save gates", elem_id="gates-save", min_width=60)
     return Parts(
         session, status, picture, composer, question, ask, new_scene, edit, done, questions, answers,
-        lens, maps, mixer, learned, bring, chart, gates_text, apply, save, load,
+        lens, maps, mixer, learned, bring, chart, share, gates_text, apply, save, load,
     )  # fmt: skip
 
 
@@ -168,13 +173,17 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     told = [parts.answers, parts.maps, parts.chart, parts.gates_text, parts.status]
 
     def asks(
-        event: Callable[..., Any], handler: Callable[..., Any], inputs: list[Any], outputs: list[Any] = asked
+        event: Callable[..., Any],
+        handler: Callable[..., Any],
+        inputs: list[Any],
+        outputs: list[Any] = asked,
+        js: str | None = None,
     ) -> None:
-        event(handler, [*inputs, *setting], outputs, trigger_mode="always_last", **FAST, **PRIVATE).then(
+        event(handler, [*inputs, *setting], outputs, trigger_mode="always_last", js=js, **FAST, **PRIVATE).then(
             handlers.tell, [parts.session, parts.mixer], told, trigger_mode="multiple", **SLOW, **PRIVATE
         )
 
-    asks(page.load, handlers.begin, [], anew)
+    asks(page.load, handlers.begin, [parts.share], [*anew, parts.lens, parts.learned], READ_LINK)
     asks(parts.picture.input, handlers.new_picture, [parts.session, parts.picture, parts.question], anew)
     asks(parts.ask.click, handlers.ask, [parts.session, parts.question])
     asks(parts.question.submit, handlers.ask, [parts.session, parts.question])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,15 +147,26 @@ class Session:
         return vlm.trace(self.prompt, state.output.logits[0, -1], written, rows)
 
     def stream(
-        self, gates: Gates | None = None, *, max_new_tokens: int = 64, stop: Callable[[], bool] = lambda: False
+        self,
+        gates: Gates | None = None,
+        *,
+        max_new_tokens: int = 64,
+        stop: Callable[[], bool] = lambda: False,
+        within: AbstractContextManager[Any] | None = None,
     ) -> Generator[str, None, Trace]:
-        """``answer`` as a generator of the growing text; it returns the Trace. Closing it stops the model."""
-        return streamed(
-            self.vlm.tokenizer,
-            lambda streamer, closed: self.answer(
-                gates, max_new_tokens=max_new_tokens, streamer=streamer, stop=lambda: closed() or stop()
-            ),
-        )
+        """``answer`` as a generator of the growing text; it returns the Trace. Closing it stops the model.
+
+        ``within`` is entered by the thread in which the model runs, for as long as it runs, however slowly the
+        text is read: whoever shares a model out among many hands in their turn.
+        """
+
+        def run(streamer: Any, closed: Callable[[], bool]) -> Trace:
+            with within or nullcontext():
+                return self.answer(
+                    gates, max_new_tokens=max_new_tokens, streamer=streamer, stop=lambda: closed() or stop()
+                )
+
+        return streamed(self.vlm.tokenizer, run)
 
     # --- many settings
 
