@@ -26,6 +26,7 @@ function freshness() {
   box.gated.querySelector("small").textContent =
     stale ? "answers again on release" : !value.done ? "" : same ? "the same answer" : "another answer";
   element.dataset.done = String(Boolean(value.done) && !stale);
+  page.say("answers", { ...value, stale });
 }
 
 page.hear("frame", (newest) => { frame = newest; freshness(); });

@@ -1,6 +1,11 @@
 const page = window.sinkgate;
 const button = element.querySelector(".light-switch");
 element.querySelector(".model").textContent = props.value.model;
+element.querySelector(".share").addEventListener("click", () => {
+  const fold = document.querySelector("#gates .label-wrap");
+  if (!fold.classList.contains("open")) fold.click();
+  page.say("share", true);
+});
 
 const wanted = localStorage.getItem("sinkgate-light");
 const system = window.matchMedia("(prefers-color-scheme: dark)");

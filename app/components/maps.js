@@ -21,14 +21,11 @@ for (let x = 0; x < 256; x++) {
 }
 
 // Where tokens have no place in a picture there is none under them, and a gap between them: no neighbours.
-function paint(canvas, shares, picture) {
+function paint(canvas, shares, picture, width, height, gap) {
   const [rows, columns] = frame.grid;
-  const ratio = window.devicePixelRatio || 1;
-  const [width, height] = [canvas.clientWidth * ratio, canvas.clientHeight * ratio].map(Math.round);
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const draw = canvas.getContext("2d");
   draw.clearRect(0, 0, width, height);
-  const gap = frame.placed ? 0 : ratio;
   const x = (column) => Math.round((column * width) / columns);
   const y = (row) => Math.round((row * height) / rows);
   shares.forEach((share, index) => {
@@ -63,11 +60,28 @@ function drawMarks(layer) {
   }));
 }
 
+// The picture under the maps, where there is one, and how wide either is for its height.
+function ground() {
+  const picture = frame.placed ? pictures[frame.lens.sheet] : null;
+  return [picture, picture ? picture.naturalWidth / picture.naturalHeight : frame.grid[1] / frame.grid[0]];
+}
+
+// For a figure: both maps `width` pixels wide, null where this query exists not yet, and what their brightest shade means.
+page.maps = (width) => {
+  const [picture, aspect] = ground();
+  const sides = [frame.before, frame.after].map((shares) => {
+    if (!shares) return null;
+    const canvas = page.el("canvas");
+    paint(canvas, shares, picture, width, Math.round(width / aspect), frame.placed ? 0 : 2);
+    return canvas;
+  });
+  return { sides, aspect, unit: frame.placed ? "patch" : "token", top: fine(frame.top) };
+};
+
 function draw() {
   if (!frame) return;
   const [rows, columns] = frame.grid;
-  const picture = frame.placed ? pictures[frame.lens.sheet] : null;
-  const aspect = picture ? picture.naturalWidth / picture.naturalHeight : columns / rows;
+  const [picture, aspect] = ground();
   pair.style.setProperty("--aspect", aspect);
   pair.style.setProperty("--cell-width", 100 / columns + "%");
   pair.style.setProperty("--cell-height", 100 / rows + "%");
@@ -75,7 +89,10 @@ function draw() {
   const sides = [frame.before, frame.after];
   canvases.forEach((canvas, side) => {
     canvas.classList.toggle("stale", !sides[side]); // this query exists only once the answer is written
-    if (sides[side]) paint(canvas, sides[side], picture);
+    if (!sides[side]) return;
+    const ratio = window.devicePixelRatio || 1;
+    const [width, height] = [canvas.clientWidth * ratio, canvas.clientHeight * ratio].map(Math.round);
+    paint(canvas, sides[side], picture, width, height, frame.placed ? 0 : ratio);
   });
   top_.textContent = fine(frame.top);
   const shown = JSON.stringify([frame.marks, frame.grid]);

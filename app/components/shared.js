@@ -13,7 +13,8 @@ window.sinkgate = {
 
   // Page-wide messages between components: "frame" (a new frame to draw), "view" (a new
   // picture under it), "touched" (the layer whose fader moves), "why" (the reason for the sink pointed at),
-  // "switch" (the layer whose learned gate is to go off or on).
+  // "switch" (the layer whose learned gate is to go off or on), "answers" (both, as far as they are written), "share" (opens
+  // what there is to take away).
   say(topic, detail) {
     this.last[topic] = detail;
     document.dispatchEvent(new CustomEvent("sinkgate:" + topic, { detail }));
@@ -57,6 +58,17 @@ window.sinkgate = {
     return { moved, keyed, settled, stop, busy: () => Boolean(due || resting) };
   },
 
+  // What the page was opened with: the fragment of a link, which no server has seen; longer ones are refused in any case.
+  link() {
+    return location.hash.startsWith("#s=") ? location.hash.slice(3, 10000) : "";
+  },
+
+  save(name, content) {
+    const link = this.el("a", { href: URL.createObjectURL(content), download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  },
+
   color(name) {
     return getComputedStyle(document.body).getPropertyValue("--" + name).trim();
   },
@@ -82,3 +94,8 @@ window.sinkgate = {
     document.dispatchEvent(new CustomEvent("sinkgate:light"));
   },
 };
+
+// Another link in the same tab changes the fragment alone.
+window.addEventListener("hashchange", () => {
+  if (window.sinkgate.link()) location.reload();
+});

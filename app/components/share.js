@@ -1,0 +1,191 @@
+const page = window.sinkgate;
+const link = element.querySelector(".link");
+const lacks = element.querySelector(".lacks");
+const code = element.querySelector("code");
+const told = element.querySelector(".told");
+const [SIDE, GAP, MARGIN, SCALE] = [440, 24, 28, 2]; // of a figure, in pixels; SCALE of them to each
+const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
+const [INK, SOFT, LINE] = ["#1d2329", "#5c6770", "#e3e7eb"]; // figures are made for white paper
+const SINKS = { v_sink: "#e8590c", l_sink: "#1c7ed6" };
+let frame = null;
+let answers = {};
+let quiet = null;
+
+page.hear("answers", (newest) => { answers = newest; });
+page.hear("frame", (newest) => {
+  frame = newest;
+  const { link: text, python, lacks: sentence } = frame.share;
+  link.value = `${location.origin}${location.pathname}#s=${text}`;
+  lacks.textContent = sentence;
+  lacks.hidden = !sentence;
+  if (code.textContent !== python) code.textContent = python;
+});
+
+function tell(sentence) {
+  clearTimeout(quiet);
+  told.textContent = sentence;
+  quiet = setTimeout(() => { told.textContent = ""; }, 6000);
+}
+
+// The clipboard is there on secure pages only; elsewhere the text is selected and copied as by hand.
+async function copy(text, select, done) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    select();
+    if (!document.execCommand("copy")) return tell("Copying is not allowed here: press Ctrl+C or ⌘C.");
+  }
+  tell(done);
+}
+
+element.querySelector(".copy-link").addEventListener("click", () => {
+  history.replaceState(null, "", link.value); // loading the page again keeps what is shown, too
+  copy(link.value, () => link.select(), "The link is in the clipboard.");
+});
+element.querySelector(".copy-python").addEventListener("click", () =>
+  copy(code.textContent, () => getSelection().selectAllChildren(code), "The Python is in the clipboard."));
+link.addEventListener("focus", () => link.select());
+
+function sheet(width, height) {
+  const canvas = page.el("canvas", { width: Math.round(width * SCALE), height: Math.round(height * SCALE) });
+  const draw = canvas.getContext("2d");
+  draw.scale(SCALE, SCALE);
+  draw.fillStyle = "#fff";
+  draw.fillRect(0, 0, width, height);
+  draw.textBaseline = "top";
+  return [canvas, draw];
+}
+
+// A text in at most `most` lines of a width.
+function lines(draw, text, width, most) {
+  const kept = [""];
+  for (const word of text.split(/\s+/)) {
+    const longer = (kept.at(-1) + " " + word).trim();
+    if (draw.measureText(longer).width <= width || !kept.at(-1)) kept[kept.length - 1] = longer;
+    else if (kept.length < most) kept.push(word);
+    else {
+      kept[most - 1] += " …";
+      break;
+    }
+  }
+  return kept;
+}
+
+function write(draw, text, x, y, { size = 13, color = SOFT, weight = 400, width = 1e4, most = 1 } = {}) {
+  draw.font = `${weight} ${size}px ${FONT}`;
+  draw.fillStyle = color;
+  const written = lines(draw, text, width, most);
+  written.forEach((line, index) => draw.fillText(line, x, y + index * size * 1.35, width));
+  return y + written.length * size * 1.35;
+}
+
+function mark(draw, kind, x, y, radius) {
+  for (const [color, width] of [["rgba(0, 0, 0, 0.6)", 4.5], ["#fff", 3.2], [SINKS[kind], 2]]) {
+    draw.beginPath();
+    if (kind === "v_sink") draw.arc(x, y, radius, 0, 2 * Math.PI);
+    else draw.rect(x - 0.85 * radius, y - 0.85 * radius, 1.7 * radius, 1.7 * radius);
+    [draw.strokeStyle, draw.lineWidth] = [color, width];
+    draw.stroke();
+  }
+}
+
+// The gates in words: the layers of each scale that is not 1.
+function gates() {
+  if (frame.identity) return "all scales are 1";
+  const said = [];
+  for (const [group, name] of [["v_sink", "V-sinks"], ["rest", "all others"]]) {
+    const layers = new Map();
+    frame.gates[group].forEach((scale, layer) => {
+      if (scale !== 1) layers.set(scale, [...(layers.get(scale) || []), layer]);
+    });
+    for (const [scale, where] of layers) {
+      const everywhere = where.length === frame.gates[group].length;
+      said.push(`${name} × ${scale} in ${everywhere ? "every layer" : `layer${where.length > 1 ? "s" : ""} ${where.join(", ")}`}`);
+    }
+  }
+  return (frame.learned ? `learned gates ${frame.learned.name}: ` : "") + said.join("; ");
+}
+
+// Question, both maps with their sinks and answers, and what is looked at.
+function figure() {
+  const { sides, aspect, unit, top } = page.maps(SIDE * SCALE);
+  const across = aspect < 4 ? 2 : 1;
+  const [width, height] = [SIDE, SIDE / aspect];
+  const whole = across * SIDE + (across - 1) * GAP + 2 * MARGIN;
+  const [canvas, draw] = sheet(whole, (height + 90) * (2 / across) + 200 + 2 * MARGIN);
+  const within = { width: whole - 2 * MARGIN };
+  const head = frame.lens.head === null ? "mean over heads" : `head ${frame.lens.head}`;
+  const { model, question } = frame.share;
+  let y = write(draw, question, MARGIN, MARGIN, { size: 18, color: INK, weight: 650, most: 3, ...within }) + 4;
+  const looked = `layer ${frame.lens.layer}, ${head}, query: ${frame.queries[frame.lens.row] || "not there yet"}`;
+  y = write(draw, `${model} · ${looked}${frame.lens.hide ? " · sinks hidden" : ""}`, MARGIN, y, { most: 2, ...within }) + 2;
+  y = write(draw, `Gates: ${gates()}`, MARGIN, y, { most: 3, ...within }) + 14;
+  sides.forEach((map, index) => {
+    const side = ["unchanged", "gated"][index];
+    const x = MARGIN + (across === 2 ? index * (SIDE + GAP) : 0);
+    const said = answers.done && !answers.stale ? (answers[side] || []).map(([word]) => word).join(" ") || "(no words)" : "…";
+    write(draw, index ? "Gated" : "Unchanged", x, y);
+    write(draw, said, x, y + 18, { size: 15, color: INK, weight: 600, width: SIDE, most: 2 });
+    const [from, [rows, columns]] = [y + 64, frame.grid];
+    draw.fillStyle = LINE;
+    draw.fillRect(x, from, width, height);
+    if (map) draw.drawImage(map, x, from, width, height);
+    const radius = Math.max(4, 0.36 * Math.min(width / columns, height / rows));
+    for (const { cell: [row, column], kind } of frame.marks) {
+      mark(draw, kind, x + ((column + 0.5) * width) / columns, from + ((row + 0.5) * height) / rows, radius);
+    }
+    if (across === 1 || index === 1) y = from + height + 14;
+  });
+  write(draw, "0", MARGIN, y);
+  for (let step = 0; step < 120; step++) {
+    draw.fillStyle = `rgb(${page.shade(step / 119).map(Math.round).join(",")})`;
+    draw.fillRect(MARGIN + 14 + step, y + 3, 1.5, 9);
+  }
+  write(draw, `${top} of this query's attention, per ${unit}`, MARGIN + 142, y);
+  mark(draw, "v_sink", whole - MARGIN - 205, y + 8, 5);
+  write(draw, "V-sink", whole - MARGIN - 192, y);
+  mark(draw, "l_sink", whole - MARGIN - 128, y + 8, 5);
+  write(draw, "L-sink in this layer", whole - MARGIN - 115, y);
+  return cropped(canvas, (y + 18 + MARGIN) * SCALE);
+}
+
+function cropped(canvas, height) {
+  const cut = page.el("canvas", { width: canvas.width, height: Math.min(canvas.height, Math.round(height)) });
+  cut.getContext("2d").drawImage(canvas, 0, 0);
+  return cut;
+}
+
+// The chart is drawn by Plotly as SVGs that lie on each other.
+async function chart(plot) {
+  const { width, height } = plot.getBoundingClientRect();
+  const [canvas, draw] = sheet(width + 2 * MARGIN, height + 2 * MARGIN + 26);
+  write(draw, "Where attention goes, by layer" + (frame.identity ? "" : "; dotted: unchanged"), MARGIN, MARGIN, { size: 15, color: INK, weight: 600 });
+  for (const layer of plot.querySelectorAll(".main-svg")) {
+    const text = new XMLSerializer().serializeToString(layer);
+    const picture = Object.assign(new Image(), { src: "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text) });
+    await picture.decode();
+    draw.drawImage(picture, MARGIN, MARGIN + 26, width, height);
+  }
+  return canvas;
+}
+
+function save(name, canvas) {
+  canvas.toBlob((picture) => page.save(name, picture), "image/png");
+  tell(`${name} is saved.`);
+}
+
+element.querySelector(".save-maps").addEventListener("click", () => {
+  if (!frame) return tell("There is nothing to save yet.");
+  save(`sinkgate-layer-${frame.lens.layer}.png`, figure());
+});
+element.querySelector(".save-chart").addEventListener("click", async () => {
+  const plot = document.querySelector("#chart .js-plotly-plot");
+  if (!plot) return tell("The chart comes with the answers: wait for them.");
+  save("sinkgate-layers.png", await chart(plot));
+});
+
+// Asked for in the header; the fold above opens first.
+page.hear("share", () => requestAnimationFrame(() => {
+  element.scrollIntoView({ block: "nearest" });
+  element.querySelector(".copy-link").focus();
+}));
