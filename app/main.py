@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import gradio as gr
+    from live import Desk
+    from tools import Tools
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -17,6 +19,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 HERE = Path(__file__).parent
 SHIPPED = HERE.parent / "sinkgate" / "demo" / "gates"  # of the demo model
 MOST_BYTES = 20 << 20  # of a picture
+SPACES_PROXIES = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"  # what stands between huggingface.co and a Space
 
 
 def main() -> None:
@@ -42,18 +45,42 @@ def main() -> None:
     from page import build_page
 
     shipped = options.gates or (SHIPPED if options.model == "demo" else None)
-    page = build_page(Desk(vlm, gates_in(shipped, vlm) if shipped else []))
+    desk = Desk(vlm, gates_in(shipped, vlm) if shipped else [])
+    page = build_page(desk)
+    tools = serve_tools(desk) if options.mcp else None
     page.queue(max_size=64)
     try:
-        launch(page, options.host, options.port, max(MOST_BYTES, weight_bytes(vlm)))
+        launch(page, options.host, options.port, max(MOST_BYTES, weight_bytes(vlm)), options.behind_proxy, tools)
     except OSError as error:  # the port is taken, or the address is not this machine's
         sys.exit(f"http://{options.host}:{options.port} cannot be served: {error}")
 
 
-def launch(page: gr.Blocks, host: str, port: int, max_file_size: int) -> None:
-    """Serve the page to this machine's visitors until interrupted; nobody uploads more bytes than that at once."""
+def serve_tools(desk: Desk) -> Tools:
+    """The tool for assistants; ends the program where its package is missing."""
+    try:
+        from tools import Tools
+    except ImportError as error:
+        sys.exit(f"--mcp needs a package that is not here: pip install -e '.[mcp]' ({error})")
+    return Tools(desk)
+
+
+def launch(
+    page: gr.Blocks, host: str, port: int, max_file_size: int, proxies: str = "", tools: Tools | None = None
+) -> None:
+    """Serve the page behind its guard until interrupted; no file that is uploaded has more bytes than that."""
+    import guard
     from page import theme
 
+    os.environ["FORWARDED_ALLOW_IPS"] = proxies  # whose word on visitors' addresses the server takes
+    guards = guard.middleware(
+        guard.Limits(file_bytes=max_file_size),
+        local=host in ("127.0.0.1", "::1", "localhost") and not proxies,
+        proxied=bool(proxies),
+        on_space="SPACE_ID" in os.environ,
+        scripts=guard.scripts_of(head().encode()),
+        mcp=tools is not None,
+    )
+    more: dict[str, Any] = {"routes": [tools.route], "lifespan": tools.lifespan} if tools else {}
     page.launch(
         server_name=host,
         server_port=port,
@@ -67,6 +94,8 @@ def launch(page: gr.Blocks, host: str, port: int, max_file_size: int) -> None:
         footer_links=["api"],
         theme=theme(),
         head=head(),
+        mcp_server=False,  # Gradio's, which fetches addresses and reads files; ours is in `tools`
+        app_kwargs={"middleware": guards, **more},
     )
 
 
@@ -93,6 +122,16 @@ def read_options() -> argparse.Namespace:
     )
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
     parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    parser.add_argument(
+        "--behind-proxy",
+        metavar="ADDRESSES",
+        default=SPACES_PROXIES if "SPACE_ID" in os.environ else "",
+        help="the proxies in front, as addresses or networks between commas, whose X-Forwarded-For is believed "
+        "(default: none; on a Space, its own)",
+    )
+    parser.add_argument(
+        "--mcp", action="store_true", help="offer a tool to assistants, by the Model Context Protocol at /gradio_api/mcp"
+    )
     return parser.parse_args()
 
 

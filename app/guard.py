@@ -1,0 +1,406 @@
+"""What stands in front of the page: one ASGI middleware that lets through what the page and its clients use, and nothing else.
+
+It keeps the paths, sizes, times and rates of requests, reads every body before Gradio does (`payload`), and dresses
+every answer in headers. Whoever is refused is told why in one sentence. Nothing here is logged or kept but numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import re
+import shutil
+import time
+from base64 import b64encode
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
+from urllib.parse import parse_qs, urlencode
+
+import httpx
+import orjson
+import payload
+from gradio.utils import get_upload_folder
+from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+from payload import SESSION, STORED, Reader, Refused
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MIB = 1 << 20
+CHUNK = 1 << 16  # bytes of a body that are handed on at once
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = "There is no room for uploads on this server just now: try again in an hour."
+# headers that Gradio would believe or stumble over; those of a proxy stay where there is one
+NEVER, BEHIND_PROXY = {"range", "x-gradio-server", "transfer-encoding"}, {"x-forwarded-host", "x-forwarded-proto"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one address may send, and all together. A whole class may sit behind one address. All numbers are ours."""
+
+    pages_per_minute: int = 300
+    events_per_minute: int = 15_000  # a moving fader sends twelve a second, each asked for in a second request
+    uploads_per_minute: int = 300
+    uploaded_mib_per_hour: int = 4096
+    others_per_minute: int = 60_000  # a page loads some seventy files
+    open_per_address: int = 400  # requests at once; an open page holds two
+    open_in_all: int = 900  # a process may often have 1024 files open
+    body_bytes: int = 8 * MIB  # of JSON; a picture may be among it
+    held_bytes: int = 256 * MIB  # of all bodies that are being read
+    file_bytes: int = 20 * MIB  # of one uploaded file
+    stall_seconds: float = 20.0  # without a byte of a body
+    body_seconds: float = 180.0  # for a whole body
+    spare_bytes: int = 512 * MIB  # of the disk that uploads leave free
+
+
+@dataclass(frozen=True)
+class Route:
+    """One thing that may be asked for; ``kind`` says at which rate, ``read`` what makes its body sound."""
+
+    methods: tuple[str, ...]
+    path: str  # a regular expression
+    kind: str
+    read: Reader | None = None
+
+
+EVENT = r"[0-9a-f]{1,64}"
+ROUTES = (
+    Route(("GET", "HEAD"), r"/", "page"),
+    Route(("GET",), r"/config|/gradio_api/(info|openapi\.json)", "page"),
+    Route(("GET",), r"/(theme\.css|favicon\.ico|robots\.txt|manifest\.json)", "other"),
+    Route(("GET",), r"/gradio_api/(startup-events|queue/status|app_id|upload_progress)", "other"),
+    Route(("GET",), r"/(assets|static)(/\w[\w.-]*)+", "other"),
+    Route(("GET",), rf"/gradio_api/file={STORED}", "other"),
+    Route(("GET",), rf"/gradio_api/heartbeat/{SESSION}", "event"),
+    Route(("GET",), r"/gradio_api/queue/data", "event"),
+    Route(("GET",), rf"/gradio_api/call/(v2/)?answer/{EVENT}", "event"),
+    Route(("POST",), r"/gradio_api/queue/join", "event", payload.event),
+    Route(("POST",), r"/gradio_api/cancel", "event", payload.cancel),
+    Route(("POST",), r"/gradio_api/reset", "event", payload.reset),
+    Route(("POST",), r"/gradio_api/call/answer", "event", payload.call),
+    Route(("POST",), r"/gradio_api/call/v2/answer", "event", payload.call_by_name),
+    Route(("POST",), r"/gradio_api/upload", "upload"),
+)
+HEALTH = Route(("GET", "HEAD"), r"/healthz", "health")
+MCP = (Route(("POST",), r"/gradio_api/mcp", "event", payload.message),)
+
+POLICY = (  # Gradio's components need 'unsafe-eval'
+    "default-src 'self'; script-src 'self' 'unsafe-eval'{scripts}; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors {frames}"
+)
+LOCKED = "default-src 'none'; sandbox; frame-ancestors 'none'"  # for what visitors uploaded
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), clipboard-read=(self), geolocation=(), microphone=(), payment=(), usb=()",
+}
+SPACES = "'self' https://huggingface.co https://*.huggingface.co https://*.hf.space"
+
+
+def middleware(limits: Limits | None = None, **settings: Any) -> list[Middleware]:
+    """What ``launch(app_kwargs={"middleware": ...})`` takes; ``settings`` are those of `Guard`."""
+    return [Middleware(Guard, limits=limits or Limits(), **settings)]
+
+
+class Guard:
+    """The middleware itself.
+
+    Args:
+        app: what is guarded; Gradio's own application, found by its scope.
+        limits: rates and sizes.
+        local: only a browser on this machine may ask, which keeps other sites' pages from posing as this one.
+        proxied: a proxy stands in front, whose word on host and protocol counts.
+        on_space: huggingface.co may frame the page.
+        scripts: hashes, by `scripts_of`, of what the page puts into its head by itself.
+        mcp: the Model Context Protocol is served too.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        *,
+        local: bool = False,
+        proxied: bool = False,
+        on_space: bool = False,
+        scripts: str = "",
+        mcp: bool = False,
+    ) -> None:
+        self.app, self.limits, self.local, self.proxied = app, limits, local, proxied
+        self.frames, self.scripts = SPACES if on_space else "'self'", scripts
+        self.routes = [(route, re.compile(route.path, re.ASCII)) for route in (*ROUTES, HEALTH, *(MCP if mcp else ()))]
+        self.rates: dict[str, RateLimitItem] = {
+            "page": RateLimitItemPerMinute(limits.pages_per_minute),
+            "event": RateLimitItemPerMinute(limits.events_per_minute),
+            "upload": RateLimitItemPerMinute(limits.uploads_per_minute),
+            "other": RateLimitItemPerMinute(limits.others_per_minute),
+        }
+        self.uploaded = RateLimitItemPerHour(limits.uploaded_mib_per_hour)
+        self.meter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self.open: Counter[str] = Counter()  # requests under way, by address
+        self.held = 0  # bytes of bodies in memory
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or say why not."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        send = Dressed(send, self.frames, self.scripts, uploaded="/file=" in scope["path"])
+        try:
+            await self._admit(scope, receive, send)
+        except Refused as refused:
+            answer = PlainTextResponse if scope["path"] == "/gradio_api/upload" else _detail
+            headers = {"Connection": "close", **refused.headers}
+            await answer(refused.sentence, refused.status, headers)(scope, receive, send)
+        except OSError as error:
+            if error.errno not in FULL or send.started:
+                raise
+            await PlainTextResponse(NO_ROOM, 507)(scope, receive, send)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._route(scope["method"], scope["path"])
+        if route.kind == "health":
+            await self.app(scope, receive, send)
+            return
+        address = address_of(scope)
+        if self.open[address] >= self.limits.open_per_address or self.open.total() >= self.limits.open_in_all:
+            raise Refused(429, "Too many requests of yours are open at once: close other tabs of this page.")
+        self.open[address] += 1
+        try:
+            self._check_rate(self.rates[route.kind], address)
+            scope = self._cleaned(scope)
+            if scope["path"] == "/gradio_api/upload":
+                await self._upload(scope, receive, send, address)
+            elif route.read:
+                await self._read(route.read, scope, receive, send)
+            elif scope["path"] == "/gradio_api/upload_progress":
+                await PlainTextResponse('data: {"msg": "done"}\n\n', media_type="text/event-stream")(
+                    scope, receive, send
+                )
+            else:
+                _check_stream(scope)
+                await self.app(scope, receive, send)
+        finally:
+            self.open[address] -= 1
+            if not self.open[address]:
+                del self.open[address]
+
+    def _route(self, method: str, path: str) -> Route:
+        found = [route for route, pattern in self.routes if pattern.fullmatch(path)]
+        if not found:
+            raise Refused(404, "There is nothing at this address.")
+        for route in found:
+            if method in route.methods:
+                return route
+        allowed = sorted({name for route in found for name in route.methods})
+        raise Refused(405, f"This address takes {' and '.join(allowed)} only.", Allow=", ".join(allowed))
+
+    def _check_rate(self, rate: RateLimitItem, address: str, cost: int = 1) -> None:
+        if not self.meter.hit(rate, address, cost=cost):
+            wait = max(1, round(self.meter.get_window_stats(rate, address).reset_time - time.time()))
+            raise Refused(
+                429, f"Too much came from your address just now: try again in {wait} s.", Retry_After=f"{wait}"
+            )
+
+    def _cleaned(self, scope: Scope) -> Scope:
+        """The request without what Gradio would believe without asking."""
+        headers = Headers(scope=scope)
+        host = (self.proxied and headers.get("x-forwarded-host", "").split(",")[0].strip()) or headers.get("host", "")
+        if not is_host(host):
+            raise Refused(400, "The Host of this request is no name of a machine.")
+        if self.local and re.sub(r":\d+$", "", host).lower() not in LOOPBACK:
+            raise Refused(421, "This page is for this machine alone: start it with --host, or --behind-proxy.")
+        if scope["method"] not in ("GET", "HEAD") and headers.get("sec-fetch-site") == "cross-site":
+            raise Refused(403, "Another site's page may not ask here.")
+        if len(scope["query_string"]) > 2000:
+            raise Refused(414, "The query of this address is longer than 2000 characters.")
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        kept = {name: query[name][0] for name in ("session_hash", "__theme", "v") if name in query}
+        drop = NEVER if self.proxied else NEVER | BEHIND_PROXY
+        raw = [(name, value) for name, value in scope["headers"] if name.decode("latin-1").lower() not in drop]
+        return {**scope, "headers": raw, "query_string": urlencode(kept).encode()}
+
+    async def _read(self, read: Reader, scope: Scope, receive: Receive, send: Send) -> None:
+        body, size = bytearray(), 0
+        try:
+            async for chunk in self._chunks(receive, self.limits.body_bytes, declared(scope)):
+                self.held, size = self.held + len(chunk), size + len(chunk)
+                if self.held > self.limits.held_bytes:
+                    raise Refused(503, "This server is reading all it can hold just now: try again in a moment.")
+                body += chunk
+            checked = orjson.dumps(read(payload.read_json(bytes(body)), scope["app"].get_blocks()))
+        except ConnectionAbortedError:
+            return
+        finally:
+            self.held -= size
+        headers = [pair for pair in scope["headers"] if pair[0].lower() not in (b"content-length", b"content-type")]
+        headers += [(b"content-length", str(len(checked)).encode()), (b"content-type", b"application/json")]
+        with SpooledTemporaryFile(max_size=self.limits.body_bytes) as file:
+            file.write(checked)
+            await self.app({**scope, "headers": headers}, replayed(file, receive), send)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send, address: str) -> None:
+        """Take an upload whole before Gradio sees it: one that stalls, breaks off or is no picture leaves nothing behind."""
+        folder = Path(get_upload_folder())
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        most = payload.MOST_FILES * self.limits.file_bytes
+        if shutil.disk_usage(folder).free < self.limits.spare_bytes + most:
+            raise Refused(507, NO_ROOM)
+        form = payload.Form(Headers(scope=scope).get("content-type", ""), self.limits.file_bytes)
+        with SpooledTemporaryFile(max_size=MIB) as file:
+            try:
+                async for chunk in self._chunks(receive, most + MIB, declared(scope)):
+                    form.write(chunk)
+                    file.write(chunk)
+            except ConnectionAbortedError:
+                return
+            form.finish()
+            self._check_rate(self.uploaded, address, cost=1 + file.tell() // MIB)
+            headers = [pair for pair in scope["headers"] if pair[0].lower() not in (b"content-length", b"content-type")]
+            kind = b"multipart/form-data; boundary=" + form.boundary
+            headers += [(b"content-length", str(file.tell()).encode()), (b"content-type", kind)]
+            await self.app({**scope, "headers": headers}, replayed(file, receive), send)
+
+    async def _chunks(self, receive: Receive, most: int, length: int) -> AsyncIterator[bytes]:
+        """The body of a request, refused when it is too long or too slow."""
+        if length > most:
+            raise Refused(413, f"The body of this request may have {most / MIB:.0f} MiB at most.")
+        ends, size = time.monotonic() + self.limits.body_seconds, 0
+        more = True
+        while more:
+            try:
+                wait = min(self.limits.stall_seconds, ends - time.monotonic())
+                message = await asyncio.wait_for(receive(), wait)
+            except TimeoutError:
+                raise Refused(408, "The body of this request came too slowly: send it again.") from None
+            if message["type"] == "http.disconnect":
+                raise ConnectionAbortedError
+            size += len(chunk := message.get("body", b""))
+            if size > most:
+                raise Refused(413, f"The body of this request may have {most / MIB:.0f} MiB at most.")
+            yield chunk
+            more = message.get("more_body", False)
+
+
+class Dressed:
+    """Sends an answer on with the headers that every answer has; the page's own scripts are let run by their hashes."""
+
+    def __init__(self, send: Send, frames: str, scripts: str, *, uploaded: bool) -> None:
+        self.send, self.frames, self.scripts, self.uploaded = send, frames, scripts, uploaded
+        self.started = False
+        self._start: Message | None = None  # of a page, held back until all of it is there
+        self._page = b""
+
+    async def __call__(self, message: Message) -> None:
+        """Send one message of the protocol."""
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            if headers.get("content-type", "").startswith("text/html"):
+                self._start = message
+                return
+            headers["Content-Security-Policy"] = LOCKED if self.uploaded else self._policy()
+        elif self._start is not None:
+            self._page += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            MutableHeaders(scope=self._start)["Content-Security-Policy"] = self._policy(scripts_of(self._page))
+            await self.send(self._start)
+            message, self._start = {"type": "http.response.body", "body": self._page}, None
+        self.started = True
+        await self.send(message)
+
+    def _policy(self, scripts: str = "") -> str:
+        return POLICY.format(scripts=self.scripts + scripts, frames=self.frames)
+
+
+def scripts_of(page: bytes) -> str:
+    """The hashes of a page's inline scripts, as a policy names them."""
+    scripts = re.findall(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", page, re.DOTALL)
+    return "".join(f" 'sha256-{b64encode(sha256(script).digest()).decode()}'" for script in scripts)
+
+
+def address_of(scope: Scope) -> str:
+    """Whoever is behind a request: an IPv4 address, or the network that a household's IPv6 addresses share."""
+    host = (scope.get("client") or ("", 0))[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "unknown"
+    return str(address) if address.version == 4 else str(ipaddress.ip_network((int(address), 64), strict=False))
+
+
+def is_host(host: str) -> bool:
+    """Whether this is a host, perhaps with a port, of which an address can be made."""
+    if not re.fullmatch(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?", host):
+        return False
+    try:
+        return bool(httpx.URL(f"http://{host}/").host)
+    except httpx.InvalidURL:
+        return False
+
+
+def declared(scope: Scope) -> int:
+    """The length that a request claims for its body; 0 where it does not say."""
+    length = Headers(scope=scope).get("content-length", "0")
+    return int(length) if length.isdecimal() and len(length) < 16 else 0
+
+
+def replayed(file: IO[bytes], receive: Receive) -> Receive:
+    """A body that was read, for whoever reads it next."""
+    file.seek(0)
+    ended = False
+
+    async def read() -> Message:
+        nonlocal ended
+        if ended:
+            return await receive()
+        chunk = file.read(CHUNK)
+        ended = not chunk
+        return {"type": "http.request", "body": chunk, "more_body": bool(chunk)}
+
+    return read
+
+
+def sweep(folder: Path, older_than: float = 60.0) -> None:
+    """Take away what uploads left in pieces: Gradio keeps its temporary files where one fails."""
+    for piece in folder.glob("tmp*"):
+        if piece.is_file() and time.time() - piece.stat().st_mtime > older_than:
+            piece.unlink(missing_ok=True)
+
+
+def _check_stream(scope: Scope) -> None:
+    """A stream of events is there only for whoever has asked something."""
+    queue = scope["app"].get_blocks()._queue
+    if scope["path"] == "/gradio_api/queue/data":
+        session = parse_qs(scope["query_string"].decode()).get("session_hash", [""])[0]
+        known = session in queue.pending_messages_per_session
+    elif "/call/" in scope["path"]:
+        event = scope["path"].rpartition("/")[2]
+        known = event in queue.event_ids_to_events or any(
+            event in ids for ids in queue.pending_event_ids_session.values()
+        )
+    else:
+        return
+    if not known:
+        raise Refused(404, "Nothing was asked here, or its answer was fetched already.")
+
+
+def _detail(sentence: str, status: int, headers: dict[str, str]) -> JSONResponse:
+    return JSONResponse({"detail": sentence}, status, headers)

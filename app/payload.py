@@ -1,0 +1,265 @@
+"""What the body of a request may hold: events that Gradio takes without stumbling, and uploads of the few kinds that the page reads.
+
+What goes on to Gradio is made anew from what was checked, so that nobody reads it in another way later.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import gradio as gr
+import orjson
+from gradio.utils import get_function_params, get_upload_folder
+from gradio_client.utils import strip_invalid_filename_characters
+from pydantic import ValidationError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+JSON = dict[str, Any]
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".json", ".safetensors")
+MOST_FILES = 4  # in an upload; the page sends two at most
+DEEPEST = 32  # lists within lists; a scene has four
+MOST_VALUES = 20_000
+MOST_TEXT = 250_000  # characters of a value that is no picture; the longest is the text of a gates file
+SESSION = r"[A-Za-z0-9-]{1,64}"
+STORED = rf"{re.escape(get_upload_folder())}/[0-9a-f]{{64}}/[^/\x00-\x1f]{{1,200}}"
+PICTURE = r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}"
+META = {"_type": "gradio.FileData"}
+
+
+class Refused(Exception):  # noqa: N818
+    """A request that goes no further: the HTTP status and one sentence for whoever sent it."""
+
+    def __init__(self, status: int, sentence: str, **headers: str) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence = status, sentence
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def read_json(body: bytes) -> Any:
+    """JSON of bounded depth and size, every file in it one that was uploaded here.
+
+    Raises:
+        Refused: anything else.
+    """
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise Refused(400, "The body of this request is no JSON.") from None
+    left = MOST_VALUES
+
+    def checked(part: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if depth > DEEPEST or left < 0:
+            raise Refused(400, f"More than {DEEPEST} levels, or {MOST_VALUES:,} values, of JSON are not read.")
+        if isinstance(part, list):
+            return [checked(item, depth + 1) for item in part]
+        if isinstance(part, dict):
+            part = {key: checked(item, depth + 1) for key, item in part.items()}
+            return file(part) if "path" in part or "meta" in part or "url" in part else part
+        if isinstance(part, str) and len(part) > MOST_TEXT and not re.fullmatch(PICTURE, part):
+            raise Refused(413, f"A text has {len(part):,} characters; at most {MOST_TEXT:,} are read.")
+        return part
+
+    return checked(value, 1)
+
+
+def file(value: JSON) -> JSON:
+    """A file as the page and clients name it: one that was uploaded, or the data of a picture. Nothing is fetched."""
+    path, url, name = value.get("path"), value.get("url"), value.get("orig_name")
+    drawn = isinstance(url, str) and re.fullmatch(PICTURE, url) is not None
+    if path is None and not drawn:
+        raise Refused(400, "A file must be uploaded first, or be the data of a PNG, JPEG or WebP: nothing is fetched.")
+    if path is not None and not (isinstance(path, str) and is_stored(path)):
+        raise Refused(400, "This file is not here, or no longer: upload it again. Paths and addresses are not read.")
+    name = name[:200] if isinstance(name, str) else None
+    return {"path": path, "url": url if drawn else None, "orig_name": name, "is_stream": False, "meta": META}
+
+
+def is_stored(path: str) -> bool:
+    """Whether this is the path of an upload, and the upload is still there."""
+    name = PurePosixPath(path).name
+    return bool(re.fullmatch(STORED, path)) and name not in ("", ".", "..") and Path(path).is_file()
+
+
+def event(value: Any, page: gr.Blocks) -> JSON:
+    """The body of ``queue/join``: which event, with which values."""
+    index, session = _whole(value, "fn_index"), _session(value)
+    if index not in page.fns:
+        raise Refused(404, f"There is no event {index} on this page: load it again.")
+    trigger = value.get("trigger_id")
+    return {
+        "data": _arguments(value, page.fns[index].inputs),
+        "event_data": None,  # no handler reads it
+        "fn_index": index,
+        "trigger_id": trigger if type(trigger) is int else None,
+        "session_hash": session,
+    }
+
+
+def call(value: Any, page: gr.Blocks) -> JSON:
+    """The body of ``call/answer``: the values alone."""
+    endpoint = next(fn for fn in page.fns.values() if fn.api_name == "answer")
+    return {"data": _arguments(value, endpoint.inputs)}
+
+
+def call_by_name(value: Any, page: gr.Blocks) -> JSON:
+    """The body of ``call/v2/answer``: the values by their names."""
+    endpoint = next(fn for fn in page.fns.values() if fn.api_name == "answer")
+    known = {name: has_default for name, has_default, *_ in get_function_params(endpoint.fn)}  # pyright: ignore[reportArgumentType]
+    missing = [name for name, has_default in known.items() if not has_default and name not in _object(value)]
+    if missing or value.keys() - known.keys():
+        raise Refused(400, f"The values must be named {', '.join(known)}; missing: {', '.join(missing) or 'none'}.")
+    for component, name in zip(endpoint.inputs, known, strict=True):
+        _check_field(component, value.get(name))
+    return value
+
+
+def cancel(value: Any, page: gr.Blocks) -> JSON:  # noqa: ARG001
+    """The body of ``cancel``: whose run of which event."""
+    index, session = _whole(value, "fn_index"), _session(value)
+    return {"session_hash": session, "fn_index": index, "event_id": _event_id(value)}
+
+
+def reset(value: Any, page: gr.Blocks) -> JSON:  # noqa: ARG001
+    """The body of ``reset``, which does nothing any more but is still sent."""
+    return {"event_id": _event_id(value)}
+
+
+def message(value: Any, page: gr.Blocks) -> Any:  # noqa: ARG001
+    """A message of the Model Context Protocol, which its own server reads."""
+    return value if isinstance(value, list) else _object(value)
+
+
+Reader = Callable[[Any, gr.Blocks], Any]
+
+
+class Form:
+    """An upload as it comes in: up to four files, of bounded size, whose names end as they must.
+
+    Fed with `write`; the parser is the one that Gradio uses, so that both see the same parts.
+    """
+
+    def __init__(self, content_type: str, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self.files = 0
+        self._header, self._value, self._disposition = b"", b"", b""
+        self._size, self._ended = 0, False
+        kind, options = parse_options_header(content_type)
+        if kind != b"multipart/form-data":
+            raise Refused(415, "An upload must be sent as multipart/form-data.")
+        self.boundary = options.get(b"boundary", b"")
+        try:
+            self._parser = MultipartParser(self.boundary, self._callbacks())  # pyright: ignore[reportArgumentType]
+        except (FormParserError, ValueError):
+            raise Refused(400, "This upload names no usable boundary between its parts.") from None
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes; raises `Refused` as soon as something is wrong with them."""
+        try:
+            self._parser.write(data)
+        except FormParserError:
+            raise Refused(400, "This upload is malformed.") from None
+
+    def finish(self) -> None:
+        """Raises `Refused` where the upload broke off, or held nothing."""
+        if not self.files or not self._ended:
+            raise Refused(400, "This upload is incomplete, or holds no file.")
+
+    def _callbacks(self) -> dict[str, Callable[..., None]]:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._field,
+            "on_header_value": self._content,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._named,
+            "on_part_data": self._data,
+            "on_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        self._disposition, self._size = b"", 0
+
+    def _field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _content(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._header, self._value = b"", b""
+
+    def _named(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self.files += 1
+        if options.get(b"name") != b"files" or self.files > MOST_FILES:
+            raise Refused(400, f"An upload holds one to {MOST_FILES} files, each in a part named “files”.")
+        name = options.get(b"filename", b"").decode("utf-8", errors="replace")
+        kept = strip_invalid_filename_characters(PurePosixPath(name).name)
+        if "\0" in name or PurePosixPath(kept).suffix.lower() not in SUFFIXES:
+            raise Refused(415, f"Files of this kind are not read; a name ends in {', '.join(SUFFIXES)}.")
+
+    def _data(self, data: bytes, start: int, end: int) -> None:  # noqa: ARG002
+        self._size += end - start
+        if self._size > self.most_bytes:
+            raise Refused(413, f"A file may have {self.most_bytes / 2**20:.0f} MiB at most.")
+
+    def _end(self) -> None:
+        self._ended = True
+
+
+def _arguments(value: Any, components: Sequence[Any]) -> list[Any]:
+    """One value for every field that an event reads."""
+    data = _object(value).get("data")
+    if not isinstance(data, list) or len(data) != len(components):
+        count = len(data) if isinstance(data, list) else "no list of"
+        raise Refused(400, f"This event takes {len(components)} values; {count} came.")
+    for component, part in zip(components, data, strict=True):
+        _check_field(component, part)
+    return data
+
+
+def _check_field(component: Any, value: Any) -> None:
+    model = getattr(component, "data_model", None)
+    if isinstance(component, gr.Textbox):
+        if not isinstance(value, str | None):
+            raise Refused(400, "A field that takes text was given something else.")
+    elif model is not None and value is not None:
+        try:
+            model.model_validate(value, context={"validate_meta": True})
+        except ValidationError:
+            raise Refused(400, "A field that takes a file was given something else.") from None
+
+
+def _object(value: Any) -> JSON:
+    if not isinstance(value, dict):
+        raise Refused(400, "The body of this request must be a JSON object.")
+    return value
+
+
+def _whole(value: Any, name: str) -> int:
+    number = _object(value).get(name)
+    if type(number) is not int or not 0 <= number < math.inf:
+        raise Refused(400, f"{name} must be a whole number.")
+    return number
+
+
+def _session(value: JSON) -> str:
+    session = value.get("session_hash")
+    if not isinstance(session, str) or not re.fullmatch(SESSION, session):
+        raise Refused(400, "session_hash must be up to 64 letters, digits or hyphens.")
+    return session
+
+
+def _event_id(value: Any) -> str:
+    known = _object(value).get("event_id")
+    if not isinstance(known, str) or not re.fullmatch(SESSION, known):
+        raise Refused(400, "event_id must be up to 64 letters, digits or hyphens.")
+    return known
