@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from bench import Warm
+
 import sinkgate as sg
 from sinkgate.lsg import LSG, LSGConfig
 from sinkgate.sinks import ranges
@@ -57,11 +59,11 @@ class Learned:
         """The same gates with these layers, and no others, switched off."""
         return replace(self, off=frozenset(off) & frozenset(self.layers))
 
-    def read(self, warm: sg.Session) -> sg.Gates:
+    def read(self, warm: Warm) -> sg.Gates:
         """The faders' setting for a prompt, rounded as the page shows it: one prefill; 1 where there is no gate."""
         if not self.on:
             return sg.Gates.ones(warm.vlm)
-        told = self.lsg.only(self.on).read(warm.vlm, warm.prompt, warm.sinks)
+        told = warm.read(self.lsg.only(self.on))
         return sg.Gates(told.scales.double().round(decimals=DIGITS), told.model)
 
 

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench import Bench, Warm
 from learned import Learned
 from PIL import Image
 from turnstile import Turnstile
@@ -44,7 +45,7 @@ WARM_BYTES = 2 << 30  # of all visitors' warm prompts together; the oldest run i
 class Case:
     """One question about one image: what is computed once, and what the faders change."""
 
-    warm: sg.Session
+    warm: Warm
     unchanged: sg.Trace  # one prefill at first, the whole answer as soon as it is written
     gates: sg.Gates
     gated: sg.Trace
@@ -168,8 +169,8 @@ class Told:
 class Desk:
     """The model, the learned gates that every visitor can choose, and the work done with them for many visitors."""
 
-    def __init__(self, vlm: sg.VLM, learned: Sequence[Learned] = ()) -> None:
-        self.vlm, self.learned = vlm, list(learned)
+    def __init__(self, vlm: sg.VLM, learned: Sequence[Learned] = (), bench: Bench | None = None) -> None:
+        self.vlm, self.learned, self.bench = vlm, list(learned), bench or Bench(vlm)
         self.fast_running = 0
         self.fast_peak = 0  # most fast runs ever seen at once; the page shows it to the tests
         self._count = threading.Lock()
@@ -193,7 +194,7 @@ class Desk:
         learned = session.learned
         criterion = learned.criterion if learned else DEFAULT_CRITERION
         with self.turns.turn(session):
-            warm = sg.Session(self.vlm, prompt, sg.find_sinks(self.vlm, prompt, v_sink=criterion, l_sink=criterion))
+            warm = self.bench.open(prompt, criterion)
             unchanged = warm.predict()
             rho = learned.read(warm) if learned else None
             gates = rho or gates
@@ -283,7 +284,7 @@ class Desk:
     def _prompt(self, image: Image.Image, question: str) -> sg.Prompt:
         if len(question) > MAX_QUESTION:
             raise sg.PromptError(f"The question has {len(question)} characters; at most {MAX_QUESTION} are read.")
-        return self.vlm.prompt(image, question)
+        return self.bench.prompt(image, question)
 
     def _settle(self, session: Session, gates: sg.Gates) -> tuple[Case, int]:
         """Bring the session's case to these gates, so that the tiers may arrive in any order; with its sequence."""
@@ -309,7 +310,7 @@ class Desk:
         """One answer for a program, in its turn; with the sinks of the prompt. Raises as `ask`."""
         prompt = self._prompt(image, question)
         with self.turns.turn(visitor):
-            warm = sg.Session(self.vlm, prompt, sg.find_sinks(self.vlm, prompt))
+            warm = self.bench.open(prompt, DEFAULT_CRITERION)
             return warm.answer(gates, max_new_tokens=MAX_NEW_TOKENS, stop=Deadline()), warm.sinks
 
     @property

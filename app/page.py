@@ -193,14 +193,14 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
 
     composed = [parts.session, parts.composer]
     asks(parts.composer.commit, handlers.place_scene, composed, [parts.picture, *edited])
-    parts.composer.input(
-        handlers.edit_scene, [*composed, *setting], edited, trigger_mode="always_last", **FAST, **PRIVATE
-    )
     parts.edit.click(None, None, None, js=COMPOSE, **PRIVATE)
     parts.done.click(None, None, None, js=SHOW, **PRIVATE)
 
     shown = [parts.maps, parts.status]
-    parts.mixer.input(handlers.turn, [parts.session, *setting], shown, trigger_mode="always_last", **FAST, **PRIVATE)
+    if handlers.desk.bench.follows:  # else the page moves on when the hand lets go
+        turned, composing = [parts.session, *setting], [*composed, *setting]
+        parts.mixer.input(handlers.turn, turned, shown, trigger_mode="always_last", **FAST, **PRIVATE)
+        parts.composer.input(handlers.edit_scene, composing, edited, trigger_mode="always_last", **FAST, **PRIVATE)
     parts.mixer.commit(handlers.tell, [parts.session, parts.mixer], told, trigger_mode="always_last", **SLOW, **PRIVATE)
     parts.lens.input(handlers.look, [parts.session, parts.lens], shown, trigger_mode="always_last", **FAST, **PRIVATE)
 
