@@ -17,7 +17,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 HERE = Path(__file__).parent
-SHIPPED = HERE.parent / "sinkgate" / "demo" / "gates"  # of the demo model
+WRITTEN = HERE / "options.txt"  # options for where no command line can be given, which overrules them
+ZEROGPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 MOST_BYTES = 20 << 20  # of a picture
 SPACES_PROXIES = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"  # what stands between huggingface.co and a Space
 
@@ -25,13 +26,17 @@ SPACES_PROXIES = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"  # what stands betwee
 def main() -> None:
     """Read the options, load the model once and serve the page until interrupted."""
     options = read_options()
+    if ZEROGPU:
+        from zerogpu import Bench  # before anything touches CUDA
+    else:
+        from bench import Bench
 
     import sinkgate as sg
 
     try:
         vlm = sg.load(
             options.model,
-            device=options.device,
+            device="cpu" if ZEROGPU else options.device,
             device_map=options.device_map,
             dtype=options.dtype,
             quantize=options.quantize,
@@ -44,8 +49,11 @@ def main() -> None:
     from live import Desk
     from page import build_page
 
-    shipped = options.gates or (SHIPPED if options.model == "demo" else None)
-    desk = Desk(vlm, gates_in(shipped, vlm) if shipped else [])
+    from sinkgate.loading import DEMO
+
+    shipped = options.gates or (DEMO.parent / "gates" if options.model == "demo" else None)
+    learned = gates_in(shipped, vlm) if shipped else []
+    desk = Desk(vlm, learned, Bench(vlm))
     page = build_page(desk)
     tools = serve_tools(desk) if options.mcp else None
     page.queue(max_size=64)
@@ -121,7 +129,8 @@ def read_options() -> argparse.Namespace:
         help="a folder of folders of learned gates, offered to every visitor (default: those of the demo model)",
     )
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
-    parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    port = os.environ.get("GRADIO_SERVER_PORT") or os.environ.get("PORT") or "7860"
+    parser.add_argument("--port", type=int, default=port)
     parser.add_argument(
         "--behind-proxy",
         metavar="ADDRESSES",
@@ -132,7 +141,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--mcp", action="store_true", help="offer a tool to assistants, by the Model Context Protocol at /gradio_api/mcp"
     )
-    return parser.parse_args()
+    written = WRITTEN.read_text(encoding="utf-8").split() if WRITTEN.exists() else []
+    return parser.parse_args([*written, *sys.argv[1:]])
 
 
 def folder(name: str) -> Path:
