@@ -61,6 +61,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=text))
     command = get_command(cli)
     options = get_docs_for_click(obj=command, ctx=typer.Context(command), name="sinkgate", title="Command line")
+    options = re.sub(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+", "", options)  # cut short there, and told in full below
     files.append(File.generated(config, "reference/command-line.md", content=options))
     return files
 
