@@ -7,7 +7,6 @@ line, and everything else stays as it was.
 from __future__ import annotations
 
 import random
-import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from answer import answer
 from frames import JSON, Lens, answers, frame, image_url, mixer_value, sentence, view_urls
 from learned import Learned, in_layers, uploaded_gates
 from live import ANSWER_SECONDS, KEPT_UPLOADS, Desk, Session, open_picture
+from monitor import log_unforeseen
 from sharing import GATES_ARE_AWAY, STAND_IN, Link, shared
 from turnstile import BusyError
 
@@ -66,7 +66,7 @@ class Handlers:
 
     def open_link(self, session: Session, link: Link) -> tuple[Any, ...]:
         """Everything as the link has it; returns what `begin` does."""
-        with self.desk.turns.turn(session):
+        with self.desk.turns.turn(session, "ask"):
             session.seed = FIRST_SCENE if link.seed is None else link.seed
             session.scene = link.scene or random_scene(session.seed)
             session.image = session.shown = session.scene.render(SCENE_SIDE)
@@ -104,7 +104,7 @@ class Handlers:
         except Exception as error:
             return session, session.shown, SKIP, SKIP, SKIP, fault(error), SKIP, SKIP
         try:
-            with self.desk.turns.turn(session):
+            with self.desk.turns.turn(session, "ask"):
                 session.image, session.shown, session.scene = image, image, None
                 session.pictures += 1
                 session.examples, session.kinds = [(text, None) for text in self.plain], {}
@@ -117,7 +117,7 @@ class Handlers:
         """A question about the picture at hand."""
         session = session or Session()
         try:
-            with self.desk.turns.turn(session):
+            with self.desk.turns.turn(session, "ask"):
                 self.desk.ask(session, question, self.newest_gates(session, mixer))
                 return self.asked(session, lens)
         except Exception as error:
@@ -145,7 +145,7 @@ class Handlers:
     ) -> tuple[Any, ...]:
         """Put the scene of a seed on the page and ask its question of one kind, in these words where they can be."""
         try:
-            with self.desk.turns.turn(session):
+            with self.desk.turns.turn(session, "ask"):
                 session.scene = random_scene(seed)
                 session.image = session.shown = session.scene.render(SCENE_SIDE)
                 session.pictures += 1
@@ -161,7 +161,7 @@ class Handlers:
         """The scene as the composer has it, asked the same question; returns questions, frame, status, mixer, composer."""
         try:
             session = _awake(session)
-            with self.desk.turns.turn(session):
+            with self.desk.turns.turn(session, "fast"):
                 if not session.admits_edit(*_edit(edited)):
                     return SKIP, SKIP, SKIP, SKIP, SKIP
                 gates = self.newest_gates(session, mixer)
@@ -191,7 +191,7 @@ class Handlers:
             if not session.admits(_turn(mixer)):
                 return SKIP, SKIP
             self.desk.outdate(session, gates)
-            with self.desk.turns.turn(session):
+            with self.desk.turns.turn(session, "fast"):
                 if not session.admits(_turn(mixer)):
                     return SKIP, SKIP
                 self.desk.turn(session, gates)
@@ -238,7 +238,7 @@ class Handlers:
             session = _awake(session)
             gates = self.desk.parse_gates(text)
             value = mixer_value(gates)
-            with self.desk.turns.turn(session):
+            with self.desk.turns.turn(session, "fast"):
                 self.desk.turn(session, gates)
                 value["turn"] = session.outrank()
                 told = HAND_WINS if session.case and session.case.by_hand else "These gates are now on the mixer."
@@ -277,7 +277,7 @@ class Handlers:
 
     def learn(self, session: Session, learned: Learned | None, lens: Any) -> tuple[JSON, JSON, JSON]:
         """Give these gates the faders; returns mixer, frame, status."""
-        with self.desk.turns.turn(session):
+        with self.desk.turns.turn(session, "fast"):
             self.desk.learn(session, learned)
             return self.moved_faders(session, always=True), self.frame(session, lens), calm(learned_sentence(learned))
 
@@ -403,7 +403,7 @@ def fault(error: Exception) -> JSON:
     """A status line for what went wrong: our own sentence, or that something unforeseen happened."""
     if isinstance(error, sg.SinkgateError):
         return {"text": shorten(sentence(str(error)), LONGEST_FAULT, placeholder=" …"), "tone": "warning"}
-    traceback.print_exception(error)
+    log_unforeseen(error)
     return {"text": "Something unforeseen went wrong; the page goes on with what it had.", "tone": "warning"}
 
 

@@ -193,7 +193,7 @@ class Desk:
         sequence = session.supersede()
         learned = session.learned
         criterion = learned.criterion if learned else DEFAULT_CRITERION
-        with self.turns.turn(session):
+        with self.turns.turn(session, "ask"):
             warm = self.bench.open(prompt, criterion)
             unchanged = warm.predict()
             rho = learned.read(warm) if learned else None
@@ -222,7 +222,7 @@ class Desk:
             return
         rho = None
         if learned:
-            with self.turns.turn(session):
+            with self.turns.turn(session, "fast"):
                 rho = learned.read(case.warm)
         case = self.turn(session, rho or sg.Gates.ones(self.vlm))
         session.learned = case.learned = learned
@@ -239,14 +239,14 @@ class Desk:
 
     def tell(self, session: Session, gates: sg.Gates) -> Iterator[Told]:
         """The slow tier: growing answers; ends early, before one that is ``done``, when something newer began."""
-        with self.turns.turn(session):
+        with self.turns.turn(session, "fast"):
             case, mine = self._settle(session, gates)
 
         def outdated() -> bool:
             return session.sequence != mine
 
         if not case.unchanged_done:
-            run = _Run(case, None, outdated, self.turns.turn(session))
+            run = _Run(case, None, outdated, self.turns.turn(session, "slow"))
             for text in run:
                 yield Told(text, text if gates.is_identity else "", mine)
             with session.lock:
@@ -257,7 +257,7 @@ class Desk:
         if gates.is_identity:
             case.gated, case.gated_done = case.unchanged, True
         elif not case.gated_done:
-            run = _Run(case, gates, outdated, self.turns.turn(session))
+            run = _Run(case, gates, outdated, self.turns.turn(session, "slow"))
             for text in run:
                 yield Told(unchanged, text, mine)
             with session.lock:
@@ -296,7 +296,7 @@ class Desk:
             if not same_scales(case.gates, gates):
                 sequence = session.supersede()
                 before = case.warm.layers_run
-                with self.turns.turn(session), self._counted():
+                with self.turns.turn(session, "fast"), self._counted():
                     gated = case.warm.predict(gates)
                 case.layers_run = case.warm.layers_run - before
                 self.shelf.use(case.warm)
@@ -309,7 +309,7 @@ class Desk:
     ) -> tuple[sg.Trace, sg.SinkMap]:
         """One answer for a program, in its turn; with the sinks of the prompt. Raises as `ask`."""
         prompt = self._prompt(image, question)
-        with self.turns.turn(visitor):
+        with self.turns.turn(visitor, "api"):
             warm = self.bench.open(prompt, DEFAULT_CRITERION)
             return warm.answer(gates, max_new_tokens=MAX_NEW_TOKENS, stop=Deadline()), warm.sinks
 

@@ -6,10 +6,9 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import gradio as gr
     from live import Desk
     from tools import Tools
 
@@ -47,7 +46,9 @@ def main() -> None:
 
     from learned import gates_in, weight_bytes
     from live import Desk
+    from monitor import write_logs
     from page import build_page
+    from server import Server
 
     from sinkgate.loading import DEMO
 
@@ -56,11 +57,15 @@ def main() -> None:
     desk = Desk(vlm, learned, Bench(vlm))
     page = build_page(desk)
     tools = serve_tools(desk) if options.mcp else None
-    page.queue(max_size=64)
+    write_logs(options.log_level)
+    server = Server(page, desk, max(MOST_BYTES, weight_bytes(vlm)), tools)
     try:
-        launch(page, options.host, options.port, max(MOST_BYTES, weight_bytes(vlm)), options.behind_proxy, tools)
-    except OSError as error:  # the port is taken, or the address is not this machine's
+        if options.metrics_port:
+            server.monitor.serve_metrics(options.metrics_port)
+        server.start(options.host, options.port, options.behind_proxy)
+    except OSError as error:  # a port is taken, or the address is not this machine's
         sys.exit(f"http://{options.host}:{options.port} cannot be served: {error}")
+    server.run_until_told()
 
 
 def serve_tools(desk: Desk) -> Tools:
@@ -70,48 +75,6 @@ def serve_tools(desk: Desk) -> Tools:
     except ImportError as error:
         sys.exit(f"--mcp needs a package that is not here: pip install -e '.[mcp]' ({error})")
     return Tools(desk)
-
-
-def launch(
-    page: gr.Blocks, host: str, port: int, max_file_size: int, proxies: str = "", tools: Tools | None = None
-) -> None:
-    """Serve the page behind its guard until interrupted; no file that is uploaded has more bytes than that."""
-    import guard
-    from page import theme
-
-    os.environ["FORWARDED_ALLOW_IPS"] = proxies  # whose word on visitors' addresses the server takes
-    guards = guard.middleware(
-        guard.Limits(file_bytes=max_file_size),
-        local=host in ("127.0.0.1", "::1", "localhost") and not proxies,
-        proxied=bool(proxies),
-        on_space="SPACE_ID" in os.environ,
-        scripts=guard.scripts_of(head().encode()),
-        mcp=tools is not None,
-    )
-    more: dict[str, Any] = {"routes": [tools.route], "lifespan": tools.lifespan} if tools else {}
-    page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        allowed_paths=[],
-        max_file_size=max_file_size,
-        show_error=False,
-        enable_monitoring=False,
-        run_history=False,
-        ssr_mode=False,
-        footer_links=["api"],
-        theme=theme(),
-        head=head(),
-        mcp_server=False,  # Gradio's, which fetches addresses and reads files; ours is in `tools`
-        app_kwargs={"middleware": guards, **more},
-    )
-
-
-def head() -> str:
-    """Style and shared script as written: Gradio rewrites the selectors of what comes in as ``css``."""
-    style = (HERE / "style.css").read_text(encoding="utf-8")
-    script = (HERE / "components" / "shared.js").read_text(encoding="utf-8")
-    return f"<style>{style}</style><script>{script}</script>"
 
 
 def read_options() -> argparse.Namespace:
@@ -139,9 +102,20 @@ def read_options() -> argparse.Namespace:
         "(default: none; on a Space, its own)",
     )
     parser.add_argument(
-        "--mcp", action="store_true", help="offer a tool to assistants, by the Model Context Protocol at /gradio_api/mcp"
+        "--mcp",
+        action="store_true",
+        help="offer a tool to assistants, by the Model Context Protocol at /gradio_api/mcp",
     )
     written = WRITTEN.read_text(encoding="utf-8").split() if WRITTEN.exists() else []
+    parser.add_argument(
+        "--metrics-port", type=int, help="serve Prometheus metrics to this machine at this port (default: nowhere)"
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="warning",
+        help="of the JSON lines on stderr: warning for faults, info for every turn on the model (default: %(default)s)",
+    )
     return parser.parse_args([*written, *sys.argv[1:]])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, get_ident
@@ -44,6 +44,9 @@ class Turnstile:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.open = True
+        self.observe: Callable[[str, str, float, float], None] = lambda *_: (
+            None
+        )  # tier, outcome, seconds waited and run
         self._waiting: OrderedDict[Hashable, deque[_Ticket]] = OrderedDict()  # whoever is served next is first
         self._inside: _Ticket | None = None
         self._moved = Condition()
@@ -57,8 +60,14 @@ class Turnstile:
         """Whether nobody waits and nobody is inside."""
         return self._inside is None and not self._waiting
 
+    @property
+    def stuck(self) -> bool:
+        """Whether a job is inside for longer than it may be."""
+        inside = self._inside
+        return inside is not None and time.monotonic() > inside.begun + self.limits.lease
+
     @contextmanager
-    def turn(self, visitor: Hashable) -> Iterator[float]:
+    def turn(self, visitor: Hashable, tier: str = "") -> Iterator[float]:
         """Wait for this visitor's turn and hold it during the block; yields the seconds waited.
 
         Within a turn, another one of the same thread is the same turn.
@@ -69,20 +78,24 @@ class Turnstile:
         if self._inside is not None and self._inside.thread == get_ident():
             yield 0.0
             return
-        with self._moved:
-            ticket = self._take_place(visitor)
-            try:
-                self._wait(ticket)
-            except BaseException:
-                self._leave(ticket)
-                raise
+        came = time.monotonic()
         try:
-            yield ticket.begun - ticket.joined
+            ticket = self._enter(visitor)
+        except BusyError:
+            self.observe(tier, "refused", time.monotonic() - came, 0.0)
+            raise
+        outcome = "done"
+        try:
+            yield ticket.begun - came
+        except BaseException as error:
+            outcome = type(error).__name__
+            raise
         finally:
             with self._moved:
                 if self._inside is ticket:
                     self._inside = None
                     self._moved.notify_all()
+            self.observe(tier, outcome, ticket.begun - came, time.monotonic() - ticket.begun)
 
     def close(self) -> None:
         """Let nobody in any more; those who wait are told so, whoever is inside goes on."""
@@ -95,7 +108,19 @@ class Turnstile:
         with self._moved:
             return self._moved.wait_for(lambda: self.idle, seconds)
 
-    # --- inside, all under the condition
+    # --- inside
+
+    def _enter(self, visitor: Hashable) -> _Ticket:
+        with self._moved:
+            ticket = self._take_place(visitor)
+            try:
+                self._wait(ticket)
+            except BaseException:
+                self._leave(ticket)
+                raise
+            return ticket
+
+    # The rest runs under the condition.
 
     def _take_place(self, visitor: Hashable) -> _Ticket:
         own = self._waiting.get(visitor, ())
