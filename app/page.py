@@ -41,13 +41,7 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 READ_LINK = "(_, mixer, lens) => [window.sinkgate.link(), mixer, lens]"
 COMPOSE, SHOW = (f"() => window.sinkgate.say('compose', {on})" for on in ("true", "false"))
-SAVE_GATES = """(text) => {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-  link.download = "gates.json";
-  link.click();
-  URL.revokeObjectURL(link.href);
-}"""
+SAVE_GATES = """(text) => window.sinkgate.save("gates.json", new Blob([text], { type: "application/json" }))"""
 
 
 @dataclass

@@ -29,7 +29,7 @@ from starlette.types import Receive, Scope, Send
 import sinkgate as sg
 from sinkgate.demo.scenes import Scene
 
-PATH = "/mcp"
+PATH = "/gradio_api/mcp"
 MOST_BYTES = 4 << 20  # of a call: a picture takes a third more as base64
 MOST_CALLS = 8  # that wait for the model at once; later ones wait for these
 SIDE = 448  # pixels of a scene

@@ -1,4 +1,4 @@
-"""A picture of the running app: ``python tests/browser/screenshot.py page.png [--dark] [--phone] [--learned name]``.
+"""A picture of the running app: ``python tests/browser/screenshot.py page.png [--dark] [--phone] [--learned name] [--share]``.
 
 Starts the app, waits for the answered example, pulls the V-sink fader of a layer down, or chooses learned gates, and waits for
 the answers.
@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=2, help="counted from 0, as everywhere (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=0.1, help="where the fader is pulled (default: %(default)s)")
     parser.add_argument("--learned", help="choose these learned gates and leave the faders alone")
+    parser.add_argument("--share", action="store_true", help="what there is to take away, opened")
     options = parser.parse_args()
 
     size: ViewportSize = {"width": 390, "height": 844} if options.phone else {"width": 1366, "height": 768}
@@ -40,8 +41,11 @@ def main() -> None:
         tab.page.wait_for_selector("#chart .js-plotly-plot")
         tab.page.mouse.move(2, 2)
         tab.page.evaluate("window.scrollTo(0, 0)")
+        if options.share:
+            tab.page.get_by_role("button", name="Share", exact=True).click()
+            tab.page.locator("#share summary").click()
         tab.page.wait_for_timeout(800)  # Plotly's and the meters' transitions
-        tab.page.screenshot(path=options.picture, full_page=options.phone)
+        tab.page.screenshot(path=options.picture, full_page=options.phone or options.share)
 
 
 if __name__ == "__main__":
