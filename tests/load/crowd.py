@@ -1,0 +1,169 @@
+"""Visitors who behave as people do, each with scenes and gates of their own; every reply is compared with a direct computation."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+import httpx
+from wire import Wire
+
+import sinkgate as sg
+from sinkgate.demo.scenes import Scene
+
+TICK = 0.08  # seconds between two settings of a fader that moves
+TICKS = 10
+QUESTIONS = ("How many objects are there?", "What color is the background?", "Which shapes are there?")
+MOST_TOKENS = 32
+CLOSE = 2e-3  # of probabilities: rounding, and another order of summation
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the model says to one setting."""
+
+    words: dict[str, float]
+    text: str
+
+
+@dataclass
+class Errand:
+    """One scene, one question, and where the faders are drawn to; with what the replies must be."""
+
+    scene: Scene
+    question: str
+    v_sink: list[float]
+    rest: list[float]
+    unchanged: Expected
+    gated: Expected
+
+
+@dataclass
+class Notes:
+    """What the visitors have seen, all together."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    wrong: list[str] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    right: int = 0
+
+
+def errands(vlm: sg.VLM, visitor: int, count: int) -> list[Errand]:
+    """A visitor's errands, computed without the app."""
+    rng = Random(f"visitor {visitor}")
+    made = []
+    for _ in range(count):
+        scene, question = Scene.random(rng), rng.choice(QUESTIONS)
+        scales = [
+            [round(rng.uniform(0, 2), 2) if rng.random() < 0.4 else 1.0 for _ in range(vlm.num_layers)] for _ in "vr"
+        ]
+        prompt = vlm.prompt(scene.render(448), question)
+        sinks = sg.find_sinks(vlm, prompt)
+        gates = sg.Gates.from_lists(v_sink=scales[0], rest=scales[1])
+        both = [_expected(vlm, prompt, sinks, table) for table in (None, gates)]
+        made.append(Errand(scene, question, *scales, *both))
+    return made
+
+
+def _expected(vlm: sg.VLM, prompt: sg.Prompt, sinks: sg.SinkMap, gates: sg.Gates | None) -> Expected:
+    trace = vlm.answer(prompt, gates, sinks, max_new_tokens=MOST_TOKENS)
+    return Expected(dict(trace.next_token), trace.text)
+
+
+class Visitor(threading.Thread):
+    """Runs errands until told to stop."""
+
+    def __init__(self, address: str, errands: list[Errand], notes: Notes, stop: threading.Event, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.address, self.errands, self.notes, self.stop = address, errands, notes, stop
+        self.rng = Random(seed)
+        self.turn = self.edits = 0
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            self.wire = Wire(self.address)
+            self.turn = self.edits = 0
+            try:
+                self.timed("arrive", lambda: self.wire.send("", "load"))
+                for errand in self.rng.sample(self.errands, len(self.errands)):
+                    if self.stop.is_set():
+                        break
+                    self.do(errand)
+                    self.stop.wait(self.rng.uniform(0.5, 2))  # they look at it
+            except httpx.HTTPStatusError as error:
+                self.notes.refused[f"HTTP {error.response.status_code}"] += 1
+                self.stop.wait(2)
+            except Exception as error:  # noqa: BLE001 - a visitor who meets a fault is a finding, not the end of the test
+                self.notes.wrong.append(f"{type(error).__name__}: {error}"[:300])
+                self.stop.wait(2)
+            finally:
+                self.wire.close()
+
+    def do(self, errand: Errand) -> None:
+        """Ask, look, draw the faders, let go."""
+        self.wire.values["question"] = errand.question
+        self.timed("ask", lambda: self.wire.send("ask", "click"))
+        self.faders([1.0] * len(errand.rest), [1.0] * len(errand.rest), "input")
+        self.edits += 1
+        scene = {"scene": errand.scene.to_dict(), "picture": 1, "turn": self.edits}
+        placed = self.timed("edit", lambda: self.wire.send("composer", "commit", composer=scene))
+        self.note_status(placed)
+        self.timed("answer", lambda: self.wire.follow("composer", "commit"))
+        for tick in range(1, TICKS + 1):
+            if self.stop.is_set():
+                return
+            share = tick / TICKS
+            setting = [[1 + (scale - 1) * share for scale in scales] for scales in (errand.v_sink, errand.rest)]
+            if tick == TICKS:
+                setting = [errand.v_sink, errand.rest]
+            began = time.monotonic()
+            shown = self.timed("fader", lambda: self.faders(*setting, "input"))  # noqa: B023 - called at once
+            time.sleep(max(0.0, TICK - (time.monotonic() - began)))
+        self.note_status(shown)
+        if "maps" in shown:
+            words = {word: gated for word, _, gated in shown["maps"]["words"]}
+            self.check("first words", words, errand.gated.words, errand)
+        told = self.timed("answer", lambda: self.faders(errand.v_sink, errand.rest, "commit"))
+        self.note_status(told)
+        if "answers" in told and told["answers"]["done"]:
+            said = [" ".join(word for word, _ in told["answers"][side]) for side in ("unchanged", "gated")]
+            self.compare(
+                "answers", said, [" ".join(errand.unchanged.text.split()), " ".join(errand.gated.text.split())], errand
+            )
+
+    def faders(self, v_sink: list[float], rest: list[float], trigger: str) -> dict:
+        """One setting of the mixer."""
+        self.turn += trigger == "input"
+        turn = max(self.turn, (self.wire.values["mixer"] or {}).get("turn", 0))
+        self.turn = turn
+        return self.wire.send("mixer", trigger, mixer={"v_sink": v_sink, "rest": rest, "turn": turn})
+
+    def timed(self, name: str, act: Callable[[], dict]) -> dict:
+        """Do it and note how long it took."""
+        began = time.monotonic()
+        got = act()
+        self.notes.seconds[name].append(time.monotonic() - began)
+        return got
+
+    def note_status(self, got: dict) -> None:
+        """A refusal is one sentence in the status line."""
+        status = got.get("status") or {}
+        if status.get("tone") == "warning":
+            self.notes.refused[status["text"]] += 1
+
+    def check(self, what: str, got: dict[str, float], expected: dict[str, float], errand: Errand) -> None:
+        """Compare probabilities of the words that both have."""
+        both = got.keys() & expected.keys()
+        same = bool(both) and all(abs(got[word] - expected[word]) < CLOSE for word in both)
+        self.compare(what, same, True, errand)
+
+    def compare(self, what: str, got: object, expected: object, errand: Errand) -> None:
+        """Note whether a reply is this visitor's own."""
+        if got == expected:
+            self.notes.right += 1
+        else:
+            self.notes.wrong.append(f"{what}: got {got}, expected {expected} ({errand.question})"[:400])

@@ -1,0 +1,23 @@
+"""A small crowd, briefly: nobody gets anybody else's answer, and leaving frees what was held."""
+
+from __future__ import annotations
+
+import threading
+
+from crowd import Notes, Visitor, errands
+
+import sinkgate as sg
+
+
+def test_nobody_gets_an_answer_that_is_not_theirs(address: str, vlm: sg.VLM) -> None:
+    notes, stop = Notes(), threading.Event()
+    crowd = [Visitor(address, errands(vlm, number, 2), notes, stop, number) for number in range(4)]
+    for visitor in crowd:
+        visitor.start()
+    stop.wait(8)
+    stop.set()
+    for visitor in crowd:
+        visitor.join(60)
+        assert not visitor.is_alive()
+    assert notes.wrong == [] and not notes.refused
+    assert notes.right >= 8
