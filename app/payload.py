@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import gradio as gr
 import orjson
-from gradio.utils import get_function_params, get_upload_folder
-from gradio_client.utils import strip_invalid_filename_characters
+from gradio.utils import get_upload_folder
+from gradio_client.utils import construct_args, strip_invalid_filename_characters
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -110,14 +111,20 @@ def call(value: Any, page: gr.Blocks) -> JSON:
 
 def call_by_name(value: Any, page: gr.Blocks) -> JSON:
     """The body of ``call/v2/answer``: the values by their names."""
-    endpoint = next(fn for fn in page.fns.values() if fn.api_name == "answer")
-    known = {name: has_default for name, has_default, *_ in get_function_params(endpoint.fn)}  # pyright: ignore[reportArgumentType]
-    missing = [name for name, has_default in known.items() if not has_default and name not in _object(value)]
-    if missing or value.keys() - known.keys():
-        raise Refused(400, f"The values must be named {', '.join(known)}; missing: {', '.join(missing) or 'none'}.")
-    for component, name in zip(endpoint.inputs, known, strict=True):
-        _check_field(component, value.get(name))
+    try:
+        data = construct_args(_parameters(page), (), _object(value))
+    except TypeError:
+        raise Refused(
+            400, f"The values must be named {', '.join(p['parameter_name'] for p in _parameters(page))}."
+        ) from None
+    call({"data": data}, page)
     return value
+
+
+@lru_cache(maxsize=1)
+def _parameters(page: gr.Blocks) -> list[Any]:
+    described: Any = page.get_api_info()
+    return described["named_endpoints"]["/answer"]["parameters"]
 
 
 def cancel(value: Any, page: gr.Blocks) -> JSON:  # noqa: ARG001

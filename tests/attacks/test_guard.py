@@ -1,0 +1,346 @@
+import asyncio
+import io
+import re
+from pathlib import Path
+
+import guard
+import payload
+import pytest
+from gradio.utils import get_upload_folder
+from guard import Guard, Limits, address_of, is_host, scripts_of
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+JOIN, UPLOAD, CALL = "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/call/answer"
+
+
+def picture() -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(data, "PNG")
+    return data.getvalue()
+
+
+def uploaded(client, name="a picture.png", data=None) -> str:
+    return client.post(UPLOAD, files={"files": (name, data or picture())}).json()[0]
+
+
+def joined(client, data, index=1, **more):
+    return client.post(JOIN, json={"data": data, "fn_index": index, "session_hash": "visitor", **more})
+
+
+# --- what gets through
+
+
+def test_the_page_its_files_and_its_events_pass(visit):
+    client = visit()
+    assert client.get("/").status_code == client.get("/config").status_code == 200
+    assert client.get("/theme.css").status_code == client.get("/gradio_api/info").status_code == 200
+    script = re.search(r'src="\.(/assets/[^"]+)"', client.get("/").text)
+    assert script and client.get(script[1]).status_code == 200
+    assert joined(client, [{"v_sink": [1]}, None]).status_code == 200
+    path = uploaded(client)
+    assert client.get(f"/gradio_api/file={path}").content == picture()
+    file = {"path": path, "url": f"http://127.0.0.1:7860/gradio_api/file={path}", "meta": {"_type": "gradio.FileData"}}
+    assert joined(client, [{}, [file]]).status_code == 200
+    assert client.post(CALL, json={"data": [file, "How many?", ""]}).status_code == 200
+    assert (
+        client.post("/gradio_api/call/v2/answer", json={"image": file, "question": "?", "gates_json": ""}).status_code
+        == 200
+    )
+
+
+def test_health_is_never_counted():
+    asked = []
+
+    async def app(scope, receive, send):
+        asked.append(scope["path"])
+
+    async def send(message):
+        asked.append(message.get("status"))
+
+    scope = {"type": "http", "method": "GET", "query_string": b"", "headers": [(b"host", b"a")], "client": None}
+    guarded = Guard(app, Limits(open_in_all=0))
+    for path in ("/healthz", "/"):
+        asyncio.run(guarded({**scope, "path": path}, None, send))
+    assert asked[:2] == ["/healthz", 429]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/monitoring", "/login", "/logout", "/gradio_api/run/answer", "/gradio_api/api/answer", "/gradio_api/vibe-edit/",
+        "/gradio_api/vibe-code", "/gradio_api/proxy=https://huggingface.co", "/gradio_api/deep_link?session_hash=visitor",
+        "/gradio_api/process_recording", "/gradio_api/component_server", "/gradio_api/dev/reload", "/gradio_api/runs",
+        "/gradio_api/stream/x", "/gradio_api/custom_component/a/client/b/c", "/gradio_api/mcp/", "/docs", "/svelte/x",
+        "/gradio_api/file=http://127.0.0.1:1/", "/gradio_api/file=/etc/passwd", "/gradio_api/file/etc/passwd",
+        "/assets/../../routes.py", "/assets/%2e%2e/%2e%2e/routes.py", "/static//etc/passwd", "/gradio_api/token",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_the_page_does_not_use_is_not_there(visit, path, method):
+    answer = visit().request(method, path)
+    assert answer.status_code == 404 and answer.json() == {"detail": "There is nothing at this address."}
+
+
+def test_a_method_that_an_address_does_not_take_is_named(visit):
+    answer = visit().delete(JOIN)
+    assert answer.status_code == 405 and answer.headers["allow"] == "POST"
+    assert answer.json()["detail"] == "This address takes POST only."
+
+
+def test_mcp_is_there_where_it_is_asked_for(visit):
+    nothing = {"detail": "There is nothing at this address."}
+    assert visit().post("/gradio_api/mcp", json={}).json() == nothing
+    assert visit(mcp=True).post("/gradio_api/mcp", json={}).json() != nothing
+
+
+# --- bodies
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"null", b"3", b'"data"', b"\xff\xfe{\x00}\x00", b"NaN", b'{"data": NaN}', b"[" * 100_000,
+        b'{"data": [' + b"[" * 40 + b"]" * 40 + b"]}", b'{"data": [' + b"1," * 30_000 + b"1]}",
+        b'{"data": [{}, null], "fn_index": 1}', b'{"data": [{}, null], "fn_index": -1, "session_hash": "a"}',
+        b'{"data": [{}, null], "fn_index": true, "session_hash": "a"}', b'{"data": [{}], "fn_index": 1, "session_hash": "a"}',
+        b'{"data": {}, "fn_index": 1, "session_hash": "a"}', b'{"data": [{}, null], "fn_index": 1, "session_hash": "a/b"}',
+        b'{"data": [{}, null], "fn_index": 1e999, "session_hash": "a"}', b'{"fn_index": 1, "session_hash": "a"}',
+        b'{"data": [{}, 5], "fn_index": 1, "session_hash": "a"}', b'{"data": [null, 5, ""], "fn_index": 0, "session_hash": "a"}',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", [JOIN, CALL, "/gradio_api/call/v2/answer", "/gradio_api/cancel", "/gradio_api/reset"])
+def test_a_body_that_is_none_of_an_event_is_refused_in_words(visit, body, path):
+    answer = visit().post(path, content=body)
+    assert answer.status_code in (400, 413) and answer.json()["detail"].endswith(".")
+
+
+def test_an_event_that_is_not_there(visit):
+    assert joined(visit(), [], index=99).json() == {"detail": "There is no event 99 on this page: load it again."}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"path": "/etc/passwd"}, {"path": "http://127.0.0.1:1/x.png"}, {"path": "file:///etc/passwd"}, {"path": 5},
+        {"path": None, "url": "http://127.0.0.1:1/x.png"}, {"url": "data:text/html;base64,AAAA"}, {"path": ""},
+        {"path": get_upload_folder()}, {"path": f"{get_upload_folder()}/{'0' * 64}/gone.png"}, {"meta": "gradio.FileData"},
+        {"path": f"{get_upload_folder()}/{'0' * 64}/../../../etc/passwd"}, {"path": f"{get_upload_folder()}/{'0' * 64}/a\0b"},
+    ],
+)  # fmt: skip
+def test_a_file_that_was_not_uploaded_is_refused_wherever_it_stands(visit, file):
+    file = {"meta": {"_type": "gradio.FileData"}, **file}
+    for data, index in (([None, file], 1), ([{"lens": [{"deep": file}]}, None], 1), ([file, "", ""], 0)):
+        answer = joined(visit(), data, index)
+        assert answer.status_code == 400 and "upload" in answer.json()["detail"]
+
+
+def test_what_goes_on_is_made_anew_from_what_was_checked(visit):
+    path = uploaded(visit())
+    read = payload.read_json(
+        b'{"path": "%s", "url": "http://127.0.0.1:1/", "is_stream": true, "meta": {"_type": "no"}, "size": "x"}'
+        % path.encode()
+    )
+    meta = {"_type": "gradio.FileData"}
+    assert read == {"path": path, "url": None, "orig_name": None, "is_stream": False, "meta": meta}
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text(),
+        lambda children: (
+            st.lists(children, max_size=4) | st.dictionaries(st.text().filter(lambda key: key not in FILE), children)
+        ),
+        max_leaves=20,
+    )
+)
+def test_json_without_files_goes_on_as_it_came(value):
+    import orjson
+
+    try:
+        body = orjson.dumps(value)
+    except TypeError:  # lone surrogates
+        return
+    assert payload.read_json(body) == orjson.loads(body)
+
+
+FILE = ("path", "meta", "url")
+
+
+# --- uploads
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("scene.png", 200), ("scene.JPG", 200), ("gates.json", 200), ("gates.safetensors", 200), ("../../../scene.png", 200),
+        ("<img src=x onerror=alert(1)>.png", 200), ("x" * 3000 + ".png", 200), ("scene.html", 415), ("scene.svg", 415),
+        ("scene.png.exe", 415), (".png", 415), ("..", 415), ("scene", 415), ("scene.py", 415),
+    ],
+)  # fmt: skip
+def test_uploads_by_the_kind_that_their_name_tells(visit, name, status):
+    answer = visit().post(UPLOAD, files={"files": (name, picture())})
+    assert answer.status_code == status, answer.text
+    if status == 200:
+        assert re.fullmatch(payload.STORED, answer.json()[0]) and Path(answer.json()[0]).is_file()
+    else:
+        assert "<" not in answer.text and answer.headers["content-type"].startswith("text/plain")
+
+
+def test_an_upload_too_large_too_many_or_cut_short(visit):
+    client = visit(Limits(file_bytes=1000))
+    pieces = set(Path(get_upload_folder()).glob("tmp*"))
+    assert client.post(UPLOAD, files={"files": ("a.png", b"x" * 1001)}).status_code == 413
+    assert client.post(UPLOAD, files={"files": ("a.png", b"x" * 2_000_000)}).status_code == 413
+    assert client.post(UPLOAD, files=[("files", ("a.png", b"x"))] * 5).status_code == 400
+    assert client.post(UPLOAD, files={"file": ("a.png", b"x")}).status_code == 400
+    assert client.post(UPLOAD, data={"files": "no file"}).status_code == 415
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    part = b'--b\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\nabc'
+    for cut in (b"", part, part + b"\r\n--b", b"--c\r\n\r\n", b"rubbish"):
+        assert client.post(UPLOAD, content=cut, headers=kind).status_code == 400
+    assert client.post(UPLOAD, content=part + b"\r\n--b--\r\n", headers=kind).status_code == 200
+    for kind in ("multipart/form-data", f"multipart/form-data; boundary={'b' * 300}", "text/plain", ""):
+        assert client.post(UPLOAD, content=part, headers={"content-type": kind}).status_code in (400, 415)
+    assert set(Path(get_upload_folder()).glob("tmp*")) == pieces
+
+
+def test_a_full_disk_is_told(visit):
+    answer = visit(Limits(spare_bytes=1 << 62)).post(UPLOAD, files={"files": ("a.png", b"x")})
+    assert answer.status_code == 507 and answer.text == guard.NO_ROOM
+
+
+def test_pieces_that_an_upload_left_are_swept_away(tmp_path):
+    (tmp_path / "tmpabc").write_bytes(b"x")
+    (tmp_path / "kept").mkdir()
+    guard.sweep(tmp_path)
+    assert (tmp_path / "tmpabc").exists()  # it may still grow
+    guard.sweep(tmp_path, older_than=-1)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+# --- rates and times
+
+
+def test_each_address_has_its_own_rate(visit):
+    client = visit(Limits(pages_per_minute=4))
+    answers = [client.get("/") for _ in range(5)]
+    assert {answers[0].status_code, answers[1].status_code} == {200} and answers[4].status_code == 429
+    assert int(answers[4].headers["retry-after"]) >= 1 and "try again in" in answers[4].json()["detail"]
+    assert joined(client, [{}, None]).status_code == 200  # events have another rate
+
+
+def test_uploaded_bytes_have_a_rate(visit):
+    client = visit(Limits(uploaded_mib_per_hour=2))
+    assert [client.post(UPLOAD, files={"files": ("a.png", b"x" * n)}).status_code for n in (1 << 19, 1 << 19, 9)] == [
+        200, 200, 429,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("client", "address"),
+    [
+        (("203.0.113.7", 1), "203.0.113.7"),
+        (("2001:db8::1:2", 1), "2001:db8::/64"),
+        (None, "unknown"),
+        (("x", 1), "unknown"),
+    ],
+)
+def test_a_household_is_one_address(client, address):
+    assert address_of({"client": client}) == address
+
+
+def test_a_body_that_stalls_is_ended():
+    async def silent():
+        await asyncio.sleep(60)
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def never(scope, receive, send):
+        raise AssertionError("Gradio was asked")
+
+    scope = {
+        "type": "http", "method": "POST", "path": JOIN, "query_string": b"", "headers": [(b"host", b"a")], "client": None,
+    }  # fmt: skip
+    guarded = Guard(never, Limits(stall_seconds=0.05))
+    asyncio.run(guarded(scope, silent, send))
+    assert sent[0]["status"] == 408 and not guarded.open and not guarded.held
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    sent.clear()
+    asyncio.run(guarded(scope, gone, send))
+    assert not sent and not guarded.open and not guarded.held
+
+
+def test_streams_are_for_those_who_asked(visit):
+    client = visit()
+    for path in (
+        "/gradio_api/queue/data?session_hash=nobody",
+        "/gradio_api/call/answer/0123",
+        "/gradio_api/queue/data",
+    ):
+        assert client.get(path).status_code == 404
+
+
+# --- who asks, and what every answer carries
+
+
+def test_a_page_for_this_machine_alone_is_no_other_hosts(visit):
+    client = visit(local=True)
+    assert (
+        client.get("/", headers={"host": "evil.example"}).status_code == 421
+    )  # a name that was bound to 127.0.0.1 anew
+    assert client.get("/", headers={"host": "localhost:7860"}).status_code == 200
+    assert visit().get("/", headers={"host": "sinks.example"}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["", "a b", "a/b", "[::1", "a:99999999", "a@b", "xn--\xff", "a\tb"])
+def test_a_host_that_is_none(host):
+    assert not is_host(host)
+    assert is_host("[::1]:7860") and is_host("sinks.example") and is_host("127.0.0.1:7860")
+
+
+def test_other_sites_may_not_ask(visit):
+    client = visit()
+    body = {"data": [{}, None], "fn_index": 1, "session_hash": "a"}
+    assert client.post(JOIN, json=body, headers={"sec-fetch-site": "cross-site"}).status_code == 403
+    assert client.post(JOIN, json=body, headers={"sec-fetch-site": "same-origin"}).status_code == 200
+
+
+def test_the_host_of_a_proxy_counts_only_behind_one(visit):
+    told = {"x-forwarded-host": "sinks.example", "x-gradio-server": "http://evil.example"}
+    assert visit().get("/config", headers=told).json()["root"] == "http://127.0.0.1:7860"
+    assert visit(proxied=True).get("/config", headers=told).json()["root"] == "http://sinks.example"
+    assert visit(proxied=True).get("/", headers={"x-forwarded-host": "a b"}).status_code == 400
+
+
+def test_every_answer_is_dressed(visit):
+    client = visit()
+    for answer in (client.get("/"), client.get("/nothing"), client.get("/config"), client.post(JOIN, content=b"")):
+        assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"]
+        policy = answer.headers["content-security-policy"]
+        assert "'unsafe-inline'" not in policy.split("style-src")[0] and "frame-ancestors 'self'" in policy
+    assert "huggingface.co" in visit(on_space=True).get("/").headers["content-security-policy"]
+    stored = client.get(f"/gradio_api/file={uploaded(client)}").headers["content-security-policy"]
+    assert stored == guard.LOCKED
+
+
+def test_the_pages_own_scripts_are_named_by_hash(visit):
+    page = visit().get("/")
+    hashes = scripts_of(page.content).split()
+    assert len(hashes) >= 3 and all(hashed in page.headers["content-security-policy"] for hashed in hashes)
+    assert int(page.headers["content-length"]) == len(page.content)
+    assert scripts_of(b'<script src="x.js"></script><script type="module">1</script>').count("sha256-") == 1
+
+
+def test_a_query_that_is_no_ones(visit):
+    client = visit()
+    assert client.get("/", params={"deep_link": "../../etc"}).status_code == 200
+    assert client.get("/", params={"x": "y" * 3000}).status_code == 414
