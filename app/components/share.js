@@ -120,13 +120,14 @@ function figure() {
   const looked = `layer ${frame.lens.layer}, ${head}, query: ${frame.queries[frame.lens.row] || "not there yet"}`;
   y = write(draw, `${model} · ${looked}${frame.lens.hide ? " · sinks hidden" : ""}`, MARGIN, y, { most: 2, ...within }) + 2;
   y = write(draw, `Gates: ${gates()}`, MARGIN, y, { most: 3, ...within }) + 14;
+  const settled = answers.done && !answers.stale;
+  const said = ["unchanged", "gated"].map((side) => settled ? (answers[side] || []).map(([word]) => word).join(" ") || "(no words)" : "…");
+  const bold = { size: 15, color: INK, weight: 600, width: SIDE, most: 2 };
   sides.forEach((map, index) => {
-    const side = ["unchanged", "gated"][index];
     const x = MARGIN + (across === 2 ? index * (SIDE + GAP) : 0);
-    const said = answers.done && !answers.stale ? (answers[side] || []).map(([word]) => word).join(" ") || "(no words)" : "…";
     write(draw, index ? "Gated" : "Unchanged", x, y);
-    write(draw, said, x, y + 18, { size: 15, color: INK, weight: 600, width: SIDE, most: 2 });
-    const [from, [rows, columns]] = [y + 64, frame.grid];
+    const ends = said.map((text, side) => write(draw, text, side === index ? x : -1e4, y + 18, bold)); // both as high
+    const [from, [rows, columns]] = [Math.max(...ends) + 8, frame.grid];
     draw.fillStyle = LINE;
     draw.fillRect(x, from, width, height);
     if (map) draw.drawImage(map, x, from, width, height);
