@@ -50,22 +50,26 @@ class Handlers:
         self.plain = GENERAL_QUESTIONS if general else PLAIN_QUESTIONS  # of pictures that are no scenes
         self.gallery = [image_url(random_scene(seed).render(SCENE_SIDE).resize((96, 96))) for seed in GALLERY]
 
-    # Each of the next six returns: session, picture, question, questions, frame, status, mixer; those that bring another
+    # Each of the next eight returns: session, picture, question, questions, frame, status, mixer; those that bring another
     # picture, the composer too.
 
-    def begin(self, link: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """A visitor arrives: what their link holds, else a scene and its first question; returns lens and learned, too."""
+    def begin(self, mixer: Any, lens: Any) -> tuple[Any, ...]:
+        """A visitor arrives: a scene, its first question, the answer's first word."""
+        return self.show_scene(Session(), FIRST_SCENE, mixer, lens, (FIRST_KIND, FIRST_QUESTION))
+
+    def arrive(self, link: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
+        """A visitor arrives, perhaps by a link (`sharing`); returns lens and learned, too."""
         wrong = None
         try:
             if link:
                 return self.open_link(Session(), Link.from_text(link, self.desk))
         except Exception as error:
             wrong = fault(error)
-        shown = self.show_scene(Session(), FIRST_SCENE, mixer, lens, (FIRST_KIND, FIRST_QUESTION))
+        shown = self.begin(mixer, lens)
         return *shown[:STATUS], wrong or shown[STATUS], *shown[STATUS + 1 :], SKIP, SKIP
 
     def open_link(self, session: Session, link: Link) -> tuple[Any, ...]:
-        """Everything as the link has it; returns what `begin` does."""
+        """Everything as the link has it; returns what `arrive` does."""
         with self.desk.turns.turn(session, "ask"):
             session.seed = FIRST_SCENE if link.seed is None else link.seed
             session.scene = link.scene or random_scene(session.seed)

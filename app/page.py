@@ -180,7 +180,7 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
             handlers.tell, [parts.session, parts.mixer], told, trigger_mode="multiple", **SLOW, **PRIVATE
         )
 
-    asks(page.load, handlers.begin, [parts.share], [*anew, parts.lens, parts.learned], READ_LINK)
+    asks(page.load, handlers.arrive, [parts.share], [*anew, parts.lens, parts.learned], READ_LINK)
     asks(parts.picture.input, handlers.new_picture, [parts.session, parts.picture, parts.question], anew)
     asks(parts.ask.click, handlers.ask, [parts.session, parts.question])
     asks(parts.question.submit, handlers.ask, [parts.session, parts.question])
