@@ -1,0 +1,256 @@
+"""On ZeroGPU the page's work is done in other processes: what comes back is what a session in this one gives, bit by bit."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import pickle
+import threading
+from pathlib import Path
+from random import Random
+
+import bench
+import pytest
+import torch
+from learned import gates_in
+from live import Desk, Session
+from made_up_spaces import put_in_place, visitor
+
+import sinkgate as sg
+from sinkgate.demo.scenes import Scene
+from sinkgate.loading import DEMO
+
+QUESTION = "How many objects are there?"
+APP = Path(__file__).parents[2] / "app"
+
+
+@pytest.fixture
+def spaces(monkeypatch):
+    made_up = put_in_place(monkeypatch)
+    import zerogpu
+
+    monkeypatch.setattr(zerogpu, "DEVICE", "cpu")
+    yield made_up
+    made_up.stop()
+
+
+@pytest.fixture
+def far_bench(spaces, demo):
+    import zerogpu
+
+    return zerogpu.Bench(demo)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return Scene.random(Random(71)).render(224)
+
+
+@pytest.fixture(scope="module")
+def gates(demo):
+    return sg.Gates.ones(demo).set("v_sink", 0.2, layers=[2])
+
+
+@pytest.fixture(scope="module")
+def here(demo, image):
+    near = bench.Bench(demo)
+    return near.open(near.prompt(image, QUESTION), "auto")
+
+
+def far_session(far_bench, image, question=QUESTION):
+    return far_bench.open(far_bench.prompt(image, question), "auto")
+
+
+def told(stream):
+    texts = []
+    while True:
+        try:
+            texts.append(next(stream))
+        except StopIteration as end:
+            return texts, end.value
+
+
+def assert_same(first: sg.Trace, second: sg.Trace) -> None:
+    assert (first.text, first.ids, first.next_token) == (second.text, second.ids, second.next_token)
+    for name in ("probabilities", "attention", "positions", "separators"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+    assert [sheet.grid for sheet in first.sheets] == [sheet.grid for sheet in second.sheets]
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["one process", "a process a job"])
+def test_a_far_session_says_what_a_near_one_says(far_bench, spaces, here, image, gates, keep):
+    spaces.keep = keep
+    far = far_session(far_bench, image)
+    assert torch.equal(far.sinks.v_sink, here.sinks.v_sink) and torch.equal(far.sinks.l_sink, here.sinks.l_sink)
+    assert far.sinks.explain(0, 1) == here.sinks.explain(0, 1)
+    assert far.prompt.length == here.prompt.length and far.prompt.question == QUESTION
+    assert torch.equal(far.prompt.visual, here.prompt.visual)
+    for setting in (None, gates):
+        assert_same(far.predict(setting), here.predict(setting))
+        assert_same(far.answer(setting, max_new_tokens=8), here.answer(setting, max_new_tokens=8))
+        texts, trace = told(far.stream(setting, max_new_tokens=8))
+        assert_same(trace, here.answer(setting, max_new_tokens=8))
+        assert texts[-1] == trace.text
+    assert far.resumes == here.resumes
+    assert not far_bench._held  # nothing is held in this process
+
+
+def test_learned_gates_read_over_there(far_bench, demo, here, image):
+    learned = gates_in(DEMO.parent / "gates", demo)[0]
+    assert torch.equal(learned.read(far_session(far_bench, image)).scales, learned.read(here).scales)
+
+
+def test_a_process_that_lives_on_resumes(far_bench, spaces, demo, image, gates):
+    far = far_session(far_bench, image)
+    assert spaces.forks == 1
+    before = far.layers_run
+    far.predict(gates)
+    assert far.layers_run - before == len(demo.adapter.all_layers) - 2  # from layer 2 upward
+    assert far.nbytes > 0
+    spaces.stop()
+    far.predict(gates.set("v_sink", 0.5, layers=[2]))
+    assert spaces.forks == 2 and far.layers_run - before > len(demo.adapter.all_layers)
+
+
+def test_the_unchanged_prediction_takes_no_gpu_again(far_bench, spaces, demo, image):
+    far = far_session(far_bench, image)
+    far.predict()
+    far.predict(sg.Gates.ones(demo))
+    assert len(spaces.asked) == 1
+
+
+def test_only_text_and_bytes_cross(far_bench, spaces, image, gates):
+    far = far_session(far_bench, image)
+    told(far.stream(gates, max_new_tokens=8))
+    assert {type(value) for value in spaces.crossed} == {str, bytes}
+
+
+def test_tensors_leave_the_gpu(spaces, monkeypatch):
+    import zerogpu
+
+    class OnGPU(torch.Tensor):
+        device = torch.device("cuda")  # type: ignore[assignment]
+        moved = 0
+
+        def cpu(self):
+            OnGPU.moved += 1
+            return torch.ones(2)
+
+    with io.BytesIO(zerogpu._packed({"deep": [torch.ones(2).as_subclass(OnGPU)]})) as buffer:
+        assert torch.equal(pickle.load(buffer)["deep"][0], torch.ones(2)) and OnGPU.moved == 1
+
+
+def test_the_time_asked_for_grows_with_the_work_and_the_model(far_bench, spaces, image):
+    far = far_session(far_bench, image)
+    far_bench.gigabytes = 14.0  # half-precision weights of 7 billion parameters
+    far.answer(max_new_tokens=4)
+    far.answer(max_new_tokens=32)
+    opening, short, long = spaces.asked
+    assert opening < short < long <= 60  # seconds; spaces' own default is 60
+    assert all(type(seconds) is int for seconds in spaces.asked)
+
+
+def test_the_visitor_is_known_to_the_scheduler(far_bench, spaces, image):
+    visitor.set("somebody")
+    far = far_session(far_bench, image)
+    told(far.stream(max_new_tokens=4))  # which runs in a thread of its own
+    assert spaces.visitors == ["somebody", "somebody"]
+
+
+def test_stopping_gives_the_text_so_far_and_frees_the_process(far_bench, spaces, here, image):
+    whole = here.answer(max_new_tokens=32).text
+    far = far_session(far_bench, image, "What do you see?")
+    texts, trace = told(far.stream(max_new_tokens=32, stop=lambda: True))
+    assert len(texts) <= 1 or trace.text == texts[-1]
+    assert_same(far.predict(), far_session(far_bench, image, "What do you see?").predict())
+    stream = far.stream(max_new_tokens=32)
+    next(stream)
+    stream.close()
+    assert spaces.forks == 1 and far_session(far_bench, image).answer(max_new_tokens=32).text == whole
+
+
+def test_the_turn_is_held_while_the_gpu_writes(far_bench, image):
+    far, held = far_session(far_bench, image), []
+
+    class Turn:
+        def __enter__(self):
+            held.append(threading.get_ident())
+
+        def __exit__(self, *error):
+            held.append(threading.get_ident())
+
+    told(far.stream(max_new_tokens=4, within=Turn()))  # type: ignore[arg-type]
+    assert len(held) == 2 and len({*held, threading.get_ident()}) == 2
+
+
+def test_what_is_wrong_is_said_in_our_words(far_bench, spaces, demo, image):
+    import zerogpu
+
+    with pytest.raises(sg.PromptError, match="the question is empty"):
+        far_session(far_bench, image, "  ")
+    far = far_session(far_bench, image)
+    with pytest.raises(sg.GateError, match="layers"):
+        far.predict(sg.Gates(torch.zeros(7, 3)))
+    with pytest.raises(RuntimeError, match="TypeError on the GPU"):
+        far._do(zerogpu._predict, "a question of somebody's", "and more")
+    spaces.quota = 1
+    with pytest.raises(zerogpu.GPUError, match="no GPU for this just now: You have exceeded your quota"):
+        far.predict(sg.Gates.ones(demo).set("rest", 0.5))
+
+
+def test_only_so_many_prompts_are_held(far_bench, image):
+    import zerogpu
+
+    sessions = [far_session(far_bench, image, f"Is there a circle {'?' * n}") for n in range(1, zerogpu.HELD + 2)]
+    before = sessions[0].layers_run
+    sessions[0].predict(sg.Gates.ones(far_bench.vlm).set("rest", 0.9, layers=[3]))
+    assert sessions[0].layers_run - before == len(far_bench.vlm.adapter.all_layers)  # made again
+    before = sessions[-1].layers_run
+    sessions[-1].predict(sg.Gates.ones(far_bench.vlm).set("rest", 0.9, layers=[3]))
+    assert sessions[-1].layers_run - before == len(far_bench.vlm.adapter.all_layers) - 3  # held, and resumed
+
+
+def test_a_desk_works_there_as_here(far_bench, demo, image, gates):
+    learned = gates_in(DEMO.parent / "gates", demo)
+    frames = []
+    for desk in (Desk(demo, learned), Desk(demo, learned, far_bench)):
+        session = Session()
+        desk.ask(session, QUESTION, sg.Gates.ones(demo), image)
+        last = [*desk.tell(session, gates)][-1]
+        desk.learn(session, desk.learned[0])
+        assert session.case and session.case.rho is not None
+        trace, sinks = desk.answer("a program", image, QUESTION, gates)
+        frames.append(
+            (last.unchanged, last.gated, session.case.rho.scales.tolist(), trace.text, int(sinks.v_sink.sum()))
+        )
+    assert frames[0] == frames[1]
+
+
+def test_far_has_the_face_of_a_warm_session(far_bench, image):
+    far = far_session(far_bench, image)
+    for name in ("predict", "answer", "stream", "read", "drop"):
+        near = inspect.signature(getattr(bench.Warm, name)).parameters
+        assert inspect.signature(getattr(type(far), name)).parameters.keys() <= near.keys(), name
+    for name in ("vlm", "prompt", "sinks", "resumes", "nbytes", "layers_run"):
+        assert getattr(far, name) is not None
+
+
+def test_the_page_follows_no_moving_hand_there(far_bench, demo):
+    from page import build_page
+
+    def moving(desk):
+        config = build_page(desk).get_config_file()
+        names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
+        targets = [target for wired in config["dependencies"] for target in wired["targets"]]
+        return {(names.get(part), event) for part, event in targets if names.get(part) in ("mixer", "composer")}
+
+    settled = {("mixer", "commit"), ("composer", "commit")}
+    assert moving(Desk(demo)) == settled | {("mixer", "input"), ("composer", "input")}
+    assert moving(Desk(demo, bench=far_bench)) == settled
+
+
+def test_nothing_else_imports_it():
+    importers = [
+        path.name for path in APP.glob("*.py") if "zerogpu import" in path.read_text() and path.name != "zerogpu.py"
+    ]
+    assert importers == ["main.py"]
