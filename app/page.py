@@ -143,18 +143,20 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 apply_default_css=False,
             )
             chart = gr.Plot(show_label=False, container=False, elem_id="chart")
-    with gr.Accordion("Share and save", open=False, elem_classes="card gates", elem_id="gates"):
-        with gr.Row(elem_classes="taking"):
-            with gr.Column(min_width=300):
-                share = share_desk()
-            with gr.Column(min_width=300):
-                gates_text = gr.Textbox(
-                    label="Gates as JSON", lines=4, max_lines=8, placeholder="Paste gates here", elem_id="gates-text"
-                )
-                with gr.Row(elem_classes="buttons"):
-                    apply = gr.Button("Put on the mixer", elem_id="gates-apply", min_width=60)
-                    load = gr.UploadButton("Open a file", file_types=[".json"], elem_id="gates-load", min_width=60)
-                    save = gr.Button("Save gates", elem_id="gates-save", min_width=60)
+    with (
+        gr.Accordion("Share and save", open=False, elem_classes="card gates", elem_id="gates"),
+        gr.Row(elem_classes="taking"),
+    ):
+        with gr.Column(min_width=300):
+            share = share_desk()
+        with gr.Column(min_width=300):
+            gates_text = gr.Textbox(
+                label="Gates as JSON", lines=4, max_lines=8, placeholder="Paste gates here", elem_id="gates-text"
+            )
+            with gr.Row(elem_classes="buttons"):
+                apply = gr.Button("Put on the mixer", elem_id="gates-apply", min_width=60)
+                load = gr.UploadButton("Open a file", file_types=[".json"], elem_id="gates-load", min_width=60)
+                save = gr.Button("Save gates", elem_id="gates-save", min_width=60)
     return Parts(
         session, status, picture, composer, question, ask, new_scene, edit, done, questions, answers,
         lens, maps, mixer, learned, bring, chart, share, gates_text, apply, save, load,
