@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 from crowd import Notes, Visitor, errands
 
 import sinkgate as sg
 
+if TYPE_CHECKING:
+    from conftest import App
 
-def test_nobody_gets_an_answer_that_is_not_theirs(address: str, vlm: sg.VLM) -> None:
+
+def test_nobody_gets_an_answer_that_is_not_theirs(app: App, vlm: sg.VLM) -> None:
     notes, stop = Notes(), threading.Event()
-    crowd = [Visitor(address, errands(vlm, number, 2), notes, stop, number) for number in range(4)]
+    crowd = [Visitor(app.address, errands(vlm, number, 2), notes, stop, number) for number in range(4)]
     for visitor in crowd:
         visitor.start()
     stop.wait(8)

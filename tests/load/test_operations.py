@@ -1,0 +1,117 @@
+"""Health, metrics, logs; and what visitors see when something goes wrong: the next request works."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from wire import Wire
+
+if TYPE_CHECKING:
+    from conftest import App
+
+LONG = "What do you see?"  # is answered with a dozen words
+
+
+def wait_for(condition, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def wire(app: App):
+    wire = Wire(app.address)
+    yield wire
+    wire.close()
+
+
+def ask(wire: Wire, question: str) -> dict:
+    wire.values["question"] = question
+    return wire.send("ask", "click")
+
+
+def test_healthy_and_measured(app: App, wire: Wire) -> None:
+    assert httpx.get(f"{app.address}/healthz").json() == {"status": "ok", "waiting": 0}
+    turns = app.measured("sinkgate_turns_total")
+    wire.send("", "load")
+    wire.follow("", "load")
+    assert app.measured("sinkgate_turns_total") > turns
+    for tier in ("ask", "slow"):
+        assert app.measured(f'sinkgate_run_seconds_count{{tier="{tier}"}}') >= 1
+    assert app.measured("sinkgate_visitors ") >= 1 and app.measured("sinkgate_warm_bytes ") > 0
+    assert app.measured("process_resident_memory_bytes") > 1e8
+    assert httpx.get(f"{app.address}/metrics").status_code == 404  # not for visitors
+
+
+def test_logs_are_json_and_hold_nothing_that_visitors_wrote(app: App, wire: Wire) -> None:
+    wire.send("", "load")
+    ask(wire, "Is there a magenta hexagon-7731?")
+    ask(wire, "x" * 600)  # too long
+    wire.send("gates-apply", "click", **{"gates-text": '{"secret": "hexagon-7731"'})
+    lines = [json.loads(line) for line in app.logged().splitlines() if line.startswith("{")]
+    assert lines and all({"asctime", "levelname", "event"} <= line.keys() for line in lines)
+    assert "hexagon" not in app.logged() and "x" * 50 not in app.logged()
+    assert {line["tier"] for line in lines if line["event"] == "turn"} >= {"ask"}
+
+
+def test_a_model_that_raises_is_one_sentence_and_the_next_question_works(broken: App) -> None:
+    wire = Wire(broken.address)
+    wire.send("", "load")
+    told = ask(wire, "Which shapes are there?")
+    assert told["status"] == {
+        "text": "Something unforeseen went wrong; the page goes on with what it had.",
+        "tone": "warning",
+    }
+    assert "maps" in ask(wire, "How many objects are there?")
+    assert broken.measured('sinkgate_turns_total{outcome="RuntimeError"') == 1
+    (line,) = [json.loads(line) for line in broken.logged().splitlines() if '"unforeseen"' in line]
+    assert line["kind"] == "RuntimeError" and any("broken" in where for where in line["where"])
+    assert "secret" not in broken.logged()
+    wire.close()
+
+
+def test_a_tab_that_closes_in_mid_answer_frees_the_model(slow: App) -> None:
+    leaving, staying = Wire(slow.address), Wire(slow.address)
+    for wire in (leaving, staying):
+        wire.send("", "load")
+    ask(leaving, LONG)
+    stream = leaving.stream("mixer", "commit")
+    next(stream)
+    threads = slow.threads
+    stream.close()
+    leaving.close()
+    began = time.monotonic()
+    assert "maps" in ask(staying, "How many objects are there?")
+    assert time.monotonic() - began < 10
+    wait_for(lambda: slow.threads <= threads)  # what wrote the answer has ended
+    assert httpx.get(f"{slow.address}/healthz").json()["status"] == "ok"
+    staying.close()
+
+
+def test_sigterm_in_mid_answer_finishes_it_and_tells_those_who_wait(slow: App) -> None:
+    answered, waiting = Wire(slow.address), Wire(slow.address)
+    for wire in (answered, waiting):
+        wire.send("", "load")
+        ask(wire, LONG)
+    stream = answered.stream("mixer", "commit")
+    next(stream)
+    told: list[dict] = []
+    thread = threading.Thread(target=lambda: told.append(ask(waiting, "How many objects are there?")))
+    thread.start()
+    wait_for(lambda: slow.measured("sinkgate_waiting ") == 1)
+    slow.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: httpx.get(f"{slow.address}/healthz").status_code == 503)
+    *_, last = stream
+    assert last["answers"]["done"] and last["answers"]["unchanged"]
+    thread.join(10)
+    assert "about to stop or restart" in told[0]["status"]["text"]
+    assert slow.process.wait(20) == 0
+    for wire in (answered, waiting):
+        wire.close()
