@@ -28,6 +28,7 @@ if "google.colab" in sys.modules:
 
 # %%
 from random import Random
+from textwrap import fill
 
 import pandas as pd
 from plotly.subplots import make_subplots
@@ -35,6 +36,7 @@ from plotly.subplots import make_subplots
 import sinkgate as sg
 from sinkgate.demo.scenes import Scene, SceneObject
 from sinkgate.plots import shares_figure
+from sinkgate.plots.style import dressed
 
 vlm = sg.load(MODEL, device=DEVICE)
 vlm.num_layers, vlm.num_heads
@@ -67,7 +69,7 @@ trace.text
 
 
 # %%
-def maps_figure(maps, title, columns=4):
+def maps_figure(maps, title, subtitle, columns=4):
     """Maps over the picture, each as dark as its own largest value."""
     rows = -(-len(maps) // columns)
     figure = make_subplots(rows, columns, subplot_titles=list(maps), horizontal_spacing=0.02, vertical_spacing=0.1)
@@ -82,9 +84,8 @@ def maps_figure(maps, title, columns=4):
         figure.update_yaxes(scaleanchor=figure.data[-1].xaxis, **cell)
     figure.update_xaxes(visible=False, constrain="domain")
     figure.update_yaxes(visible=False, autorange="reversed", constrain="domain")
-    return figure.update_layout(
-        title=title, height=90 + 240 * rows, margin={"l": 10, "r": 10, "t": 80, "b": 10}, plot_bgcolor="white"
-    )
+    dressed(figure, title, subtitle, 120 + 240 * rows, legend=False)
+    return figure.update_layout(margin={"l": 10, "r": 10, "t": 110, "b": 10})
 
 
 # %% [markdown]
@@ -93,7 +94,8 @@ def maps_figure(maps, title, columns=4):
 # %%
 shown = range(0, vlm.num_layers, max(1, vlm.num_layers // 8))
 maps = {layer: trace.visual(layer) for layer in shown}
-maps_figure({f"layer {layer}: {grid.max():.0%}": grid for layer, grid in maps.items()}, "Where the answer looks")
+maps = {f"layer {layer}: {grid.max():.0%}": grid for layer, grid in maps.items()}
+maps_figure(maps, "Where the answer looks", "Attention of the token that writes the answer, mean over heads.")
 
 # %% [markdown]
 # In layer 2 of the demo model one patch of empty background gets about half of all attention, and layers 4 and 7 come back to it. If you took such a map for
@@ -109,7 +111,7 @@ maps_figure({f"layer {layer}: {grid.max():.0%}": grid for layer, grid in maps.it
 
 # %%
 sinks = sg.find_sinks(vlm, prompt)
-print(sinks.summary())
+print(fill(sinks.summary(), 100))
 
 # %% [markdown]
 # How does a V-sink look inside the encoder? For each patch $j$, take the attention that it receives from all $N$ patches and all $H$ heads,
@@ -136,9 +138,8 @@ for token in sinks.encoder_share.argsort(descending=True)[:5].tolist():
 # %%
 share = prompt.sheets[0].spread(sinks.encoder_share)
 logarithm = (share.clamp_min(0.5) / 0.5).log10()
-maps_figure(
-    {"attention received": share, "its logarithm": logarithm}, "What patches receive inside the encoder", columns=2
-)
+maps = {"attention received": share, "its logarithm": logarithm}
+maps_figure(maps, "What patches receive inside the encoder", "From all patches, mean over heads.", columns=2)
 
 # %% [markdown]
 # The numbers fall off a cliff: two patches of the background, then nothing. Sinks are not a matter of degree here.
@@ -151,16 +152,16 @@ maps_figure(
 # %%
 ordinary = int(sinks.ordinary.all(0).nonzero()[0])
 for token in [*sinks.v_sink.nonzero()[:, 0].tolist(), ordinary]:
-    print(sinks.explain(token, layer=2))
+    print(fill(sinks.explain(token, layer=2), 100, subsequent_indent="  "))
 
 # %% [markdown]
 # ## L-sinks: look twice
 #
-# Inside the LLM a token may become a sink in one layer and be none in the next. Here is every L-sink of this prompt:
+# Inside the LLM a token may become a sink in one layer and be none in the next. Here are the L-sinks of this prompt (six at most):
 
 # %%
 for layer, token in sinks.l_sink.nonzero()[:6].tolist():
-    print(sinks.explain(token, layer))
+    print(fill(sinks.explain(token, layer), 100, subsequent_indent="  "))
 
 # %% [markdown]
 # The last words are a warning: this verdict rests on attention alone. So ask something else about the same picture. A sink should stay what it is; a patch that is
@@ -206,10 +207,10 @@ shares_figure({name: each.tolist() for name, each in shares.items()})
 layers = shares["v_sink"].argsort(descending=True)[:3].tolist()
 before = {f"layer {layer}": trace.visual(layer) for layer in layers}
 after = {f"layer {layer}, V-sinks hidden": trace.visual(layer, hide=sinks.v_sink) for layer in layers}
-maps_figure(before | after, "The same attention, with and without V-sinks", columns=3)
+maps_figure(before | after, "The same attention", "Above as it is, below with V-sinks hidden.", columns=3)
 
 # %% [markdown]
-# In layer 4 what is left lies on the triangle, in layer 7 on the circle: both had been there all the time, too pale to be seen. In layer 2 nothing
+# In layer 4 most of what is left lies on the triangle, in layer 7 on the circle: both had been there all the time, too pale to be seen. In layer 2 nothing
 # in particular is left; there the corner was the point. The map could have told you neither.
 #
 # Hidden is not removed: the model still saw its sinks, we only stopped looking at them. What happens when the *model* may no longer look is
@@ -236,8 +237,8 @@ print(sg.report(vlm, prompt, discovery))
 #
 # | measurement | what it says | formula |
 # |---|---|---|
-# | activation spike | one channel is massive | $\max_d \lvert h_j[d]\rvert \,/\, \mathrm{median}_d \lvert h_j[d]\rvert$ |
-# | attention | much is looked at it | mean of $A_{ij}$ over heads and text queries $i$ |
+# | activation spike | whether one channel is massive | $\max_d \lvert h_j[d]\rvert \,/\, \mathrm{median}_d \lvert h_j[d]\rvert$ |
+# | attention | how much it is looked at | mean of $A_{ij}$ over heads and text queries $i$ |
 # | length of the Value | what looking at it brings: 1 as much as others (*broadcast*), 0 nothing (*no-op*) | $\lVert v_j\rVert \,/\, \mathrm{mean}_k \lVert v_k\rVert$ |
 # | stable rank of a head's output $O$ | whether it tells all queries the same: 1 exactly the same | $\lVert O\rVert_F^2 \,/\, \sigma_1(O)^2$ |
 #
@@ -299,7 +300,10 @@ strongest_heads(heads)[["layer", "head", "v_sink", "stable_rank"]].head(4).round
 #
 # **1. Evict a sink.** Put a large red square on the upper left corner of the scene. Is the corner still a sink? Who is?
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %%
+# your code here
+
+# %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 square = SceneObject("square", "red", "large", 0.21, 0.21)
 evicted = vlm.prompt(Scene(scene.background, (square, *scene.objects)).render(), "How many objects are there?")
 now = sg.find_sinks(vlm, evicted)
@@ -313,16 +317,22 @@ for token in sinks.v_sink.nonzero()[:, 0].tolist():
 #
 # **2. Always the same place?** Where do the V-sinks of many random scenes lie?
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %%
+# your code here
+
+# %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 found = [place for each in prompts for place in places(sg.find_sinks(vlm, each).v_sink)]
-pd.Series(found).value_counts().head()
+pd.Series(found, name="place").value_counts().head().to_frame("pictures")
 
 # %% [markdown]
 # **3. A criterion of your own.** A criterion is a function from signals to a verdict. Ask for 100 times the median attention instead of 5, and for the
 # opposite: a norm *below* 0.8 of the median. Do they find the same patches? (`sg.find_sinks(vlm, prompt, v_sink=...)` takes any object like those in
 # [criteria.py](../sinkgate/criteria.py).)
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %%
+# your code here
+
+# %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 import torch
 
 from sinkgate.criteria import AttentionShare, Verdict

@@ -91,7 +91,7 @@ states = {
     group: np.stack([groups[group] for (groups, _), has in zip(told, there, strict=True) if has])
     for group in ("v_sink", "ordinary")
 }
-states["v_sink"].shape
+states["v_sink"].shape  # pictures, width
 
 # %% [markdown]
 # **Before you run the next cell**: every dot will be a picture, its color the number of objects, and the axes the two directions in which the states differ most. The
@@ -107,6 +107,7 @@ for column, each in enumerate(states.values(), 1):
     marker["colorbar"] = {"title": "objects", "dtick": 1}
     figure.add_scatter(x=x, y=y, mode="markers", marker=marker, row=1, col=column)
 figure.update_xaxes(title_text="first principal component")
+figure.update_yaxes(title_text="second principal component", col=1)
 dressed(
     figure, "States of many pictures", "Mean state of a group, colored by the number of objects.", 420, legend=False
 )
@@ -186,7 +187,7 @@ probes = Probes(
 )
 scores = run(probes, folder / "probes").table("scores")
 scores = scores[scores["train"] > scores["train"].max() / 2]  # what few pictures have is left out: L-sinks
-len(scores)
+print(f"{len(scores)} scores, from {PICTURES} pictures")
 
 # %% [markdown]
 # Each panel is a target. Compare the orange line with the light blue one, and both with the grey ones: shuffled labels, and what the most frequent answer reaches (`chance`). The
@@ -234,6 +235,8 @@ probes_figure(summary(large))
 leads(large)
 
 # %% [markdown]
+# Compare with the table above. The small lead in the shapes inside the LLM is gone: with more pictures to learn from, the probe reads them off ordinary tokens as well.
+#
 # What becomes of the paper's claims, each with the numbers that decide ([what is asked of them](../sinkgate/studies/claims.py) is ours):
 
 # %%
@@ -254,7 +257,10 @@ for claim in claims([shipped]):
 #
 # **1. By heart.** Raise `C` of the probe by hand from 0.0001 to 100. When does the control begin to learn by heart, and does it matter on the test pictures?
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %%
+# your code here
+
+# %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 rows = {}
 for c in (1e-4, 1e-2, 1.0, 100.0):
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)).fit(
@@ -272,7 +278,10 @@ pd.DataFrame(rows).T.rename_axis("C").map("{:.0%}".format)
 #
 # **2. How many ordinary tokens?** Average 1 or 20 ordinary tokens instead of 5. Do enough of them know as much as two V-sinks?
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %%
+# your code here
+
+# %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 many = {1: [], 5: [], 20: []}
 for number, picture in enumerate(pictures):
     prompt = vlm.prompt(picture.image, "Describe the picture.")
@@ -282,18 +291,21 @@ for number, picture in enumerate(pictures):
         (drawn,) = draw_ordinary(sinks, tokens, draws=1, seed=f"{SEED}/{number}")
         means.append(seen.hidden[LAYER, seen.visual][drawn].mean(0).numpy())
 truth = np.array([picture.targets["count"] for picture in pictures])
-pd.Series(
-    {tokens: f"{accuracy(np.stack(means), truth):.0%}" for tokens, means in many.items()}, name="accuracy"
-).rename_axis("ordinary tokens")
+right = {tokens: f"{accuracy(np.stack(means), truth):.0%}" for tokens, means in many.items()}
+pd.DataFrame({"accuracy": right}).rename_axis("ordinary tokens")
 
 # %% [markdown]
 # More tokens know more, but a third of the picture still knows less than two sinks.
 #
 # **3. The color that is everywhere.** Most ordinary tokens lie on the background. Do they know its color as well as the V-sinks do? Guess, then probe.
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %%
+# your code here
+
+# %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 backgrounds = np.array([picture.targets["background"] for picture, has in zip(pictures, there, strict=True) if has])
-pd.Series({GROUP_NAMES[group]: f"{accuracy(each, backgrounds):.0%}" for group, each in states.items()}, name="accuracy")
+right = {GROUP_NAMES[group]: f"{accuracy(each, backgrounds):.0%}" for group, each in states.items()}
+pd.DataFrame({"accuracy": right})
 
 # %% [markdown]
 # Not nearly, with a hundred pictures to learn from. Lying on gray is one thing, saying "gray" in the same direction in every picture is another; and now and then one of the five lies on

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 5 · Your own model
 #
-# Any vision-language model of the [36 tested architectures](../README.md#models), from the Hub or from a folder. This notebook walks the way that every new model goes:
+# Any vision-language model of the [36 tested architectures](../docs/pages/models.md), from the Hub or from a folder. This notebook walks the way that every new model goes:
 #
 # 1. load it, and what the checks on load prove;
 # 2. what sinkgate sees in it;
@@ -137,7 +137,7 @@ for wrong in ({"source": "lava-1.5"}, {"source": "demo", "attn_implementation": 
 # %%
 # your code here
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 model, processor = random_llava()
 with torch.no_grad():
     for layer in model.model.language_model.layers:
@@ -193,7 +193,7 @@ except sg.SinkgateError as error:
 # %%
 # your code here
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 model, processor = random_llava()
 with torch.no_grad():
     model.get_input_embeddings().weight[processor.tokenizer.convert_tokens_to_ids("<|user|>"), 7] = 3000.0
@@ -216,7 +216,7 @@ print(sg.report(vlm, prompt, found))
 # **Why a fixed threshold fails.** Residual streams grow with depth. A norm that is outstanding in layer 0 is ordinary in the last, and a fixed threshold calls every token of the upper layers a sink. So the
 # criteria of sinkgate compare a token with its own layer ([criteria.py](../sinkgate/criteria.py)); the fixed ones of the literature are there too, by name.
 #
-# **Before you run the next cell:** we take a threshold that suits layer 0, twice its median norm. Look at where the line of the fixed threshold ends.
+# **Before you run the next cell:** we take a threshold that suits layer 0, twice its median norm. What share of the tokens will it call sinks in the last layer? Look at where its line ends.
 
 # %%
 seen = vlm.observe(prompt)
@@ -332,8 +332,12 @@ pd.DataFrame({"GB of weights": {name: round(parameters * each / 8e9, 1) for name
 # %%
 # your code here
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 session = sg.Session(vlm, prompt)
 session.predict()
 held = session.nbytes / 1024
 print(f"{held:.0f} KiB for {prompt.length} positions, {held * 3000 / prompt.length:,.0f} KiB for 3,000")
+
+# %% [markdown]
+# **From here:** the same way [on the command line](../docs/pages/guides/command-line.md), [studies](../docs/pages/guides/studies.md) that take hours, and
+# [gates that learn](04_train_lsg.ipynb) on your model.
