@@ -1,0 +1,379 @@
+"""What a page gives away, and what opens from it: a link shows the same, and the Python says the same."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from frames import Lens
+from handlers import FIRST_QUESTION, FIRST_SCENE, Handlers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from learned import gates_in
+from live import Desk, Session
+from PIL import Image
+from sharing import GATES_ARE_AWAY, MOST, NO_GATES, NO_PICTURE, STAND_IN, Link, LinkError, loading, shared
+from visitor import ROOT
+
+import sinkgate as sg
+from sinkgate.demo.questions import KINDS
+from sinkgate.demo.scenes import Scene
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+CLOSE = 2e-5
+LAYERS = 8  # of the demo model
+LENS = {"layer": 2, "head": None, "row": 0, "hide": False, "sheet": 0}
+
+
+@pytest.fixture(scope="module")
+def desk(vlm: sg.VLM) -> Desk:
+    return Desk(vlm, gates_in(ROOT / "sinkgate" / "demo" / "gates", vlm))
+
+
+@pytest.fixture(scope="module")
+def handlers(desk: Desk) -> Handlers:
+    return Handlers(desk)
+
+
+def packed(content: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
+
+
+def unpacked(text: str) -> dict[str, Any]:
+    return json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+
+
+def mixer(v_sink: float = 1.0) -> dict[str, Any]:
+    return {"v_sink": [v_sink] * LAYERS, "rest": [1.0] * LAYERS}
+
+
+def arrive(handlers: Handlers, text: Any) -> tuple[Session, str, dict[str, Any]]:
+    """The session, the status line and the frame that a visitor with this link gets."""
+    session, _, _, _, frame, status, *_ = handlers.arrive(text, mixer(), LENS)
+    return session, status["text"], frame
+
+
+# --- the link itself
+
+scales = st.lists(st.integers(0, 200).map(lambda part: part / 100), min_size=LAYERS, max_size=LAYERS)
+links = st.builds(
+    Link,
+    model=st.just("demo"),
+    question=st.text(st.characters(codec="utf-8"), max_size=500),
+    gates=st.builds(sg.Gates.from_lists, scales, scales, st.just("demo")),
+    lens=st.builds(
+        Lens,
+        st.integers(0, LAYERS - 1),
+        st.none() | st.integers(0, 3),
+        st.integers(0, 31),
+        st.booleans(),
+        st.integers(0, 9),
+    ),
+    seed=st.integers(0, 2**32 - 1),
+    scene=st.none() | st.integers(0, 2**32 - 1).map(lambda seed: Scene.random(Random(seed))),
+    kind=st.none() | st.sampled_from(sorted(KINDS)),
+    learned=st.none() | st.text(st.characters(codec="utf-8"), max_size=30),
+    off=st.lists(st.integers(0, LAYERS - 1), unique=True).map(tuple),
+)
+
+
+@given(link=links)
+def test_a_link_comes_back_as_it_was(desk: Desk, link: Link) -> None:
+    text = link.to_text()
+    assert len(text) <= MOST and text.isascii() and text.replace("-", "").replace("_", "").isalnum()
+    assert Link.from_text(text, desk) == link
+
+
+GOOD = {"v": 1, "model": "demo", "question": "How many objects are there?", "seed": 26}
+FAR = {"background": "white", "objects": [{"shape": "circle", "color": "red", "size": "large", "x": 9, "y": 0.5}]}
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(text=st.text(max_size=200) | st.text("ABCabc019-_", max_size=200) | junk)
+def test_what_is_no_link_is_refused_in_a_sentence(desk: Desk, text: Any) -> None:
+    with pytest.raises(LinkError, match=r"^[A-Z].*\."):
+        Link.from_text(text, desk)
+
+
+@settings(max_examples=300)
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(["v", "model", "question", "seed", "kind", "scene", "gates", "learned", "off", "lens"]), junk
+    )
+)
+def test_a_link_with_anything_in_it_opens_or_is_refused_in_a_sentence(desk: Desk, changes: dict[str, Any]) -> None:
+    try:
+        link = Link.from_text(packed(GOOD | changes), desk)
+    except sg.SinkgateError as error:
+        assert str(error)
+    else:
+        assert link.to_text() and link.gates.scales.shape == (LAYERS, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x" * (MOST + 1), "too long"),
+        ("%%%", "damaged"),
+        (packed(GOOD)[:-7], "damaged"),
+        (packed([1]), "damaged"),
+        (packed("\ud800"), "damaged"),
+        ("W" * 4000, "damaged"),  # brackets in brackets
+        (packed({**GOOD, "v": 2}), "another release"),
+        (packed({**GOOD, "model": "llava-hf/llava-1.5-7b-hf"}), "llava-hf"),
+        (packed({**GOOD, "question": 3}), "which model, question and scene"),
+        (packed({**GOOD, "question": "why " * 200}), "800"),
+        (packed({**GOOD, "question": " "}), "question"),
+        (packed({**GOOD, "seed": -1}), "which model, question and scene"),
+        (packed({**GOOD, "seed": True}), "which model, question and scene"),
+        (packed({**GOOD, "scene": FAR}), "9"),
+        (packed({**GOOD, "gates": {"v_sink": [1.0] * 3, "rest": [1.0] * 3}}), "3 layers"),
+        (packed({**GOOD, "gates": {"v_sink": [9.0] * 8, "rest": [1.0] * 8}}), "0 to 4"),
+        (packed({**GOOD, "gates": "off"}), "two lists"),
+    ],
+)
+def test_a_broken_link_is_told_and_the_page_opens_as_usual(handlers: Handlers, text: str, said: str) -> None:
+    session, status, frame = arrive(handlers, text)
+    assert said in status and "unforeseen" not in status
+    assert (session.seed, session.question, frame["identity"]) == (FIRST_SCENE, FIRST_QUESTION, True)
+
+
+def test_without_a_link_the_page_opens_as_usual(handlers: Handlers) -> None:
+    session, status, _ = arrive(handlers, "")
+    assert (session.seed, session.question, status) == (FIRST_SCENE, FIRST_QUESTION, "")
+
+
+def test_learned_gates_and_the_hand_over_them(handlers: Handlers, desk: Desk) -> None:
+    """A link brings the learned gates back to work, with the faders where the hand had left them."""
+    gates = desk.learned[0]
+    link = Link(
+        "demo", FIRST_QUESTION, sg.Gates.ones(desk.vlm), Lens(layer=1), 26, learned=gates.name, off=gates.layers[:1]
+    )
+    by_hand = Link.from_text(link.to_text(), desk)
+    session, _, frame = arrive(handlers, by_hand.to_text())
+    assert frame["learned"]["name"] == gates.name and frame["learned"]["off"] == list(gates.layers[:1])
+    assert session.case and session.case.by_hand and frame["identity"]
+    assert unpacked(frame["share"]["link"]) == unpacked(link.to_text())
+    away = packed({**GOOD, "learned": "gone", "gates": mixer(0.5)})
+    session, status, frame = arrive(handlers, away)
+    assert status == GATES_ARE_AWAY and session.learned is None and frame["gates"]["v_sink"] == [0.5] * LAYERS
+
+
+def test_how_a_model_of_the_hub_is_loaded_again(tiny: sg.VLM, vlm: sg.VLM) -> None:
+    assert loading(vlm) == 'sg.load("demo")'
+    tiny.model.config._commit_hash = "0123abc"
+    assert loading(tiny) == f"sg.load({tiny.name!r}, revision='0123abc', dtype='float32')"
+
+
+# --- in the browser
+
+
+def takings(tab: Any) -> dict[str, str]:
+    """Link, Python and what the link lacks, as the page shows them."""
+    if not tab.page.locator("#share .link").count():
+        tab.page.get_by_role("button", name="Share", exact=True).click()
+        tab.page.wait_for_selector("#share .link")
+    return tab.page.evaluate(
+        """() => {
+          const at = (name) => document.querySelector("#share " + name);
+          return { link: at(".link").value, python: at("code").textContent, lacks: at(".lacks").textContent };
+        }"""
+    )
+
+
+def opened(browser: Browser, tab: Any, link: str) -> Any:
+    """Another visitor, who follows a link."""
+    return type(tab)(browser.new_context(viewport={"width": 1366, "height": 768}).new_page(), link)
+
+
+def alike(first: Any, second: Any) -> None:
+    """Two tabs show the same."""
+    one, other = first.frame(), second.frame()
+    for key in ("before", "after", "gates", "lens", "marks", "learned", "queries"):
+        assert one[key] == other[key], key
+    assert first.answers() == second.answers()
+    assert first.scene() == second.scene()
+    assert (
+        first.page.locator("#question textarea").input_value()
+        == second.page.locator("#question textarea").input_value()
+    )
+    assert takings(first)["link"] == takings(second)["link"]
+    questions = "[...document.querySelectorAll('#questions .chip')].map((chip) => [chip.textContent, chip.className])"
+    assert first.page.evaluate(questions) == second.page.evaluate(questions)
+
+
+def run(code: str) -> tuple[str, Any]:
+    """What a program prints, and its attention map."""
+    names: dict[str, Any] = {}
+    with redirect_stdout(io.StringIO()) as said:
+        exec(code, names)
+    return said.getvalue().strip(), names["attention"]
+
+
+def assert_repeats(tab: Any, code: str) -> None:
+    """The program says and sees what the page does."""
+    said, attention = run(code)
+    assert said == " | ".join(tab.answers())
+    assert tab.frame()["after"] == pytest.approx(attention.flatten().tolist(), abs=CLOSE)
+
+
+def test_a_link_opens_the_same_page(browser: Browser, tab: Any) -> None:
+    tab.page.locator("#questions .frame").nth(3).click()
+    tab.page.wait_for_selector("#status .empty", state="attached")
+    tab.after(lambda: tab.page.locator("#questions .chip").nth(1).click())
+    tab.page.locator("#lens .film").nth(4).click()
+    tab.page.locator("#lens .head").select_option("1")
+    tab.page.locator("#lens .hide-sinks").check()
+    tab.drag(2, 0.1)
+    tab.drag(5, 1.7, group="rest")
+    tab.page.locator("#lens .film").nth(4).click()
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 4")
+    tab.settle()
+    taken = takings(tab)
+    other = opened(browser, tab, taken["link"])
+    alike(tab, other)
+    assert (
+        other.page.locator("#lens .head").input_value() == "1" and other.page.locator("#lens .hide-sinks").is_checked()
+    )
+    assert other.status() == "" and other.errors == []
+    assert_repeats(tab, taken["python"])
+    assert taken["lacks"] == "" and not tab.page.locator("#share .lacks").is_visible()
+
+
+def test_a_link_keeps_an_edited_scene(browser: Browser, tab: Any) -> None:
+    tab.compose()
+    tab.thing(0).focus()
+
+    def move() -> None:
+        for _ in range(6):
+            tab.page.keyboard.press("ArrowLeft")
+
+    tab.after(move)
+    tab.page.wait_for_timeout(500)  # the keys' commit
+    tab.settle()
+    taken = takings(tab)
+    assert "scene" in unpacked(taken["link"].partition("#s=")[2]) and "from_dict" in taken["python"]
+    other = opened(browser, tab, taken["link"])
+    alike(tab, other)
+    assert_repeats(tab, taken["python"])
+
+
+def test_learned_gates_are_in_link_and_python(browser: Browser, tab: Any) -> None:
+    tab.page.locator("#learned select").select_option(index=1)
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.learned !== null")
+    tab.settle()
+    tab.drag(6, 0.4)
+    tab.settle()
+    taken = takings(tab)
+    other = opened(browser, tab, taken["link"])
+    alike(tab, other)
+    assert (
+        other.page.locator("#learned select").input_value() == tab.page.locator("#learned select").input_value() != ""
+    )
+    assert_repeats(tab, taken["python"])
+
+
+def test_an_uploaded_picture_is_not_in_a_link_and_the_page_says_so(
+    browser: Browser, tab: Any, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tab.after(lambda: tab.upload(picture))
+    tab.drag(2, 0.2)
+    tab.settle()
+    taken = takings(tab)
+    assert taken["lacks"] == NO_PICTURE
+    other = opened(browser, tab, taken["link"])
+    assert other.status() == STAND_IN and other.frame()["gates"] == tab.frame()["gates"]
+    monkeypatch.chdir(picture.parent)
+    assert_repeats(tab, taken["python"].replace("picture.png", picture.name))
+
+
+def test_uploaded_gates_are_not_in_a_link(desk: Desk, handlers: Handlers) -> None:
+    session, _, _ = arrive(handlers, packed(GOOD))
+    desk.learn(session, type(desk.learned[0])("uploaded 1", desk.learned[0].lsg))
+    taken = shared(session, Lens(), desk)
+    assert taken["lacks"] == NO_GATES and "learned" not in unpacked(taken["link"])
+    _, _, frame = arrive(handlers, taken["link"])
+    assert session.case and frame["gates"]["v_sink"] == pytest.approx(
+        session.case.gates.scales[:, 0].tolist(), abs=1e-4
+    )
+
+
+def test_a_broken_link_in_the_browser(browser: Browser, tab: Any, address: str) -> None:
+    other = opened(browser, tab, f"{address}/#s=nonsense")
+    assert "damaged" in other.status() and other.answers() == tab.answers()
+    other.page.evaluate(f"location.hash = '#s={packed(GOOD)}'")  # another link in the same tab
+    other.page.wait_for_function(
+        "document.querySelector('#status .empty') && document.querySelector('#answers [data-done=true]')"
+    )
+    assert other.settle() and other.scene() == Scene.random(Random(26)).to_dict()
+    assert opened(browser, tab, f"{address}/#s={'x' * 50_000}").status().startswith("This link is too long")
+
+
+def test_copying_with_the_keyboard_alone(tab: Any) -> None:
+    tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.page.get_by_role("button", name="Share", exact=True).focus()
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_function("document.activeElement.textContent === 'Copy link'")
+    tab.page.keyboard.press("Enter")
+    tab.page.get_by_text("The link is in the clipboard.").wait_for()
+    link = tab.page.evaluate("navigator.clipboard.readText()")
+    assert link == takings(tab)["link"] == tab.page.get_by_label("Link", exact=True).input_value() == tab.page.url
+    for _ in range(3):  # past both pictures
+        tab.page.keyboard.press("Tab")
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_selector("#share details[open]")
+    for _ in range(2):  # past the listing, which scrolls
+        tab.page.keyboard.press("Tab")
+    tab.page.keyboard.press("Enter")
+    tab.page.get_by_text("The Python is in the clipboard.").wait_for()
+    assert tab.page.evaluate("navigator.clipboard.readText()") == takings(tab)["python"]
+
+
+def test_copying_where_there_is_no_clipboard(tab: Any) -> None:
+    tab.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    tab.page.get_by_role("button", name="Share", exact=True).click()
+    tab.page.get_by_role("button", name="Copy link").click()
+    tab.page.get_by_text("The link is in the clipboard.").wait_for()
+    assert tab.page.evaluate("getSelection().toString()") == takings(tab)["link"]
+
+
+@pytest.mark.parametrize("light", ["light", "dark"])
+def test_figure_and_chart_are_saved_for_white_paper(
+    browser: Browser, address: str, tab: Any, tmp_path: Path, light: Any
+) -> None:
+    tab.page.emulate_media(color_scheme=light)
+    tab.page.reload()
+    tab.settle()
+    tab.page.get_by_role("button", name="Share", exact=True).click()
+    pictures = []
+    for button, name in (("Save figure", "sinkgate-layer-2.png"), ("Save chart", "sinkgate-layers.png")):
+        tab.page.wait_for_selector("#chart .js-plotly-plot")
+        with tab.page.expect_download() as download:
+            tab.page.get_by_role("button", name=button).click()
+        assert download.value.suggested_filename == name
+        download.value.save_as(tmp_path / name)
+        pictures.append(Image.open(tmp_path / name).convert("RGB"))
+    figure = pictures[0]
+    assert figure.width == 2 * (2 * 440 + 24 + 2 * 28) and figure.height > 1100
+    assert {picture.getpixel((3, 3)) for picture in pictures} == {(255, 255, 255)}
+    for picture in pictures:  # sinks are orange everywhere
+        assert sum(count for count, color in picture.getcolors(1 << 24) or [] if color == (232, 89, 12)) > 20
+
+
+def test_the_chart_that_is_not_there_yet(tab: Any) -> None:
+    tab.page.get_by_role("button", name="Share", exact=True).click()
+    tab.page.evaluate("document.querySelector('#chart').remove()")
+    tab.page.get_by_role("button", name="Save chart").click()
+    tab.page.get_by_text("The chart comes with the answers").wait_for()
