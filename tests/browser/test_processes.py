@@ -1,0 +1,119 @@
+"""Several processes of the page behind one address, by HAProxy as `app/deploy` sets it up."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+import yaml
+from gradio_client import Client, handle_file
+from visitor import ROOT, Tab, free_port, running_app
+
+DEPLOY = ROOT / "app" / "deploy"
+HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
+pytestmark = pytest.mark.skipif(not Path(HAPROXY).exists(), reason="no haproxy here")
+
+
+@contextmanager
+def proxy(*processes: str):
+    port, dead = free_port(), f"127.0.0.1:{free_port()}"
+    names = ("SINKGATE_ONE", "SINKGATE_TWO", "SINKGATE_THREE")
+    given = dict(zip(names, (*processes, *[dead] * len(names)), strict=False))
+    env = {**os.environ, **given, "SINKGATE_BIND": f"127.0.0.1:{port}"}
+    running = subprocess.Popen([HAPROXY, "-db", "-f", str(DEPLOY / "haproxy.cfg")], env=env, stderr=subprocess.PIPE)
+    try:
+        for _ in range(100):
+            time.sleep(0.1)
+            assert running.poll() is None, running.stderr and running.stderr.read()
+            try:
+                urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+                break
+            except OSError:
+                continue
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        running.terminate()
+        running.wait()
+
+
+def address(url: str) -> str:
+    return url.removeprefix("http://")
+
+
+def test_visitors_are_spread_and_stay(browser, picture):
+    with ExitStack() as second, running_app("--behind-proxy", "127.0.0.1") as one:
+        two = second.enter_context(running_app("--behind-proxy", "127.0.0.1"))
+        with proxy(address(one), address(two)) as front:
+            contexts = [browser.new_context() for _ in range(4)]
+            tabs = [Tab(context.new_page(), front) for context in contexts]
+
+            def process(tab):
+                return next(c["value"] for c in tab.page.context.cookies() if c["name"] == "sinkgate")
+
+            assert sorted(process(tab) for tab in tabs) == ["one", "one", "two", "two"]  # nobody where nothing runs
+            for layer, tab in enumerate(tabs):
+                tab.drag(layer, 0.2)
+                tab.settle()
+                assert tab.scale(layer) == pytest.approx(0.2, abs=0.02) and tab.errors == []
+
+            client = Client(front, verbose=False)
+            answer = client.predict(handle_file(picture), "How many objects are there?", "", api_name="/answer")
+            assert answer["text"]
+
+            second.close()  # the second process stops
+            moved = next(tab for tab in tabs if process(tab) == "two")
+            time.sleep(5)  # two failed checks
+            moved.page.reload()
+            moved.settle()
+            assert process(moved) == "one"
+            for context in contexts:
+                context.close()
+
+
+def test_nobody_claims_another_address():
+    seen = []
+
+    class Echo(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(dict(self.headers))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with proxy(f"127.0.0.1:{server.server_port}") as front:
+        claimed = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https"}
+        urlopen(Request(f"{front}/claims", headers=claimed))
+    server.shutdown()
+    got = seen[-1]
+    assert got["x-forwarded-for"] == "127.0.0.1" and got["x-forwarded-proto"] == "http"
+    assert got["x-forwarded-host"] == address(front)
+
+
+def test_compose_names_what_the_proxy_reads():
+    compose = yaml.safe_load((DEPLOY / "compose.yml").read_text())
+    names = set(re.findall(r"\$\{(\w+)\}", (DEPLOY / "haproxy.cfg").read_text()))
+    given = compose["services"]["proxy"]["environment"]
+    assert given.keys() == names
+    processes = {value.split(":")[0] for name, value in given.items() if name != "SINKGATE_BIND"}
+    assert processes == compose["services"].keys() - {"proxy"}
+
+
+def test_the_image_copies_what_there_is():
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    copied = [line.split()[1] for line in lines if line.startswith("COPY")]
+    kept = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
+    assert set(copied) == kept and all((ROOT / name).exists() for name in copied)
