@@ -125,7 +125,7 @@ dressed(
 # A probe with many weights and few pictures can learn anything by heart. So there is a **control**: the same probe, but its training pictures have changed their counts
 # among themselves. What it reaches then is chance, and only what lies above it is knowledge.
 #
-# **Before you run the next cell**: about one picture in five has the most frequent count. What do you expect of V-sinks, of five ordinary tokens, of the controls?
+# **Before you run the next cell**: about one picture in four has the most frequent count. What do you expect of V-sinks, of five ordinary tokens, of the controls?
 
 
 # %%

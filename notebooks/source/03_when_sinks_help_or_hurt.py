@@ -37,9 +37,11 @@ if "google.colab" in sys.modules:
 from pathlib import Path
 from random import Random
 from tempfile import mkdtemp
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 import torch
 
@@ -132,7 +134,7 @@ dressed(
 # %%
 # your scale here
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 scales = torch.tensor([1 / 3, 1, 1, 1])  # 3 s = 1
 print([round(weight, 3) for weight in gated_attention(query, key, value, scales)[1][0].tolist()])
 
@@ -146,7 +148,7 @@ vlm = sg.load(MODEL, device=DEVICE)
 image = Scene.random(Random(71)).render()
 prompt = vlm.prompt(image, "How many objects are there?")
 sinks = sg.find_sinks(vlm, prompt)
-print(sinks.summary())
+print(fill(sinks.summary(), 100))
 image.resize((224, 224))
 
 # %% [markdown]
@@ -197,7 +199,7 @@ dressed(figure, f'"{prompt.question}"', f"Keys of the V-sinks of layer {LAYER}, 
 # your code here
 
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 def last_row(scale):
     table = sg.Gates.ones(vlm).set("v_sink", scale, layers=LAYER)
     return vlm.predict(prompt, table, sinks).attention[LAYER, :, 0]
@@ -250,25 +252,18 @@ print("said under how many settings:", counts.to_dict())
 on_line = sg.oracle(vlm, points=LINE)
 right = vlm.spell(prompt, "2")[0]
 chance = warm.predict_all([setting.gates(vlm) for setting in on_line]).softmax(-1)[:, right].view(vlm.num_layers, -1)
-figure = go.Figure()
-figure.add_heatmap(
+figure = px.imshow(
+    chance.numpy(),
     x=[v_sink for v_sink, _ in LINE],
-    y=[str(layer) for layer in range(vlm.num_layers)],
-    z=chance.tolist(),
-    text=[[f"{each:.2f}" for each in row] for row in chance.tolist()],
-    texttemplate="%{text}",
-    colorscale=SEQUENTIAL,
-    zmin=0,
-    zmax=1,
-    xgap=1,
-    ygap=1,
-    colorbar={"thickness": 12, "title": {"text": "p"}},
+    labels={"x": "rho of V-sinks; the rest has 1 - rho", "y": "layer", "color": "p"},
+    color_continuous_scale=SEQUENTIAL,
+    range_color=(0, 1),
+    text_auto=".2f",
+    aspect="auto",
 )
-figure.update_xaxes(title_text="rho of V-sinks; the rest has 1 - rho", dtick=0.2, showgrid=False)
-figure.update_yaxes(title_text="layer", autorange="reversed", type="category", showgrid=False)
-dressed(
-    figure, "Probability of the right answer", "One prompt, each layer alone along the paper's line.", 400, legend=False
-)
+figure.update_xaxes(dtick=0.1, showgrid=False).update_yaxes(dtick=1, showgrid=False)
+subtitle = "One prompt, each layer alone along the paper's line."
+dressed(figure, "Probability of the right answer", subtitle, 400, legend=False).update_layout(margin_t=84)  # of px: 60
 
 # %% [markdown]
 # Only layer 2 matters, and only from 0.4 down, where V-sinks are outweighed. To the right the answer stays, although in part 2 turning them up lost it: there the rest was left at 1. What "up" does depends on the rest.
@@ -317,7 +312,7 @@ confirmation_figure(found)
 # %%
 # your simulation here
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 rng = np.random.default_rng(SEED)
 for count in (1, 11, 33, 88):
     change = rng.binomial(12, 0.04, (4000, count)) - rng.binomial(12, 0.04, (4000, count))
@@ -377,7 +372,8 @@ confirmation_figure(confirmed(*tables["sweep-hazed"]))
 asked_of = [*shipped.values(), Results.load(DEMO.parent / "studies" / "sweep-three")]
 for claim in claims(asked_of):
     if claim.claim.startswith("O3") == (claim.study == "sweep-three"):  # made for it, with settings of three groups
-        print(f"{claim.study}: {claim.claim}\n  {claim.verdict.upper()}: {claim.numbers}\n")
+        verdict = fill(f"{claim.verdict.upper()}: {claim.numbers}", 100, initial_indent="  ", subsequent_indent="  ")
+        print(f"{claim.study}: {claim.claim}\n{verdict}\n")
 
 # %% [markdown]
 # In words:
