@@ -90,9 +90,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def on_page_content(content: str, **_: object) -> str:
     """Writes formulas as MathML, which browsers show by themselves."""
-    return FORMULA.sub(
-        lambda found: convert(html.unescape(found[2]), display="block" if found[1] == "[" else "inline"), content
-    )
+
+    def shown(formula: re.Match[str]) -> str:
+        written = convert(html.unescape(formula[2]), display="block" if formula[1] == "[" else "inline")
+        return written.replace(
+            "<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>'
+        )  # bars of a norm: all as high
+
+    return FORMULA.sub(shown, content)
 
 
 def tutorial(notebook: NotebookNode, source: Path, files: Files, config: MkDocsConfig) -> Iterator[str]:
@@ -125,7 +130,7 @@ def outputs(cell: NotebookNode, name: str, files: Files, config: MkDocsConfig) -
         elif "text/html" in data:
             yield re.sub(r"<style.*?</style>|(?<=<table)[^>]*|\n\s*", "", data["text/html"], flags=re.DOTALL)
         else:
-            yield fenced(output.get("text") or data["text/plain"], "text")
+            yield fenced(output.get("text") or data["text/plain"], "{ .text .output }")
 
 
 def fenced(text: str, language: str) -> str:

@@ -84,7 +84,7 @@ def test_a_notebook_becomes_a_page(config):
     source = Path("notebooks/01_meet_the_sinks.ipynb")
     title, note, shown, solution = hooks.tutorial(new_notebook(cells=cells), source, files, config)
     assert title.strip() == "# A toy" and "01_meet_the_sinks.ipynb" in note
-    assert "![Two bars](01_meet_the_sinks/2-0.svg)" in shown and "``````text\n```\n``````" in shown
+    assert "![Two bars](01_meet_the_sinks/2-0.svg)" in shown and "``````{ .text .output }\n```\n``````" in shown
     assert files.get_file_from_path("tutorials/01_meet_the_sinks/2-0.svg").content_string == svg
     assert solution.splitlines()[0] == '??? question "Solution"'
     assert "    <div><table><tr><td>1</td></tr></table></div>" in solution
