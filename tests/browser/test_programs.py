@@ -1,0 +1,194 @@
+"""The page as programs and assistants use it: the examples of the guide run against a real server, with the real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from answer import ANSWER
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from live import MAX_QUESTION
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import CallToolResult
+from visitor import ROOT, running_app
+
+import sinkgate as sg
+from sinkgate.demo.scenes import Scene
+
+GUIDE = (ROOT / "docs" / "pages" / "guides" / "api.md").read_text(encoding="utf-8")
+QUESTION = "How many objects are there?"
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[str]:
+    with running_app("--mcp") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(served: str) -> Client:
+    return Client(served, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scenes") / "scene.png"
+    Scene.random(Random(71)).render().save(path)
+    return path
+
+
+def direct(vlm: sg.VLM, scene: Path, gates: sg.Gates | None = None) -> sg.Trace:
+    prompt = vlm.prompt(sg.open_image(scene), QUESTION)
+    return vlm.answer(prompt, gates, sg.find_sinks(vlm, prompt))
+
+
+def call(served: str, arguments: dict[str, Any], name: str = "answer") -> CallToolResult:
+    """One call of the tool, by the protocol's own client."""
+
+    async def session() -> CallToolResult:
+        async with (
+            streamable_http_client(f"{served}/gradio_api/mcp") as (read, write, _),
+            ClientSession(read, write) as told,
+        ):
+            await told.initialize()
+            assert [tool.name for tool in (await told.list_tools()).tools] == ["answer"]
+            return await told.call_tool(name, arguments)
+
+    return asyncio.run(session())
+
+
+def said(result: CallToolResult) -> str:
+    return " ".join(part.text for part in result.content if part.type == "text")
+
+
+def data_url(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+# --- the guide
+
+
+def test_every_example_of_the_guide_runs_and_prints_what_it_says(
+    served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"```py\n(.*?)```", GUIDE, re.DOTALL)
+    names: dict[str, Any] = {}
+    assert len(examples) == 3
+    for example in examples:
+        with redirect_stdout(io.StringIO()) as printed:
+            exec(example.replace("http://127.0.0.1:7860", served), names)
+        promised = [line.removeprefix("#> ") for line in example.splitlines() if line.startswith("#> ")]
+        assert promised and printed.getvalue().splitlines() == promised
+
+
+def test_the_guide_names_every_key_of_an_answer() -> None:
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| (.*?) \|$", GUIDE.partition("## The answer")[2].partition("\n## ")[0], re.MULTILINE)
+    )
+    assert rows == {key: value["description"] for key, value in ANSWER["properties"].items()}
+    assert f"at most {MAX_QUESTION} characters" in GUIDE
+
+
+# --- gradio_client
+
+
+def test_an_answer_keeps_its_form(client: Client, vlm: sg.VLM, scene: Path) -> None:
+    jsonschema.Draft202012Validator.check_schema(ANSWER)
+    gates = sg.Gates.ones(vlm).set("v_sink", 0.2, layers=[2])
+    for text, expected in (("", direct(vlm, scene)), (gates.to_json(), direct(vlm, scene, gates))):
+        told = client.predict(handle_file(scene), QUESTION, text, api_name="/answer")
+        jsonschema.validate(told, ANSWER)
+        assert told.keys() == ANSWER["properties"].keys()
+        assert told["text"] == expected.text and told["model"] == "demo"
+        assert dict(told["next_token"]) == pytest.approx(dict(expected.next_token), abs=1e-4)
+
+
+@pytest.mark.parametrize("gates", ["no json", "[]", '{"scales": {"v_sink": [1], "rest": [1]}}', "x" * 100_001])
+def test_what_is_wrong_is_told_in_a_sentence(client: Client, scene: Path, gates: str) -> None:
+    with pytest.raises(AppError, match=r"^[A-Z].{15,}\.$"):
+        client.predict(handle_file(scene), QUESTION, gates, api_name="/answer")
+
+
+def test_wrong_questions_and_pictures_are_told_in_a_sentence(client: Client, scene: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(scene.read_bytes()[:500])
+    for picture, question in (
+        (handle_file(scene), ""),
+        (handle_file(scene), "why " * 200),
+        (handle_file(broken), QUESTION),
+        (None, QUESTION),
+    ):
+        with pytest.raises(AppError, match=r"^[A-Z].{15,}\.$") as error:
+            client.predict(picture, question, "", api_name="/answer")
+        assert "/" not in str(error.value)  # no path of the server
+
+
+# --- the Model Context Protocol
+
+
+def test_the_tool_answers_about_a_scene_and_a_picture(served: str, vlm: sg.VLM, scene: Path) -> None:
+    gates = sg.Gates.ones(vlm).set("v_sink", 0.2, layers=[2])
+    for seen in ({"scene": 71}, {"picture": data_url(scene)}):
+        told = call(served, {"question": QUESTION, "gates": gates.to_json(), **seen})
+        assert not told.isError and told.structuredContent
+        jsonschema.validate(told.structuredContent, ANSWER)
+        assert told.structuredContent["text"] == direct(vlm, scene, gates).text == "1"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"question": QUESTION},
+        {"question": QUESTION, "scene": 71, "picture": "data:image/png;base64,AAAA"},
+        {"question": QUESTION, "picture": "http://127.0.0.1:1/scene.png"},
+        {"question": QUESTION, "picture": "file:///etc/passwd"},
+        {"question": QUESTION, "picture": "/etc/passwd"},
+        {"question": QUESTION, "picture": "data:image/png;base64,AAAA"},
+        {"question": QUESTION, "picture": "data:image/png;base64,é"},
+        {"question": QUESTION, "picture": ["data:image/png;base64,AAAA"]},
+        {"question": QUESTION, "scene": -1},
+        {"question": QUESTION, "scene": True},
+        {"question": QUESTION, "scene": 1 << 40},
+        {"question": QUESTION, "scene": 71, "gates": "off"},
+        {"question": QUESTION, "scene": 71, "gates": {"v_sink": [1]}},
+        {"question": QUESTION, "scene": 71, "file": "http://127.0.0.1:1"},
+        {"question": " ", "scene": 71},
+        {"question": 5, "scene": 71},
+        {"scene": 71},
+    ],
+)
+def test_what_the_tool_cannot_take_is_told_in_a_sentence(served: str, arguments: dict[str, Any]) -> None:
+    told = call(served, arguments)
+    assert told.isError and re.fullmatch(r"[A-Z].{15,}\.", said(told), re.DOTALL)
+    assert "unforeseen" not in said(told) and "Traceback" not in said(told)
+
+
+def test_a_tool_that_is_not_there(served: str) -> None:
+    told = call(served, {"file": "/etc/passwd"}, name="upload_file_to_gradio")
+    assert told.isError and "There is one tool, answer" in said(told)
+
+
+def test_the_protocol_is_there_with_the_option_alone(address: str, served: str) -> None:
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    accept = {"Accept": "application/json, text/event-stream"}
+    assert httpx.post(f"{address}/gradio_api/mcp", json=hello, headers=accept).status_code == 404
+    assert httpx.post(f"{served}/gradio_api/mcp", json=hello, headers=accept).status_code == 200
+    wanting = {"question": QUESTION, "picture": {"path": "/etc/passwd", "url": "http://127.0.0.1:1"}}
+    wanting = {**hello, "method": "tools/call", "params": {"name": "answer", "arguments": wanting}}
+    assert httpx.post(f"{served}/gradio_api/mcp", json=wanting, headers=accept).status_code == 400
+    for path in ("/gradio_api/mcp/sse", "/gradio_api/mcp/schema", "/gradio_api/mcp/messages/"):  # Gradio's own
+        assert httpx.get(served + path).status_code == 404
+    assert httpx.get(f"{served}/gradio_api/mcp", headers=accept).status_code == 405
