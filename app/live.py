@@ -31,9 +31,9 @@ MAX_NEW_TOKENS = 32
 MAX_QUESTION = 500  # characters; the model has a limit of its own, in tokens
 MAX_GATES_TEXT = 100_000  # characters
 DEFAULT_CRITERION = "auto"  # for sinks, where no learned gates name theirs
-KEPT_VISITORS = 500  # whose pictures and questions are remembered; the idlest are forgotten first
+KEPT_VISITORS = 200  # whose pictures and questions are remembered; the idlest are forgotten first
 KEPT_CASES = 24  # of them, those whose image features and attention stay in memory
-KEPT_BYTES = 1 << 30  # of all visitors' pictures and uploaded gates together
+KEPT_BYTES = 512 << 20  # of all visitors' pictures and uploaded gates together
 KEPT_UPLOADS = 3  # gates that a visitor brought
 MOST_PIXELS = 2_000_000  # that the model is shown: larger pictures are made smaller
 ANSWER_SECONDS = 20.0  # that one answer may take once its turn has come
@@ -95,6 +95,7 @@ class Session:
     uploads: list[Learned] = field(default_factory=list)
     uploaded: int = 0  # so far, to name the next
     case: Case | None = None
+    wanted: sg.Gates | None = None  # the newest setting, which may still wait for its turn
     sequence: int = 0
     newest_turn: int = 0
     newest_edit: int = 0
@@ -105,7 +106,7 @@ class Session:
     def nbytes(self) -> int:
         """Memory that the picture and the uploaded gates take, in bytes."""
         pictures = {
-            id(image): image.width * image.height * 3
+            id(image): image.width * image.height * 4  # Pillow keeps a pixel in four bytes
             for image in (self.image, self.shown)
             if isinstance(image, Image.Image)
         }
@@ -200,7 +201,7 @@ class Desk:
             gates = rho or gates
             gated = warm.predict(gates)
         self.shelf.use(warm)
-        session.image, session.question = image, question
+        session.image, session.question, session.wanted = image, question, gates
         session.case = Case(warm, unchanged, gates, gated, sequence, sequence, criterion, learned, rho)
         session.notice = unknown_sentence(self.vlm.unknown_words(question))
         self._remember(session)
@@ -228,11 +229,6 @@ class Desk:
         session.learned = case.learned = learned
         case.rho = rho
 
-    def outdate(self, session: Session, gates: sg.Gates) -> None:
-        """Stop the answer that is being written where it is for other gates than these, before they have their turn."""
-        if session.case is not None and not same_scales(session.case.gates, gates):
-            session.supersede()
-
     def turn(self, session: Session, gates: sg.Gates) -> Case:
         """The fast tier: one prefill under these gates, unless they are the ones already shown."""
         return self._settle(session, gates)[0]
@@ -243,7 +239,7 @@ class Desk:
             case, mine = self._settle(session, gates)
 
         def outdated() -> bool:
-            return session.sequence != mine
+            return session.sequence != mine or (session.wanted is not None and not same_scales(session.wanted, gates))
 
         if not case.unchanged_done:
             run = _Run(case, None, outdated, self.turns.turn(session, "slow"))
@@ -293,6 +289,7 @@ class Desk:
                 self.ask(session, session.question, gates)
             case = session.case
             assert case is not None
+            session.wanted = gates
             if not same_scales(case.gates, gates):
                 sequence = session.supersede()
                 before = case.warm.layers_run

@@ -11,9 +11,12 @@ from typing import Any
 from urllib.request import urlopen
 
 import gradio as gr
+import live
 import pytest
 from handlers import Handlers
 from live import KEPT_CASES, Desk, Session
+from PIL import Image
+from turnstile import Limits
 from visitor import ROOT, running_app
 
 import sinkgate as sg
@@ -119,6 +122,49 @@ def test_memory_is_bounded_and_what_was_dropped_comes_back(handlers: Handlers, s
     assert session.case is None
     frame, _ = handlers.turn(session, setting(vlm), LENS)
     assert frame["before"] == pytest.approx(before, abs=1e-6)
+
+
+@pytest.mark.parametrize(("bound", "least"), [("KEPT_VISITORS", 3), ("KEPT_BYTES", 2_500_000)])
+def test_the_idlest_visitors_are_forgotten_and_told_so(
+    handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch, bound: str, least: int
+) -> None:
+    monkeypatch.setattr(live, bound, least)
+    for _ in range(3):
+        handlers.begin(setting(vlm), LENS)
+    assert session.nbytes == 0 and handlers.desk.visitors == 3 and handlers.desk.kept_bytes < 2_500_000
+    assert "slept" in handlers.turn(session, setting(vlm, 0.5), LENS)[1]["text"]
+    assert isinstance(handlers.new_scene(session, setting(vlm), LENS)[4], dict)  # a click, and it goes on
+
+
+def test_too_large_a_picture_is_made_smaller(tmp_path: Path) -> None:
+    Image.new("RGB", (4000, 2000), "red").save(path := tmp_path / "large.png")
+    image = live.open_picture(str(path))
+    assert image.size == (2000, 1000) and image.width * image.height <= live.MOST_PIXELS
+
+
+def test_an_answer_that_takes_too_long_is_stopped_and_says_so(
+    handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live.Deadline, "__call__", lambda self: setattr(self, "passed", True) or True)
+    handlers.ask(session, "What do you see?", setting(vlm), LENS)
+    *_, told = handlers.tell(session, setting(vlm))
+    assert told[0]["done"] and len(told[0]["unchanged"]) == 1 and "stopped after 20 seconds" in told[-1]["text"]
+
+
+def test_a_visitor_who_meets_a_full_queue_keeps_the_page(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+    handlers.desk.turns.limits = Limits(places=0)
+    case = session.case
+    answers = [
+        handlers.turn(session, setting(vlm, 0.5), LENS)[1],
+        handlers.ask(session, "How many circles are there?", setting(vlm), LENS)[5],
+        handlers.begin(setting(vlm), LENS)[5],
+        handlers.new_scene(session, setting(vlm), LENS)[5],
+        next(handlers.tell(session, setting(vlm)))[-1],
+    ]
+    assert all("every place in the queue is taken" in status["text"] for status in answers)
+    assert session.case is case
+    handlers.desk.turns.limits = Limits()
+    assert isinstance(handlers.turn(session, setting(vlm, 0.5), LENS)[0], dict)
 
 
 def test_a_fader_runs_only_the_layers_from_its_own_upward(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
