@@ -2,16 +2,20 @@
 
 What goes in and comes out is pickled, and what a job changes is lost with its process. So prompts are held warm over
 there, for as long as a process lives; what comes back is what the page draws, on the CPU: prompt, sinks, traces. A process
-that does not know a prompt makes it again from picture and question.
+that does not know a prompt makes it again from picture and question. What the unchanged model said is remembered here, so
+that the page's first look, the same for all, takes nobody's GPU time.
 
 Imported on ZeroGPU alone, and before anything touches CUDA: `spaces` demands it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
+import os
 import pickle
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
@@ -19,7 +23,6 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import uuid4
 
 import gradio as gr
 import spaces  # pyright: ignore[reportMissingImports]  # of Spaces alone
@@ -32,8 +35,11 @@ import sinkgate as sg
 from sinkgate.lsg import LSG
 from sinkgate.streaming import streamed
 
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it does not outlive a fork
+
 DEVICE = "cuda"
 HELD = 4  # prompts that a process holds warm
+OPENINGS, ANSWERS = 32, 4  # of the unchanged model that are remembered here; an answer's attention may take 100 MB
 # What is asked of the scheduler; estimates of ours, generous, not measured on ZeroGPU. A gigabyte is one of weights.
 START = 5.0  # seconds until a process is ready
 MOVE = 0.5  # seconds a gigabyte from disk to GPU
@@ -52,6 +58,11 @@ class Asked:
 
     image: Image.Image
     question: str
+
+    def key(self, criterion: str) -> str:
+        """What tells this prompt, its sinks found by a criterion, from all others."""
+        words = repr((self.image.mode, self.image.size, self.question, criterion)).encode()
+        return hashlib.sha256(words + self.image.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,29 @@ class Done:
     resumes: bool
 
 
+class Memory:
+    """The newest few of what was computed, for whoever asks for the same."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._kept: OrderedDict[Any, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any) -> Any:
+        """What is kept under a key, or None."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def put(self, key: Any, value: Any) -> None:
+        """Keep something, and let go of what nobody asked for the longest."""
+        with self._lock:
+            self._kept[key] = value
+            while len(self._kept) > self.most:
+                self._kept.popitem(last=False)
+
+
 class Bench(Here):
     """A model whose every job waits for a GPU: it answers settings, it does not follow moving faders."""
 
@@ -85,6 +119,7 @@ class Bench(Here):
         super().__init__(vlm)
         self.gigabytes = sum(part.nbytes for part in vlm.model.parameters()) / 1e9
         vlm.model.to(DEVICE)  # in name: the weights go there when a process has a GPU
+        self.openings, self.answers = Memory(OPENINGS), Memory(ANSWERS)
         self._held: OrderedDict[str, Warm] = OrderedDict()  # filled over there, always empty here
         self._work = spaces.GPU(self._on_gpu, duration=lambda seconds, _job: seconds)
 
@@ -155,21 +190,26 @@ class Far:
 
     def __init__(self, bench: Bench, asked: Asked, criterion: str) -> None:
         self.bench, self.vlm, self.asked, self.criterion = bench, bench.vlm, asked, criterion
-        self.key = uuid4().hex
+        self.key = asked.key(criterion)
         self.layers_run = self.nbytes = 0
         self.resumes = False
         self.sinks: sg.SinkMap | None = None
-        self.prompt, self.sinks, self._unchanged = self._do(_open, passes=OPENING)
+        if done := bench.openings.get(self.key):
+            self.nbytes, self.resumes = done.nbytes, done.resumes
+        else:
+            done = self._run(_open, passes=OPENING)
+            bench.openings.put(self.key, done)
+        self.prompt, self.sinks, self._unchanged = done.value
 
     def predict(self, gates: sg.Gates | None = None) -> sg.Trace:
         """As `sinkgate.Session.predict`; no job where the model stays as it is."""
         if gates is None or gates.is_identity:
             return self._unchanged
-        return self._do(_predict, gates)
+        return self._run(_predict, gates).value
 
     def read(self, lsg: LSG) -> sg.Gates:
         """As `bench.Warm.read`."""
-        return self._do(_read, lsg)
+        return self._run(_read, lsg).value
 
     def answer(
         self,
@@ -180,7 +220,7 @@ class Far:
         stop: Callable[[], bool] = lambda: False,
     ) -> sg.Trace:
         """As `sinkgate.Session.answer`. Stopped from here, it is the unchanged prediction with the text so far."""
-        passes, text = max_new_tokens + ONE, ""
+        passes, text, unchanged = max_new_tokens + ONE, "", gates is None or gates.is_identity
 
         def tell(grown: str) -> bool:
             nonlocal text
@@ -190,11 +230,18 @@ class Far:
             return not stop()
 
         try:
-            trace = self._do(_answer, gates, max_new_tokens, self.bench.time_to_run(passes), passes=passes, tell=tell)
+            if unchanged and (trace := self.bench.answers.get((self.key, max_new_tokens))):
+                tell(trace.text)
+                return trace
+            seconds = self.bench.time_to_run(passes)
+            done = self._run(_answer, gates, max_new_tokens, seconds, passes=passes, tell=tell)
+            trace, whole = done.value if done else (replace(self._unchanged, text=text), False)
+            if unchanged and whole:
+                self.bench.answers.put((self.key, max_new_tokens), trace)
+            return trace
         finally:
             if streamer:
                 streamer.end()
-        return trace or replace(self._unchanged, text=text)
 
     def stream(
         self,
@@ -222,20 +269,20 @@ class Far:
     def drop(self) -> None:
         """Nothing: the memory is the GPU processes' own, which let the oldest go by themselves."""
 
-    def _do(
+    def _run(
         self,
         act: Callable[..., Any],
         *arguments: Any,
         passes: int = ONE,
         tell: Callable[[str], bool] = lambda _text: True,
     ) -> Any:
+        """A job on this prompt: a `Done`; None where ``tell`` stopped it."""
         job = Job(self.key, self.asked, self.criterion, self.sinks, act, arguments)
         done = self.bench.run(job, passes, tell)
-        if done is None:
-            return None
-        self.layers_run += done.layers_run
-        self.nbytes, self.resumes = done.nbytes, done.resumes
-        return done.value
+        if done:
+            self.layers_run += done.layers_run
+            self.nbytes, self.resumes = done.nbytes, done.resumes
+        return done
 
 
 # --- what a job does, over there
@@ -255,9 +302,13 @@ def _read(warm: Warm, lsg: LSG) -> sg.Gates:
     return warm.read(lsg.to(warm.vlm.device))
 
 
-def _answer(warm: Warm, gates: sg.Gates | None, tokens: int, seconds: float) -> Generator[str, None, sg.Trace]:
+def _answer(
+    warm: Warm, gates: sg.Gates | None, tokens: int, seconds: float
+) -> Generator[str, None, tuple[sg.Trace, bool]]:
+    """The answer, and whether it was written to its end."""
     end = time.monotonic() + seconds
-    return (yield from warm.stream(gates, max_new_tokens=tokens, stop=lambda: time.monotonic() > end))
+    trace = yield from warm.stream(gates, max_new_tokens=tokens, stop=lambda: time.monotonic() > end)
+    return trace, time.monotonic() <= end
 
 
 # --- on the way

@@ -119,6 +119,40 @@ def test_the_unchanged_prediction_takes_no_gpu_again(far_bench, spaces, demo, im
     assert len(spaces.asked) == 1
 
 
+def test_what_the_unchanged_model_said_is_remembered(far_bench, spaces, here, image, gates):
+    first = far_session(far_bench, image)
+    told(first.stream(max_new_tokens=8))
+    taken = len(spaces.asked)
+    second = far_session(far_bench, image.copy())
+    texts, trace = told(second.stream(max_new_tokens=8))
+    assert len(spaces.asked) == taken and set(texts) == {trace.text}
+    assert_same(trace, here.answer(max_new_tokens=8))
+    assert (second.nbytes, second.resumes) == (first.nbytes, first.resumes)
+    assert_same(second.predict(gates), here.predict(gates))  # what is gated is asked for
+    far_session(far_bench, image, "What do you see?")
+    far_session(far_bench, image.transpose(0))
+    far_bench.open(far_bench.prompt(image, QUESTION), "attention")
+    assert len(spaces.asked) == taken + 4  # three other prompts
+
+
+def test_an_answer_that_was_cut_is_not_remembered(far_bench, spaces, image, monkeypatch):
+    far = far_session(far_bench, image, "What do you see?")
+    with monkeypatch.context() as patched:
+        patched.setattr(far_bench, "time_to_run", lambda passes: 0.0)
+        short = far.answer(max_new_tokens=32)
+    assert far.answer(max_new_tokens=32).text.startswith(short.text) and len(spaces.asked) == 3
+
+
+def test_the_memory_is_bounded(spaces):
+    import zerogpu
+
+    memory = zerogpu.Memory(2)
+    for key in "abac":
+        memory.get(key)
+        memory.put(key, key.upper())
+    assert [memory.get(key) for key in "abc"] == ["A", None, "C"]
+
+
 def test_only_text_and_bytes_cross(far_bench, spaces, image, gates):
     far = far_session(far_bench, image)
     told(far.stream(gates, max_new_tokens=8))
@@ -144,7 +178,7 @@ def test_the_time_asked_for_grows_with_the_work_and_the_model(far_bench, spaces,
     far = far_session(far_bench, image)
     far_bench.gigabytes = 14.0  # half-precision weights of 7 billion parameters
     far.answer(max_new_tokens=4)
-    far.answer(max_new_tokens=32)
+    far.answer(max_new_tokens=32)  # remembered answers have their own length
     opening, short, long = spaces.asked
     assert opening < short < long <= 60  # seconds; spaces' own default is 60
     assert all(type(seconds) is int for seconds in spaces.asked)
@@ -192,7 +226,7 @@ def test_what_is_wrong_is_said_in_our_words(far_bench, spaces, demo, image):
     with pytest.raises(sg.GateError, match="layers"):
         far.predict(sg.Gates(torch.zeros(7, 3)))
     with pytest.raises(RuntimeError, match="TypeError on the GPU"):
-        far._do(zerogpu._predict, "a question of somebody's", "and more")
+        far._run(zerogpu._predict, "a question of somebody's", "and more")
     spaces.quota = 1
     with pytest.raises(zerogpu.GPUError, match="no GPU for this just now: You have exceeded your quota"):
         far.predict(sg.Gates.ones(demo).set("rest", 0.5))
