@@ -170,7 +170,7 @@ lines_figure()
 # Gates from both starts, in each of the layers alone, on the same samples. Each learns as if alone: what lies below the layers where they begin is computed once for all. Two more learn on the way, for
 # later: a gate that reads the **mean** of all tokens, and **LoRA** of rank 8 in one layer, the paper's control, which updates the attention's weights and knows nothing of sinks.
 #
-# The paper trains on 10,000 samples, two epochs. Its learning rate and batch are not known; here both are ours, with a larger rate than sinkgate's 1e-3 because the samples are so few.
+# The paper trains on 10,000 samples, two epochs. Its learning rate and batch are not known; here both are ours, with a larger rate than sinkgate's 1e-3 because the samples are so few. Half of this notebook's time goes into the next cell.
 #
 # > **Before you run the next cell:** at step 0, which gates have exactly the loss of the unmodified model?
 
