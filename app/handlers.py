@@ -16,6 +16,7 @@ from typing import Any
 import gradio as gr
 from answer import answer
 from frames import JSON, Lens, answers, frame, image_url, mixer_value, sentence, view_urls
+from islands import uploaded
 from learned import Learned, in_layers, uploaded_gates
 from live import ANSWER_SECONDS, KEPT_UPLOADS, Desk, Session, open_picture
 from monitor import log_unforeseen
@@ -96,15 +97,15 @@ class Handlers:
         return self.show_scene(session or Session(), seed, mixer, lens)
 
     def new_picture(
-        self, session: Session | None, picture: str | None, question: str, mixer: Any, lens: Any
+        self, session: Session | None, picture: JSON | None, question: str, mixer: Any, lens: Any
     ) -> tuple[Any, ...]:
         """An uploaded, pasted or photographed picture; a broken one leaves the page as it was."""
         session = session or Session()
-        if picture is None:
+        if (source := uploaded(picture)) is None:
             told = calm("The picture was taken away; what you see is still about it.")
             return session, SKIP, SKIP, SKIP, SKIP, told, SKIP, SKIP
         try:
-            image = open_picture(picture)
+            image = open_picture(source)
         except Exception as error:
             return session, session.shown, SKIP, SKIP, SKIP, fault(error), SKIP, SKIP
         try:
@@ -313,12 +314,12 @@ class Handlers:
         with Path(path).open("rb") as file:
             return file.read(200_000).decode("utf-8", errors="replace")
 
-    def answer(self, image: str | None, question: str | None, gates_json: str | None, request: gr.Request) -> JSON:
+    def answer(self, image: JSON | None, question: str | None, gates_json: str | None, request: gr.Request) -> JSON:
         """Answer a question about an image, under gates (JSON; empty: the unchanged model). The public endpoint."""
         try:
-            if not image:
+            if (source := uploaded(image)) is None:
                 raise sg.ImageError("An image is needed.")
-            return answer(self.desk, request.session_hash, open_picture(image), question or "", gates_json or "")
+            return answer(self.desk, request.session_hash, open_picture(source), question or "", gates_json or "")
         except Exception as error:
             raise gr.Error(fault(error)["text"], print_exception=False) from None
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.data_classes import ImageData
 
 from sinkgate.demo.scenes import BACKGROUNDS, COLORS, GAP, MARGIN, MAX_OBJECTS, SHAPES, SIZES, outline
 
@@ -98,19 +97,15 @@ def share_desk() -> gr.HTML:
 
 
 def picture_box(sources: Sequence[str] = ("upload",), **settings: Any) -> gr.Image:
-    """An image box that hands on the uploaded file unopened, so that a broken one meets our own check."""
-    box = gr.Image(type="filepath", format="jpeg", sources=list(sources), **settings)  # pyright: ignore[reportArgumentType]
-    box.preprocess = unopened
-    return box
+    """An image box; its events pass ``preprocess=False``, so that no file is opened before our own check."""
+    return gr.Image(type="filepath", format="jpeg", sources=list(sources), **settings)  # pyright: ignore[reportArgumentType]
 
 
-def unopened(payload: ImageData | None) -> str | None:
-    """The path of an upload (Gradio has checked that it is one) or a data URL."""
-    if payload is None:
+def uploaded(value: dict[str, Any] | None) -> str | None:
+    """What a picture box was given: the path of an upload (Gradio has checked that it is one) or a data URL."""
+    if value is None:
         return None
-    if payload.url and payload.url.startswith("data:"):
-        return payload.url
-    return payload.path
+    return value.get("path") or value.get("url")
 
 
 def _island(name: str, value: Any, **props: Any) -> gr.HTML:

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bench import Bench, Warm
@@ -27,6 +28,7 @@ import sinkgate as sg
 from sinkgate.demo.scenes import Scene
 from sinkgate.session import Shelf
 
+SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # that a PNG and a JPEG begin with
 MAX_NEW_TOKENS = 32
 MAX_QUESTION = 500  # characters; the model has a limit of its own, in tokens
 MAX_GATES_TEXT = 100_000  # characters
@@ -394,11 +396,13 @@ def unknown_sentence(words: list[str]) -> str:
 def open_picture(picture: str) -> Image.Image:
     """An uploaded file (its path) or a data URL as a checked RGB image of bounded size; raises `sinkgate.ImageError`."""
     try:
-        image = sg.open_image(
-            base64.b64decode(picture.partition(",")[2], validate=True) if picture.startswith("data:") else picture
-        )
-    except binascii.Error:
-        raise sg.ImageError("This is not a picture: its data cannot be decoded.") from None
+        inline = picture.startswith("data:")
+        data = base64.b64decode(picture.partition(",")[2], validate=True) if inline else Path(picture).read_bytes()
+    except (binascii.Error, OSError):
+        raise sg.ImageError("This is not a picture: its data cannot be decoded, or are no longer here.") from None
+    if data and not (data.startswith(SIGNATURES) or data[8:12] == b"WEBP"):
+        raise sg.ImageError("This is no PNG, JPEG or WebP: save the picture as one of these.")
+    image = sg.open_image(data)
     shrink = math.sqrt(MOST_PIXELS / (image.width * image.height))
     return (
         image if shrink >= 1 else image.resize((max(1, int(image.width * shrink)), max(1, int(image.height * shrink))))

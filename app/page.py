@@ -176,14 +176,15 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
         handler: Callable[..., Any],
         inputs: list[Any],
         outputs: list[Any] = asked,
-        js: str | None = None,
+        **more: Any,
     ) -> None:
-        event(handler, [*inputs, *setting], outputs, trigger_mode="always_last", js=js, **FAST, **PRIVATE).then(
+        event(handler, [*inputs, *setting], outputs, trigger_mode="always_last", **more, **FAST, **PRIVATE).then(
             handlers.tell, [parts.session, parts.mixer], told, trigger_mode="multiple", **SLOW, **PRIVATE
         )
 
-    asks(page.load, handlers.arrive, [parts.share], [*anew, parts.lens, parts.learned], READ_LINK)
-    asks(parts.picture.input, handlers.new_picture, [parts.session, parts.picture, parts.question], anew)
+    asks(page.load, handlers.arrive, [parts.share], [*anew, parts.lens, parts.learned], js=READ_LINK)
+    pictured = [parts.session, parts.picture, parts.question]
+    asks(parts.picture.input, handlers.new_picture, pictured, anew, preprocess=False)
     asks(parts.ask.click, handlers.ask, [parts.session, parts.question])
     asks(parts.question.submit, handlers.ask, [parts.session, parts.question])
     asks(parts.new_scene.click, handlers.new_scene, [parts.session], anew)
@@ -224,4 +225,5 @@ def public_endpoint(handlers: Handlers) -> None:
         question = gr.Textbox(label="question")
         gates_json = gr.Textbox(label="gates_json")
         result = gr.JSON(label="answer")
-        gr.Button("answer").click(handlers.answer, [image, question, gates_json], result, api_name="answer", **SLOW)
+        asked = [image, question, gates_json]
+        gr.Button("answer").click(handlers.answer, asked, result, api_name="answer", preprocess=False, **SLOW)

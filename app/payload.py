@@ -91,7 +91,7 @@ def is_stored(path: str) -> bool:
 def event(value: Any, page: gr.Blocks) -> JSON:
     """The body of ``queue/join``: which event, with which values."""
     index, session = _whole(value, "fn_index"), _session(value)
-    if index not in page.fns:
+    if index not in page.fns or page.fns[index].fn is None:  # what a browser does by itself is no event here
         raise Refused(404, f"There is no event {index} on this page: load it again.")
     trigger = value.get("trigger_id")
     return {
@@ -228,21 +228,21 @@ def _arguments(value: Any, components: Sequence[Any]) -> list[Any]:
     if not isinstance(data, list) or len(data) != len(components):
         count = len(data) if isinstance(data, list) else "no list of"
         raise Refused(400, f"This event takes {len(components)} values; {count} came.")
-    for component, part in zip(components, data, strict=True):
-        _check_field(component, part)
-    return data
+    return [_field(component, part) for component, part in zip(components, data, strict=True)]
 
 
-def _check_field(component: Any, value: Any) -> None:
+def _field(component: Any, value: Any) -> Any:
     model = getattr(component, "data_model", None)
     if isinstance(component, gr.Textbox):
         if not isinstance(value, str | None):
             raise Refused(400, "A field that takes text was given something else.")
-    elif model is not None and value is not None:
+        return value or ""
+    if model is not None and value is not None:
         try:
             model.model_validate(value, context={"validate_meta": True})
         except ValidationError:
             raise Refused(400, "A field that takes a file was given something else.") from None
+    return value
 
 
 def _object(value: Any) -> JSON:
