@@ -112,7 +112,7 @@ def pictures(draw: st.DrawFn) -> tuple[str, bytes]:
     image = Image.new(mode, size)
     try:
         image.save(data, kind, exif=exif(draw(st.binary(max_size=40))))
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError, struct.error):
         data = io.BytesIO()
         image.convert("RGB").save(data, "PNG")
     content = bytearray(data.getvalue())

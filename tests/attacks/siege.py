@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -38,7 +39,7 @@ class Siege:
     folder: Path  # all that the process may write to
     log: Path
     listener: Listener
-    client: httpx.Client
+    clients: Iterator[httpx.Client]  # each at another address of this machine, so that no rate ends the siege
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     slowest: float = 0.0
 
@@ -46,7 +47,7 @@ class Siege:
         """Throw one request; fails on a 500, a hang or a leak. ``what`` names it in the counts."""
         began = time.monotonic()
         request.setdefault("timeout", ANSWER_SECONDS)
-        with self.client.stream(method, f"{self.address}{path}", **request) as answer:
+        with next(self.clients).stream(method, f"{self.address}{path}", **request) as answer:
             answer.read() if "event-stream" not in answer.headers.get("content-type", "") else None
         self.slowest = max(self.slowest, time.monotonic() - began)
         self.counts[what, str(answer.status_code)] += 1
@@ -67,7 +68,7 @@ class Siege:
     def outcome(self, path: str, what: str) -> dict[str, Any]:
         """Read a stream of events to its end."""
         began, result = time.monotonic(), None
-        with self.client.stream("GET", f"{self.address}{path}", timeout=ANSWER_SECONDS) as stream:
+        with next(self.clients).stream("GET", f"{self.address}{path}", timeout=ANSWER_SECONDS) as stream:
             for line in stream.iter_lines():
                 if line.startswith("data:") and line[5:].strip() != "null":
                     said = json.loads(line[5:])
@@ -91,12 +92,11 @@ class Siege:
         return answer.json()[0] if answer.status_code == 200 else None
 
     def unforeseen(self) -> list[str]:
-        """What the process logged as a fault of its own."""
-        return [
-            line
-            for line in self.log.read_text(errors="replace").splitlines()
-            if "unforeseen" in line or "Trace" in line
-        ]
+        """What the process logged as a fault of its own, each kind once: where, and what."""
+        text = self.log.read_text(errors="replace")
+        raised = re.findall(r"Traceback \(most recent call last\):\n((?:[ |].*\n|\n)+)(\S.*)", text)
+        lines = {f"{where.strip().splitlines()[-2].strip()}: {what[:200]}" for where, what in raised}
+        return sorted(lines | {line for line in text.splitlines() if '"unforeseen"' in line})
 
     def strays(self) -> list[Path]:
         """Files that the process wrote elsewhere than among uploads."""
@@ -156,8 +156,8 @@ def besieged(folder: Path, *options: str, file_size: int | None = None) -> Itera
                     break
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.05)
-        with httpx.Client() as client:
-            yield Siege(f"http://127.0.0.1:{port}", temporary, log, listener, client)
+        clients = [httpx.Client(transport=httpx.HTTPTransport(local_address=f"127.0.0.{n}")) for n in range(1, 61)]
+        yield Siege(f"http://127.0.0.1:{port}", temporary, log, listener, itertools.cycle(clients))
         assert process.poll() is None, log.read_text()[-2000:]  # it lives on
     finally:
         listener.close()

@@ -1,0 +1,173 @@
+"""What visitors and models write is shown as text, in a real browser; other sites' pages reach nothing."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from siege import besieged, png
+from tiny import tiny_llava
+
+sys.path.append(str(Path(__file__).parents[1] / "browser"))  # visitor.py: how browsers are started
+from visitor import Tab, chromium
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+SCRIPT = "document.title='pwned';window.pwned=1"
+XSS = f'<img src=x onerror="{SCRIPT}">'
+MORE = f'{XSS}<script>{SCRIPT}</script>${{window.pwned=1}}{{{{window.pwned=1}}}}"><svg onload="{SCRIPT}">'
+INJECTED = "[...document.querySelectorAll('[onerror],[onload],[srcdoc],img[src=x]')].map((part) => part.outerHTML)"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    try:
+        with chromium() as browser:
+            yield browser
+    except Exception as error:
+        if os.environ.get("SINKGATE_REQUIRE_BROWSER") == "1":
+            raise
+        pytest.skip(f"no browser here: {str(error).splitlines()[0]}")
+
+
+@pytest.fixture(scope="module")
+def address(browser, tmp_path_factory) -> Iterator[str]:
+    """An app whose model answers in markup."""
+    folder = tmp_path_factory.mktemp("talking")
+    model, processor = tiny_llava()
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    written = folder / "model" / "tokenizer.json"
+    tokenizer = json.loads(written.read_text())
+    words = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {
+        word if word.startswith("<") else f"{XSS}{number}": number for word, number in words.items()
+    }
+    written.write_text(json.dumps(tokenizer))
+    with besieged(folder, "--model", str(folder / "model")) as siege:
+        yield siege.address
+        assert siege.listener.calls == 0 and siege.unforeseen() == []
+
+
+@pytest.fixture
+def tab(browser, address) -> Iterator[Tab]:
+    """A visitor; at the end nothing that was thrown has become part of the page, or been run."""
+    context = browser.new_context(viewport={"width": 1366, "height": 768})
+    page = context.new_page()
+    page.on("dialog", lambda dialog: pytest.fail(f"a script said {dialog.message}"))
+    tab = Tab(page, address)
+    yield tab
+    assert page.evaluate(INJECTED) == []
+    assert page.evaluate("window.pwned") is None and page.title() == "sinkgate"
+    context.close()
+    assert tab.errors == []  # a Content-Security-Policy that had to step in would say so here
+
+
+def test_a_model_that_answers_in_markup(tab):
+    assert XSS in " ".join(tab.answers())
+    assert XSS in tab.page.locator("#words").inner_text()
+    assert XSS in tab.page.locator("#lens .row").inner_text() or XSS in " ".join(tab.frame()["queries"])
+
+
+def test_a_question_in_markup(tab):
+    tab.after(lambda: tab.ask(MORE))
+    assert tab.page.locator("#question textarea").input_value() == MORE
+    tab.page.evaluate("document.querySelector('#gates .label-wrap').click()")
+    assert "pwned" in tab.page.locator("#share code").text_content()
+
+
+def test_a_file_named_in_markup(tab, tmp_path):
+    path = tmp_path / f"{XSS}.png".replace("/", "")
+    path.write_bytes(png())
+    tab.after(lambda: tab.upload(path))
+
+
+def test_gates_in_markup(tab):
+    tab.page.evaluate("document.querySelector('#gates .label-wrap').click()")
+    for text in (MORE, json.dumps({"format": MORE, "version": MORE}), json.dumps({"scales": {"v_sink": [MORE]}})):
+        tab.page.locator("#gates-text textarea").fill(text)
+        tab.page.locator("#gates-apply").click()
+        tab.page.wait_for_selector("#status .warning")
+        tab.page.locator("#new-scene").click()
+        tab.page.wait_for_selector("#status .warning", state="detached")
+    tab.settle()
+
+
+def test_a_scene_in_markup(tab):
+    tab.compose()
+    thing = {"shape": MORE, "color": MORE, "size": MORE, "x": 0.5, "y": 0.5}
+    tab.page.evaluate(
+        """(scene) => {
+          const composer = document.querySelector('#composer [data-composing]');
+          window.sinkgate.say('scene', scene);
+          composer.scene = scene;
+        }""",
+        {"background": MORE, "objects": [thing]},
+    )
+    tab.page.locator("#edit-done").click()
+    tab.settle()
+
+
+@pytest.mark.parametrize("part", ["question", "model", "kind", "learned"])
+def test_a_link_in_markup(browser, address, tab, part):
+    text = tab.frame()["share"]["link"]
+    content = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    content[part] = MORE
+    link = base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
+    tab.page.goto("about:blank")
+    tab.page.goto(f"{address}/#s={link}")
+    tab.settle()
+    assert tab.page.evaluate("location.hash") in ("", f"#s={link}")
+
+
+def test_the_policy_stops_what_slips_through(browser, address):
+    page = browser.new_page()
+    page.goto(address)
+    page.wait_for_selector("#answers [data-done=true]")
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.evaluate(f"document.body.insertAdjacentHTML('beforeend', {MORE!r})")
+    page.evaluate(f"document.body.append(Object.assign(document.createElement('script'), {{textContent: {SCRIPT!r}}}))")
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.pwned") is None and any("Content Security Policy" in text for text in said)
+    gone = page.evaluate("fetch('http://127.0.0.1:1/').catch((error) => String(error))")
+    assert "Failed to fetch" in gone
+    page.close()
+
+
+def test_another_sites_page_reaches_nothing(browser, address):
+    """A page of another site neither frames this one nor asks in its visitors' name."""
+
+    class Evil(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+            self.wfile.write(f"<iframe src='{address}'></iframe>".encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Evil) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        said = []
+        page.on("console", lambda message: said.append(message.text))
+        page.goto(f"http://localhost:{server.server_port}/")
+        page.wait_for_timeout(500)
+        assert any("frame-ancestors" in text for text in said)
+        body = json.dumps({"data": [], "fn_index": 0, "session_hash": "evil"})
+        asked = f"""fetch('{address}/gradio_api/queue/join', {{method: 'POST', body: {body!r}}})
+            .then((answer) => answer.status).catch((error) => String(error))"""
+        assert page.evaluate(asked) in (403, "TypeError: Failed to fetch")
+        page.close()
+        server.shutdown()
