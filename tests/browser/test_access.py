@@ -1,0 +1,93 @@
+"""Everyone can use the page: no serious finding of axe, everything by keyboard, room on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from visitor import Tab
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+PHONE = {"width": 390, "height": 844}
+IMPACTS = ("serious", "critical")
+
+
+def findings(tab: Tab) -> list[str]:
+    """What axe finds serious or critical, one line a place."""
+    tab.page.wait_for_selector(
+        "#chart .js-plotly-plot"
+    )  # until it is drawn, Gradio's placeholder has a label that it may not have
+    violations: list[dict[str, Any]] = Axe().run(tab.page).response["violations"]
+    return [
+        f"{rule['id']}: {node['html'][:160]} ({node['failureSummary'].splitlines()[-1].strip()})"
+        for rule in violations
+        if rule["impact"] in IMPACTS
+        for node in rule["nodes"]
+    ]
+
+
+def tab_to(tab: Tab, target: str) -> None:
+    """Press Tab until the focus is there."""
+    for _ in range(80):
+        tab.page.keyboard.press("Tab")
+        if tab.page.evaluate(f"document.activeElement.matches({target!r})"):
+            return
+    raise AssertionError(f"the keyboard does not reach {target}")
+
+
+def test_everything_can_be_done_by_keyboard(tab: Tab) -> None:
+    keyboard = tab.page.keyboard
+    tab_to(tab, "#question textarea")
+    keyboard.press("Control+a")
+    keyboard.type("How many objects are there?")
+    tab.after(lambda: keyboard.press("Enter"))
+    unchanged, gated = tab.answers()
+    assert unchanged == gated == "2"
+    tab_to(tab, "#lens [role=radio], #lens .films button, #lens .films [tabindex='0']")
+    tab_to(tab, "#mixer .fader[data-layer='0']")
+    keyboard.press("ArrowRight")
+    keyboard.press("ArrowRight")
+    for _ in range(3):
+        keyboard.press("PageDown")
+    tab.settle()
+    assert tab.scale(2) == 0.25 and tab.answers() == ("2", "1")
+    name = tab.page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert name == "V-sinks, layer 2"
+    tab_to(tab, "#chart *, #share button, .gates button, .label-wrap")
+
+
+@pytest.fixture
+def phone(browser: Browser, address: str) -> Iterator[Tab]:
+    context = browser.new_context(viewport=PHONE, device_scale_factor=2, has_touch=True, is_mobile=True)
+    tab = Tab(context.new_page(), address)
+    yield tab
+    context.close()
+    assert tab.errors == []
+
+
+@pytest.mark.parametrize("light", ["light", "dark"])
+def test_axe_finds_nothing_serious(tab: Tab, light: str) -> None:
+    if light == "dark":
+        tab.page.locator(".light-switch").click()
+    assert findings(tab) == []
+    tab.compose()
+    tab.page.locator("#questions summary").click()
+    tab.page.get_by_text("Share and save").click()
+    assert findings(tab) == []
+
+
+def test_a_phone_has_room_for_the_page(phone: Tab) -> None:
+    width = "document.documentElement.scrollWidth"
+    assert phone.page.evaluate(width) <= PHONE["width"]
+    assert findings(phone) == []
+    for name in ("#question textarea", "#ask", "#maps canvas.after", "#answers", "#mixer .fader", "#chart"):
+        box = phone.page.locator(name).first.bounding_box()
+        assert box and box["x"] >= 0 and (name == "#mixer .fader" or box["x"] + box["width"] <= PHONE["width"] + 1), (
+            name
+        )
+    phone.compose()
+    assert phone.page.evaluate(width) <= PHONE["width"]
