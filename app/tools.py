@@ -17,11 +17,13 @@ from answer import ANSWER, answer
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from frames import JSON, sentence
+from handlers import SCENE_SIDE
 from live import MAX_GATES_TEXT, MAX_QUESTION, Desk, open_picture
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.types import Tool
 from PIL import Image
+from sharing import SEEDS
 from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -32,8 +34,6 @@ from sinkgate.demo.scenes import Scene
 PATH = "/gradio_api/mcp"
 MOST_BYTES = 4 << 20  # of a call: a picture takes a third more as base64
 MOST_CALLS = 8  # that wait for the model at once; later ones wait for these
-SIDE = 448  # pixels of a scene
-SEEDS = range(1 << 32)
 UNFORESEEN = "Something unforeseen went wrong, and nothing was answered."
 
 
@@ -80,7 +80,7 @@ class Tools:
         self.calls = CapacityLimiter(MOST_CALLS)
         self.server: Server[Any, Any] = Server("sinkgate")
         self.server.list_tools()(self.list)
-        self.server.call_tool(validate_input=False)(self.call)  # `read` says what is wrong in words
+        self.server.call_tool(validate_input=False)(self.call)  # `answer` says what is wrong in words
         self.manager = StreamableHTTPSessionManager(
             self.server, json_response=True, stateless=True, max_request_body_size=MOST_BYTES
         )
@@ -129,7 +129,7 @@ def seen(picture: Any, scene: Any) -> Image.Image:
     if scene is not None:
         if type(scene) is not int or scene not in SEEDS:
             raise sg.ImageError(f"scene is a whole number from 0 to {SEEDS[-1]}, the seed of a demo scene.")
-        return Scene.random(Random(scene)).render(SIDE)
+        return Scene.random(Random(scene)).render(SCENE_SIDE)
     if not isinstance(picture, str) or not picture.startswith("data:image/") or not picture.isascii():
         raise sg.ImageError("picture is an image file as a data URL, data:image/png;base64,... and no path or address.")
     return open_picture(picture)
