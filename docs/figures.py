@@ -421,7 +421,11 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
 
 def write(name: str) -> Path:
     """Write one picture; Plotly's random ids become fixed ones."""
-    path = export(FIGURES[name]().update_layout(width=WIDTH), PAGES / f"{name}.svg")
+    figure = FIGURES[name]().update_layout(width=WIDTH)
+    traces: Any = figure.data
+    for number, trace in enumerate(traces):
+        trace.uid = f"-{number}"
+    path = export(figure, PAGES / f"{name}.svg")
     text = path.read_text(encoding="utf-8")
     uid = re.search(r'id="defs-(\w+)"', text)
     assert uid is not None
