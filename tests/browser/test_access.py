@@ -53,7 +53,8 @@ def test_everything_can_be_done_by_keyboard(tab: Tab) -> None:
     keyboard.press("ArrowRight")
     for _ in range(3):
         keyboard.press("PageDown")
-    tab.settle()
+    tab.settle()  # the map follows at once,
+    tab.settle()  # the answer when the keys have rested
     assert tab.scale(2) == 0.25 and tab.answers() == ("2", "1")
     name = tab.page.evaluate("document.activeElement.getAttribute('aria-label')")
     assert name == "V-sinks, layer 2"
