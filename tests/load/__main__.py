@@ -22,7 +22,7 @@ sys.path[:0] = [
     str(Path(__file__).parents[2] / "app"),
 ]
 
-from crowd import Notes, Visitor, errands
+from crowd import Notes, Person, Program, Visitor, errands
 from visitor import running_app
 
 import sinkgate as sg
@@ -31,6 +31,10 @@ import sinkgate as sg
 def main() -> int:
     parser = argparse.ArgumentParser(description="Visit the app with many, and compare all that comes back.")
     parser.add_argument("--visitors", type=int, default=20)
+    parser.add_argument("--browsers", type=int, default=2, help="of them with a browser and a mouse")
+    parser.add_argument(
+        "--programs", type=int, default=3, help="of them with gradio_client; the others speak as a page does"
+    )
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--errands", type=int, default=6, help="different scenes, questions and gates of a visitor")
     parser.add_argument("--every", type=float, default=10, help="seconds between two looks at the server")
@@ -43,7 +47,12 @@ def main() -> int:
         server = next(
             process for process in psutil.Process().children(recursive=True) if f":{_port(process)}" in address
         )
-        crowd = [Visitor(address, plan, notes, stop, number) for number, plan in enumerate(planned)]
+        kinds = [Person] * options.browsers + [Program] * options.programs
+        kinds += [Visitor] * (options.visitors - len(kinds))
+        crowd = [
+            kind(address, plan, notes, stop, number)
+            for number, (kind, plan) in enumerate(zip(kinds, planned, strict=True))
+        ]
         for visitor in crowd:
             visitor.start()
         looks, began = [], time.monotonic()

@@ -5,11 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import httpx
+from gradio_client import Client, handle_file
+from visitor import Tab, chromium
 from wire import Wire
 
 import sinkgate as sg
@@ -75,33 +80,42 @@ def _expected(vlm: sg.VLM, prompt: sg.Prompt, sinks: sg.SinkMap, gates: sg.Gates
 
 
 class Visitor(threading.Thread):
-    """Runs errands until told to stop."""
+    """Runs errands until told to stop, as a page does."""
 
     def __init__(self, address: str, errands: list[Errand], notes: Notes, stop: threading.Event, seed: int) -> None:
         super().__init__(daemon=True)
         self.address, self.errands, self.notes, self.stop = address, errands, notes, stop
         self.rng = Random(seed)
-        self.turn = self.edits = 0
 
     def run(self) -> None:
         while not self.stop.is_set():
-            self.wire = Wire(self.address)
-            self.turn = self.edits = 0
             try:
-                self.timed("arrive", lambda: self.wire.send("", "load"))
-                for errand in self.rng.sample(self.errands, len(self.errands)):
-                    if self.stop.is_set():
-                        break
-                    self.do(errand)
-                    self.stop.wait(self.rng.uniform(0.5, 2))  # they look at it
+                self.visit()
             except httpx.HTTPStatusError as error:
                 self.notes.refused[f"HTTP {error.response.status_code}"] += 1
                 self.stop.wait(2)
             except Exception as error:  # noqa: BLE001 - a visitor who meets a fault is a finding, not the end of the test
                 self.notes.wrong.append(f"{type(error).__name__}: {error}"[:300])
                 self.stop.wait(2)
-            finally:
-                self.wire.close()
+
+    def visit(self) -> None:
+        """Arrive, run all errands once, leave."""
+        self.wire = Wire(self.address)
+        self.turn = self.edits = 0
+        try:
+            self.timed("arrive", lambda: self.wire.send("", "load"))
+            for errand in self.planned():
+                self.do(errand)
+        finally:
+            self.wire.close()
+
+    def planned(self) -> Iterator[Errand]:
+        """The errands in some order, with time to look at each; ends when it is time to stop."""
+        for errand in self.rng.sample(self.errands, len(self.errands)):
+            if self.stop.is_set():
+                return
+            yield errand
+            self.stop.wait(self.rng.uniform(0.5, 2))
 
     def do(self, errand: Errand) -> None:
         """Ask, look, draw the faders, let go."""
@@ -121,7 +135,7 @@ class Visitor(threading.Thread):
             if tick == TICKS:
                 setting = [errand.v_sink, errand.rest]
             began = time.monotonic()
-            shown = self.timed("fader", lambda: self.faders(*setting, "input"))  # noqa: B023 - called at once
+            shown = self.timed("fader", partial(self.faders, *setting, "input"))
             time.sleep(max(0.0, TICK - (time.monotonic() - began)))
         self.note_status(shown)
         if "maps" in shown:
@@ -167,3 +181,49 @@ class Visitor(threading.Thread):
             self.notes.right += 1
         else:
             self.notes.wrong.append(f"{what}: got {got}, expected {expected} ({errand.question})"[:400])
+
+
+class Program(Visitor):
+    """Asks through ``gradio_client``."""
+
+    def visit(self) -> None:
+        client = Client(self.address, verbose=False)
+        with TemporaryDirectory() as folder:
+            for errand in self.planned():
+                errand.scene.render(448).save(path := Path(folder) / "scene.png")
+                gates = sg.Gates.from_lists(v_sink=errand.v_sink, rest=errand.rest).to_json()
+                ask = partial(client.predict, handle_file(path), errand.question, gates, api_name="/answer")
+                told = self.timed("api", ask)
+                self.compare("api", told["text"], errand.gated.text, errand)
+                self.check("api's first words", dict(told["next_token"]), errand.gated.words, errand)
+
+
+class Person(Visitor):
+    """Draws faders with a mouse, in a browser of their own, on the first picture; errands are of that picture."""
+
+    def visit(self) -> None:
+        with chromium() as browser:
+            tab = Tab(browser.new_page(viewport={"width": 1366, "height": 768}), self.address)
+            tab.page.set_default_timeout(90_000)
+            for errand in self.planned():
+                tab.page.locator("#mixer .reset").click()
+                tab.settle()
+                for layer, scale in enumerate(errand.v_sink):
+                    if scale != 1:
+                        tab.drag(layer, scale)
+                began = time.monotonic()
+                tab.settle()
+                tab.settle()  # the map is there; the answer too
+                self.notes.seconds["browser, answer"].append(time.monotonic() - began)
+                scales = [tab.scale(layer) for layer in range(len(errand.v_sink))]
+                expected = self.direct(scales)
+                self.compare("browser", tab.answers()[1], expected, errand)
+            if tab.errors:
+                self.notes.wrong.append(f"browser console: {tab.errors[0]}"[:300])
+
+    def direct(self, scales: list[float]) -> str:
+        """What the model says under the scales that the mouse has reached."""
+        vlm = sg.load("demo") if not hasattr(self, "vlm") else self.vlm
+        self.vlm = vlm
+        prompt = vlm.prompt(Scene.random(Random(71)).render(448), QUESTIONS[0])
+        return vlm.answer(prompt, sg.Gates.from_lists(v_sink=scales, rest=[1.0] * len(scales))).text
