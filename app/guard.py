@@ -1,22 +1,21 @@
 """What stands in front of the page: one ASGI middleware that lets through what the page and its clients use, and nothing else.
 
-It keeps the paths, sizes, times and rates of requests, reads every body before Gradio does (`payload`), and dresses
-every answer in headers. Whoever is refused is told why in one sentence. Nothing here is logged or kept but numbers.
+It keeps the paths, sizes, times and rates of requests, reads every body before Gradio does (`payload`), lets go of answers
+that nobody fetches (`unread`) and dresses every answer in headers (`headers`). Whoever is refused is told why in one sentence. Nothing here is logged or kept but numbers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import ipaddress
 import re
 import shutil
 import time
-from base64 import b64encode
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
@@ -26,14 +25,18 @@ import httpx
 import orjson
 import payload
 from gradio.utils import get_upload_folder
+from headers import SPACES, Dressed, scripts_of
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from payload import SESSION, STORED, Reader, Refused
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from unread import Unread
+
+__all__ = ["Guard", "Limits", "middleware", "scripts_of"]
 
 MIB = 1 << 20
 CHUNK = 1 << 16  # bytes of a body that are handed on at once
@@ -61,6 +64,8 @@ class Limits:
     stall_seconds: float = 20.0  # without a byte of a body
     body_seconds: float = 180.0  # for a whole body
     spare_bytes: int = 512 * MIB  # of the disk that uploads leave free
+    unread_seconds: float = 60.0  # that answers are kept for a visitor who does not listen
+    unread_messages: int = 200  # that are put out and not fetched; an answer takes some ten
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,14 @@ class Route:
     read: Reader | None = None
 
 
+ASKING = (payload.event, payload.call, payload.call_by_name)
 EVENT = r"[0-9a-f]{1,64}"
 ROUTES = (
     Route(("GET", "HEAD"), r"/", "page"),
     Route(("GET",), r"/config|/gradio_api/(info|openapi\.json)", "page"),
     Route(("GET",), r"/(theme\.css|favicon\.ico|robots\.txt|manifest\.json)", "other"),
     Route(("GET",), r"/gradio_api/(startup-events|queue/status|app_id|upload_progress)", "other"),
-    Route(("GET",), r"/(assets|static)(/\w[\w.-]*)+", "other"),
+    Route(("GET",), r"/(assets|static)(/\w[\w.-]{0,120}){1,6}", "other"),
     Route(("GET",), rf"/gradio_api/file={STORED}", "other"),
     Route(("GET",), rf"/gradio_api/heartbeat/{SESSION}", "event"),
     Route(("GET",), r"/gradio_api/queue/data", "event"),
@@ -93,19 +99,6 @@ ROUTES = (
 )
 HEALTH = Route(("GET", "HEAD"), r"/healthz", "health")
 MCP = (Route(("POST",), r"/gradio_api/mcp", "event", payload.message),)
-
-POLICY = (  # Gradio's components need 'unsafe-eval'
-    "default-src 'self'; script-src 'self' 'unsafe-eval'{scripts}; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
-    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors {frames}"
-)
-LOCKED = "default-src 'none'; sandbox; frame-ancestors 'none'"  # for what visitors uploaded
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "Permissions-Policy": "camera=(self), clipboard-read=(self), geolocation=(), microphone=(), payment=(), usb=()",
-}
-SPACES = "'self' https://huggingface.co https://*.huggingface.co https://*.hf.space"
 
 
 def middleware(limits: Limits | None = None, **settings: Any) -> list[Middleware]:
@@ -150,6 +143,7 @@ class Guard:
         self.meter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self.open: Counter[str] = Counter()  # requests under way, by address
         self.held = 0  # bytes of bodies in memory
+        self.unread = Unread(limits.unread_seconds, limits.unread_messages)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or say why not."""
@@ -192,8 +186,7 @@ class Guard:
                     scope, receive, send
                 )
             else:
-                _check_stream(scope)
-                await self.app(scope, receive, send)
+                await self._hand_on(scope, receive, send)
         finally:
             self.open[address] -= 1
             if not self.open[address]:
@@ -234,6 +227,18 @@ class Guard:
         raw = [(name, value) for name, value in scope["headers"] if name.decode("latin-1").lower() not in drop]
         return {**scope, "headers": raw, "query_string": urlencode(kept).encode()}
 
+    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request without a body. A stream of events is there only for whoever has asked something."""
+        if not is_stream(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        queue = scope["app"].get_blocks()._queue
+        session = session_of(scope, queue)
+        if session is None:
+            raise Refused(404, "Nothing was asked here, or its answer was fetched already.")
+        with self.unread.listening(queue, session):
+            await self.app(scope, receive, send)
+
     async def _read(self, read: Reader, scope: Scope, receive: Receive, send: Send) -> None:
         body, size = bytearray(), 0
         try:
@@ -242,16 +247,22 @@ class Guard:
                 if self.held > self.limits.held_bytes:
                     raise Refused(503, "This server is reading all it can hold just now: try again in a moment.")
                 body += chunk
-            checked = orjson.dumps(read(payload.read_json(bytes(body)), scope["app"].get_blocks()))
+            page = scope["app"].get_blocks()
+            checked = read(payload.read_json(bytes(body)), page)
         except ConnectionAbortedError:
             return
         finally:
             self.held -= size
+        if read in ASKING:
+            if self.unread.too_many(page._queue, checked["session_hash"]):
+                raise Refused(429, "You have asked much and fetched no answer: fetch those that are there first.")
+            scope = {**scope, "path": scope["path"].replace("/v2/", "/")}
+        body = orjson.dumps(checked)
         headers = [pair for pair in scope["headers"] if pair[0].lower() not in (b"content-length", b"content-type")]
-        headers += [(b"content-length", str(len(checked)).encode()), (b"content-type", b"application/json")]
-        with SpooledTemporaryFile(max_size=self.limits.body_bytes) as file:
-            file.write(checked)
-            await self.app({**scope, "headers": headers}, replayed(file, receive), send)
+        headers += [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
+        await self.app({**scope, "headers": headers}, replayed(io.BytesIO(body), receive), send)
+        if read in ASKING:
+            self.unread.asked(page._queue, checked["session_hash"])
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send, address: str) -> None:
         """Take an upload whole before Gradio sees it: one that stalls, breaks off or is no picture leaves nothing behind."""
@@ -295,45 +306,6 @@ class Guard:
                 raise Refused(413, f"The body of this request may have {most / MIB:.0f} MiB at most.")
             yield chunk
             more = message.get("more_body", False)
-
-
-class Dressed:
-    """Sends an answer on with the headers that every answer has; the page's own scripts are let run by their hashes."""
-
-    def __init__(self, send: Send, frames: str, scripts: str, *, uploaded: bool) -> None:
-        self.send, self.frames, self.scripts, self.uploaded = send, frames, scripts, uploaded
-        self.started = False
-        self._start: Message | None = None  # of a page, held back until all of it is there
-        self._page = b""
-
-    async def __call__(self, message: Message) -> None:
-        """Send one message of the protocol."""
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
-                headers.setdefault(name, value)
-            if headers.get("content-type", "").startswith("text/html"):
-                self._start = message
-                return
-            headers["Content-Security-Policy"] = LOCKED if self.uploaded else self._policy()
-        elif self._start is not None:
-            self._page += message.get("body", b"")
-            if message.get("more_body"):
-                return
-            MutableHeaders(scope=self._start)["Content-Security-Policy"] = self._policy(scripts_of(self._page))
-            await self.send(self._start)
-            message, self._start = {"type": "http.response.body", "body": self._page}, None
-        self.started = True
-        await self.send(message)
-
-    def _policy(self, scripts: str = "") -> str:
-        return POLICY.format(scripts=self.scripts + scripts, frames=self.frames)
-
-
-def scripts_of(page: bytes) -> str:
-    """The hashes of a page's inline scripts, as a policy names them."""
-    scripts = re.findall(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", page, re.DOTALL)
-    return "".join(f" 'sha256-{b64encode(sha256(script).digest()).decode()}'" for script in scripts)
 
 
 def address_of(scope: Scope) -> str:
@@ -385,21 +357,20 @@ def sweep(folder: Path, older_than: float = 60.0) -> None:
             piece.unlink(missing_ok=True)
 
 
-def _check_stream(scope: Scope) -> None:
-    """A stream of events is there only for whoever has asked something."""
-    queue = scope["app"].get_blocks()._queue
-    if scope["path"] == "/gradio_api/queue/data":
+def is_stream(path: str) -> bool:
+    """Whether events are fetched here."""
+    return path == "/gradio_api/queue/data" or "/call/" in path
+
+
+def session_of(scope: Scope, queue: Any) -> str | None:
+    """The session whose events a stream would fetch; None where nothing was asked in any."""
+    if "/call/" not in scope["path"]:
         session = parse_qs(scope["query_string"].decode()).get("session_hash", [""])[0]
-        known = session in queue.pending_messages_per_session
-    elif "/call/" in scope["path"]:
-        event = scope["path"].rpartition("/")[2]
-        known = event in queue.event_ids_to_events or any(
-            event in ids for ids in queue.pending_event_ids_session.values()
-        )
-    else:
-        return
-    if not known:
-        raise Refused(404, "Nothing was asked here, or its answer was fetched already.")
+        return session if session in queue.pending_messages_per_session else None
+    asked = scope["path"].rpartition("/")[2]
+    event = queue.event_ids_to_events.get(asked)
+    sessions = (session for session, events in queue.pending_event_ids_session.items() if asked in events)
+    return event.session_hash if event else next(sessions, None)
 
 
 def _detail(sentence: str, status: int, headers: dict[str, str]) -> JSONResponse:

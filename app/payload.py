@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -104,21 +105,19 @@ def event(value: Any, page: gr.Blocks) -> JSON:
 
 
 def call(value: Any, page: gr.Blocks) -> JSON:
-    """The body of ``call/answer``: the values alone."""
+    """The body of ``call/answer``: the values alone. Each call is a session of its own."""
     endpoint = next(fn for fn in page.fns.values() if fn.api_name == "answer")
-    return {"data": _arguments(value, endpoint.inputs)}
+    return {"data": _arguments(value, endpoint.inputs), "session_hash": secrets.token_hex(16)}
 
 
 def call_by_name(value: Any, page: gr.Blocks) -> JSON:
-    """The body of ``call/v2/answer``: the values by their names."""
+    """The body of ``call/v2/answer``, values by their names, as one of ``call/answer``."""
     try:
         data = construct_args(_parameters(page), (), _object(value))
     except TypeError:
-        raise Refused(
-            400, f"The values must be named {', '.join(p['parameter_name'] for p in _parameters(page))}."
-        ) from None
-    call({"data": data}, page)
-    return value
+        names = ", ".join(parameter["parameter_name"] for parameter in _parameters(page))
+        raise Refused(400, f"The values must be named {names}.") from None
+    return call({"data": data}, page)
 
 
 @lru_cache(maxsize=1)

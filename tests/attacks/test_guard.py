@@ -1,10 +1,12 @@
 import asyncio
 import io
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import guard
+import headers
 import payload
 import pytest
 from gradio.utils import get_upload_folder
@@ -81,7 +83,7 @@ def test_health_is_never_counted():
         "/gradio_api/process_recording", "/gradio_api/component_server", "/gradio_api/dev/reload", "/gradio_api/runs",
         "/gradio_api/stream/x", "/gradio_api/custom_component/a/client/b/c", "/gradio_api/mcp/", "/docs", "/svelte/x",
         "/gradio_api/file=http://127.0.0.1:1/", "/gradio_api/file=/etc/passwd", "/gradio_api/file/etc/passwd",
-        "/assets/../../routes.py", "/assets/%2e%2e/%2e%2e/routes.py", "/static//etc/passwd", "/gradio_api/token",
+        "/assets/../../routes.py", "/assets/%2e%2e/%2e%2e/routes.py", "/static//etc/passwd", "/gradio_api/token", "/static/" + "a" * 300,
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -296,6 +298,30 @@ def test_streams_are_for_those_who_asked(visit):
         assert client.get(path).status_code == 404
 
 
+def test_answers_that_nobody_fetches_are_let_go(visit):
+    client = visit(Limits(unread_seconds=0.3))
+    asked = {"data": [{}, None], "fn_index": 1}
+    stream = "/gradio_api/queue/data?session_hash="
+    assert client.post(JOIN, json=asked | {"session_hash": "listens"}).status_code == 200
+    assert "process_completed" in client.get(f"{stream}listens").text
+    assert client.post(JOIN, json=asked | {"session_hash": "leaves"}).status_code == 200
+    event = client.post(CALL, json={"data": [None, "", ""]}).json()["event_id"]
+    time.sleep(1)
+    assert client.get(f"{stream}leaves").status_code == client.get(f"{stream}listens").status_code == 404
+    assert client.get(f"{CALL}/{event}").status_code == 404
+
+
+def test_who_fetches_nothing_may_not_ask_for_ever(visit):
+    client = visit(Limits(unread_messages=6))
+    answers = []
+    for _ in range(8):
+        answers.append(joined(client, [{}, None]).status_code)
+        time.sleep(0.1)
+    assert answers[0] == 200 and answers[-1] == 429
+    assert "process_completed" in client.get("/gradio_api/queue/data?session_hash=visitor").text
+    assert joined(client, [{}, None]).status_code == 200
+
+
 # --- who asks, and what every answer carries
 
 
@@ -336,7 +362,7 @@ def test_every_answer_is_dressed(visit):
         assert "'unsafe-inline'" not in policy.split("style-src")[0] and "frame-ancestors 'self'" in policy
     assert "huggingface.co" in visit(on_space=True).get("/").headers["content-security-policy"]
     stored = client.get(f"/gradio_api/file={uploaded(client)}").headers["content-security-policy"]
-    assert stored == guard.LOCKED
+    assert stored == headers.LOCKED
 
 
 def test_the_pages_own_scripts_are_named_by_hash(visit):

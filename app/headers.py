@@ -1,0 +1,62 @@
+"""The headers that every answer carries: what a browser may do with it, and which scripts may run on the page."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from hashlib import sha256
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import Message, Send
+
+POLICY = (  # Gradio's components need 'unsafe-eval'
+    "default-src 'self'; script-src 'self' 'unsafe-eval'{scripts}; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors {frames}"
+)
+LOCKED = "default-src 'none'; sandbox; frame-ancestors 'none'"  # for what visitors uploaded
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), clipboard-read=(self), geolocation=(), microphone=(), payment=(), usb=()",
+}
+SPACES = "'self' https://huggingface.co https://*.huggingface.co https://*.hf.space"
+
+
+class Dressed:
+    """Sends an answer on with the headers that every answer has; the page's own scripts are let run by their hashes."""
+
+    def __init__(self, send: Send, frames: str, scripts: str, *, uploaded: bool) -> None:
+        self.send, self.frames, self.scripts, self.uploaded = send, frames, scripts, uploaded
+        self.started = False
+        self._start: Message | None = None  # of a page, held back until all of it is there
+        self._page = b""
+
+    async def __call__(self, message: Message) -> None:
+        """Send one message of the protocol."""
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            if headers.get("content-type", "").startswith("text/html"):
+                self._start = message
+                return
+            headers["Content-Security-Policy"] = LOCKED if self.uploaded else self._policy()
+        elif self._start is not None:
+            self._page += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            MutableHeaders(scope=self._start)["Content-Security-Policy"] = self._policy(scripts_of(self._page))
+            await self.send(self._start)
+            message, self._start = {"type": "http.response.body", "body": self._page}, None
+        self.started = True
+        await self.send(message)
+
+    def _policy(self, scripts: str = "") -> str:
+        return POLICY.format(scripts=self.scripts + scripts, frames=self.frames)
+
+
+def scripts_of(page: bytes) -> str:
+    """The hashes of a page's inline scripts, as a policy names them."""
+    scripts = re.findall(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", page, re.DOTALL)
+    return "".join(f" 'sha256-{b64encode(sha256(script).digest()).decode()}'" for script in scripts)
