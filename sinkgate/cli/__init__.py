@@ -31,9 +31,11 @@ for command in (
     demo.scenes,
     models.info,
     models.models,
-    demo.app,
 ):
     cli.command(command.__name__.replace("evaluate", "eval"))(command)
+cli.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    demo.app
+)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from sinkgate.cli.options import ModelChoice, unfolded
 from sinkgate.errors import SinkgateError
 
 
@@ -41,20 +40,11 @@ def scenes(
     typer.echo(f"{count} scenes in {out}")
 
 
-@unfolded
-def app(
-    chosen: ModelChoice,
-    gates: Annotated[Path | None, typer.Option(help="Folder of folders of learned gates to offer.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-) -> None:
-    """Start the app (from a clone of the repository)."""
+def app(context: typer.Context) -> None:
+    """Start the app (from a clone of the repository); its options are those of ``app/main.py``, `--help` among them."""
     script = Path(__file__).parents[2] / "app" / "main.py"
     if not script.exists():
         raise SinkgateError(
             "the app lives in the repository, not in the package: clone it and run `python app/main.py`"
         )
-    options = {**vars(chosen), "gates": gates, "host": host, "port": port}
-    told = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items() if value is not None]
-    given = [part for pair in told for part in pair]
-    os.execv(sys.executable, [sys.executable, str(script), *given])
+    os.execv(sys.executable, [sys.executable, str(script), *context.args])

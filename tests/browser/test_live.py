@@ -206,7 +206,7 @@ def test_the_endpoint_for_programs(address: str, vlm: sg.VLM, picture: Path) -> 
 
 
 def test_the_command_line_starts_the_same_page() -> None:
-    with running_app(start=("-m", "sinkgate", "app")) as address, urlopen(address) as page:
+    with running_app("--log-level", "info", start=("-m", "sinkgate", "app")) as address, urlopen(address) as page:
         assert b"sinkgate" in page.read()
 
 

@@ -289,8 +289,8 @@ def test_every_kind_of_picture_is_taken(tab: Any, tmp_path: Path, picture: Path)
     Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
     image.convert("CMYK").save(tmp_path / "cmyk.jpg")
     image.resize((120, 60)).save(tmp_path / "turned.jpg", exif=turned)
-    image.save(tmp_path / "moving.gif", save_all=True, append_images=[image.rotate(90)])
-    for name in ("rgba.png", "deep.png", "cmyk.jpg", "turned.jpg", "moving.gif"):
+    image.save(tmp_path / "moving.webp", save_all=True, append_images=[image.rotate(90)])
+    for name in ("rgba.png", "deep.png", "cmyk.jpg", "turned.jpg", "moving.webp"):
         before = tab.frame()["sequence"]
         tab.upload(tmp_path / name)
         tab.page.wait_for_function("(n) => document.querySelector('#maps [data-tick]').frame.sequence > n", arg=before)
