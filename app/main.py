@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Gradio makes a table of its last 10,000 events after each event, for a page that we do not serve
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 
 HERE = Path(__file__).parent
 WRITTEN = HERE / "options.txt"  # options for where no command line can be given, which overrules them
