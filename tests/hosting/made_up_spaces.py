@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
+import os
+import signal
+import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
@@ -32,6 +37,7 @@ class Spaces:
         self.forks = 0
         self.process: Any = None
         self.crossed: list[Any] = []  # what came back
+        self.alone = threading.Lock()  # one process, one job
 
     def gpu(
         self, task: Callable[..., Iterator[Any]], *, duration: Callable[..., float]
@@ -44,29 +50,33 @@ class Spaces:
             self.visitors.append(visitor.get())
             if seconds > self.quota:
                 raise gr.Error(f"You have exceeded your quota ({seconds}s requested vs. {self.quota}s left).")
-            jobs, said, closed = self.worker(task)
-            closed.clear()
-            jobs.put(arguments)
-            try:
-                while True:
-                    kind, value = said.get()
-                    if kind == "end":
-                        break
-                    if kind == "error":
-                        raise gr.Error(value)
-                    self.crossed.append(value)
-                    try:
-                        yield value
-                    except GeneratorExit:
-                        closed.set()
-                        while said.get()[0] == "said":
-                            pass
-                        raise
-            finally:
-                if not self.keep:
-                    self.stop()
+            with self.alone:
+                yield from self.run(task, arguments)
 
         return handler
+
+    def run(self, task: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> Iterator[Any]:
+        jobs, said, closed = self.worker(task)
+        closed.clear()
+        jobs.put(arguments)
+        try:
+            while True:
+                kind, value = said.get()
+                if kind == "end":
+                    break
+                if kind == "error":
+                    raise gr.Error(value)
+                self.crossed.append(value)
+                try:
+                    yield value
+                except GeneratorExit:
+                    closed.set()
+                    while said.get()[0] == "said":
+                        pass
+                    raise
+        finally:
+            if not self.keep:
+                self.stop()
 
     def worker(self, task: Callable[..., Iterator[Any]]) -> tuple[Any, Any, Any]:
         if self.process is None:
@@ -97,15 +107,30 @@ def serve(task: Callable[..., Iterator[Any]], jobs: Any, said: Any, closed: Any)
         except BaseException as error:  # noqa: BLE001 - as `spaces` hands it on
             said.put(("error", type(error).__name__))
 
+    close_connections()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not what the app does when it is told to stop
     while True:
         arguments = jobs.get()
         with ThreadPoolExecutor(1) as executor:
             executor.submit(run, arguments).result()
 
 
+def close_connections() -> None:
+    """Visitors' connections belong to the server: what it closes stays open to them as long as a fork has it."""
+    for number in range(3, 4096):
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.close(number)
+
+
+def made_up(spaces: Spaces) -> ModuleType:
+    """What ``import spaces`` gives then."""
+    module = ModuleType("spaces")
+    module.__dict__["GPU"] = spaces.gpu
+    return module
+
+
 def put_in_place(monkeypatch: Any) -> Spaces:
-    made_up = ModuleType("spaces")
-    made_up.__dict__["GPU"] = (spaces := Spaces()).gpu
-    monkeypatch.setitem(sys.modules, "spaces", made_up)
+    monkeypatch.setitem(sys.modules, "spaces", made_up(spaces := Spaces()))
     monkeypatch.delitem(sys.modules, "zerogpu", raising=False)
     return spaces
