@@ -6,8 +6,10 @@ import asyncio
 import base64
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -54,6 +56,12 @@ def direct(vlm: sg.VLM, scene: Path, gates: sg.Gates | None = None) -> sg.Trace:
     return vlm.answer(prompt, gates, sg.find_sinks(vlm, prompt))
 
 
+def apart(act: Callable[[], Any]) -> Any:
+    """Do something in a thread of its own: a browser's tests leave an event loop running in this one."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(act).result()
+
+
 def call(served: str, arguments: dict[str, Any], name: str = "answer") -> CallToolResult:
     """One call of the tool, by the protocol's own client."""
 
@@ -66,7 +74,7 @@ def call(served: str, arguments: dict[str, Any], name: str = "answer") -> CallTo
             assert [tool.name for tool in (await told.list_tools()).tools] == ["answer"]
             return await told.call_tool(name, arguments)
 
-    return asyncio.run(session())
+    return apart(lambda: asyncio.run(session()))
 
 
 def said(result: CallToolResult) -> str:
@@ -89,7 +97,7 @@ def test_every_example_of_the_guide_runs_and_prints_what_it_says(
     assert len(examples) == 3
     for example in examples:
         with redirect_stdout(io.StringIO()) as printed:
-            exec(example.replace("http://127.0.0.1:7860", served), names)
+            apart(partial(exec, example.replace("http://127.0.0.1:7860", served), names))
         promised = [line.removeprefix("#> ") for line in example.splitlines() if line.startswith("#> ")]
         assert promised and printed.getvalue().splitlines() == promised
 

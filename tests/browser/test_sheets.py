@@ -251,7 +251,9 @@ def test_questions_are_offered_that_the_model_has_words_for(
 ) -> None:
     def offered() -> list[str]:
         ones = [1.0] * demo.num_layers
-        returned = Handlers(Desk(demo)).new_picture(Session(), {"path": str(wide)}, "", {"v_sink": ones, "rest": ones}, LENS)
+        returned = Handlers(Desk(demo)).new_picture(
+            Session(), {"path": str(wide)}, "", {"v_sink": ones, "rest": ones}, LENS
+        )
         return [chip["question"] for chip in returned[3]["chips"]]
 
     assert offered() == list(PLAIN_QUESTIONS)

@@ -5,38 +5,21 @@ from __future__ import annotations
 import base64
 import http.server
 import json
-import os
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from siege import besieged, png
-from tiny import tiny_llava
-
-sys.path.append(str(Path(__file__).parents[1] / "browser"))  # visitor.py: how browsers are started
-from visitor import Tab, chromium
+from tiny import noise_image, tiny_llava
+from visitor import Tab, running_app
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    pass
 
 SCRIPT = "document.title='pwned';window.pwned=1"
 XSS = f'<img src=x onerror="{SCRIPT}">'
 MORE = f'{XSS}<script>{SCRIPT}</script>${{window.pwned=1}}{{{{window.pwned=1}}}}"><svg onload="{SCRIPT}">'
 INJECTED = "[...document.querySelectorAll('[onerror],[onload],[srcdoc],img[src=x]')].map((part) => part.outerHTML)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    try:
-        with chromium() as browser:
-            yield browser
-    except Exception as error:
-        if os.environ.get("SINKGATE_REQUIRE_BROWSER") == "1":
-            raise
-        pytest.skip(f"no browser here: {str(error).splitlines()[0]}")
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +36,8 @@ def address(browser, tmp_path_factory) -> Iterator[str]:
         word if word.startswith("<") else f"{XSS}{number}": number for word, number in words.items()
     }
     written.write_text(json.dumps(tokenizer))
-    with besieged(folder, "--model", str(folder / "model")) as siege:
-        yield siege.address
-        assert siege.listener.calls == 0 and siege.unforeseen() == []
+    with running_app("--model", str(folder / "model")) as address:
+        yield address
 
 
 @pytest.fixture
@@ -87,7 +69,7 @@ def test_a_question_in_markup(tab):
 
 def test_a_file_named_in_markup(tab, tmp_path):
     path = tmp_path / f"{XSS}.png".replace("/", "")
-    path.write_bytes(png())
+    noise_image().save(path)
     tab.after(lambda: tab.upload(path))
 
 
@@ -171,3 +153,18 @@ def test_another_sites_page_reaches_nothing(browser, address):
         assert page.evaluate(asked) in (403, "TypeError: Failed to fetch")
         page.close()
         server.shutdown()
+
+
+def test_a_picture_of_another_kind_is_refused_in_words(browser, address, tmp_path):
+    """The page says so, and goes on with a picture that it reads."""
+    page = browser.new_page()
+    tab = Tab(page, address)
+    (tmp_path / "moving.gif").write_bytes(b"GIF89a")
+    tab.upload(tmp_path / "moving.gif")
+    page.get_by_text("Files of this kind are not read").wait_for()
+    noise_image().save(tmp_path / "a.png")
+    began = tab.frame()["began"]
+    page.locator("#picture input[type=file]").set_input_files(tmp_path / "a.png")
+    page.wait_for_function(f"document.querySelector('#maps [data-tick]').frame.began > {began}")
+    tab.settle()
+    page.close()
