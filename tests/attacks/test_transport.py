@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from guard import Limits
 from siege import Siege, besieged, png
 
 
@@ -117,3 +118,14 @@ def test_chunked_bodies_are_counted_too(siege):
 
     answer = httpx.post(f"{siege.address}/gradio_api/queue/join", content=chunks(), timeout=60)
     assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("believed", [False, True])
+def test_an_address_that_is_made_up_counts_only_from_a_proxy(tmp_path, believed):
+    options = ("--behind-proxy", "127.0.0.0/8") if believed else ()
+    with besieged(tmp_path, *options) as siege, httpx.Client() as client:
+        asked = [
+            client.head(siege.address, headers={"x-forwarded-for": f"198.51.100.{n % 250}"}).status_code
+            for n in range(Limits.pages_per_minute + 5)
+        ]
+    assert (429 in asked) is not believed
