@@ -58,8 +58,13 @@ window.sinkgate = {
     return { moved, keyed, settled, stop, busy: () => Boolean(due || resting) };
   },
 
-  // What the page was opened with: the fragment of a link, which no server has seen; longer ones are refused in any case.
+  // What the page is opened with: when it is loaded again, as Gradio does after a lost connection, the link to what this tab
+  // showed last; else the fragment of the address, which no server has seen. Longer ones are refused in any case.
   link() {
+    const again = performance.getEntriesByType("navigation")[0]?.type === "reload";
+    return (again && sessionStorage.getItem("sinkgate-here")) || this.fragment();
+  },
+  fragment() {
     return location.hash.startsWith("#s=") ? location.hash.slice(3, 10000) : "";
   },
 
@@ -95,7 +100,11 @@ window.sinkgate = {
   },
 };
 
+window.sinkgate.hear("frame", ({ share }) => sessionStorage.setItem("sinkgate-here", share.link));
+
 // Another link in the same tab changes the fragment alone.
 window.addEventListener("hashchange", () => {
-  if (window.sinkgate.link()) location.reload();
+  if (!window.sinkgate.fragment()) return;
+  sessionStorage.removeItem("sinkgate-here");
+  location.reload();
 });

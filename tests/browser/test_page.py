@@ -335,3 +335,19 @@ def test_fits_a_phone(browser: Browser, address: str) -> None:
     page.wait_for_selector("#answers [data-done=true]")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+def test_a_browser_that_was_offline_goes_on(tab: Any) -> None:
+    """Gradio loads the page again when the server is back: it opens as this tab showed it last."""
+    tab.drag(2, 0.1)
+    tab.settle()
+    tab.page.context.set_offline(True)
+    tab.drag(4, 0.5)  # is lost
+    tab.page.wait_for_selector("text=Connection to the server was lost")
+    with tab.page.expect_navigation():
+        tab.page.context.set_offline(False)
+    tab.errors.clear()  # of requests that found no network
+    tab.settle()
+    frame = tab.settle()
+    assert frame["gates"]["v_sink"][4] == 1 and frame["gates"]["v_sink"][2] == tab.scale(2) < 0.2
+    assert tab.answers() == ("2", "1")
