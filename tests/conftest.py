@@ -7,9 +7,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test m
 
 import pytest
 import torch
+from hypothesis import settings
 from tiny import tiny_llava
 
 import sinkgate as sg
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True, scope="session")
