@@ -193,9 +193,8 @@ class Handlers:
         try:
             session = _awake(session)
             gates = self.desk.read_gates(mixer)
-            if not session.admits(_turn(mixer)):
+            if not session.admits(_turn(mixer), gates):
                 return SKIP, SKIP
-            session.wanted = gates  # the answer that is being written for others ends before this has its turn
             with self.desk.turns.turn(session, "fast"):
                 if not session.admits(_turn(mixer)):
                     return SKIP, SKIP

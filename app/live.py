@@ -130,11 +130,15 @@ class Session:
             self.sequence += 1
             return self.sequence
 
-    def admits(self, turn: int | None) -> bool:
-        """Whether the mixer's ``turn``-th setting is still news: the tiers queue apart and may overtake each other."""
+    def admits(self, turn: int | None, wanted: sg.Gates | None = None) -> bool:
+        """Whether the mixer's ``turn``-th setting is still news: the tiers queue apart and may overtake each other.
+
+        Where it is, ``wanted`` becomes the newest setting, and the answer that is being written for another one ends.
+        """
         with self.lock:
             if turn is None or turn >= self.newest_turn:
                 self.newest_turn = max(self.newest_turn, turn or 0)
+                self.wanted = wanted or self.wanted
                 return True
             return False
 
