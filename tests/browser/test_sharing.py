@@ -373,6 +373,7 @@ def test_figure_and_chart_are_saved_for_white_paper(
 
 
 def test_the_chart_that_is_not_there_yet(tab: Any) -> None:
+    tab.page.locator("#chart .main-svg").first.wait_for()  # Plotly fails when it loses its place while it draws
     tab.page.get_by_role("button", name="Share", exact=True).click()
     tab.page.evaluate("document.querySelector('#chart').remove()")
     tab.page.get_by_role("button", name="Save chart").click()
