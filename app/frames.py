@@ -48,7 +48,7 @@ class Lens:
         )
 
 
-def frame(case: Case, lens: Lens, peak: int) -> JSON:
+def frame(case: Case, lens: Lens) -> JSON:
     """Everything that follows the faders and the scene: maps, markers, probabilities, shares."""
     hidden = (case.sinks.v_sink | case.sinks.l_sink[lens.layer]) if lens.hide else None
     before, after = (_map(trace, lens, hidden) for trace in (case.unchanged, case.gated))
@@ -59,7 +59,6 @@ def frame(case: Case, lens: Lens, peak: int) -> JSON:
         "tick": time.monotonic_ns() // 1000,  # rises: the page drops frames that arrive late
         "began": case.began,
         "sequence": case.sequence,
-        "peak": peak,
         "lens": asdict(lens),
         "sheets": sheet_names(case.prompt.sheets),
         "grid": list(sheet.grid),

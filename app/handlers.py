@@ -328,7 +328,7 @@ class Handlers:
         if case is None:
             raise sg.PromptError("Ask a question first.")
         seen = Lens.read(lens, self.desk.vlm, len(case.prompt.sheets))
-        return frame(case, seen, self.desk.fast_peak) | {"share": shared(session, seen, self.desk)}
+        return frame(case, seen) | {"share": shared(session, seen, self.desk)}
 
     def questions_value(self, session: Session) -> JSON:
         """Gallery, example questions, truth, and the picture under the map of each sheet."""

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,6 @@ class Session:
     newest_turn: int = 0
     newest_edit: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)  # guards sequence and what slow work writes
-    settling: threading.Lock = field(default_factory=threading.Lock)  # one fast run at a time for this page
 
     @property
     def nbytes(self) -> int:
@@ -178,12 +177,10 @@ class Desk:
 
     def __init__(self, vlm: sg.VLM, learned: Sequence[Learned] = (), bench: Bench | None = None) -> None:
         self.vlm, self.learned, self.bench = vlm, list(learned), bench or Bench(vlm)
-        self.fast_running = 0
-        self.fast_peak = 0  # most fast runs ever seen at once; the page shows it to the tests
-        self._count = threading.Lock()
         self.turns = Turnstile()
         self.shelf = Shelf(WARM_BYTES)
-        self._recent: OrderedDict[int, Session] = OrderedDict()
+        self._recent: OrderedDict[int, Session] = OrderedDict()  # the idlest first
+        self._remembering = threading.Lock()
 
     def ask(self, session: Session, question: str, gates: sg.Gates, image: Image.Image | None = None) -> None:
         """Put a question about the session's image, or about one to take its place, under these gates or the session's learned ones.
@@ -227,22 +224,34 @@ class Desk:
                 session.learned = before
                 raise
             return
-        rho = None
-        if learned:
-            with self.turns.turn(session, "fast"):
-                rho = learned.read(case.warm)
-        case = self.turn(session, rho or sg.Gates.ones(self.vlm))
+        with self.turns.turn(session, "fast"):
+            rho = learned.read(case.warm) if learned else None
+            case = self.turn(session, rho or sg.Gates.ones(self.vlm))
         session.learned = case.learned = learned
         case.rho = rho
 
     def turn(self, session: Session, gates: sg.Gates) -> Case:
         """The fast tier: one prefill under these gates, unless they are the ones already shown."""
-        return self._settle(session, gates)[0]
+        with self.turns.turn(session, "fast"):
+            if session.case is None:  # forgotten to save memory: computed again
+                self.ask(session, session.question, gates)
+            case = session.case
+            assert case is not None
+            session.wanted = gates
+            if not same_scales(case.gates, gates):
+                sequence, before = session.supersede(), case.warm.layers_run
+                gated = case.warm.predict(gates)
+                case.layers_run = case.warm.layers_run - before
+                self.shelf.use(case.warm)
+                with session.lock:
+                    case.gates, case.gated, case.gated_done, case.sequence = gates, gated, False, sequence
+            return case
 
     def tell(self, session: Session, gates: sg.Gates) -> Iterator[Told]:
         """The slow tier: growing answers; ends early, before one that is ``done``, when something newer began."""
         with self.turns.turn(session, "fast"):
-            case, mine = self._settle(session, gates)
+            case = self.turn(session, gates)
+            mine = case.sequence
 
         def outdated() -> bool:
             return session.sequence != mine or (session.wanted is not None and not same_scales(session.wanted, gates))
@@ -268,6 +277,15 @@ class Desk:
                 case.gated, case.gated_done = run.trace, True
         yield Told(unchanged, case.gated.text, mine, done=True, cut=case.cut)
 
+    def answer(
+        self, visitor: Hashable, image: Image.Image, question: str, gates: sg.Gates
+    ) -> tuple[sg.Trace, sg.SinkMap]:
+        """One answer for a program, in its turn; with the sinks of the prompt. Raises as `ask`."""
+        prompt = self._prompt(image, question)
+        with self.turns.turn(visitor, "api"):
+            warm = self.bench.open(prompt, DEFAULT_CRITERION)
+            return warm.answer(gates, max_new_tokens=MAX_NEW_TOKENS, stop=Deadline()), warm.sinks
+
     def read_gates(self, value: Any) -> sg.Gates:
         """The mixer's value as gates for this model; raises `sinkgate.GateError` for anything else."""
         try:
@@ -283,39 +301,6 @@ class Desk:
             raise sg.GateError(f"Gates of this model take a few hundred characters; this has {len(text)}.")
         return sg.Gates.from_json(text).for_model(self.vlm)
 
-    def _prompt(self, image: Image.Image, question: str) -> sg.Prompt:
-        if len(question) > MAX_QUESTION:
-            raise sg.PromptError(f"The question has {len(question)} characters; at most {MAX_QUESTION} are read.")
-        return self.bench.prompt(image, question)
-
-    def _settle(self, session: Session, gates: sg.Gates) -> tuple[Case, int]:
-        """Bring the session's case to these gates, so that the tiers may arrive in any order; with its sequence."""
-        with session.settling:
-            if session.case is None:  # forgotten to save memory: computed again
-                self.ask(session, session.question, gates)
-            case = session.case
-            assert case is not None
-            session.wanted = gates
-            if not same_scales(case.gates, gates):
-                sequence = session.supersede()
-                before = case.warm.layers_run
-                with self.turns.turn(session, "fast"), self._counted():
-                    gated = case.warm.predict(gates)
-                case.layers_run = case.warm.layers_run - before
-                self.shelf.use(case.warm)
-                with session.lock:
-                    case.gates, case.gated, case.gated_done, case.sequence = gates, gated, False, sequence
-            return case, case.sequence
-
-    def answer(
-        self, visitor: Hashable, image: Image.Image, question: str, gates: sg.Gates
-    ) -> tuple[sg.Trace, sg.SinkMap]:
-        """One answer for a program, in its turn; with the sinks of the prompt. Raises as `ask`."""
-        prompt = self._prompt(image, question)
-        with self.turns.turn(visitor, "api"):
-            warm = self.bench.open(prompt, DEFAULT_CRITERION)
-            return warm.answer(gates, max_new_tokens=MAX_NEW_TOKENS, stop=Deadline()), warm.sinks
-
     @property
     def visitors(self) -> int:
         """Visitors who are remembered."""
@@ -324,12 +309,17 @@ class Desk:
     @property
     def kept_bytes(self) -> int:
         """Memory of all visitors' pictures and gates, in bytes, without their warm prompts."""
-        with self._count:
+        with self._remembering:
             return sum(session.nbytes for session in self._recent.values())
+
+    def _prompt(self, image: Image.Image, question: str) -> sg.Prompt:
+        if len(question) > MAX_QUESTION:
+            raise sg.PromptError(f"The question has {len(question)} characters; at most {MAX_QUESTION} are read.")
+        return self.bench.prompt(image, question)
 
     def _remember(self, session: Session) -> None:
         """Note that a session was just used; the idlest lose their case, then everything."""
-        with self._count:
+        with self._remembering:
             self._recent[id(session)] = session
             self._recent.move_to_end(id(session))
             held = 0
@@ -340,18 +330,6 @@ class Desk:
                 if rank >= KEPT_VISITORS or (rank and held > KEPT_BYTES):
                     del self._recent[id(other)]
                     other.forget()
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Counts the fast runs under way."""
-        with self._count:
-            self.fast_running += 1
-            self.fast_peak = max(self.fast_peak, self.fast_running)
-        try:
-            yield
-        finally:
-            with self._count:
-                self.fast_running -= 1
 
 
 class Deadline:

@@ -109,7 +109,6 @@ def read_options() -> argparse.Namespace:
         action="store_true",
         help="offer a tool to assistants, by the Model Context Protocol at /gradio_api/mcp",
     )
-    written = WRITTEN.read_text(encoding="utf-8").split() if WRITTEN.exists() else []
     parser.add_argument(
         "--metrics-port", type=int, help="serve Prometheus metrics to this machine at this port (default: nowhere)"
     )
@@ -119,6 +118,7 @@ def read_options() -> argparse.Namespace:
         default="warning",
         help="of the JSON lines on stderr: warning for faults, info for every turn on the model (default: %(default)s)",
     )
+    written = WRITTEN.read_text(encoding="utf-8").split() if WRITTEN.exists() else []
     return parser.parse_args([*written, *sys.argv[1:]])
 
 

@@ -44,6 +44,7 @@ class Monitor:
         self.waited = Histogram("sinkgate_wait_seconds", "Wait for a turn", ["tier"], buckets=SECONDS, **options)
         self.ran = Histogram("sinkgate_run_seconds", "Work on the model", ["tier"], buckets=SECONDS, **options)
         self.turns = Counter("sinkgate_turns_total", "Turns, by how they ended", ["tier", "outcome"], **options)
+        self.refused = Counter("sinkgate_refused_total", "Requests that the guard refused", ["status"], **options)
         for name, about, read in (
             ("sinkgate_waiting", "Jobs that wait for their turn", lambda: len(desk.turns)),
             ("sinkgate_visitors", "Visitors who are remembered", lambda: desk.visitors),
@@ -63,6 +64,10 @@ class Monitor:
         log.log(
             level, "turn", extra={"tier": tier, "outcome": outcome, "waited": round(waited, 4), "ran": round(ran, 4)}
         )
+
+    def refuse(self, status: int) -> None:
+        """The guard refused a request."""
+        self.refused.labels(status).inc()
 
     def serve_metrics(self, port: int) -> None:
         """Prometheus's page at this port, for this machine alone.

@@ -48,6 +48,7 @@ class Server:
             on_space="SPACE_ID" in os.environ,
             scripts=guard.scripts_of(head().encode()),
             mcp=self.tools is not None,
+            observe=self.monitor.refuse,
         )
         routes = [self.monitor.health()]
         more: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from live import MAX_GATES_TEXT, MAX_QUESTION, Desk, open_picture
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.types import Tool
+from monitor import log_unforeseen
 from PIL import Image
 from sharing import SEEDS
 from starlette.applications import Starlette
@@ -108,7 +109,8 @@ class Tools:
             return await run_sync(self.answer, name, arguments, client and client.host, limiter=self.calls)
         except sg.SinkgateError as error:
             raise ValueError(sentence(str(error))) from None
-        except Exception:
+        except Exception as error:
+            log_unforeseen(error)
             raise ValueError(UNFORESEEN) from None
 
     def answer(self, name: str, arguments: JSON, visitor: str | None) -> JSON:

@@ -142,7 +142,6 @@ function receive() {
   frame = sent;
   element.frame = frame; // what was drawn last, for the browser tests
   element.dataset.tick = frame.tick;
-  element.dataset.peak = frame.peak;
   draw();
   page.say("frame", frame);
 }

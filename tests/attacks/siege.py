@@ -5,26 +5,23 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
 import re
-import resource
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+from app_process import ROOT, altered, running_app
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
-START_SECONDS, ANSWER_SECONDS = 180, 30
+ANSWER_SECONDS = 30
+FILE_LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
 CANARY = "the-canary-that-no-visitor-may-hear"
 LEAKS = re.compile(
     rf"Traceback|File \"|site-packages|{re.escape(str(ROOT))}|/opt/|/usr/|root:x:0|{CANARY}|object at 0x|Error\("
@@ -130,42 +127,15 @@ class Listener:
 @contextmanager
 def besieged(folder: Path, *options: str, file_size: int | None = None) -> Iterator[Siege]:
     """The app with a temporary folder of its own; ``file_size`` is the most bytes that a file of its may have."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    temporary, log = folder / "temporary", folder / "log"
+    temporary = folder / "temporary"
     temporary.mkdir()
     (folder / "secret.png").write_text(CANARY)
-
-    def limit() -> None:
-        if file_size:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-
-    places = {"TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(temporary / "gradio")}
-    command: Sequence[str] = (sys.executable, "app/main.py", "--port", str(port), *options)
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | places, stdout=errors, stderr=errors, preexec_fn=limit
-        )
-    listener = Listener()
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(0.05)
+    start = altered(FILE_LIMIT.format(file_size)) if file_size else ("app/main.py",)
+    environment = {"TMPDIR": str(temporary), "GRADIO_TEMP_DIR": str(temporary / "gradio")}
+    with closing(Listener()) as listener, running_app(*options, start=start, environment=environment) as app:
         clients = [httpx.Client(transport=httpx.HTTPTransport(local_address=f"127.0.0.{n}")) for n in range(1, 61)]
-        yield Siege(f"http://127.0.0.1:{port}", temporary, log, listener, itertools.cycle(clients))
-        assert process.poll() is None, log.read_text()[-2000:]  # it lives on
-    finally:
-        listener.close()
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        yield Siege(app.address, temporary, app.log, listener, itertools.cycle(clients))
+        assert app.process.poll() is None, app.logged()[-2000:]  # it lives on
 
 
 def png(side: int = 32) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 
 import ammunition as ammo
 import pytest
-from guard import ROUTES
+from guard.routes import ROUTES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from siege import Siege, besieged, png

@@ -9,7 +9,8 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
-from visitor import Tab, chromium, running_app
+from app_process import running_app
+from visitor import Tab, chromium
 
 import sinkgate as sg
 from sinkgate.demo.scenes import Scene
@@ -33,8 +34,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def address(browser: Browser) -> Iterator[str]:
-    with running_app() as address:
-        yield address
+    with running_app() as app:
+        yield app.address
 
 
 @pytest.fixture

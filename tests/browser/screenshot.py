@@ -7,10 +7,15 @@ the answers.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from playwright.sync_api import ViewportSize
-from visitor import Tab, chromium, running_app
+from visitor import Tab, chromium
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from app_process import running_app
 
 
 def main() -> None:
@@ -25,11 +30,11 @@ def main() -> None:
     options = parser.parse_args()
 
     size: ViewportSize = {"width": 390, "height": 844} if options.phone else {"width": 1366, "height": 768}
-    with chromium() as browser, running_app() as address:
+    with chromium() as browser, running_app() as app:
         context = browser.new_context(
             viewport=size, device_scale_factor=2, color_scheme="dark" if options.dark else "light"
         )
-        tab = Tab(context.new_page(), address)
+        tab = Tab(context.new_page(), app.address)
         tab.page.locator("#lens .film").nth(options.layer).click()
         if options.learned:
             tab.page.locator("#learned select").select_option(options.learned)

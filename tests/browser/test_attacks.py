@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from app_process import running_app
 from tiny import noise_image, tiny_llava
-from visitor import Tab, running_app
+from visitor import Tab
 
 if TYPE_CHECKING:
     pass
@@ -36,8 +37,8 @@ def address(browser, tmp_path_factory) -> Iterator[str]:
         word if word.startswith("<") else f"{XSS}{number}": number for word, number in words.items()
     }
     written.write_text(json.dumps(tokenizer))
-    with running_app("--model", str(folder / "model")) as address:
-        yield address
+    with running_app("--model", str(folder / "model")) as app:
+        yield app.address
 
 
 @pytest.fixture

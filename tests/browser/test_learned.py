@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from app_process import running_app
 from handlers import FIRST_QUESTION, FIRST_SCENE, HAND_WINS, Handlers, random_scene
 from learned import CONFIG, WEIGHTS, Learned, gates_in, uploaded_gates, weight_bytes
 from live import KEPT_UPLOADS, ROUND, Desk, Session
 from test_live import LENS, setting
-from visitor import Tab, running_app
+from visitor import Tab
 
 import sinkgate as sg
 from sinkgate.demo.scenes import Scene
@@ -54,8 +55,8 @@ def shipped(vlm: sg.VLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(browser: Browser, shipped: Path) -> Iterator[str]:
     """The app with those gates, instead of the one that the other tests share."""
-    with running_app("--gates", str(shipped)) as address:
-        yield address
+    with running_app("--gates", str(shipped)) as app:
+        yield app.address
 
 
 def told(vlm: sg.VLM, lsg: LSG, question: str = FIRST_QUESTION, scene: Scene | None = None) -> dict[str, list[float]]:

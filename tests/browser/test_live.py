@@ -13,11 +13,11 @@ from urllib.request import urlopen
 import gradio as gr
 import live
 import pytest
+from app_process import ROOT, running_app
 from handlers import Handlers
 from live import KEPT_CASES, Desk, Session
 from PIL import Image
 from turnstile import Limits
-from visitor import ROOT, running_app
 
 import sinkgate as sg
 
@@ -206,7 +206,7 @@ def test_the_endpoint_for_programs(address: str, vlm: sg.VLM, picture: Path) -> 
 
 
 def test_the_command_line_starts_the_same_page() -> None:
-    with running_app("--log-level", "info", start=("-m", "sinkgate", "app")) as address, urlopen(address) as page:
+    with running_app("--log-level", "info", start=("-m", "sinkgate", "app")) as app, urlopen(app.address) as page:
         assert b"sinkgate" in page.read()
 
 

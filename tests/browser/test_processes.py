@@ -13,10 +13,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import gradio_client
+import httpx
 import pytest
 import yaml
-from gradio_client import Client, handle_file
-from visitor import ROOT, Tab, free_port, running_app
+from app_process import ROOT, App, free_port, made_up_visitors, running_app
+from gradio_client import handle_file
+from guard import Limits
+from visitor import Tab
 
 DEPLOY = ROOT / "app" / "deploy"
 HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
@@ -45,12 +49,23 @@ def proxy(*processes: str):
         running.wait()
 
 
-def address(url: str) -> str:
-    return url.removeprefix("http://")
+def address(app: App) -> str:
+    return app.address.removeprefix("http://")
 
 
-def test_visitors_are_spread_and_stay(browser, picture):
-    with ExitStack() as second, running_app("--behind-proxy", "127.0.0.1") as one:
+@pytest.fixture(scope="module")
+def one():
+    with running_app("--behind-proxy", "127.0.0.1") as app:
+        yield app
+
+
+def test_addresses_count_as_the_proxy_tells_them(one):
+    with httpx.Client() as client:
+        assert set(made_up_visitors(client, one.address, Limits.pages_per_minute + 5)) == {200}
+
+
+def test_visitors_are_spread_and_stay(browser, picture, one):
+    with ExitStack() as second:
         two = second.enter_context(running_app("--behind-proxy", "127.0.0.1"))
         with proxy(address(one), address(two)) as front:
             contexts = [browser.new_context() for _ in range(4)]
@@ -65,7 +80,7 @@ def test_visitors_are_spread_and_stay(browser, picture):
                 tab.settle()
                 assert tab.scale(layer) == pytest.approx(0.2, abs=0.02) and tab.errors == []
 
-            client = Client(front, verbose=False)
+            client = gradio_client.Client(front, verbose=False)
             answer = client.predict(handle_file(picture), "How many objects are there?", "", api_name="/answer")
             assert answer["text"]
 

@@ -18,13 +18,13 @@ import httpx
 import jsonschema
 import pytest
 from answer import ANSWER
+from app_process import ROOT, running_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from live import MAX_QUESTION
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
-from visitor import ROOT, running_app
 
 import sinkgate as sg
 from sinkgate.demo.scenes import Scene
@@ -35,8 +35,8 @@ QUESTION = "How many objects are there?"
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[str]:
-    with running_app("--mcp") as address:
-        yield address
+    with running_app("--mcp") as app:
+        yield app.address
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from app_process import ROOT
 from frames import Lens
 from handlers import FIRST_QUESTION, FIRST_SCENE, Handlers
 from hypothesis import given, settings
@@ -19,7 +20,6 @@ from learned import gates_in
 from live import Desk, Session
 from PIL import Image
 from sharing import GATES_ARE_AWAY, MOST, NO_GATES, NO_PICTURE, STAND_IN, Link, LinkError, loading, shared
-from visitor import ROOT
 
 import sinkgate as sg
 from sinkgate.demo.questions import KINDS

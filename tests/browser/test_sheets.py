@@ -15,6 +15,7 @@ import frames
 import numpy as np
 import pytest
 import torch
+from app_process import running_app
 from frames import Lens, view_urls
 from handlers import GENERAL_QUESTIONS, PLAIN_QUESTIONS, Handlers
 from live import Case, Desk, Session
@@ -22,7 +23,7 @@ from models import QUERIES, save_listed, save_tiled
 from PIL import Image
 from test_page import CLOSE, QUESTION, asked, assert_shows, direct
 from tiny import noise_image, tiny_llava
-from visitor import Tab, running_app
+from visitor import Tab
 
 import sinkgate as sg
 from sinkgate.demo.scenes import Scene
@@ -38,16 +39,16 @@ LENS = {"layer": 1, "head": None, "row": 0, "hide": False}
 def tiled(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, sg.VLM]]:
     """An app with the model that cuts pictures into tiles: its address, and the same model here."""
     folder = save_tiled(tmp_path_factory.mktemp("tiled"))
-    with running_app("--model", str(folder)) as address:
-        yield address, sg.load(folder)
+    with running_app("--model", str(folder)) as app:
+        yield app.address, sg.load(folder)
 
 
 @pytest.fixture(scope="module")
 def listed(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, sg.VLM]]:
     """As ``tiled``, with the model whose tokens have no place in the picture."""
     folder = save_listed(tmp_path_factory.mktemp("listed"))
-    with running_app("--model", str(folder)) as address:
-        yield address, sg.load(folder)
+    with running_app("--model", str(folder)) as app:
+        yield app.address, sg.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +184,7 @@ def case_of(vlm: sg.VLM, prompt: sg.Prompt) -> Case:
 
 def seen(vlm: sg.VLM, prompt: sg.Prompt, sheet: int = 0) -> dict[str, Any]:
     """The frame of one sheet."""
-    return frames.frame(case_of(vlm, prompt), Lens.read({"sheet": sheet}, vlm, len(prompt.sheets)), peak=0)
+    return frames.frame(case_of(vlm, prompt), Lens.read({"sheet": sheet}, vlm, len(prompt.sheets)))
 
 
 def test_several_images_have_a_sheet_each() -> None:
@@ -213,7 +214,7 @@ def test_holes_are_left_open_and_sinks_outside_are_counted() -> None:
     sinks[[5, 7, 11]] = True  # 7 and 11 lie in the column that was taken out
     case.warm = sg.Session(vlm, case.prompt, replace(case.sinks, v_sink=sinks, loudest=torch.arange(16)))
     case.reasons[0] = dict.fromkeys((5, 7, 11), "because")
-    frame = frames.frame(case, Lens(), peak=0)
+    frame = frames.frame(case, Lens())
     holes = [share is None for share in frame["before"]]
     assert holes == [False, False, False, True] * 4
     assert [list(base64.b64decode(film)[3::4]) for film in frame["films"]] == [[frames.HOLE] * 4] * vlm.num_layers

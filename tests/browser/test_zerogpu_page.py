@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from visitor import Tab, running_app
+from app_process import running_app
+from visitor import Tab
 
 
 @pytest.fixture(scope="module")
 def far_tab(browser):
-    with running_app(start=("tests/browser/on_zerogpu.py",)) as address:
+    with running_app(start=("tests/browser/on_zerogpu.py",)) as app:
         context = browser.new_context(viewport={"width": 1366, "height": 768})
-        yield Tab(context.new_page(), address)
+        yield Tab(context.new_page(), app.address)
         context.close()
 
 

@@ -31,7 +31,7 @@ def folder(built, tmp_path):
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "app/space.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "app/deploy/space.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
     )
 
 
@@ -148,6 +148,6 @@ def test_it_starts_and_answers_without_a_network(built):
     """As a Space starts it; a step of the CI does the same in an environment of its own."""
     if not shutil.which("unshare") or subprocess.run([*OFFLINE, "true"], cwd=ROOT).returncode:
         pytest.skip("no network namespaces here")
-    check = [*OFFLINE, sys.executable, "app/space.py", "check", str(built)]
+    check = [*OFFLINE, sys.executable, "app/deploy/space.py", "check", str(built)]
     done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -18,12 +18,13 @@ import psutil
 
 sys.path[:0] = [
     str(Path(__file__).parent),
+    str(Path(__file__).parents[1]),
     str(Path(__file__).parents[1] / "browser"),
     str(Path(__file__).parents[2] / "app"),
 ]
 
+from app_process import running_app
 from crowd import Notes, Person, Program, Visitor, errands
-from visitor import running_app
 
 import sinkgate as sg
 
@@ -43,14 +44,12 @@ def main() -> int:
     vlm = sg.load("demo")
     planned = [errands(vlm, number, options.errands) for number in range(options.visitors)]
     notes, stop = Notes(), threading.Event()
-    with running_app() as address:
-        server = next(
-            process for process in psutil.Process().children(recursive=True) if f":{_port(process)}" in address
-        )
+    with running_app() as app:
+        server = psutil.Process(app.process.pid)
         kinds = [Person] * options.browsers + [Program] * options.programs
         kinds += [Visitor] * (options.visitors - len(kinds))
         crowd = [
-            kind(address, plan, notes, stop, number)
+            kind(app.address, plan, notes, stop, number)
             for number, (kind, plan) in enumerate(zip(kinds, planned, strict=True))
         ]
         for visitor in crowd:
@@ -93,11 +92,6 @@ def main() -> int:
         options.out.write_text(json.dumps(result, indent=1))
     sys.stdout.write(json.dumps({**result, "server": [looks[0], looks[len(looks) // 2], looks[-1]]}, indent=1) + "\n")
     return bool(notes.wrong)
-
-
-def _port(process: psutil.Process) -> int | None:
-    listening = [connection.laddr.port for connection in process.net_connections() if connection.status == "LISTEN"]
-    return listening[0] if listening else None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from crowd import Notes, Visitor, errands
 import sinkgate as sg
 
 if TYPE_CHECKING:
-    from conftest import App
+    from app_process import App
 
 
 def test_nobody_gets_an_answer_that_is_not_theirs(app: App, vlm: sg.VLM) -> None:

@@ -13,7 +13,7 @@ import pytest
 from wire import Wire
 
 if TYPE_CHECKING:
-    from conftest import App
+    from app_process import App
 
 LONG = "What do you see?"  # is answered with a dozen words
 
@@ -48,6 +48,7 @@ def test_healthy_and_measured(app: App, wire: Wire) -> None:
     assert app.measured("sinkgate_visitors ") >= 1 and app.measured("sinkgate_warm_bytes ") > 0
     assert app.measured("process_resident_memory_bytes") > 1e8
     assert httpx.get(f"{app.address}/metrics").status_code == 404  # not for visitors
+    assert app.measured('sinkgate_refused_total{status="404"}') == 1
 
 
 def test_logs_are_json_and_hold_nothing_that_visitors_wrote(app: App, wire: Wire) -> None:

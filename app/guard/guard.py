@@ -1,7 +1,8 @@
 """What stands in front of the page: one ASGI middleware that lets through what the page and its clients use, and nothing else.
 
 It keeps the paths, sizes, times and rates of requests, reads every body before Gradio does (`payload`), lets go of answers
-that nobody fetches (`unread`) and dresses every answer in headers (`headers`). Whoever is refused is told why in one sentence. Nothing here is logged or kept but numbers.
+that nobody fetches (`unread`) and dresses every answer in headers (`headers`). Whoever is refused is told why in one sentence.
+Nothing here is logged or kept but numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -23,20 +24,20 @@ from urllib.parse import parse_qs, urlencode
 
 import httpx
 import orjson
-import payload
 from gradio.utils import get_upload_folder
-from headers import SPACES, Dressed, scripts_of
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
-from payload import SESSION, STORED, Reader, Refused
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from unread import Unread
 
-__all__ = ["Guard", "Limits", "middleware", "scripts_of"]
+from guard import payload
+from guard.headers import SPACES, Dressed
+from guard.payload import Reader, Refused
+from guard.routes import ASKING, HEALTH, MCP, ROUTES, Route
+from guard.unread import Unread
 
 MIB = 1 << 20
 CHUNK = 1 << 16  # bytes of a body that are handed on at once
@@ -68,39 +69,6 @@ class Limits:
     unread_messages: int = 200  # that are put out and not fetched; an answer takes some ten
 
 
-@dataclass(frozen=True)
-class Route:
-    """One thing that may be asked for; ``kind`` says at which rate, ``read`` what makes its body sound."""
-
-    methods: tuple[str, ...]
-    path: str  # a regular expression
-    kind: str
-    read: Reader | None = None
-
-
-ASKING = (payload.event, payload.call, payload.call_by_name)
-EVENT = r"[0-9a-f]{1,64}"
-ROUTES = (
-    Route(("GET", "HEAD"), r"/", "page"),
-    Route(("GET",), r"/config|/gradio_api/(info|openapi\.json)", "page"),
-    Route(("GET",), r"/(theme\.css|favicon\.ico|robots\.txt|manifest\.json)", "other"),
-    Route(("GET",), r"/gradio_api/(startup-events|queue/status|app_id|upload_progress)", "other"),
-    Route(("GET",), r"/(assets|static)(/\w[\w.-]{0,120}){1,6}", "other"),
-    Route(("GET",), rf"/gradio_api/file={STORED}", "other"),
-    Route(("GET",), rf"/gradio_api/heartbeat/{SESSION}", "event"),
-    Route(("GET",), r"/gradio_api/queue/data", "event"),
-    Route(("GET",), rf"/gradio_api/call/(v2/)?answer/{EVENT}", "event"),
-    Route(("POST",), r"/gradio_api/queue/join", "event", payload.event),
-    Route(("POST",), r"/gradio_api/cancel", "event", payload.cancel),
-    Route(("POST",), r"/gradio_api/reset", "event", payload.reset),
-    Route(("POST",), r"/gradio_api/call/answer", "event", payload.call),
-    Route(("POST",), r"/gradio_api/call/v2/answer", "event", payload.call_by_name),
-    Route(("POST",), r"/gradio_api/upload", "upload"),
-)
-HEALTH = Route(("GET", "HEAD"), r"/healthz", "health")
-MCP = (Route(("POST",), r"/gradio_api/mcp", "event", payload.message),)
-
-
 def middleware(limits: Limits | None = None, **settings: Any) -> list[Middleware]:
     """What ``launch(app_kwargs={"middleware": ...})`` takes; ``settings`` are those of `Guard`."""
     return [Middleware(Guard, limits=limits or Limits(), **settings)]
@@ -117,6 +85,7 @@ class Guard:
         on_space: huggingface.co may frame the page.
         scripts: hashes, by `scripts_of`, of what the page puts into its head by itself.
         mcp: the Model Context Protocol is served too.
+        observe: told the HTTP status of every request that is refused here.
     """
 
     def __init__(
@@ -129,8 +98,9 @@ class Guard:
         on_space: bool = False,
         scripts: str = "",
         mcp: bool = False,
+        observe: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self.app, self.limits, self.local, self.proxied = app, limits, local, proxied
+        self.app, self.limits, self.local, self.proxied, self.observe = app, limits, local, proxied, observe
         self.frames, self.scripts = SPACES if on_space else "'self'", scripts
         self.routes = [(route, re.compile(route.path, re.ASCII)) for route in (*ROUTES, HEALTH, *(MCP if mcp else ()))]
         self.rates: dict[str, RateLimitItem] = {
@@ -157,12 +127,14 @@ class Guard:
         try:
             await self._admit(scope, receive, send)
         except Refused as refused:
+            self.observe(refused.status)
             answer = PlainTextResponse if scope["path"] == "/gradio_api/upload" else _detail
             headers = {"Connection": "close", **refused.headers}
             await answer(refused.sentence, refused.status, headers)(scope, receive, send)
         except OSError as error:
             if error.errno not in FULL or send.started:
                 raise
+            self.observe(507)
             await PlainTextResponse(NO_ROOM, 507)(scope, receive, send)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""A folder to upload as a Hugging Face Space: ``python app/space.py build DIR`` makes it, ``python app/space.py check DIR`` proves it.
+"""A folder to upload as a Hugging Face Space: ``python app/deploy/space.py build DIR`` makes it, ``python app/deploy/space.py check DIR`` proves it.
 
 The folder holds the page, what it imports of the package, exact versions, and a card whose front matter Spaces reads. Run
 by the interpreter of a fresh environment with the folder's requirements, `check` starts it as a Space does.
@@ -25,7 +25,7 @@ from huggingface_hub import SpaceCard, SpaceCardData, SpaceHardware
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-APP = Path(__file__).parent
+APP = Path(__file__).parents[1]
 ROOT = APP.parent
 MAIN = "app/main.py"
 ZERO = SpaceHardware.ZERO_A10G.value

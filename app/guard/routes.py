@@ -1,0 +1,41 @@
+"""What may be asked for: every path that the page and its clients use, with what makes its bodies sound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from guard import payload
+from guard.payload import SESSION, STORED, Reader
+
+
+@dataclass(frozen=True)
+class Route:
+    """One thing that may be asked for; ``kind`` says at which rate, ``read`` what makes its body sound."""
+
+    methods: tuple[str, ...]
+    path: str  # a regular expression
+    kind: str
+    read: Reader | None = None
+
+
+ASKING = (payload.event, payload.call, payload.call_by_name)
+EVENT = r"[0-9a-f]{1,64}"
+ROUTES = (
+    Route(("GET", "HEAD"), r"/", "page"),
+    Route(("GET",), r"/config|/gradio_api/(info|openapi\.json)", "page"),
+    Route(("GET",), r"/(theme\.css|favicon\.ico|robots\.txt|manifest\.json)", "other"),
+    Route(("GET",), r"/gradio_api/(startup-events|queue/status|app_id|upload_progress)", "other"),
+    Route(("GET",), r"/(assets|static)(/\w[\w.-]{0,120}){1,6}", "other"),
+    Route(("GET",), rf"/gradio_api/file={STORED}", "other"),
+    Route(("GET",), rf"/gradio_api/heartbeat/{SESSION}", "event"),
+    Route(("GET",), r"/gradio_api/queue/data", "event"),
+    Route(("GET",), rf"/gradio_api/call/(v2/)?answer/{EVENT}", "event"),
+    Route(("POST",), r"/gradio_api/queue/join", "event", payload.event),
+    Route(("POST",), r"/gradio_api/cancel", "event", payload.cancel),
+    Route(("POST",), r"/gradio_api/reset", "event", payload.reset),
+    Route(("POST",), r"/gradio_api/call/answer", "event", payload.call),
+    Route(("POST",), r"/gradio_api/call/v2/answer", "event", payload.call_by_name),
+    Route(("POST",), r"/gradio_api/upload", "upload"),
+)
+HEALTH = Route(("GET", "HEAD"), r"/healthz", "health")
+MCP = (Route(("POST",), r"/gradio_api/mcp", "event", payload.message),)
