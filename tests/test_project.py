@@ -41,7 +41,7 @@ def test_pins_lie_in_the_ranges(ranges):
 
 def test_ci_runs_the_readmes_test_command():
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
-    command = next(line for line in readme.splitlines() if line.endswith("-m pytest"))
+    command = next(line for line in readme.splitlines() if line.endswith("-m pytest -n 2"))
     assert command.replace("pip install -r", "pip install -q -r") in ci.splitlines()
 
 

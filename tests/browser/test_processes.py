@@ -17,7 +17,7 @@ import gradio_client
 import httpx
 import pytest
 import yaml
-from app_process import ROOT, App, free_port, made_up_visitors, running_app
+from app_process import ROOT, free_port, made_up_visitors, running_app
 from gradio_client import handle_file
 from guard import Limits
 from visitor import Tab
@@ -49,8 +49,8 @@ def proxy(*processes: str):
         running.wait()
 
 
-def address(app: App) -> str:
-    return app.address.removeprefix("http://")
+def host(address: str) -> str:
+    return address.removeprefix("http://")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_addresses_count_as_the_proxy_tells_them(one):
 def test_visitors_are_spread_and_stay(browser, picture, one):
     with ExitStack() as second:
         two = second.enter_context(running_app("--behind-proxy", "127.0.0.1"))
-        with proxy(address(one), address(two)) as front:
+        with proxy(host(one.address), host(two.address)) as front:
             contexts = [browser.new_context() for _ in range(4)]
             tabs = [Tab(context.new_page(), front) for context in contexts]
 
@@ -115,7 +115,7 @@ def test_nobody_claims_another_address():
     server.shutdown()
     got = seen[-1]
     assert got["x-forwarded-for"] == "127.0.0.1" and got["x-forwarded-proto"] == "http"
-    assert got["x-forwarded-host"] == address(front)
+    assert got["x-forwarded-host"] == host(front)
 
 
 def test_compose_names_what_the_proxy_reads():

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from visitor import free_port
+from app_process import free_port
 
 TOKEN = "sinks"
 START_SECONDS = 180
