@@ -1,7 +1,8 @@
 """What stands in front of the page: one ASGI middleware that lets through what the page and its clients use, and nothing else.
 
 It keeps the paths, sizes, times and rates of requests, reads every body before Gradio does (`payload`), lets go of answers
-that nobody fetches (`unread`) and dresses every answer in headers (`headers`). Whoever is refused is told why in one sentence.
+that nobody fetches (`unread`), ends streams in step with the page (`streams`) and dresses every answer in headers (`headers`).
+Whoever is refused is told why in one sentence.
 Nothing here is logged or kept but numbers.
 """
 
@@ -37,6 +38,7 @@ from guard import payload
 from guard.headers import SPACES, Dressed
 from guard.payload import Reader, Refused
 from guard.routes import ASKING, HEALTH, MCP, ROUTES, Route
+from guard.streams import Streams
 from guard.unread import Unread
 
 MIB = 1 << 20
@@ -67,6 +69,7 @@ class Limits:
     spare_bytes: int = 512 * MIB  # of the disk that uploads leave free
     unread_seconds: float = 60.0  # that answers are kept for a visitor who does not listen
     unread_messages: int = 200  # that are put out and not fetched; an answer takes some ten
+    hang_up_seconds: float = 3.0  # for a page to put down a stream that ends
 
 
 def middleware(limits: Limits | None = None, **settings: Any) -> list[Middleware]:
@@ -114,6 +117,7 @@ class Guard:
         self.open: Counter[str] = Counter()  # requests under way, by address
         self.held = 0  # bytes of bodies in memory
         self.unread = Unread(limits.unread_seconds, limits.unread_messages)
+        self.streams = Streams(limits.hang_up_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or say why not."""
@@ -209,7 +213,7 @@ class Guard:
         if session is None:
             raise Refused(404, "Nothing was asked here, or its answer was fetched already.")
         with self.unread.listening(queue, session):
-            await self.app(scope, receive, send)
+            await self.streams.serve(self.app, scope, receive, send, session)
 
     async def _read(self, read: Reader, scope: Scope, receive: Receive, send: Send) -> None:
         body, size = bytearray(), 0
@@ -229,6 +233,7 @@ class Guard:
             if self.unread.too_many(page._queue, checked["session_hash"]):
                 raise Refused(429, "You have asked much and fetched no answer: fetch those that are there first.")
             scope = {**scope, "path": scope["path"].replace("/v2/", "/")}
+            send = self.streams.replying(send, checked["session_hash"])
         body = orjson.dumps(checked)
         headers = [pair for pair in scope["headers"] if pair[0].lower() not in (b"content-length", b"content-type")]
         headers += [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]

@@ -296,8 +296,33 @@ def test_streams_are_for_those_who_asked(visit):
         assert client.get(path).status_code == 404
 
 
+def test_what_is_asked_while_a_stream_ends_is_replied_to_when_it_was_put_down(visit):
+    client = visit()
+    assert joined(client, [{}, None]).status_code == 200
+    with ThreadPoolExecutor(1) as threads:
+        with client.stream("GET", "/gradio_api/queue/data?session_hash=visitor") as stream:
+            lines = stream.iter_lines()  # to let go of them is to hang up
+            assert any("close_stream" in line for line in lines)
+            asked = threads.submit(joined, client, [{}, None])
+            other = client.post(JOIN, json={"data": [{}, None], "fn_index": 1, "session_hash": "other"})
+            assert (
+                other.status_code == 200 and not asked.done()
+            )  # a page that read no further would go on listening here
+        assert asked.result(timeout=2).status_code == 200
+    with client.stream("GET", "/gradio_api/queue/data?session_hash=visitor") as stream:
+        assert any("process_completed" in line for line in stream.iter_lines())
+
+
+def test_a_stream_ends_also_for_those_who_do_not_hang_up(visit):
+    client = visit(Limits(hang_up_seconds=0.1))
+    assert joined(client, [{}, None]).status_code == 200
+    said = client.get("/gradio_api/queue/data?session_hash=visitor").text
+    assert said.rstrip().splitlines()[-1].startswith('data: {"msg":"close_stream"')
+    assert joined(client, [{}, None]).status_code == 200
+
+
 def test_answers_that_nobody_fetches_are_let_go(visit):
-    client = visit(Limits(unread_seconds=0.3))
+    client = visit(Limits(unread_seconds=0.3, hang_up_seconds=0.1))
     asked = {"data": [{}, None], "fn_index": 1}
     stream = "/gradio_api/queue/data?session_hash="
     assert client.post(JOIN, json=asked | {"session_hash": "listens"}).status_code == 200
@@ -310,7 +335,7 @@ def test_answers_that_nobody_fetches_are_let_go(visit):
 
 
 def test_who_fetches_nothing_may_not_ask_for_ever(visit):
-    client = visit(Limits(unread_messages=6))
+    client = visit(Limits(unread_messages=6, hang_up_seconds=0.1))
     answers = []
     for _ in range(8):
         answers.append(joined(client, [{}, None]).status_code)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from live import MAX_NEW_TOKENS
 from PIL import Image
+from visitor import Tab
 
 import sinkgate as sg
 
@@ -334,6 +335,37 @@ def test_fits_a_phone(browser: Browser, address: str) -> None:
     page.wait_for_selector("#answers [data-done=true]")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+LATE = """
+const { fetch } = window;
+const later = (ms) => new Promise((done) => setTimeout(done, ms));
+window.fetch = async (...request) => {
+  const answer = await fetch(...request);
+  const late = new TransformStream({
+    async transform(part, to) {
+      const [sooner, end] = part.split('data: {"msg":"close_stream"');
+      if (sooner) to.enqueue(sooner);
+      if (end === undefined) return;
+      await later(300);
+      to.enqueue('data: {"msg":"close_stream"' + end);
+    },
+  });
+  if (!answer.url.includes("/queue/data")) return answer;
+  return new Response(answer.body.pipeThrough(new TextDecoderStream()).pipeThrough(late).pipeThrough(new TextEncoderStream()));
+};
+"""
+
+
+def test_a_page_that_hears_late_that_its_stream_ends_misses_nothing(browser: Browser, address: str) -> None:
+    page = browser.new_page()
+    page.add_init_script(LATE)
+    tab = Tab(page, address)
+    for layer in range(4):
+        tab.drag(layer, 0.2)
+        tab.settle()
+    assert tab.errors == []
+    page.close()
 
 
 def test_a_browser_that_was_offline_goes_on(tab: Any) -> None:

@@ -24,9 +24,7 @@ sys.path[:0] = [
 ]
 
 from app_process import running_app
-from crowd import Notes, Person, Program, Visitor, errands
-
-import sinkgate as sg
+from crowd import Notes, Person, Program, Visitor, demo, errands
 
 
 def main() -> int:
@@ -41,7 +39,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=10, help="seconds between two looks at the server")
     parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
     options = parser.parse_args()
-    vlm = sg.load("demo")
+    vlm = demo()
     planned = [errands(vlm, number, options.errands) for number in range(options.visitors)]
     notes, stop = Notes(), threading.Event()
     with running_app() as app:

@@ -11,6 +11,8 @@ from app_process import App, altered, running_app
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 
+from crowd import demo
+
 import sinkgate as sg
 
 EVERY_TURN = ("--log-level", "debug")
@@ -56,4 +58,4 @@ def broken() -> Iterator[App]:
 
 @pytest.fixture(scope="session")
 def vlm() -> sg.VLM:
-    return sg.load("demo")
+    return demo()

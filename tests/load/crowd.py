@@ -7,7 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -55,6 +55,12 @@ class Notes:
     wrong: list[str] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     right: int = 0
+
+
+@cache
+def demo() -> sg.VLM:
+    """The model to compare with; loaded before there are threads, since transformers loads one at a time."""
+    return sg.load("demo")
 
 
 def errands(vlm: sg.VLM, visitor: int, count: int) -> list[Errand]:
@@ -223,7 +229,6 @@ class Person(Visitor):
 
     def direct(self, scales: list[float]) -> str:
         """What the model says under the scales that the mouse has reached."""
-        vlm = sg.load("demo") if not hasattr(self, "vlm") else self.vlm
-        self.vlm = vlm
+        vlm = demo()
         prompt = vlm.prompt(Scene.random(Random(71)).render(448), QUESTIONS[0])
         return vlm.answer(prompt, sg.Gates.from_lists(v_sink=scales, rest=[1.0] * len(scales))).text
