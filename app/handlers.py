@@ -204,9 +204,12 @@ class Handlers:
             return SKIP, fault(error)
 
     def look(self, session: Session | None, lens: Any) -> tuple[Any, Any]:
-        """Another layer, head or query: nothing runs, what is there is drawn; returns frame and status."""
+        """Another layer, head or query: what is there is drawn, and nothing runs unless it was forgotten; returns frame and status."""
         try:
-            return self.frame(_awake(session), lens), SKIP
+            session = _awake(session)
+            if session.case is None:
+                self.desk.turn(session, session.wanted or sg.Gates.ones(self.desk.vlm))
+            return self.frame(session, lens), SKIP
         except Exception as error:
             return SKIP, fault(error)
 

@@ -98,6 +98,7 @@ class Session:
     uploaded: int = 0  # so far, to name the next
     case: Case | None = None
     wanted: sg.Gates | None = None  # the newest setting, which may still wait for its turn
+    telling: int = 0  # answers that are being written: meanwhile nothing is forgotten
     sequence: int = 0
     newest_turn: int = 0
     newest_edit: int = 0
@@ -245,37 +246,18 @@ class Desk:
                 self.shelf.use(case.warm)
                 with session.lock:
                     case.gates, case.gated, case.gated_done, case.sequence = gates, gated, False, sequence
+            self._remember(session)
             return case
 
     def tell(self, session: Session, gates: sg.Gates) -> Iterator[Told]:
         """The slow tier: growing answers; ends early, before one that is ``done``, when something newer began."""
-        with self.turns.turn(session, "fast"):
-            case = self.turn(session, gates)
-            mine = case.sequence
-
-        def outdated() -> bool:
-            return session.sequence != mine or (session.wanted is not None and not same_scales(session.wanted, gates))
-
-        if not case.unchanged_done:
-            run = _Run(case, None, outdated, self.turns.turn(session, "slow"))
-            for text in run:
-                yield Told(text, text if gates.is_identity else "", mine)
+        with session.lock:
+            session.telling += 1
+        try:
+            yield from self._tell(session, gates)
+        finally:
             with session.lock:
-                if outdated() or run.trace is None:
-                    return
-                case.unchanged, case.unchanged_done = run.trace, True
-        unchanged = case.unchanged.text
-        if gates.is_identity:
-            case.gated, case.gated_done = case.unchanged, True
-        elif not case.gated_done:
-            run = _Run(case, gates, outdated, self.turns.turn(session, "slow"))
-            for text in run:
-                yield Told(unchanged, text, mine)
-            with session.lock:
-                if outdated() or run.trace is None:
-                    return
-                case.gated, case.gated_done = run.trace, True
-        yield Told(unchanged, case.gated.text, mine, done=True, cut=case.cut)
+                session.telling -= 1
 
     def answer(
         self, visitor: Hashable, image: Image.Image, question: str, gates: sg.Gates
@@ -317,6 +299,35 @@ class Desk:
             raise sg.PromptError(f"The question has {len(question)} characters; at most {MAX_QUESTION} are read.")
         return self.bench.prompt(image, question)
 
+    def _tell(self, session: Session, gates: sg.Gates) -> Iterator[Told]:
+        with self.turns.turn(session, "fast"):
+            case = self.turn(session, gates)
+            mine = case.sequence
+
+        def outdated() -> bool:
+            return session.sequence != mine or (session.wanted is not None and not same_scales(session.wanted, gates))
+
+        if not case.unchanged_done:
+            run = _Run(case, None, outdated, self.turns.turn(session, "slow"))
+            for text in run:
+                yield Told(text, text if gates.is_identity else "", mine)
+            with session.lock:
+                if outdated() or run.trace is None:
+                    return
+                case.unchanged, case.unchanged_done = run.trace, True
+        unchanged = case.unchanged.text
+        if gates.is_identity:
+            case.gated, case.gated_done = case.unchanged, True
+        elif not case.gated_done:
+            run = _Run(case, gates, outdated, self.turns.turn(session, "slow"))
+            for text in run:
+                yield Told(unchanged, text, mine)
+            with session.lock:
+                if outdated() or run.trace is None:
+                    return
+                case.gated, case.gated_done = run.trace, True
+        yield Told(unchanged, case.gated.text, mine, done=True, cut=case.cut)
+
     def _remember(self, session: Session) -> None:
         """Note that a session was just used; the idlest lose their case, then everything."""
         with self._remembering:
@@ -325,6 +336,8 @@ class Desk:
             held = 0
             for rank, other in enumerate(reversed(list(self._recent.values()))):
                 held += other.nbytes
+                if other.telling:
+                    continue
                 if rank >= KEPT_CASES:
                     other.case = None
                 if rank >= KEPT_VISITORS or (rank and held > KEPT_BYTES):

@@ -34,7 +34,7 @@ class Streams:
             nonlocal ended
             if message.get("body", b"").startswith(LAST):
                 ended = self._ending[session] = asyncio.Event()
-            if ended is None or message["body"]:
+            if ended is None or message.get("body"):
                 await send(message)
 
         try:
@@ -46,7 +46,7 @@ class Streams:
         finally:
             if ended:
                 ended.set()
-                if self._ending[session] is ended:
+                if self._ending.get(session) is ended:
                     del self._ending[session]
 
     def replying(self, send: Send, session: str) -> Send:

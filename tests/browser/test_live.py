@@ -124,6 +124,37 @@ def test_memory_is_bounded_and_what_was_dropped_comes_back(handlers: Handlers, s
     assert frame["before"] == pytest.approx(before, abs=1e-6)
 
 
+def test_what_was_dropped_comes_back_under_its_gates_when_it_is_looked_at(
+    handlers: Handlers, session: Session, vlm: sg.VLM
+) -> None:
+    handlers.turn(session, setting(vlm, 0.3), LENS)
+    for _ in range(KEPT_CASES):
+        handlers.begin(setting(vlm), LENS)
+    assert session.case is None
+    assert handlers.look(session, LENS)[0]["gates"]["v_sink"][0] == 0.3
+
+
+def test_whoever_moves_faders_is_not_idle(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+    for _ in range(KEPT_CASES):
+        handlers.turn(session, setting(vlm), LENS)
+        handlers.begin(setting(vlm), LENS)
+    assert session.case is not None
+
+
+@pytest.mark.parametrize("bound", ["KEPT_CASES", "KEPT_VISITORS"])
+def test_nobody_is_forgotten_while_being_answered(
+    handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(live, bound, 1)
+    answers = handlers.tell(session, setting(vlm, 0.3))
+    next(answers)
+    for _ in range(2):
+        handlers.begin(setting(vlm), LENS)
+    assert list(answers)[-1][0]["done"] and session.case is not None
+    handlers.begin(setting(vlm), LENS)
+    assert session.case is None
+
+
 @pytest.mark.parametrize(("bound", "least"), [("KEPT_VISITORS", 3), ("KEPT_BYTES", 2_500_000)])
 def test_the_idlest_visitors_are_forgotten_and_told_so(
     handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch, bound: str, least: int
