@@ -75,9 +75,9 @@ def test_a_file_named_in_markup(tab, tmp_path):
 
 
 def test_gates_in_markup(tab):
-    tab.page.evaluate("document.querySelector('#gates .label-wrap').click()")
+    field = tab.gates_text()
     for text in (MORE, json.dumps({"format": MORE, "version": MORE}), json.dumps({"scales": {"v_sink": [MORE]}})):
-        tab.page.locator("#gates-text textarea").fill(text)
+        field.fill(text)
         tab.page.locator("#gates-apply").click()
         tab.page.wait_for_selector("#status .warning")
         tab.page.locator("#new-scene").click()

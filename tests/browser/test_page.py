@@ -227,8 +227,7 @@ def test_bad_questions_and_unknown_words(tab: Any, picture: Path) -> None:
 
 
 def test_gates_as_json_in_and_out(tab: Any, vlm: sg.VLM) -> None:
-    tab.page.locator("#gates button").first.click()
-    text = tab.page.locator("#gates-text textarea")
+    text = tab.gates_text()
     gates = sg.Gates.ones(vlm).set("v_sink", 0.25, layers=[3])
     text.fill(gates.to_json())
     tab.page.locator("#gates-apply").click()

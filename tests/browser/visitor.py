@@ -86,6 +86,12 @@ class Tab:
             self.page.get_by_label("Remove Image").click()
         self.page.locator("#picture input[type=file]").set_input_files(path)
 
+    def gates_text(self) -> Locator:
+        """The gates as JSON, opened; once the first have come, which replace what is typed before."""
+        self.page.evaluate("document.querySelector('#gates .label-wrap').click()")
+        self.page.wait_for_function("document.querySelector('#gates-text textarea')?.value")
+        return self.page.locator("#gates-text textarea")
+
     def ask(self, question: str) -> None:
         """Type a question and press Ask."""
         self.page.locator("#question textarea").fill(question)
