@@ -305,9 +305,9 @@ def test_what_is_asked_while_a_stream_ends_is_replied_to_when_it_was_put_down(vi
             assert any("close_stream" in line for line in lines)
             asked = threads.submit(joined, client, [{}, None])
             other = client.post(JOIN, json={"data": [{}, None], "fn_index": 1, "session_hash": "other"})
-            assert (
-                other.status_code == 200 and not asked.done()
-            )  # a page that read no further would go on listening here
+            assert other.status_code == 200
+            with pytest.raises(TimeoutError):  # a page that has read no further would go on listening here
+                asked.result(timeout=0.5)
         assert asked.result(timeout=2).status_code == 200
     with client.stream("GET", "/gradio_api/queue/data?session_hash=visitor") as stream:
         assert any("process_completed" in line for line in stream.iter_lines())

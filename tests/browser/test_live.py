@@ -6,6 +6,8 @@ import math
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -14,6 +16,7 @@ import gradio as gr
 import live
 import pytest
 from app_process import ROOT, running_app
+from bench import Warm
 from handlers import Handlers
 from live import KEPT_CASES, Desk, Session
 from PIL import Image
@@ -113,6 +116,27 @@ def test_both_tiers_at_once_settle_on_one_state(handlers: Handlers, session: Ses
     slow.join(timeout=60)
     assert told[-1][0]["done"]
     assert session.case is not None and session.case.gated_done
+
+
+def test_one_setting_at_a_time_runs_on_the_model(
+    handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict, running, most = Warm.predict, [], []
+
+    def counted(self: Warm, gates: sg.Gates | None = None) -> sg.Trace:
+        running.append(gates)
+        most.append(len(running))
+        time.sleep(0.01)  # long enough to be overtaken
+        trace = predict(self, gates)
+        running.pop()
+        return trace
+
+    monkeypatch.setattr(Warm, "predict", counted)
+    other = handlers.begin(setting(vlm), LENS)[0]
+    with ThreadPoolExecutor(4) as hands:
+        for number in range(1, 9):
+            hands.submit(handlers.turn, (session, other)[number % 2], setting(vlm, number / 10), LENS)
+    assert len(most) >= 8 and max(most) == 1
 
 
 def test_memory_is_bounded_and_what_was_dropped_comes_back(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:

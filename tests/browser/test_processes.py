@@ -18,13 +18,12 @@ import httpx
 import pytest
 import yaml
 from app_process import ROOT, free_port, made_up_visitors, running_app
-from gradio_client import handle_file
 from guard import Limits
 from visitor import Tab
 
 DEPLOY = ROOT / "app" / "deploy"
 HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
-pytestmark = pytest.mark.skipif(not Path(HAPROXY).exists(), reason="no haproxy here")
+by_haproxy = pytest.mark.skipif(not Path(HAPROXY).exists(), reason="no haproxy here")
 
 
 @contextmanager
@@ -64,6 +63,7 @@ def test_addresses_count_as_the_proxy_tells_them(one):
         assert set(made_up_visitors(client, one.address, Limits.pages_per_minute + 5)) == {200}
 
 
+@by_haproxy
 def test_visitors_are_spread_and_stay(browser, picture, one):
     with ExitStack() as second:
         two = second.enter_context(running_app("--behind-proxy", "127.0.0.1"))
@@ -81,7 +81,9 @@ def test_visitors_are_spread_and_stay(browser, picture, one):
                 assert tab.scale(layer) == pytest.approx(0.2, abs=0.02) and tab.errors == []
 
             client = gradio_client.Client(front, verbose=False)
-            answer = client.predict(handle_file(picture), "How many objects are there?", "", api_name="/answer")
+            answer = client.predict(
+                gradio_client.handle_file(picture), "How many objects are there?", "", api_name="/answer"
+            )
             assert answer["text"]
 
             second.close()  # the second process stops
@@ -94,6 +96,7 @@ def test_visitors_are_spread_and_stay(browser, picture, one):
                 context.close()
 
 
+@by_haproxy
 def test_nobody_claims_another_address():
     seen = []
 
