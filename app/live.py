@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import threading
 import time
 from collections import OrderedDict
@@ -397,8 +396,4 @@ def open_picture(picture: str) -> Image.Image:
         raise sg.ImageError("This is not a picture: its data cannot be decoded, or are no longer here.") from None
     if data and not (data.startswith(SIGNATURES) or data[8:12] == b"WEBP"):
         raise sg.ImageError("This is no PNG, JPEG or WebP: save the picture as one of these.")
-    image = sg.open_image(data)
-    shrink = math.sqrt(MOST_PIXELS / (image.width * image.height))
-    return (
-        image if shrink >= 1 else image.resize((max(1, int(image.width * shrink)), max(1, int(image.height * shrink))))
-    )
+    return sg.open_image(data, max_pixels=MOST_PIXELS)

@@ -21,7 +21,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 HERE = Path(__file__).parent
 WRITTEN = HERE / "options.txt"  # options for where no command line can be given, which overrules them
 ZEROGPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
-MOST_BYTES = 20 << 20  # of a picture
+MOST_BYTES = 40 << 20  # of a picture: phones write up to 30 MB
 SPACES_PROXIES = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"  # what stands between huggingface.co and a Space
 
 

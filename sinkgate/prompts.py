@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +17,11 @@ from torch import Tensor
 from sinkgate.adapters import Adapter
 from sinkgate.adapters.generic import RULES
 from sinkgate.errors import PromptError, UnsupportedModelError
-from sinkgate.images import open_image
+from sinkgate.images import Picture, open_images
 from sinkgate.patches import Sheet, Size, lay_out, list_sheet, measure_places
 from sinkgate.probe import measure_tokens
 from sinkgate.sinks import SinkMap
 
-Picture = str | Path | bytes | Image.Image
 MAX_QUESTION = 20_000  # characters
 #: What to write where a processor has no chat template, by model type; the families' own forms.
 PLAIN_TEMPLATES = {
@@ -92,7 +90,7 @@ class Prompter:
 
     def ask(self, images: Picture | Sequence[Picture], question: str) -> Prompt:
         """See `sinkgate.VLM.prompt`."""
-        pictures = [open_image(image) for image in ([images] if isinstance(images, Picture) else images)]
+        pictures = open_images(images)
         question = question.strip()  # line breaks within stay: benchmarks put options on lines of their own
         if not pictures:
             raise PromptError("there is no image; a prompt needs at least one")

@@ -13,7 +13,7 @@ import pandas as pd
 from sinkgate.benchmarks import hub
 from sinkgate.benchmarks.tables import Row, Table, files_in
 from sinkgate.errors import BenchmarkError
-from sinkgate.prompts import Picture
+from sinkgate.images import Picture
 from sinkgate.samples import Sample
 
 #: What was said in free text, given what may be said and what that stands for; None where nothing, or two things, were said.

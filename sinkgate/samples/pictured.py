@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sinkgate.prompts import Picture
+from sinkgate.images import Picture
 
 #: A text is one class of many; a frozenset holds those of many labels that are present.
 Target = str | frozenset[str]
@@ -12,7 +12,7 @@ Target = str | frozenset[str]
 
 @dataclass(frozen=True)
 class Pictured:
-    """An image (path, bytes or PIL picture) and what is true of it, by target; a target that is not known of it is left out.
+    """An image (whatever `open_image` reads) and what is true of it, by target; a target that is not known of it is left out.
 
     Any target may be probed for: ``{"count": "3", "colors": frozenset({"red", "blue"})}``.
     """

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sinkgate.prompts import Picture
+from sinkgate.images import Picture, is_one_picture
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Images (paths, bytes or PIL pictures) with a question and its answer; ``kind`` is what accuracy is told apart by.
+    """Images (whatever `open_image` reads) with a question and its answer; ``kind`` is what accuracy is told apart by.
 
     ``options``: what may be said, such as "A" to "D", the answer among them; () where the answer is open.
     """
@@ -28,7 +28,7 @@ class Sample:
         if isinstance(value, Sample):
             return value
         images, *rest = value
-        return cls((images,) if isinstance(images, Picture) else tuple(images), *rest)
+        return cls((images,) if is_one_picture(images) else tuple(images), *rest)
 
     @classmethod
     def list_of(cls, values: Iterable[Sample | tuple[Any, ...]]) -> list[Sample]:

@@ -12,10 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from sinkgate.discovery import WEIGHTS
-from sinkgate.prompts import Picture
+from sinkgate.errors import ImageError
+from sinkgate.images import Picture, open_image
 from sinkgate.samples import Sample
 from sinkgate.vlm import VLM
 
@@ -47,13 +46,15 @@ def facts_of_samples(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def mark_of(picture: Picture) -> str:
-    """What tells a picture from another: its bytes, or name and size of its file."""
-    if isinstance(picture, Image.Image):
-        return hashlib.sha256(picture.tobytes()).hexdigest()
-    if isinstance(picture, bytes):
-        return hashlib.sha256(picture).hexdigest()
-    path = Path(picture)
-    return f"{path.name} {path.stat().st_size if path.is_file() else 'missing'}"
+    """Return what tells a picture from another: its bytes, or name and size of its file."""
+    try:
+        if isinstance(picture, str | Path):
+            path = Path(picture)
+            return f"{path.name} {path.stat().st_size if path.is_file() else 'missing'}"
+        data = picture if isinstance(picture, bytes) else open_image(picture).tobytes()
+    except (ImageError, OSError):  # it is passed over, with its reason, when it is asked about
+        return "unreadable"
+    return hashlib.sha256(data).hexdigest()
 
 
 def checksum(content: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sinkgate.gates import Gates
-from sinkgate.prompts import Picture
+from sinkgate.images import Picture
 from sinkgate.session import Session
 from sinkgate.vlm import VLM
 from sinkgate.widgets.parts import MAX_NEW_TOKENS, Shown, cards, following, ipywidgets

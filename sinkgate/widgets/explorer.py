@@ -12,9 +12,8 @@ from PIL import Image
 
 from sinkgate.errors import ImageError, SinkgateError
 from sinkgate.gates import PRESETS, Gates
-from sinkgate.images import open_image
+from sinkgate.images import Picture, open_image
 from sinkgate.plots.style import GRID, GROUP_COLORS
-from sinkgate.prompts import Picture
 from sinkgate.session import Session
 from sinkgate.trace import Trace
 from sinkgate.vlm import VLM

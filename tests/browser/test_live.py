@@ -195,6 +195,11 @@ def test_too_large_a_picture_is_made_smaller(tmp_path: Path) -> None:
     Image.new("RGB", (4000, 2000), "red").save(path := tmp_path / "large.png")
     image = live.open_picture(str(path))
     assert image.size == (2000, 1000) and image.width * image.height <= live.MOST_PIXELS
+    photograph = Image.new("RGB", (8064, 6048), "red")
+    exif = photograph.getexif()
+    exif[0x0112] = 6  # a phone held upright
+    photograph.save(path := tmp_path / "phone.jpg", exif=exif)
+    assert live.open_picture(str(path)).size == (1224, 1632)
 
 
 def test_an_answer_that_takes_too_long_is_stopped_and_says_so(
