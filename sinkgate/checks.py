@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -17,6 +19,8 @@ from sinkgate.sinks import classify
 from sinkgate.vlm import VLM
 
 BITS = {"4bit": 4, "8bit": 8}
+#: Prefixes of tensor names in checkpoints saved from PEFT, data-parallel, compiled and sharded models.
+WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "_fsdp_wrapped_module.")
 
 
 def check_config(config: Any, name: str) -> None:
@@ -67,6 +71,37 @@ def check_memory(
             f"the weights of {name} need {needed / 1e9:.1f} GB ({parameters / 1e9:.1f} billion parameters, "
             f"{quantize or str(kept).removeprefix('torch.')}) and {free / 1e9:.1f} GB are free on {device}: {LESS_MEMORY}"
         )
+
+
+def check_weights(report: Mapping[str, Any], name: str) -> None:
+    """Refuse a model whose checkpoint lacks tensors or holds them in other sizes; they would be random.
+
+    Args:
+        report: loading info of ``from_pretrained``; tied tensors do not count as missing.
+        name: of the model, for the message.
+
+    Raises:
+        UnsupportedModelError: a tensor is missing or of another size.
+    """
+    missing, unexpected = report["missing_keys"], sorted(report["unexpected_keys"])
+    for tensor, got, expected in sorted(report["mismatched_keys"]):
+        raise UnsupportedModelError(
+            f"the weights of {name} do not fit its config.json: {tensor} is {tuple(got)} in the file, expected "
+            f"{tuple(expected)}; take both files from the same checkpoint"
+        )
+    if not missing:
+        return
+    parts = Counter(".".join(tensor.split(".")[:2]) for tensor in sorted(missing))
+    listed = ", ".join(part if part in missing else f"{part}.* ({count})" for part, count in parts.most_common(4))
+    more = ", ..." if len(parts) > 4 else ""
+    remedy = "copy or download the whole checkpoint; a (model, processor) is taken as it is"
+    if unexpected:
+        remedy = f"the file holds {len(unexpected)} tensors of other names, such as {unexpected[0]}; save it with the names of {name}'s own"
+    if wrapper := next((each for each in WRAPPERS if unexpected and unexpected[0].startswith(each)), None):
+        remedy = f"its names begin with {wrapper}, as a wrapper saves them; save the model inside the wrapper"
+    raise UnsupportedModelError(
+        f"{len(missing)} tensors of {name} are missing from its weights: {listed}{more}; {remedy}"
+    )
 
 
 def check_model(vlm: VLM) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import ADAPTER_CONFIG_NAME as ADAPTER
+from transformers.utils import find_adapter_config_file
 
 from sinkgate.attention import IMPLEMENTATIONS
-from sinkgate.checks import BITS, check_config, check_memory, check_model
+from sinkgate.checks import BITS, check_config, check_memory, check_model, check_weights
 from sinkgate.errors import UnsupportedModelError
 from sinkgate.failures import first_sentence, in_words
 from sinkgate.vlm import VLM
@@ -88,7 +91,11 @@ def load(
             "local_files_only": local_files_only,
         }
         with in_words(f"{name} cannot be loaded", place):
-            config: Any = AutoConfig.from_pretrained(place, **files)
+            try:
+                config: Any = AutoConfig.from_pretrained(place, **files)
+            except (OSError, ValueError):
+                _refuse_adapter(place, name, files)
+                raise
         check_config(config, name)
         quantization = _quantization(quantize, wanted or config.dtype)
         with in_words(f"the processor of {name} cannot be loaded", place, "save the model's own beside its weights"):
@@ -97,14 +104,24 @@ def load(
             if isinstance(spread, torch.device):
                 check_memory(config, name, device=spread, dtype=wanted, quantize=quantize)
                 spread = {"": spread}
-            model = AutoModelForImageTextToText.from_pretrained(
-                place,
-                dtype=wanted or "auto",
-                device_map=spread,
-                quantization_config=quantization,
-                attn_implementation=attn_implementation,
-                **files,
-            )
+            if (Path(place) / ADAPTER).exists() and find_spec("peft") is None:
+                raise UnsupportedModelError(f"{name} holds a PEFT adapter beside its weights: run `pip install peft`")
+            try:
+                loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                    place,
+                    dtype=wanted or "auto",
+                    device_map=spread,
+                    quantization_config=quantization,
+                    attn_implementation=attn_implementation,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # `check_weights` refuses them, by name
+                    **files,
+                )
+            except OSError:
+                _refuse_adapter(place, name, files)
+                raise
+            model, report = loaded
+            check_weights(report, name)
     vlm = VLM(model, processor, name)
     if vlm.device.type == "meta":
         raise UnsupportedModelError(
@@ -121,7 +138,7 @@ def _find(source: str | Path) -> tuple[str, str]:
         return str(DEMO), "demo"
     folder = Path(source).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").exists():
+        if not any((folder / file).exists() for file in ("config.json", ADAPTER)):
             raise UnsupportedModelError(
                 f"the folder {source} holds no config.json; give one that `save_pretrained` or `hf download` wrote"
             )
@@ -139,6 +156,19 @@ def _find(source: str | Path) -> tuple[str, str]:
     near = get_close_matches(word.lower(), KNOWN_MODELS, n=3, cutoff=0.5)
     hint = f"near it: {', '.join(near)}" if near else "`sinkgate models` lists the known ones"
     raise UnsupportedModelError(f"no model and no folder is called {word!r}; {hint}. A Hub id reads owner/name")
+
+
+def _refuse_adapter(place: str, name: str, files: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModelError where the files are a PEFT adapter without the weights of its base model."""
+    options = {option: files[option] for option in ("revision", "local_files_only")}
+    if (config := find_adapter_config_file(place, **options)) is None:
+        return
+    base = json.loads(Path(config).read_text(encoding="utf-8")).get("base_model_name_or_path") or "its base model"
+    raise UnsupportedModelError(
+        f"{name} is a PEFT adapter for {base}, without a model of its own: load {base} with transformers, merge with "
+        "`PeftModel.from_pretrained(model, adapter).merge_and_unload()`, then save model and processor to a folder and load "
+        "that, or hand in (model, processor)"
+    )
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

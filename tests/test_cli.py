@@ -132,6 +132,14 @@ def test_info_tells_the_facts_in_plain_words(sinkgate):
         assert line in told
 
 
+def test_info_fails_where_weights_are_missing(sinkgate, demo, tmp_path):
+    demo.processor.save_pretrained(tmp_path)
+    weights = {name: value for name, value in demo.model.state_dict().items() if "projector" not in name}
+    demo.model.save_pretrained(tmp_path, state_dict=weights)
+    done = sinkgate("info", "--model", tmp_path, code=2)
+    assert "multi_modal_projector.* (4)" in done.stderr and not done.stdout
+
+
 def test_models_lists_known_names(sinkgate):
     lines = sinkgate("models").stdout.splitlines()
     assert lines[0].split() == ["llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "the", "paper's", "model"]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors.torch import load_file, save_file
 from tiny import noise_image, some_sinks, tiny_llava
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -31,7 +32,7 @@ from zoo import ZOO
 
 import sinkgate as sg
 from sinkgate import checks, loading
-from sinkgate.checks import check_memory, check_model
+from sinkgate.checks import WRAPPERS, check_memory, check_model
 from sinkgate.demo.scenes import Scene
 from sinkgate.facts import describe
 from sinkgate.failures import in_words
@@ -384,6 +385,91 @@ def test_folders_with_files_missing_or_broken(folder):
         refused(folder, "a file of its weights is broken or cut short; copy or download it again")
     put_back(kept)
     sg.load(folder)
+
+
+@pytest.fixture
+def rewrite(folder):
+    """Replace the weights of the copy by those that a function of its tensors returns."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+
+    def write(change) -> Path:
+        save_file(change(tensors), path, metadata={"format": "pt"})
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("vision_tower", ("55 tensors of copy are missing", "model.vision_tower.* (55)")),
+        ("multi_modal_projector", ("4 tensors of copy are missing", "model.multi_modal_projector.* (4)")),
+        ("lm_head", ("1 tensors of copy are missing", "lm_head.weight")),
+        ("language_model.model.layers.1.mlp", ("3 tensors of copy are missing", "model.language_model.* (3)")),
+    ],
+)
+def test_a_part_without_weights_is_refused(rewrite, part, words):
+    """transformers initializes it at random and only logs a table."""
+    folder = rewrite(lambda tensors: {name: value for name, value in tensors.items() if part not in name})
+    refused(folder, *words, "copy or download the whole checkpoint")
+    refused(folder, *words, check=False)
+
+
+@pytest.mark.parametrize("prefix", WRAPPERS)
+def test_weights_of_a_wrapped_model_are_refused(rewrite, prefix):
+    folder = rewrite(lambda tensors: {prefix + name: value for name, value in tensors.items()})
+    refused(folder, "89 tensors of copy are missing", f"names begin with {prefix}", "save the model inside the wrapper")
+
+
+def test_weights_of_other_names_are_refused_with_an_example(rewrite):
+    folder = rewrite(lambda tensors: {name.replace("vision_tower", "eye"): value for name, value in tensors.items()})
+    refused(folder, "55 tensors of copy are missing", "55 tensors of other names, such as eye.")
+
+
+def test_tensors_of_another_size_are_named(rewrite):
+    folder = rewrite(lambda tensors: {n: v[:-1].clone() if "lm_head" in n else v for n, v in tensors.items()})
+    refused(folder, "lm_head.weight is (97, 32) in the file, expected (98, 32)", "from the same checkpoint")
+
+
+def test_tied_tensors_are_not_missing(tmp_path):
+    model, processor = tiny_llava("clip")
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
+    model.tie_weights()
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    assert not any("lm_head" in name for name in load_file(tmp_path / "model.safetensors"))
+    vlm = sg.load(tmp_path)
+    assert vlm.model.lm_head.weight is vlm.model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("config", [False, True])
+def test_a_lone_adapter_is_refused(folder, config):
+    """What PEFT and its trainers save: an adapter, with or without the base model's config."""
+    peft = pytest.importorskip("peft")
+    model, _ = tiny_llava("clip")
+    model.name_or_path = model.config._name_or_path = "llava-hf/llava-1.5-7b-hf"
+    adapter = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    adapter.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    if not config:
+        (folder / "config.json").unlink()
+    refused(folder, "copy is a PEFT adapter for llava-hf/llava-1.5-7b-hf", "merge_and_unload()", "(model, processor)")
+
+
+def test_an_adapter_beside_its_base_model_acts(folder, monkeypatch):
+    peft = pytest.importorskip("peft")
+    plain = sg.load(folder)
+    adapter = peft.get_peft_model(tiny_llava("clip")[0], peft.LoraConfig(target_modules=["v_proj"]))
+    for name, parameter in adapter.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    adapter.save_pretrained(folder)
+    both, image = sg.load(folder), noise_image(3)
+    runs = [vlm.predict(vlm.prompt(image, QUESTION)).probabilities for vlm in (plain, both)]
+    assert not torch.allclose(*runs, atol=1e-3)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    refused(folder, "holds a PEFT adapter beside its weights", "pip install peft")
 
 
 def test_no_network(hub):
