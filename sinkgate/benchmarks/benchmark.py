@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sinkgate.benchmarks import hub
+from sinkgate.benchmarks.extraction import without_reasoning
 from sinkgate.benchmarks.tables import Row, Table, files_in
 from sinkgate.errors import BenchmarkError
 from sinkgate.images import Picture
@@ -98,14 +99,16 @@ class Benchmark:
         return hub.fetch(self.hub, self.patterns, revision)
 
     def read(self, item: Item, text: str, extractor: str = "robust") -> str | None:
-        """What a model said to an item: one of its options (where it is open, the text in its plainest form), or None.
+        """Return an item's answer in a text: one of its options (of an open item, the text in its plainest form), or None.
+
+        The model's reasoning is skipped, whichever extractor reads the rest, as lmms-eval does.
 
         Raises:
             BenchmarkError: there is no such extractor.
         """
         if extractor not in self.extractors:
             raise BenchmarkError(f"{self.name} has no extractor {extractor!r}; there are: {', '.join(self.extractors)}")
-        return self.extractors[extractor](text, item.sample.options, item.choices)
+        return self.extractors[extractor](without_reasoning(text), item.sample.options, item.choices)
 
     def _rows(
         self, files: str | Path | None, limit: int | None, seed: int, revision: str | None

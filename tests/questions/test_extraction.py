@@ -1,12 +1,14 @@
+# ruff: noqa: RUF001 (full-width letters and punctuation are what is tested)
 """What was said: letters, yes and no read from free text, by our rules and by the published ones."""
 
 import string
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinkgate.benchmarks import benchmark
+from sinkgate.benchmarks import Item, benchmark
 from sinkgate.benchmarks.extraction import letter, yes_no
 
 ABCD = ("A", "B", "C", "D")
@@ -67,6 +69,72 @@ def test_choices_in_words(text, choices, said):
 )  # fmt: skip
 def test_yes_and_no(text, said):
     assert yes_no(text) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>Option A: a red car. Option B: a blue bus.</think><answer>B</answer>", "B"), ("<think>A</think>\n\nC", "C"), ("so A is right</think>The answer is D.", "D"), ("◁think▷A?◁/think▷B", "B"),
+        ("<think>one: A</think> <think>two: B</think> C", "C"), ("<think>the answer is A", None), ("<think>A</think>", None), ("<thinking>A</thinking>B", "B"), (r"A would be red. $$\boxed{B}$$", "B"), (r"\boxed{A}, no: \boxed{\text{(C)}}", "C"),
+        (r"<answer>\boxed{D}</answer>", "D"), ("<|begin_of_box|>B<|end_of_box|>", "B"), ("A and B are there. <answer> B. dog </answer>", "B"), ("<answer>A</answer> or <answer>C", "C"), (r"B\boxed{", "B"),
+    ],
+)  # fmt: skip
+def test_the_answer_of_a_thinking_model_is_read_behind_its_reasoning(text, answer):
+    assert letter(text, ABCD) == answer
+
+
+def test_reasoning_is_skipped_whatever_reads_the_rest():
+    (item,) = benchmark("scenes").items(limit=1)
+    for name in ("mmstar", "cvbench"):
+        for rule in benchmark(name).extractors:
+            choice = Item(replace(item.sample, options=ABCD), "0", {})
+            assert benchmark(name).read(choice, "<think>Could it be A?</think>\nB", rule) == "B"
+    yes = Item(replace(item.sample, options=("Yes", "No")), "0", {})
+    assert [
+        benchmark("pope").read(yes, "<think>no dog?</think>Yes", rule) for rule in benchmark("pope").extractors
+    ] == ["yes"] * 3
+    assert benchmark("scenes").read(item, "<think>blue?</think> Red.") == "red"
+    assert yes_no("<think>yes it is</think>No") == yes_no(r"\boxed{no}") == yes_no("<answer>No</answer>") == "no"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("A is incorrect.", None), ("B is not the answer", None), ("It can't be B.", None), ("A isn't right", None), ("There's no way it's B", None), ("I don't think it is B.", None), ("I doubt it's B.", None),
+        ("B can be excluded", None), ("Option B is unlikely.", None), ("C is never right", None), ("Not B", None), ("None of A, B, C", None), ("The answer isn't B", None), ("B cannot be it", None),
+        ("It is not A, so it must be B.", "B"), ("The answer is not A but B", "B"), ("B, not A", "B"), ("B not A", "B"), ("B rather than A", "B"), ("A is wrong. B is wrong. C is right.", "C"), ("A: wrong. B: correct", "B"),
+        ("Eliminate A and B. The answer is C", "C"), ("I'd rule out A, so B", "B"), ("Instead of A, choose C", "C"), ("The correct answer is not A, it is C", "C"), ("A, B and C are all incorrect, so D", "D"), ("C won't work, B does", "B"),
+        ("A is not correct, B is.", "B"), ("No doubt, B", "B"), ("There is no doubt that the answer is B.", "B"), ("Without a doubt B.", "B"), ("B is not wrong", "B"), ("It is B, no question.", "B"),
+    ],
+)  # fmt: skip
+def test_a_letter_that_is_denied_is_not_the_answer(text, answer):
+    assert letter(text, ABCD) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("选B", "B"), ("答案是B。", "B"), ("答案：C", "C"), ("正确答案是（Ｄ）", "D"), ("应该选择B，因为", "B"), ("选项B正确", "B"), ("B是正确的", "B"), ("故选：C", "C"), ("不是A", None), ("不选A，选B", "B"), ("B不对", None), ("B或C", None), ("维生素C", None),
+        ("La respuesta es B", "B"), ("La respuesta correcta es la B.", "B"), ("la respuesta es la opción C", "C"), ("Respuesta: b", "B"), ("La opción B es la correcta", "B"), ("No es A", None), ("La respuesta no es A", None), ("B no es correcta", None), ("A o B", None),
+        ("La bonne réponse est B", "B"), ("Réponse : C", "C"), ("La réponse est la C.", "C"), ("Ce n'est pas B", None), ("Die richtige Antwort ist C", "C"), ("Die Antwort lautet B.", "B"), ("Antwort: A", "A"), ("B ist richtig", "B"), ("B ist falsch", None), ("Es ist nicht B", None),
+        ("La risposta corretta è B", "B"), ("A resposta correta é B", "B"), ("A resposta é a letra C", "C"), ("Resposta: alternativa D", "D"), ("Ответ: B", "B"), ("Правильный ответ — C", "C"), ("Het juiste antwoord is B", "B"), ("Poprawna odpowiedź to B", "B"), ("Cevap: B", "B"),
+        ("答えはBです", "B"), ("正解はCです。", "C"), ("정답은 B입니다", "B"), ("정답: D", "D"), ("Đáp án đúng là B", "B"), ("Jawabannya adalah C", "C"), ("الإجابة الصحيحة هي B", "B"), ("सही उत्तर B है", "B"), ("คำตอบคือ C", "C"),
+    ],
+)  # fmt: skip
+def test_letters_in_other_languages(text, answer):
+    assert letter(text, ABCD) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("There is no doubt a dog is there", "yes"), ("No doubt.", "yes"), ("Without a doubt, there is a dog", "yes"), ("Undoubtedly", "yes"), ("Not only is there a dog, there is a cat", "yes"), ("Certainly.", "yes"), ("Certainly not.", "no"), ("Correct", "yes"),
+        ("That is incorrect.", "no"), ("False", "no"), ("It's not true", "no"), ("Sí", "yes"), ("Sí, hay un perro", "yes"), ("No hay ningún perro", "no"), ("Oui.", "yes"), ("Non", "no"), ("Il n'y a pas de chien", "no"), ("Ja", "yes"), ("Nein, da ist kein Hund", "no"),
+        ("Sim", "yes"), ("Não", "no"), ("Да", "yes"), ("Нет", "no"), ("是的", "yes"), ("有", "yes"), ("没有", "no"), ("不是", "no"), ("はい", "yes"), ("いいえ", "no"), ("네", "yes"), ("아니요", "no"),
+    ],
+)  # fmt: skip
+def test_yes_and_no_without_the_plain_word(text, answer):
+    assert yes_no(text) == answer
 
 
 WAYS = [
