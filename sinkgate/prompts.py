@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jinja2 import TemplateError
 from PIL import Image
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sinkgate.adapters import Adapter
 from sinkgate.adapters.generic import RULES
-from sinkgate.errors import PromptError, UnsupportedModelError
+from sinkgate.errors import ImageError, PromptError, UnsupportedModelError
 from sinkgate.images import Picture, open_images
 from sinkgate.patches import Sheet, Size, lay_out, list_sheet, measure_places
 from sinkgate.probe import measure_tokens
@@ -104,11 +105,34 @@ class Prompter:
         text = self.text(question, len(pictures))
         try:
             inputs = self._process(pictures, text)
-        except (ValueError, TypeError, IndexError) as error:
-            if len(pictures) == 1:
+        except Exception as error:  # processors raise whatever a picture drives them to
+            refusal = self._refusal(pictures, error)
+            if refusal is None:
                 raise
-            raise PromptError(f"{self.name} cannot take {len(pictures)} images in one prompt: {error}") from error
-        return self.read(inputs, pictures, question, text)
+            raise refusal from error
+        return self._read(inputs, pictures, question)
+
+    def _refusal(self, pictures: Sequence[Image.Image], error: Exception) -> ImageError | PromptError | None:
+        """The sentence about what the processor refused: a picture, their number or the text; None where it takes no picture at all."""
+        said = str(error).strip() or type(error).__name__
+        if not self._takes(Image.new("RGB", (224, 224))):
+            return None
+        for number, picture in enumerate(pictures, 1):
+            if not self._takes(picture):
+                which = "the picture" if len(pictures) == 1 else f"picture {number} of {len(pictures)}"
+                return ImageError(
+                    f"the processor of {self.name} refuses {which}, {picture.width} x {picture.height} pixels: {said}"
+                )
+        if len(pictures) > 1:
+            return PromptError(f"{self.name} cannot take {len(pictures)} images in one prompt: {said}")
+        return PromptError(f"the processor of {self.name} refuses the question: {said}")
+
+    def _takes(self, picture: Image.Image) -> bool:
+        try:
+            self._process([picture], self.text("?"))
+        except Exception:  # noqa: BLE001 - what it raises was said before
+            return False
+        return True
 
     def text(self, question: str, images: int = 1) -> str:
         """The question in the model's own chat format, with a place for each image."""
@@ -151,10 +175,11 @@ class Prompter:
         except (TypeError, ValueError, TemplateError):  # templates that know no answers, or only plain text
             return ""
 
-    def read(
-        self, inputs: Mapping[str, Any], images: Sequence[Image.Image] = (), question: str = "", text: str = ""
-    ) -> Prompt:
-        """A prompt from what a processor has made; without the images tokens have no place in a picture."""
+    def read(self, inputs: Mapping[str, Any], images: Picture | Sequence[Picture] = (), question: str = "") -> Prompt:
+        """See `sinkgate.VLM.read`."""
+        return self._read(_as_tensors(inputs, self.adapter.model), open_images(images), question)
+
+    def _read(self, inputs: Mapping[str, Any], images: Sequence[Image.Image], question: str) -> Prompt:
         adapter = self.adapter
         _refuse_wrong_size(inputs, adapter)
         rows = adapter.rows_in_prompt(inputs).cpu()
@@ -167,7 +192,7 @@ class Prompter:
             fed[token[token >= 0]] = True
             token = torch.where(token >= 0, (fed.cumsum(0) - 1)[token.clamp_min(0)], token)
         visual = rows[fed]
-        sheets = self._lay_out(inputs, images, text, token, len(visual)) if images and token is not None else ()
+        sheets = self._lay_out(inputs, images, token, len(visual)) if images and token is not None else ()
         separators = torch.cat([rows[~fed], self._between(visual, sheets)]).unique()
         kept = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         return Prompt(
@@ -215,19 +240,24 @@ class Prompter:
         return self._tokens[key]
 
     def _lay_out(
-        self, inputs: Mapping[str, Any], images: Sequence[Image.Image], text: str, token: Tensor, count: int
+        self, inputs: Mapping[str, Any], images: Sequence[Image.Image], token: Tensor, count: int
     ) -> tuple[Sheet, ...]:
         sizes: list[Size] = [image.size for image in images]
         grids = self.adapter.grids(inputs)
         key = (*sizes, *grids, count)
         if key not in self._sheets:
-            places = measure_places(lambda pictures: self._pixels(pictures, text), sizes)
+            places = measure_places(self._pixels, sizes)
+            if len(places.image) != len(token):
+                raise PromptError(
+                    f"the inputs hold {len(token)} patches, this model's processor makes {len(places.image)} of the images "
+                    f"({_sizes(images)}); give the images that the inputs were made of, in their order, or none"
+                )
             crop = torch.cat([torch.full((rows * columns,), i) for i, (rows, columns) in enumerate(grids)])
             self._sheets[key] = lay_out(token, places, crop, sizes, count)
         return self._sheets[key]
 
-    def _pixels(self, images: Sequence[Image.Image], text: str) -> Tensor:
-        return self.adapter.pixels(self._process(images, text)).cpu()
+    def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        return self.adapter.pixels(self._process(images, self.text("?", len(images)))).cpu()
 
     def _between(self, visual: Tensor, sheets: tuple[Sheet, ...]) -> Tensor:
         """Positions between visual tokens of one image: its break and tile tokens."""
@@ -243,6 +273,41 @@ class Prompter:
 
 def _ids(value: int | Sequence[int] | None) -> list[int]:
     return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+def _sizes(images: Sequence[Image.Image]) -> str:
+    return ", ".join(f"{image.width} x {image.height}" for image in images)
+
+
+def _as_tensors(inputs: Any, model: Any) -> dict[str, Tensor]:
+    """What a processor has made, as the model takes it: tensors of its dtype on its device, one prompt."""
+    if not isinstance(inputs, Mapping):
+        raise PromptError(
+            f"the inputs are a {type(inputs).__name__}; expected what a processor returns, names with tensors"
+        )
+    made: dict[str, Tensor] = {}
+    for name, value in inputs.items():
+        try:
+            array = value if isinstance(value, Tensor) else np.asarray(value)
+        except ValueError as error:  # lists of unequal length
+            raise PromptError(
+                f"{name} cannot be made a tensor ({error}); give return_tensors='pt' to the processor"
+            ) from error
+        if isinstance(array, Tensor) or array.dtype.kind in "buif":
+            tensor = torch.as_tensor(array)
+            made[name] = tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
+    for name, maker in (("input_ids", "text"), ("pixel_values", "images")):
+        if name not in made:
+            raise PromptError(
+                f"the inputs hold no {name}, only {', '.join(made) or 'nothing'}; the processor makes them of its {maker}"
+            )
+    shape = tuple(made["input_ids"].shape)
+    if len(shape) != 2 or shape[0] != 1:
+        many = f"{shape[0]} prompts" if len(shape) == 2 else f"input_ids of shape {shape}"
+        raise PromptError(
+            f"the inputs hold {many}; expected one, of shape (1, positions): read each on its own, `vlm.predict_all` runs many"
+        )
+    return made
 
 
 def _refuse_wrong_size(inputs: Mapping[str, Any], adapter: Adapter) -> None:

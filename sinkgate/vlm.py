@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import TextIteratorStreamer
 
@@ -21,9 +20,10 @@ from sinkgate.adapters import Adapter, adapt
 from sinkgate.attention import Attached, attached, model_lock
 from sinkgate.batch import Batch
 from sinkgate.criteria import Criterion
-from sinkgate.errors import UnsupportedModelError
+from sinkgate.errors import ImageError, UnsupportedModelError
 from sinkgate.gates import Gates
-from sinkgate.prompts import Picture, Prompt, Prompter
+from sinkgate.images import Picture
+from sinkgate.prompts import Prompt, Prompter
 from sinkgate.recorder import Recorder
 from sinkgate.sinks import (
     HeadObservation,
@@ -94,11 +94,22 @@ class VLM:
         with self.lock:
             return self.prompter.ask(images, question)
 
-    def read(self, inputs: Mapping[str, Any], images: Sequence[Image.Image] = (), question: str = "") -> Prompt:
-        """A prompt from ``inputs`` that a processor has made, batch 1. Without images tokens have no place in a picture.
+    def read(self, inputs: Mapping[str, Any], images: Picture | Sequence[Picture] = (), question: str = "") -> Prompt:
+        """Return the prompt that a processor has made.
+
+        Args:
+            inputs: what the processor returned for one prompt: ``input_ids`` (1, P), ``pixel_values`` and what else the model takes,
+                as tensors, arrays or lists. They are put on the model's device, fractions in its dtype.
+            images: the images that it was given, in their order; without them no token has a place in a picture.
+            question: what to call the prompt.
 
         Raises:
-            PromptError: no image token is among the ids.
+            ImageError: an image cannot be used (see ``open_image``).
+            PromptError: ids, pixels or image tokens are missing, there are several prompts, or the images are not those of the inputs.
+
+        Example:
+            >>> inputs = vlm.processor(images=[image], text=["<image> What is this?"], return_tensors="pt")
+            >>> prompt = vlm.read(inputs, [image])
         """
         with self.lock:
             return self.prompter.read(inputs, images, question)
@@ -318,7 +329,7 @@ class VLM:
             hook = reads.register_forward_hook(_keep_output(features), prepend=True)
         try:
             with self.lock, torch.no_grad(), attached(adapter.encoder_attention, recorder=recorder):
-                prompt.encoded = adapter.encode(prompt.inputs)
+                prompt.encoded = self.encode(prompt)
         finally:
             if hook is not None:
                 hook.remove()
@@ -340,8 +351,20 @@ class VLM:
         )
 
     def encode(self, prompt: Prompt) -> Any:
-        """The vision encoder's output for the prompt's images."""
-        return self.adapter.encode(prompt.inputs)
+        """Return the vision encoder's output for the prompt's images.
+
+        Raises:
+            ImageError: the encoder cannot take them.
+        """
+        try:
+            return self.adapter.encode(prompt.inputs)
+        except (ValueError, IndexError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or not prompt.images:
+                raise
+            sizes = ", ".join(f"{image.width} x {image.height}" for image in prompt.images)
+            raise ImageError(
+                f"the vision encoder of {self.name} cannot take a picture of {sizes} pixels: {error}"
+            ) from error
 
     def warm_inputs(self, prompt: Prompt) -> dict[str, Any]:
         """The prompt's inputs with the images already encoded, where the model takes that: once per prompt."""

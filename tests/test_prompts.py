@@ -18,6 +18,8 @@ from zoo import PINPOINTS, ZOO
 
 import sinkgate as sg
 from sinkgate.demo.build import build_tokenizer
+from sinkgate.lessons import Lessons
+from sinkgate.methods import Fixed
 
 QUESTION = "What color is the circle?"
 #: A place for each image, then the question.
@@ -218,3 +220,78 @@ def test_line_breaks_of_a_question_stay():
     prompt = vlm.prompt(noise_image(), f"  {question}\n")
     assert prompt.question == question
     assert question in vlm.prompter.text(prompt.question)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("qwen2_vl", (2, 450), "processor of .* refuses the picture, 2 x 450 pixels: .*aspect ratio"),
+        ("mistral3", (700, 1), "processor of .* refuses the picture, 700 x 1 pixels"),
+        ("mistral3", (3, 1), "encoder of .* cannot take a picture of 3 x 1 pixels"),
+    ],
+)
+def test_pictures_that_a_model_refuses_are_named(name, size, message, request):
+    vlm, odd = request.getfixturevalue(name), noise_image(1, size)
+    with pytest.raises(sg.ImageError, match=message):
+        sg.find_sinks(vlm, vlm.prompt(odd, QUESTION))
+    if "processor" in message:
+        with pytest.raises(sg.ImageError, match=f"picture 2 of 3, {size[0]} x {size[1]} pixels"):
+            vlm.prompt([noise_image(), odd, noise_image()], QUESTION)
+    good = sg.Sample((noise_image(),), QUESTION, "red")
+    lessons = Lessons(vlm)
+    sg.evaluate(vlm, {"plain": Fixed(sg.Gates.ones(vlm))}, [(odd, QUESTION, "red"), good], lessons=lessons)
+    assert list(lessons.skipped) == ["sample 0"] and f"{size[0]} x {size[1]} pixels" in lessons.skipped["sample 0"]
+
+
+def test_a_processor_that_takes_no_picture_at_all_keeps_its_own_words(qwen2_vl, monkeypatch):
+    def broken(*_, **__):
+        raise TypeError("this processor is broken")
+
+    monkeypatch.setattr(qwen2_vl.prompter, "_process", broken)
+    with pytest.raises(TypeError, match="broken"):
+        qwen2_vl.prompt(noise_image(), QUESTION)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "idefics3", "mistral3", "qwen2_vl"])
+def test_inputs_of_a_processor_are_read_at_any_size(name, request):
+    vlm, image = request.getfixturevalue(name), noise_image(4, (101, 67))  # a size that no other test has asked about
+    inputs = vlm.processor(images=[[image]], text=[vlm.prompter.text(QUESTION)], return_tensors="pt")
+    read = vlm.read(inputs, [image], QUESTION)
+    prompt = vlm.prompt(image, QUESTION)
+    assert [sheet.box for sheet in read.sheets] == [sheet.box for sheet in prompt.sheets] and read.sheets[0].box
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(read.sheets, prompt.sheets, strict=True))
+    assert torch.equal(vlm.predict(read).probabilities, vlm.predict(prompt).probabilities)
+
+
+def test_inputs_come_as_arrays_and_lists_too(qwen2_vl):
+    image = noise_image(1, (56, 40))
+    prompt = qwen2_vl.prompt(image, QUESTION)
+    expected = qwen2_vl.predict(prompt).probabilities
+    for make in (
+        lambda value: value.numpy(),
+        lambda value: value.tolist(),
+        lambda value: value.double() if value.is_floating_point() else value,
+    ):
+        inputs = {name: make(value) for name, value in prompt.inputs.items()}
+        assert torch.equal(qwen2_vl.predict(qwen2_vl.read(inputs, image)).probabilities, expected)
+
+
+def test_inputs_that_are_no_prompt_get_a_sentence(qwen2_vl):
+    inputs = qwen2_vl.prompt(noise_image(1, (56, 40)), QUESTION).inputs
+    ids = inputs["input_ids"]
+    cases = [
+        ({"input_ids": ids}, (), "no pixel_values, only input_ids"),
+        ({"pixel_values": inputs["pixel_values"]}, (), "no input_ids"),
+        ({}, (), "only nothing"),
+        ({**inputs, "input_ids": torch.cat([ids, ids])}, (), "hold 2 prompts; expected one"),
+        ({**inputs, "input_ids": ids[0]}, (), "input_ids of shape"),
+        ({**inputs, "pixel_values": [[1.0], [1.0, 2.0]]}, (), "return_tensors"),
+        (ids, (), "the inputs are a Tensor"),
+        (inputs, noise_image(1, (200, 40)), "give the images that the inputs were made of"),
+        (inputs, [noise_image(1, (56, 40))] * 2, "give the images that the inputs were made of"),
+    ]
+    for wrong, images, message in cases:
+        with pytest.raises(sg.PromptError, match=message):
+            qwen2_vl.read(wrong, images)
+    with pytest.raises(sg.ImageError, match="cannot be opened"):
+        qwen2_vl.read(inputs, ["nowhere.png"])
