@@ -311,7 +311,7 @@ class Desk:
             for text in run:
                 yield Told(text, text if gates.is_identity else "", mine)
             with session.lock:
-                if outdated() or run.trace is None:
+                if run.stopped or outdated() or run.trace is None:
                     return
                 case.unchanged, case.unchanged_done = run.trace, True
         unchanged = case.unchanged.text
@@ -322,7 +322,7 @@ class Desk:
             for text in run:
                 yield Told(unchanged, text, mine)
             with session.lock:
-                if outdated() or run.trace is None:
+                if run.stopped or outdated() or run.trace is None:
                     return
                 case.gated, case.gated_done = run.trace, True
         yield Told(unchanged, case.gated.text, mine, done=True, cut=case.cut)
@@ -358,18 +358,27 @@ class Deadline:
 
 
 class _Run:
-    """One streamed answer; ``trace`` is there when it was written to its end, or to the end of its time."""
+    """One streamed answer: ``trace`` is set at its end, ``stopped`` where it was abandoned for a newer setting.
+
+    ``stopped`` stays set when the newer setting is taken back: what was generated until then is no whole answer.
+    """
 
     def __init__(
-        self, case: Case, gates: sg.Gates | None, stop: Callable[[], bool], turn: AbstractContextManager[Any]
+        self, case: Case, gates: sg.Gates | None, outdated: Callable[[], bool], turn: AbstractContextManager[Any]
     ) -> None:
-        self.case, self.gates, self.stop, self.turn = case, gates, stop, turn
+        self.case, self.gates, self.outdated, self.turn = case, gates, outdated, turn
         self.trace: sg.Trace | None = None
+        self.stopped = False
 
     def __iter__(self) -> Iterator[str]:
         deadline = Deadline()
+
+        def stop() -> bool:
+            self.stopped = self.stopped or self.outdated()
+            return self.stopped or deadline()
+
         self.trace = yield from self.case.warm.stream(
-            self.gates, max_new_tokens=MAX_NEW_TOKENS, stop=lambda: self.stop() or deadline(), within=self.turn
+            self.gates, max_new_tokens=MAX_NEW_TOKENS, stop=stop, within=self.turn
         )
         self.case.cut |= deadline.passed
 

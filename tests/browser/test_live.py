@@ -101,6 +101,41 @@ def test_an_answer_stops_when_something_newer_begins(handlers: Handlers, session
     assert final[0]["done"] and final[0]["sequence"] == session.sequence
 
 
+def test_an_answer_that_was_interrupted_is_never_kept_as_whole(
+    handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fader moves away while the answer is generated, and back before the interruption is noticed."""
+    handlers.ask(session, "Describe the picture.", setting(vlm), LENS)
+    list(handlers.tell(session, setting(vlm)))
+    session.case.unchanged_done = False
+    gates = handlers.desk.read_gates(setting(vlm, 0.4))
+    stream, moved_away = Warm.stream, sg.Gates.ones(vlm)
+
+    def interrupted(self: Warm, *arguments: Any, stop: Any, **options: Any) -> Any:
+        tokens = 0
+
+        def after_two_tokens() -> bool:
+            nonlocal tokens
+            tokens += 1
+            session.wanted = moved_away if tokens == 2 else gates
+            return stop()
+
+        trace = yield from stream(self, *arguments, stop=after_two_tokens, **options)
+        session.wanted = gates
+        return trace
+
+    monkeypatch.setattr(Warm, "stream", interrupted)
+    for side in ("unchanged_done", "gated_done"):
+        assert not any(told[0].get("done") for told in handlers.tell(session, setting(vlm, 0.4)))
+        assert not getattr(session.case, side)
+        session.case.unchanged_done = True  # so that the next answer to be generated is the gated one
+    monkeypatch.setattr(Warm, "stream", stream)
+    final = list(handlers.tell(session, setting(vlm, 0.4)))[-1][0]
+    expected = vlm.answer(session.case.prompt, gates, session.case.sinks, max_new_tokens=live.MAX_NEW_TOKENS)
+    assert final["done"] and [word for word, _ in final["gated"]] == expected.text.split()
+    assert len(expected.tokens) > 2
+
+
 def test_what_is_written_is_drawn_through_the_newest_lens(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
     answers = handlers.tell(session, setting(vlm, 0.3))
     next(answers)
