@@ -16,6 +16,7 @@ from typing import Any
 import gradio as gr
 from answer import answer
 from frames import JSON, Lens, answers, frame, image_url, mixer_value, sentence, view_urls
+from guard import address_of
 from islands import uploaded
 from learned import Learned, in_layers, uploaded_gates
 from live import ANSWER_SECONDS, KEPT_UPLOADS, Desk, Session, open_picture
@@ -321,7 +322,8 @@ class Handlers:
         try:
             if (source := uploaded(image)) is None:
                 raise sg.ImageError("An image is needed.")
-            return answer(self.desk, request.session_hash, open_picture(source), question or "", gates_json or "")
+            client = address_of(request.client.host)  # each call has a session of its own
+            return answer(self.desk, client, open_picture(source), question or "", gates_json or "")
         except Exception as error:
             raise gr.Error(fault(error)["text"], print_exception=False) from None
 

@@ -17,6 +17,7 @@ from answer import ANSWER, answer
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from frames import JSON, sentence
+from guard import address_of
 from handlers import SCENE_SIDE
 from live import MAX_GATES_TEXT, MAX_QUESTION, Desk, open_picture
 from mcp.server.lowlevel import Server
@@ -106,14 +107,15 @@ class Tools:
         request = self.server.request_context.request
         client = request and request.client
         try:
-            return await run_sync(self.answer, name, arguments, client and client.host, limiter=self.calls)
+            visitor = address_of(client.host if client else "")
+            return await run_sync(self.answer, name, arguments, visitor, limiter=self.calls)
         except sg.SinkgateError as error:
             raise ValueError(sentence(str(error))) from None
         except Exception as error:
             log_unforeseen(error)
             raise ValueError(UNFORESEEN) from None
 
-    def answer(self, name: str, arguments: JSON, visitor: str | None) -> JSON:
+    def answer(self, name: str, arguments: JSON, visitor: str) -> JSON:
         """What the tool gives; raises `sinkgate.SinkgateError`."""
         known = self.tool.inputSchema["properties"]
         if name != self.tool.name or not arguments.keys() <= known.keys():

@@ -37,7 +37,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from guard import payload
 from guard.headers import SPACES, Dressed
 from guard.payload import Reader, Refused
-from guard.routes import ASKING, HEALTH, MCP, ROUTES, Route
+from guard.routes import ASKING, CALLS, HEALTH, MCP, ROUTES, Route
 from guard.streams import Streams
 from guard.unread import Unread
 
@@ -69,6 +69,7 @@ class Limits:
     spare_bytes: int = 512 * MIB  # of the disk that uploads leave free
     unread_seconds: float = 60.0  # that answers are kept for a visitor who does not listen
     unread_messages: int = 200  # that are put out and not fetched; an answer takes some ten
+    calls_per_address: int = 64  # of the JSON endpoint that run, wait or were not fetched
     hang_up_seconds: float = 3.0  # for a page to put down a stream that ends
 
 
@@ -146,7 +147,7 @@ class Guard:
         if route.kind == "health":
             await self.app(scope, receive, send)
             return
-        address = address_of(scope)
+        address = address_of((scope.get("client") or ("",))[0])
         if self.open[address] >= self.limits.open_per_address or self.open.total() >= self.limits.open_in_all:
             raise Refused(429, "Too many requests of yours are open at once: close other tabs of this page.")
         self.open[address] += 1
@@ -156,7 +157,7 @@ class Guard:
             if scope["path"] == "/gradio_api/upload":
                 await self._upload(scope, receive, send, address)
             elif route.read:
-                await self._read(route.read, scope, receive, send)
+                await self._read(route.read, scope, receive, send, address)
             elif scope["path"] == "/gradio_api/upload_progress":
                 await PlainTextResponse('data: {"msg": "done"}\n\n', media_type="text/event-stream")(
                     scope, receive, send
@@ -215,7 +216,7 @@ class Guard:
         with self.unread.listening(queue, session):
             await self.streams.serve(self.app, scope, receive, send, session)
 
-    async def _read(self, read: Reader, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _read(self, read: Reader, scope: Scope, receive: Receive, send: Send, address: str) -> None:
         body, size = bytearray(), 0
         try:
             async for chunk in self._chunks(receive, self.limits.body_bytes, declared(scope)):
@@ -232,14 +233,28 @@ class Guard:
         if read in ASKING:
             if self.unread.too_many(page._queue, checked["session_hash"]):
                 raise Refused(429, "You have asked much and fetched no answer: fetch those that are there first.")
+            if read in CALLS:
+                self._count_call(checked["session_hash"], address)
             scope = {**scope, "path": scope["path"].replace("/v2/", "/")}
             send = self.streams.replying(send, checked["session_hash"])
         body = orjson.dumps(checked)
         headers = [pair for pair in scope["headers"] if pair[0].lower() not in (b"content-length", b"content-type")]
         headers += [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
-        await self.app({**scope, "headers": headers}, replayed(io.BytesIO(body), receive), send)
-        if read in ASKING:
-            self.unread.asked(page._queue, checked["session_hash"])
+        try:
+            await self.app({**scope, "headers": headers}, replayed(io.BytesIO(body), receive), send)
+        finally:
+            if read in ASKING:
+                self.unread.asked(page._queue, checked["session_hash"])
+
+    def _count_call(self, session: str, address: str) -> None:
+        """Each call has a session of its own, so that a limit for a client must be one for its address."""
+        if self.unread.calls(address) >= self.limits.calls_per_address:
+            raise Refused(
+                429,
+                f"{self.limits.calls_per_address} calls from your address are not finished, or their answers were not fetched: "
+                "fetch them first.",
+            )
+        self.unread.called(session, address)
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send, address: str) -> None:
         """Take an upload whole before Gradio sees it: one that stalls, breaks off or is no picture leaves nothing behind."""
@@ -285,9 +300,8 @@ class Guard:
             more = message.get("more_body", False)
 
 
-def address_of(scope: Scope) -> str:
-    """Whoever is behind a request: an IPv4 address, or the network that a household's IPv6 addresses share."""
-    host = (scope.get("client") or ("", 0))[0]
+def address_of(host: str) -> str:
+    """Return a client's IPv4 address, or the network that a household's IPv6 addresses share."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

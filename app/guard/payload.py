@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import gradio as gr
@@ -28,9 +28,18 @@ DEEPEST = 32  # lists within lists; a scene has four
 MOST_VALUES = 20_000
 MOST_TEXT = 250_000  # characters of a value that is no picture; the longest is the text of a gates file
 SESSION = r"[A-Za-z0-9-]{1,64}"
-STORED = rf"{re.escape(get_upload_folder())}/[0-9a-f]{{64}}/[^/\x00-\x1f]{{1,200}}"
 PICTURE = r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}"
 META = {"_type": "gradio.FileData"}
+
+
+def stored_pattern(folder: PurePath) -> str:
+    """Return the regular expression of the paths of uploads in a folder, with the separators that its system uses."""
+    between = r"[\\/]" if isinstance(folder, PureWindowsPath) else "/"
+    parts = [re.escape(part.rstrip("\\/")) for part in folder.parts]
+    return between.join([*parts, "[0-9a-f]{64}", rf"[^{between.strip('[]')}\x00-\x1f]{{1,200}}"])
+
+
+STORED = stored_pattern(Path(get_upload_folder()))
 
 
 class Refused(Exception):  # noqa: N818
@@ -85,8 +94,7 @@ def file(value: JSON) -> JSON:
 
 def is_stored(path: str) -> bool:
     """Whether this is the path of an upload, and the upload is still there."""
-    name = PurePosixPath(path).name
-    return bool(re.fullmatch(STORED, path)) and name not in ("", ".", "..") and Path(path).is_file()
+    return bool(re.fullmatch(STORED, path)) and Path(path).name not in ("", ".", "..") and Path(path).is_file()
 
 
 def event(value: Any, page: gr.Blocks) -> JSON:

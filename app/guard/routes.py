@@ -18,7 +18,8 @@ class Route:
     read: Reader | None = None
 
 
-ASKING = (payload.event, payload.call, payload.call_by_name)
+CALLS = (payload.call, payload.call_by_name)
+ASKING = (payload.event, *CALLS)
 EVENT = r"[0-9a-f]{1,64}"
 ROUTES = (
     Route(("GET", "HEAD"), r"/", "page"),

@@ -22,6 +22,17 @@ class Unread:
         self.seconds, self.most = seconds, most
         self._listeners: Counter[str] = Counter()
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._callers: dict[
+            str, str
+        ] = {}  # session of an API call -> address of the client, until its answer is fetched
+
+    def calls(self, address: str) -> int:
+        """Return the number of API calls of an address that run, wait or were not fetched."""
+        return sum(caller == address for caller in self._callers.values())
+
+    def called(self, session: str, address: str) -> None:
+        """Count an API call, which has a session of its own, for the address of its client."""
+        self._callers[session] = address
 
     def too_many(self, queue: Queue, session: str) -> bool:
         """Whether a visitor asks and asks, and fetches nothing."""
@@ -46,6 +57,8 @@ class Unread:
             if not self._listeners[session]:
                 del self._listeners[session]
                 self._wind(queue, session)
+            if not queue.pending_event_ids_session.get(session):
+                self._callers.pop(session, None)
 
     def _wind(self, queue: Queue, session: str) -> None:
         self._stop(session)
@@ -58,6 +71,7 @@ class Unread:
 
     async def _forget(self, queue: Queue, session: str) -> None:
         self._timers.pop(session, None)
+        self._callers.pop(session, None)
         await queue.clean_events(session_hash=session)
         queue.pending_messages_per_session.pop(session, None)
         queue.pending_event_ids_session.pop(session, None)

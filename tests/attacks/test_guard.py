@@ -3,7 +3,7 @@ import io
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
 from gradio.utils import get_upload_folder
@@ -195,6 +195,21 @@ def test_uploads_by_the_kind_that_their_name_tells(visit, name, status):
         assert "<" not in answer.text and answer.headers["content-type"].startswith("text/plain")
 
 
+@pytest.mark.parametrize(
+    ("folder", "path", "matches"),
+    [
+        (PurePosixPath("/tmp/gradio"), f"/tmp/gradio/{'0' * 64}/a picture.png", True),
+        (PurePosixPath("/tmp/gradio"), f"/tmp/gradio/{'0' * 64}/a/b.png", False),
+        (PureWindowsPath(r"C:\Users\a b\Temp\gradio"), rf"C:\Users\a b\Temp\gradio\{'0' * 64}\a picture.png", True),
+        (PureWindowsPath(r"C:\Users\a b\Temp\gradio"), f"C:/Users/a b/Temp/gradio/{'0' * 64}/a picture.png", True),
+        (PureWindowsPath(r"C:\Users\a b\Temp\gradio"), rf"C:\Users\a b\Temp\gradio\{'0' * 64}\..\a.png", False),
+        (PureWindowsPath(r"C:\Users\a b\Temp\gradio"), r"C:\Windows\win.ini", False),
+    ],
+)
+def test_uploads_are_recognised_with_the_separators_of_their_system(folder, path, matches):
+    assert bool(re.fullmatch(payload.stored_pattern(folder), path)) is matches
+
+
 def test_an_upload_too_large_too_many_or_cut_short(visit):
     client = visit(Limits(file_bytes=1000))
     pieces = set(Path(get_upload_folder()).glob("tmp*"))
@@ -246,16 +261,11 @@ def test_uploaded_bytes_have_a_rate(visit):
 
 
 @pytest.mark.parametrize(
-    ("client", "address"),
-    [
-        (("203.0.113.7", 1), "203.0.113.7"),
-        (("2001:db8::1:2", 1), "2001:db8::/64"),
-        (None, "unknown"),
-        (("x", 1), "unknown"),
-    ],
+    ("host", "address"),
+    [("203.0.113.7", "203.0.113.7"), ("2001:db8::1:2", "2001:db8::/64"), ("", "unknown"), ("x", "unknown")],
 )
-def test_a_household_is_one_address(client, address):
-    assert address_of({"client": client}) == address
+def test_a_household_is_one_address(host, address):
+    assert address_of(host) == address
 
 
 def test_a_body_that_stalls_is_ended():
@@ -332,6 +342,28 @@ def test_answers_that_nobody_fetches_are_let_go(visit):
     time.sleep(1)
     assert client.get(f"{stream}leaves").status_code == client.get(f"{stream}listens").status_code == 404
     assert client.get(f"{CALL}/{event}").status_code == 404
+
+
+def test_calls_of_one_address_are_bounded_until_they_are_fetched(visit):
+    """Each call of the JSON endpoint has a session of its own: a limit for sessions would bound nobody."""
+    client = visit(Limits(calls_per_address=2, hang_up_seconds=0.1))
+    call = {"data": [None, "", ""]}
+    events = [client.post(CALL, json=call).json()["event_id"] for _ in range(2)]
+    refused = client.post("/gradio_api/call/v2/answer", json={"image": None, "question": "", "gates_json": ""})
+    assert refused.status_code == 429 and "fetch them first" in refused.json()["detail"]
+    assert client.post(JOIN, json={"data": [{}, None], "fn_index": 1, "session_hash": "page"}).status_code == 200
+    assert "event: complete" in client.get(f"{CALL}/{events[0]}").text
+    assert client.post(CALL, json=call).status_code == 200
+    assert client.post(CALL, json=call).status_code == 429
+
+
+def test_calls_that_nobody_fetches_are_bounded_for_a_time_only(visit):
+    client = visit(Limits(calls_per_address=1, unread_seconds=0.3, hang_up_seconds=0.1))
+    call = {"data": [None, "", ""]}
+    assert client.post(CALL, json=call).status_code == 200
+    assert client.post(CALL, json=call).status_code == 429
+    while client.post(CALL, json=call).status_code == 429:
+        time.sleep(0.1)
 
 
 def test_who_fetches_nothing_may_not_ask_for_ever(visit):

@@ -281,6 +281,21 @@ def test_warm_prompts_share_a_budget(handlers: Handlers, session: Session, vlm: 
     assert frame["identity"] is False and desk.shelf.nbytes <= desk.shelf.budget
 
 
+def test_calls_from_one_address_share_one_limit(
+    handlers: Handlers, vlm: sg.VLM, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call of the endpoint has a session of its own, so that a session is no client."""
+    clients: list[Any] = []
+    turn = handlers.desk.turns.turn
+    monkeypatch.setattr(
+        handlers.desk.turns, "turn", lambda client, tier="": clients.append(client) or turn(client, tier)
+    )
+    for number, host in enumerate(("203.0.113.7", "203.0.113.7", "2001:db8::1:2", "2001:db8::5:6", "203.0.113.8")):
+        request = gr.Request(session_hash=f"call {number}", client={"host": host, "port": number})
+        handlers.answer({"path": str(picture)}, "How many objects are there?", "", request)
+    assert clients == ["203.0.113.7", "203.0.113.7", "2001:db8::/64", "2001:db8::/64", "203.0.113.8"]
+
+
 def test_the_endpoint_for_programs(address: str, vlm: sg.VLM, picture: Path) -> None:
     from gradio_client import Client, handle_file
     from gradio_client.exceptions import AppError
