@@ -1,7 +1,8 @@
 """Which answers methods get right, many methods on one pass through the samples.
 
 An open answer is right where it is, end included, what greedy decoding would write: checked in one forward behind the prompt, not
-by generating (tests compare the two). Where a sample has options, it is right where its first token is the most probable of theirs.
+by generating (tests compare the two). Where a sample has options, it is right where its token is the most
+probable of theirs, at the first place where they differ.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def _judged(prefix: Prefix, logits: Tensor, lessons: list[Lesson]) -> tuple[list
     said: list[str | None] = [None] * len(lessons)
     for row, lesson in enumerate(lessons):
         if lesson.options:
-            surprise = -logits[row, 0, list(lesson.options.values())].float().log_softmax(-1)
+            surprise = -logits[row, lesson.deciding, list(lesson.options.values())].float().log_softmax(-1)
             said[row] = list(lesson.options)[int(surprise.argmin())]
-            true = list(lesson.options.values()).index(lesson.answer[0])
+            true = list(lesson.options.values()).index(lesson.answer[lesson.deciding])
             right[row], loss[row] = int(surprise.argmin()) == true, surprise[true].item()
     return right, loss, said

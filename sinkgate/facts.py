@@ -33,6 +33,7 @@ def describe(vlm: VLM, prompt: Prompt) -> dict[str, str | int]:
         "vision_encoder": f"{vision.model_type}, {f'{encoder} layers' if encoder else 'cannot be looked into'}",
         "features": f"the output of layer {adapter.feature_layer} of 0 to {encoder - 1}" if encoder else "out of reach",
         "patches": _rule(rule, prompt),
+        "chat_format": vlm.prompter.chat.source if vlm.processor else "no processor",
         "image_encoded": "once a prompt" if adapter.takes_encoded else "in every call",
         "llm": f"{text.model_type}, {text.num_hidden_layers} layers, {vlm.num_heads} heads, {text.hidden_size} wide",
         "gated_layers": _gated(adapter.layer_numbers, text.num_hidden_layers),

@@ -34,7 +34,8 @@ BUDGET = 2 << 30  # bytes of encoded images kept from one epoch to the next
 class Lesson:
     """A sample made ready: its prompt read and encoded, its sinks found, its answer spelled in ids.
 
-    ``options``: each option with its first token, all different; empty where the answer is open.
+    ``options``: each option with the token that decides for it, all different; empty where the answer is open. That token stands at
+    ``deciding`` in the answer: behind what all options begin with.
     """
 
     prompt: Prompt
@@ -42,6 +43,7 @@ class Lesson:
     answer: tuple[int, ...]
     kind: str
     options: Mapping[str, int] = field(default_factory=dict)
+    deciding: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -81,20 +83,25 @@ class Lessons:
     def _make(self, sample: Sample) -> Lesson:
         vlm = self.vlm
         prompt = vlm.prompt(sample.images, sample.question)
-        answer = vlm.spell(prompt, sample.answer)
-        options = {option: vlm.spell(prompt, option)[0] for option in sample.options}
-        if len(set(options.values())) < len(sample.options) or (options and sample.answer not in options):
-            raise PromptError(
-                f"options are {', '.join(sample.options)} and the answer is {sample.answer!r}; expected options that begin with "
-                "different tokens, and the answer among them"
-            )
+        answer = vlm.encode_answer(prompt, sample.answer)
+        options, deciding = self._options(prompt, sample) if sample.options else ({}, 0)
         found = self.find(vlm, prompt)
         sinks = SinkMasks(found.v_sink, found.l_sink)
         if vlm.adapter.takes_encoded is not None:
             vlm.warm_inputs(prompt)
             text = {name: value for name, value in prompt.inputs.items() if name in (*TEXT_INPUTS, *GRIDS)}
             prompt = replace(prompt, images=[], sheets=(), inputs=text, sinks=None)
-        return Lesson(prompt, sinks, tuple(answer), sample.kind, options)
+        return Lesson(prompt, sinks, tuple(answer), sample.kind, options, deciding)
+
+    def _options(self, prompt: Prompt, sample: Sample) -> tuple[dict[str, int], int]:
+        """The token that decides for each option, and its place in the answer."""
+        encoded = self.vlm.encode_options(prompt, sample.options)
+        if not encoded.decided_at_once or sample.answer not in encoded.ids:
+            raise PromptError(
+                f"options are {', '.join(sample.options)} and the answer is {sample.answer!r}; expected options that differ in the "
+                "first token behind what all begin with, and the answer among them"
+            )
+        return dict(zip(encoded.ids, encoded.deciding, strict=True)), encoded.shared
 
 
 def batches(vlm: VLM, lessons: Sequence[Lesson]) -> Iterator[tuple[slice, Batch]]:
@@ -143,8 +150,14 @@ class Prefix:
         return flat.view_as(self.labels).sum(1)
 
     def right(self, logits: Tensor) -> Tensor:
-        """Whether each answer, its end included, is what greedy decoding would write, (B,) boolean."""
-        return ((logits.argmax(-1) == self.labels) | (self.labels == IGNORED)).all(1)
+        """Whether each answer, its end included, is what greedy decoding would write, (B,) boolean.
+
+        Any token that ends an answer is as good as another.
+        """
+        ends = torch.tensor(self.vlm.prompter.chat.ends, device=self.labels.device, dtype=self.labels.dtype)
+        written = logits.argmax(-1)
+        both_end = torch.isin(written, ends) & torch.isin(self.labels, ends)
+        return ((written == self.labels) | both_end | (self.labels == IGNORED)).all(1)
 
     def _logits(self) -> Tensor:
         count = self.labels.shape[1]

@@ -6,17 +6,17 @@ Shapes: V visual tokens, S separators, N patches, U rows that the images put int
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
 from sinkgate.adapters import Adapter
 from sinkgate.adapters.generic import RULES
+from sinkgate.chat import ChatFormat
 from sinkgate.errors import ImageError, PromptError, UnsupportedModelError
 from sinkgate.images import Picture, open_images
 from sinkgate.patches import Sheet, Size, lay_out, list_sheet, measure_places
@@ -24,17 +24,7 @@ from sinkgate.probe import measure_tokens
 from sinkgate.sinks import SinkMap
 
 MAX_QUESTION = 20_000  # characters
-#: What to write where a processor has no chat template, by model type; the families' own forms.
-PLAIN_TEMPLATES = {
-    "llava": "USER: {image}\n{question} ASSISTANT:",
-    "vipllava": "###Human: {image}\n{question}###Assistant:",
-    "llava_next": "[INST] {image}\n{question} [/INST]",
-    "paligemma": "{image}answer en {question}\n",
-    "blip-2": "Question: {question} Answer:",
-    "instructblip": "{question}",
-}
 FIXED_TOWERS = ("clip_vision_model", "siglip_vision_model")  # take pictures of one size only
-PLAIN_TEMPLATE = "{image}\n{question}\n"
 
 
 @dataclass
@@ -56,6 +46,7 @@ class Prompt:
     token_of_patch: Tensor | None
     sheets: tuple[Sheet, ...]
     note: str = ""
+    system: str = ""  # the system turn, where one was given
     encoded: Any = field(default=None, repr=False)  # the encoder's output, once it has run
     sinks: SinkMap | None = field(default=None, repr=False)  # by the default criteria, once they were asked for
 
@@ -85,32 +76,32 @@ class Prompter:
 
     def __init__(self, adapter: Adapter, processor: Any, name: str) -> None:
         self.adapter, self.processor, self.name = adapter, processor, name
+        self.chat = ChatFormat(processor, adapter.model, name)
         self.rule: str | None = None  # of RULES; "measured" where none holds, "mixed" where tokens mix patches
         self._tokens: dict[tuple[Any, ...], Tensor] = {}
         self._sheets: dict[tuple[Any, ...], tuple[Sheet, ...]] = {}
 
-    def ask(self, images: Picture | Sequence[Picture], question: str) -> Prompt:
+    def ask(self, images: Picture | Sequence[Picture], question: str, system: str = "") -> Prompt:
         """See `sinkgate.VLM.prompt`."""
         pictures = open_images(images)
-        question = question.strip()  # line breaks within stay: benchmarks put options on lines of their own
+        question, system = question.strip(), system.strip()  # line breaks within stay: benchmarks list options on lines
         if not pictures:
             raise PromptError("there is no image; a prompt needs at least one")
         if not question:
             raise PromptError("the question is empty; ask something about the image")
         if len(question) > MAX_QUESTION:
             raise PromptError(f"the question has {len(question)} characters; at most {MAX_QUESTION:,} can be asked")
-        for token in self.processor.tokenizer.all_special_tokens:
-            if token in question:
-                raise PromptError(f"the question holds {token}, which the model reads as a command; leave it out")
-        text = self.text(question, len(pictures))
+        self.chat.refuse_commands(question, "question")
+        self.chat.refuse_commands(system, "system turn")
+        text = self.chat.text([None] * len(pictures) + [question], system)
         try:
-            inputs = self._process(pictures, text)
+            inputs = self.chat.inputs(text, pictures)
         except Exception as error:  # processors raise whatever a picture drives them to
             refusal = self._refusal(pictures, error)
             if refusal is None:
                 raise
             raise refusal from error
-        return self._read(inputs, pictures, question)
+        return replace(self._read(inputs, pictures, question), system=system)
 
     def _refusal(self, pictures: Sequence[Image.Image], error: Exception) -> ImageError | PromptError | None:
         """The sentence about what the processor refused: a picture, their number or the text; None where it takes no picture at all."""
@@ -129,51 +120,27 @@ class Prompter:
 
     def _takes(self, picture: Image.Image) -> bool:
         try:
-            self._process([picture], self.text("?"))
+            self._process([picture])
         except Exception:  # noqa: BLE001 - what it raises was said before
             return False
         return True
 
-    def text(self, question: str, images: int = 1) -> str:
-        """The question in the model's own chat format, with a place for each image."""
-        if getattr(self.processor, "chat_template", None):
-            content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-            return self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
+    def _process(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """Inputs of a question of any kind, for what only the images decide."""
+        return self.chat.inputs(self.chat.text([None] * len(images) + ["?"]), images)
+
+    @property
+    def max_length(self) -> int | None:
+        """Positions that the LLM was made for, prompt and answer together; None where its config names none."""
+        return getattr(self.adapter.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def refuse_length(self, length: int, kind: str) -> None:
+        """Raise PromptError where so many positions are more than the model has."""
+        if self.max_length is not None and length > self.max_length:
+            raise PromptError(
+                f"the {kind} has {length:,} positions and {self.name} has {self.max_length:,}; shorten the text, or give fewer or "
+                "smaller images"
             )
-        config = self.adapter.model.config
-        place = getattr(self.processor, "image_token", None) or self.processor.tokenizer.decode(config.image_token_id)
-        template = PLAIN_TEMPLATES.get(config.model_type, PLAIN_TEMPLATE)
-        return template.format(image=str(place) * images, question=question)
-
-    def spell(self, question: str, answer: str, images: int = 1) -> list[int]:
-        """See `sinkgate.VLM.spell`. The chat template says what stands between question, answer and end."""
-        answer = " ".join(answer.split())
-        if not answer:
-            raise PromptError("the answer is empty; there is nothing to learn from it")
-        tokenizer = self.processor.tokenizer
-        asked = self.text(question, images)
-        told = self._conversation(question, answer, images)
-        tail = told[len(asked) :] if told.startswith(asked) and answer in told[len(asked) :] else answer
-        before, both = (tokenizer(text, add_special_tokens=False).input_ids for text in (asked, asked + tail))
-        # a tokenizer may join words differently across the seam; then the answer is read on its own
-        alone = tokenizer(tail, add_special_tokens=False).input_ids
-        ids = both[len(before) :] if both[: len(before)] == before else alone
-        ends = _ids(self.adapter.model.generation_config.eos_token_id) or _ids(tokenizer.eos_token_id)
-        end = next((place for place, token in enumerate(ids) if token in ends), None)
-        return ids[: end + 1] if end is not None else [*ids, *ends[:1]]
-
-    def _conversation(self, question: str, answer: str, images: int) -> str:
-        """Question and answer in the model's own chat format; empty where it has none."""
-        if not getattr(self.processor, "chat_template", None):
-            return ""
-        asked = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-        told = [{"type": "text", "text": answer}]
-        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
-        try:
-            return self.processor.apply_chat_template(turns)
-        except (TypeError, ValueError, TemplateError):  # templates that know no answers, or only plain text
-            return ""
 
     def read(self, inputs: Mapping[str, Any], images: Picture | Sequence[Picture] = (), question: str = "") -> Prompt:
         """See `sinkgate.VLM.read`."""
@@ -182,6 +149,7 @@ class Prompter:
     def _read(self, inputs: Mapping[str, Any], images: Sequence[Image.Image], question: str) -> Prompt:
         adapter = self.adapter
         _refuse_wrong_size(inputs, adapter)
+        self.refuse_length(inputs["input_ids"].shape[1], "prompt")
         rows = adapter.rows_in_prompt(inputs).cpu()
         if not len(rows):
             raise PromptError(f"{self.name}: the prompt holds no image token; does the chat template place the image?")
@@ -206,11 +174,6 @@ class Prompter:
             sheets or (list_sheet(len(visual)),),
             note,
         )
-
-    def _process(self, images: Sequence[Image.Image], text: str) -> dict[str, Any]:
-        made = self.processor(images=[list(images)], text=[text], return_tensors="pt")
-        model = self.adapter.model
-        return dict(made.to(model.device, model.dtype))
 
     def _token_of_patch(self, inputs: Mapping[str, Any]) -> tuple[Tensor | None, str]:
         """Which of the images' rows each patch feeds, and what is to be said about it."""
@@ -257,7 +220,7 @@ class Prompter:
         return self._sheets[key]
 
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        return self.adapter.pixels(self._process(images, self.text("?", len(images)))).cpu()
+        return self.adapter.pixels(self._process(images)).cpu()
 
     def _between(self, visual: Tensor, sheets: tuple[Sheet, ...]) -> Tensor:
         """Positions between visual tokens of one image: its break and tile tokens."""
@@ -269,10 +232,6 @@ class Prompter:
         gaps = ((visual.diff() > 1) & (image.diff() == 0)).nonzero()[:, 0].tolist()
         ranges = [torch.arange(int(visual[gap]) + 1, int(visual[gap + 1])) for gap in gaps]
         return torch.cat(ranges) if ranges else torch.empty(0, dtype=torch.long)
-
-
-def _ids(value: int | Sequence[int] | None) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
 def _sizes(images: Sequence[Image.Image]) -> str:

@@ -134,7 +134,7 @@ class Session:
                 output = vlm.model.generate(
                     **self.prompt.inputs,
                     past_key_values=DynamicCache(config=vlm.model.config.get_text_config(decoder=True)),
-                    max_new_tokens=max_new_tokens,
+                    max_new_tokens=vlm.new_tokens(self.prompt.length, max_new_tokens),
                     do_sample=False,
                     num_beams=1,
                     return_dict_in_generate=True,

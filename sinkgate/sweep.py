@@ -1,7 +1,8 @@
 """Many settings of one prompt: the paper's oracle sweep, and which option is chosen under each setting.
 
 The image is encoded once and the prompt run once; settings then run side by side from the layer that each changes
-(`sinkgate.session`). Where the options begin with different tokens, one forward decides; else each is spelled out.
+(`sinkgate.session`). Options are encoded as the model would write them (`VLM.encode_options`): where
+they begin with different tokens, one forward decides; else each is written out.
 
 Shapes: S settings, O options.
 """
@@ -15,7 +16,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from sinkgate.errors import PromptError
 from sinkgate.gates import Gates, Group, Model
 from sinkgate.session import BATCH, Session
 
@@ -74,10 +74,9 @@ def choose(session: Session, tables: Sequence[Gates], options: Sequence[str], ba
         PromptError: fewer than two options, or two that are the same in tokens.
         GateError: gates do not fit this model.
     """
-    spelled = _spelled(session, options)
-    firsts = [ids[0] for ids in spelled]
-    if len(set(firsts)) == len(firsts):
-        return session.predict_all(tables, batch_size)[:, firsts].argmax(1).tolist()
+    encoded = session.vlm.encode_options(session.prompt, options)
+    if encoded.decided_at_once and encoded.shared == 0:
+        return session.predict_all(tables, batch_size)[:, encoded.deciding].argmax(1).tolist()
     return [choose_by_generation(session, table, options) for table in tables]
 
 
@@ -88,34 +87,23 @@ def choose_by_generation(session: Session, gates: Gates | None, options: Sequenc
         PromptError: fewer than two options, or two that are the same in tokens.
         GateError: gates do not fit this model.
     """
-    spelled = _spelled(session, options)
-    end = session.vlm.tokenizer.eos_token_id
-    longest = max(len(ids) for ids in spelled)
+    encoded = list(session.vlm.encode_options(session.prompt, options).ids.values())
+    ends = sorted({ids[-1] for ids in encoded})
     trace = session.answer(
         gates,
-        max_new_tokens=longest + 1,
-        prefix_allowed_tokens_fn=_continues(spelled, session.prompt.length, end),
-        eos_token_id=end,
-        pad_token_id=end,
+        max_new_tokens=max(map(len, encoded)),
+        prefix_allowed_tokens_fn=_continues(encoded, session.prompt.length),
+        eos_token_id=ends,
+        pad_token_id=ends[0],
     )
-    said = trace.ids[: trace.ids.index(end)] if end in trace.ids else trace.ids
-    return spelled.index(said)
+    return encoded.index(trace.ids)
 
 
-def _continues(spelled: list[list[int]], start: int, end: int) -> Callable[[int, Tensor], list[int]]:
-    """What may follow: the next tokens of the options that begin with what was said, and the end after a whole one."""
+def _continues(encoded: list[list[int]], start: int) -> Callable[[int, Tensor], list[int]]:
+    """The tokens with which some option goes on behind what was written."""
 
     def allowed(_sample: int, ids: Tensor) -> list[int]:
-        said = ids[start:].tolist()
-        going_on = {option[len(said)] for option in spelled if option[: len(said)] == said and len(option) > len(said)}
-        return sorted(going_on | ({end} if said in spelled or not going_on else set()))
+        written = ids[start:].tolist()
+        return sorted({option[len(written)] for option in encoded if option[: len(written)] == written})
 
     return allowed
-
-
-def _spelled(session: Session, options: Sequence[str]) -> list[list[int]]:
-    tokenizer = session.vlm.tokenizer
-    spelled = [tokenizer(option, add_special_tokens=False).input_ids for option in options]
-    if len(spelled) < 2 or not all(spelled) or len({tuple(ids) for ids in spelled}) < len(spelled):
-        raise PromptError(f"options are at least two texts that differ in tokens, got {list(options)}")
-    return spelled

@@ -19,6 +19,7 @@ from transformers import TextIteratorStreamer
 from sinkgate.adapters import Adapter, adapt
 from sinkgate.attention import Attached, attached, model_lock
 from sinkgate.batch import Batch
+from sinkgate.chat import EncodedOptions
 from sinkgate.criteria import Criterion
 from sinkgate.errors import ImageError, UnsupportedModelError
 from sinkgate.gates import Gates
@@ -83,16 +84,24 @@ class VLM:
 
     # --- prompts
 
-    def prompt(self, images: Picture | Sequence[Picture], question: str) -> Prompt:
-        """Put a question to an image, or to several.
+    def prompt(self, images: Picture | Sequence[Picture], question: str, *, system: str = "") -> Prompt:
+        """Put a question to an image, or to several, in the model's own chat format.
+
+        Args:
+            images: one, or several in their order; they stand in front of the question.
+            question: 1 to 20,000 characters; line breaks within are kept.
+            system: text of the system turn; what the chat template writes by itself where empty.
 
         Raises:
             ImageError: an image cannot be used (see ``open_image``).
-            PromptError: the question is empty, longer than 20,000 characters, or holds a token with a meaning of its own;
-                there is no image, or more than the model takes.
+            PromptError: the question is empty, too long, or holds a token with a meaning of its own; there is no image, or more
+                than the model takes; the chat template takes no system turn; the prompt has more positions than the model.
+
+        Example:
+            >>> prompt = vlm.prompt("street.jpg", "How many cars are there?", system="Answer with one word.")
         """
         with self.lock:
-            return self.prompter.ask(images, question)
+            return self.prompter.ask(images, question, system)
 
     def read(self, inputs: Mapping[str, Any], images: Picture | Sequence[Picture] = (), question: str = "") -> Prompt:
         """Return the prompt that a processor has made.
@@ -185,7 +194,7 @@ class VLM:
         sinks: Sequence[SinkMasks] = (),
         answers: Sequence[Sequence[int]] | None = None,
     ) -> Batch:
-        """Prompts side by side, their images encoded, with their sinks, and their answers as ``spell`` gives them.
+        """Prompts side by side, their images encoded, with their sinks, and their answers as ``encode_answer`` gives them.
 
         Raises:
             UnsupportedModelError: several prompts for a model that encodes images anew in every call.
@@ -199,13 +208,35 @@ class VLM:
         with self.lock:
             return Batch.of(prompts, self.adapter, self.pad_token, sinks, answers)
 
-    def spell(self, prompt: Prompt, answer: str) -> list[int]:
-        """The ids of an answer as the model itself would write it behind the prompt, with the token that ends it.
+    def encode_answer(self, prompt: Prompt, answer: str) -> list[int]:
+        """Return the ids of an answer as the model itself would write it behind the prompt, with the token that ends it.
 
         Raises:
-            PromptError: the answer is empty.
+            PromptError: the answer is empty, holds a token with a meaning of its own, or is too long for the model.
         """
-        return self.prompter.spell(prompt.question, answer, len(prompt.images))
+        ids = self.prompter.chat.encode_answer(prompt.question, answer)
+        self.prompter.refuse_length(prompt.length + len(ids), "prompt with its answer")
+        return ids
+
+    def encode_options(self, prompt: Prompt, options: Sequence[str]) -> EncodedOptions:
+        """Return options as the model itself would write them behind the prompt, each with the token that ends it.
+
+        Raises:
+            PromptError: fewer than two options, two of the same tokens, or one that ``encode_answer`` refuses.
+        """
+        encoded = self.prompter.chat.encode_options(prompt.question, options)
+        self.prompter.refuse_length(prompt.length + max(map(len, encoded.ids.values())), "prompt with its options")
+        return encoded
+
+    def new_tokens(self, length: int, wanted: int) -> int:
+        """Return how many tokens to generate behind a prompt: no more than the model has positions for.
+
+        Args:
+            length: positions of the prompt.
+            wanted: tokens at most.
+        """
+        positions = self.prompter.max_length  # the last token generated needs none
+        return wanted if positions is None else max(1, min(wanted, positions - length + 1))
 
     def answer(
         self,
@@ -225,7 +256,7 @@ class VLM:
             prompt: what to answer.
             gates: scales of the Keys; None leaves the model as it is.
             sinks: the groups of visual tokens; found by the default criteria where None.
-            max_new_tokens: where to stop at the latest.
+            max_new_tokens: where to stop at the latest; earlier where the model has no further positions.
             max_rows: of how many tokens, from the first, the attention is kept.
             streamer: receives the text as it grows.
             stop: asked after every token; True ends the answer early.
@@ -239,7 +270,7 @@ class VLM:
             # cross-attention would read the encoded image again with every token
             output = self.model.generate(
                 **(prompt.inputs if self.adapter.cross_attention else self.warm_inputs(prompt)),
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=self.new_tokens(prompt.length, max_new_tokens),
                 do_sample=False,
                 num_beams=1,
                 return_dict_in_generate=True,
@@ -414,15 +445,16 @@ class VLM:
         top = probabilities.topk(min(10, len(probabilities)))
         names = [self._name_of(int(index)) for index in top.indices]
         special = set(self.tokenizer.all_special_ids) if self.processor else set()
-        shown = [index for index in generated if index not in special]
+        shown = [row for row, index in enumerate(generated) if index not in special]
         rows = stack_rows(attention)
+        recorded = [row for row in shown or [0] if row < rows.shape[2]]
         return Trace(
             text=self.tokenizer.decode(generated, skip_special_tokens=True).strip() if self.processor else "",
             ids=generated,
-            tokens=[self._name_of(index).strip() for index in shown],
+            tokens=[self._name_of(generated[row]).strip() for row in shown],
             next_token=list(zip(names, top.values.tolist(), strict=True)),
             probabilities=probabilities,
-            attention=rows[:, :, : max(1, len(shown))],
+            attention=rows[:, :, recorded],
             positions=prompt.visual.cpu(),
             separators=prompt.separators.cpu(),
             sheets=prompt.sheets,

@@ -219,7 +219,7 @@ def test_line_breaks_of_a_question_stay():
     question = "Which is it?\nA. red\nB. blue\nAnswer with the letter."
     prompt = vlm.prompt(noise_image(), f"  {question}\n")
     assert prompt.question == question
-    assert question in vlm.prompter.text(prompt.question)
+    assert question in vlm.prompter.chat.text([None, prompt.question])
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_processor_that_takes_no_picture_at_all_keeps_its_own_words(qwen2_vl, 
     def broken(*_, **__):
         raise TypeError("this processor is broken")
 
-    monkeypatch.setattr(qwen2_vl.prompter, "_process", broken)
+    monkeypatch.setattr(qwen2_vl.prompter.chat, "inputs", broken)
     with pytest.raises(TypeError, match="broken"):
         qwen2_vl.prompt(noise_image(), QUESTION)
 
@@ -255,7 +255,7 @@ def test_a_processor_that_takes_no_picture_at_all_keeps_its_own_words(qwen2_vl, 
 @pytest.mark.parametrize("name", ["llava_next", "idefics3", "mistral3", "qwen2_vl"])
 def test_inputs_of_a_processor_are_read_at_any_size(name, request):
     vlm, image = request.getfixturevalue(name), noise_image(4, (101, 67))  # a size that no other test has asked about
-    inputs = vlm.processor(images=[[image]], text=[vlm.prompter.text(QUESTION)], return_tensors="pt")
+    inputs = vlm.processor(images=[[image]], text=[vlm.prompter.chat.text([None, QUESTION])], return_tensors="pt")
     read = vlm.read(inputs, [image], QUESTION)
     prompt = vlm.prompt(image, QUESTION)
     assert [sheet.box for sheet in read.sheets] == [sheet.box for sheet in prompt.sheets] and read.sheets[0].box

@@ -250,7 +250,7 @@ print("said under how many settings:", counts.to_dict())
 
 # %%
 on_line = sg.oracle(vlm, points=LINE)
-right = vlm.spell(prompt, "2")[0]
+right = vlm.encode_answer(prompt, "2")[0]
 chance = warm.predict_all([setting.gates(vlm) for setting in on_line]).softmax(-1)[:, right].view(vlm.num_layers, -1)
 figure = px.imshow(
     chance.numpy(),

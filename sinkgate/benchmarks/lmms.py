@@ -136,23 +136,15 @@ class GatedModel(lmms):
 
     def _prompt(self, context: str, images: list[Image.Image]) -> Prompt:
         """As `VLM.prompt`, but with the task's line breaks, at any length, and with several images where the text wants them."""
-        return self.vlm.read(self._inputs(self._text(context, len(images)), images), question=context)
+        return self.vlm.read(self.vlm.prompter.chat.inputs(self._text(context, len(images)), images), question=context)
 
     def _text(self, context: str, images: int) -> str:
         parts = context.split(PLACE)
-        if images < 2 or len(parts) != images + 1 or not getattr(self.vlm.processor, "chat_template", None):
-            return self.vlm.prompter.text(context.replace(PLACE, "").strip(), images)
-        content = [{"type": "text", "text": parts[0]}]
-        for part in parts[1:]:
-            content += [{"type": "image"}, {"type": "text", "text": part}]
-        content = [each for each in content if each.get("text", PLACE).strip()]
-        return self.vlm.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-
-    def _inputs(self, text: str, images: list[Image.Image]) -> dict[str, Any]:
-        made = self.vlm.processor(text=[text], images=[images] if images else None, return_tensors="pt")
-        return dict(made.to(self.vlm.device, self.vlm.model.dtype))
+        if images < 2 or len(parts) != images + 1:
+            parts = [None] * images + [context.replace(PLACE, "").strip()]
+        else:
+            parts = [each for part in parts for each in (part, None)][:-1]
+        return self.vlm.prompter.chat.text([part for part in parts if part is None or part.strip()])
 
     def _gated(self, prompts: list[Prompt], options: Mapping[str, Any]) -> list[str]:
         sinks = [self._find_sinks(self.vlm, prompt) for prompt in prompts] if self.gated else ()
@@ -162,19 +154,20 @@ class GatedModel(lmms):
 
     def _plain(self, context: str, options: Mapping[str, Any]) -> str:
         with torch.no_grad(), self.vlm.attached(None, None):
-            return self._generate(self._inputs(self._text(context, 0), []), options)[0]
+            return self._generate(self.vlm.prompter.chat.inputs(self._text(context, 0), []), options)[0]
 
     def _generate(self, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
         temperature = options.get("temperature") or 0
         sampling = {name: options.get(name) for name in ("temperature", "top_p", "top_k")} if temperature > 0 else {}
+        length = inputs["input_ids"].shape[1]
         ids = self.vlm.model.generate(
             **inputs,
-            max_new_tokens=options.get("max_new_tokens", MAX_NEW_TOKENS),
+            max_new_tokens=self.vlm.new_tokens(length, options.get("max_new_tokens", MAX_NEW_TOKENS)),
             num_beams=options.get("num_beams", 1),
             do_sample=temperature > 0,
             **sampling,
         )
-        told = ids[:, inputs["input_ids"].shape[1] :]
+        told = ids[:, length:]
         return [text.strip() for text in self.vlm.tokenizer.batch_decode(told, skip_special_tokens=True)]
 
 

@@ -72,5 +72,5 @@ def _batches(vlm: VLM, lsg: LSG, samples: list[Sample]) -> Iterator[Batch]:
     for start in range(0, len(samples), BATCH):
         part = samples[start : start + BATCH]
         prompts = [vlm.prompt(sample.images, sample.question) for sample in part]
-        answers = [vlm.spell(prompt, sample.answer) for prompt, sample in zip(prompts, part, strict=True)]
+        answers = [vlm.encode_answer(prompt, sample.answer) for prompt, sample in zip(prompts, part, strict=True)]
         yield vlm.batch(prompts, [lsg.find_sinks(vlm, prompt) for prompt in prompts], answers)

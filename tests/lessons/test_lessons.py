@@ -73,14 +73,14 @@ def test_side_by_side_is_as_alone(tower):
                 assert right[row] == alone.right(single)[0]
 
 
-def test_spelled_answers_are_what_the_model_writes(demo):
+def test_encoded_answers_are_what_the_model_writes(demo):
     image = noise_image(0, (64, 64))
     prompt = demo.prompt(image, "How many objects are there?")
     written = demo.answer(prompt).ids
     text = demo.tokenizer.decode(written, skip_special_tokens=True)
-    assert demo.spell(prompt, text) == written, "with the token that ends it"
+    assert demo.encode_answer(prompt, text) == written, "with the token that ends it"
     with pytest.raises(sg.PromptError, match="answer is empty"):
-        demo.spell(prompt, " \n")
+        demo.encode_answer(prompt, " \n")
 
 
 def test_evaluation_says_right_where_generation_does(demo):
