@@ -222,7 +222,7 @@ class ChatFormat:
         Raises:
             PromptError: fewer than two options, two of the same tokens, or one that is no answer (see ``encode_answer``).
         """
-        encoded = {option: self.encode_answer(question, option) for option in options}
+        encoded = {option: self.encode_answer(question, option) for option in options if option.strip()}
         if len(options) < 2 or len({tuple(ids) for ids in encoded.values()}) < len(options):
             raise PromptError(f"options are {list(options)}; expected at least two texts that differ in tokens")
         return EncodedOptions(encoded)
