@@ -266,7 +266,8 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
                 recorder.put_off(tap.layer, module, query, key, options)
             else:
                 with torch.no_grad():
-                    recorder.add(tap.layer, rows_of(wanted)[1], value)
+                    size = query.shape[0] * query.shape[1] * key.shape[2]
+                    recorder.record(tap.layer, wanted, lambda which: rows_of(which)[1], size, value)
         output, weights = attend(module, query, key, value, *args, **kwargs)
         start = max(0, tap.rewrite_from - first)
         if tap.rewrite is not None and start < count:

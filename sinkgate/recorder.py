@@ -8,12 +8,14 @@ Shapes: B samples, H heads, KV Key heads, Q queries, K keys, R recorded rows, d 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+CHUNK = 1 << 24  # elements of attention rows that are computed at once where only their mean is kept: 64 MB
 
 
 @dataclass
@@ -56,16 +58,41 @@ class Recorder:
         local = [row - first for row in self.rows if first <= int(row) < first + count]
         return torch.tensor(local) if local else None
 
-    def add(self, layer: int, rows: Tensor, value: Tensor | None = None) -> None:
-        """Take in the rows (B, H, R, K) and the Values (B, KV, K, d) of one call."""
+    def record(
+        self,
+        layer: int,
+        wanted: slice | Tensor,
+        rows_of: Callable[[slice | Tensor], Tensor],
+        row_size: int,
+        value: Tensor | None = None,
+    ) -> None:
+        """Take in one call. Where only means are kept, its rows are computed in chunks: no Q x K matrix is ever whole.
+
+        Args:
+            layer: index of the layer.
+            wanted: the queries to record, as `wanted` returned them.
+            rows_of: queries -> their attention rows (B, H, R, K).
+            row_size: elements of one row of all samples and heads, B H K.
+            value: the call's Values (B, KV, K, d).
+        """
         if layer in self._later:  # entries keep the order of the calls
             self._catch_up(layer)
-        if self.mean:
-            rows = rows.mean(2 if self.mean == "rows" else (1, 2))
+        rows = self._mean(wanted, rows_of, max(1, CHUNK // row_size)) if self.mean else rows_of(wanted)
         self.attention.setdefault(layer, []).append(rows)
         if self.values and value is not None:
             norms = torch.linalg.vector_norm(value.float(), dim=-1).mean(1)
             self.value_norms.setdefault(layer, []).append(norms)
+
+    def _mean(self, wanted: slice | Tensor, rows_of: Callable[[slice | Tensor], Tensor], most: int) -> Tensor:
+        total, count = torch.tensor(0.0), 0
+        for part, size in _chunks(wanted, most):
+            mean = self._reduced(rows_of(part))
+            count += size
+            total = mean if count == size else total + (mean - total) * (size / count)  # of one chunk: bit for bit its mean
+        return total
+
+    def _reduced(self, rows: Tensor) -> Tensor:
+        return rows.mean(2 if self.mean == "rows" else (1, 2)) if self.mean else rows
 
     def add_output(self, layer: int, output: Tensor, first: int) -> None:
         """Take in what the heads gave the queries from position ``first`` on, (B, Q, H, d)."""
@@ -93,7 +120,7 @@ class Recorder:
         with torch.no_grad():
             rows = attention_rows(later.module, query, later.key, mask, **later.options)
         for index, end in enumerate(later.ends):
-            self.add(layer, rows[:, :, index : index + 1, :end])
+            self.attention.setdefault(layer, []).append(self._reduced(rows[:, :, index : index + 1, :end]))
 
     def _recorded(self, layer: int) -> int:
         return len(self.attention.get(layer, ())) + (len(self._later[layer].ends) if layer in self._later else 0)
@@ -108,6 +135,16 @@ class _Later:
     key: Tensor
     queries: list[Tensor] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
+
+
+def _chunks(wanted: slice | Tensor, most: int) -> Iterator[tuple[slice | Tensor, int]]:
+    """Parts of at most ``most`` rows, each with its number of rows."""
+    if isinstance(wanted, Tensor):
+        yield from ((part, len(part)) for part in wanted.split(most))
+        return
+    for start in range(wanted.start, wanted.stop, most):
+        end = min(start + most, wanted.stop)
+        yield slice(start, end), end - start
 
 
 def stable_rank(output: Tensor) -> Tensor:

@@ -351,15 +351,19 @@ class VLM:
         return self.adapter.rows_after_image(prompt.inputs, prompt.visual)
 
     def observe_encoder(self, prompt: Prompt) -> PatchObservation:
-        """Run the encoder alone, unmodified, and keep what criteria of V-sinks look at; the prompt keeps the encoded image."""
+        """Run the encoder alone, unmodified, and keep what criteria of V-sinks look at; the prompt keeps the encoded image.
+
+        Attention is recorded in one layer, the one that reads the features.
+        """
         adapter, recorder = self.adapter, Recorder("all", mean=True)
+        reading = adapter.encoder_attention[adapter.reading_layer :][:1] if adapter.encoder_layers else []
         features: list[Tensor] = []
         hook = None
         if adapter.encoder_layers:
             reads = adapter.encoder_layers[adapter.feature_layer]
             hook = reads.register_forward_hook(_keep_output(features), prepend=True)
         try:
-            with self.lock, torch.no_grad(), attached(adapter.encoder_attention, recorder=recorder):
+            with self.lock, torch.no_grad(), attached(reading, recorder=recorder):
                 prompt.encoded = self.encode(prompt)
         finally:
             if hook is not None:
@@ -373,7 +377,7 @@ class VLM:
         if not features:
             return None, None
         kept = torch.cat(features) if len(features) > 1 else features[0]
-        parts = encoder.attention[self.adapter.reading_layer]  # one a call; models with windows call once a window
+        parts = encoder.attention[0]  # one a call; models with windows call once a window
         received = torch.cat([(part * part.shape[-1]).flatten() for part in parts]).view(kept.shape[:-1])
         order = self.adapter.in_patch_order
         return (

@@ -4,10 +4,13 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface
 from zoo import IMAGE, ZOO, Family, together
 
 import sinkgate as sg
+import sinkgate.attention as attention_module
+import sinkgate.recorder as recorder_module
 from sinkgate.attention import attached
 from sinkgate.probe import measure_tokens
 from sinkgate.recorder import Recorder
@@ -410,3 +413,37 @@ def test_an_unknown_merge_is_measured_prompt_by_prompt():
         hook.remove()
     assert vlm.prompter.rule == "measured" and prompt.note == ""
     assert prompt.token_of_patch is not None and torch.equal(prompt.token_of_patch[order], torch.arange(16))
+
+
+class Largest(TorchDispatchMode):
+    """How many elements the largest tensor has that is made within the block."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for part in output if isinstance(output, tuple | list) else (output,):
+            if isinstance(part, torch.Tensor):
+                self.elements = max(self.elements, part.numel())
+        return output
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_encoders_attention_is_read_in_one_layer_and_never_whole(name, monkeypatch):
+    """10,000 patches (two megapixels of Qwen2.5-VL) would be 1.6 billion weights a layer; here 1,600 stand for them."""
+    vlm, side = vlm_of(ZOO[name]), 40
+    pixels = torch.randn(side * side, 96, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[5, 102, *[IMAGE] * (side * side // 4), 103, 6, 7]])
+    inputs = {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": torch.tensor([[1, side, side]])}
+    prompt = vlm.read({**inputs, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": (ids == IMAGE).long()})
+    whole = vlm.observe_encoder(prompt).encoder_attention
+    seen, compute = [], attention_module.attention_rows
+    monkeypatch.setattr(recorder_module, "CHUNK", 1 << 16)
+    monkeypatch.setattr(
+        attention_module, "attention_rows", lambda module, *a, **k: (seen.append(module), compute(module, *a, **k))[1]
+    )
+    with Largest() as largest:
+        part = vlm.observe_encoder(prompt).encoder_attention
+    assert torch.allclose(part, whole, atol=1e-5) and part.mean() == pytest.approx(1, abs=1e-4)
+    assert set(seen) == {vlm.adapter.encoder_attention[vlm.adapter.reading_layer]} and len(seen) > 100
+    assert largest.elements < len(pixels) ** 2 / 4, "less than a quarter of one head's attention"

@@ -10,6 +10,8 @@ from tiny import noise_image, tiny_llava
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+import sinkgate.attention as attention_module
+import sinkgate.recorder as recorder_module
 from sinkgate.attention import attached, model_lock, scale_keys
 from sinkgate.errors import UnsupportedModelError
 from sinkgate.recorder import Recorder, attention_rows
@@ -206,6 +208,36 @@ def test_encoder_rows_are_not_causal():
     expected = model.model.vision_tower(inputs["pixel_values"], output_attentions=True).attentions
     for layer in range(3):
         assert torch.allclose(recorder.attention[layer][0], expected[layer], atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [True, "rows"])
+@pytest.mark.parametrize("wanted", ["all", [0, 3, 4, 9, 11, 17]])
+def test_means_of_many_rows_are_taken_in_chunks(mean, wanted, monkeypatch):
+    model, processor = tiny_llava("siglip")
+    inputs = batch(processor)
+    modules, decoder = parts(model)
+    keys, rows = inputs["input_ids"].shape[1], []
+    compute = attention_module.attention_rows
+    monkeypatch.setattr(
+        attention_module, "attention_rows", lambda *a, **k: (made := compute(*a, **k), rows.append(made.shape))[0]
+    )
+
+    def recorded(chunk, **options):
+        monkeypatch.setattr(recorder_module, "CHUNK", chunk)
+        rows.clear()
+        recorder = Recorder(wanted, **options)
+        with attached(modules, decoder=decoder, recorder=recorder), torch.no_grad():
+            model(**inputs)
+        return [recorder.attention[layer][0] for layer in range(3)], [shape[2] for shape in rows]
+
+    whole, sizes = recorded(1 << 24)
+    count = sizes[0]
+    assert sizes == [count] * 3
+    for most in (1, 5, count):  # rows at once
+        means, sizes = recorded(2 * 4 * keys * most, mean=mean)
+        assert max(sizes) == most and sum(sizes) == 3 * count
+        for all_rows, mean_row in zip(whole, means, strict=True):
+            assert torch.allclose(mean_row, all_rows.mean((1, 2) if mean is True else 2), atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
