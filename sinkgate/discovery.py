@@ -14,9 +14,9 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +26,16 @@ import numpy as np
 import transformers
 from PIL import Image, ImageDraw
 
-from sinkgate.criteria import DISTINCT, RATIO, DimensionEvidence, Evidence, confidence, gather_evidence
+from sinkgate.criteria import (
+    AGREE,
+    DOMINANT,
+    RATIO,
+    SHARP,
+    DimensionEvidence,
+    Evidence,
+    confidence,
+    gather_evidence,
+)
 from sinkgate.errors import SinkgateError
 from sinkgate.known_dimensions import SIDES, Side
 from sinkgate.sinks import ranges
@@ -34,6 +43,7 @@ from sinkgate.vlm import VLM, Prompt
 
 FORMAT = "sinkgate-dimensions"
 VERSION = 1
+RULE = 2  # of ``gather_evidence``: results of an earlier rule are not taken from the cache
 HIGH, FAIR = 0.7, 0.4  # of confidence; ours
 QUESTIONS = ("What is in the picture?", "How many objects are there?", "What color is the background?")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
@@ -102,7 +112,7 @@ class Discovery:
         return cls(**{**content, "vision": vision, "llm": _read_evidence(content["llm"], "llm")})
 
 
-def discover(vlm: VLM, prompts: Sequence[Prompt] | None = None, *, cache: bool = True) -> Discovery:
+def discover(vlm: VLM, prompts: Prompt | Iterable[Prompt] | None = None, *, cache: bool = True) -> Discovery:
     """Look for the sink dimensions of a model on several prompts.
 
     All tokens are looked at, since the text sink shows the LLM's dimensions best; which visual tokens are sinks is
@@ -110,7 +120,7 @@ def discover(vlm: VLM, prompts: Sequence[Prompt] | None = None, *, cache: bool =
 
     Args:
         vlm: the model, run once unmodified for each prompt.
-        prompts: what to look at; six made-up pictures with plain questions where None.
+        prompts: one or several; six made-up pictures with plain questions where None.
         cache: keep the result of the default prompts on disk (``cache_file``) and take it from there. Weights changed in
             memory after loading are not noticed: say False for such a model.
 
@@ -120,7 +130,7 @@ def discover(vlm: VLM, prompts: Sequence[Prompt] | None = None, *, cache: bool =
     place = cache_file(vlm) if cache and prompts is None else None
     if place and (kept := _read_cache(place)):
         return kept
-    both = [_look(vlm, prompt) for prompt in (default_prompts(vlm) if prompts is None else prompts)]
+    both = [_look(vlm, prompt) for prompt in (default_prompts(vlm) if prompts is None else listed(prompts))]
     from sinkgate import __version__
 
     found = Discovery(
@@ -179,6 +189,9 @@ def _join(shown: list[DimensionEvidence], prompts: int) -> DimensionEvidence:
         share=median(one.share for one in shown),
         prompts=len(shown),
         confidence=confidence(ratio, len(shown), prompts),
+        dominance=median(one.dominance or 0.0 for one in shown),
+        agreement=median(one.agreement or 0.0 for one in shown),
+        first=2 * sum(bool(one.first) for one in shown) >= len(shown),
     )
 
 
@@ -229,7 +242,7 @@ def cache_file(vlm: VLM) -> Path | None:
     from sinkgate import __version__
 
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(json.dumps([VERSION, __version__, name, revision, stats]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([RULE, __version__, name, revision, stats]).encode()).hexdigest()[:16]
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sinkgate"
     folder = Path(os.environ.get("SINKGATE_CACHE") or base)
     return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', vlm.name)[-60:]}-{key}.json"
@@ -262,6 +275,8 @@ _IS: dict[str, Any] = {
     "tuple[int, ...]": lambda value: isinstance(value, list) and all(_IS["int"](one) for one in value),
     "tuple[DimensionEvidence, ...]": lambda value: isinstance(value, list),
     "str | None": lambda value: value is None or isinstance(value, str),
+    "float | None": lambda value: value is None or _IS["float"](value),
+    "bool | None": lambda value: value is None or isinstance(value, bool),
     "Evidence | None": lambda value: value is None or isinstance(value, dict),
 }
 
@@ -271,12 +286,13 @@ def _check(kind: Any, content: Any, where: str) -> None:
     if not isinstance(content, dict):
         raise SinkgateError(f"{where}: got {content!r}, expected an object")
     types = {field.name: str(field.type) for field in fields(kind)}
-    if odd := sorted(types.keys() ^ content.keys()):
+    optional = {field.name for field in fields(kind) if field.default is not MISSING}
+    if odd := sorted((types.keys() - optional - content.keys()) | (content.keys() - types.keys())):
         raise SinkgateError(
             f"{where}: {'unknown' if odd[0] in content else 'missing'} field {odd[0]!r}; expected {', '.join(types)}"
         )
     for name, expected in types.items():
-        if expected in _IS and not _IS[expected](content[name]):
+        if name in content and expected in _IS and not _IS[expected](content[name]):
             raise SinkgateError(
                 f"{where}: {name} is {content[name]!r}; expected {expected}, numbers finite and at least 0"
             )
@@ -290,8 +306,8 @@ def _read_evidence(content: Any, where: str) -> Evidence:
 
 def _read_dimension(content: Any, where: str) -> DimensionEvidence:
     _check(DimensionEvidence, content, where)
-    for name in ("share", "confidence"):
-        if content[name] > 1:
+    for name in ("share", "confidence", "dominance", "agreement"):
+        if (content.get(name) or 0) > 1:
             raise SinkgateError(f"{where}: {name} is {content[name]!r}; expected a number from 0 to 1")
     return DimensionEvidence(**{**content, "layers": tuple(content["layers"])})
 
@@ -301,10 +317,12 @@ def _read_dimension(content: Any, where: str) -> DimensionEvidence:
 
 def _describe(found: DimensionEvidence, prompts: int, side: Side) -> str:
     level = "high" if found.confidence >= HIGH else "fair" if found.confidence >= FAIR else "low"
-    where = f", at the input of layers {ranges(list(found.layers))}" if side == "llm" else ""
+    layers = ranges(list(found.layers))
+    where = f", at the input of layer{'s' * (len(found.layers) > 1)} {layers}" if side == "llm" else ""
+    also = ", the first of the sequence among them" if found.first else ""
     return (
         f"dimension {found.dimension}, confidence {found.confidence:.2f} ({level}): {found.ratio:,.0f} x the layer's median"
-        f" in {found.prompts} of {_count(prompts, 'prompt')}{where}; {found.share:.1%} of the tokens carry it"
+        f" in {found.prompts} of {_count(prompts, 'prompt')}{where}; {found.share:.1%} of the tokens carry it{also}"
     )
 
 
@@ -312,9 +330,18 @@ def _why_none(loudest: DimensionEvidence) -> str:
     reaches = f"the loudest channel ({loudest.dimension}) reaches {loudest.ratio:,.0f} x the layer's median"
     if loudest.ratio < RATIO:
         return f"{reaches}, {RATIO:.0f} x would be needed"
-    if loudest.distinctiveness < DISTINCT:
-        return f"{reaches}, but {loudest.share:.0%} of the tokens are about as loud in it: it carries content"
-    return f"{reaches}, but its token is loud in every channel, only {loudest.sharpness:.0f} x its own median there"
+    if loudest.sharpness < SHARP:
+        return f"{reaches}, but its token is loud in every channel, only {loudest.sharpness:.0f} x its own median there"
+    if loudest.dominance is not None and loudest.dominance < DOMINANT:
+        return f"{reaches}, but holds {loudest.dominance:.1%} of its token's squared norm: it rides along with others"
+    if loudest.agreement is not None and loudest.agreement < AGREE:
+        return f"{reaches}, but tokens loud in it have both signs ({loudest.agreement:.0%} agree): it carries content"
+    return f"{reaches}, but {loudest.share:.0%} of the tokens are about as loud in it: it carries content"
+
+
+def listed(prompts: Prompt | Iterable[Prompt]) -> Iterable[Prompt]:
+    """Return one or several prompts as several."""
+    return [prompts] if isinstance(prompts, Prompt) else prompts
 
 
 def _count(number: int, noun: str) -> str:

@@ -209,6 +209,8 @@ def test_gates_by_group_move_the_answer_and_leave_nothing(family):
     assert torch.equal(vlm.predict(prompt).probabilities, plain.probabilities)
     assert hooks == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in vlm.model.modules())
     assert seen.hidden.shape[0] == seen.attention.shape[0] == vlm.num_layers
+    assert sg.discover_dimensions(seen.hidden) == (), "random weights have no sink dimensions"
+    assert seen.features is None or sg.discover_dimensions(seen.features[None]) == ()
 
 
 def test_prompts_side_by_side_equal_prompts_one_by_one(family):

@@ -77,13 +77,19 @@ def test_none_is_an_answer_and_so_is_an_encoder_that_cannot_be_looked_into():
 
 def test_why_there_is_none():
     hidden = torch.randn(1, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
-    content, loud = hidden.clone(), hidden.clone()
+    content, loud, signed, riding = hidden.clone(), hidden.clone(), hidden.clone(), hidden.clone()
     content[:, :20, 9] = 900
     loud[:, 4] *= 100
+    signed[:, :20, 9] = 900
+    signed[:, :10, 9] = -900
+    riding[:, 4, 10:40] = 900
     found = discover(Counted(spike=()))
     text = replace(found, vision=gather_evidence(content), llm=gather_evidence(loud)).summary()
     assert "channel (9) reaches" in text and "50% of the tokens are about as loud in it: it carries content" in text
     assert "loud in every channel" in text
+    text = replace(found, vision=gather_evidence(signed), llm=gather_evidence(riding)).summary()
+    assert "tokens loud in it have both signs (50% agree): it carries content" in text
+    assert "but holds 3.3% of its token's squared norm: it rides along with others" in text
 
 
 def test_the_surest_comes_first_with_medians_over_its_prompts():
@@ -224,6 +230,17 @@ def test_json_round_trip(vlm):
     vlm.runs = 0
     found = discover(vlm, cache=False)
     assert Discovery.from_json(found.to_json()) == found
+
+
+def test_files_written_before_a_measure_was_added_are_read():
+    found = discover(Counted(), cache=False)
+    content = json.loads(found.to_json())
+    for evidence in (content["llm"]["loudest"], *content["llm"]["dimensions"]):
+        for measure in ("dominance", "agreement", "first"):
+            del evidence[measure]
+    read = Discovery.from_json(json.dumps(content))
+    assert read.dimensions("llm") == found.dimensions("llm") and read.llm.dimensions[0].dominance is None
+    assert Discovery.from_json(read.to_json()) == read and "dimension 5" in read.summary()
 
 
 def refusals():

@@ -163,8 +163,8 @@ for name, fact in describe(vlm, prompt).items():
 #
 # ## 3. Sink dimensions, or none
 #
-# Massive activations live in a few channels, the *sink dimensions* (paper, section 1): 1415 and 2533 in LLaMA-2-7B, 650 in LLaVA's CLIP. `sg.discover` looks for them on six plain pictures: a channel must reach 100 times the layer's median,
-# 50 times its own token's, in at most a tenth of the tokens (all ours).
+# Massive activations live in a few channels, the *sink dimensions* (paper, section 1): 1415 and 2533 in LLaMA-2-7B, 650 in LLaVA's CLIP. `sg.discover` looks for them on six plain pictures: a channel must reach 100 times the layer's median and dominate
+# its token, and the tokens must fall into two populations, loud and quiet ([criteria](../docs/pages/concepts/criteria.md#sink-dimensions)).
 #
 # **Before you run the next cell:** should a model with random weights have sink dimensions?
 
