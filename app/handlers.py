@@ -14,21 +14,22 @@ from textwrap import shorten
 from typing import Any
 
 import gradio as gr
-from answer import answer
-from frames import JSON, Lens, answers, frame, image_url, mixer_value, sentence, view_urls
-from guard import address_of
-from islands import uploaded
-from learned import Learned, in_layers, uploaded_gates
-from live import ANSWER_SECONDS, KEPT_UPLOADS, Desk, Session, open_picture
-from monitor import log_unforeseen
-from sharing import GATES_ARE_AWAY, STAND_IN, Link, shared
-from turnstile import BusyError
 
 import sinkgate as sg
-from sinkgate.demo import questions
-from sinkgate.demo.questions import Question
-from sinkgate.demo.scenes import Scene
 from sinkgate.plots import shares_figure
+from sinkgate.scenes import questions
+from sinkgate.scenes.questions import Question
+from sinkgate.scenes.scene import Scene
+
+from .api import answer
+from .components import uploaded
+from .gate_library import Learned, in_layers, uploaded_gates
+from .guard import address_of
+from .metrics import log_unforeseen
+from .scheduler import BusyError
+from .share_links import GATES_ARE_AWAY, STAND_IN, Link, shared
+from .state import ANSWER_SECONDS, KEPT_UPLOADS, Desk, Session, open_picture
+from .view_model import JSON, Lens, answers, frame, image_url, mixer_value, sentence, view_urls
 
 FIRST_SCENE = 71  # seed
 FIRST_KIND, FIRST_QUESTION = "count", "How many objects are there?"  # one whose answer layer 2 can turn

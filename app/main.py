@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from live import Desk
-    from tools import Tools
+    from .mcp_server import Tools
+    from .state import Desk
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -29,9 +29,9 @@ def main() -> None:
     """Read the options, load the model once and serve the page until interrupted."""
     options = read_options()
     if ZEROGPU:
-        from zerogpu import Bench  # before anything touches CUDA
+        from .backend_zerogpu import Bench  # before anything touches CUDA
     else:
-        from bench import Bench
+        from .backend import Bench
 
     import sinkgate as sg
 
@@ -47,13 +47,13 @@ def main() -> None:
     except (sg.SinkgateError, OSError) as error:
         sys.exit(f"{options.model}: {error}")
 
-    from learned import gates_in, weight_bytes
-    from live import Desk
-    from monitor import write_logs
-    from page import build_page
-    from server import Server
+    from sinkgate.models.loading import DEMO
 
-    from sinkgate.loading import DEMO
+    from .gate_library import gates_in, weight_bytes
+    from .metrics import write_logs
+    from .page import build_page
+    from .server import Server
+    from .state import Desk
 
     shipped = options.gates or (DEMO.parent / "gates" if options.model == "demo" else None)
     learned = gates_in(shipped, vlm) if shipped else []
@@ -74,7 +74,7 @@ def main() -> None:
 def serve_tools(desk: Desk) -> Tools:
     """The tool for assistants; ends the program where its package is missing."""
     try:
-        from tools import Tools
+        from .mcp_server import Tools
     except ImportError as error:
         sys.exit(f"--mcp needs a package that is not here: pip install -e '.[mcp]' ({error})")
     return Tools(desk)
@@ -130,4 +130,7 @@ def folder(name: str) -> Path:
 
 
 if __name__ == "__main__":
+    if not __package__:  # run as a script: import the package that this file belongs to
+        sys.path[0] = str(HERE.parent)
+        from app.main import main
     main()

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from handlers import Handlers
-from islands import (
+
+import sinkgate as sg
+
+from .components import (
     answer_pair,
     attention_maps,
     first_words,
@@ -26,9 +28,8 @@ from islands import (
     share_desk,
     status_line,
 )
-from live import MAX_QUESTION, Desk
-
-import sinkgate as sg
+from .handlers import Handlers
+from .state import MAX_QUESTION, Desk
 
 FIRST_LAYER = 2  # whose map is shown first
 STATE_SECONDS = 3600

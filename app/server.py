@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-import guard
-from live import KEPT_VISITORS, Desk
-from monitor import Monitor, log
-from page import theme
+
+from . import guard
+from .metrics import Monitor, log
+from .page import theme
+from .state import KEPT_VISITORS, Desk
 
 if TYPE_CHECKING:
-    from tools import Tools
+    from .mcp_server import Tools
 
 HERE = Path(__file__).parent
 GRACE = 15.0  # seconds in which answers under way may end when the server is told to stop

@@ -21,16 +21,16 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 import sinkgate as sg
-from sinkgate.attention import attached
-from sinkgate.demo.questions import KINDS
-from sinkgate.demo.scenes import Scene
+from sinkgate.attention.patch import attached
+from sinkgate.data import scene_samples
+from sinkgate.models.trace import Trace
 from sinkgate.plots.style import COLORWAY, GROUP_COLORS, INK, SEQUENTIAL, SOFT, dressed, export, group_style, panels
 from sinkgate.plots.sweep import lean_figure
-from sinkgate.samples import scene_samples
+from sinkgate.scenes import Scene
+from sinkgate.scenes.questions import KINDS
 from sinkgate.studies.results import Results
 from sinkgate.studies.sweep import leaning
-from sinkgate.trace import Trace
-from sinkgate.widgets.parts import data_url
+from sinkgate.widgets.common import data_url
 
 PAGES = Path(__file__).parent / "pages" / "concepts"
 DEMO = Path(sg.__file__).parent / "demo"

@@ -2,9 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from sinkgate.attention import attached
-from sinkgate.criteria import CRITERIA, SinkDimensions, discover_dimensions, gather_evidence
-from sinkgate.discovery import Discovery, discover
+from sinkgate._version import __version__ as __version__
+from sinkgate.analysis.dimensions import Discovery, discover
+from sinkgate.analysis.report import Report, report
+from sinkgate.analysis.sweep import Setting, choose, oracle
+from sinkgate.attention.patch import attached
+from sinkgate.attention.recorder import Recorder
+from sinkgate.data import Sample
 from sinkgate.errors import (
     GateError,
     ImageError,
@@ -14,29 +18,24 @@ from sinkgate.errors import (
     TrainingError,
     UnsupportedModelError,
 )
-from sinkgate.evaluation import Marks, evaluate
-from sinkgate.gates import PRESETS, Gates
-from sinkgate.images import open_image
-from sinkgate.known_dimensions import known
-from sinkgate.loading import load
-from sinkgate.lsg import LSG, LSGConfig
-from sinkgate.patches import Sheet
-from sinkgate.prompts import Prompt
-from sinkgate.recorder import Recorder
-from sinkgate.reports import Report, report
-from sinkgate.samples import Sample
-from sinkgate.session import Session
-from sinkgate.sinks import SinkMap, SinkMasks
-from sinkgate.stacking import stack
-from sinkgate.sweep import Setting, choose, oracle
-from sinkgate.trace import Trace
-from sinkgate.vlm import VLM, find_sinks
+from sinkgate.images.io import open_image
+from sinkgate.images.layout import Sheet
+from sinkgate.methods.lsg import LSG, LSGConfig
+from sinkgate.models.loading import load
+from sinkgate.models.prompts import Prompt
+from sinkgate.models.session import Session
+from sinkgate.models.trace import Trace
+from sinkgate.models.vlm import VLM, find_sinks
+from sinkgate.sinks.classify import SinkMap, SinkMasks
+from sinkgate.sinks.criteria import CRITERIA, SinkDimensions, discover_dimensions, gather_evidence
+from sinkgate.sinks.gates import PRESETS, Gates
+from sinkgate.sinks.known_dimensions import known
+from sinkgate.training.evaluation import Marks, evaluate
+from sinkgate.training.stacking import stack
 
 if TYPE_CHECKING:
-    from sinkgate.training import train
+    from sinkgate.training.trainer import train
     from sinkgate.widgets import compare, explore, sweep_map
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CRITERIA",
@@ -88,7 +87,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """``train`` and the widgets when they are asked for: what they import takes a second."""
     if name == "train":
-        from sinkgate.training import train
+        from sinkgate.training.trainer import train
 
         return train
     if name in ("compare", "explore", "sweep_map"):

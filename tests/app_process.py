@@ -20,7 +20,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 180
 ALTERED = """import runpy, sys
-sys.path.insert(0, "app")
+sys.path.insert(0, ".")
 {code}
 runpy.run_path("app/main.py", run_name="__main__")
 """

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from sinkgate.studies.anatomy import TABLES
-from sinkgate.studies.run import run
+from sinkgate.studies.runner import run
 
 GROUPS = {"v_sink": 3, "l_sink": 2, "ordinary": 50, "text": 9, "first": 1}
 

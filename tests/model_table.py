@@ -12,8 +12,8 @@ import torch
 from zoo import ZOO, Family
 
 import sinkgate as sg
-from sinkgate.sinks import classify
-from sinkgate.vlm import VLM
+from sinkgate.models.vlm import VLM
+from sinkgate.sinks.classify import classify
 
 PAGE = Path(__file__).parent.parent / "docs" / "pages" / "models.md"
 BEGIN, END = "<!-- models: written by tests/model_table.py -->", "<!-- end of models -->"
@@ -63,7 +63,7 @@ def patch_map(vlm: VLM, prompt: sg.Prompt) -> str:
     return text + (", newlines apart" if len(prompt.separators) and not vlm.adapter.cross_attention else "")
 
 
-def v_sinks(prompt: sg.Prompt, seen: sg.sinks.Observation) -> str:
+def v_sinks(prompt: sg.Prompt, seen: sg.sinks.classify.Observation) -> str:
     """Whether V-sinks can be named."""
     if seen.features is None:
         return "no"

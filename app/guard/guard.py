@@ -34,12 +34,12 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from guard import payload
-from guard.headers import SPACES, Dressed
-from guard.payload import Reader, Refused
-from guard.routes import ASKING, CALLS, HEALTH, MCP, ROUTES, Route
-from guard.streams import Streams
-from guard.unread import Unread
+from ..guard import payload
+from .abandoned_streams import Unread
+from .headers import SPACES, Dressed
+from .payload import Reader, Refused
+from .routes import ASKING, CALLS, HEALTH, MCP, ROUTES, Route
+from .streams import Streams
 
 MIB = 1 << 20
 CHUNK = 1 << 16  # bytes of a body that are handed on at once

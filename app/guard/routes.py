@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from guard import payload
-from guard.payload import SESSION, STORED, Reader
+from ..guard import payload
+from .payload import SESSION, STORED, Reader
 
 
 @dataclass(frozen=True)

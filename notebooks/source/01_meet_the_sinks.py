@@ -34,9 +34,9 @@ import pandas as pd
 from plotly.subplots import make_subplots
 
 import sinkgate as sg
-from sinkgate.demo.scenes import Scene, SceneObject
 from sinkgate.plots import shares_figure
 from sinkgate.plots.style import dressed
+from sinkgate.scenes import Scene, SceneObject
 
 vlm = sg.load(MODEL, device=DEVICE)
 vlm.num_layers, vlm.num_heads
@@ -62,7 +62,7 @@ trace.text
 #
 # $$a^{l,h} = \mathrm{softmax}\!\left(\frac{q^{l,h} K^{l,h\top}}{\sqrt{D}}\right),$$
 #
-# one share for each token of the prompt. [`trace.visual`](../sinkgate/trace.py) puts those of the visual tokens back on the grid of
+# one share for each token of the prompt. [`trace.visual`](../sinkgate/models/trace.py) puts those of the visual tokens back on the grid of
 # patches, here as the mean over heads.
 #
 # **Before you run the next cell**: the model has to count two objects. Which patches do you expect to be dark?
@@ -118,7 +118,7 @@ print(fill(sinks.summary(), 100))
 #
 # $$s_j = \frac{1}{HN} \sum_{h=1}^{H} \sum_{i=1}^{N} A^{h}_{ij},$$
 #
-# and divide by the median patch's: this is `sinks.encoder_share` ([code](../sinkgate/sinks.py)).
+# and divide by the median patch's: this is `sinks.encoder_share` ([code](../sinkgate/sinks/classify.py)).
 #
 # **Before you run the next cell**: five times the median is called a sink by our default. How far beyond do you expect the corner to be?
 
@@ -197,7 +197,7 @@ shares_figure({name: each.tolist() for name, each in shares.items()})
 # %% [markdown]
 # ## Hide them, and the map can be read
 #
-# Setting the sinks $S$ to zero would leave a pale map. [`trace.visual(..., hide=...)`](../sinkgate/trace.py) stretches the others to the same sum:
+# Setting the sinks $S$ to zero would leave a pale map. [`trace.visual(..., hide=...)`](../sinkgate/models/trace.py) stretches the others to the same sum:
 #
 # $$\tilde a_j = \begin{cases} 0 & j \in S \\ a_j \cdot \dfrac{\sum_k a_k}{\sum_{k \notin S} a_k} & j \notin S. \end{cases}$$
 #
@@ -222,7 +222,7 @@ maps_figure(before | after, "The same attention", "Above as it is, below with V-
 #
 # $$\max_{d \in D_\mathrm{sink}} |h^l_j[d]| \ge \tau,$$
 #
-# with $D_\mathrm{sink}$ a few dimensions of the model (in LLaMA-2-7B: 1415 and 2533). Others look at the norm of the state, or at attention itself ([the code of each](../sinkgate/criteria.py)).
+# with $D_\mathrm{sink}$ a few dimensions of the model (in LLaMA-2-7B: 1415 and 2533). Others look at the norm of the state, or at attention itself ([the code of each](../sinkgate/sinks/criteria.py)).
 # `sg.report` asks all of them, after it has looked for sink dimensions on the model itself.
 
 # %%
@@ -327,7 +327,7 @@ pd.Series(found, name="place").value_counts().head().to_frame("pictures")
 # %% [markdown]
 # **3. A criterion of your own.** A criterion is a function from signals to a verdict. Ask for 100 times the median attention instead of 5, and for the
 # opposite: a norm *below* 0.8 of the median. Do they find the same patches? (`sg.find_sinks(vlm, prompt, v_sink=...)` takes any object like those in
-# [criteria.py](../sinkgate/criteria.py).)
+# [criteria.py](../sinkgate/sinks/criteria.py).)
 
 # %%
 # your code here
@@ -335,7 +335,7 @@ pd.Series(found, name="place").value_counts().head().to_frame("pictures")
 # %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 import torch
 
-from sinkgate.criteria import AttentionShare, Verdict
+from sinkgate.sinks.criteria import AttentionShare, Verdict
 
 
 class ShortStates:

@@ -44,9 +44,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import sinkgate as sg
+from sinkgate.data.scenes import scene_facts
 from sinkgate.plots.style import GROUP_NAMES, SEQUENTIAL, dressed
-from sinkgate.samples.scenes import scene_facts
-from sinkgate.sinks import classify
+from sinkgate.sinks.classify import classify
 from sinkgate.studies.features import draw_ordinary
 
 vlm = sg.load(MODEL, device=DEVICE)
@@ -172,7 +172,7 @@ pd.DataFrame({"pictures with an L-sink": has_l_sinks}).rename_axis("layer").T.ma
 # %%
 from sinkgate.studies.features import Features
 from sinkgate.studies.probes import Probes, advantage, summary
-from sinkgate.studies.run import run
+from sinkgate.studies.runner import run
 
 folder = Path(mkdtemp())
 layers = sorted({0, (vlm.num_layers - 1) // 2, vlm.num_layers - 1})

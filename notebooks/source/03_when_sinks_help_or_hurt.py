@@ -46,18 +46,18 @@ import plotly.graph_objects as go
 import torch
 
 import sinkgate as sg
-from sinkgate.attention import scale_keys
+from sinkgate.analysis.sweep import LINE
+from sinkgate.attention.patch import scale_keys
 from sinkgate.benchmarks.samples import of_samples
-from sinkgate.demo.scenes import Scene
-from sinkgate.loading import DEMO
+from sinkgate.data import scene_samples
+from sinkgate.models.loading import DEMO
 from sinkgate.plots.style import COLORWAY, GAIN, LOSS, SEQUENTIAL, SOFT, dressed
 from sinkgate.plots.sweep import confirmation_figure, lean_figure
-from sinkgate.samples import scene_samples
+from sinkgate.scenes import Scene
 from sinkgate.studies.claims import claims
 from sinkgate.studies.results import Results
-from sinkgate.studies.run import run
+from sinkgate.studies.runner import run
 from sinkgate.studies.sweep import Sweep, confirmed, gains, leaning
-from sinkgate.sweep import LINE
 
 pd.set_option("display.width", 160, "display.max_columns", 12, "display.max_colwidth", 80)
 
@@ -69,7 +69,7 @@ pd.set_option("display.width", 160, "display.max_columns", 12, "display.max_colw
 # $$\mathrm{Attn}(Q, \mathrm{diag}(s)\,K, V) = \mathrm{softmax}\!\left(\frac{Q\,(\mathrm{diag}(s)\,K)^\top}{\sqrt{D}}\right) V$$
 #
 # One number a token, the same for all heads; Queries and Values stay. Here is the formula in torch. sinkgate does the same inside the model's own attention function, after the rotary
-# embedding: `scale_keys` in [attention.py](../sinkgate/attention.py).
+# embedding: `scale_keys` in [attention.py](../sinkgate/attention/patch.py).
 
 
 # %%
@@ -224,7 +224,7 @@ pd.DataFrame(logit.tolist(), index=heads, columns=[f"logit of V-sink {n}" for n 
 # The paper's oracle sweep (section 3) puts every layer alone on a line: V-sinks at $\rho$, all other visual tokens at $1 - \rho$, in steps of 0.1. The unmodified model, (1, 1), is not on that line, so
 # `sg.oracle` adds it as a control, and names (0.5, 0.5), where the paper's learned gates start, once more: 13 settings a layer.
 #
-# A `sg.Session` holds a prompt warm: what lies below the changed layer is not run again, and settings that start at one layer run side by side ([session.py](../sinkgate/session.py)).
+# A `sg.Session` holds a prompt warm: what lies below the changed layer is not run again, and settings that start at one layer run side by side ([session.py](../sinkgate/models/session.py)).
 
 # %%
 warm = sg.Session(vlm, prompt, sinks)

@@ -47,15 +47,15 @@ from torch.nn.functional import gelu, layer_norm
 from transformers import set_seed
 
 import sinkgate as sg
+from sinkgate.analysis.statistics import compared, holm
+from sinkgate.analysis.sweep import LINE, Setting
+from sinkgate.data import scene_samples
 from sinkgate.demo.comparison import mean_rho
-from sinkgate.demo.questions import KINDS
-from sinkgate.lessons import Lessons
 from sinkgate.methods import VAR, Fixed, LoRA, Suppress
-from sinkgate.plots.examination import changes_figure
+from sinkgate.plots.evaluation import changes_figure
 from sinkgate.plots.style import COLORWAY, DIVERGING, SOFT, dressed, panels
-from sinkgate.samples import scene_samples
-from sinkgate.statistics import compared, holm
-from sinkgate.sweep import LINE, Setting
+from sinkgate.scenes.questions import KINDS
+from sinkgate.training.dataset import Lessons
 
 # bfloat16 and eager attention are the fastest on a CPU for a model as small as the demo
 vlm = sg.load(MODEL, device=DEVICE, dtype="bfloat16", attn_implementation="eager" if MODEL == "demo" else None)
@@ -96,7 +96,7 @@ for sample in (each for each in tests["hazed"] if each.images == example.images)
 # $$ (\rho_{\text{V-sink}},\ \rho_{\text{rest}}) \;=\; T \cdot \mathrm{softmax}\big(W_2\, \mathrm{gelu}(W_1\, \mathrm{LayerNorm}(h))\big) $$
 #
 # with $W_1$ of 64 x D and $W_2$ of 2 x 64. In the paper $T = 1$. The activation is not known from the paper; gelu is ours. The code is
-# [sinkgate/lsg/gate.py](../sinkgate/lsg/gate.py); here it is once more, by hand, beside the module's own answer.
+# [sinkgate/methods/lsg/gate.py](../sinkgate/methods/lsg/gate.py); here it is once more, by hand, beside the module's own answer.
 
 # %%
 set_seed(SEED)
@@ -307,7 +307,7 @@ ablation_figure()
 # ## Stack
 #
 # The paper's stack is greedy: start from the best single gate, add the others in order of their single gain, keep what helps, train nothing again. On LLaVA that chose layers 3, 6, 7, 10 and 19. What "helps" means is
-# not said; we go by the **loss**, because among a few hundred right-or-wrong marks a difference of two decides. Code: [sinkgate/stacking.py](../sinkgate/stacking.py).
+# not said; we go by the **loss**, because among a few hundred right-or-wrong marks a difference of two decides. Code: [sinkgate/training/stacking.py](../sinkgate/training/stacking.py).
 
 # %%
 found = sg.stack(gates["identity"], vlm, choosing, lessons=lessons, progress=False)
@@ -423,7 +423,7 @@ changes_figure(seeds)
 # [tables](../sinkgate/demo/gates/README.md) add a sign test over all questions.
 #
 # None of this says how LSG fares on LLaVA: the demo model's V-sinks grew under a training pressure, it has no L-sinks worth the name, and no room to gain without haze. Change `MODEL`, bring questions about photographs
-# (`sinkgate.samples.read_llava`) in place of the scenes, and find out.
+# (`sinkgate.data.read_llava`) in place of the scenes, and find out.
 #
 # ## Exercises
 #
@@ -458,7 +458,7 @@ print("layers that are left:", list(strict.lsg.config.layers))
 # your code here
 
 # %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
-from sinkgate.statistics import sign_test
+from sinkgate.analysis.statistics import sign_test
 
 for count in (260, 1000, 2000, 3000, 5000, 10000):
     turned = round(0.04 * count)

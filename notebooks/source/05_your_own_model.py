@@ -49,16 +49,16 @@ from transformers import (
 
 import sinkgate as sg
 from sinkgate.benchmarks.samples import of_samples
-from sinkgate.checks import noise_picture
-from sinkgate.criteria import NormOutliers
+from sinkgate.data import scene_samples
 from sinkgate.demo.build import IMAGE, build_processor, build_tokenizer
-from sinkgate.demo.scenes import BACKGROUNDS, COLORS, SIZES
-from sinkgate.facts import describe
-from sinkgate.loading import KNOWN_MODELS
+from sinkgate.models.checks import noise_picture
+from sinkgate.models.describe import describe
+from sinkgate.models.loading import KNOWN_MODELS
 from sinkgate.plots.style import COLORWAY, dressed
 from sinkgate.plots.sweep import settings_figure
-from sinkgate.samples import scene_samples
-from sinkgate.studies.run import run
+from sinkgate.scenes.scene import BACKGROUNDS, COLORS, SIZES
+from sinkgate.sinks.criteria import NormOutliers
+from sinkgate.studies.runner import run
 from sinkgate.studies.sweep import Sweep, gains
 
 pd.set_option("display.width", 160, "display.max_columns", 12)
@@ -116,7 +116,7 @@ print(f"{vlm.name}: {vlm.num_layers} layers that can be gated")
 pd.DataFrame([{"name": name, "on the Hub": known["id"]} for name, known in KNOWN_MODELS.items()]).head(6)
 
 # %% [markdown]
-# If you see this, the model has passed the **checks on load** ([checks.py](../sinkgate/checks.py)). On a small prompt they prove that
+# If you see this, the model has passed the **checks on load** ([checks.py](../sinkgate/models/checks.py)). On a small prompt they prove that
 #
 # - attention is seen in every layer, and its rows sum to one: nothing overflows, no layer goes another way;
 # - halving every visual Key moves the next token: the layers do read the image where sinkgate believes it is;
@@ -214,7 +214,7 @@ print(sg.report(vlm, prompt, found))
 # what draws attention, whatever the reason. Where criteria agree you may believe them; where attention speaks alone, look at the picture.
 #
 # **Why a fixed threshold fails.** Residual streams grow with depth. A norm that is outstanding in layer 0 is ordinary in the last, and a fixed threshold calls every token of the upper layers a sink. So the
-# criteria of sinkgate compare a token with its own layer ([criteria.py](../sinkgate/criteria.py)); the fixed ones of the literature are there too, by name.
+# criteria of sinkgate compare a token with its own layer ([criteria.py](../sinkgate/sinks/criteria.py)); the fixed ones of the literature are there too, by name.
 #
 # **Before you run the next cell:** we take a threshold that suits layer 0, twice its median norm. What share of the tokens will it call sinks in the last layer? Look at where its line ends.
 

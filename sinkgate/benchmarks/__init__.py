@@ -1,6 +1,6 @@
 """Benchmarks: one small file each. `sinkgate.benchmarks.lmms` brings all of lmms-eval's to a gated model."""
 
-from sinkgate.benchmarks.benchmark import Benchmark, Item
+from sinkgate.benchmarks.base import Benchmark, Item
 from sinkgate.benchmarks.cvbench import CVBENCH
 from sinkgate.benchmarks.mmstar import MMSTAR
 from sinkgate.benchmarks.pope import POPE

@@ -13,11 +13,11 @@ from string import ascii_uppercase
 
 import pandas as pd
 
-from sinkgate.benchmarks.benchmark import Benchmark, Item, among, mean_over, micro
+from sinkgate.benchmarks.base import Benchmark, Item, among, mean_over, micro
 from sinkgate.benchmarks.extraction import first_letter, letter
 from sinkgate.benchmarks.tables import Row, pictures, text
+from sinkgate.data import Sample
 from sinkgate.errors import BenchmarkError
-from sinkgate.samples import Sample
 
 NOTE = "Note: You only need to respond with {} without providing any additional information.\n\n"
 TASKS = ("Count", "Relation", "Depth", "Distance")

@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from sinkgate.errors import BenchmarkError
-from sinkgate.failures import first_sentence
+from sinkgate.models.load_errors import first_sentence
 
 _REASONS: list[tuple[type[Exception], str]] = [
     (

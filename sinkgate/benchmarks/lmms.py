@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from sinkgate import loading
 from sinkgate.errors import SinkgateError
-from sinkgate.gates import Gates
-from sinkgate.lookup import read_method
-from sinkgate.lsg import LSG
 from sinkgate.methods import Fixed
-from sinkgate.prompts import Prompt
-from sinkgate.vlm import find_sinks
+from sinkgate.methods.lsg import LSG
+from sinkgate.methods.registry import read_method
+from sinkgate.models import loading
+from sinkgate.models.prompts import Prompt
+from sinkgate.models.vlm import find_sinks
+from sinkgate.sinks.gates import Gates
 
 try:
     from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]

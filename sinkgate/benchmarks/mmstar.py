@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 
-from sinkgate.benchmarks.benchmark import Benchmark, Item, among, mean_over, micro
+from sinkgate.benchmarks.base import Benchmark, Item, among, mean_over, micro
 from sinkgate.benchmarks.extraction import first_letter, letter
 from sinkgate.benchmarks.tables import Row, pictures, text
+from sinkgate.data import Sample
 from sinkgate.errors import BenchmarkError
-from sinkgate.samples import Sample
 
 LETTERS = ("A", "B", "C", "D")
 INSTRUCTION = "\nAnswer with the option's letter from the given choices directly"

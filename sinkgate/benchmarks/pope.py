@@ -13,11 +13,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from sinkgate.benchmarks.benchmark import Benchmark, Item, Score, among, micro
+from sinkgate.benchmarks.base import Benchmark, Item, Score, among, micro
 from sinkgate.benchmarks.extraction import bare, no_or_else_yes, yes_no
 from sinkgate.benchmarks.tables import Row, pictures, text
+from sinkgate.data import Sample
 from sinkgate.errors import BenchmarkError
-from sinkgate.samples import Sample
 
 INSTRUCTION = "\nAnswer the question using a single word or phrase."
 OPTIONS = ("Yes", "No")  # as models write them

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sinkgate.benchmarks.benchmark import Benchmark, Item, micro
+from sinkgate.benchmarks.base import Benchmark, Item, micro
 from sinkgate.benchmarks.extraction import plain
 from sinkgate.benchmarks.tables import Row
-from sinkgate.samples import Sample
+from sinkgate.data import Sample
 
 
 def of_samples(name: str, samples: Iterable[Sample]) -> tuple[Benchmark, list[Item]]:

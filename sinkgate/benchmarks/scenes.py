@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from sinkgate.benchmarks.benchmark import Benchmark, Item, among, mean_over, micro
+from sinkgate.benchmarks.base import Benchmark, Item, among, mean_over, micro
 from sinkgate.benchmarks.extraction import plain
 from sinkgate.benchmarks.tables import Row
-from sinkgate.demo.questions import KINDS
+from sinkgate.data import scene_samples
+from sinkgate.data.scenes import Split
 from sinkgate.errors import BenchmarkError
-from sinkgate.samples import scene_samples
-from sinkgate.samples.scenes import Split
+from sinkgate.scenes.questions import KINDS
 
 COUNT = 2600  # where no limit is given: 200 of each kind
 SIZE = 128  # side of a picture in pixels; the demo model takes no more

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from sinkgate.errors import BenchmarkError
-from sinkgate.failures import first_sentence
+from sinkgate.models.load_errors import first_sentence
 
 Row = Mapping[str, Any]
 BATCH = 16  # rows read at a time; a picture in them may take megabytes

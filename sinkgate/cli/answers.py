@@ -20,9 +20,9 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about an image, with the Keys gated if gates are given; learned ones read the question first."""
-    from sinkgate.gates import Gates
-    from sinkgate.lsg import LSG
-    from sinkgate.vlm import find_sinks
+    from sinkgate.methods.lsg import LSG
+    from sinkgate.models.vlm import find_sinks
+    from sinkgate.sinks.gates import Gates
 
     learned = LSG.from_pretrained(gates) if gates and gates.is_dir() else None
     fixed = Gates.load(gates) if gates and not learned else None
@@ -66,9 +66,9 @@ def sinks(
     as_json: AsJson = False,
 ) -> None:
     """Say which visual tokens of an image are sinks, and why."""
-    from sinkgate.reports import report
-    from sinkgate.sinks import criterion
-    from sinkgate.vlm import find_sinks
+    from sinkgate.analysis.report import report
+    from sinkgate.models.vlm import find_sinks
+    from sinkgate.sinks.classify import criterion
 
     for name in (v_sink, l_sink):
         criterion(name)  # refuse a wrong name before the model is loaded

@@ -15,7 +15,7 @@ from sinkgate.errors import GateError, SinkgateError
 
 if TYPE_CHECKING:
     from sinkgate.benchmarks import Benchmark, Item
-    from sinkgate.samples import Sample
+    from sinkgate.data import Sample
 
 SCENES = 2600  # where no limit is given
 Split = Literal["train", "validation", "test"]
@@ -63,7 +63,7 @@ class DataChoice:
             SinkgateError: images are needed, or what reading raises.
         """
         from sinkgate.benchmarks import BENCHMARKS
-        from sinkgate.samples import read_cambrian, read_llava, scene_samples
+        from sinkgate.data import read_cambrian, read_llava, scene_samples
 
         if self.data == "scenes":
             count = self.limit or SCENES

@@ -22,8 +22,8 @@ def scenes(
     size: Annotated[int, typer.Option(min=16, max=4096, help="Side of the pictures in pixels.")] = 448,
 ) -> None:
     """Make random scenes of the demo world, with questions and true answers."""
-    from sinkgate.demo.questions import ask_all
-    from sinkgate.demo.scenes import Scene
+    from sinkgate.scenes.questions import ask_all
+    from sinkgate.scenes.scene import Scene
 
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -41,10 +41,8 @@ def scenes(
 
 
 def app(context: typer.Context) -> None:
-    """Start the app (from a clone of the repository); its options are those of ``app/main.py``, `--help` among them."""
-    script = Path(__file__).parents[2] / "app" / "main.py"
-    if not script.exists():
-        raise SinkgateError(
-            "the app lives in the repository, not in the package: clone it and run `python app/main.py`"
-        )
-    os.execv(sys.executable, [sys.executable, str(script), *context.args])
+    """Start the app; its options are those of ``app/main.py``, `--help` among them."""
+    root = Path(__file__).parents[2]
+    in_clone = (root / "pyproject.toml").exists() and (root / "app").is_dir()
+    started = [str(root / "app" / "main.py")] if in_clone else ["-m", "sinkgate.app.main"]
+    os.execv(sys.executable, [sys.executable, *started, *context.args])

@@ -47,8 +47,8 @@ def train(
     from accelerate import PartialState
     from transformers import set_seed
 
-    from sinkgate.lsg import LSG
-    from sinkgate.training import train as train_gates
+    from sinkgate.methods.lsg import LSG
+    from sinkgate.training.trainer import train as train_gates
 
     processes = PartialState(cpu=not torch.cuda.is_available())
     samples, seed = data.samples("train"), data.seed
@@ -104,8 +104,8 @@ def stack(
     as_json: AsJson = False,
 ) -> None:
     """Stack gates from the best, greedily by validation score; nothing is trained again."""
-    from sinkgate.lsg import LSG
-    from sinkgate.stacking import stack as stack_gates
+    from sinkgate.methods.lsg import LSG
+    from sinkgate.training.stacking import stack as stack_gates
 
     if by not in ("accuracy", "loss"):
         raise SinkgateError(f"--by is {by!r}; expected accuracy or loss")
@@ -142,7 +142,7 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Read gates that the paper's authors released, say what everything was taken for, and save them as sinkgate's."""
-    from sinkgate.lsg.official import read_official
+    from sinkgate.methods.lsg.official import read_official
 
     found = read_official(
         folder, layers=layer or None, offset=offset, swapped=swapped, activation=activation, base_model=base_model

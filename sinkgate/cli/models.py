@@ -18,7 +18,7 @@ def dimensions(
     as_json: AsJson = False,
 ) -> None:
     """Look for a model's sink dimensions on six plain prompts, and say how sure they are."""
-    from sinkgate.discovery import discover
+    from sinkgate.analysis.dimensions import discover
 
     found = discover(chosen.load(), cache=cache)
     typer.echo(found.to_json() if as_json else found.summary())
@@ -30,8 +30,8 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Describe a model as sinkgate sees it, once it has passed the checks on load."""
-    from sinkgate.checks import noise_picture
-    from sinkgate.facts import describe
+    from sinkgate.models.checks import noise_picture
+    from sinkgate.models.describe import describe
 
     vlm = chosen.load()
     facts = {
@@ -48,7 +48,7 @@ def info(
 
 def models(as_json: AsJson = False) -> None:
     """List well-known models by their short names. Any other of the Hub is named by its id."""
-    from sinkgate.loading import KNOWN_MODELS
+    from sinkgate.models.loading import KNOWN_MODELS
 
     if as_json:
         print_json(**KNOWN_MODELS)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from sinkgate.vlm import VLM
+    from sinkgate.models.vlm import VLM
 
 Picture = Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")]
 Model = Annotated[
@@ -55,7 +55,7 @@ class ModelChoice:
         """
         from transformers.utils import logging
 
-        from sinkgate import loading
+        from sinkgate.models import loading
 
         if self.model == "demo" or not sys.stderr.isatty():
             logging.disable_progress_bar()

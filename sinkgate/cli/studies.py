@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sinkgate.methods import Method
     from sinkgate.studies.results import Results
-    from sinkgate.studies.run import Shard, Study
+    from sinkgate.studies.runner import Shard, Study
 
 Layers = Annotated[str, typer.Option("--layers", help='"all", or numbers from 0 such as 3,6,7 or 4-10.')]
 Chunk = Annotated[
@@ -46,7 +46,7 @@ class RunChoice:
     @property
     def share(self) -> Shard:
         """This process's share."""
-        from sinkgate.studies.run import Shard
+        from sinkgate.studies.runner import Shard
 
         return Shard.parse(self.shard) if self.shard else Shard.here()
 
@@ -54,9 +54,9 @@ class RunChoice:
         """Carry the study out, by default this process's share; None where other processes are still at work on it.
 
         Raises:
-            SinkgateError: as `sinkgate.studies.run.run`.
+            SinkgateError: as `sinkgate.studies.runner.run`.
         """
-        from sinkgate.studies.run import run
+        from sinkgate.studies.runner import run
 
         shard = shard or self.share
         if self.out is None and shard.of > 1:
@@ -83,7 +83,7 @@ def anatomy(
     as_json: AsJson = False,
 ) -> None:
     """Norms, spikes, attention, Values and outputs of V-sinks, L-sinks and ordinary tokens, layer by layer."""
-    from sinkgate.sinks import criterion
+    from sinkgate.sinks.classify import criterion
     from sinkgate.studies.anatomy import Anatomy, by_layer
 
     for name in (v_sink, l_sink):
@@ -121,7 +121,7 @@ def probe(
     from sinkgate.studies.features import Features
     from sinkgate.studies.probes import Probes, summary
     from sinkgate.studies.results import Results
-    from sinkgate.studies.run import Shard
+    from sinkgate.studies.runner import Shard
 
     pictures = _pictures(data, images, limit, seed)
     vlm = chosen.load()
@@ -158,8 +158,8 @@ def sweep(
 
     With several GPUs: accelerate launch -m sinkgate sweep --out DIR ...
     """
+    from sinkgate.analysis.sweep import CONTROLS, LINE, grid
     from sinkgate.studies.sweep import Sweep, confirmed
-    from sinkgate.sweep import CONTROLS, LINE, grid
 
     points: Sequence[tuple[float, ...]] = (*LINE, *CONTROLS)
     if three and not free:
@@ -196,11 +196,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """The scores of a benchmark: the unmodified model beside gates and published methods."""
-    from sinkgate.discovery import WEIGHTS
-    from sinkgate.gates import Gates
-    from sinkgate.lookup import finder_of, published, read_method
+    from sinkgate.analysis.dimensions import WEIGHTS
     from sinkgate.methods import Fixed
-    from sinkgate.studies.examination import Examination, accuracies, scores
+    from sinkgate.methods.registry import finder_of, published, read_method
+    from sinkgate.sinks.gates import Gates
+    from sinkgate.studies.evaluation import Examination, accuracies, scores
     from sinkgate.studies.provenance import checksum_of
 
     methods: dict[str, Method] = {name: published(name) for name in method or ()}
@@ -254,7 +254,7 @@ def report(
     ] = None,
 ) -> None:
     """One page of figures and tables, complete in itself, of every study in a folder."""
-    from sinkgate.studies.page import write_figures, write_page
+    from sinkgate.studies.html_report import write_figures, write_page
 
     typer.echo(f"written to {write_page(folder, out)}")
     if figures:
@@ -266,7 +266,7 @@ def merge(
     out: Annotated[Path, typer.Option("--out", help="Folder for the whole.")],
 ) -> None:
     """Put together the parts that machines without a common disk made of one study (see --shard)."""
-    from sinkgate.studies.run import gather
+    from sinkgate.studies.runner import gather
 
     found = gather(folders, out)
     state = "finished" if found.finished else "not finished"
@@ -274,7 +274,7 @@ def merge(
 
 
 def _pictures(data: str, images: Path | None, limit: int, seed: int) -> list[Any]:
-    from sinkgate.samples import read_clevr, scene_facts
+    from sinkgate.data import read_clevr, scene_facts
 
     if data == "scenes":
         return list(scene_facts(limit, seed, split="test"))

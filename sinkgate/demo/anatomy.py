@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sinkgate.criteria import CRITERIA
-from sinkgate.demo.scenes import Scene
 from sinkgate.demo.scoring import Asked
-from sinkgate.patches import Sheet
-from sinkgate.sinks import Observation, classify
-from sinkgate.vlm import VLM
+from sinkgate.images.layout import Sheet
+from sinkgate.models.vlm import VLM
+from sinkgate.scenes.scene import Scene
+from sinkgate.sinks.classify import Observation, classify
+from sinkgate.sinks.criteria import CRITERIA
 
 STEADY = 0.8  # share of an image's questions for which a token must be an L-sink
 DRAWS = 5.0  # times the mean attention of ordinary patches

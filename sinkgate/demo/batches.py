@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from sinkgate.batch import IGNORED
 from sinkgate.demo.build import ASSISTANT, END, IMAGE, IMAGE_SIZE, PAD, PATCH_SIZE, PATCHES, USER, token_id
-from sinkgate.demo.questions import DESCRIBE, KINDS, Question, ask, describe, line_up
-from sinkgate.demo.scenes import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES, SIZES, Scene
+from sinkgate.models.batch import IGNORED
+from sinkgate.scenes.questions import DESCRIBE, KINDS, Question, ask, describe, line_up
+from sinkgate.scenes.scene import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES, SIZES, Scene
 
 GRID = IMAGE_SIZE // PATCH_SIZE
 _KIND_WEIGHTS = {

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from sinkgate.demo.questions import words
+from sinkgate.scenes.questions import words
 
 IMAGE_SIZE = 64
 PATCH_SIZE = 8

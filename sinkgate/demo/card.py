@@ -7,8 +7,8 @@ from typing import Any
 
 from sinkgate.demo.anatomy import DRAWS, STEADY
 from sinkgate.demo.gating import SCALES
-from sinkgate.demo.questions import KINDS
-from sinkgate.demo.scenes import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES, SIZES
+from sinkgate.scenes.questions import KINDS
+from sinkgate.scenes.scene import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES, SIZES
 
 Report = dict[str, Any]
 

@@ -20,18 +20,18 @@ import typer
 from torch import nn
 from transformers import set_seed
 
-from sinkgate.demo.questions import KINDS
-from sinkgate.evaluation import Marks, evaluate
-from sinkgate.gates import Gates
-from sinkgate.lessons import Lessons, Prefix, batches
-from sinkgate.loading import load
-from sinkgate.lsg import LSG
+from sinkgate.analysis.sweep import CONTROLS, LINE, Setting, oracle
+from sinkgate.data import Sample, scene_samples
 from sinkgate.methods import VAR, Fixed, LoRA, Method, Remove, Reweight, SinkToTheFront, Suppress
-from sinkgate.samples import Sample, scene_samples
-from sinkgate.stacking import Stack, stack
-from sinkgate.sweep import CONTROLS, LINE, Setting, oracle
-from sinkgate.training import train
-from sinkgate.vlm import VLM, find_sinks
+from sinkgate.methods.lsg import LSG
+from sinkgate.models.loading import load
+from sinkgate.models.vlm import VLM, find_sinks
+from sinkgate.scenes.questions import KINDS
+from sinkgate.sinks.gates import Gates
+from sinkgate.training.dataset import Lessons, Prefix, batches
+from sinkgate.training.evaluation import Marks, evaluate
+from sinkgate.training.stacking import Stack, stack
+from sinkgate.training.trainer import train
 
 Report = dict[str, Any]
 HAZE = (0.0, 0.7)  # of the scenes to learn from and to choose by

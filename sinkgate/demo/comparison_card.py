@@ -16,9 +16,9 @@ from plotly.subplots import make_subplots
 
 from sinkgate.demo.comparison import ABLATED, ABLATIONS, UNMODIFIED
 from sinkgate.demo.figures import LAYOUT
-from sinkgate.demo.questions import KINDS
-from sinkgate.lsg import LSG
+from sinkgate.methods.lsg import LSG
 from sinkgate.plots.style import DIVERGING, GAIN, INK, LOSS
+from sinkgate.scenes.questions import KINDS
 
 Report = dict[str, Any]
 HEAD = """# Learned gates and their rivals on the demo world

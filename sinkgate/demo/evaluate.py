@@ -22,8 +22,8 @@ from sinkgate.demo import anatomy, gating, probes
 from sinkgate.demo.card import card
 from sinkgate.demo.figures import accuracy_figure, gating_figure, growth_figure, probes_figure
 from sinkgate.demo.scoring import Asked, held_out, overall
-from sinkgate.loading import DEMO, load
-from sinkgate.vlm import VLM, find_sinks
+from sinkgate.models.loading import DEMO, load
+from sinkgate.models.vlm import VLM, find_sinks
 
 Report = dict[str, Any]
 

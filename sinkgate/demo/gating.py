@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from sinkgate.attention import attached
+from sinkgate.attention.patch import attached
 from sinkgate.demo.batches import PATCHES, Packed, pack
 from sinkgate.demo.scoring import Asked, KindScore, by_kind, dialogues, right_answers
-from sinkgate.gates import Gates, Group
-from sinkgate.sinks import SinkMap
-from sinkgate.vlm import VLM, find_sinks
+from sinkgate.models.vlm import VLM, find_sinks
+from sinkgate.sinks.classify import SinkMap
+from sinkgate.sinks.gates import Gates, Group
 
 SCALES = (0.0, 0.25, 0.5, 1.5, 2.0)  # 1 is the plain model
 GROUPS: tuple[Group, ...] = ("v_sink", "rest")

@@ -25,8 +25,8 @@ from sinkgate.demo.batches import (
     turns,
 )
 from sinkgate.demo.build import FEATURE_LAYER, PATCHES
-from sinkgate.demo.scenes import COLORS, MAX_OBJECTS, SHAPES
 from sinkgate.demo.scoring import by_kind, dialogues, held_out, overall, right_answers
+from sinkgate.scenes.scene import COLORS, MAX_OBJECTS, SHAPES
 
 DTYPE = torch.bfloat16
 FEW = 4  # at most so many patches tell the whole scene where reading is narrowed

@@ -16,11 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sinkgate.demo.anatomy import on_objects
-from sinkgate.demo.questions import Question, majority_color
-from sinkgate.demo.scenes import Scene
 from sinkgate.demo.scoring import Asked
+from sinkgate.models.vlm import VLM, find_sinks
+from sinkgate.scenes.questions import Question, majority_color
+from sinkgate.scenes.scene import Scene
 from sinkgate.studies.probes import probe
-from sinkgate.vlm import VLM, find_sinks
 
 REPEATS = 5  # draws of ordinary background tokens
 DRAWN = 3  # tokens a draw, averaged

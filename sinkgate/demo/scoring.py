@@ -10,8 +10,8 @@ from random import Random
 from torch import Tensor
 
 from sinkgate.demo.batches import IGNORED, Packed
-from sinkgate.demo.questions import KINDS, Question, ask_all
-from sinkgate.demo.scenes import Scene
+from sinkgate.scenes.questions import KINDS, Question, ask_all
+from sinkgate.scenes.scene import Scene
 
 Asked = tuple[Scene, list[Question]]  # a scene and what is asked about it
 

@@ -15,24 +15,24 @@ import pandas as pd
 import torch
 import typer
 
+from sinkgate.analysis.sweep import LINE, grid
 from sinkgate.benchmarks import SCENES, Item
-from sinkgate.gates import Gates
-from sinkgate.loading import DEMO, load
-from sinkgate.lsg import LSG
+from sinkgate.data.scenes import scene_facts
 from sinkgate.methods import VAR, Fixed, Method, Remove, SinkToTheFront, Suppress
+from sinkgate.methods.lsg import LSG
+from sinkgate.models.loading import DEMO, load
+from sinkgate.models.vlm import VLM
 from sinkgate.plots import export
-from sinkgate.samples.scenes import scene_facts
+from sinkgate.sinks.gates import Gates
 from sinkgate.studies.anatomy import Anatomy
 from sinkgate.studies.claims import claims
-from sinkgate.studies.examination import Examination
+from sinkgate.studies.evaluation import Examination
 from sinkgate.studies.features import Features
-from sinkgate.studies.page import write_page
+from sinkgate.studies.html_report import write_page
 from sinkgate.studies.probes import Probes
 from sinkgate.studies.results import Results
-from sinkgate.studies.run import run
+from sinkgate.studies.runner import run
 from sinkgate.studies.sweep import Sweep
-from sinkgate.sweep import LINE, grid
-from sinkgate.vlm import VLM
 
 GATES = DEMO.parent / "gates"
 HAZE = (0.0, 0.7)  # of the scenes with room to gain: on clear ones the demo model is near its ceiling

@@ -1,9 +1,9 @@
-"""Fixed gates and the published methods that the paper is compared with, each behind the door of `sinkgate.methods.method`."""
+"""Fixed gates and the published methods that the paper is compared with, each behind the door of `sinkgate.methods.base`."""
 
+from sinkgate.methods.base import Fixed, Method
 from sinkgate.methods.lora import LoRA
-from sinkgate.methods.method import Fixed, Method
 from sinkgate.methods.reweight import Reweight, ReweightConfig
-from sinkgate.methods.sink_front import SinkToTheFront
+from sinkgate.methods.sink_to_front import SinkToTheFront
 from sinkgate.methods.suppress import Remove, Suppress
 from sinkgate.methods.var import VAR
 

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sinkgate.batch import Batch
+from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import SinkgateError
-from sinkgate.recorder import Recorder
-from sinkgate.vlm import VLM
+from sinkgate.models.batch import Batch
+from sinkgate.models.vlm import VLM
 
 if TYPE_CHECKING:
     from peft import LoraConfig

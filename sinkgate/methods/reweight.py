@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sinkgate.batch import Batch
+from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import GateError
-from sinkgate.methods.entrance import (
+from sinkgate.methods.decoder_inputs import (
     Arguments,
     beams,
     changed,
@@ -29,8 +29,8 @@ from sinkgate.methods.entrance import (
     placed,
     refuse_cross_attention,
 )
-from sinkgate.recorder import Recorder
-from sinkgate.vlm import VLM
+from sinkgate.models.batch import Batch
+from sinkgate.models.vlm import VLM
 
 CONFIG, WEIGHTS = "reweight_config.json", "reweight.safetensors"
 FORMAT = "sinkgate-reweight"

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from sinkgate.batch import Batch
+from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import UnsupportedModelError
-from sinkgate.gates import Gates
-from sinkgate.methods.entrance import Arguments, cached, changed, placed, refuse_cross_attention
-from sinkgate.methods.method import Fixed
-from sinkgate.recorder import Recorder
-from sinkgate.vlm import VLM
+from sinkgate.methods.base import Fixed
+from sinkgate.methods.decoder_inputs import Arguments, cached, changed, placed, refuse_cross_attention
+from sinkgate.models.batch import Batch
+from sinkgate.models.vlm import VLM
+from sinkgate.sinks.gates import Gates
 
 
 @dataclass(frozen=True)

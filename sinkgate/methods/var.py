@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from sinkgate.attention import Attached, Rewrite
-from sinkgate.batch import Batch
+from sinkgate.attention.patch import Attached, Rewrite
+from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import SinkgateError
-from sinkgate.methods.entrance import beams, ends, everywhere, refuse_cross_attention
-from sinkgate.recorder import Recorder
-from sinkgate.vlm import VLM
+from sinkgate.methods.decoder_inputs import beams, ends, everywhere, refuse_cross_attention
+from sinkgate.models.batch import Batch
+from sinkgate.models.vlm import VLM
 
 
 @dataclass(frozen=True)

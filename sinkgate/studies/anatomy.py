@@ -25,16 +25,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sinkgate.criteria import CRITERIA, Criterion, SinkDimensions, over_median
-from sinkgate.discovery import discover
+from sinkgate.analysis.dimensions import discover
+from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError
-from sinkgate.known_dimensions import SIDES, Side
-from sinkgate.prompts import Prompt
-from sinkgate.samples import Sample
-from sinkgate.sinks import HeadObservation, Merged, SinkMap, classify
+from sinkgate.models.prompts import Prompt
+from sinkgate.models.vlm import VLM
+from sinkgate.sinks.classify import HeadObservation, Merged, SinkMap, classify
+from sinkgate.sinks.criteria import CRITERIA, Criterion, SinkDimensions, over_median
+from sinkgate.sinks.known_dimensions import SIDES, Side
 from sinkgate.studies.provenance import facts_of, facts_of_samples
-from sinkgate.studies.run import Tables, chunks
-from sinkgate.vlm import VLM
+from sinkgate.studies.runner import Tables, chunks
 
 Dims = Mapping[Side, Sequence[int]]
 
@@ -96,7 +96,7 @@ class Anatomy:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """See `sinkgate.studies.run.Study`."""
+        """See `sinkgate.studies.runner.Study`."""
         criteria = {"v_sink": self.v_sink, "l_sink": self.l_sink}
         return {
             **{name: each if isinstance(each, str) else repr(each) for name, each in criteria.items()},
@@ -108,17 +108,17 @@ class Anatomy:
 
     @property
     def model(self) -> dict[str, Any]:
-        """See `sinkgate.studies.run.Study`."""
+        """See `sinkgate.studies.runner.Study`."""
         return facts_of(self.vlm)
 
     @property
     def data(self) -> dict[str, Any]:
-        """See `sinkgate.studies.run.Study`."""
+        """See `sinkgate.studies.runner.Study`."""
         return facts_of_samples(self.samples)
 
     @property
     def units(self) -> int:
-        """See `sinkgate.studies.run.Study`."""
+        """See `sinkgate.studies.runner.Study`."""
         return chunks(len(self.samples), self.chunk)
 
     def work(self, unit: int) -> Tables:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from sinkgate.analysis.statistics import sign_test
 from sinkgate.errors import SinkgateError
-from sinkgate.statistics import sign_test
 from sinkgate.studies.results import Results
 from sinkgate.studies.sweep import confirmed, groups_apart, leaning
 

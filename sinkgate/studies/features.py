@@ -23,14 +23,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sinkgate.criteria import Criterion
+from sinkgate.data import Pictured
+from sinkgate.data.probe_example import Target
 from sinkgate.errors import SinkgateError
-from sinkgate.samples import Pictured
-from sinkgate.samples.pictured import Target
-from sinkgate.sinks import Merged, Observation, SinkMasks, classify
+from sinkgate.models.vlm import VLM
+from sinkgate.sinks.classify import Merged, Observation, SinkMasks, classify
+from sinkgate.sinks.criteria import Criterion
 from sinkgate.studies.provenance import checksum, facts_of, mark_of
-from sinkgate.studies.run import chunks
-from sinkgate.vlm import VLM
+from sinkgate.studies.runner import chunks
 
 Precision = Literal["float32", "float16"]
 ENCODER = "encoder"

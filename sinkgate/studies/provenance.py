@@ -12,11 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sinkgate.discovery import WEIGHTS
+from sinkgate.analysis.dimensions import WEIGHTS
+from sinkgate.data import Sample
 from sinkgate.errors import ImageError
-from sinkgate.images import Picture, open_image
-from sinkgate.samples import Sample
-from sinkgate.vlm import VLM
+from sinkgate.images.io import Picture, open_image
+from sinkgate.models.vlm import VLM
 
 PACKAGES = ("sinkgate", "torch", "transformers", "scikit-learn", "numpy", "pyarrow")
 

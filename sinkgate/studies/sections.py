@@ -12,11 +12,11 @@ import plotly.graph_objects as go
 from sinkgate.benchmarks import BENCHMARKS
 from sinkgate.plots import GROUP_NAMES
 from sinkgate.plots import anatomy as anatomy_plots
-from sinkgate.plots import examination as examination_plots
+from sinkgate.plots import evaluation as evaluation_plots
 from sinkgate.plots import probes as probes_plots
 from sinkgate.plots import sweep as sweep_plots
 from sinkgate.studies.anatomy import flattening, jaccard, sinks_per_image
-from sinkgate.studies.examination import accuracies, changes, scores
+from sinkgate.studies.evaluation import accuracies, changes, scores
 from sinkgate.studies.probes import MEASURES, advantage, summary
 from sinkgate.studies.results import Results
 from sinkgate.studies.sweep import CELL, confirmed, gains, groups_apart, leaning
@@ -187,7 +187,7 @@ def _examination(results: Results) -> Iterator[Section]:
         yield Section(
             "What each method changes",
             "Right of 0 a method answers more of the same questions than the unmodified model; an interval that reaches across 0 leaves it open.",
-            examination_plots.changes_figure(changes(items, answers)),
+            evaluation_plots.changes_figure(changes(items, answers)),
         )
     right = accuracies(items, answers)
     yield Section("Accuracy", "Share of right answers, by task.", _told(right, shares=list(right.columns[1:])))

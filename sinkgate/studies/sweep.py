@@ -16,16 +16,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from sinkgate.analysis.statistics import compared, holm, intervals, sign_test
+from sinkgate.analysis.sweep import CONTROLS, LINE, Setting, oracle
 from sinkgate.benchmarks import Item
-from sinkgate.evaluation import evaluate
-from sinkgate.gates import Gates
-from sinkgate.lessons import Finder, Lessons
 from sinkgate.methods import Fixed
-from sinkgate.statistics import compared, holm, intervals, sign_test
-from sinkgate.studies.items import OfItems, frame_of, ready
-from sinkgate.studies.run import Tables
-from sinkgate.sweep import CONTROLS, LINE, Setting, oracle
-from sinkgate.vlm import VLM, find_sinks, find_v_sinks
+from sinkgate.models.vlm import VLM, Finder, find_sinks, find_v_sinks
+from sinkgate.sinks.gates import Gates
+from sinkgate.studies.base import OfItems, frame_of, ready
+from sinkgate.studies.runner import Tables
+from sinkgate.training.dataset import Lessons
+from sinkgate.training.evaluation import evaluate
 
 UNMODIFIED = -1  # its layer in the tables
 SCALES = ["v_sink", "l_sink", "ordinary"]
@@ -57,7 +57,7 @@ class Sweep(OfItems):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """See `sinkgate.studies.run.Study`."""
+        """See `sinkgate.studies.runner.Study`."""
         layers = list(range(self.vlm.num_layers) if self.layers is None else self.layers)
         return {"layers": layers, "points": [list(point) for point in self.points], "chunk": self.chunk}
 
@@ -102,7 +102,7 @@ class Sweep(OfItems):
 
 
 def gains(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0) -> pd.DataFrame:
-    """What each setting does to each task: the columns of `sinkgate.statistics.compared`, and ``corrected``, p by Holm over all rows.
+    """What each setting does to each task: the columns of `sinkgate.analysis.statistics.compared`, and ``corrected``, p by Holm over all rows.
 
     Tables of a sweep -> one row a task and setting, with ``task``, ``layer``, ``v_sink``, ``l_sink``, ``ordinary``.
     """

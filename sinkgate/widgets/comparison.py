@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sinkgate.gates import Gates
-from sinkgate.images import Picture
-from sinkgate.session import Session
-from sinkgate.vlm import VLM
-from sinkgate.widgets.parts import MAX_NEW_TOKENS, Shown, cards, following, ipywidgets
-from sinkgate.widgets.screen import Screen
+from sinkgate.images.io import Picture
+from sinkgate.models.session import Session
+from sinkgate.models.vlm import VLM
+from sinkgate.sinks.gates import Gates
+from sinkgate.widgets.common import MAX_NEW_TOKENS, Shown, cards, following, ipywidgets
+from sinkgate.widgets.figure import Screen
 
 
 def compare(vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates]) -> Comparison:

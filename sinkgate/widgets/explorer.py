@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from sinkgate.errors import ImageError, SinkgateError
-from sinkgate.gates import PRESETS, Gates
-from sinkgate.images import Picture, open_image
+from sinkgate.images.io import Picture, open_image
+from sinkgate.models.session import Session
+from sinkgate.models.trace import Trace
+from sinkgate.models.vlm import VLM
 from sinkgate.plots.style import GRID, GROUP_COLORS
-from sinkgate.session import Session
-from sinkgate.trace import Trace
-from sinkgate.vlm import VLM
-from sinkgate.widgets.newest import Newest
-from sinkgate.widgets.parts import MAX_NEW_TOKENS, Shown, cards, fault, following, ipywidgets, small
-from sinkgate.widgets.screen import Screen
+from sinkgate.sinks.gates import PRESETS, Gates
+from sinkgate.widgets.common import MAX_NEW_TOKENS, Shown, cards, fault, following, ipywidgets, small
+from sinkgate.widgets.figure import Screen
+from sinkgate.widgets.latest_only import Newest
 
 REST = 0.3  # seconds without a move, after which the answer is written
 FRAME = 0.05  # seconds from one drawing to the next at least: a browser that is sent more falls behind

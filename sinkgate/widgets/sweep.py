@@ -11,12 +11,12 @@ import pandas as pd
 
 from sinkgate.benchmarks import Item
 from sinkgate.errors import SinkgateError
-from sinkgate.images import open_image
+from sinkgate.images.io import open_image
 from sinkgate.plots.style import GAIN, LOSS
 from sinkgate.plots.sweep import layers_figure
 from sinkgate.studies.results import Results
 from sinkgate.studies.sweep import SCALES, UNMODIFIED, gains, in_words
-from sinkgate.widgets.parts import Shown, card, data_url, following, ipywidgets, small, still
+from sinkgate.widgets.common import Shown, card, data_url, following, ipywidgets, small, still
 
 MOST = 50  # questions that are listed
 THUMB = 96  # pixels

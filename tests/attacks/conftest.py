@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
-import guard
 import httpx
 import pytest
+
+from app import guard
 
 
 def echo(image: str | None, question: str, gates_json: str = "") -> str:

@@ -7,11 +7,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
 from gradio.utils import get_upload_folder
-from guard import Guard, Limits, headers, payload, scripts_of
-from guard.guard import NO_ROOM, address_of, is_host, sweep
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+
+from app.guard import Guard, Limits, headers, payload, scripts_of
+from app.guard.guard import NO_ROOM, address_of, is_host, sweep
 
 JOIN, UPLOAD, CALL = "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/call/answer"
 

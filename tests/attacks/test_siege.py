@@ -14,12 +14,12 @@ from typing import Any
 
 import ammunition as ammo
 import pytest
-from guard.routes import ROUTES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from siege import Siege, besieged, png
 
-from sinkgate.demo.scenes import Scene
+from app.guard.routes import ROUTES
+from sinkgate.scenes.scene import Scene
 
 SHARES = {
     "events": 6,

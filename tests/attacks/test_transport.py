@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 from app_process import made_up_visitors
-from guard import Limits
 from siege import Siege, besieged, png
+
+from app.guard import Limits
 
 
 @pytest.fixture(scope="module")

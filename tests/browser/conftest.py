@@ -13,7 +13,7 @@ from app_process import running_app
 from visitor import Tab, chromium
 
 import sinkgate as sg
-from sinkgate.demo.scenes import Scene
+from sinkgate.scenes.scene import Scene
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

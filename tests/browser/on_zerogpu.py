@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS.parent / "app"), str(TESTS / "hosting")]
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "hosting")]
 os.environ["SPACES_ZERO_GPU"] = "true"
 
 from made_up_spaces import Spaces, made_up  # noqa: E402
 
 sys.modules["spaces"] = made_up(Spaces())
 
-import zerogpu  # noqa: E402
+from app import backend_zerogpu  # noqa: E402
 
-zerogpu.DEVICE = "cpu"
+backend_zerogpu.DEVICE = "cpu"
 sys.argv[0] = "app/main.py"
 runpy.run_path(str(TESTS.parent / "app" / "main.py"), run_name="__main__")

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from handlers import GALLERY, Handlers, composer_value, random_scene
-from live import Desk, Session
 from PIL import Image
 from test_live import LENS, setting
 from test_page import assert_shows, direct
 from visitor import Tab
 
 import sinkgate as sg
-from sinkgate.demo.questions import ask, describe
-from sinkgate.demo.scenes import MAX_OBJECTS, Scene
+from app.handlers import GALLERY, Handlers, composer_value, random_scene
+from app.state import Desk, Session
+from sinkgate.scenes.questions import ask, describe
+from sinkgate.scenes.scene import MAX_OBJECTS, Scene
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from app_process import running_app
-from handlers import FIRST_QUESTION, FIRST_SCENE, HAND_WINS, Handlers, random_scene
-from learned import CONFIG, WEIGHTS, Learned, gates_in, uploaded_gates, weight_bytes
-from live import KEPT_UPLOADS, ROUND, Desk, Session
 from test_live import LENS, setting
 from visitor import Tab
 
 import sinkgate as sg
-from sinkgate.demo.scenes import Scene
-from sinkgate.lsg import LSG
+from app.gate_library import CONFIG, WEIGHTS, Learned, gates_in, uploaded_gates, weight_bytes
+from app.handlers import FIRST_QUESTION, FIRST_SCENE, HAND_WINS, Handlers, random_scene
+from app.state import KEPT_UPLOADS, ROUND, Desk, Session
+from sinkgate.methods.lsg import LSG
+from sinkgate.scenes.scene import Scene
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -13,16 +13,16 @@ from typing import Any
 from urllib.request import urlopen
 
 import gradio as gr
-import live
 import pytest
 from app_process import ROOT, running_app
-from bench import Warm
-from handlers import Handlers
-from live import KEPT_CASES, Desk, Session
 from PIL import Image
-from turnstile import Limits
 
 import sinkgate as sg
+from app import state
+from app.backend import Warm
+from app.handlers import Handlers
+from app.scheduler import Limits
+from app.state import KEPT_CASES, Desk, Session
 
 LENS = {"layer": 2, "head": None, "row": 0, "hide": False}
 
@@ -131,7 +131,7 @@ def test_an_answer_that_was_interrupted_is_never_kept_as_whole(
         session.case.unchanged_done = True  # so that the next answer to be generated is the gated one
     monkeypatch.setattr(Warm, "stream", stream)
     final = list(handlers.tell(session, setting(vlm, 0.4)))[-1][0]
-    expected = vlm.answer(session.case.prompt, gates, session.case.sinks, max_new_tokens=live.MAX_NEW_TOKENS)
+    expected = vlm.answer(session.case.prompt, gates, session.case.sinks, max_new_tokens=state.MAX_NEW_TOKENS)
     assert final["done"] and [word for word, _ in final["gated"]] == expected.text.split()
     assert len(expected.tokens) > 2
 
@@ -204,7 +204,7 @@ def test_whoever_moves_faders_is_not_idle(handlers: Handlers, session: Session, 
 def test_nobody_is_forgotten_while_being_answered(
     handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    monkeypatch.setattr(live, bound, 1)
+    monkeypatch.setattr(state, bound, 1)
     answers = handlers.tell(session, setting(vlm, 0.3))
     next(answers)
     for _ in range(2):
@@ -218,7 +218,7 @@ def test_nobody_is_forgotten_while_being_answered(
 def test_the_idlest_visitors_are_forgotten_and_told_so(
     handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch, bound: str, least: int
 ) -> None:
-    monkeypatch.setattr(live, bound, least)
+    monkeypatch.setattr(state, bound, least)
     for _ in range(3):
         handlers.begin(setting(vlm), LENS)
     assert session.nbytes == 0 and handlers.desk.visitors == 3 and handlers.desk.kept_bytes < 2_500_000
@@ -228,19 +228,19 @@ def test_the_idlest_visitors_are_forgotten_and_told_so(
 
 def test_too_large_a_picture_is_made_smaller(tmp_path: Path) -> None:
     Image.new("RGB", (4000, 2000), "red").save(path := tmp_path / "large.png")
-    image = live.open_picture(str(path))
-    assert image.size == (2000, 1000) and image.width * image.height <= live.MOST_PIXELS
+    image = state.open_picture(str(path))
+    assert image.size == (2000, 1000) and image.width * image.height <= state.MOST_PIXELS
     photograph = Image.new("RGB", (8064, 6048), "red")
     exif = photograph.getexif()
     exif[0x0112] = 6  # a phone held upright
     photograph.save(path := tmp_path / "phone.jpg", exif=exif)
-    assert live.open_picture(str(path)).size == (1224, 1632)
+    assert state.open_picture(str(path)).size == (1224, 1632)
 
 
 def test_an_answer_that_takes_too_long_is_stopped_and_says_so(
     handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live.Deadline, "__call__", lambda self: setattr(self, "passed", True) or True)
+    monkeypatch.setattr(state.Deadline, "__call__", lambda self: setattr(self, "passed", True) or True)
     handlers.ask(session, "What do you see?", setting(vlm), LENS)
     *_, told = handlers.tell(session, setting(vlm))
     assert told[0]["done"] and len(told[0]["unchanged"]) == 1 and "stopped after 20 seconds" in told[-1]["text"]

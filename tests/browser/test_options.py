@@ -6,9 +6,9 @@ import sys
 from typing import Any
 
 import pytest
-from main import main
 
 import sinkgate as sg
+from app.main import main
 
 
 def start(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from live import MAX_NEW_TOKENS
 from PIL import Image
 from visitor import Tab
 
 import sinkgate as sg
+from app.state import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -18,8 +18,9 @@ import httpx
 import pytest
 import yaml
 from app_process import ROOT, free_port, made_up_visitors, running_app
-from guard import Limits
 from visitor import Tab
+
+from app.guard import Limits
 
 DEPLOY = ROOT / "app" / "deploy"
 HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"

@@ -17,17 +17,17 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
-from answer import ANSWER
 from app_process import ROOT, running_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from live import MAX_QUESTION
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
 
 import sinkgate as sg
-from sinkgate.demo.scenes import Scene
+from app.api import ANSWER
+from app.state import MAX_QUESTION
+from sinkgate.scenes.scene import Scene
 
 GUIDE = (ROOT / "docs" / "pages" / "guides" / "api.md").read_text(encoding="utf-8")
 QUESTION = "How many objects are there?"

@@ -2,7 +2,7 @@
 
 import made_up
 
-from sinkgate.studies.page import write_page
+from sinkgate.studies.html_report import write_page
 
 
 def test_every_figure_is_drawn(browser, tmp_path):

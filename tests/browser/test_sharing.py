@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from app_process import ROOT
-from frames import Lens
-from handlers import FIRST_QUESTION, FIRST_SCENE, Handlers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learned import gates_in
-from live import Desk, Session
 from PIL import Image
-from sharing import GATES_ARE_AWAY, MOST, NO_GATES, NO_PICTURE, STAND_IN, Link, LinkError, loading, shared
 
 import sinkgate as sg
-from sinkgate.demo.questions import KINDS
-from sinkgate.demo.scenes import Scene
+from app.gate_library import gates_in
+from app.handlers import FIRST_QUESTION, FIRST_SCENE, Handlers
+from app.share_links import GATES_ARE_AWAY, MOST, NO_GATES, NO_PICTURE, STAND_IN, Link, LinkError, loading, shared
+from app.state import Desk, Session
+from app.view_model import Lens
+from sinkgate.scenes.questions import KINDS
+from sinkgate.scenes.scene import Scene
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -11,14 +11,10 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-import frames
 import numpy as np
 import pytest
 import torch
 from app_process import running_app
-from frames import Lens, view_urls
-from handlers import GENERAL_QUESTIONS, PLAIN_QUESTIONS, Handlers
-from live import Case, Desk, Session
 from models import QUERIES, save_listed, save_tiled
 from PIL import Image
 from test_page import CLOSE, QUESTION, asked, assert_shows, direct
@@ -26,8 +22,12 @@ from tiny import noise_image, tiny_llava
 from visitor import Tab
 
 import sinkgate as sg
-from sinkgate.demo.scenes import Scene
-from sinkgate.patches import Sheet
+from app import view_model
+from app.handlers import GENERAL_QUESTIONS, PLAIN_QUESTIONS, Handlers
+from app.state import Case, Desk, Session
+from app.view_model import Lens, view_urls
+from sinkgate.images.layout import Sheet
+from sinkgate.scenes.scene import Scene
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -184,7 +184,7 @@ def case_of(vlm: sg.VLM, prompt: sg.Prompt) -> Case:
 
 def seen(vlm: sg.VLM, prompt: sg.Prompt, sheet: int = 0) -> dict[str, Any]:
     """The frame of one sheet."""
-    return frames.frame(case_of(vlm, prompt), Lens.read({"sheet": sheet}, vlm, len(prompt.sheets)))
+    return view_model.frame(case_of(vlm, prompt), Lens.read({"sheet": sheet}, vlm, len(prompt.sheets)))
 
 
 def test_several_images_have_a_sheet_each() -> None:
@@ -214,10 +214,10 @@ def test_holes_are_left_open_and_sinks_outside_are_counted() -> None:
     sinks[[5, 7, 11]] = True  # 7 and 11 lie in the column that was taken out
     case.warm = sg.Session(vlm, case.prompt, replace(case.sinks, v_sink=sinks, loudest=torch.arange(16)))
     case.reasons[0] = dict.fromkeys((5, 7, 11), "because")
-    frame = frames.frame(case, Lens())
+    frame = view_model.frame(case, Lens())
     holes = [share is None for share in frame["before"]]
     assert holes == [False, False, False, True] * 4
-    assert [list(base64.b64decode(film)[3::4]) for film in frame["films"]] == [[frames.HOLE] * 4] * vlm.num_layers
+    assert [list(base64.b64decode(film)[3::4]) for film in frame["films"]] == [[view_model.HOLE] * 4] * vlm.num_layers
     assert frame["top"] == max(share for share in frame["before"] if share is not None)
     assert [(mark["token"], mark["cell"]) for mark in frame["marks"]] == [(5, (1, 1))]
     assert frame["elsewhere"] == "2 more sinks outside of the picture"
@@ -238,9 +238,9 @@ def test_sheets_are_named_by_what_they_are() -> None:
     def sheet(rows: int, image: int = 0) -> Sheet:
         return Sheet(torch.arange(rows * rows).view(rows, rows), image, (0.0, 0.0, 1.0, 1.0))
 
-    assert frames.sheet_names((sheet(4),)) == ["picture"]
-    assert frames.sheet_names((sheet(8), sheet(4))) == ["tiles 8 x 8", "overview 4 x 4"]
-    assert frames.sheet_names((sheet(4), sheet(8), sheet(4, 1))) == [
+    assert view_model.sheet_names((sheet(4),)) == ["picture"]
+    assert view_model.sheet_names((sheet(8), sheet(4))) == ["tiles 8 x 8", "overview 4 x 4"]
+    assert view_model.sheet_names((sheet(4), sheet(8), sheet(4, 1))) == [
         "image 1: overview 4 x 4",
         "image 1: tiles 8 x 8",
         "image 2: picture",

@@ -8,9 +8,9 @@ import torch
 import sinkgate as sg
 from sinkgate.demo import comparison
 from sinkgate.demo.comparison_card import Comparison, main, main_table
-from sinkgate.demo.questions import KINDS
-from sinkgate.lsg import LSG
 from sinkgate.methods import Fixed
+from sinkgate.methods.lsg import LSG
+from sinkgate.scenes.questions import KINDS
 
 
 def few_learners(vlm):

@@ -6,7 +6,7 @@ import pytest
 
 from sinkgate.demo import studies
 from sinkgate.studies.claims import claims
-from sinkgate.studies.page import write_page
+from sinkgate.studies.html_report import write_page
 from sinkgate.studies.results import Results
 
 SHIPPED = Path(studies.__file__).parent / "studies"

@@ -11,11 +11,11 @@ import torch
 import sinkgate as sg
 from sinkgate.demo import anatomy, evaluate, gating, probes
 from sinkgate.demo.card import card
-from sinkgate.demo.questions import KINDS
-from sinkgate.demo.scenes import Scene, SceneObject
 from sinkgate.demo.scoring import by_kind, held_out, overall
-from sinkgate.loading import DEMO
-from sinkgate.vlm import find_sinks
+from sinkgate.models.loading import DEMO
+from sinkgate.models.vlm import find_sinks
+from sinkgate.scenes.questions import KINDS
+from sinkgate.scenes.scene import Scene, SceneObject
 
 REPORT = json.loads((DEMO / "evaluation.json").read_text())
 

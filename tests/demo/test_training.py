@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from sinkgate.demo import objectives, train
 from sinkgate.demo.batches import pack, pixels
 from sinkgate.demo.build import PATCHES, build_processor, build_tokenizer
-from sinkgate.demo.questions import ask_all
-from sinkgate.demo.scenes import Scene
-from sinkgate.loading import DEMO
+from sinkgate.models.loading import DEMO
+from sinkgate.scenes.questions import ask_all
+from sinkgate.scenes.scene import Scene
 
 
 def test_packed_rows_equal_single_prompts(demo):

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkgate.demo.build import UNK, build_tokenizer
-from sinkgate.demo.questions import DESCRIBE, KINDS, ask, ask_all, describe, line_up
-from sinkgate.demo.scenes import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES, SIZES, Scene, SceneObject
 from sinkgate.errors import SceneError
+from sinkgate.scenes.questions import DESCRIBE, KINDS, ask, ask_all, describe, line_up
+from sinkgate.scenes.scene import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES, SIZES, Scene, SceneObject
 
 seeds = st.integers(0, 10**9)
 

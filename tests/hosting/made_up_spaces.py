@@ -132,5 +132,5 @@ def made_up(spaces: Spaces) -> ModuleType:
 
 def put_in_place(monkeypatch: Any) -> Spaces:
     monkeypatch.setitem(sys.modules, "spaces", made_up(spaces := Spaces()))
-    monkeypatch.delitem(sys.modules, "zerogpu", raising=False)
+    monkeypatch.delitem(sys.modules, "app.backend_zerogpu", raising=False)
     return spaces

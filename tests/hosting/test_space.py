@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import space
 from huggingface_hub import SpaceCard
+
+from app.deploy import space
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def read(monkeypatch, tmp_path):
-    import main
+    from app import main
 
     for name in ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "PORT", "SPACE_ID"):
         monkeypatch.delenv(name, raising=False)

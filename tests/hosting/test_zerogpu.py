@@ -9,16 +9,16 @@ import threading
 from pathlib import Path
 from random import Random
 
-import bench
 import pytest
 import torch
-from learned import gates_in
-from live import Desk, Session
 from made_up_spaces import put_in_place, visitor
 
 import sinkgate as sg
-from sinkgate.demo.scenes import Scene
-from sinkgate.loading import DEMO
+from app import backend
+from app.gate_library import gates_in
+from app.state import Desk, Session
+from sinkgate.models.loading import DEMO
+from sinkgate.scenes.scene import Scene
 
 QUESTION = "How many objects are there?"
 APP = Path(__file__).parents[2] / "app"
@@ -27,18 +27,18 @@ APP = Path(__file__).parents[2] / "app"
 @pytest.fixture
 def spaces(monkeypatch):
     made_up = put_in_place(monkeypatch)
-    import zerogpu
+    from app import backend_zerogpu
 
-    monkeypatch.setattr(zerogpu, "DEVICE", "cpu")
+    monkeypatch.setattr(backend_zerogpu, "DEVICE", "cpu")
     yield made_up
     made_up.stop()
 
 
 @pytest.fixture
 def far_bench(spaces, demo):
-    import zerogpu
+    from app import backend_zerogpu
 
-    return zerogpu.Bench(demo)
+    return backend_zerogpu.Bench(demo)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def gates(demo):
 
 @pytest.fixture(scope="module")
 def here(demo, image):
-    near = bench.Bench(demo)
+    near = backend.Bench(demo)
     return near.open(near.prompt(image, QUESTION), "auto")
 
 
@@ -144,9 +144,9 @@ def test_an_answer_that_was_cut_is_not_remembered(far_bench, spaces, image, monk
 
 
 def test_the_memory_is_bounded(spaces):
-    import zerogpu
+    from app import backend_zerogpu
 
-    memory = zerogpu.Memory(2)
+    memory = backend_zerogpu.Memory(2)
     for key in "abac":
         memory.get(key)
         memory.put(key, key.upper())
@@ -160,7 +160,7 @@ def test_only_text_and_bytes_cross(far_bench, spaces, image, gates):
 
 
 def test_tensors_leave_the_gpu(spaces, monkeypatch):
-    import zerogpu
+    from app import backend_zerogpu
 
     class OnGPU(torch.Tensor):
         device = torch.device("cuda")  # type: ignore[assignment]
@@ -170,7 +170,7 @@ def test_tensors_leave_the_gpu(spaces, monkeypatch):
             OnGPU.moved += 1
             return torch.ones(2)
 
-    with io.BytesIO(zerogpu._packed({"deep": [torch.ones(2).as_subclass(OnGPU)]})) as buffer:
+    with io.BytesIO(backend_zerogpu._packed({"deep": [torch.ones(2).as_subclass(OnGPU)]})) as buffer:
         assert torch.equal(pickle.load(buffer)["deep"][0], torch.ones(2)) and OnGPU.moved == 1
 
 
@@ -218,7 +218,7 @@ def test_the_turn_is_held_while_the_gpu_writes(far_bench, image):
 
 
 def test_what_is_wrong_is_said_in_our_words(far_bench, spaces, demo, image):
-    import zerogpu
+    from app import backend_zerogpu
 
     with pytest.raises(sg.PromptError, match="the question is empty"):
         far_session(far_bench, image, "  ")
@@ -226,16 +226,18 @@ def test_what_is_wrong_is_said_in_our_words(far_bench, spaces, demo, image):
     with pytest.raises(sg.GateError, match="layers"):
         far.predict(sg.Gates(torch.zeros(7, 3)))
     with pytest.raises(RuntimeError, match="TypeError on the GPU"):
-        far._run(zerogpu._predict, "a question of somebody's", "and more")
+        far._run(backend_zerogpu._predict, "a question of somebody's", "and more")
     spaces.quota = 1
-    with pytest.raises(zerogpu.GPUError, match="no GPU for this just now: You have exceeded your quota"):
+    with pytest.raises(backend_zerogpu.GPUError, match="no GPU for this just now: You have exceeded your quota"):
         far.predict(sg.Gates.ones(demo).set("rest", 0.5))
 
 
 def test_only_so_many_prompts_are_held(far_bench, image):
-    import zerogpu
+    from app import backend_zerogpu
 
-    sessions = [far_session(far_bench, image, f"Is there a circle {'?' * n}") for n in range(1, zerogpu.HELD + 2)]
+    sessions = [
+        far_session(far_bench, image, f"Is there a circle {'?' * n}") for n in range(1, backend_zerogpu.HELD + 2)
+    ]
     before = sessions[0].layers_run
     sessions[0].predict(sg.Gates.ones(far_bench.vlm).set("rest", 0.9, layers=[3]))
     assert sessions[0].layers_run - before == len(far_bench.vlm.adapter.all_layers)  # made again
@@ -263,14 +265,14 @@ def test_a_desk_works_there_as_here(far_bench, demo, image, gates):
 def test_far_has_the_face_of_a_warm_session(far_bench, image):
     far = far_session(far_bench, image)
     for name in ("predict", "answer", "stream", "read", "drop"):
-        near = inspect.signature(getattr(bench.Warm, name)).parameters
+        near = inspect.signature(getattr(backend.Warm, name)).parameters
         assert inspect.signature(getattr(type(far), name)).parameters.keys() <= near.keys(), name
     for name in ("vlm", "prompt", "sinks", "resumes", "nbytes", "layers_run"):
         assert getattr(far, name) is not None
 
 
 def test_the_page_follows_no_moving_hand_there(far_bench, demo):
-    from page import build_page
+    from app.page import build_page
 
     def moving(desk):
         config = build_page(desk).get_config_file()
@@ -285,6 +287,8 @@ def test_the_page_follows_no_moving_hand_there(far_bench, demo):
 
 def test_nothing_else_imports_it():
     importers = [
-        path.name for path in APP.glob("*.py") if "zerogpu import" in path.read_text() and path.name != "zerogpu.py"
+        path.name
+        for path in APP.glob("*.py")
+        if "backend_zerogpu import" in path.read_text() and path.name != "backend_zerogpu.py"
     ]
     assert importers == ["main.py"]

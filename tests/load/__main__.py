@@ -20,7 +20,7 @@ sys.path[:0] = [
     str(Path(__file__).parent),
     str(Path(__file__).parents[1]),
     str(Path(__file__).parents[1] / "browser"),
-    str(Path(__file__).parents[2] / "app"),
+    str(Path(__file__).parents[2]),
 ]
 
 from app_process import running_app

@@ -18,7 +18,7 @@ import sinkgate as sg
 EVERY_TURN = ("--log-level", "debug")
 SLOW = """
 import time
-import sinkgate.streaming as streaming
+import sinkgate.models.generation as streaming
 ask = streaming._StopWhen.__call__
 def slowly(self, *given, **more):
     time.sleep(0.15)  # a token

@@ -18,7 +18,7 @@ from visitor import Tab, chromium
 from wire import Wire
 
 import sinkgate as sg
-from sinkgate.demo.scenes import Scene
+from sinkgate.scenes.scene import Scene
 
 TICK = 0.08  # seconds between two settings of a fader that moves
 TICKS = 10

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from zoo import ZOO
 
-from sinkgate.sinks import SinkMasks
-from sinkgate.vlm import VLM
+from sinkgate.models.vlm import VLM
+from sinkgate.sinks.classify import SinkMasks
 
 SOME = ("llava", "qwen2_5_vl", "gemma3", "qwen3_vl", "llava_next", "kimi_k25", "qwen3_5", "blip-2")
 

@@ -16,9 +16,9 @@ from rivals import (
 from tiny import shaken
 
 import sinkgate as sg
+from sinkgate.attention.partial_forward import kept_inputs, resumed
+from sinkgate.attention.recorder import Recorder
 from sinkgate.methods import VAR, Fixed, LoRA, Remove, Reweight, SinkToTheFront, Suppress
-from sinkgate.recorder import Recorder
-from sinkgate.resume import kept_inputs, resumed
 
 ANY_HEAD = {"min_image_attention": 0.0, "min_non_sink_share": 0.0}
 METHODS = {
@@ -140,7 +140,7 @@ def test_on_cross_attention_models_keys_are_scaled_and_projections_updated(kind)
 def test_on_the_demo_model(demo, make):
     from random import Random
 
-    from sinkgate.demo.scenes import Scene
+    from sinkgate.scenes.scene import Scene
 
     prompts = [demo.prompt(Scene.random(Random(seed)).render(), "How many objects are there?") for seed in (71, 72)]
     sinks = [sg.find_sinks(demo, prompt) for prompt in prompts]

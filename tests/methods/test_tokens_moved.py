@@ -10,8 +10,8 @@ from zoo import ZOO
 
 import sinkgate as sg
 from sinkgate.methods import Remove, SinkToTheFront
-from sinkgate.methods.sink_front import images, sources
-from sinkgate.sinks import SinkMasks
+from sinkgate.methods.sink_to_front import images, sources
+from sinkgate.sinks.classify import SinkMasks
 
 # the other three take no encoded image; idefics2's fresh resampler makes all its tokens alike
 ENCODED = [name for name in ZOO if name not in ("blip-2", "instructblip", "mllama", "idefics2")]
@@ -53,10 +53,10 @@ def test_removed_v_sinks_are_as_if_dropped_and_the_others_keep_their_places(name
 def test_removing_shows_in_the_recorded_rows(demo):
     from random import Random
 
-    from sinkgate.demo.scenes import Scene
+    from sinkgate.scenes.scene import Scene
 
     prompt = demo.prompt(Scene.random(Random(71)).render(), "How many objects are there?")
-    sinks, recorder = sg.find_sinks(demo, prompt), sg.recorder.Recorder("last")
+    sinks, recorder = sg.find_sinks(demo, prompt), sg.Recorder("last")
     with torch.no_grad(), Remove().applied(demo, demo.batch([prompt], [sinks]), recorder):
         demo.model.generate(**prompt.inputs, max_new_tokens=3)
     gone = prompt.visual[sinks.v_sink]

@@ -8,9 +8,9 @@ from rivals import logits, no_sinks, prompts_of, some_sinks, told, vlm_of
 from transformers import AttentionInterface
 
 import sinkgate as sg
+from sinkgate.attention.recorder import Recorder
 from sinkgate.methods import VAR
-from sinkgate.methods.entrance import beams
-from sinkgate.recorder import Recorder
+from sinkgate.methods.decoder_inputs import beams
 
 
 def published(row, sinks, visual, *, most_sink_share, kept, least_image):

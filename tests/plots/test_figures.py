@@ -18,11 +18,11 @@ from sinkgate.plots.anatomy import (
     spike_figure,
     value_ratio_figure,
 )
-from sinkgate.plots.examination import changes_figure
+from sinkgate.plots.evaluation import changes_figure
 from sinkgate.plots.probes import probes_figure
 from sinkgate.plots.sweep import confirmation_figure, curves_figure, layers_figure, lean_figure, settings_figure
 from sinkgate.studies.anatomy import jaccard
-from sinkgate.studies.examination import changes
+from sinkgate.studies.evaluation import changes
 from sinkgate.studies.probes import summary
 from sinkgate.studies.sweep import confirmed, gains, leaning
 

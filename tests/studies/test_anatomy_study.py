@@ -12,11 +12,12 @@ from tiny import noise_image, tiny_llava
 from zoo import ZOO
 
 import sinkgate as sg
-from sinkgate.attention import attached
-from sinkgate.criteria import NormOutliers, SinkDimensions
+from sinkgate.attention.patch import attached
+from sinkgate.attention.recorder import Recorder, stable_rank
+from sinkgate.data import scene_samples
 from sinkgate.errors import SinkgateError
-from sinkgate.recorder import Recorder, stable_rank
-from sinkgate.samples import scene_samples
+from sinkgate.models.vlm import VLM
+from sinkgate.sinks.criteria import NormOutliers, SinkDimensions
 from sinkgate.studies import anatomy
 from sinkgate.studies.anatomy import (
     GROUPS,
@@ -30,8 +31,7 @@ from sinkgate.studies.anatomy import (
     sinks_per_image,
     strongest_heads,
 )
-from sinkgate.studies.run import run
-from sinkgate.vlm import VLM
+from sinkgate.studies.runner import run
 
 LOOSE = {"v_sink": NormOutliers(1.05), "l_sink": NormOutliers(1.1)}  # finds sinks among random tokens
 DIMS = {"vision": (5,), "llm": (3, 7)}

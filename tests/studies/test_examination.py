@@ -8,11 +8,11 @@ from toy import scene_items
 
 import sinkgate as sg
 from sinkgate.benchmarks import SCENES, Item
+from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError
 from sinkgate.methods import VAR, Fixed, Remove
-from sinkgate.samples import Sample
-from sinkgate.studies.examination import Examination, accuracies, changes, scores
-from sinkgate.studies.run import run
+from sinkgate.studies.evaluation import Examination, accuracies, changes, scores
+from sinkgate.studies.runner import run
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from tiny import noise_image
 
 from sinkgate import SinkgateError
-from sinkgate.criteria import AttentionShare, NormOutliers
-from sinkgate.samples import Pictured, scene_facts
-from sinkgate.sinks import SinkMasks, classify
+from sinkgate.data import Pictured, scene_facts
+from sinkgate.sinks.classify import SinkMasks, classify
+from sinkgate.sinks.criteria import AttentionShare, NormOutliers
 from sinkgate.studies.features import Features, draw_ordinary, encoder_states, read_states
 from sinkgate.studies.probes import Probes, advantage, probe, split, summary
-from sinkgate.studies.run import run
+from sinkgate.studies.runner import run
 
 SOME = {"v_sink": NormOutliers(times=1.1), "l_sink": AttentionShare(times=1.3)}  # of a random model: some of each
 QUICK = {"regularisers": [0.01, 1.0], "folds": 2}

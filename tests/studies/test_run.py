@@ -11,7 +11,7 @@ from toy import Toy, kill_again_and_again, parts, processes, tables
 
 from sinkgate.errors import SinkgateError
 from sinkgate.studies.results import Results
-from sinkgate.studies.run import Shard, finish, gather, run
+from sinkgate.studies.runner import Shard, finish, gather, run
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import made_up
 import pytest
 
 from sinkgate.errors import SinkgateError
-from sinkgate.studies.page import write_figures, write_page
-from sinkgate.studies.run import run
+from sinkgate.studies.html_report import write_figures, write_page
+from sinkgate.studies.runner import run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
@@ -112,7 +112,7 @@ def test_a_run_with_other_versions_is_told_too(tmp_path, monkeypatch):
     study = made_up.MadeUp("sweep", made_up.sweep(), units=2)
     with pytest.raises(KeyboardInterrupt):
         run(study, tmp_path, progress=False)
-    monkeypatch.setattr("sinkgate.studies.run.versions", lambda: {"torch": "0.0.7"})
+    monkeypatch.setattr("sinkgate.studies.runner.versions", lambda: {"torch": "0.0.7"})
     with pytest.raises(KeyboardInterrupt):
         run(study, tmp_path, progress=False)
     assert "0.0.7" in Page(write_page(tmp_path)).text

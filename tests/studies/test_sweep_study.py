@@ -7,9 +7,9 @@ from toy import kill_again_and_again, parts, scene_items, tables
 
 import sinkgate as sg
 from sinkgate.benchmarks import Item
+from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError
-from sinkgate.samples import Sample
-from sinkgate.studies.run import Shard, run
+from sinkgate.studies.runner import Shard, run
 from sinkgate.studies.sweep import UNMODIFIED, Sweep, confirmed, gains, groups_apart, in_words, leaning
 
 POINTS = ((0.0, 1.0), (1.0, 0.0), (0.5, 0.5), (1.0, 1.0))

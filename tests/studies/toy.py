@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sinkgate.studies.run import run
+from sinkgate.studies.runner import run
 
 processes = multiprocessing.get_context("fork")
 
@@ -73,6 +73,6 @@ class Toy:
 def scene_items(count, **options):
     """Questions about hazed scenes as a benchmark's items."""
     from sinkgate.benchmarks.samples import of_samples
-    from sinkgate.samples import scene_samples
+    from sinkgate.data import scene_samples
 
     return of_samples("scenes", scene_samples(count, split="test", haze=(0.3, 0.6), size=64, **options))[1]

@@ -15,11 +15,11 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 import sinkgate as sg
+from sinkgate.data import Sample
 from sinkgate.errors import TrainingError
-from sinkgate.lessons import Lessons, Prefix, batches, labels_of
-from sinkgate.lsg import LSG
-from sinkgate.samples import Sample
-from sinkgate.training import Learners, frozen, train
+from sinkgate.methods.lsg import LSG
+from sinkgate.training.dataset import Lessons, Prefix, batches, labels_of
+from sinkgate.training.trainer import Learners, frozen, train
 
 HERE = Path(__file__).parent
 #: The worker finds what the tests find; processes of one run meet on the loopback device.

@@ -5,11 +5,11 @@ import torch
 from tiny import noise_image
 
 import sinkgate as sg
-from sinkgate.evaluation import evaluate
-from sinkgate.lessons import Lessons
+from sinkgate.data import scene_samples
 from sinkgate.methods import Fixed
-from sinkgate.samples import scene_samples
-from sinkgate.stacking import stack
+from sinkgate.training.dataset import Lessons
+from sinkgate.training.evaluation import evaluate
+from sinkgate.training.stacking import stack
 
 
 def leaning(vlm, layers, toward):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import sinkgate as sg
-from sinkgate.demo.scenes import Scene
+from sinkgate.scenes.scene import Scene
 
 pytest.importorskip("anywidget")
 pytest.importorskip("ipywidgets")
@@ -44,7 +44,7 @@ def test_what_cannot_be_compared_is_said(demo):
 
 def test_tokens_without_a_place_and_holes_are_drawn(demo, monkeypatch):
     """A sheet without a box has no picture; where it has no token nothing is drawn."""
-    from sinkgate.patches import list_sheet
+    from sinkgate.images.layout import list_sheet
 
     prompt = demo.prompt(Scene.random(Random(71)).render(), QUESTION)
     prompt.sheets = (list_sheet(len(prompt.visual)),)
@@ -57,7 +57,7 @@ def test_tokens_without_a_place_and_holes_are_drawn(demo, monkeypatch):
 
 
 def test_missing_packages_are_one_sentence(demo, monkeypatch):
-    from sinkgate.widgets import parts
+    from sinkgate.widgets import common as parts
 
     monkeypatch.setattr(parts, "find_spec", lambda name: None)
     for call in (sg.explore, lambda *given: sg.compare(*given, {}), lambda *_: sg.sweep_map("nowhere")):

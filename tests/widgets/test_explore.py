@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import sinkgate as sg
-from sinkgate.demo.scenes import Scene
-from sinkgate.widgets.newest import Newest
+from sinkgate.scenes.scene import Scene
+from sinkgate.widgets.latest_only import Newest
 
 pytest.importorskip("anywidget")
 pytest.importorskip("ipywidgets")

@@ -15,7 +15,7 @@ for package in ("jupyterlab", "ipywidgets", "anywidget", "playwright"):
 EXPLORE = """
 import sinkgate as sg
 from random import Random
-from sinkgate.demo.scenes import Scene
+from sinkgate.scenes.scene import Scene
 sg.explore(sg.load("demo"), Scene.random(Random(71)).render(), "How many objects are there?")
 """
 MANY_LAYERS = f"""

@@ -9,8 +9,8 @@ from plotly.callbacks import InputDeviceState
 
 import sinkgate as sg
 from sinkgate.benchmarks import Item
-from sinkgate.demo.scenes import Scene
-from sinkgate.samples import Sample
+from sinkgate.data import Sample
+from sinkgate.scenes.scene import Scene
 from sinkgate.studies.results import Results
 
 pytest.importorskip("anywidget")

@@ -1,0 +1,149 @@
+"""What scaling Keys and recording attention rows cost in prefill and decode, against plain sdpa and eager attention."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import limits
+import torch
+from models import SUBJECTS, Subject, onevision
+from timing import Row, duration, ratio, take_turns, wait_for_device
+from torch import Tensor
+
+import sinkgate as sg
+from sinkgate.attention.recorder import Recorder
+
+STEPS = 16  # tokens of a decode
+ROUNDS, FEW = (60, 60), (6, 10)  # of prefill and decode: the demo model's, a large one's
+PLAIN, GATED, ROWS, EAGER = "plain", "gated", "rows", "eager"
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def measure(subject: Subject, rounds: float = 1) -> list[Row]:
+    """Rows of the table."""
+    name = subject.name
+    often, often_decode = (max(2, round(rounds * times)) for times in (ROUNDS if name == "demo" else FEW))
+    read = take_turns({variant: prefill(subject, variant) for variant in (PLAIN, GATED, ROWS)}, often)
+    # apart: the memory that eager attention gives back would slow down whoever comes next
+    against = take_turns({variant: prefill(subject, variant) for variant in (ROWS, EAGER)}, max(2, often // 2))
+    use(subject, "sdpa")
+    begun = _forward(subject, PLAIN, subject.encoded, None)
+    step = take_turns({variant: decode(subject, variant, begun) for variant in (PLAIN, GATED, ROWS)}, often_decode)
+    of_prefill = f"{duration(median(read[PLAIN]))} plain, {often} rounds"
+    of_step = f"{duration(median(step[PLAIN]))} a token plain, {often_decode} rounds of {STEPS} tokens"
+    return [
+        ratio("gated prefill / plain sdpa", name, read[GATED], read[PLAIN], "<= 1.02", note=of_prefill),
+        ratio("gated decode / plain sdpa", name, step[GATED], step[PLAIN], "<= 1.02", note=of_step),
+        ratio("rows in prefill / plain sdpa", name, read[ROWS], read[PLAIN], "<= 1.05", note=of_prefill),
+        ratio("rows in decode / plain sdpa", name, step[ROWS], step[PLAIN], "<= 1.05", note=of_step),
+        ratio("eager output_attentions / rows in prefill", name, against[ROWS], against[EAGER], "> 1", speedup=True),
+        *limits.rows(subject, read[GATED], step[GATED]),
+    ]
+
+
+def measure_memory(key: str = "onevision") -> list[Row]:
+    """What rows take over a plain prefill, against what eager attention takes: each in a process of its own."""
+    if key == "onevision" and not _CLEAR.exists():
+        return []  # only Linux tells a process its peak afresh
+    peak = {variant: _in_a_process(key, variant) for variant in (PLAIN, ROWS, EAGER)}
+    rows, eager = (peak[variant] - peak[PLAIN] for variant in (ROWS, EAGER))
+    note = f"{rows:.1f} MiB over {eager:.1f} MiB; a plain prefill takes {peak[PLAIN]:.0f} MiB"
+    name = "OneVision-0.5B shape" if key == "onevision" else "LLaVA-1.5-7B shape"
+    return [Row("extra memory: rows / eager output_attentions", name, max(0.0, rows) / eager, aim="<= 0.05", note=note)]
+
+
+def prefill(subject: Subject, variant: str) -> Callable[[], float]:
+    """Seconds of one prefill of the encoded prompt; spreading gates over the Keys is part of it."""
+    gates = _gates(subject)
+
+    def run() -> float:
+        use(subject, "eager" if variant == EAGER else "sdpa")
+        inputs = subject.encoded
+        wait_for_device()
+        start = time.perf_counter()
+        scales = subject.scales(gates) if variant == GATED else None
+        _forward(subject, variant, inputs, scales)
+        wait_for_device()
+        return time.perf_counter() - start
+
+    return run
+
+
+def decode(subject: Subject, variant: str, begun: Any) -> Callable[[], float]:
+    """Seconds a token over a few steps after a prefill, with what entering and leaving the block takes."""
+    scales = subject.scales(_gates(subject))
+    first = begun.logits[:, -1:].argmax(-1)
+
+    def run() -> float:
+        cache, token = copy(begun.past_key_values), first
+        cache.layers = [copy(layer) for layer in cache.layers]  # new tokens bind new tensors
+        wait_for_device()
+        start = time.perf_counter()
+        with torch.no_grad(), _attached(subject, variant, scales, stored=subject.prompt.num_keys):
+            for _ in range(STEPS):
+                output = subject.model(input_ids=token, past_key_values=cache, use_cache=True)
+                token = output.logits[:, -1:].argmax(-1)
+        wait_for_device()
+        return (time.perf_counter() - start) / STEPS
+
+    return run
+
+
+def use(subject: Subject, implementation: str) -> None:
+    """Put the LLM on an attention implementation."""
+    subject.model.set_attn_implementation({"text_config": implementation})
+
+
+def _gates(subject: Subject) -> sg.Gates:
+    """Every visual Key of every layer halved."""
+    return sg.Gates.ones(subject.vlm).set("v_sink", 0.5).set("rest", 0.5)
+
+
+def _forward(subject: Subject, variant: str, inputs: dict[str, Any], scales: Tensor | None) -> Any:
+    with torch.no_grad(), _attached(subject, variant, scales):
+        return subject.model(**inputs, use_cache=True, logits_to_keep=1, output_attentions=variant == EAGER)
+
+
+def _attached(subject: Subject, variant: str, scales: Tensor | None, stored: int = 0) -> AbstractContextManager[None]:
+    if variant == GATED:
+        return subject.vlm.attached(scales, None, own_cache=True, stored=stored)
+    if variant == ROWS:
+        return subject.vlm.attached(None, Recorder("last"), own_cache=True)
+    return nullcontext()
+
+
+def _in_a_process(key: str, variant: str) -> float:
+    """MiB by which one prefill raises the peak."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_raised_peak, key, variant).result()
+
+
+def _raised_peak(key: str, variant: str) -> float:
+    subject = onevision(encoder_layers=1) if key == "onevision" else SUBJECTS[key]()  # the encoder is not run again
+    inputs, on_gpu = subject.encoded, subject.vlm.device.type == "cuda"
+    _forward(subject, PLAIN, inputs, None)  # what is set up once
+    use(subject, "eager" if variant == EAGER else "sdpa")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        _CLEAR.write_text("5")  # the peak starts afresh, below what building the model took
+        before = _peak()
+    kept = _forward(subject, variant, inputs, None)
+    after = torch.cuda.max_memory_allocated() if on_gpu else _peak()
+    del kept
+    return (after - before) / 2**20
+
+
+def _peak() -> int:
+    """Most bytes of memory that this process has held."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])

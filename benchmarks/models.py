@@ -1,0 +1,163 @@
+"""What is measured on: the demo model, and random weights in the shapes of well-known models.
+
+The cost of a gate does not depend on what the weights say; it does on widths, depths and the number of visual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+import sinkgate as sg
+from sinkgate.models.vlm import VLM
+from sinkgate.scenes.scene import Scene
+from sinkgate.sinks.classify import SinkMap
+from sinkgate.sinks.criteria import Verdict
+
+IMAGE, WORDS = 5, 40  # the image token's id; words of the question
+SIGLIP = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+QWEN2 = {
+    "vocab_size": 8000,  # 151,936 in the original: memory only, one row of logits is computed
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+}
+
+
+@dataclass
+class Subject:
+    """A model with a prompt in it and its sinks; ``pixels`` are the inputs as a processor makes them."""
+
+    name: str
+    vlm: VLM
+    prompt: sg.Prompt
+    sinks: SinkMap
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self.vlm.model
+
+    @property
+    def pixels(self) -> dict[str, Tensor]:
+        """The prompt with its picture not yet encoded."""
+        return self.prompt.inputs
+
+    @property
+    def encoded(self) -> dict[str, Any]:
+        """The prompt with its picture encoded."""
+        return self.vlm.warm_inputs(self.prompt)
+
+    def scales(self, gates: sg.Gates) -> Tensor:
+        """Scales of the Keys by layer and position, (L, 1, K)."""
+        return gates.key_scales(self.sinks, self.prompt.visual, self.prompt.num_keys).to(self.vlm.device)
+
+
+def demo() -> Subject:
+    """The model that comes with sinkgate: 64 visual tokens, 8 layers, 128 wide."""
+    vlm = sg.load("demo")
+    prompt = vlm.prompt(Scene.random(Random(71)).render(), "How many objects are there?")
+    return Subject("demo", vlm, prompt, sg.find_sinks(vlm, prompt))
+
+
+def onevision(side: int = 27, layers: int = 24, encoder_layers: int = 26) -> Subject:
+    """LLaVA-OneVision-0.5B's shape, one crop: SigLIP-so400m, 27 x 27 = 729 visual tokens, Qwen2 of 24 layers, 896 wide."""
+    vision = SiglipVisionConfig(**SIGLIP, num_hidden_layers=encoder_layers, image_size=side * SIGLIP["patch_size"])
+    text = Qwen2Config(**QWEN2, num_hidden_layers=layers)
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE,
+        image_seq_length=side**2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    return _random("OneVision-0.5B shape", config)
+
+
+def llava_7b() -> Subject:
+    """LLaVA-1.5-7B's shape in bfloat16 on a GPU."""
+    return _random("LLaVA-1.5-7B shape", llava_7b_config(), torch.bfloat16, "cuda")
+
+
+def llava_7b_config() -> LlavaConfig:
+    """CLIP-L at 336 pixels, 576 visual tokens, LLaMA of 32 layers, 4096 wide."""
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    return LlavaConfig(
+        vision_config=vision, text_config=LlamaConfig(vocab_size=32064), image_token_index=IMAGE, image_seq_length=576
+    )
+
+
+SUBJECTS: dict[str, Callable[[], Subject]] = {"demo": demo, "onevision": onevision}
+if torch.cuda.is_available():
+    SUBJECTS["llava-7b"] = llava_7b
+
+
+def _random(name: str, config: LlavaConfig, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Subject:
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = LlavaForConditionalGeneration(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.generation_config.eos_token_id = None  # random weights must not end an answer
+    model.generation_config.pad_token_id = 0
+    vlm = VLM(model, None, name)
+    vlm.prompter.rule = "blocks"  # a patch is a token; gradients through the whole tower would say so, slowly
+    side = config.vision_config.image_size
+    words = torch.randint(10, 60, (1, WORDS))
+    ids = torch.cat([torch.full((1, config.image_seq_length), IMAGE), words], 1)
+    pixels = torch.randn(1, 3, side, side)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels.to(dtype)}
+    prompt = vlm.read({name: value.to(device) for name, value in inputs.items()})
+    return Subject(name, vlm, prompt, _some_sinks(vlm, prompt))
+
+
+def _some_sinks(vlm: VLM, prompt: sg.Prompt, count: int = 5) -> SinkMap:
+    """Every so many tokens a V-sink, as many as a real picture has (three to five): random weights grow none."""
+    tokens, layers = len(prompt.visual), vlm.num_layers
+    v_sink = torch.zeros(tokens, dtype=torch.bool)
+    v_sink[:: -(-tokens // count)] = True
+    none, by_layer = torch.zeros(tokens), torch.zeros(layers, tokens)
+    verdict = Verdict("none", "", by_layer.bool(), by_layer, torch.ones(layers, 1))
+    return SinkMap(
+        v_sink=v_sink,
+        l_sink=by_layer.bool(),
+        v_verdict=None,
+        l_verdict=verdict,
+        sheets=prompt.sheets,
+        loudest=None,
+        encoder_share=none,
+        llm_share=by_layer,
+        norm_ratio=none,
+        value_ratio=by_layer,
+    )

@@ -1,0 +1,1 @@
+"""Analyses of one model: sink dimensions, reports, sweeps over gate settings, statistics."""

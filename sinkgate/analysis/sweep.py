@@ -1,0 +1,109 @@
+"""Many settings of one prompt: the paper's oracle sweep, and which option is chosen under each setting.
+
+The image is encoded once and the prompt run once; settings then run side by side from the layer that each changes
+(`sinkgate.models.session`). Options are encoded as the model would write them (`VLM.encode_options`): where
+they begin with different tokens, one forward decides; else each is written out.
+
+Shapes: S settings, O options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from torch import Tensor
+
+from sinkgate.models.session import BATCH, Session
+from sinkgate.sinks.gates import Gates, Group, Model
+
+#: (V-sink, rest) along the paper's line: from (0, 1) to (1, 0) in steps of 0.1 (section 3).
+LINE = tuple((step / 10, (10 - step) / 10) for step in range(11))
+#: The line never meets the unmodified model: (1, 1), and (0.5, 0.5), where a learned gate starts, are its controls.
+CONTROLS = ((1.0, 1.0), (0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One layer with its two scales; all other layers unmodified. With ``l_sink`` three: ``rest`` is then for ordinary tokens alone."""
+
+    layer: int
+    v_sink: float
+    rest: float
+    l_sink: float | None = None
+
+    @property
+    def scales(self) -> dict[Group, float]:
+        """The scale of each of the three groups."""
+        return {
+            "v_sink": self.v_sink,
+            "l_sink": self.rest if self.l_sink is None else self.l_sink,
+            "ordinary": self.rest,
+        }
+
+    def gates(self, model: Model) -> Gates:
+        """The setting as gates of a model."""
+        gates = Gates.ones(model)
+        for group, scale in self.scales.items():
+            gates = gates.set(group, scale, self.layer)
+        return gates
+
+
+def oracle(
+    model: Model, layers: Iterable[int] | None = None, points: Sequence[tuple[float, ...]] = (*LINE, *CONTROLS)
+) -> list[Setting]:
+    """Every layer alone at every point (paper, section 3): L x 13 settings where nothing else is said.
+
+    A point is (V-sink, rest), or (V-sink, ordinary, L-sink).
+    """
+    chosen = range(model.num_layers) if layers is None else layers
+    return [Setting(layer, *point) for layer in chosen for point in points]
+
+
+def grid(values: Iterable[float], groups: Literal[2, 3] = 2) -> list[tuple[float, ...]]:
+    """Every combination of scales, as points: (V-sink, rest), or (V-sink, ordinary, L-sink) where ``groups`` is 3."""
+    return list(product(dict.fromkeys(values), repeat=groups))
+
+
+def choose(session: Session, tables: Sequence[Gates], options: Sequence[str], batch_size: int = BATCH) -> list[int]:
+    """Which option the model says under each setting, when it may say nothing else: S indices into the options.
+
+    Raises:
+        PromptError: fewer than two options, or two that are the same in tokens.
+        GateError: gates do not fit this model.
+    """
+    encoded = session.vlm.encode_options(session.prompt, options)
+    if encoded.decided_at_once and encoded.shared == 0:
+        return session.predict_all(tables, batch_size)[:, encoded.deciding].argmax(1).tolist()
+    return [choose_by_generation(session, table, options) for table in tables]
+
+
+def choose_by_generation(session: Session, gates: Gates | None, options: Sequence[str]) -> int:
+    """The same for one setting, token by token: greedy among what continues some option.
+
+    Raises:
+        PromptError: fewer than two options, or two that are the same in tokens.
+        GateError: gates do not fit this model.
+    """
+    encoded = list(session.vlm.encode_options(session.prompt, options).ids.values())
+    ends = sorted({ids[-1] for ids in encoded})
+    trace = session.answer(
+        gates,
+        max_new_tokens=max(map(len, encoded)),
+        prefix_allowed_tokens_fn=_continues(encoded, session.prompt.length),
+        eos_token_id=ends,
+        pad_token_id=ends[0],
+    )
+    return encoded.index(trace.ids)
+
+
+def _continues(encoded: list[list[int]], start: int) -> Callable[[int, Tensor], list[int]]:
+    """The tokens with which some option goes on behind what was written."""
+
+    def allowed(_sample: int, ids: Tensor) -> list[int]:
+        written = ids[start:].tolist()
+        return sorted({option[len(written)] for option in encoded if option[: len(written)] == written})
+
+    return allowed

@@ -1,0 +1,1 @@
+"""Attention-level tools: scale Keys, record attention rows, run part of a forward pass."""

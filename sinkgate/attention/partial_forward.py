@@ -1,0 +1,111 @@
+"""How a model's own forward starts in the middle, and how generation goes on from a prefill that was run before.
+
+Everything is put on the model for a while and taken off again, also by an exception. Which models bear it is proved by
+`sinkgate.models.session`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import copy, deepcopy
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+
+@contextmanager
+def resumed(layers: Sequence[nn.Module], start: int, begin: Tensor | None) -> Iterator[None]:
+    """Layers below ``start`` hand on what they get; that one gets ``begin``."""
+    if begin is None or start == 0:
+        yield
+        return
+
+    def feed(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return ((begin, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": begin})
+
+    hook = layers[start].register_forward_pre_hook(feed, with_kwargs=True, prepend=True)
+    try:
+        with _replaced(layers[:start], _hand_on):
+            yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def prefilled(model: nn.Module, output: Any) -> Iterator[None]:
+    """The model's first forward is not run: it gives this output, with a copy of the cache to go on with."""
+    cache, begun = copy(output.past_key_values), copy(output)
+    cache.layers = [copied_layer(layer) for layer in cache.layers]
+    begun.past_key_values = cache
+    run, calls = model.forward, iter([begun])
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = next(calls, None)
+        return run(*args, **kwargs) if given is None else given
+
+    with _replaced([model], functools.wraps(run)(forward)):
+        yield
+
+
+@contextmanager
+def _replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """Other forwards for a while; whatever was set on the modules before (as accelerate does) comes back."""
+    before = [module.__dict__.get("forward") for module in modules]
+    try:
+        for module in modules:
+            module.forward = forward
+        yield
+    finally:
+        for module, old in zip(modules, before, strict=True):
+            if old is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = old
+
+
+@contextmanager
+def kept_inputs(layers: Sequence[nn.Module], inputs: list[Tensor]) -> Iterator[None]:
+    """Appends the input of each layer as it runs."""
+
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs.append(args[0] if args else kwargs["hidden_states"])
+
+    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Activation checkpointing: layers keep their input alone and compute the rest again for the gradient.
+
+    The gradient has to be taken within the block in which scales are attached: the second run needs them too.
+    """
+    with ExitStack() as stack:
+        for layer in layers:
+            run = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+            stack.enter_context(_replaced([layer], run))
+        yield
+
+
+def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states
+
+
+def copied_layer(layer: Any) -> Any:
+    """A cache layer that may grow without the first one: new tokens bind new tensors, but some states are written in place."""
+    return deepcopy(layer) if isinstance(layer, LinearAttentionCacheLayerMixin) else copy(layer)
+
+
+def cache_tensors(cache: Any) -> list[Tensor]:
+    """Everything that a cache holds."""
+    return [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, Tensor)]

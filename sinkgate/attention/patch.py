@@ -1,0 +1,337 @@
+"""One wrapper inside transformers' attention function: it scales Keys, rewrites probabilities and hands queries to a recorder.
+
+It sits where every architecture passes (after QK-norm and rotary embedding, before the KV heads are
+repeated), so the model stays on its own kernel and the KV cache keeps the unscaled Keys. Where the caller owns
+the cache (``own_cache``), Keys are scaled once, where they are stored, and a decode step finds them scaled. This module
+knows modules, positions and numbers; it knows nothing of sinks, images or sliders.
+
+Shapes: L layers, B samples, H heads, Q queries, K keys, R recorded rows, P prompt positions, d head width.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from sinkgate.attention.recorder import Recorder, attention_rows
+from sinkgate.errors import UnsupportedModelError
+
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+#: Attention rows (B, H, R, K), the positions of their queries (R,) and that of the first Key -> the rows to use instead.
+Rewrite = Callable[[Tensor, Tensor, int], Tensor]
+IMPLEMENTATIONS = ("sdpa", "eager")
+_SMALL = 1 << 16  # elements; below, the allocator hands out memory at no cost
+
+_taps: dict[nn.Module, _Tap] = {}
+_originals: dict[str, AttentionFunction | None] = {}  # what a wrapped name stood for; None: no entry (eager)
+_registry_lock = threading.RLock()
+_model_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+def model_lock(model: nn.Module) -> threading.RLock:
+    """The lock that makes calls on one model take turns, the same for everyone who holds the model."""
+    with _registry_lock:
+        return _model_locks.setdefault(model, threading.RLock())
+
+
+@dataclass
+class _Call:
+    """One attached call: what all its layers share."""
+
+    recorder: Recorder | None
+    cross: bool = False  # Keys are no positions of the queries' sequence
+    own_cache: bool = False  # the cache may hold scaled Keys
+    stored: int = 0  # positions that it holds so already
+    seen: int | None = None  # positions known after the running forward, cached ones included
+    cached: int = 0  # positions before it
+    cache: Any = None  # the KV cache of the running forward
+    scratch: Tensor | None = None  # scaled Keys of the layer at work; fresh memory a layer would cost more than scaling
+
+    def memory_for(self, key: Tensor) -> Tensor | None:
+        """Memory for the scaled Keys; None where they need their own: for gradients, or being too small to matter."""
+        if key.numel() < _SMALL or (torch.is_grad_enabled() and key.requires_grad):
+            return None
+        old = self.scratch
+        if (
+            old is None
+            or old.numel() < key.numel()
+            or (old.dtype, old.device, old.is_inference()) != (key.dtype, key.device, key.is_inference())
+        ):
+            self.scratch = torch.empty(key.numel() * 5 // 4, dtype=key.dtype, device=key.device)
+        return self.scratch
+
+
+@dataclass
+class _Tap:
+    call: _Call
+    layer: int
+    scales: Tensor | None  # (B, P); None where all are one
+    stored: int | None = None  # positions whose Keys lie scaled in the cache; None: none may
+    rewrite: Rewrite | None = None
+    rewrite_from: int = 0  # position of the first query that it may change
+
+    def scale(self, module: nn.Module, key: Tensor) -> Tensor:
+        """The Keys of this call's running forward, scaled."""
+        assert self.scales is not None
+        keys = key.shape[2]
+        seen = keys if self.call.cross else self.call.seen or keys
+        first = max(0, seen - keys)
+        self.scales = self.scales.to(key.device)  # layers may lie on several devices
+        if self.stored is None and self.call.own_cache and self._lies_in_cache(module, key):
+            self.stored = self.call.stored
+        if self.stored is not None:
+            start, end = max(first, self.stored), min(seen, self.scales.shape[1])
+            if start < end:
+                part = key[:, :, start - first : end - first]
+                torch.mul(part, _window(self.scales, start, part), out=part)
+            self.stored = seen
+            return key
+        if self.scales.shape[1] < first + keys:  # room for many tokens at once: decoding asks again and again
+            self.scales = nn.functional.pad(self.scales, (0, first + keys), value=1.0)
+        out = None if self.scales.requires_grad else self.call.memory_for(key)
+        return scale_keys(key, self.scales, first, out)
+
+    def _lies_in_cache(self, module: nn.Module, key: Tensor) -> bool:
+        """Whether these very Keys are what the next step will find; some caches keep others and make Keys of them."""
+        layers: Any = getattr(self.call.cache, "layers", ())
+        index = getattr(module, "layer_idx", None)
+        kept = layers[index].keys if index is not None and index < len(layers) else None
+        same = isinstance(kept, Tensor) and kept.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
+        return same and not torch.is_grad_enabled()
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An active block: what decides on scales while the model runs sets them here."""
+
+    _call: _Call
+    _taps: dict[int, _Tap]
+
+    def set_scales(self, layer: int, scales: Tensor) -> None:
+        """Scales (B, P) of a ``live`` layer's Keys, from its next attention call on; gradients flow through them."""
+        self._taps[layer].scales = scales
+
+    def set_rewrite(self, layer: int, first: int, rewrite: Rewrite) -> None:
+        """Rewrites a ``live`` layer's attention probabilities, from its next attention call on, for queries from position ``first`` on.
+
+        Only those rows are computed, in O(rows x Keys); a head's row that comes back as it was stays the kernel's, bit for bit.
+        """
+        self._taps[layer].rewrite, self._taps[layer].rewrite_from = rewrite, first
+
+    @property
+    def begins(self) -> bool:
+        """Whether the running forward is the first: no position came before it."""
+        return self._call.cached == 0
+
+
+@contextmanager
+def attached(
+    modules: Sequence[nn.Module],
+    *,
+    decoder: nn.Module | None = None,
+    key_scales: Tensor | None = None,
+    recorder: Recorder | None = None,
+    cross: bool = False,
+    own_cache: bool = False,
+    stored: int = 0,
+    live: Collection[int] = (),
+) -> Iterator[Attached]:
+    """Scale the Keys of, and record, the given attention modules while the block runs.
+
+    Attn(Q, diag(s) K, V) = softmax(Q (diag(s) K)^T / sqrt(d)) V (paper, section 2): the same s for all
+    heads, Values untouched. Positions after the scaled ones (generated tokens) keep 1; a batch expanded
+    into beams repeats each sample's scales. Nothing is attached where all scales are one and nothing is
+    recorded; whatever was attached is gone when the block ends, also by an exception.
+
+    Shapes: modules L; key_scales (L, B, P), finite.
+
+    Args:
+        modules: attention modules in layer order; entry i is layer i.
+        decoder: the model whose forward runs these layers; needed for scales or rows by position, since
+            it knows how many positions the KV cache holds. None for a vision encoder.
+        key_scales: scales of the Keys by layer, sample and position.
+        recorder: takes the attention rows, after scaling.
+        cross: the modules attend to Keys of their own, numbered from 0, not to positions of the sequence.
+        own_cache: the KV cache is begun and ended with these scales, in one row a sample: it may hold scaled Keys, and rows of decode
+            steps may be put off to the end of the block. Not for layers that share their Keys, nor for beams.
+        stored: positions whose Keys an earlier such block has left scaled in the cache.
+        live: layers whose scales or rewriting are set while the model runs, through the `Attached` that the block yields.
+
+    Raises:
+        RuntimeError: a block is already active on one of the modules.
+        UnsupportedModelError: the model runs an attention implementation other than sdpa or eager.
+    """
+    call = _Call(recorder, cross, own_cache, stored)
+    # one look at all layers: each look waits for the device
+    active = [] if key_scales is None else (key_scales != 1).flatten(1).any(1).nonzero()[:, 0].tolist()
+    if recorder is None and not active and not live:
+        yield Attached(call, {})
+        return
+    names = {_implementation(module) for module in modules}
+    taps = {
+        module: _Tap(call, layer, key_scales[layer] if key_scales is not None and layer in active else None)
+        for layer, module in enumerate(modules)
+        if recorder is not None or layer in active or layer in live
+    }
+    with _registry_lock:
+        if any(module in _taps for module in modules):
+            raise RuntimeError(
+                "a gated or recorded call is already running on this model; leave its `with` block before starting another"
+            )
+        _taps.update(taps)
+    hook = None
+    try:
+        with _registry_lock:
+            for name in names:
+                _install(name)
+        if decoder is not None:
+            hook = decoder.register_forward_pre_hook(_count_positions(call), with_kwargs=True)
+        yield Attached(call, {tap.layer: tap for tap in taps.values()})
+        if recorder is not None:
+            recorder.catch_up()
+    finally:
+        if hook is not None:
+            hook.remove()
+        with _registry_lock:
+            for module in modules:
+                _taps.pop(module, None)
+            if not _taps:
+                _uninstall()
+
+
+def scale_keys(key: Tensor, scales: Tensor, first: int = 0, out: Tensor | None = None) -> Tensor:
+    """diag(s) K for the keys from absolute position ``first`` on; multiplied in at least float32.
+
+    Shapes: key (B n, KV, K, d), scales (B, P) -> (B n, KV, K, d); n beams a sample; positions past P keep 1.
+    ``out``, of the key's dtype and any shape of at least its size, is written to instead of new memory.
+    """
+    window = _window(scales, first, key)
+    if out is None:
+        return (key * window).to(key.dtype)
+    return torch.mul(key, window, out=out.view(-1)[: key.numel()].view(key.shape))
+
+
+def _window(scales: Tensor, first: int, key: Tensor) -> Tensor:
+    """The scales of these Keys, (B n, 1, K, 1)."""
+    window = scales[:, first : first + key.shape[2]]
+    if window.shape[1] < key.shape[2]:
+        window = nn.functional.pad(window, (0, key.shape[2] - window.shape[1]), value=1.0)
+    if window.shape[0] != key.shape[0]:
+        window = window.repeat_interleave(key.shape[0] // window.shape[0], dim=0)
+    return window[:, None, :, None]
+
+
+def _attend(original: AttentionFunction | None) -> AttentionFunction:
+    def sinkgate_attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        attend = original or _eager_of(module)
+        tap = _taps.get(module)
+        if tap is None:
+            return attend(module, query, key, value, *args, **kwargs)
+        if kwargs.get("cache") is not None:
+            raise UnsupportedModelError(
+                "continuous batching stores Keys inside the attention function and would keep them scaled; use generate() instead"
+            )
+        seen = tap.call.seen if tap.call.seen is not None else key.shape[2]
+        if tap.scales is not None:
+            key = tap.scale(module, key)
+        mask = args[0] if args else kwargs.get("attention_mask")
+        options = {"scaling": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
+        first, count = seen - query.shape[2], query.shape[2]
+
+        def rows_of(which: slice | Tensor) -> tuple[Tensor, Tensor]:
+            """Rows as the kernel has them, and as they are to be."""
+            rows = attention_rows(module, query, key, mask, is_causal=kwargs.get("is_causal"), rows=which, **options)
+            if tap.rewrite is None:
+                return rows, rows
+            position = torch.arange(first, seen, device=query.device)[which]
+            return rows, tap.rewrite(rows, position, max(0, seen - key.shape[2]))
+
+        recorder = tap.call.recorder
+        wanted = recorder and recorder.wanted(tap.layer, first, count)
+        if recorder is not None and wanted is not None:
+            # one query that sees all Keys so far, in a cache that keeps them all: its row can wait
+            whole = tap.call.own_cache and not tap.call.cross and mask is None and key.shape[2] == seen
+            if whole and count == 1 and recorder.puts_off and tap.rewrite is None:
+                recorder.put_off(tap.layer, module, query, key, options)
+            else:
+                with torch.no_grad():
+                    size = query.shape[0] * query.shape[1] * key.shape[2]
+                    recorder.record(tap.layer, wanted, lambda which: rows_of(which)[1], size, value)
+        output, weights = attend(module, query, key, value, *args, **kwargs)
+        start = max(0, tap.rewrite_from - first)
+        if tap.rewrite is not None and start < count:
+            old, new = rows_of(slice(start, count))
+            output = torch.cat([output[:, :start], _mixed(old, new, value, output[:, start:])], 1)
+        if recorder is not None and recorder.outputs is not None:
+            with torch.no_grad():
+                recorder.add_output(tap.layer, output, first)
+        return output, weights
+
+    return sinkgate_attention
+
+
+def _mixed(old: Tensor, new: Tensor, value: Tensor, output: Tensor) -> Tensor:
+    """Values mixed by the rewritten rows, what the kernel made of them where a row stayed: (B, H, R, K) -> (B, R, H, d)."""
+    samples, heads, rows, keys = new.shape
+    grouped = new.to(value.dtype).reshape(samples, value.shape[1], -1, keys)
+    mixed = (grouped @ value).view(samples, heads, rows, -1).transpose(1, 2)
+    return torch.where((new != old).any(-1).transpose(1, 2)[..., None], mixed, output)
+
+
+def _count_positions(call: _Call) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def before_forward(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = next(
+            (x for x in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args) if isinstance(x, Tensor)), None
+        )
+        cache = kwargs.get("past_key_values")
+        cached = int(cache.get_seq_length()) if cache is not None else 0
+        call.cache, call.cached = cache, cached
+        call.seen = cached + tokens.shape[1] if tokens is not None else None
+
+    return before_forward
+
+
+def _implementation(module: nn.Module) -> str:
+    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if name not in IMPLEMENTATIONS:
+        raise UnsupportedModelError(
+            f"the model runs attention implementation {name!r}; expected sdpa or eager: load it with attn_implementation='sdpa'"
+        )
+    return name
+
+
+def _install(name: str) -> None:
+    if name not in _originals:
+        _originals[name] = AttentionInterface._global_mapping.get(name)
+        AttentionInterface.register(name, _attend(_originals[name]))
+
+
+def _uninstall() -> None:
+    for name, original in _originals.items():
+        if original is None:
+            AttentionInterface._global_mapping.pop(name, None)
+        else:
+            AttentionInterface.register(name, original)
+    _originals.clear()
+
+
+def _eager_of(module: nn.Module) -> AttentionFunction:
+    """Each model file has its own eager function; the registry has none."""
+    for cls in type(module).__mro__:
+        function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function
+    raise UnsupportedModelError(
+        f"{type(module).__name__} has no eager attention function; load with attn_implementation='sdpa'"
+    )

@@ -1,0 +1,203 @@
+"""Attention rows of chosen queries, computed beside the model's own kernel in O(rows x Keys), and how alike a head's outputs are.
+
+A decode step has no time for its row: where the Keys stay (`Recorder.put_off`), only the query is kept, and the rows of all
+steps of a layer are computed at once when the recorded block ends.
+
+Shapes: B samples, H heads, KV Key heads, Q queries, K keys, R recorded rows, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+CHUNK = 1 << 24  # elements of attention rows that are computed at once where only their mean is kept: 64 MB
+
+
+@dataclass
+class Recorder:
+    """Collects attention rows while a model runs; if asked, how long the Values are, and how alike the outputs of a head.
+
+    ``rows`` are absolute query positions, ``"all"``, or ``"last"``: the last query of every forward
+    call, which in generation is the row that produces the next token; ``most`` bounds how many calls are kept. ``mean`` keeps
+    only the mean over heads and rows of each call, "rows" the mean over rows for each head. Per layer, one entry a forward call that
+    held a wanted row: attention (B, H, R, K), or (B, K) with ``mean``, (B, H, K) with "rows"; value_norms (B, K), the mean over heads
+    of the L2 norm.
+
+    ``outputs`` (B, P) boolean says which positions count (padding should not) when `stable_ranks` (B, H) of a call are taken;
+    calls that reach beyond them are passed over.
+    """
+
+    rows: Sequence[int] | Literal["last", "all"] = "last"
+    mean: bool | Literal["rows"] = False
+    values: bool = False
+    most: int | None = None
+    outputs: Tensor | None = None
+    attention: dict[int, list[Tensor]] = field(default_factory=dict)
+    value_norms: dict[int, list[Tensor]] = field(default_factory=dict)
+    stable_ranks: dict[int, list[Tensor]] = field(default_factory=dict)
+    _later: dict[int, _Later] = field(default_factory=dict, repr=False)
+
+    @property
+    def puts_off(self) -> bool:
+        """Whether the rows of decode steps may wait."""
+        return self.rows == "last" and not self.values
+
+    def wanted(self, layer: int, first: int, count: int) -> slice | Tensor | None:
+        """Which of the ``count`` queries that start at position ``first`` to record; None for none."""
+        if self.most is not None and self._recorded(layer) >= self.most:
+            return None
+        if self.rows == "last":
+            return slice(count - 1, count)
+        if self.rows == "all":
+            return slice(0, count)
+        local = [row - first for row in self.rows if first <= int(row) < first + count]
+        return torch.tensor(local) if local else None
+
+    def record(
+        self,
+        layer: int,
+        wanted: slice | Tensor,
+        rows_of: Callable[[slice | Tensor], Tensor],
+        row_size: int,
+        value: Tensor | None = None,
+    ) -> None:
+        """Take in one call. Where only means are kept, its rows are computed in chunks: no Q x K matrix is ever whole.
+
+        Args:
+            layer: index of the layer.
+            wanted: the queries to record, as `wanted` returned them.
+            rows_of: queries -> their attention rows (B, H, R, K).
+            row_size: elements of one row of all samples and heads, B H K.
+            value: the call's Values (B, KV, K, d).
+        """
+        if layer in self._later:  # entries keep the order of the calls
+            self._catch_up(layer)
+        rows = self._mean(wanted, rows_of, max(1, CHUNK // row_size)) if self.mean else rows_of(wanted)
+        self.attention.setdefault(layer, []).append(rows)
+        if self.values and value is not None:
+            norms = torch.linalg.vector_norm(value.float(), dim=-1).mean(1)
+            self.value_norms.setdefault(layer, []).append(norms)
+
+    def _mean(self, wanted: slice | Tensor, rows_of: Callable[[slice | Tensor], Tensor], most: int) -> Tensor:
+        total, count = torch.tensor(0.0), 0
+        for part, size in _chunks(wanted, most):
+            mean = self._reduced(rows_of(part))
+            count += size
+            total = (
+                mean if count == size else total + (mean - total) * (size / count)
+            )  # of one chunk: bit for bit its mean
+        return total
+
+    def _reduced(self, rows: Tensor) -> Tensor:
+        return rows.mean(2 if self.mean == "rows" else (1, 2)) if self.mean else rows
+
+    def add_output(self, layer: int, output: Tensor, first: int) -> None:
+        """Take in what the heads gave the queries from position ``first`` on, (B, Q, H, d)."""
+        end = first + output.shape[1]
+        if self.outputs is not None and end <= self.outputs.shape[1]:
+            left_out = ~self.outputs[:, first:end, None, None].to(output.device)
+            self.stable_ranks.setdefault(layer, []).append(stable_rank(output.masked_fill(left_out, 0)))
+
+    def put_off(self, layer: int, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
+        """Keep the query (B, H, 1, d) of a step that sees all Keys so far; the newest Keys (B, KV, K, d) serve all steps."""
+        later = self._later.setdefault(layer, _Later(module, options, key))
+        later.key = key
+        later.queries.append(query)
+        later.ends.append(key.shape[2])
+
+    def catch_up(self) -> None:
+        """Compute all rows that were put off."""
+        for layer in list(self._later):
+            self._catch_up(layer)
+
+    def _catch_up(self, layer: int) -> None:
+        later = self._later.pop(layer)
+        seen = torch.arange(later.ends[-1]) < torch.tensor(later.ends)[:, None]
+        query, mask = torch.cat(later.queries, 2), seen[None, None].to(later.key.device)
+        with torch.no_grad():
+            rows = attention_rows(later.module, query, later.key, mask, **later.options)
+        for index, end in enumerate(later.ends):
+            self.attention.setdefault(layer, []).append(self._reduced(rows[:, :, index : index + 1, :end]))
+
+    def _recorded(self, layer: int) -> int:
+        return len(self.attention.get(layer, ())) + (len(self._later[layer].ends) if layer in self._later else 0)
+
+
+@dataclass
+class _Later:
+    """Decode steps of one layer whose rows wait."""
+
+    module: nn.Module
+    options: dict[str, Any]
+    key: Tensor
+    queries: list[Tensor] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+
+def _chunks(wanted: slice | Tensor, most: int) -> Iterator[tuple[slice | Tensor, int]]:
+    """Parts of at most ``most`` rows, each with its number of rows."""
+    if isinstance(wanted, Tensor):
+        yield from ((part, len(part)) for part in wanted.split(most))
+        return
+    for start in range(wanted.start, wanted.stop, most):
+        end = min(start + most, wanted.stop)
+        yield slice(start, end), end - start
+
+
+def stable_rank(output: Tensor) -> Tensor:
+    """The stable rank ||O||_F^2 / sigma_1^2 of each head's output O (queries x width), from 1 to the smaller of the two (paper, section 1).
+
+    1: all queries got the same vector, times a number; n: n directions that are all as strong. Of the Gram matrix, d x d: trace over
+    largest eigenvalue. Rows of zeros change nothing; NaN where all are zero.
+
+    Shapes: (B, Q, H, d) -> (B, H) on the CPU, float32 (float64 for a float64 model).
+    """
+    each = output.transpose(1, 2)
+    each = each.to(torch.promote_types(each.dtype, torch.float32))
+    each = each / each.abs().amax((-1, -2), keepdim=True)  # squares of half precision may be too small or too large
+    gram = (each.transpose(-1, -2) @ each).cpu()  # small, and not every device has eigenvalues
+    largest = torch.linalg.eigvalsh(gram.nan_to_num(0, 0, 0))[..., -1]
+    return gram.diagonal(dim1=-2, dim2=-1).sum(-1) / largest
+
+
+def attention_rows(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    rows: slice | Tensor = slice(None),
+) -> Tensor:
+    """Attention probabilities of some query rows, in O(R K), as eager attention would give them.
+
+    Shapes: query (B, H, Q, d), key (B, KV, K, d), mask (B or 1, H or 1, Q, >= K) boolean or additive, or None
+    -> (B, H, R, K), float32 (float64 for a float64 model), rows sum to one.
+    """
+    samples, heads, count, width = query.shape
+    keys = key.shape[2]
+    chosen = query[:, :, rows]  # B, H, R, d
+    # heads that share Keys become rows of one product: no repeated Keys, no copies
+    grouped = chosen.reshape(samples, key.shape[1], -1, width)
+    scores = (grouped @ key.transpose(-1, -2)).view(samples, heads, -1, keys)
+    scores = scores * (width**-0.5 if scaling is None else scaling)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    lowest = torch.finfo(scores.dtype).min  # not -inf: a padded query sees no key, and must not turn NaN
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    last_only = isinstance(rows, slice) and rows == slice(count - 1, count)  # sees every key, needs no mask
+    if mask is None and causal and count > 1 and not last_only:
+        position = torch.arange(count, device=query.device)[rows]
+        scores = scores.masked_fill(torch.arange(keys, device=query.device) > position[:, None], lowest)
+    elif mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask[:, :, rows, :keys], lowest)
+    elif mask is not None:
+        scores = scores + mask[:, :, rows, :keys]
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))

@@ -1,0 +1,152 @@
+"""What a benchmark is: where its questions lie, how a row becomes one, how free text is read, and its published scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pandas as pd
+
+from sinkgate.benchmarks import hub
+from sinkgate.benchmarks.extraction import without_reasoning
+from sinkgate.benchmarks.tables import Row, Table, files_in
+from sinkgate.data import Sample
+from sinkgate.errors import BenchmarkError
+from sinkgate.images.io import Picture
+
+#: What was said in free text, given what may be said and what that stands for; None where nothing, or two things, were said.
+Extractor = Callable[[str, Sequence[str], Sequence[str]], str | None]
+#: A number in [0, 1] from a table with one row an item: task, answer, the item's columns and ``right``. NaN where it is not defined.
+Score = Callable[[pd.DataFrame], float]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question of a benchmark.
+
+    ``sample.kind`` is its task; ``columns`` are what scores group by; ``choices`` are what ``sample.options`` stand for, () where
+    that is not known.
+    """
+
+    sample: Sample
+    id: str
+    columns: dict[str, str]
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A benchmark whose questions are parquet files on the Hub.
+
+    ``patterns`` say which files of the repository ``hub`` are the split, ``columns`` what a row must hold; ``item_of`` makes an item of a
+    row. ``scores`` and ``extractors`` are the published ways to score, by name; the extractor "robust" is ours.
+    """
+
+    name: str
+    split: str
+    hub: str = ""
+    patterns: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    item_of: Callable[[Row], Item] = field(repr=False)
+    scores: Mapping[str, Score] = field(repr=False)
+    extractors: Mapping[str, Extractor] = field(repr=False)
+
+    def items(
+        self,
+        files: str | Path | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+        *,
+        revision: str | None = None,
+    ) -> list[Item]:
+        """The questions, in the files' order. Equal pictures are held once.
+
+        Args:
+            files: a parquet file, or a folder of them; None fetches them from the Hub (see ``fetch``, which tells the commit).
+            limit: so many at most, drawn at random, as files are ordered by task; a larger limit holds a smaller one.
+            seed: another seed, another draw.
+            revision: branch, tag or commit on the Hub, where ``files`` is None.
+
+        Raises:
+            BenchmarkError: nothing can be fetched or read, a column or an image is missing, a row makes no question, or one is there twice.
+        """
+        if limit is not None and limit < 1:
+            raise BenchmarkError(f"limit is {limit}; expected 1 or more, or None for all")
+        items: dict[str, Item] = {}
+        held: dict[Picture, Picture] = {}
+        for place, row in self._rows(files, limit, seed, revision):
+            try:
+                item = self.item_of(row)
+            except BenchmarkError as error:
+                raise BenchmarkError(f"{self.name}: {place}: {error}") from error
+            if item.id in items:
+                raise BenchmarkError(
+                    f"{self.name}: {place}: item {item.id} is there twice; are these two copies of the data?"
+                )
+            images = tuple(held.setdefault(image, image) for image in item.sample.images)
+            items[item.id] = replace(item, sample=replace(item.sample, images=images))
+        return list(items.values())
+
+    def fetch(self, revision: str | None = None) -> hub.Fetched:
+        """The files from the Hub, as a folder to give to ``items``, and their commit.
+
+        Raises:
+            BenchmarkError: they cannot be fetched.
+        """
+        return hub.fetch(self.hub, self.patterns, revision)
+
+    def read(self, item: Item, text: str, extractor: str = "robust") -> str | None:
+        """Return an item's answer in a text: one of its options (of an open item, the text in its plainest form), or None.
+
+        The model's reasoning is skipped, whichever extractor reads the rest, as lmms-eval does.
+
+        Raises:
+            BenchmarkError: there is no such extractor.
+        """
+        if extractor not in self.extractors:
+            raise BenchmarkError(f"{self.name} has no extractor {extractor!r}; there are: {', '.join(self.extractors)}")
+        return self.extractors[extractor](without_reasoning(text), item.sample.options, item.choices)
+
+    def _rows(
+        self, files: str | Path | None, limit: int | None, seed: int, revision: str | None
+    ) -> Iterator[tuple[str, Row]]:
+        """Rows to make items of, each with its place in words."""
+        place = self.fetch(revision).folder if files is None else files
+        table = Table(files_in(place, self.patterns), self.columns)
+        shuffled = Random(seed).sample(range(len(table)), len(table))  # whole, so that limits nest
+        return table.rows(shuffled[:limit])
+
+
+# --- scores that benchmarks share
+
+
+def micro(answers: pd.DataFrame) -> float:
+    """Share of right answers over all items."""
+    return float(_column(answers, "right").mean())
+
+
+def mean_over(column: str) -> Score:
+    """Share of right answers in each group of a column, averaged over the groups that are there, each of the same weight."""
+
+    def score(answers: pd.DataFrame) -> float:
+        groups, _ = pd.factorize(_column(answers, column))
+        return float((np.bincount(groups, _column(answers, "right")) / np.bincount(groups)).mean())
+
+    return score
+
+
+def among(column: str, value: str, score: Score = micro) -> Score:
+    """A score of the items that hold a value in a column; NaN where there are none."""
+
+    def part(answers: pd.DataFrame) -> float:
+        chosen = np.flatnonzero(_column(answers, column) == value)
+        return score(answers.take(chosen)) if len(chosen) else float("nan")
+
+    return part
+
+
+def _column(answers: pd.DataFrame, name: str) -> np.ndarray:
+    return np.asarray(answers[name])

@@ -1,0 +1,20 @@
+"""Where images with questions and answers, or with what is known of them, come from: one small file a source."""
+
+from sinkgate.data.cambrian import category_of, read_cambrian
+from sinkgate.data.clevr import read_clevr
+from sinkgate.data.llava import read_llava
+from sinkgate.data.probe_example import Pictured
+from sinkgate.data.sample import Sample
+from sinkgate.data.scenes import CROWDED, scene_facts, scene_samples
+
+__all__ = [
+    "CROWDED",
+    "Pictured",
+    "Sample",
+    "category_of",
+    "read_cambrian",
+    "read_clevr",
+    "read_llava",
+    "scene_facts",
+    "scene_samples",
+]

@@ -1,0 +1,208 @@
+"""Cambrian-7M in equal shares of six categories: what the paper trains its gates on (section 4).
+
+The file is a JSONL in LLaVA's format of some 7 million records, read once and never held in memory. It has no field for the
+category: that follows from ``source``. Where the paper is silent, the choices are ours: which records are drawn, and that
+of a conversation the first turn is asked.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from heapq import heappop, heappush
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from sinkgate.data.llava import Broken, RecordError, decode, image_folder, is_text_only, one_of, samples_of
+from sinkgate.data.sample import Sample
+from sinkgate.errors import SinkgateError
+
+CAMBRIAN = "hf://datasets/nyu-visionx/Cambrian-10M/jsons/Cambrian7M_withsystemprompt.jsonl"
+#: Data sets by category, as figure 9 of Cambrian-1 (arXiv 2406.16860) groups them. Every other one is "general".
+SOURCES = {
+    "ocr": (
+        "ai2d", "arxivqa", "chart2text", "chartqa", "clean_llava_instruct_150k_llavar", "docvqa", "dvqa", "finqa", "hitab",
+        "iconqa", "infographic_vqa", "random_3rd_dvqa", "rendered_text", "robut_wikisql", "robut_wtq", "screenqa", "st_vqa",
+        "synthdog", "tabmwp", "tat_qa", "vistext",
+    ),
+    "counting": ("clevr", "tallyqa"),
+    "code": ("datikz", "design2code", "filtered websight", "websight"),
+    "math": ("geo170k", "geomverse", "intergps", "mathvision", "raven", "tqa"),
+    "science": ("filtered_data_engine", "pathvqa", "scienceqa"),
+}  # fmt: skip
+CATEGORIES = ("ocr", "general", "counting", "code", "math", "science")
+_CATEGORY = {name: category for category, names in SOURCES.items() for name in names}
+_MIXED = "idefics375k"  # many data sets under one name; the image's folder, hfdata/<data set>, tells them apart
+
+
+def source_name(source: str, image: str = "") -> str:
+    """The data set that a record's ``source`` names: without extension and size, ``clevr_700k.json`` is ``clevr``.
+
+    ``image`` is the record's image path. It matters for the one source that is a mixture, ``idefics375k.json``.
+    """
+    name = re.sub(r"(_\d+[km]?)?(_modified)?$", "", re.sub(r"\.jsonl?$", "", source.strip().lower()))
+    folders = PurePosixPath(image).parts[:-1]
+    return folders[1].lower() if name == _MIXED and len(folders) > 1 else name
+
+
+def category_of(source: str, image: str = "") -> str:
+    """One of `CATEGORIES` for a record's ``source`` (and image path); "general" for all that `SOURCES` does not list."""
+    return _CATEGORY.get(source_name(source, image), "general")
+
+
+def read_cambrian(
+    images: str | Path,
+    file: str | Path = CAMBRIAN,
+    *,
+    count: int = 10_000,
+    seed: int = 0,
+    categories: Sequence[str] = CATEGORIES,
+    without: Iterable[str] = (),
+    records: int | None = None,
+    broken: Broken = "skip",
+    partial: bool = False,
+    passed: Counter[str] | None = None,
+) -> list[Sample]:
+    """Samples of Cambrian-7M in equal shares of its categories, ``kind`` being the category.
+
+    Every record is given a rank by a seeded hash of its line, and each category keeps its lowest: a uniform choice without
+    replacement in one pass and in memory for ``count`` samples. The same seed chooses the same records wherever they stand in the
+    file; records that are alike to the letter count once; and the first n of a larger choice are the choice of n. The
+    categories take turns, so that any first n are balanced too; where ``count`` does not divide, the first ones have one more.
+
+    CLEVR is in the counting share, and the larger part of it (350 of 600 thousand by Cambrian-1's figure 9). Where the
+    paper's probes (on CLEVR scenes) are to be run on what was trained, leave it out: ``without=["clevr"]`` also drops
+    records of other sources whose image lies in a folder ``clevr``.
+
+    Args:
+        images: folder into which the archives of nyu-visionx/Cambrian-10M were unpacked. Records whose image is not there are passed over.
+        file: the JSONL: a path, or an address that the ``datasets`` library can stream, as the default one on the Hub.
+        count: samples in all.
+        seed: another seed, another choice.
+        categories: those to draw from, of `CATEGORIES`.
+        without: data sets or image folders to leave out, named as `source_name` does.
+        records: look at so many records only, from the beginning; None is all of them.
+        broken: what a record that makes no sample does: "skip" passes it over (among millions there may be some), "stop" raises.
+        partial: whether a category may stay short of its share.
+        passed: counts records that were passed over, by reason: "text only", "left out", "broken", "missing image". The
+            last of these, and some of the broken, come to light only among records that are about to be chosen.
+
+    Raises:
+        SinkgateError: ``datasets`` is missing, the file cannot be read or holds no records, a category is short of its share (unless
+            ``partial``), or an argument is wrong.
+    """
+    folder, left_out = image_folder(images), {name.lower() for name in without}
+    one_of("broken", broken, Broken)
+    strata = _strata(categories, count)
+    passed = Counter() if passed is None else passed
+    unmet, number = set(left_out), 0
+    lines = tqdm(islice(_lines(file), records), desc="Cambrian", unit=" records", disable=None)
+    for number, line in enumerate(lines, 1):
+        try:
+            record = decode(line)
+            source, image = _origin(record)
+            if is_text_only(record):
+                passed["text only"] += 1
+                continue
+            if named := left_out & {source_name(source, image), *PurePosixPath(image.lower()).parts[:-1]}:
+                passed["left out"] += 1
+                unmet -= named
+                continue
+            category = category_of(source, image)
+            rank = _rank(line, seed)
+            if category in strata and strata[category].wants(rank):
+                (sample, *_) = samples_of(record, folder)
+                strata[category].add(rank, replace(sample, kind=category))
+        except RecordError as error:
+            if broken == "stop" and error.reason != "missing image":
+                raise SinkgateError(f"{file}, record {number}: {error}") from error
+            passed[error.reason] += 1
+    if not number:
+        raise SinkgateError(f"{file} holds no records; expected JSONL of LLaVA-format records")
+    if unmet:
+        warnings.warn(
+            f"nothing was left out for {', '.join(sorted(unmet))}: no record has that source or image folder",
+            stacklevel=2,
+        )
+    short = {name: stratum.size - len(stratum.chosen) for name, stratum in strata.items()}
+    if any(short.values()) and not partial:
+        told = ", ".join(f"{name} ({missing} of {strata[name].size})" for name, missing in short.items() if missing)
+        fits = len(strata) * min(len(stratum.chosen) for stratum in strata.values())
+        raise SinkgateError(
+            f"too few records with an image for {told}; {passed['missing image']} images were missing: unpack more of them, "
+            + (f"ask for count={fits}, " if fits else "")
+            + "leave a category out with categories=, or take what there is with partial=True"
+        )
+    ranked = [[stratum.chosen[rank] for rank in sorted(stratum.chosen)] for stratum in strata.values()]
+    turns = range(max(map(len, ranked)))
+    return [samples[turn] for turn in turns for samples in ranked if turn < len(samples)]
+
+
+@dataclass
+class _Stratum:
+    """The ``size`` samples of lowest rank among those offered."""
+
+    size: int
+    chosen: dict[int, Sample] = field(default_factory=dict)
+    highest: list[int] = field(default_factory=list)  # heap of the ranks' negatives
+
+    def wants(self, rank: int) -> bool:
+        room = len(self.chosen) < self.size
+        return rank not in self.chosen and (room or (bool(self.highest) and rank < -self.highest[0]))
+
+    def add(self, rank: int, sample: Sample) -> None:
+        self.chosen[rank] = sample
+        heappush(self.highest, -rank)
+        if len(self.chosen) > self.size:
+            del self.chosen[-heappop(self.highest)]
+
+
+def _strata(categories: Sequence[str], count: int) -> dict[str, _Stratum]:
+    if not categories or set(categories) - set(CATEGORIES):
+        raise SinkgateError(f"categories is {categories!r}; expected some of {', '.join(CATEGORIES)}")
+    if count < 1:
+        raise SinkgateError(f"count is {count}; expected 1 or more")
+    names = list(dict.fromkeys(categories))
+    share, rest = divmod(count, len(names))
+    return {name: _Stratum(share + (place < rest)) for place, name in enumerate(names)}
+
+
+def _rank(line: str, seed: int) -> int:
+    return int.from_bytes(blake2b(line.encode(), digest_size=8, key=str(seed).encode()).digest())
+
+
+def _origin(record: Any) -> tuple[str, str]:
+    """A record's source and its (first) image path, empty where it has none."""
+    if not isinstance(record, dict) or not isinstance(record.get("source"), str):
+        raise RecordError("field 'source' is missing or no text; expected a name such as 'clevr_700k.json'")
+    image = record.get("image")
+    first = image[0] if isinstance(image, list) and image else image
+    return record["source"], first if isinstance(first, str) else ""
+
+
+def _lines(file: str | Path) -> Iterator[str]:
+    """The lines of a file, here or on the Hub.
+
+    As text, not by the "json" reader: that one wants a column to keep one type, fails on the first broken line with all
+    records around it, and took 17 times as long over records of mixed types (datasets 5.2).
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise SinkgateError('reading Cambrian needs datasets: run `pip install "sinkgate[train]"`') from error
+    if "://" not in str(file) and not Path(file).is_file():
+        raise SinkgateError(f"there is no file {file}; expected a copy of {CAMBRIAN}")
+    try:
+        rows = load_dataset("text", data_files=str(file), split="train", streaming=True, encoding_errors="replace")
+        yield from (row["text"] for row in rows if row["text"].strip())
+    except (OSError, ValueError) as error:
+        raise SinkgateError(
+            f"{file} cannot be read ({error}); is there a network? else give the path of a copy"
+        ) from error

@@ -1,0 +1,191 @@
+"""LLaVA's format: a JSON list, or JSONL, of records that each hold an image and a conversation about it.
+
+A record is ``{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}], "source"}``; ``image`` is one path or a
+list of them, relative to a folder of images, and is missing from text-only records. ``source`` is optional.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from reprlib import repr as short
+from typing import Any, Literal, get_args
+
+from sinkgate.data.sample import Sample
+from sinkgate.errors import SinkgateError
+
+Turns = Literal["first", "all"]
+Broken = Literal["stop", "skip"]
+PLACEHOLDER = "<image>"
+
+
+class RecordError(SinkgateError):
+    """A record that makes no sample; ``reason`` is what it is counted under."""
+
+    def __init__(self, message: str, reason: str = "broken") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def read_llava(
+    path: str | Path,
+    images: str | Path,
+    *,
+    turns: Turns = "first",
+    broken: Broken = "stop",
+    passed: Counter[str] | None = None,
+) -> Iterator[Sample]:
+    """Samples of a LLaVA-format file, in its order; ``kind`` is the record's ``source``, or empty.
+
+    JSONL is read line by line and never held in memory; a JSON list is. Images are checked to be there, not opened.
+
+    Args:
+        path: the file; whether it is a JSON list or JSONL is seen in it, not in its name.
+        images: folder that image paths start from. A path that leads out of it is refused; links in it are followed.
+        turns: "first", the first question and its answer; "all", every question of a conversation as a sample of its
+            own, which knows nothing of the turns before. Turns before the first human one are left out, as in LLaVA.
+        broken: what a record that makes no sample does: "stop" raises, "skip" passes it over.
+        passed: counts the records that were passed over, by reason: "text only" (always passed over), "broken",
+            "missing image".
+
+    Raises:
+        SinkgateError: no such file or folder, a file without records or, under "stop", a record that makes no sample;
+            the message names the file, the record and the field.
+    """
+    path, folder = Path(path), image_folder(images)
+    one_of("turns", turns, Turns)
+    one_of("broken", broken, Broken)
+    if not path.is_file():
+        raise SinkgateError(f"there is no file {path}; expected a JSON list or JSONL of LLaVA-format records")
+    return _read(path, folder, turns, broken, Counter() if passed is None else passed)
+
+
+def image_folder(folder: str | Path) -> Path:
+    """The folder as an absolute path without ``..``; raises SinkgateError where there is none."""
+    if not Path(folder).is_dir():
+        raise SinkgateError(f"there is no folder {folder}; expected the one that the records' image paths start from")
+    return Path(os.path.normpath(Path(folder).absolute()))
+
+
+def one_of(name: str, value: str, choices: Any) -> None:
+    """Raises SinkgateError where an argument is none of a Literal's values."""
+    if value not in get_args(choices):
+        expected = " or ".join(f'"{choice}"' for choice in get_args(choices))
+        raise SinkgateError(f"{name} is {value!r}; expected {expected}")
+
+
+def decode(line: str | bytes) -> Any:
+    """A record from its line of JSON; raises RecordError."""
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise RecordError(f"no JSON ({error}); expected one record a line") from error
+
+
+def samples_of(record: Any, folder: Path, turns: Turns = "first") -> list[Sample]:
+    """The samples of one record, none where it is text-only; raises RecordError. ``folder`` is of `image_folder`."""
+    if not isinstance(record, dict):
+        raise RecordError(f"{short(record)}; expected an object with 'image' and 'conversations'")
+    dialogue = _dialogue(record)
+    if is_text_only(record):
+        if any(PLACEHOLDER in question for question, _ in dialogue):
+            raise RecordError(f"field 'image' is missing though a question holds {PLACEHOLDER}; {_found(record)}")
+        return []
+    images = tuple(_pictures(record["image"], folder))
+    asked = [(question.replace(PLACEHOLDER, "").strip(), answer.strip()) for question, answer in dialogue]
+    if not all(question and answer for question, answer in asked):
+        raise RecordError(
+            f"field 'conversations': a question or an answer is empty but for {PLACEHOLDER}; expected words"
+        )
+    source = record.get("source")
+    kind = source if isinstance(source, str) else ""
+    return [Sample(images, question, answer, kind) for question, answer in (asked if turns == "all" else asked[:1])]
+
+
+def is_text_only(record: dict[str, Any]) -> bool:
+    """Whether a record names no image."""
+    return not record.get("image")
+
+
+def _read(path: Path, folder: Path, turns: Turns, broken: Broken, passed: Counter[str]) -> Iterator[Sample]:
+    empty = True
+    for place, record in _records(path):
+        empty = False
+        try:
+            record = decode(record) if isinstance(record, bytes) else record
+            samples = samples_of(record, folder, turns)
+        except RecordError as error:
+            if broken == "stop":
+                name = f" (id {short(record['id'])})" if isinstance(record, dict) and "id" in record else ""
+                raise SinkgateError(f"{path}, {place}{name}: {error}") from error
+            passed[error.reason] += 1
+            continue
+        if not samples:
+            passed["text only"] += 1
+        yield from samples
+    if empty:
+        raise SinkgateError(f"{path} holds no records; expected a JSON list or JSONL of LLaVA-format records")
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Every record with its place in the file: members of a JSON list, or undecoded lines of JSONL."""
+    with path.open("rb") as file:
+        begin = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
+        file.seek(0)
+        if not begin.startswith(b"["):
+            for number, line in enumerate(file, 1):
+                if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                    yield f"line {number}", line
+            return
+        try:
+            records = json.loads(file.read())
+        except ValueError as error:
+            raise SinkgateError(f"{path} begins as a JSON list but is none ({error}); is it cut short?") from error
+    yield from ((f"record {number}", record) for number, record in enumerate(records, 1))
+
+
+def _dialogue(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Questions with their answers; a last question without an answer is left out."""
+    turns = record.get("conversations")
+    if not isinstance(turns, list):
+        got = short(turns) if "conversations" in record else "missing"
+        raise RecordError(f"field 'conversations' is {got}; expected a list of turns; {_found(record)}")
+    for index, turn in enumerate(turns):
+        if (
+            not isinstance(turn, dict)
+            or not isinstance(turn.get("value"), str)
+            or not isinstance(turn.get("from"), str)
+        ):
+            raise RecordError(
+                f"field 'conversations[{index}]' is {short(turn)}; expected 'from' and 'value', both text"
+            )
+    first = next((index for index, turn in enumerate(turns) if turn["from"] == "human"), len(turns))
+    for index, turn in enumerate(turns[first:], first):
+        expected = ("human", "gpt")[(index - first) % 2]
+        if turn["from"] != expected:
+            raise RecordError(f"field 'conversations[{index}].from' is {short(turn['from'])}; expected {expected!r}")
+    values = [turn["value"] for turn in turns[first:]]
+    if len(values) < 2:
+        raise RecordError(f"field 'conversations' has {len(turns)} turns; expected one of 'human', then one of 'gpt'")
+    return list(zip(values[::2], values[1::2], strict=False))
+
+
+def _pictures(names: Any, folder: Path) -> Iterator[Path]:
+    for name in [names] if isinstance(names, str) else names if isinstance(names, list) else [names]:
+        if not isinstance(name, str) or not name:
+            raise RecordError(f"field 'image' is {short(names)}; expected a path or a list of paths")
+        path = Path(os.path.normpath(folder / name))
+        if not path.is_relative_to(folder):
+            raise RecordError(
+                f"field 'image' is {short(name)}, which leads out of the image folder; expected a path in it"
+            )
+        if not path.is_file():
+            raise RecordError(f"field 'image' is {short(name)}, but there is no file {path}", "missing image")
+        yield path
+
+
+def _found(record: dict[str, Any]) -> str:
+    return f"found {', '.join(map(short, record)) or 'no fields'}"

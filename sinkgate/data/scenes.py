@@ -1,0 +1,170 @@
+"""The demo world as samples: scenes of shapes, with questions whose answers are known or with facts to probe for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from itertools import islice
+from random import Random
+from statistics import fmean
+from typing import Literal, get_args
+from zlib import crc32
+
+from PIL import Image, ImageStat
+
+from sinkgate.data.probe_example import Pictured, Target
+from sinkgate.data.sample import Sample
+from sinkgate.errors import SinkgateError
+from sinkgate.scenes.questions import KINDS, Question, ask, majority_color
+from sinkgate.scenes.scene import MAX_OBJECTS, SIZES, Scene
+
+Split = Literal["train", "validation", "test"]
+SPLITS = get_args(Split)
+CROWDED = (6, 8)  # objects; the demo model was trained on 1 to 5
+_MAX_DRAWS = 3000  # in vain, and the questions are held to be impossible
+
+
+def scene_samples(
+    count: int,
+    seed: int = 0,
+    *,
+    split: Split = "train",
+    kinds: Sequence[str] | None = None,
+    per_scene: int = 1,
+    counts: tuple[int, int] = (1, MAX_OBJECTS),
+    haze: tuple[float, float] = (0.0, 0.0),
+    size: int = 448,
+) -> Iterator[Sample]:
+    """Questions about random scenes, drawn as they are asked for; ``kind`` is the kind of question.
+
+    The kinds take turns in random order: among any first n samples the numbers of two kinds differ by one at
+    most, and the first n of more samples are the same. A scene belongs to one split by a checksum of what it holds, so
+    no scene is in two splits, whatever the seeds. Pictures are PNG bytes, some 5 to 10 kB each, so that many can be kept.
+
+    Args:
+        count: samples in all.
+        seed: another seed, other scenes.
+        split: "train", "validation" or "test"; a third of all scenes each.
+        kinds: of `sinkgate.scenes.questions.KINDS`; None is all of them.
+        per_scene: questions about each scene, of different kinds. A scene is drawn again until it allows all of them.
+        counts: least and most objects, as in `Scene.random`; `CROWDED` are more than the demo model was trained on.
+        haze: least and most of it in a picture, in [0, 1): how much of the contrast is gone. The demo model was trained without.
+        size: side of the picture in pixels; 448 as in the app.
+
+    Raises:
+        SinkgateError: an argument is wrong, or scenes of so few objects hardly ever allow a kind.
+    """
+    names = list(KINDS) if kinds is None else list(dict.fromkeys(kinds))
+    if not names or set(names) - set(KINDS):
+        raise SinkgateError(f"kinds is {kinds!r}; expected some of {', '.join(KINDS)}")
+    if not 1 <= per_scene <= len(names):
+        raise SinkgateError(f"per_scene is {per_scene}; expected 1 to {len(names)}, as many as there are kinds")
+    _check(count, split, counts, haze)
+    rng = Random(f"samples/{split}/{seed}")
+    return islice(_samples(rng, split, names, per_scene, counts, haze, size), count)
+
+
+def scene_facts(
+    count: int,
+    seed: int = 0,
+    *,
+    split: Split = "train",
+    counts: tuple[int, int] = (1, MAX_OBJECTS),
+    haze: tuple[float, float] = (0.0, 0.0),
+    size: int = 128,
+) -> Iterator[Pictured]:
+    """Random scenes with what a probe may ask of them, drawn as they are asked for.
+
+    Classes: ``count``, ``largest`` (the size of the largest object: large or small), ``background``, ``majority_color`` (left out where
+    two colours are level). Labels: ``colors`` and ``shapes`` that are present. The arguments are those of `scene_samples`, and so are the splits;
+    128 pixels are twice what the demo model looks at.
+
+    Raises:
+        SinkgateError: an argument is wrong.
+    """
+    _check(count, split, counts, haze)
+    rng = Random(f"facts/{split}/{seed}")
+    return islice(_facts(rng, split, counts, haze, size), count)
+
+
+def _check(count: int, split: str, counts: tuple[int, int], haze: tuple[float, float]) -> None:
+    """Raises for wrong arguments now and not at the first sample."""
+    if split not in SPLITS:
+        raise SinkgateError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+    if count < 0:
+        raise SinkgateError(f"count is {count}; expected 0 or more")
+    if not 0 <= haze[0] <= haze[1] < 1:
+        raise SinkgateError(f"haze is {haze}; expected two rising numbers from 0 to below 1")
+    Scene.random(Random(0), counts)
+
+
+def _facts(
+    rng: Random, split: Split, counts: tuple[int, int], haze: tuple[float, float], size: int
+) -> Iterator[Pictured]:
+    while True:
+        scene, _ = _draw(rng, split, [], counts)
+        yield Pictured(_picture(scene, rng, haze, size), _targets(scene))
+
+
+def _targets(scene: Scene) -> dict[str, Target]:
+    targets: dict[str, Target] = {
+        "count": str(len(scene.objects)),
+        "largest": max((item.size for item in scene.objects), key=SIZES.__getitem__),
+        "colors": frozenset(item.color for item in scene.objects),
+        "shapes": frozenset(item.shape for item in scene.objects),
+        "background": scene.background,
+    }
+    color = majority_color(scene)
+    return targets if color is None else {**targets, "majority_color": color}
+
+
+def _samples(
+    rng: Random,
+    split: Split,
+    kinds: list[str],
+    per_scene: int,
+    counts: tuple[int, int],
+    haze: tuple[float, float],
+    size: int,
+) -> Iterator[Sample]:
+    while True:
+        order = rng.sample(kinds, len(kinds))
+        for start in range(0, len(order), per_scene):
+            scene, asked = _draw(rng, split, order[start : start + per_scene], counts)
+            picture = _picture(scene, rng, haze, size)
+            yield from (Sample((picture,), item.question, item.answer, item.kind) for item in asked)
+
+
+def _draw(rng: Random, split: Split, kinds: list[str], counts: tuple[int, int]) -> tuple[Scene, list[Question]]:
+    """A scene of the split that allows all of the kinds, with a question of each."""
+    for _ in range(_MAX_DRAWS):
+        scene = Scene.random(rng, counts)
+        if split_of(scene) == split:
+            asked = [question for kind in kinds if (question := ask(scene, kind, rng))]
+            if len(asked) == len(kinds):
+                return scene, asked
+    raise SinkgateError(
+        f"in {_MAX_DRAWS} scenes of {counts[0]} to {counts[1]} objects none allowed {' and '.join(kinds)}: "
+        "ask other kinds, fewer per scene, or draw more objects"
+    )
+
+
+def split_of(scene: Scene) -> Split:
+    """The split that a scene belongs to: a checksum of its data in thirds."""
+    return SPLITS[crc32(repr(scene).encode()) % len(SPLITS)]
+
+
+def _picture(scene: Scene, rng: Random, haze: tuple[float, float], size: int) -> bytes:
+    return _png(_hazed(scene.render(size), rng.uniform(*haze) if haze[1] else 0.0))
+
+
+def _hazed(picture: Image.Image, haze: float) -> Image.Image:
+    """The picture with that share of its contrast gone, into the grey of its own mean."""
+    mean = round(fmean(ImageStat.Stat(picture).mean))
+    return Image.blend(picture, Image.new("RGB", picture.size, (mean, mean, mean)), haze) if haze else picture
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

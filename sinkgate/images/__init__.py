@@ -1,0 +1,1 @@
+"""Images: opening files, and the grid of patches and visual tokens."""

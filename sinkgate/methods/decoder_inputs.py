@@ -1,0 +1,91 @@
+"""The decoder's entrance: what goes into the LLM, changed on the way in. Shared by methods that act before the first layer.
+
+Shapes: B prompts, n beams a prompt, T positions, V visual tokens, D LLM width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from sinkgate.errors import UnsupportedModelError
+from sinkgate.models.batch import Batch
+from sinkgate.models.vlm import VLM
+
+Arguments = dict[str, Any]  # of the decoder's forward
+
+
+@contextmanager
+def changed(vlm: VLM, change: Callable[[Arguments], Arguments], *, steps: bool = False) -> Iterator[None]:
+    """Within the block ``change`` gives the decoder its arguments: in the first forward, and with ``steps`` in those after it."""
+
+    def before_forward(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: Arguments
+    ) -> tuple[tuple[Any, ...], Arguments]:
+        return args, change(kwargs) if steps or cached(kwargs) == 0 else kwargs
+
+    hook = vlm.decoder.register_forward_pre_hook(before_forward, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def cached(arguments: Arguments) -> int:
+    """Positions before the running forward."""
+    cache = arguments.get("past_key_values")
+    return int(cache.get_seq_length()) if cache is not None else 0
+
+
+def embeddings(vlm: VLM, arguments: Arguments) -> Tensor:
+    """What the first layer will read, (B n, T, D).
+
+    Raises:
+        UnsupportedModelError: the decoder is not given embeddings.
+    """
+    found = arguments.get("inputs_embeds")
+    if found is None:
+        raise UnsupportedModelError(
+            f"{vlm.name} does not hand its decoder embeddings as inputs_embeds, so visual tokens cannot be changed there"
+        )
+    return found
+
+
+def placed(batch: Batch, tokens: list[Tensor], like: Tensor) -> Tensor:
+    """What is said of the visual tokens of each prompt, where they stand in ``like``: B of (V,) -> (B n, T)."""
+    spread = batch.spread(tokens).to(like.device)
+    spread = pad(spread, (0, max(0, like.shape[1] - spread.shape[1])))[:, : like.shape[1]]
+    return beams(spread, like)
+
+
+def beams(values: Tensor, like: Tensor) -> Tensor:
+    """Each prompt's row once for each of its beams: (B, ...) -> (B n, ...)."""
+    return values.repeat_interleave(len(like) // len(values), 0) if len(like) != len(values) else values
+
+
+def everywhere(batch: Batch) -> list[Tensor]:
+    """True for every visual token, B of (V,)."""
+    return [torch.ones(len(prompt.visual), dtype=torch.bool) for prompt in batch.prompts]
+
+
+def ends(batch: Batch) -> Tensor:
+    """Position of each prompt's last visual token, (B,)."""
+    last = [start + int(prompt.visual[-1]) for prompt, start in zip(batch.prompts, batch.starts, strict=True)]
+    return torch.tensor(last)
+
+
+def refuse_cross_attention(vlm: VLM, method: str, why: str) -> None:
+    """Methods that need visual tokens among the text are of no use where they are Keys apart.
+
+    Raises:
+        UnsupportedModelError: the LLM reads images by cross-attention.
+    """
+    if vlm.adapter.cross_attention:
+        raise UnsupportedModelError(
+            f"{method} cannot act on {vlm.name}, whose LLM reads images by cross-attention: {why}. Gates can: Fixed, Suppress or LSG"
+        )

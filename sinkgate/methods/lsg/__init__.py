@@ -1,0 +1,7 @@
+"""Layer-wise Sink Gating, the paper's learned gate (section 4)."""
+
+from sinkgate.methods.lsg.config import LSGConfig
+from sinkgate.methods.lsg.gate import SinkGate
+from sinkgate.methods.lsg.model import LSG, Groups, Trail
+
+__all__ = ["LSG", "Groups", "LSGConfig", "SinkGate", "Trail"]

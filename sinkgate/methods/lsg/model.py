@@ -1,0 +1,309 @@
+"""Learned gates on a model: they read the prompt as it passes and scale the Keys of the layers that they sit at.
+
+The backbone stays as it is. In decoding the scales set while the prompt was read stay, unless asked to be set anew.
+
+Shapes: L layers of the model, B prompts, T positions, K Keys, V visual tokens, D LLM width, G groups.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sinkgate.attention.patch import Attached
+from sinkgate.attention.recorder import Recorder
+from sinkgate.errors import GateError
+from sinkgate.methods.lsg import serialization
+from sinkgate.methods.lsg.config import LSGConfig
+from sinkgate.methods.lsg.gate import SinkGate
+from sinkgate.methods.lsg.model_card import card
+from sinkgate.models.batch import Batch
+from sinkgate.models.prompts import Prompt
+from sinkgate.models.vlm import VLM, find_sinks, find_v_sinks
+from sinkgate.sinks.classify import SinkMasks
+from sinkgate.sinks.gates import GROUPS, Gates
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which tokens the gates scale and read.
+
+    Shapes: members (L, G, B, K) boolean; asked (B, T) boolean, the prompts' own (no padding, no answer).
+    """
+
+    members: Tensor
+    asked: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, config: LSGConfig) -> Groups:
+        """Of prompts with their sinks. Without V-sinks in an image, all its tokens belong to the rest."""
+        kinds = [torch.stack([s.v_sink.expand_as(s.l_sink), s.l_sink, s.ordinary]) for s in batch.sinks]  # 3, L, V
+        groups = [torch.stack([kind[list(columns)].any(0) for columns in config.groups], 1) for kind in kinds]
+        return cls(batch.spread(groups), batch.asked)
+
+    @property
+    def visual(self) -> Tensor:
+        """Visual tokens among the positions, (B, T)."""
+        visual = self.members[0].any(0)
+        return nn.functional.pad(visual, (0, self.asked.shape[1] - visual.shape[1]))
+
+    @property
+    def last(self) -> Tensor:
+        """Position of the last input token, (B,)."""
+        return self.asked.shape[1] - 1 - self.asked.flip(1).long().argmax(1)
+
+
+@dataclass
+class Trail:
+    """What the gates did while a model ran: scales (B, G) by layer, of the last time that they were set."""
+
+    scales: dict[int, Tensor] = field(default_factory=dict)
+
+
+class LSG(nn.Module):
+    """Layer-wise Sink Gating: a `SinkGate` at each of some layers."""
+
+    def __init__(self, config: LSGConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gates = nn.ModuleDict({str(layer): SinkGate(config) for layer in config.layers})
+
+    @classmethod
+    def for_vlm(cls, vlm: VLM, layers: Sequence[int], **options: Any) -> LSG:
+        """Fresh gates for a model; options are fields of `LSGConfig`.
+
+        Raises:
+            GateError: there is no such layer, or an option out of its range.
+        """
+        text = vlm.model.config.get_text_config()
+        config = LSGConfig(
+            tuple(sorted(layers)),
+            text.hidden_size,
+            base_model=vlm.name,
+            revision=getattr(vlm.model.config, "_commit_hash", None),
+            **options,
+        )
+        lsg = cls(config).to(vlm.device)
+        lsg.check_fits(vlm)
+        return lsg
+
+    def check_fits(self, vlm: VLM, any_model: bool = False) -> None:
+        """Whether these gates belong on that model. Models are told apart by name; another revision is a warning only.
+
+        Raises:
+            GateError: made for another model (unless ``any_model``), of another width, or for layers that it does not have.
+        """
+        made_for, width = self.config.base_model, vlm.model.config.get_text_config().hidden_size
+        if made_for not in (None, vlm.name) and not any_model:
+            raise GateError(
+                f"these gates were trained on {made_for}, this is {vlm.name}; say any_model=True to use them all the same"
+            )
+        revision = getattr(vlm.model.config, "_commit_hash", None)
+        if not any_model and None not in (revision, self.config.revision) and revision != self.config.revision:
+            warnings.warn(
+                f"these gates were made for revision {self.config.revision} of {vlm.name}, this is {revision}",
+                stacklevel=2,
+            )
+        if width != self.config.hidden_size:
+            raise GateError(
+                f"these gates read hidden states {self.config.hidden_size} wide, those of {vlm.name} are {width}"
+            )
+        if self.config.signal == "visual" and vlm.adapter.cross_attention:
+            raise GateError(
+                f"visual tokens have no hidden states in the LLM of {vlm.name}; let the gates read 'last' or 'mean'"
+            )
+        if self.config.layers[-1] >= vlm.num_layers:
+            raise GateError(
+                f"there is no layer {self.config.layers[-1]}: {vlm.name} has layers 0 to {vlm.num_layers - 1}"
+            )
+
+    def only(self, layers: Sequence[int]) -> LSG:
+        """Some of these gates by themselves; they stay the same modules, so that what one learns the other knows.
+
+        Raises:
+            GateError: there is no gate in one of these layers, or no layer at all.
+        """
+        missing = sorted(set(layers) - set(self.config.layers))
+        if missing:
+            raise GateError(f"there is no gate in layer {missing[0]}; there are gates in {list(self.config.layers)}")
+        part = LSG(self.config.only(tuple(sorted(layers))))
+        part.gates = nn.ModuleDict({str(layer): self.gates[str(layer)] for layer in part.config.layers})
+        return part
+
+    # --- running
+
+    def begins(self, vlm: VLM) -> int:
+        """Number of the lowest LLM layer in which these gates change anything."""
+        return vlm.adapter.layer_numbers[self.config.layers[0]]
+
+    @contextmanager
+    def applied(
+        self, vlm: VLM, batch: Batch, recorder: Recorder | None = None, *, every_step: bool = False
+    ) -> Iterator[Trail]:
+        """Within the block the gates act on every forward and ``generate`` call on these prompts; gradients reach them.
+
+        Args:
+            vlm: the model, locked meanwhile.
+            batch: prompts with their sinks, as ``vlm.batch`` makes it.
+            recorder: takes attention rows.
+            every_step: read again in each decode step, from the newest token; else the prompt's scales stay.
+        """
+        trail, groups = Trail(), Groups.of(batch, self.config)
+        with vlm.attached(None, recorder, live=self.config.layers) as block:
+            hooks = [
+                vlm.adapter.layers[layer].register_forward_pre_hook(
+                    self._reader(layer, groups, block, trail, every_step), with_kwargs=True
+                )
+                for layer in self.config.layers
+            ]
+            try:
+                yield trail
+            finally:
+                for hook in hooks:
+                    hook.remove()
+
+    def read(self, vlm: VLM, prompt: Prompt, sinks: SinkMasks | None = None) -> Gates:
+        """The fixed gates that a prompt gets: one prefill in which each gate reads what the gates below it left.
+
+        With them ``vlm.answer``, sessions, the page's faders and everything else that takes `Gates` does what these gates do.
+
+        Raises:
+            GateError: the gates do not belong on this model.
+        """
+        self.check_fits(vlm, any_model=True)
+        batch = vlm.batch([prompt], [sinks or self.find_sinks(vlm, prompt)])
+        with torch.no_grad(), self.applied(vlm, batch) as trail:
+            vlm.adapter.run(**batch.inputs)
+        table = torch.ones(vlm.num_layers, len(GROUPS))
+        for layer, scales in trail.scales.items():
+            for columns, scale in zip(self.config.groups, scales[0].tolist(), strict=True):
+                table[layer, list(columns)] = scale
+        return Gates(table, vlm.name)
+
+    def find_sinks(self, vlm: VLM, prompt: Prompt) -> SinkMasks:
+        """Sinks by the criterion that these gates were made with; V-sinks alone, which is cheaper, where they need no others."""
+        name = self.config.criterion
+        if self.config.grouping == "v_sink" and not (name == "auto" and prompt.sinks):
+            return find_v_sinks(vlm, prompt, name)
+        return find_sinks(vlm, prompt, v_sink=name, l_sink=name)
+
+    def _reader(self, layer: int, groups: Groups, block: Attached, trail: Trail, every_step: bool) -> Any:
+        def before_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            first = block.begins
+            if first or every_step:
+                scales = self.gates[str(layer)](self._signal(hidden, groups if first else None)).to(hidden.device)
+                trail.scales[layer] = scales
+                members = groups.members[layer].to(hidden.device)  # G, B, K
+                block.set_scales(layer, 1 + torch.einsum("gbk,bg->bk", members.to(scales.dtype), scales - 1))
+
+        return before_layer
+
+    def _signal(self, hidden: Tensor, groups: Groups | None) -> Tensor:
+        """What a gate reads, (B, D): of the prompt, or of a decode step (None), which is its newest token."""
+        if groups is None:
+            return hidden[:, -1]
+        if self.config.signal == "last":
+            missing = groups.asked.shape[1] - hidden.shape[1]  # some models run their last layers on the end alone
+            return hidden[torch.arange(len(hidden)), groups.last.to(hidden.device) - missing]
+        taken = groups.asked if self.config.signal == "mean" else groups.visual
+        taken = taken[:, : hidden.shape[1]].to(hidden.device, hidden.dtype)
+        return torch.einsum("bp,bpd->bd", taken, hidden) / taken.sum(1, keepdim=True)
+
+    # --- files
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        license: str | None = None,  # noqa: A002 (the Hub's word)
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write ``gate_config.json``, ``gates.safetensors`` and a card; an own README.md stays. Each file appears whole or not at all.
+
+        Args:
+            folder: made where there is none.
+            license: for the card, as the Hub names it.
+            training: for the card: samples, epochs, loss before and after, accuracy by kind, ...; what is not given is not told.
+
+        Raises:
+            GateError: the folder cannot be written.
+        """
+        text = card(self.config, self.num_parameters, license=license, training=training)
+        serialization.write(folder, self.config, self.state_dict(), text)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        license: str | None = None,  # noqa: A002
+        training: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Put what ``save_pretrained`` writes on the Hub, over a card that is there; returns the address.
+
+        Raises:
+            GateError: the Hub cannot be reached or refuses.
+        """
+        return serialization.push(
+            repo_id,
+            self.config,
+            self.state_dict(),
+            lambda place: card(self.config, self.num_parameters, place=place, license=license, training=training),
+            private=private,
+            revision=revision,
+            token=token,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        place: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        strict: bool = True,
+    ) -> LSG:
+        """Read what ``save_pretrained`` or ``push_to_hub`` wrote, as float32 on the CPU; no other file is looked at.
+
+        Args:
+            place: a folder, or a Hub id.
+            revision: branch, tag or commit on the Hub.
+            token: for private repositories.
+            strict: False ignores unknown tensors, with a warning; missing ones are always refused.
+
+        Raises:
+            GateError: there are no gates, a file is broken, or tensors are missing, unknown, of another shape or not finite.
+        """
+        config, weights = serialization.read(serialization.find(place, revision, token), place)
+        with torch.device("meta"):  # takes no memory until the tensors are known to fit
+            lsg = cls(config)
+        wanted = lsg.state_dict()
+        serialization.check(weights, wanted, place, strict)
+        lsg.load_state_dict({name: weights[name].to(torch.float32, copy=True) for name in wanted}, assign=True)
+        return lsg
+
+    @property
+    def num_parameters(self) -> int:
+        """How many parameters the gates have together."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def trainable_parameters(self) -> str:
+        """How many parameters the gates have, in words, with how many one gate has."""
+        count = self.num_parameters
+        return (
+            f"{count:,} trainable parameters, {count // len(self.gates):,} a gate, in layers {list(self.config.layers)}"
+        )
+
+    def print_trainable_parameters(self) -> None:
+        """Print ``trainable_parameters``, by the name that peft gives it."""
+        print(self.trainable_parameters())  # noqa: T201

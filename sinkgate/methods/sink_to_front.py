@@ -1,0 +1,102 @@
+"""Sink-to-the-front: V-sinks moved to the front of the visual sequence (Luo et al., ICLR 2026).
+
+Shapes: B prompts, n beams a prompt, T positions, V visual tokens, U rows of the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sinkgate.attention.recorder import Recorder
+from sinkgate.methods.decoder_inputs import Arguments, beams, changed, embeddings, refuse_cross_attention
+from sinkgate.models.batch import Batch
+from sinkgate.models.prompts import Prompt
+from sinkgate.models.vlm import VLM
+
+
+@dataclass(frozen=True)
+class SinkToTheFront:
+    """The visual tokens of each image in another order: first its V-sinks, then the others, each part in its old order.
+
+    Under causal attention all later tokens, those of the image too, can then read the V-sinks. Luo et al. move tokens "with their position
+    embedding". What the vision encoder has added travels within the embedding in any case; of the LLM's rotary position this
+    leaves two readings, and the default is ours. Newline, tile and break tokens stay where they are. Recorded
+    attention rows are in the new order.
+
+    Attributes:
+        keep_positions: False: a token takes the rotary position of its new place; True: it brings that of its old place.
+    """
+
+    keep_positions: bool = False
+
+    def begins(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
+        """See `Method`."""
+        return 0
+
+    @contextmanager
+    def applied(self, vlm: VLM, batch: Batch, recorder: Recorder | None = None) -> Iterator[None]:
+        """See `Method`.
+
+        Raises:
+            UnsupportedModelError: images are read by cross-attention, or the decoder is not given embeddings.
+        """
+        refuse_cross_attention(vlm, "sink-to-the-front", "visual tokens have no order there")
+        source = sources(batch)
+
+        def change(arguments: Arguments) -> Arguments:
+            given = embeddings(vlm, arguments)
+            taken = beams(source, given).to(given.device)  # B n, T
+            moved = {**arguments, "inputs_embeds": _reordered(given, taken)}
+            masks, levels = arguments.get("visual_pos_masks"), arguments.get("deepstack_visual_embeds")
+            if masks is not None and levels is not None:  # Qwen3-VL adds more of the image in its first layers
+                moved["deepstack_visual_embeds"] = [_reordered_rows(level, masks, taken) for level in levels]
+            if self.keep_positions:
+                moved["position_ids"] = _reordered_positions(arguments.get("position_ids"), taken)
+                if arguments.get("attention_mask") is None:
+                    # without a mask, positions that do not rise would be read as several texts in one row
+                    moved["attention_mask"] = torch.ones_like(taken)
+            return moved
+
+        with vlm.attached(None, recorder), changed(vlm, change):
+            yield
+
+
+def sources(batch: Batch) -> Tensor:
+    """Which position each position takes its token from, (B, T)."""
+    rows = torch.arange(batch.inputs["input_ids"].shape[1]).repeat(len(batch.prompts), 1)
+    for row, prompt, sinks, start in zip(rows, batch.prompts, batch.sinks, batch.starts, strict=True):
+        visual = prompt.visual.cpu()
+        order = (2 * images(prompt) + ~sinks.v_sink).argsort(stable=True)
+        row[start + visual] = start + visual[order]
+    return rows
+
+
+def images(prompt: Prompt) -> Tensor:
+    """Which image each visual token belongs to, (V,): text stands between images, separators between the rows of one."""
+    covered, order = torch.cat([prompt.visual.cpu(), prompt.separators.cpu()]).sort()
+    number = torch.zeros_like(order)
+    number[order] = torch.cat([covered.new_zeros(1), (covered.diff() > 1).long().cumsum(0)])
+    return number[: len(prompt.visual)]
+
+
+def _reordered(values: Tensor, taken: Tensor) -> Tensor:
+    return values.gather(1, taken[..., None].expand_as(values))
+
+
+def _reordered_rows(rows: Tensor, mask: Tensor, taken: Tensor) -> Tensor:
+    """The rows (U, D) that stand where the mask (B n, T) is true, in the new order."""
+    number = mask.long().flatten().cumsum(0).view_as(mask) - 1
+    return rows[number.gather(1, taken)[mask]]
+
+
+def _reordered_positions(position: Tensor | None, taken: Tensor) -> Tensor:
+    """Positions (B n, T), or one such table for each axis of the picture, in the new order; None: as they stand."""
+    if position is None:
+        position = torch.arange(taken.shape[1], device=taken.device)[None]
+    tables = position.expand(*position.shape[:-2], *taken.shape)
+    return tables.gather(-1, taken.expand_as(tables))

@@ -1,0 +1,1 @@
+"""One vision-language model: adapter, prompts, runs, warm sessions, loading."""

@@ -1,0 +1,295 @@
+"""The parts of a vision-language model, found by what they do, and how its patches become visual tokens.
+
+No family is known by name here: a layer is what asks transformers for an attention function, the size of a
+grid comes from the inputs, the rule by which patches are merged is measured once by gradients (`sinkgate.models.token_map`).
+What a family does otherwise is a small file beside this one.
+
+Shapes: N patches, in the order of the pixels the processor makes; U rows that the image puts into the prompt
+(visual tokens and separators); S rows of the encoder for one crop; E encoder width, D LLM width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from sinkgate.errors import UnsupportedModelError
+
+Inputs = Mapping[str, Any]
+Grid = tuple[int, int]  # rows and columns of patches
+
+
+class Adapter:
+    """A model taken apart. Attributes: ``decoder`` runs the LLM layers; ``layers``, those of them that attend to visual
+    tokens (``all_layers``: with those that do not), and ``attention``, what in them does; ``encoder_layers`` and ``encoder_attention``, the same for images.
+
+    Raises:
+        UnsupportedModelError: the model takes no images, or no layer is found that attends to them.
+    """
+
+    image_method = "get_image_features"  # what every model that reads images has
+    image_rows = "pooler_output"  # where its output holds what goes into the prompt
+    cross_attention = False  # whether visual tokens are Keys of cross-attention, apart from the text
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.model, self.name = model, name
+        owners = [part for part in (getattr(model, "model", None), model) if hasattr(part, self.image_method)]
+        if not owners:
+            raise UnsupportedModelError(f"{name} ({model.config.model_type}) takes no images")
+        self.base: Any = owners[0]
+        self.decoder: Any = model.get_decoder()
+        self.encoder: Any = model.get_encoder(modality="image")
+        pairs, encoder_pairs = self.attending_layers(self.decoder), self.attending_layers(self.encoder)
+        if not pairs:
+            raise UnsupportedModelError(
+                f"{name} ({model.config.model_type}): no LLM layer goes through transformers' attention function, "
+                "so nothing can be gated"
+            )
+        self.layers, self.attention = [layer for layer, _ in pairs], [attention for _, attention in pairs]
+        self.encoder_layers = [layer for layer, _ in encoder_pairs]
+        self.encoder_attention = [attention for _, attention in encoder_pairs]
+        self.all_layers = _siblings(self.decoder, self.layers[0])
+        self.layer_numbers = [self.all_layers.index(layer) for layer in self.layers]
+        accepted = inspect.signature(inspect.unwrap(type(model).forward)).parameters
+        self.resumes: bool | None = None  # whether a forward can start in the middle; None until a session has tried
+        optional = "pixel_values" in accepted and accepted["pixel_values"].default is None
+        #: the argument of ``forward`` that takes an encoded image; None: it has to be encoded in every call
+        self.takes_encoded = "mm_encoder_outputs" if optional and "mm_encoder_outputs" in accepted else None
+        method = getattr(type(self.base), self.image_method)
+        self._image_inputs = [*inspect.signature(inspect.unwrap(method)).parameters]
+
+    def attending_layers(self, module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+        """Layers of a tower with what attends in them; layers that only convolve are left out."""
+        return list(_attending(module))
+
+    # --- the LLM's side
+
+    @property
+    def shares_keys(self) -> bool:
+        """Whether some layers attend to the Keys of another layer."""
+        return bool(getattr(self.model.config.get_text_config(), "num_kv_shared_layers", 0))
+
+    @property
+    def image_token_id(self) -> int:
+        """The id that holds a place for a row of the image in the prompt."""
+        token = getattr(self.model.config, "image_token_id", None)
+        if token is None:
+            raise UnsupportedModelError(
+                f"{self.name}: its config names no image token; save it again with a recent transformers"
+            )
+        return token
+
+    def rows_in_prompt(self, inputs: Inputs) -> Tensor:
+        """Where the image's rows stand among the Keys of the LLM's layers, (U,)."""
+        return (inputs["input_ids"][0] == self.image_token_id).nonzero()[:, 0]
+
+    def num_keys(self, inputs: Inputs) -> int:
+        """How many Keys a layer sees after the prompt."""
+        return inputs["input_ids"].shape[1]
+
+    def run(self, **inputs: Any) -> None:
+        """One forward for what happens inside: all positions in all layers, no logits where they can be spared."""
+        if self.base is self.model:
+            self.model(**inputs, use_cache=False, logits_to_keep=1)
+        else:  # with logits_to_keep=1 some models drop positions on the way
+            self.base(**inputs, use_cache=False)
+
+    def type_of_answers(self, types: Tensor) -> Tensor:
+        """The token type that generation gives a new token behind a prompt of these: (B, P) -> (B, 1)."""
+        grown = self.model._update_model_kwargs_for_generation(
+            outputs=ModelOutput(), model_kwargs={"token_type_ids": types, "attention_mask": torch.ones_like(types)}
+        )
+        return grown["token_type_ids"][:, -1:]
+
+    def rows_after_image(self, inputs: Inputs, visual: Tensor) -> range:
+        """Positions of the text that reads the image: all after its last token, at least the last of the prompt."""
+        length = inputs["input_ids"].shape[1]
+        return range(min(int(visual[-1]) + 1, length - 1), length)
+
+    def hidden_of_keys(self, hidden: Tensor, encoded: Any) -> Tensor:  # noqa: ARG002 - some families need it
+        """What the Keys of each layer are made from, out of the layers' inputs: (L, P, D) -> (L, Keys, D)."""
+        return hidden
+
+    # --- the encoder's side
+
+    @property
+    def feature_layer(self) -> int:
+        """Index of the encoder layer whose output goes to the projector; the deepest where it joins several."""
+        config, count = self.model.config, len(self.encoder_layers)
+        given = getattr(config, "vision_feature_layers", None) or getattr(config, "vision_feature_layer", None)
+        indices = [-1] if given is None else [given] if isinstance(given, int) else given
+        # counted as transformers counts hidden states: 0 is the embedding, -1 the last layer
+        return max(index - 1 if index > 0 else count + index for index in indices)
+
+    @property
+    def reading_layer(self) -> int:
+        """Index of the encoder layer that attends to those features: the next, or the same where that is the last."""
+        return min(self.feature_layer + 1, len(self.encoder_layers) - 1)
+
+    def encode(self, inputs: Inputs) -> Any:
+        """The vision encoder's output; its projected rows are what `projected` takes out."""
+        wanted = {name: inputs[name] for name in self._image_inputs if name in inputs}
+        return self.base.get_image_features(**wanted, return_dict=True)
+
+    def as_input(self, encoded: Any) -> Any:
+        """The encoded image as ``takes_encoded`` wants it."""
+        return {"image": encoded}
+
+    def join(self, encoded: Sequence[Any]) -> Any:
+        """The encoded images of several prompts as those of one batch."""
+        joined = copy(encoded[0])
+        for name, first in encoded[0].items():
+            values = [getattr(each, name) for each in encoded]
+            if name == "deepstack_features":  # Qwen3-VL: rows for several layers, image by image
+                joined[name] = [sum(level, ()) for level in zip(*values, strict=True)]
+            elif name == self.image_rows:
+                joined[name] = (
+                    torch.cat(values) if isinstance(first, Tensor) else [row for rows in values for row in rows]
+                )
+        return joined
+
+    def projected(self, encoded: Any) -> Tensor:
+        """The rows that the image puts into the prompt, (U, D)."""
+        rows = encoded[self.image_rows]
+        return rows.flatten(0, -2) if isinstance(rows, Tensor) else torch.cat([row.flatten(0, -2) for row in rows])
+
+    # --- patches
+
+    def grids(self, inputs: Inputs) -> list[Grid]:
+        """Rows and columns of patches of each crop, in the order in which the encoder takes them."""
+        pixels, config = inputs["pixel_values"], self.model.config.vision_config
+        for name in ("image_grid_thw", "spatial_shapes"):
+            if name in inputs:
+                return [(int(shape[-2]), int(shape[-1])) for shape in inputs[name]]
+        if "image_position_ids" in inputs:  # (crops, S, 2) column and row, -1 for padding
+            return [(int(at[:, 1].max()) + 1, int(at[:, 0].max()) + 1) for at in inputs["image_position_ids"]]
+        patch = self.patch_size
+        if config.model_type == "pixtral":  # pictures of several sizes, padded to one
+            return [(int(height) // patch, int(width) // patch) for height, width in inputs["image_sizes"]]
+        crops = self.crops(inputs)
+        return [(pixels.shape[-2] // patch, pixels.shape[-1] // patch)] * len(crops)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels of the processed image."""
+        size = self.model.config.vision_config.patch_size
+        return size if isinstance(size, int) else size[0]
+
+    def crops(self, inputs: Inputs) -> Tensor:
+        """The crops that the encoder takes, (crops, channels, height, width)."""
+        pixels = inputs["pixel_values"]
+        if pixels.dim() == 4:
+            return pixels
+        crops = pixels.flatten(0, 1)
+        return crops[crops.flatten(1).any(1)]  # rows of a batch are filled up with crops of zeros
+
+    def pixels(self, inputs: Inputs) -> Tensor:
+        """What each patch sees of the processed image, (N, values)."""
+        pixels, grids, patch = inputs["pixel_values"], self.grids(inputs), self.patch_size
+        if self.has_patch_rows(inputs):
+            if pixels.dim() == 3 and pixels.shape[0] == len(grids):  # filled up to the largest crop
+                pixels = torch.cat(
+                    [crop[: rows * columns] for crop, (rows, columns) in zip(pixels, grids, strict=True)]
+                )
+            return pixels.flatten(1).float()
+        patches = [
+            crop[:, : rows * patch, : columns * patch]
+            .unflatten(1, (rows, patch))
+            .unflatten(3, (columns, patch))
+            .permute(1, 3, 0, 2, 4)
+            .flatten(2)
+            .flatten(0, 1)
+            for crop, (rows, columns) in zip(self.crops(inputs), grids, strict=True)
+        ]
+        return torch.cat(patches).float()
+
+    def has_patch_rows(self, inputs: Inputs) -> bool:
+        """Whether the processor cuts patches itself, so that ``pixel_values`` holds one row a patch."""
+        return "image_grid_thw" in inputs or inputs["pixel_values"].dim() < 4
+
+    def in_patch_order(self, rows: Tensor, inputs: Inputs) -> Tensor:
+        """The encoder's rows as patches: (crops, S, ...) or (N, ...) -> (N, ...), without CLS, registers and padding.
+
+        Raises:
+            UnsupportedModelError: there are not as many rows as patches.
+        """
+        counts = [height * width for height, width in self.grids(inputs)]
+        if rows.dim() > 2 and rows.shape[0] == len(counts) and rows.shape[1] >= max(counts):
+            first = 0 if self.has_patch_rows(inputs) else self.leading_rows(rows.shape[1] - counts[0])
+            return torch.cat([crop[first : first + count] for crop, count in zip(rows, counts, strict=True)])
+        flat = rows.flatten(0, 1) if rows.dim() > 2 else rows
+        if len(flat) != sum(counts):
+            raise UnsupportedModelError(
+                f"{self.name}: the encoder has {len(flat)} rows for {sum(counts)} patches; is the processor this model's own?"
+            )
+        return flat
+
+    def leading_rows(self, extra: int) -> int:
+        """How many of the ``extra`` rows that are no patches (CLS, registers) stand in front."""
+        return extra
+
+    def token_of_patch(self, inputs: Inputs, rule: str) -> Tensor | None:
+        """Which of the image's rows each patch feeds by a rule of `RULES`, (N,); -1 for none; None where the rule does not fit."""
+        return RULES[rule](self.grids(inputs), len(self.rows_in_prompt(inputs)))
+
+    def nearest_token_of_patch(self, inputs: Inputs) -> Tensor | None:  # noqa: ARG002 - some families need it
+        """The same where this picture's features are resized after the encoder, so that no map is exact; else None."""
+        return None
+
+
+def one_block(grids: list[Grid], tokens: int) -> Tensor | None:
+    """m x m neighbouring patches become one token, row by row (m = 1: a patch is a token)."""
+    m = _side(grids, tokens)
+    if m is None:
+        return None
+    maps, first = [], 0
+    for rows, columns in grids:
+        row, column = torch.arange(rows // m).repeat_interleave(m), torch.arange(columns // m).repeat_interleave(m)
+        maps.append((first + row[:, None] * (columns // m) + column).flatten())
+        first += (rows // m) * (columns // m)
+    return torch.cat(maps)
+
+
+def one_run(grids: list[Grid], tokens: int) -> Tensor | None:
+    """m x m patches that follow one another become one token: the processor has put neighbours together."""
+    m = _side(grids, tokens)
+    return None if m is None else torch.arange(tokens).repeat_interleave(m * m)
+
+
+#: How patches become visual tokens, in closed form; the probe says which of them a model follows.
+RULES: dict[str, Callable[[list[Grid], int], Tensor | None]] = {"blocks": one_block, "runs": one_run}
+
+
+def _side(grids: list[Grid], tokens: int) -> int | None:
+    patches = sum(rows * columns for rows, columns in grids)
+    m = isqrt(patches // tokens) if tokens else 0
+    fits = m and patches == tokens * m * m and all(rows % m == columns % m == 0 for rows, columns in grids)
+    return m if fits else None
+
+
+def _attending(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            for layer in child:
+                attention = next((part for part in layer.modules() if _asks_for_attention(part)), None)
+                if attention is not None:
+                    yield layer, attention
+        else:
+            yield from _attending(child)
+
+
+def _asks_for_attention(module: nn.Module) -> bool:
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def _siblings(decoder: nn.Module, layer: nn.Module) -> list[nn.Module]:
+    lists = (list(part) for part in decoder.modules() if isinstance(part, nn.ModuleList))
+    return next(layers for layers in lists if layer in layers)

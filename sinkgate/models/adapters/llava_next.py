@@ -1,0 +1,86 @@
+"""LLaVA-NeXT and LLaVA-OneVision: an overview and tiles, cut back to the picture, a newline after each row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+from sinkgate.models.adapters.base import Adapter, Inputs
+
+NEWLINE = -1.0
+
+
+class AnyResAdapter(Adapter):
+    """Lets the model pack the numbers of the patches as it packs their features: what comes out is the map."""
+
+    def crops(self, inputs: Inputs) -> Tensor:
+        pixels = inputs["pixel_values"]
+        if pixels.dim() == 4:
+            return pixels
+        return torch.cat([crops[:count] for crops, (_, count) in zip(pixels, self._images(inputs), strict=True)])
+
+    def token_of_patch(self, inputs: Inputs, rule: str) -> Tensor | None:
+        return self._map(inputs) if rule == "blocks" else None
+
+    def nearest_token_of_patch(self, inputs: Inputs) -> Tensor | None:
+        rows, columns = self.grids(inputs)[0]
+        packed = [self._packed(size, crops, rows * columns) for size, crops in self._images(inputs)]
+        return None if all(_is_whole(numbers) for numbers in packed) else self._map(inputs)
+
+    def _map(self, inputs: Inputs) -> Tensor:
+        rows, columns = self.grids(inputs)[0]
+        maps, first = [], 0
+        for size, crops in self._images(inputs):
+            packed = self._packed(size, crops, rows * columns)
+            token = torch.full((crops * rows * columns,), -1)
+            if _is_whole(packed):
+                fed = packed != NEWLINE
+                token[packed[fed].long()] = first + fed.nonzero()[:, 0]
+            else:  # the tiles were resized: a patch goes to the token at its place
+                overview = rows * columns
+                token[:overview] = first + torch.arange(overview)
+                before = _by_rows(self._packed(size, crops, overview, whole=True)[overview:])
+                after = _by_rows(packed[overview:])
+                number = first + overview + torch.arange(after.numel()).view(after.shape)
+                row = torch.arange(before.shape[0]) * after.shape[0] // before.shape[0]
+                column = torch.arange(before.shape[1] - 1) * (after.shape[1] - 1) // (before.shape[1] - 1)
+                token[before[:, :-1].long()] = number[row[:, None], column]
+            maps.append(token)
+            first += len(packed)
+        return torch.cat(maps)
+
+    def _packed(self, size: Tensor, crops: int, patches: int, whole: bool = False) -> Tensor:
+        """The number of the patch in each of one image's rows, `NEWLINE` for newlines; fractions where it is resized."""
+        numbers = torch.arange(crops * patches, dtype=torch.double).view(crops, patches, 1)
+        options: dict[str, Any] = {"image_newline": torch.tensor([NEWLINE], dtype=torch.double)}
+        if self.model.config.model_type == "llava_onevision":
+            aspect = self.model.config.vision_aspect_ratio
+            options["vision_aspect_ratio"] = "anyres_max_1000000" if whole else aspect
+        else:
+            options["vision_feature_select_strategy"] = self.model.config.vision_feature_select_strategy
+        return self.base.pack_image_features([numbers], size[None], **options)[0][0][:, 0]
+
+    def _images(self, inputs: Inputs) -> list[tuple[Tensor, int]]:
+        """Height and width of each image, and how many crops it was cut into."""
+        pixels, config = inputs["pixel_values"], self.model.config
+        sizes = inputs["image_sizes"].cpu()
+        if pixels.dim() == 4:
+            return [(size, 1) for size in sizes]
+        side, pinpoints = config.vision_config.image_size, config.image_grid_pinpoints
+        tiled = [int(n) == 1 for n in inputs.get("batch_num_images", []) for _ in range(int(n))] or [True] * len(pixels)
+        return [
+            (size, image_size_to_num_patches(size.tolist(), pinpoints, side) if tiles else 1)
+            for size, tiles in zip(sizes, tiled, strict=True)
+        ]
+
+
+def _is_whole(packed: Tensor) -> bool:
+    return bool((packed == packed.round()).all())
+
+
+def _by_rows(packed: Tensor) -> Tensor:
+    """Rows of tokens, each with its newline at the end."""
+    return packed.view(-1, int((packed == NEWLINE).nonzero()[0, 0]) + 1)

@@ -1,0 +1,25 @@
+"""Qwen2.5-VL: inside the encoder, merged patches stand in the order of attention windows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.vision_utils import get_vision_window_index
+
+from sinkgate.models.adapters.base import Adapter, Inputs
+
+
+class WindowAdapter(Adapter):
+    """Puts the encoder's rows back into the order of the pixels."""
+
+    def in_patch_order(self, rows: Tensor, inputs: Inputs) -> Tensor:
+        rows = super().in_patch_order(rows, inputs)
+        tower = self.encoder
+        unit = tower.spatial_merge_size**2
+        index, _ = get_vision_window_index(
+            inputs["image_grid_thw"],
+            spatial_merge_size=tower.spatial_merge_size,
+            window_size=tower.window_size,
+            patch_size=tower.patch_size,
+        )
+        return rows.unflatten(0, (-1, unit))[torch.argsort(index).to(rows.device)].flatten(0, 1)

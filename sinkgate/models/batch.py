@@ -1,0 +1,122 @@
+"""Prompts of different images and lengths side by side in one forward, with their sinks and the answers they are to learn.
+
+Shapes: L layers, B prompts, P positions of the longest, T positions with the answers, K Keys, V visual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sinkgate.models.adapters import Adapter
+from sinkgate.models.prompts import Prompt
+from sinkgate.sinks.classify import SinkMasks
+
+#: Inputs with one entry a position of the text; all others describe images.
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
+GRIDS = ("image_grid_thw",)  # what positions of the text are computed from
+IGNORED = -100  # torch's cross entropy leaves these labels out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts padded on the left, their images encoded one by one; behind them their answers, padded on the right.
+
+    Shapes: inputs as the model takes them, B rows; starts (B,): where each prompt begins among the Keys; labels (B, T): the
+    answers' ids in their places, ``IGNORED`` elsewhere, None without answers. ``length`` is P.
+    """
+
+    prompts: tuple[Prompt, ...]
+    sinks: tuple[SinkMasks, ...]
+    inputs: dict[str, Any]
+    starts: tuple[int, ...]
+    length: int
+    labels: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Prompt],
+        adapter: Adapter,
+        pad_token: int,
+        sinks: Sequence[SinkMasks] = (),
+        answers: Sequence[Sequence[int]] | None = None,
+    ) -> Batch:
+        """Prompts that were encoded, for a model that takes encoded images; a single one for any other."""
+        longest = max(prompt.length for prompt in prompts)
+        inputs: dict[str, Any] = {}
+        if adapter.takes_encoded is not None:
+            inputs[adapter.takes_encoded] = adapter.as_input(adapter.join([p.encoded for p in prompts]))
+        else:
+            assert len(prompts) == 1
+            inputs.update(prompts[0].inputs)
+        for name in (*TEXT_INPUTS, *GRIDS):
+            if name in prompts[0].inputs:
+                fill = pad_token if name == "input_ids" else 0
+                values = [prompt.inputs[name] for prompt in prompts]
+                if name in TEXT_INPUTS:
+                    values = [_padded(value, longest, fill) for value in values]
+                inputs[name] = torch.cat(values)
+        starts = tuple(0 if adapter.cross_attention else longest - prompt.length for prompt in prompts)
+        labels = None if answers is None else _append(inputs, answers, adapter, pad_token)
+        return cls(tuple(prompts), tuple(sinks), inputs, starts, longest, labels)
+
+    @property
+    def asked(self) -> Tensor:
+        """Which positions are a prompt's own, neither padding nor answer, (B, T)."""
+        width = self.inputs["input_ids"].shape[1]
+        position = torch.arange(width)
+        first = torch.tensor([self.length - prompt.length for prompt in self.prompts])
+        return (position >= first[:, None]) & (position < self.length)
+
+    def spread(self, tokens: Sequence[Tensor]) -> Tensor:
+        """What is said of the visual tokens of each prompt, put in their places among the Keys: B of (..., V) -> (..., B, K)."""
+        width = max(prompt.num_keys + start for prompt, start in zip(self.prompts, self.starts, strict=True))
+        rows = []
+        for prompt, start, values in zip(self.prompts, self.starts, tokens, strict=True):
+            row = values.new_zeros(*values.shape[:-1], width)
+            row[..., start + prompt.visual.cpu()] = values
+            rows.append(row)
+        return torch.stack(rows, -2)
+
+    def key_scales(self, tables: Sequence[Tensor]) -> Tensor:
+        """Tables of scales (L, 1, K) of the single prompts as one (L, B, P), 1 for padding."""
+        width = max(table.shape[2] + start for table, start in zip(tables, self.starts, strict=True))
+        return torch.cat(
+            [
+                pad(table, (start, width - start - table.shape[2]), value=1.0)
+                for table, start in zip(tables, self.starts, strict=True)
+            ],
+            1,
+        )
+
+
+def _padded(value: Tensor, length: int, fill: int) -> Tensor:
+    filler = value.new_full((1, length - value.shape[1], *value.shape[2:]), fill)
+    return torch.cat([filler, value], 1)
+
+
+def _append(inputs: dict[str, Any], answers: Sequence[Sequence[int]], adapter: Adapter, pad_token: int) -> Tensor:
+    """Put the answers behind the prompts; gives the labels, (B, T)."""
+    ids: Tensor = inputs["input_ids"]
+    longest = max(map(len, answers))
+    told = torch.tensor([[*answer, *[pad_token] * (longest - len(answer))] for answer in answers]).to(ids)
+    real = torch.tensor([[True] * len(answer) + [False] * (longest - len(answer)) for answer in answers]).to(ids.device)
+    labels = torch.cat([torch.full_like(ids, IGNORED), told.masked_fill(~real, IGNORED)], 1)
+    inputs["input_ids"] = torch.cat([ids, told], 1)
+    mask = inputs.get("attention_mask", torch.ones_like(ids))
+    inputs["attention_mask"] = torch.cat([mask, real.to(mask)], 1)
+    if "token_type_ids" in inputs:
+        types = inputs["token_type_ids"]
+        inputs["token_type_ids"] = torch.cat([types, adapter.type_of_answers(types).expand(-1, longest)], 1)
+    if "mm_token_type_ids" in inputs:  # 0 is text
+        inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, longest))
+    if "cross_attention_mask" in inputs:  # an answer sees the image as the prompt's last token does
+        seen = inputs["cross_attention_mask"]
+        inputs["cross_attention_mask"] = torch.cat([seen, seen[:, -1:].expand(-1, longest, *seen.shape[2:])], 1)
+    return labels

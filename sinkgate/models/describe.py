@@ -1,0 +1,70 @@
+"""What is to be known of a model before its sinks are looked at, in plain words."""
+
+from __future__ import annotations
+
+from math import isqrt
+
+from sinkgate.models.prompts import Prompt
+from sinkgate.models.vlm import VLM
+
+_RULES = {
+    "blocks": "{m} x {m} neighbours become one visual token",
+    "runs": "{m} x {m} neighbours, put together by the processor, become one visual token",
+    "measured": "no known rule: the visual token of each is measured by gradients, for each size of picture",
+    "mixed": "every visual token gathers from many",
+    None: "not known, since the vision encoder cannot be looked into",
+}
+
+
+def describe(vlm: VLM, prompt: Prompt) -> dict[str, str | int]:
+    """A model's parts, how its patches become visual tokens, which layers can be gated and what can be named.
+
+    Args:
+        vlm: the model.
+        prompt: any prompt of it; what is found by running (the rule of the patches) is found by then.
+    """
+    config, adapter, rule = vlm.model.config, vlm.adapter, vlm.prompter.rule
+    text, vision, encoder = config.get_text_config(), config.vision_config, len(adapter.encoder_layers)
+    quantized = getattr(vlm.model, "is_quantized", False)
+    devices = sorted({str(place) for place in getattr(vlm.model, "hf_device_map", {"": vlm.device}).values()})
+    return {
+        "model": vlm.name,
+        "architecture": f"{config.model_type}, {type(vlm.model).__name__}",
+        "vision_encoder": f"{vision.model_type}, {f'{encoder} layers' if encoder else 'cannot be looked into'}",
+        "features": f"the output of layer {adapter.feature_layer} of 0 to {encoder - 1}" if encoder else "out of reach",
+        "patches": _rule(rule, prompt),
+        "chat_format": vlm.prompter.chat.source if vlm.processor else "no processor",
+        "image_encoded": "once a prompt" if adapter.takes_encoded else "in every call",
+        "llm": f"{text.model_type}, {text.num_hidden_layers} layers, {vlm.num_heads} heads, {text.hidden_size} wide",
+        "gated_layers": _gated(adapter.layer_numbers, text.num_hidden_layers),
+        "v_sinks": _v_sinks(rule, bool(encoder)),
+        "l_sinks": _l_sinks(adapter.cross_attention),
+        "parameters": vlm.model.num_parameters(),
+        "dtype": str(vlm.model.dtype).removeprefix("torch.") + (", weights quantized" if quantized else ""),
+        "device": ", ".join(devices),
+        "attention": text._attn_implementation,
+    }
+
+
+def _rule(rule: str | None, prompt: Prompt) -> str:
+    fed = 0 if prompt.token_of_patch is None else int((prompt.token_of_patch >= 0).sum())
+    m = isqrt(fed // len(prompt.visual))
+    return "each becomes one visual token" if m == 1 and rule in ("blocks", "runs") else _RULES[rule].format(m=m)
+
+
+def _gated(numbers: list[int], layers: int) -> str:
+    if len(numbers) == layers:
+        return f"all {layers}"
+    return f"{len(numbers)} of {layers}, those that attend to the image: {', '.join(map(str, numbers))}"
+
+
+def _v_sinks(rule: str | None, encoder: bool) -> str:
+    if not encoder:
+        return "cannot be named, since the vision encoder cannot be looked into"
+    return "patches can be named, visual tokens cannot, since each mixes patches" if rule == "mixed" else "can be named"
+
+
+def _l_sinks(cross_attention: bool) -> str:
+    if cross_attention:
+        return "can be named; visual tokens are the same at every gated layer, only the attention to them differs"
+    return "can be named, layer by layer"

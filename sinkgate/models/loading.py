@@ -1,0 +1,224 @@
+"""Loading a model: the demo, a well-known name, a Hub id, a folder, or one that is loaded already."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import ADAPTER_CONFIG_NAME as ADAPTER
+from transformers.utils import find_adapter_config_file
+
+from sinkgate.attention.patch import IMPLEMENTATIONS
+from sinkgate.errors import UnsupportedModelError
+from sinkgate.models.checks import BITS, check_config, check_memory, check_model, check_weights
+from sinkgate.models.load_errors import first_sentence, in_words
+from sinkgate.models.vlm import VLM
+
+DEMO = Path(__file__).parents[1] / "demo" / "weights"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+#: Short names: Hub id (``id``) and what to know of it (``note``). The ids are fixed, the revision is the caller's.
+KNOWN_MODELS: dict[str, dict[str, str]] = json.loads(
+    Path(__file__).with_name("known_models.json").read_text(encoding="utf-8")
+)
+
+DeviceMap = str | dict[str, int | str | torch.device]
+
+
+def load(
+    source: str | Path | tuple[Any, Any] = "demo",
+    *,
+    device: str | torch.device | None = None,
+    device_map: DeviceMap | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    quantize: str | None = None,
+    trust_remote_code: bool = False,
+    local_files_only: bool = False,
+    check: bool = True,
+) -> VLM:
+    """A vision-language model that can be asked, gated and looked into.
+
+    Args:
+        source: ``"demo"``, which is part of this package; a name of ``sinkgate models`` such as ``"llava-1.5-7b"``; a Hub id; a
+            folder as ``save_pretrained`` or ``hf download`` writes it; or (model, processor), taken as they are.
+        device: where to put the model; the first GPU where there is one, else the CPU.
+        device_map: spread it over several devices, CPU memory and disk: ``"auto"`` or a map of modules, as
+            ``from_pretrained`` takes it. Gates follow each layer to its device.
+        dtype: float32, bfloat16, float16 or float64; the checkpoint's own (demo: float32) where None.
+        revision: branch, tag or commit on the Hub; its main branch where None. Name a commit to get the same weights for good:
+            known names fix the Hub id only.
+        attn_implementation: sdpa or eager, no other can be gated; sdpa where the architecture has it, else eager, where None.
+        quantize: ``"4bit"`` (nf4) or ``"8bit"`` weights by bitsandbytes, the encoder's too; everything but the output layer.
+        trust_remote_code: run code that the checkpoint brings along.
+        local_files_only: do not ask the Hub; as with HF_HUB_OFFLINE=1.
+        check: prove on a small prompt that the model is read rightly (see ``check_model``).
+
+    Images need no torchvision where transformers has a Pillow image processor; the processor then takes no videos.
+
+    Raises:
+        UnsupportedModelError: there is no such model, it cannot be loaded or gated, or a check failed; the message says what to do.
+    """
+    if isinstance(source, tuple):
+        if any((device, device_map, dtype, revision, attn_implementation, quantize)):
+            raise UnsupportedModelError(
+                "a (model, processor) is taken as it is; leave the other options out, or load by name or folder"
+            )
+        model, processor = source
+        name = model.config._name_or_path or type(model).__name__
+        name = Path(name).name if Path(name).exists() else name
+        check_config(model.config, name)
+    else:
+        place, name = _find(source)
+        if attn_implementation not in (None, *IMPLEMENTATIONS):
+            raise UnsupportedModelError(
+                f"attn_implementation is {attn_implementation!r}; expected {' or '.join(IMPLEMENTATIONS)}: no other can be gated"
+            )
+        wanted = _dtype(dtype or ("float32" if source == "demo" else None))
+        spread = _spread(device, device_map)
+        files: dict[str, Any] = {
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+            "local_files_only": local_files_only,
+        }
+        with in_words(f"{name} cannot be loaded", place):
+            try:
+                config: Any = AutoConfig.from_pretrained(place, **files)
+            except (OSError, ValueError):
+                _refuse_adapter(place, name, files)
+                raise
+        check_config(config, name)
+        quantization = _quantization(quantize, wanted or config.dtype)
+        with in_words(f"the processor of {name} cannot be loaded", place, "save the model's own beside its weights"):
+            processor = _processor(place, config, files)
+        with in_words(f"{name} cannot be loaded", place):
+            if isinstance(spread, torch.device):
+                check_memory(config, name, device=spread, dtype=wanted, quantize=quantize)
+                spread = {"": spread}
+            if (Path(place) / ADAPTER).exists() and find_spec("peft") is None:
+                raise UnsupportedModelError(f"{name} holds a PEFT adapter beside its weights: run `pip install peft`")
+            try:
+                loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                    place,
+                    dtype=wanted or "auto",
+                    device_map=spread,
+                    quantization_config=quantization,
+                    attn_implementation=attn_implementation,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # `check_weights` refuses them, by name
+                    **files,
+                )
+            except OSError:
+                _refuse_adapter(place, name, files)
+                raise
+            model, report = loaded
+            check_weights(report, name)
+    vlm = VLM(model, processor, name)
+    if vlm.device.type == "meta":
+        raise UnsupportedModelError(
+            f"the device map of {name} offloads its first module, and inputs go where that is; keep the first one on a device"
+        )
+    if check:
+        check_model(vlm)
+    return vlm
+
+
+def _find(source: str | Path) -> tuple[str, str]:
+    """Folder or Hub id of a model, and its name."""
+    if source == "demo":
+        return str(DEMO), "demo"
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not any((folder / file).exists() for file in ("config.json", ADAPTER)):
+            raise UnsupportedModelError(
+                f"the folder {source} holds no config.json; give one that `save_pretrained` or `hf download` wrote"
+            )
+        return str(folder), folder.resolve().name
+    if folder.exists():
+        raise UnsupportedModelError(f"{source} is a file; give the folder that holds config.json and the weights")
+    word = str(source)
+    if isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", word):
+        return word, word
+    if isinstance(source, Path) or "/" in word or "\\" in word:
+        raise UnsupportedModelError(f"the folder {source} does not exist")
+    if word.lower() in KNOWN_MODELS:
+        place = KNOWN_MODELS[word.lower()]["id"]
+        return place, place
+    near = get_close_matches(word.lower(), KNOWN_MODELS, n=3, cutoff=0.5)
+    hint = f"near it: {', '.join(near)}" if near else "`sinkgate models` lists the known ones"
+    raise UnsupportedModelError(f"no model and no folder is called {word!r}; {hint}. A Hub id reads owner/name")
+
+
+def _refuse_adapter(place: str, name: str, files: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModelError where the files are a PEFT adapter without the weights of its base model."""
+    options = {option: files[option] for option in ("revision", "local_files_only")}
+    if (config := find_adapter_config_file(place, **options)) is None:
+        return
+    base = json.loads(Path(config).read_text(encoding="utf-8")).get("base_model_name_or_path") or "its base model"
+    raise UnsupportedModelError(
+        f"{name} is a PEFT adapter for {base}, without a model of its own: load {base} with transformers, merge with "
+        "`PeftModel.from_pretrained(model, adapter).merge_and_unload()`, then save model and processor to a folder and load "
+        "that, or hand in (model, processor)"
+    )
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    name = str(dtype).removeprefix("torch.")
+    if dtype is None or name == "auto":
+        return None
+    if name not in DTYPES:
+        raise UnsupportedModelError(f"no dtype is called {name!r}; expected one of {', '.join(DTYPES)}")
+    return getattr(torch, name)
+
+
+def _spread(device: str | torch.device | None, device_map: DeviceMap | None) -> torch.device | DeviceMap:
+    """The one device of a model, or the map over several."""
+    if device is not None and device_map is not None:
+        raise UnsupportedModelError("device and device_map are both given; give one of them")
+    if device_map is not None:
+        return device_map
+    try:
+        one = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=one)
+    except (RuntimeError, AssertionError) as error:  # torch was built without it, or no such device is there
+        raise UnsupportedModelError(f"the model cannot be put on {device}: {first_sentence(error)}") from error
+    return one
+
+
+def _quantization(quantize: str | None, dtype: torch.dtype | None) -> BitsAndBytesConfig | None:
+    if quantize is None:
+        return None
+    if quantize not in BITS:
+        raise UnsupportedModelError(f"quantize is {quantize!r}; expected {' or '.join(BITS)}")
+    if find_spec("bitsandbytes") is None:
+        raise UnsupportedModelError("quantization needs bitsandbytes: run `pip install -U bitsandbytes`")
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _processor(place: str, config: Any, files: dict[str, Any]) -> Any:
+    """The model's processor; without its video part where that lacks torchvision and images do not need it."""
+    try:
+        return AutoProcessor.from_pretrained(place, **files)
+    except (ImportError, ValueError) as error:
+        kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+        if "torchvision" not in str(error).lower() or kind is None or not _can_leave_out_videos(kind):
+            raise
+        kept = [part for part in kind.get_attributes() if part != "video_processor"]
+        image_only = type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _cls: kept)})
+        return image_only.from_pretrained(place, **files)
+
+
+def _can_leave_out_videos(kind: Any) -> bool:
+    video = inspect.signature(kind.__init__).parameters.get("video_processor")
+    return video is not None and video.default is None and kind.get_attributes()[-1] == "video_processor"

@@ -1,0 +1,278 @@
+"""Images and a question made ready for a model, with where its visual tokens are and which patches they came from.
+
+Shapes: V visual tokens, S separators, N patches, U rows that the images put into the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sinkgate.errors import ImageError, PromptError, UnsupportedModelError
+from sinkgate.images.io import Picture, open_images
+from sinkgate.images.layout import Sheet, Size, lay_out, list_sheet, measure_places
+from sinkgate.models.adapters import Adapter
+from sinkgate.models.adapters.base import RULES
+from sinkgate.models.chat import ChatFormat
+from sinkgate.models.token_map import measure_tokens
+from sinkgate.sinks.classify import SinkMap
+
+MAX_QUESTION = 20_000  # characters
+FIXED_TOWERS = ("clip_vision_model", "siglip_vision_model")  # take pictures of one size only
+
+
+@dataclass
+class Prompt:
+    """Images and a question, ready for the model.
+
+    Shapes: inputs as ``generate`` takes them, batch 1; visual (V,) positions of the visual tokens among the Keys, and
+    separators (S,): newline, tile and break tokens between them, which carry no patch and are never gated; token_of_patch (N,) index into
+    ``visual``, negative where a patch feeds no token, None where tokens mix patches. ``sheets`` lay the visual tokens out as
+    they lie in the pictures. ``note`` says what of this is not exact, or is empty.
+    """
+
+    images: list[Image.Image]
+    question: str
+    inputs: dict[str, Tensor]
+    visual: Tensor
+    separators: Tensor
+    num_keys: int
+    token_of_patch: Tensor | None
+    sheets: tuple[Sheet, ...]
+    note: str = ""
+    system: str = ""  # the system turn, where one was given
+    encoded: Any = field(default=None, repr=False)  # the encoder's output, once it has run
+    sinks: SinkMap | None = field(default=None, repr=False)  # by the default criteria, once they were asked for
+
+    @property
+    def image(self) -> Image.Image:
+        """The first image."""
+        return self.images[0]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the first sheet."""
+        return self.sheets[0].grid
+
+    @property
+    def view(self) -> Image.Image:
+        """The part of the image that the first sheet covers."""
+        return self.sheets[0].view(self.images) or self.image
+
+    @property
+    def length(self) -> int:
+        """Positions in the prompt, P."""
+        return self.inputs["input_ids"].shape[1]
+
+
+class Prompter:
+    """Makes prompts for one model. What it measured of a model (by gradients) and of pictures of one size is kept."""
+
+    def __init__(self, adapter: Adapter, processor: Any, name: str) -> None:
+        self.adapter, self.processor, self.name = adapter, processor, name
+        self.chat = ChatFormat(processor, adapter.model, name)
+        self.rule: str | None = None  # of RULES; "measured" where none holds, "mixed" where tokens mix patches
+        self._tokens: dict[tuple[Any, ...], Tensor] = {}
+        self._sheets: dict[tuple[Any, ...], tuple[Sheet, ...]] = {}
+
+    def ask(self, images: Picture | Sequence[Picture], question: str, system: str = "") -> Prompt:
+        """See `sinkgate.VLM.prompt`."""
+        pictures = open_images(images)
+        question, system = question.strip(), system.strip()  # line breaks within stay: benchmarks list options on lines
+        if not pictures:
+            raise PromptError("there is no image; a prompt needs at least one")
+        if not question:
+            raise PromptError("the question is empty; ask something about the image")
+        if len(question) > MAX_QUESTION:
+            raise PromptError(f"the question has {len(question)} characters; at most {MAX_QUESTION:,} can be asked")
+        self.chat.refuse_commands(question, "question")
+        self.chat.refuse_commands(system, "system turn")
+        text = self.chat.text([None] * len(pictures) + [question], system)
+        try:
+            inputs = self.chat.inputs(text, pictures)
+        except Exception as error:  # processors raise whatever a picture drives them to
+            refusal = self._refusal(pictures, error)
+            if refusal is None:
+                raise
+            raise refusal from error
+        return replace(self._read(inputs, pictures, question), system=system)
+
+    def _refusal(self, pictures: Sequence[Image.Image], error: Exception) -> ImageError | PromptError | None:
+        """The sentence about what the processor refused: a picture, their number or the text; None where it takes no picture at all."""
+        said = str(error).strip() or type(error).__name__
+        if not self._takes(Image.new("RGB", (224, 224))):
+            return None
+        for number, picture in enumerate(pictures, 1):
+            if not self._takes(picture):
+                which = "the picture" if len(pictures) == 1 else f"picture {number} of {len(pictures)}"
+                return ImageError(
+                    f"the processor of {self.name} refuses {which}, {picture.width} x {picture.height} pixels: {said}"
+                )
+        if len(pictures) > 1:
+            return PromptError(f"{self.name} cannot take {len(pictures)} images in one prompt: {said}")
+        return PromptError(f"the processor of {self.name} refuses the question: {said}")
+
+    def _takes(self, picture: Image.Image) -> bool:
+        try:
+            self._process([picture])
+        except Exception:  # noqa: BLE001 - what it raises was said before
+            return False
+        return True
+
+    def _process(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """Inputs of a question of any kind, for what only the images decide."""
+        return self.chat.inputs(self.chat.text([None] * len(images) + ["?"]), images)
+
+    @property
+    def max_length(self) -> int | None:
+        """Positions that the LLM was made for, prompt and answer together; None where its config names none."""
+        return getattr(self.adapter.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def refuse_length(self, length: int, kind: str) -> None:
+        """Raise PromptError where so many positions are more than the model has."""
+        if self.max_length is not None and length > self.max_length:
+            raise PromptError(
+                f"the {kind} has {length:,} positions and {self.name} has {self.max_length:,}; shorten the text, or give fewer or "
+                "smaller images"
+            )
+
+    def read(self, inputs: Mapping[str, Any], images: Picture | Sequence[Picture] = (), question: str = "") -> Prompt:
+        """See `sinkgate.VLM.read`."""
+        return self._read(_as_tensors(inputs, self.adapter.model), open_images(images), question)
+
+    def _read(self, inputs: Mapping[str, Any], images: Sequence[Image.Image], question: str) -> Prompt:
+        adapter = self.adapter
+        _refuse_wrong_size(inputs, adapter)
+        self.refuse_length(inputs["input_ids"].shape[1], "prompt")
+        rows = adapter.rows_in_prompt(inputs).cpu()
+        if not len(rows):
+            raise PromptError(f"{self.name}: the prompt holds no image token; does the chat template place the image?")
+        token, note = self._token_of_patch(inputs)
+        fed = torch.ones(len(rows), dtype=torch.bool)
+        if token is not None:
+            fed = torch.zeros_like(fed)
+            fed[token[token >= 0]] = True
+            token = torch.where(token >= 0, (fed.cumsum(0) - 1)[token.clamp_min(0)], token)
+        visual = rows[fed]
+        sheets = self._lay_out(inputs, images, token, len(visual)) if images and token is not None else ()
+        separators = torch.cat([rows[~fed], self._between(visual, sheets)]).unique()
+        kept = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        return Prompt(
+            list(images),
+            question,
+            kept,
+            visual,
+            separators,
+            adapter.num_keys(inputs),
+            token,
+            sheets or (list_sheet(len(visual)),),
+            note,
+        )
+
+    def _token_of_patch(self, inputs: Mapping[str, Any]) -> tuple[Tensor | None, str]:
+        """Which of the images' rows each patch feeds, and what is to be said about it."""
+        adapter = self.adapter
+        if not adapter.encoder_layers:
+            return None, "this encoder's layers cannot be looked into, so no visual token has a place in the picture"
+        nearest = adapter.nearest_token_of_patch(inputs)
+        if nearest is not None:
+            return nearest, "this large picture is resized after the encoder: patches are shown at the nearest token"
+        if self.rule is None:
+            measured = self._measured(inputs)
+            maps = ((rule, adapter.token_of_patch(inputs, rule)) for rule in RULES)
+            follows = (rule for rule, token in maps if token is not None and torch.equal(token, measured))
+            self.rule = next(follows, "mixed" if bool((measured == -2).any()) else "measured")
+        token = adapter.token_of_patch(inputs, self.rule) if self.rule in RULES else None
+        if token is None:
+            token = self._measured(inputs)
+        if bool((token == -2).any()):
+            return None, "every visual token gathers from many patches, so none has a place in the picture"
+        return token, ""
+
+    def _measured(self, inputs: Mapping[str, Any]) -> Tensor:
+        key = tuple((name, tuple(value.shape)) for name, value in inputs.items() if isinstance(value, Tensor))
+        key += tuple(self.adapter.grids(inputs))
+        if key not in self._tokens:
+            self._tokens[key] = measure_tokens(self.adapter, inputs)
+        return self._tokens[key]
+
+    def _lay_out(
+        self, inputs: Mapping[str, Any], images: Sequence[Image.Image], token: Tensor, count: int
+    ) -> tuple[Sheet, ...]:
+        sizes: list[Size] = [image.size for image in images]
+        grids = self.adapter.grids(inputs)
+        key = (*sizes, *grids, count)
+        if key not in self._sheets:
+            places = measure_places(self._pixels, sizes)
+            if len(places.image) != len(token):
+                raise PromptError(
+                    f"the inputs hold {len(token)} patches, this model's processor makes {len(places.image)} of the images "
+                    f"({_sizes(images)}); give the images that the inputs were made of, in their order, or none"
+                )
+            crop = torch.cat([torch.full((rows * columns,), i) for i, (rows, columns) in enumerate(grids)])
+            self._sheets[key] = lay_out(token, places, crop, sizes, count)
+        return self._sheets[key]
+
+    def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        return self.adapter.pixels(self._process(images)).cpu()
+
+    def _between(self, visual: Tensor, sheets: tuple[Sheet, ...]) -> Tensor:
+        """Positions between visual tokens of one image: its break and tile tokens."""
+        if self.adapter.cross_attention or not sheets:
+            return torch.empty(0, dtype=torch.long)
+        image = torch.full((len(visual),), -1)
+        for sheet in sheets:
+            image[sheet.tokens[sheet.tokens >= 0]] = sheet.image
+        gaps = ((visual.diff() > 1) & (image.diff() == 0)).nonzero()[:, 0].tolist()
+        ranges = [torch.arange(int(visual[gap]) + 1, int(visual[gap + 1])) for gap in gaps]
+        return torch.cat(ranges) if ranges else torch.empty(0, dtype=torch.long)
+
+
+def _sizes(images: Sequence[Image.Image]) -> str:
+    return ", ".join(f"{image.width} x {image.height}" for image in images)
+
+
+def _as_tensors(inputs: Any, model: Any) -> dict[str, Tensor]:
+    """What a processor has made, as the model takes it: tensors of its dtype on its device, one prompt."""
+    if not isinstance(inputs, Mapping):
+        raise PromptError(
+            f"the inputs are a {type(inputs).__name__}; expected what a processor returns, names with tensors"
+        )
+    made: dict[str, Tensor] = {}
+    for name, value in inputs.items():
+        try:
+            array = value if isinstance(value, Tensor) else np.asarray(value)
+        except ValueError as error:  # lists of unequal length
+            raise PromptError(
+                f"{name} cannot be made a tensor ({error}); give return_tensors='pt' to the processor"
+            ) from error
+        if isinstance(array, Tensor) or array.dtype.kind in "buif":
+            tensor = torch.as_tensor(array)
+            made[name] = tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
+    for name, maker in (("input_ids", "text"), ("pixel_values", "images")):
+        if name not in made:
+            raise PromptError(
+                f"the inputs hold no {name}, only {', '.join(made) or 'nothing'}; the processor makes them of its {maker}"
+            )
+    shape = tuple(made["input_ids"].shape)
+    if len(shape) != 2 or shape[0] != 1:
+        many = f"{shape[0]} prompts" if len(shape) == 2 else f"input_ids of shape {shape}"
+        raise PromptError(
+            f"the inputs hold {many}; expected one, of shape (1, positions): read each on its own, `vlm.predict_all` runs many"
+        )
+    return made
+
+
+def _refuse_wrong_size(inputs: Mapping[str, Any], adapter: Adapter) -> None:
+    vision, pixels = adapter.model.config.vision_config, inputs["pixel_values"]
+    if vision.model_type in FIXED_TOWERS and tuple(pixels.shape[-2:]) != (vision.image_size, vision.image_size):
+        raise UnsupportedModelError(
+            f"{adapter.name}: the processor makes pictures of {pixels.shape[-1]} x {pixels.shape[-2]} pixels, the vision tower "
+            f"takes {vision.image_size} x {vision.image_size}; load the processor that belongs to the model"
+        )

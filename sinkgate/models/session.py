@@ -1,0 +1,320 @@
+"""One prompt held warm: a changed gate costs only the layers from its own upward, and settings run side by side.
+
+What is held is the input of every layer, the KV cache (its Keys scaled) and the attention rows of the last setting.
+A new setting starts at the lowest layer whose scales differ: the model's own forward runs with the layers below
+doing nothing and that layer fed its stored input. Logits, cache and answers are those of a full run, bit by bit. Models that
+cannot start in the middle (`Session.resumes`) run in full every time.
+
+Shapes: L layers, P prompt positions, K Keys, S settings, D LLM width.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor
+from transformers import DynamicCache
+
+from sinkgate.attention.partial_forward import cache_tensors, copied_layer, kept_inputs, prefilled, resumed
+from sinkgate.attention.recorder import Recorder
+from sinkgate.models.batch import Batch
+from sinkgate.models.generation import stop_when, streamed
+from sinkgate.models.prompts import Prompt
+from sinkgate.models.trace import Trace
+from sinkgate.models.vlm import MAX_ROWS, VLM, find_sinks
+from sinkgate.sinks.classify import SinkMap
+from sinkgate.sinks.gates import Gates
+
+BATCH = 32  # settings side by side at first; fewer where memory does not suffice
+
+
+@dataclass(frozen=True)
+class _State:
+    """What one prefill left behind. scales (L, 1, K); inputs: one (1, P, D) a layer of the LLM; rows: one (1, H, 1, K) a layer."""
+
+    scales: Tensor
+    inputs: list[Tensor]
+    rows: dict[int, list[Tensor]]
+    output: Any  # the model's, with logits (1, 1, vocabulary) and the cache
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        kept = {id(tensor): tensor for tensor in [*self.inputs, *cache_tensors(self.output.past_key_values)]}
+        return sum(tensor.nbytes for tensor in kept.values())
+
+
+class Session:
+    """A prompt on a model, warm. Calls from several threads take turns, as all calls on one model do."""
+
+    def __init__(self, vlm: VLM, prompt: Prompt, sinks: SinkMap | None = None) -> None:
+        self.vlm, self.prompt = vlm, prompt
+        self._sinks = sinks
+        self._state: _State | None = None
+        self.layers_run = 0  # layers that predictions have cost so far; a full run costs all
+
+    @property
+    def sinks(self) -> SinkMap:
+        """The groups of the prompt's visual tokens; found by the default criteria where none were given."""
+        if self._sinks is None:
+            self._sinks = find_sinks(self.vlm, self.prompt)
+        return self._sinks
+
+    @property
+    def resumes(self) -> bool:
+        """Whether this model can start in the middle; proved once, on the first prompt of any session."""
+        adapter = self.vlm.adapter
+        if adapter.resumes is None:
+            with self.vlm.lock, torch.no_grad():
+                adapter.resumes = self._proves_to_resume()
+        return adapter.resumes
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the session holds, in bytes, without the encoded image."""
+        return self._state.nbytes if self._state else 0
+
+    def drop(self) -> None:
+        """Give the memory back; the next call runs in full."""
+        self._state = None
+
+    # --- one setting
+
+    def predict(self, gates: Gates | None = None) -> Trace:
+        """The next-token distribution and the last row's attention under these gates.
+
+        Raises:
+            GateError: the gates do not fit this model.
+        """
+        if not self.resumes:
+            return self.vlm.predict(self.prompt, gates, self._sinks)
+        state = self._settle(gates)
+        return self.vlm.trace(self.prompt, state.output.logits[0, -1], [], state.rows)
+
+    def answer(
+        self,
+        gates: Gates | None = None,
+        *,
+        max_new_tokens: int = 64,
+        max_rows: int = MAX_ROWS,
+        streamer: Any = None,
+        stop: Callable[[], bool] | None = None,
+        **generation: Any,
+    ) -> Trace:
+        """The greedy answer under these gates; its prefill is the warm one.
+
+        Args:
+            gates: scales of the Keys; None leaves the model as it is.
+            max_new_tokens: where to stop at the latest.
+            max_rows: of how many tokens, from the first, the attention is kept.
+            streamer: receives the text as it grows.
+            stop: asked after every token; True ends the answer early.
+            generation: other options of ``generate``.
+
+        Raises:
+            GateError: the gates do not fit this model.
+        """
+        vlm, recorder = self.vlm, Recorder("last", most=max_rows - 1)
+        if not self.resumes:
+            options = {"max_new_tokens": max_new_tokens, "max_rows": max_rows, "streamer": streamer, "stop": stop}
+            return vlm.answer(self.prompt, gates, self._sinks, **options, **generation)
+        with vlm.lock, torch.no_grad():
+            state = self._settle(gates)
+            with (
+                vlm.attached(state.scales, recorder, own_cache=True, stored=self.prompt.num_keys),
+                prefilled(vlm.model, state.output),
+            ):
+                output = vlm.model.generate(
+                    **self.prompt.inputs,
+                    past_key_values=DynamicCache(config=vlm.model.config.get_text_config(decoder=True)),
+                    max_new_tokens=vlm.new_tokens(self.prompt.length, max_new_tokens),
+                    do_sample=False,
+                    num_beams=1,
+                    return_dict_in_generate=True,
+                    streamer=streamer,
+                    stopping_criteria=stop_when(stop),
+                    **generation,
+                )
+        rows = {layer: calls + recorder.attention.get(layer, []) for layer, calls in state.rows.items()}
+        written = output.sequences[0, self.prompt.length :].tolist()
+        return vlm.trace(self.prompt, state.output.logits[0, -1], written, rows)
+
+    def stream(
+        self,
+        gates: Gates | None = None,
+        *,
+        max_new_tokens: int = 64,
+        stop: Callable[[], bool] = lambda: False,
+        within: AbstractContextManager[Any] | None = None,
+    ) -> Generator[str, None, Trace]:
+        """``answer`` as a generator of the growing text; it returns the Trace. Closing it stops the model.
+
+        ``within`` is entered by the thread in which the model runs, for as long as it runs, however slowly the
+        text is read: whoever shares a model out among many hands in their turn.
+        """
+
+        def run(streamer: Any, closed: Callable[[], bool]) -> Trace:
+            with within or nullcontext():
+                return self.answer(
+                    gates, max_new_tokens=max_new_tokens, streamer=streamer, stop=lambda: closed() or stop()
+                )
+
+        return streamed(self.vlm.tokenizer, run)
+
+    # --- many settings
+
+    def predict_all(self, tables: Sequence[Gates], batch_size: int = BATCH) -> Tensor:
+        """Next-token logits under each of many settings, side by side from the lowest layer that each changes.
+
+        Settings that start at the same layer share a forward; the batch is halved where memory does not suffice.
+
+        Shapes: S tables -> (S, vocabulary), float32 on the CPU.
+
+        Raises:
+            GateError: gates do not fit this model.
+        """
+        vlm = self.vlm
+        if not self.resumes:
+            runs = [vlm.predict(self.prompt, table, self._sinks).probabilities.log() for table in tables]
+            return torch.stack(runs)
+        with vlm.lock, torch.no_grad():
+            base = self._settle(None)
+            scales = [self._scales(table) for table in tables]
+            starts = [self._first_change(base.scales, table) for table in scales]
+            result = torch.empty(len(scales), base.output.logits.shape[-1])
+            for start in sorted(set(starts)):
+                chosen = [index for index, other in enumerate(starts) if other == start]
+                if start == len(vlm.adapter.all_layers):  # nothing changes
+                    result[chosen] = base.output.logits[0, -1].float().cpu()
+                    continue
+                for part, logits in self._in_batches(base, [scales[index] for index in chosen], start, batch_size):
+                    result[[chosen[index] for index in part]] = logits
+        return result
+
+    def _in_batches(
+        self, base: _State, scales: list[Tensor], start: int, batch_size: int
+    ) -> Iterator[tuple[range, Tensor]]:
+        done, size = 0, batch_size
+        while done < len(scales):
+            part = range(done, min(done + size, len(scales)))
+            try:
+                logits = self._logits(base, [scales[index] for index in part], start)
+            except RuntimeError as error:
+                if size == 1 or not should_reduce_batch_size(error):
+                    raise
+                size = max(1, len(part) // 2)  # it did not fit into the memory
+                continue
+            yield part, logits
+            done = part.stop
+
+    def _logits(self, base: _State, scales: list[Tensor], start: int) -> Tensor:
+        vlm, count = self.vlm, len(scales)
+        if count == 1:
+            return self._run(base, scales[0], start, keep=False).output.logits[:, -1].float().cpu()
+        batch = Batch.of([self.prompt] * count, vlm.adapter, vlm.pad_token)
+        begin = base.inputs[start].expand(count, *base.inputs[start].shape[1:])
+        with vlm.attached(torch.cat(scales, 1), None), resumed(vlm.adapter.all_layers, start, begin):
+            logits = vlm.model(**batch.inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+        self.layers_run += count * (len(vlm.adapter.all_layers) - start)
+        return logits.float().cpu()
+
+    # --- inside
+
+    def _settle(self, gates: Gates | None) -> _State:
+        """The state under these gates, resumed from the one at hand where there is one."""
+        with self.vlm.lock, torch.no_grad():
+            scales = self._scales(gates)
+            if self._state is None:
+                self._state = self._run(None, scales, 0)
+            start = self._first_change(self._state.scales, scales)
+            if start < len(self.vlm.adapter.all_layers):
+                self._state = self._run(self._state, scales, start)
+            return self._state
+
+    def _scales(self, gates: Gates | None) -> Tensor:
+        if gates is None or gates.for_model(self.vlm).is_identity:
+            return torch.ones(self.vlm.num_layers, 1, self.prompt.num_keys)
+        return gates.key_scales(self.sinks, self.prompt.visual, self.prompt.num_keys)
+
+    def _first_change(self, old: Tensor, new: Tensor) -> int:
+        """Number of the lowest LLM layer whose scales differ; the number of layers where none does."""
+        changed = (old != new).flatten(1).any(1).nonzero()[:, 0]
+        numbers = self.vlm.adapter.layer_numbers
+        return numbers[int(changed[0])] if len(changed) else len(self.vlm.adapter.all_layers)
+
+    def _run(self, old: _State | None, scales: Tensor, start: int, keep: bool = True) -> _State:
+        """One prefill from layer ``start`` on; below, everything is as in ``old``."""
+        vlm, layers, recorder = self.vlm, self.vlm.adapter.all_layers, Recorder("last")
+        inputs = list(old.inputs[:start]) if old else []
+        cache = DynamicCache(config=vlm.model.config.get_text_config(decoder=True)) if keep else None
+        begin = old.inputs[start] if old and start < len(layers) else None
+        with (
+            vlm.attached(scales, recorder if keep else None, own_cache=True),
+            resumed(layers, start, begin),
+            kept_inputs(layers[start:], inputs),
+        ):
+            output = vlm.model(**vlm.warm_inputs(self.prompt), past_key_values=cache, use_cache=keep, logits_to_keep=1)
+        self.layers_run += len(layers) - start
+        rows = recorder.attention
+        if old and keep:
+            below = (layer for layer, number in enumerate(vlm.adapter.layer_numbers) if number < start)
+            rows = {**rows, **{layer: old.rows[layer] for layer in below}}
+            fresh = output.past_key_values
+            fresh.layers[:start] = [copied_layer(layer) for layer in old.output.past_key_values.layers[:start]]
+        return _State(scales, inputs, rows, output)
+
+    def _proves_to_resume(self) -> bool:
+        """Whether the last layer alone gives the same logits as the full run."""
+        adapter = self.vlm.adapter
+        if adapter.shares_keys or adapter.takes_encoded is None:
+            return False
+        try:
+            full = self._settle(None)
+            again = self._run(full, full.scales, len(adapter.all_layers) - 1)
+        except Exception:  # noqa: BLE001 - an architecture may refuse in any way
+            self._state = None
+            return False
+        if torch.equal(again.output.logits, full.output.logits) and all(hidden.dim() == 3 for hidden in full.inputs):
+            return True
+        self._state = None
+        return False
+
+
+class Shelf:
+    """Warm sessions within a budget of memory: those used longest ago give theirs back first, and run in full if asked again."""
+
+    def __init__(self, budget: int = 2 << 30) -> None:
+        self.budget = budget  # bytes
+        self._recent: dict[int, weakref.ref[Session]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the sessions hold together, in bytes."""
+        with self._lock:
+            return sum(session.nbytes for session in self._alive())
+
+    def use(self, session: Session) -> None:
+        """Note that a session was just used; drops others where the budget is spent."""
+        with self._lock:
+            self._recent.pop(id(session), None)
+            self._recent[id(session)] = weakref.ref(session)
+            warm = self._alive()
+            held = sum(other.nbytes for other in warm)
+            for other in warm[:-1]:
+                if held <= self.budget:
+                    break
+                held -= other.nbytes
+                other.drop()
+
+    def _alive(self) -> list[Session]:
+        """Sessions that someone still holds, the one used last at the end."""
+        self._recent = {key: kept for key, kept in self._recent.items() if kept() is not None}
+        return [session for kept in self._recent.values() if (session := kept()) is not None]

@@ -1,0 +1,531 @@
+"""A vision-language model and the map of its parts: ask it, gate it, look inside.
+
+Layers are those of the LLM that attend to visual tokens: all of them in most models, some in hybrids and where the
+image is read by cross-attention.
+
+Shapes: L such layers, V visual tokens, P prompt positions, N patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TextIteratorStreamer
+
+from sinkgate.attention.patch import Attached, attached, model_lock
+from sinkgate.errors import ImageError, UnsupportedModelError
+from sinkgate.images.io import Picture
+from sinkgate.models.adapters import Adapter, adapt
+from sinkgate.models.batch import Batch
+from sinkgate.models.chat import EncodedOptions
+from sinkgate.models.generation import stop_when, streamed
+from sinkgate.models.prompts import Prompt, Prompter
+from sinkgate.models.trace import Trace, stack_rows
+from sinkgate.sinks.classify import (
+    HeadObservation,
+    Merged,
+    Observation,
+    PatchObservation,
+    SinkMap,
+    SinkMasks,
+    classify,
+    classify_patches,
+)
+from sinkgate.sinks.criteria import Criterion
+from sinkgate.sinks.gates import Gates
+
+MAX_ROWS = 128  # tokens whose attention is kept; one row takes layers x heads x Keys x 4 bytes
+
+
+class VLM:
+    """A vision-language model with its processor. Calls on one model take turns; nothing stays attached to it.
+
+    Raises:
+        UnsupportedModelError: the model takes no images, or no layer can be gated.
+    """
+
+    def __init__(self, model: Any, processor: Any, name: str) -> None:
+        self.model, self.processor, self.name = model.eval(), processor, name
+        self.adapter: Adapter = adapt(model, name)
+        self.decoder: Any = self.adapter.decoder
+        self.attention: list[nn.Module] = self.adapter.attention
+        self.prompter = Prompter(self.adapter, processor, name)
+        self.lock = model_lock(model)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that can be gated, L."""
+        return len(self.attention)
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads of each LLM layer."""
+        return self.model.config.get_text_config().num_attention_heads
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies; its first part where it lies on several."""
+        return self.model.device
+
+    @property
+    def pad_token(self) -> int:
+        """The id that fills a batch up; nothing attends to it."""
+        return self.model.generation_config.pad_token_id or 0
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    # --- prompts
+
+    def prompt(self, images: Picture | Sequence[Picture], question: str, *, system: str = "") -> Prompt:
+        """Put a question to an image, or to several, in the model's own chat format.
+
+        Args:
+            images: one, or several in their order; they stand in front of the question.
+            question: 1 to 20,000 characters; line breaks within are kept.
+            system: text of the system turn; what the chat template writes by itself where empty.
+
+        Raises:
+            ImageError: an image cannot be used (see ``open_image``).
+            PromptError: the question is empty, too long, or holds a token with a meaning of its own; there is no image, or more
+                than the model takes; the chat template takes no system turn; the prompt has more positions than the model.
+
+        Example:
+            >>> prompt = vlm.prompt("street.jpg", "How many cars are there?", system="Answer with one word.")
+        """
+        with self.lock:
+            return self.prompter.ask(images, question, system)
+
+    def read(self, inputs: Mapping[str, Any], images: Picture | Sequence[Picture] = (), question: str = "") -> Prompt:
+        """Return the prompt that a processor has made.
+
+        Args:
+            inputs: what the processor returned for one prompt: ``input_ids`` (1, P), ``pixel_values`` and what else the model takes,
+                as tensors, arrays or lists. They are put on the model's device, fractions in its dtype.
+            images: the images that it was given, in their order; without them no token has a place in a picture.
+            question: what to call the prompt.
+
+        Raises:
+            ImageError: an image cannot be used (see ``open_image``).
+            PromptError: ids, pixels or image tokens are missing, there are several prompts, or the images are not those of the inputs.
+
+        Example:
+            >>> inputs = vlm.processor(images=[image], text=["<image> What is this?"], return_tensors="pt")
+            >>> prompt = vlm.read(inputs, [image])
+        """
+        with self.lock:
+            return self.prompter.read(inputs, images, question)
+
+    def unknown_words(self, question: str) -> list[str]:
+        """Words that the tokenizer has never seen, in order; always empty for tokenizers that spell words out."""
+        unknown = self.tokenizer.unk_token_id
+        words = dict.fromkeys(question.split())
+        if unknown is None:
+            return []
+        return [
+            w.strip(".,;:!?\"'()") for w in words if unknown in self.tokenizer(w, add_special_tokens=False).input_ids
+        ]
+
+    # --- running
+
+    @contextmanager
+    def gated(self, prompt: Prompt, sinks: SinkMap, gates: Gates, recorder: Recorder | None = None) -> Iterator[None]:
+        """Within the block every forward and ``generate`` call on this prompt runs with the gates.
+
+        Holds the model's lock; the gates are gone when the block ends, also by an exception.
+
+        Raises:
+            GateError: the gates do not fit this model.
+        """
+        with self.attached(self._scales(prompt, gates, sinks), recorder):
+            yield
+
+    def predict(self, prompt: Prompt, gates: Gates | None = None, sinks: SinkMap | None = None) -> Trace:
+        """One prefill: the next-token distribution and the last row's attention, no answer yet."""
+        recorder = Recorder("last")
+        with torch.no_grad(), self.attached(self._scales(prompt, gates, sinks), recorder, own_cache=True):
+            logits = self.model(**self.warm_inputs(prompt), use_cache=False, logits_to_keep=1).logits[0, -1]
+        return self.trace(prompt, logits, [], recorder.attention)
+
+    def predict_all(
+        self,
+        prompts: Sequence[Prompt],
+        gates: Sequence[Gates | None] | Gates | None = None,
+        sinks: Sequence[SinkMap | None] | None = None,
+    ) -> list[Trace]:
+        """``predict`` for prompts of any images and lengths in one forward, each under gates of its own.
+
+        Models that encode images anew in every call are run prompt by prompt.
+
+        Raises:
+            GateError: gates do not fit this model.
+        """
+        tables = [gates] * len(prompts) if isinstance(gates, Gates | None) else list(gates)
+        maps = [None] * len(prompts) if sinks is None else list(sinks)
+        if self.adapter.takes_encoded is None:
+            return [self.predict(*case) for case in zip(prompts, tables, maps, strict=True)]
+        recorder = Recorder("last")
+        with self.lock, torch.no_grad():
+            scales = [self._scales(*case) for case in zip(prompts, tables, maps, strict=True)]
+            ones = [torch.ones(self.num_layers, 1, prompt.num_keys, device=self.device) for prompt in prompts]
+            scales = [one if scale is None else scale for scale, one in zip(scales, ones, strict=True)]
+            batch = self.batch(prompts)
+            with self.attached(batch.key_scales(scales), recorder):
+                logits = self.model(**batch.inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+        traces = []
+        for index, (prompt, start) in enumerate(zip(prompts, batch.starts, strict=True)):
+            rows = {
+                layer: [call[index : index + 1, ..., start:] for call in calls]
+                for layer, calls in recorder.attention.items()
+            }
+            traces.append(self.trace(prompt, logits[index], [], rows))
+        return traces
+
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        sinks: Sequence[SinkMasks] = (),
+        answers: Sequence[Sequence[int]] | None = None,
+    ) -> Batch:
+        """Prompts side by side, their images encoded, with their sinks, and their answers as ``encode_answer`` gives them.
+
+        Raises:
+            UnsupportedModelError: several prompts for a model that encodes images anew in every call.
+        """
+        if len(prompts) > 1 and self.adapter.takes_encoded is None:
+            raise UnsupportedModelError(
+                f"{self.name} encodes its images in every call and takes one prompt at a time; batches of 1 work"
+            )
+        for prompt in prompts:
+            self.warm_inputs(prompt)
+        with self.lock:
+            return Batch.of(prompts, self.adapter, self.pad_token, sinks, answers)
+
+    def encode_answer(self, prompt: Prompt, answer: str) -> list[int]:
+        """Return the ids of an answer as the model itself would write it behind the prompt, with the token that ends it.
+
+        Raises:
+            PromptError: the answer is empty, holds a token with a meaning of its own, or is too long for the model.
+        """
+        ids = self.prompter.chat.encode_answer(prompt.question, answer)
+        self.prompter.refuse_length(prompt.length + len(ids), "prompt with its answer")
+        return ids
+
+    def encode_options(self, prompt: Prompt, options: Sequence[str]) -> EncodedOptions:
+        """Return options as the model itself would write them behind the prompt, each with the token that ends it.
+
+        Raises:
+            PromptError: fewer than two options, two of the same tokens, or one that ``encode_answer`` refuses.
+        """
+        encoded = self.prompter.chat.encode_options(prompt.question, options)
+        self.prompter.refuse_length(prompt.length + max(map(len, encoded.ids.values())), "prompt with its options")
+        return encoded
+
+    def new_tokens(self, length: int, wanted: int) -> int:
+        """Return how many tokens to generate behind a prompt: no more than the model has positions for.
+
+        Args:
+            length: positions of the prompt.
+            wanted: tokens at most.
+        """
+        positions = self.prompter.max_length  # the last token generated needs none
+        return wanted if positions is None else max(1, min(wanted, positions - length + 1))
+
+    def answer(
+        self,
+        prompt: Prompt,
+        gates: Gates | None = None,
+        sinks: SinkMap | None = None,
+        *,
+        max_new_tokens: int = 64,
+        max_rows: int = MAX_ROWS,
+        streamer: TextIteratorStreamer | None = None,
+        stop: Callable[[], bool] | None = None,
+        **generation: Any,
+    ) -> Trace:
+        """The greedy answer, with the attention of every generated token.
+
+        Args:
+            prompt: what to answer.
+            gates: scales of the Keys; None leaves the model as it is.
+            sinks: the groups of visual tokens; found by the default criteria where None.
+            max_new_tokens: where to stop at the latest; earlier where the model has no further positions.
+            max_rows: of how many tokens, from the first, the attention is kept.
+            streamer: receives the text as it grows.
+            stop: asked after every token; True ends the answer early.
+            generation: other options of ``generate``.
+
+        Raises:
+            GateError: the gates do not fit this model.
+        """
+        recorder = Recorder("last", most=max_rows)
+        with torch.no_grad(), self.attached(self._scales(prompt, gates, sinks), recorder, own_cache=True):
+            # cross-attention would read the encoded image again with every token
+            output = self.model.generate(
+                **(prompt.inputs if self.adapter.cross_attention else self.warm_inputs(prompt)),
+                max_new_tokens=self.new_tokens(prompt.length, max_new_tokens),
+                do_sample=False,
+                num_beams=1,
+                return_dict_in_generate=True,
+                output_logits=True,
+                streamer=streamer,
+                stopping_criteria=stop_when(stop),
+                **generation,
+            )
+        return self.trace(
+            prompt, output.logits[0][0], output.sequences[0, prompt.length :].tolist(), recorder.attention
+        )
+
+    def stream(
+        self,
+        prompt: Prompt,
+        gates: Gates | None = None,
+        sinks: SinkMap | None = None,
+        *,
+        max_new_tokens: int = 64,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Generator[str, None, Trace]:
+        """``answer`` as a generator of the growing text; it returns the Trace. Closing it stops the model.
+
+        Raises:
+            GateError: the gates do not fit this model; at the first step, as any error of the run.
+        """
+        return streamed(
+            self.tokenizer,
+            lambda streamer, closed: self.answer(
+                prompt,
+                gates,
+                sinks,
+                max_new_tokens=max_new_tokens,
+                streamer=streamer,
+                stop=lambda: closed() or stop(),
+            ),
+        )
+
+    # --- looking inside
+
+    def observe(self, prompt: Prompt) -> Observation:
+        """Run the unmodified model once and keep what criteria look at."""
+        return self._observe(prompt, Recorder(self._rows_after_image(prompt), mean=True, values=True))
+
+    def observe_heads(self, prompt: Prompt) -> HeadObservation:
+        """``observe``, each head apart: where it looks, and how alike what it gives the queries is."""
+        ids = prompt.inputs["input_ids"]
+        counts = prompt.inputs.get("attention_mask", torch.ones_like(ids)).bool()
+        llm = Recorder(self._rows_after_image(prompt), mean="rows", values=True, outputs=counts)
+        seen = self._observe(prompt, llm)
+        return HeadObservation(
+            **vars(seen), head_attention=_of_layers(llm.attention), stable_rank=_of_layers(llm.stable_ranks)
+        )
+
+    def _observe(self, prompt: Prompt, llm: Recorder) -> Observation:
+        adapter, visual = self.adapter, prompt.visual.cpu()
+        hidden: list[Tensor] = []
+        with self.lock, torch.no_grad():
+            patches = self.observe_encoder(prompt)
+            hooks = [layer.register_forward_pre_hook(_keep_input(hidden), with_kwargs=True) for layer in adapter.layers]
+            try:
+                with self.attached(None, llm):
+                    adapter.run(**self.warm_inputs(prompt))
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        seen = torch.cat([each.float().cpu() for each in hidden])
+        attention = _of_layers(llm.attention)  # L, K or L, H, K
+        return Observation(
+            **vars(patches),
+            hidden=adapter.hidden_of_keys(seen, prompt.encoded),
+            visual=visual,
+            attention=(attention if llm.mean is True else attention.mean(1))[:, visual],
+            value_norms=_of_layers(llm.value_norms),
+        )
+
+    def _rows_after_image(self, prompt: Prompt) -> range:
+        return self.adapter.rows_after_image(prompt.inputs, prompt.visual)
+
+    def observe_encoder(self, prompt: Prompt) -> PatchObservation:
+        """Run the encoder alone, unmodified, and keep what criteria of V-sinks look at; the prompt keeps the encoded image.
+
+        Attention is recorded in one layer, the one that reads the features.
+        """
+        adapter, recorder = self.adapter, Recorder("all", mean=True)
+        reading = adapter.encoder_attention[adapter.reading_layer :][:1] if adapter.encoder_layers else []
+        features: list[Tensor] = []
+        hook = None
+        if adapter.encoder_layers:
+            reads = adapter.encoder_layers[adapter.feature_layer]
+            hook = reads.register_forward_hook(_keep_output(features), prepend=True)
+        try:
+            with self.lock, torch.no_grad(), attached(reading, recorder=recorder):
+                prompt.encoded = self.encode(prompt)
+        finally:
+            if hook is not None:
+                hook.remove()
+        return PatchObservation(*self._patches(prompt, features, recorder), prompt.token_of_patch)
+
+    def _patches(
+        self, prompt: Prompt, features: list[Tensor], encoder: Recorder
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Features of the patches and the attention that each receives, as multiples of an even share."""
+        if not features:
+            return None, None
+        kept = torch.cat(features) if len(features) > 1 else features[0]
+        parts = encoder.attention[0]  # one a call; models with windows call once a window
+        received = torch.cat([(part * part.shape[-1]).flatten() for part in parts]).view(kept.shape[:-1])
+        order = self.adapter.in_patch_order
+        return (
+            order(kept, prompt.inputs).float().cpu(),
+            order(received[..., None], prompt.inputs)[..., 0].float().cpu(),
+        )
+
+    def encode(self, prompt: Prompt) -> Any:
+        """Return the vision encoder's output for the prompt's images.
+
+        Raises:
+            ImageError: the encoder cannot take them.
+        """
+        try:
+            return self.adapter.encode(prompt.inputs)
+        except (ValueError, IndexError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or not prompt.images:
+                raise
+            sizes = ", ".join(f"{image.width} x {image.height}" for image in prompt.images)
+            raise ImageError(
+                f"the vision encoder of {self.name} cannot take a picture of {sizes} pixels: {error}"
+            ) from error
+
+    def warm_inputs(self, prompt: Prompt) -> dict[str, Any]:
+        """The prompt's inputs with the images already encoded, where the model takes that: once per prompt."""
+        name = self.adapter.takes_encoded
+        if name is None:
+            return dict(prompt.inputs)
+        if prompt.encoded is None:
+            with torch.no_grad():  # it is kept; a graph would be kept with it
+                prompt.encoded = self.encode(prompt)
+        text = {key: value for key, value in prompt.inputs.items() if key != "pixel_values"}
+        return {**text, name: self.adapter.as_input(prompt.encoded)}
+
+    @contextmanager
+    def attached(
+        self,
+        scales: Tensor | None,
+        recorder: Recorder | None,
+        own_cache: bool = False,
+        stored: int = 0,
+        live: Collection[int] = (),
+    ) -> Iterator[Attached]:
+        """Scales and recorder on the LLM; ``own_cache`` where what runs inside begins its own KV cache."""
+        cross, own_cache = self.adapter.cross_attention, own_cache and not self.adapter.shares_keys
+        with (
+            self.lock,
+            attached(
+                self.attention,
+                decoder=self.decoder,
+                key_scales=scales,
+                recorder=recorder,
+                cross=cross,
+                own_cache=own_cache,
+                stored=stored,
+                live=live,
+            ) as block,
+        ):
+            yield block
+
+    def _scales(self, prompt: Prompt, gates: Gates | None, sinks: SinkMap | None) -> Tensor | None:
+        """Scales of the prompt's Keys, (L, 1, Keys); None where all are one."""
+        if gates is None or gates.for_model(self).is_identity:
+            return None
+        return gates.key_scales(sinks or find_sinks(self, prompt), prompt.visual, prompt.num_keys).to(self.device)
+
+    def trace(self, prompt: Prompt, logits: Tensor, generated: list[int], attention: dict[int, list[Tensor]]) -> Trace:
+        probabilities = logits.float().softmax(-1).cpu()
+        top = probabilities.topk(min(10, len(probabilities)))
+        names = [self._name_of(int(index)) for index in top.indices]
+        special = set(self.tokenizer.all_special_ids) if self.processor else set()
+        shown = [row for row, index in enumerate(generated) if index not in special]
+        rows = stack_rows(attention)
+        recorded = [row for row in shown or [0] if row < rows.shape[2]]
+        return Trace(
+            text=self.tokenizer.decode(generated, skip_special_tokens=True).strip() if self.processor else "",
+            ids=generated,
+            tokens=[self._name_of(generated[row]).strip() for row in shown],
+            next_token=list(zip(names, top.values.tolist(), strict=True)),
+            probabilities=probabilities,
+            attention=rows[:, :, recorded],
+            positions=prompt.visual.cpu(),
+            separators=prompt.separators.cpu(),
+            sheets=prompt.sheets,
+        )
+
+    def _name_of(self, token: int) -> str:
+        if self.processor is None:
+            return str(token)
+        text = self.tokenizer.decode([token])
+        return text.strip() or repr(text)
+
+
+Finder = Callable[["VLM", Prompt], SinkMasks]
+
+
+def find_sinks(
+    vlm: VLM,
+    prompt: Prompt,
+    *,
+    v_sink: str | Criterion = "auto",
+    l_sink: str | Criterion = "auto",
+    merged: Merged = "any",
+) -> SinkMap:
+    """V-sinks, L-sinks and ordinary visual tokens of a prompt, with the evidence.
+
+    Args:
+        vlm: the model, run once unmodified.
+        prompt: image and question.
+        v_sink: criterion for V-sinks, a name of ``CRITERIA`` or an object.
+        l_sink: criterion for L-sinks.
+        merged: a token of several patches is a V-sink when any, most or all of them are sinks; the default is ours.
+
+    Raises:
+        SinkgateError: no criterion has that name.
+    """
+    default = v_sink == l_sink == "auto" and merged == "any"
+    if default and prompt.sinks is not None:
+        return prompt.sinks
+    sinks = classify(vlm.observe(prompt), prompt.sheets, v_sink=v_sink, l_sink=l_sink, merged=merged)
+    if default:
+        prompt.sinks = sinks
+    return sinks
+
+
+def find_v_sinks(vlm: VLM, prompt: Prompt, v_sink: str | Criterion = "auto", merged: Merged = "any") -> SinkMasks:
+    """V-sinks alone, at the cost of the encoder; every other visual token counts as ordinary.
+
+    Raises:
+        SinkgateError: no criterion has that name.
+    """
+    found = classify_patches(vlm.observe_encoder(prompt), len(prompt.visual), v_sink, merged).v_sink
+    return SinkMasks(found, torch.zeros(vlm.num_layers, len(found), dtype=torch.bool))
+
+
+def _of_layers(recorded: dict[int, list[Tensor]]) -> Tensor:
+    """What was recorded of a single sample in the first call of each layer, one under the other."""
+    return torch.cat([recorded[layer][0].float().cpu() for layer in sorted(recorded)])
+
+
+def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def before_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept.append(args[0] if args else kwargs["hidden_states"])
+
+    return before_layer
+
+
+def _keep_output(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def after_layer(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        kept.append(output[0] if isinstance(output, tuple) else output)
+
+    return after_layer

@@ -1,0 +1,324 @@
+"""What can be asked about a scene: kinds of question, each with paraphrases and the true answer.
+
+*Global* kinds need the gist of the whole picture, *local* kinds the detail of one place: the
+two sides between which the paper finds that sinks help or hurt (section 3).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from sinkgate.scenes.scene import COLORS, SHAPES, SIZES, Scene, SceneObject
+
+Scope = Literal["global", "local"]
+Asked = tuple[str, str] | None  # question and answer; None where the scene does not allow the kind
+
+_APART = 0.16  # least distance along the asked axis for left-of and its like
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one scene with its only right answer."""
+
+    question: str
+    answer: str
+    kind: str
+    scope: Scope
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of question; ``ask`` puts one to a scene, or gives None where it has no single answer."""
+
+    name: str
+    scope: Scope
+    ask: Callable[[Scene, Random], Asked]
+
+
+def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
+    """Put one question of a kind to a scene; None where the scene does not allow it."""
+    asked = KINDS[kind].ask(scene, rng)
+    return asked and Question(*asked, kind, KINDS[kind].scope)
+
+
+def ask_all(scene: Scene, rng: Random) -> list[Question]:
+    """One question of every kind that the scene allows."""
+    asked = (ask(scene, kind, rng) for kind in KINDS)
+    return [question for question in asked if question]
+
+
+def describe(scene: Scene) -> str:
+    """The scene in words, objects in reading order: rows of the picture first, then left to right.
+
+    Every object is given a corner, even one of an edited scene that stands on a midline (where ``SceneObject.in_corner``
+    is false): the shipped model was trained on these texts.
+    """
+    ordered = sorted(scene.objects, key=lambda item: (item.y >= 0.5, item.x >= 0.5, item.x))
+    parts = [f"a {item.size} {item.color} {item.shape} at the {item.place}" for item in ordered]
+    return " and ".join(parts) + f" on a {scene.background} background"
+
+
+DESCRIBE = ("Describe the scene.", "Describe the picture.", "What do you see?", "What is in the picture?")
+
+
+def line_up(scene: Scene, rng: Random) -> tuple[str, str]:
+    """A request to name the objects along an axis, with its answer; what left-of and above mean, asked outright."""
+    words, axis = rng.choice((("from left to right", "x"), ("from top to bottom", "y")))
+    request = rng.choice(("Name the objects {}.", "List the objects {}.", "What are the objects {}?"))
+    ordered = sorted(scene.objects, key=lambda item: getattr(item, axis))
+    return request.format(words), " and ".join(f"{item.size} {item.color} {item.shape}" for item in ordered)
+
+
+def _count(scene: Scene, rng: Random) -> Asked:
+    text = rng.choice(
+        (
+            "How many objects are there?",
+            "How many things are in the picture?",
+            "How many shapes can you see?",
+            "Count the objects.",
+            "What is the number of objects?",
+        )
+    )
+    return text, str(len(scene.objects))
+
+
+def majority_color(scene: Scene) -> str | None:
+    """The color that more objects have than any other; None where two colors are level."""
+    (color, most), *others = Counter(item.color for item in scene.objects).most_common()
+    return None if others and others[0][1] == most else color
+
+
+def _majority_color(scene: Scene, rng: Random) -> Asked:
+    color = majority_color(scene)
+    if color is None:
+        return None
+    text = rng.choice(
+        (
+            "What is the most common color?",
+            "Which color appears most often?",
+            "What color are most of the objects?",
+            "Which color is the most frequent?",
+        )
+    )
+    return text, color
+
+
+def _background(scene: Scene, rng: Random) -> Asked:
+    text = rng.choice(
+        (
+            "What color is the background?",
+            "What is the color of the background?",
+            "Which color is behind the objects?",
+            "What is the background color?",
+        )
+    )
+    return text, scene.background
+
+
+def _which(attribute: str, names: Iterable[str], *texts: str) -> Callable[[Scene, Random], Asked]:
+    """Asks which of the names some object has; the answer keeps their order."""
+
+    def ask(scene: Scene, rng: Random) -> Asked:
+        present = {getattr(item, attribute) for item in scene.objects}
+        return rng.choice(texts), " and ".join(name for name in names if name in present)
+
+    return ask
+
+
+_shapes = _which(
+    "shape",
+    SHAPES,
+    "Which shapes are there?",
+    "What shapes are in the picture?",
+    "Which shapes can you see?",
+    "Name the shapes.",
+)
+_colors = _which(
+    "color",
+    COLORS,
+    "Which colors are there?",
+    "What colors do the objects have?",
+    "Which colors can you see?",
+    "Name the colors of the objects.",
+)
+
+
+def _color(scene: Scene, rng: Random) -> Asked:
+    found = _refer(scene, rng, ("size", "shape"))
+    if not found:
+        return None
+    item, name = found
+    text = rng.choice(
+        (
+            "What color is the {}?",
+            "Which color is the {}?",
+            "What is the color of the {}?",
+            "Tell me the color of the {}.",
+        )
+    )
+    return text.format(name), item.color
+
+
+def _shape(scene: Scene, rng: Random) -> Asked:
+    found = _refer(scene, rng, ("size", "color"))
+    if not found:
+        return None
+    item, name = found
+    text = rng.choice(
+        ("What shape is the {}?", "Which shape is the {}?", "What is the shape of the {}?", "What is the {}?")
+    )
+    return text.format(name), item.shape
+
+
+def _size(scene: Scene, rng: Random) -> Asked:
+    found = _refer(scene, rng, ("color", "shape"))
+    if not found:
+        return None
+    item, name = found
+    text = rng.choice(
+        ("What size is the {}?", "How big is the {}?", "Is the {} small or large?", "What is the size of the {}?")
+    )
+    return text.format(name), item.size
+
+
+def _place(scene: Scene, rng: Random) -> Asked:
+    found = _refer(scene, rng, ("size", "color", "shape"))
+    if not found or not found[0].in_corner:
+        return None
+    item, name = found
+    text = rng.choice(("Where is the {}?", "In which corner is the {}?", "Which part of the picture is the {} in?"))
+    return text.format(name), item.place
+
+
+def _relation(scene: Scene, rng: Random) -> Asked:
+    words, axis, sign = rng.choice((
+        ("left of", "x", 1), ("to the left of", "x", 1), ("right of", "x", -1), ("to the right of", "x", -1), ("above", "y", 1), ("below", "y", -1),
+    ))  # fmt: skip
+    either = rng.random() < 0.5
+    pairs = [(a, b) for a in scene.objects for b in scene.objects if abs(getattr(a, axis) - getattr(b, axis)) >= _APART]
+    rng.shuffle(pairs)
+    for a, b in pairs:
+        first, second = _name(scene, a, rng), _name(scene, b, rng)
+        if first and second:
+            before = getattr(a, axis) < getattr(b, axis)
+            if either and axis == "x":
+                return f"Is the {first} left or right of the {second}?", "left" if before else "right"
+            if either:
+                return f"Is the {first} above or below the {second}?", "above" if before else "below"
+            true = before == (sign > 0)
+            return f"Is the {first} {words} the {second}?", "yes" if true else "no"
+    return None
+
+
+def _presence(scene: Scene, rng: Random) -> Asked:
+    present = {(item.color, item.shape) for item in scene.objects}
+    if rng.random() < 0.5:
+        color, shape = rng.choice(sorted(present))
+    else:  # half of the absent pairs share a colour or a shape with an object: the case that needs binding
+        absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
+        near = [(c, s) for c, s in absent if any(c == x or s == y for x, y in present)]
+        color, shape = rng.choice(near if rng.random() < 0.5 else absent)
+    text = rng.choice(
+        (
+            "Is there a {}?",
+            "Is there any {}?",
+            "Can you see a {}?",
+            "Does the picture contain a {}?",
+        )
+    )
+    return text.format(f"{color} {shape}"), "yes" if (color, shape) in present else "no"
+
+
+def _count_color(scene: Scene, rng: Random) -> Asked:
+    colors = Counter(item.color for item in scene.objects)
+    color = rng.choice(list(colors)) if rng.random() < 0.75 else rng.choice(list(COLORS))
+    text = rng.choice(
+        (
+            "How many {} objects are there?",
+            "How many {} things can you see?",
+            "Count the {} objects.",
+            "How many {} shapes are in the picture?",
+        )
+    )
+    return text.format(color), str(colors[color])
+
+
+def _count_shape(scene: Scene, rng: Random) -> Asked:
+    shapes = Counter(item.shape for item in scene.objects)
+    shape = rng.choice(list(shapes)) if rng.random() < 0.75 else rng.choice(SHAPES)
+    plural = "crosses" if shape == "cross" else f"{shape}s"
+    text = rng.choice(
+        ("How many {} are there?", "How many {} can you see?", "Count the {}.", "What is the number of {}?")
+    )
+    return text.format(plural), str(shapes[shape])
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("count", "global", _count),
+        Kind("majority_color", "global", _majority_color),
+        Kind("background", "global", _background),
+        Kind("colors", "global", _colors),
+        Kind("shapes", "global", _shapes),
+        Kind("count_color", "local", _count_color),
+        Kind("count_shape", "local", _count_shape),
+        Kind("presence", "local", _presence),
+        Kind("color", "local", _color),
+        Kind("shape", "local", _shape),
+        Kind("size", "local", _size),
+        Kind("place", "local", _place),
+        Kind("relation", "local", _relation),
+    )
+}
+
+
+def _refer(scene: Scene, rng: Random, attributes: tuple[str, ...]) -> tuple[SceneObject, str] | None:
+    """Choose an object that the attributes can single out, and a phrase that does."""
+    items = list(scene.objects)
+    rng.shuffle(items)
+    for item in items:
+        name = _name(scene, item, rng, attributes)
+        if name:
+            return item, name
+    return None
+
+
+def _name(
+    scene: Scene, item: SceneObject, rng: Random, attributes: tuple[str, ...] = ("size", "color", "shape")
+) -> str | None:
+    """A phrase that only ``item`` fits: the fewest attributes that do, now and then one more."""
+    choices = [chosen for chosen in _subsets(attributes) if len(_matching(scene, item, chosen)) == 1]
+    if not choices:
+        return None
+    fewest = min(map(len, choices))
+    chosen = rng.choice([c for c in choices if len(c) == fewest or rng.random() < 0.3])
+    noun = item.shape if "shape" in chosen else rng.choice(("object", "thing"))
+    adjectives = [getattr(item, name) for name in ("size", "color") if name in chosen]
+    return " ".join([*adjectives, noun])
+
+
+def _subsets(attributes: tuple[str, ...]) -> list[tuple[str, ...]]:
+    masks = range(1, 2 ** len(attributes))
+    return [tuple(a for i, a in enumerate(attributes) if mask >> i & 1) for mask in masks]
+
+
+def _matching(scene: Scene, item: SceneObject, attributes: tuple[str, ...]) -> list[SceneObject]:
+    return [o for o in scene.objects if all(getattr(o, a) == getattr(item, a) for a in attributes)]
+
+
+def words() -> list[str]:
+    """Every word that questions, answers and descriptions can hold, sorted; what the tokenizer knows."""
+    seen = set(" ".join(DESCRIBE).split()) | set(COLORS) | set(SHAPES) | set(SIZES) | {str(n) for n in range(10)}
+    rng = Random("vocabulary")
+    for _ in range(3000):
+        scene = Scene.random(rng)
+        seen.update(describe(scene).split())
+        seen.update(" ".join(line_up(scene, rng)).split())
+        for question in ask_all(scene, rng):
+            seen.update(f"{question.question} {question.answer}".split())
+    return sorted({word.strip("?.,").lower() for word in seen})

@@ -1,0 +1,1 @@
+"""Sink criteria, sink groups and fixed gates: pure functions of tensors."""

@@ -1,0 +1,236 @@
+"""Fixed gates: a table of Key scales, layers by groups of visual tokens.
+
+A scale multiplies the Keys of its group in its layer (paper, section 2). Note what that does: a scale
+below 1 lowers a positive logit but raises a negative one, and a scale of 0 sets the logit to 0, which
+is not removal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from sinkgate.errors import GateError
+from sinkgate.sinks.classify import SinkMasks
+
+Group = Literal["v_sink", "l_sink", "ordinary", "rest"]
+GROUPS = ("v_sink", "l_sink", "ordinary")
+MAX_SCALE = 4.0
+FORMAT = "sinkgate-gates"
+VERSION = 1
+
+_COLUMNS = {"v_sink": [0], "l_sink": [1], "ordinary": [2], "rest": [1, 2]}
+
+#: Names of ready-made settings: (v_sink, rest) in every layer. The midpoint is where the paper's learned gate starts.
+PRESETS: Mapping[str, tuple[float, float]] = {
+    "Unchanged": (1.0, 1.0),
+    "V-sinks off": (0.0, 1.0),
+    "V-sinks up": (2.0, 1.0),
+    "Non-sinks down": (1.0, 0.5),
+    "Paper's midpoint": (0.5, 0.5),
+}
+
+
+class Model(Protocol):
+    """What gates need to know of a model."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Gates:
+    """Scales in [0, 4] by layer and group; ``rest`` names the last two groups together.
+
+    Shapes: scales (layers, 3), float32, columns as in ``GROUPS``. ``model`` is the name of the model
+    they were made for, or None for any model with as many layers.
+
+    Raises:
+        GateError: a scale is not a finite number in [0, 4], or the table has another shape.
+    """
+
+    scales: Tensor
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        scales = torch.as_tensor(self.scales, dtype=torch.float32).detach().cpu().clone()
+        if scales.dim() != 2 or scales.shape[1] != len(GROUPS) or not len(scales):
+            raise GateError(f"gates are a table of layers x {len(GROUPS)} scales, got shape {tuple(scales.shape)}")
+        wrong = ~((scales >= 0) & (scales <= MAX_SCALE))  # NaN compares false, so it is wrong too
+        if wrong.any():
+            layer, column = (int(i) for i in wrong.nonzero()[0])
+            raise GateError(
+                f"the {GROUPS[column]} scale of layer {layer} is {scales[layer, column].item():g}; "
+                f"expected a finite number from 0 to {MAX_SCALE:g}"
+            )
+        object.__setattr__(self, "scales", scales)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Gates) and torch.equal(self.scales, other.scales) and self.model == other.model
+
+    @classmethod
+    def ones(cls, layers: int | Model) -> Gates:
+        """The unmodified model: scale 1 everywhere."""
+        if isinstance(layers, int):
+            return cls(torch.ones(layers, len(GROUPS)))
+        return cls(torch.ones(layers.num_layers, len(GROUPS)), layers.name)
+
+    @classmethod
+    def preset(cls, name: str, layers: int | Model) -> Gates:
+        """One of ``PRESETS`` in every layer."""
+        if name not in PRESETS:
+            raise GateError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
+        v_sink, rest = PRESETS[name]
+        return cls.ones(layers).set("v_sink", v_sink).set("rest", rest)
+
+    @classmethod
+    def from_lists(cls, v_sink: Sequence[float], rest: Sequence[float], model: str | None = None) -> Gates:
+        """Two groups, as the paper gates them: one scale a layer for V-sinks, one for all other visual tokens."""
+        return cls.from_json(json.dumps({"scales": {"v_sink": list(v_sink), "rest": list(rest)}, "model": model}))
+
+    def set(self, group: Group, scale: float, layers: Iterable[int] | int | None = None) -> Gates:
+        """These gates with one group's scale changed, in the given layers (from 0; negative from the end) or in all.
+
+        Raises:
+            GateError: no such group or layer, or a scale out of range.
+        """
+        if group not in _COLUMNS:
+            raise GateError(f"no group is called {group!r}; there are: {', '.join(_COLUMNS)}")
+        chosen = range(len(self.scales)) if layers is None else [layers] if isinstance(layers, int) else list(layers)
+        outside = [layer for layer in chosen if not -len(self.scales) <= layer < len(self.scales)]
+        if outside:
+            raise GateError(f"there is no layer {outside[0]}; the table has layers 0 to {len(self.scales) - 1}")
+        scales = self.scales.clone()
+        for layer in chosen:
+            scales[layer, _COLUMNS[group]] = float(scale)
+        return Gates(scales, self.model)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every scale is 1: the unmodified model."""
+        return bool((self.scales == 1).all())
+
+    def for_model(self, vlm: Model) -> Gates:
+        """These gates, once they are known to fit the model.
+
+        Raises:
+            GateError: another number of layers, or made for another model.
+        """
+        if len(self.scales) != vlm.num_layers:
+            raise GateError(f"the gates have {len(self.scales)} layers, {vlm.name} has {vlm.num_layers}")
+        if self.model not in (None, vlm.name):
+            raise GateError(
+                f"the gates were made for {self.model}, this is {vlm.name}; set their `model` to null to use them all the same"
+            )
+        return self
+
+    def key_scales(self, sinks: SinkMasks, positions: Tensor, length: int) -> Tensor:
+        """Spread the table over the positions of a prompt.
+
+        Shapes: positions (V,) of the visual tokens -> (layers, 1, length), 1 for all text.
+        """
+        by_group = torch.stack([sinks.v_sink.expand_as(sinks.l_sink), sinks.l_sink, sinks.ordinary], -1)
+        scales = torch.ones(len(self.scales), 1, length)
+        scales[:, 0, positions.cpu()] = (by_group * self.scales[:, None, :]).sum(-1)
+        return scales
+
+    def to_json(self) -> str:
+        """The table as JSON, with a format name and version."""
+        columns = {group: _short(self.scales[:, i]) for i, group in enumerate(GROUPS)}
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.model,
+            "layers": len(self.scales),
+            "scales": columns,
+        }
+        return json.dumps(content, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Gates:
+        """Read what ``to_json`` wrote; ``scales`` may also hold ``v_sink`` and ``rest`` alone.
+
+        Raises:
+            GateError: no JSON, another format or version, missing groups, lists of unequal length, scales out of range.
+        """
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise GateError(f"the gates are no valid JSON: {error}") from error
+        if not isinstance(content, dict) or not isinstance(content.get("scales"), dict):
+            raise GateError('gates are a JSON object with "scales" by group; write one with Gates.to_json()')
+        if content.get("format", FORMAT) != FORMAT:
+            raise GateError(f"the file's format is {content['format']!r}, expected {FORMAT!r}")
+        if content.get("version", VERSION) != VERSION:
+            raise GateError(
+                f"gates of version {content['version']!r} need another release of sinkgate; this one reads version {VERSION}"
+            )
+        columns = _columns(content["scales"])
+        layers = content.get("layers", len(columns[0]))
+        if any(len(column) != layers for column in columns):
+            lengths = ", ".join(str(len(column)) for column in columns)
+            raise GateError(f"each group needs {layers} scales, one a layer; got lists of {lengths}")
+        model = content.get("model")
+        if model is not None and not isinstance(model, str):
+            raise GateError(f'"model" is a name or null, got {model!r}')
+        return cls(torch.tensor(columns, dtype=torch.float32).reshape(len(columns), -1).T, model)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``to_json`` to a file."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Gates:
+        """Read a file that ``save`` wrote.
+
+        Raises:
+            GateError: the file cannot be read, or as ``from_json``.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise GateError(f"the gates file cannot be read: {error}") from error
+
+
+def _columns(scales: dict[str, Any]) -> list[list[float]]:
+    names = ("v_sink", "rest", "rest") if "rest" in scales else GROUPS
+    unknown = sorted(set(scales) - set(names))
+    missing = sorted(set(names) - set(scales))
+    if unknown or missing:
+        raise GateError(
+            f"scales come as {', '.join(GROUPS)} or as v_sink, rest; "
+            + "; ".join(
+                f"{what} {', '.join(which)}" for what, which in (("missing", missing), ("unknown", unknown)) if which
+            )
+        )
+    for name in names:
+        column = scales[name]
+        if not isinstance(column, list) or not column or not all(_is_number(value) for value in column):
+            raise GateError(f"the scales of {name} must be a list of numbers, one a layer")
+    return [[_to_float(value) for value in scales[name]] for name in names]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _to_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # JSON allows integers that no float holds
+        return math.inf
+
+
+def _short(column: Tensor) -> list[float]:
+    # numpy prints the fewest digits that read back: 0.2 stays 0.2
+    return [float(str(value)) for value in column.numpy()]

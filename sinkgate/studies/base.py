@@ -1,0 +1,62 @@
+"""What studies share that put a benchmark's items to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from sinkgate.benchmarks import Item
+from sinkgate.errors import SinkgateError
+from sinkgate.models.vlm import VLM
+from sinkgate.studies.provenance import checksum, facts_of, facts_of_samples
+from sinkgate.studies.runner import chunks
+from sinkgate.training.dataset import Lesson, Lessons
+
+
+class OfItems:
+    """The part of a study that is the same for all that put items to a model; see `sinkgate.studies.runner.Study`."""
+
+    vlm: VLM
+    items: Sequence[Item]
+    chunk: int
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Facts of the model."""
+        return facts_of(self.vlm)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """How many items there are, and a checksum of what is asked."""
+        facts = facts_of_samples([item.sample for item in self.items])
+        return {**facts, "ids": checksum([item.id for item in self.items])}
+
+    @property
+    def units(self) -> int:
+        """Chunks of items."""
+        return chunks(len(self.items), self.chunk)
+
+
+def frame_of(items: Sequence[Item], first: int = 0) -> pd.DataFrame:
+    """One row an item: sample, task, id, answer, and the columns that its scores group by."""
+    return pd.DataFrame(
+        [
+            {"sample": number, "task": item.sample.kind, "id": item.id, "answer": item.sample.answer, **item.columns}
+            for number, item in enumerate(items, first)
+        ]
+    )
+
+
+def ready(lessons: Lessons, items: Sequence[Item]) -> list[Lesson]:
+    """The items made ready for the model. One that cannot be stops a study: a score without it would be another score.
+
+    Raises:
+        SinkgateError: an item cannot be put to the model.
+    """
+    made = [(item, lessons.ready(item.sample, item.id)) for item in items]
+    for item, lesson in made:
+        if lesson is None:
+            raise SinkgateError(f"item {item.id} cannot be put to the model: {lessons.skipped[item.id]}")
+    return [lesson for _, lesson in made if lesson is not None]

@@ -1,0 +1,382 @@
+"""Training of learned gates, and of other small methods, on a frozen backbone, by transformers' `Trainer`.
+
+Next-token prediction on answers alone (paper, section 4). Several methods learn side by side, each as if alone: what lies below
+the layers where they begin is computed once for all of them (`sinkgate.training.dataset.Prefix`). Learning rate, batch, schedule and seed
+are not known from the paper: the defaults are ours.
+
+Shapes: B samples, M methods.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from sinkgate.data import Sample
+from sinkgate.errors import SinkgateError, TrainingError
+from sinkgate.methods.base import Method
+from sinkgate.methods.lsg import LSG
+from sinkgate.models.vlm import VLM, Finder, find_sinks
+from sinkgate.training.dataset import BUDGET, Lesson, Lessons, Prefix, batches, labels_of
+
+#: What is not said is `TrainingArguments`' own. Gradients are not clipped: a common norm would tie methods to each other.
+DEFAULTS: Mapping[str, Any] = {
+    "num_train_epochs": 2,  # the paper's
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 32,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03,  # a share of all steps
+    "max_grad_norm": 0.0,
+    "logging_steps": 10,
+    "save_steps": 100,
+    "save_total_limit": 2,
+    "report_to": "none",
+    "ddp_find_unused_parameters": False,
+    "seed": 0,
+}
+
+
+@dataclass
+class TrainingReport:
+    """What a run of training did.
+
+    ``history``: one entry a log, as `Trainer` keeps it: ``loss/<method>`` in nats a token while training, ``eval_loss/<method>`` and
+    ``eval_accuracy/<method>`` (share of answers that greedy decoding gets right) on the validation samples. ``skipped``: samples
+    of this process that could not be used, by number, with the reason.
+    """
+
+    samples: int
+    steps: int
+    epochs: float
+    seconds: float
+    history: list[dict[str, float]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    def last(self, name: str) -> float | None:
+        """The newest value of that name in the history, None where there is none."""
+        return next((entry[name] for entry in reversed(self.history) if name in entry), None)
+
+
+def train(
+    methods: LSG | Mapping[str, nn.Module],
+    vlm: VLM,
+    samples: Sequence[Sample] | Iterable[tuple[Any, ...]],
+    *,
+    validation: Sequence[Sample] | Iterable[tuple[Any, ...]] = (),
+    out: str | Path,
+    together: bool = False,
+    resume: bool = True,
+    patience: int | None = None,
+    find: Finder | None = None,
+    budget: int = BUDGET,
+    progress: bool = True,
+    **options: Any,
+) -> TrainingReport:
+    """Train gates in place; the backbone stays as it is.
+
+    A killed run goes on with the same call: with one process bit for bit as if it had never stopped. Under ``torchrun`` each process takes
+    batches of its own.
+
+    Args:
+        methods: an `LSG`, or methods by name that are modules; each learns as if alone.
+        vlm: the model.
+        samples: `Sample`s or ``(image, question, answer)``. One that cannot be used is passed over and counted. Images without
+            V-sinks are learnt from: all their tokens are the rest.
+        validation: looked at after each epoch, unless ``eval_strategy`` says otherwise.
+        out: folder for checkpoints.
+        together: the gates of an `LSG` learn as one; else each by itself, from a prefix that they share, as the paper trains them.
+        resume: go on from the newest whole checkpoint in ``out``, where there is one.
+        patience: stop early after so many looks at the validation samples without a lower loss, and take the best weights back.
+        find: finds the sinks; by the gates' own criterion where None.
+        budget: bytes of encoded images that may be kept between epochs.
+        progress: show a bar.
+        options: arguments of transformers' `TrainingArguments` in place of ``DEFAULTS``; ``activation_checkpointing`` runs each
+            layer again for the gradient instead of keeping its activations; ``report_to="tensorboard"`` or ``"wandb"`` logs there.
+
+    Raises:
+        TrainingError: the loss is not finite, no sample can be used, early stopping without validation samples, fp16, or ``out`` holds
+            checkpoints of other methods.
+        SinkgateError: an option that `TrainingArguments` does not know or cannot use.
+    """
+    parts, find = _parts(methods, vlm, together), find or _finder(methods)
+    lessons = Lessons(vlm, find, budget)
+    data, checks = _Samples("train", Sample.list_of(samples)), _Samples("validation", Sample.list_of(validation))
+    if not len(data):
+        raise TrainingError("there are no samples to train on")
+    if patience is not None and not len(checks):
+        raise TrainingError("early stopping needs validation samples; give some, or no patience")
+    arguments = _arguments(Path(out), bool(len(checks)), patience, vlm, options)
+    learners = Learners(vlm, parts)
+    try:
+        trainer = _Trainer(
+            model=learners,
+            args=arguments,
+            train_dataset=cast(Any, data),
+            eval_dataset=cast(Any, checks) if len(checks) else None,
+            data_collator=_Collator(lessons),
+            compute_metrics=learners.metrics,
+            callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
+        )
+    except RuntimeError as error:  # what report_to names is not installed
+        raise TrainingError(f"training cannot begin: {error}") from error
+    trainer.remove_callback(PrinterCallback)
+    if progress:
+        trainer.add_callback(_Bar)
+    begun = _newest(Path(out), learners) if resume else None
+    with frozen(vlm):
+        result = trainer.train(resume_from_checkpoint=begun)
+    if sum(name.startswith("train ") for name in lessons.skipped) == len(data):
+        raise TrainingError(f"no sample could be used; the first: {next(iter(lessons.skipped.values()))}")
+    return TrainingReport(
+        samples=len(data),
+        steps=trainer.state.global_step,
+        epochs=trainer.state.epoch or 0.0,
+        seconds=result.metrics.get("train_runtime", 0.0),
+        history=cast(Any, trainer.state.log_history),
+        skipped=lessons.skipped,
+    )
+
+
+@contextmanager
+def frozen(vlm: VLM) -> Iterator[None]:
+    """No parameter of the backbone asks for a gradient within the block."""
+    asking = [parameter for parameter in vlm.model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+class Learners(nn.Module):
+    """Methods that learn on one frozen model, each as if alone: what `Trainer` trains and saves."""
+
+    def __init__(self, vlm: VLM, methods: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.vlm, self.checkpoint = vlm, False
+        self.methods = nn.ModuleDict(methods)
+
+    def activation_checkpointing_enable(self, **_: Any) -> None:
+        """What `Trainer` calls where ``activation_checkpointing`` is asked for."""
+        self.checkpoint = True
+
+    def forward(self, lessons: Sequence[Lesson | None], labels: Tensor) -> dict[str, Tensor]:
+        """Losses (B, M) in nats, summed over an answer's tokens, and whether each answer is right (B, M); zero where no lesson is.
+
+        Gradients are taken at once, while a method is attached, and given to ``backward`` later: activations of one
+        method at a time are held.
+        """
+        present = [index for index, lesson in enumerate(lessons) if lesson is not None]
+        losses = torch.zeros(len(lessons), len(self.methods), device=labels.device)
+        right = torch.zeros(len(lessons), len(self.methods), dtype=torch.bool, device=labels.device)
+        gradients: dict[nn.Parameter, Tensor] = {}
+        for part, batch in batches(self.vlm, [lesson for lesson in lessons if lesson is not None]):
+            prefix, rows = Prefix(self.vlm, batch, self.checkpoint), present[part]
+            for column, method in enumerate(self.methods.values()):
+                door = cast(Method, method)
+                with door.applied(self.vlm, batch):
+                    logits = prefix.within(door)
+                    each = prefix.losses(logits)
+                    if torch.is_grad_enabled():
+                        for parameter, gradient in _gradients(each.sum(), list(method.parameters())):
+                            gradients[parameter] = gradients.get(parameter, 0) + gradient
+                losses[rows, column] = each.detach().to(losses.device)
+                right[rows, column] = prefix.right(logits.detach()).to(right.device)
+        total = losses.sum()
+        if torch.is_grad_enabled():
+            trained = [parameter for parameter in self.methods.parameters() if parameter.requires_grad]
+            found = [gradients.get(parameter, torch.zeros_like(parameter)) for parameter in trained]
+            total = cast(Tensor, _Delivered.apply(total, found, *trained))
+        return {"loss": total, "losses": losses, "right": right}
+
+    def metrics(self, seen: EvalPrediction) -> dict[str, float]:
+        """Loss in nats a token and accuracy of each method over the validation samples."""
+        (losses, right), tokens = cast(Any, seen.predictions), cast(Any, seen.label_ids)
+        used = tokens > 0
+        found = {}
+        for column, name in enumerate(self.methods):
+            found[f"loss/{name}"] = float(losses[:, column].sum() / max(tokens.sum(), 1))
+            found[f"accuracy/{name}"] = float(right[used, column].mean()) if used.any() else 0.0
+        mean = sum(value for name, value in found.items() if name.startswith("loss/")) / len(self.methods)
+        return {"loss": mean, **found}
+
+
+class _Delivered(torch.autograd.Function):
+    """A loss whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(grads[0].to(gradient) * gradient for gradient in ctx.gradients)
+
+
+def _gradients(loss: Tensor, parameters: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    asked = [parameter for parameter in parameters if parameter.requires_grad]
+    found = torch.autograd.grad(loss, asked, allow_unused=True) if loss.requires_grad else [None] * len(asked)
+    return ((parameter, grad) for parameter, grad in zip(asked, found, strict=True) if grad is not None)
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """A dataset of numbered samples."""
+
+    split: str
+    samples: list[Sample]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Sample, str]:
+        return self.samples[index], f"{self.split} {index}"
+
+
+@dataclass(frozen=True)
+class _Collator:
+    lessons: Lessons
+
+    def __call__(self, rows: list[tuple[Sample, str]]) -> dict[str, Any]:
+        ready = [self.lessons.ready(*row) for row in rows]
+        return {"lessons": ready, "labels": labels_of(ready)}
+
+
+class _Bar(ProgressCallback):
+    """One bar, on stderr or as a notebook has it; the newest loss stands beside it."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+    def on_prediction_step(self, *_: Any, **__: Any) -> None:
+        """No bar for a look at the validation samples."""
+
+
+class _Trainer(Trainer):
+    """`Trainer` for `Learners`: losses by the token, each method's apart, and a stop where a loss is not finite."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.model_accepts_loss_kwargs = True  # losses are divided by all tokens of a step
+        self._loss_shifts_labels = False
+        self._seen = torch.zeros(len(self._learners.methods) + 1)  # losses summed since the last log, then tokens
+
+    @property
+    def _learners(self) -> Learners:
+        return cast(Learners, self.accelerator.unwrap_model(cast(Any, self.model)))
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        found, tokens = model(**inputs), int((inputs["labels"] >= 0).sum())
+        sums = found["losses"].sum(0).cpu()
+        if not torch.isfinite(sums).all():
+            names = [name for name, value in zip(self._learners.methods, sums, strict=True) if not value.isfinite()]
+            raise TrainingError(
+                f"the loss of {', '.join(names)} is not finite at step {self.state.global_step}; checkpoints in "
+                f"{self.args.output_dir} are whole: lower learning_rate, or load the model in float32 or bfloat16"
+            )
+        self._seen += torch.cat([sums, torch.tensor([float(tokens)])])
+        among = tokens if num_items_in_batch is None else int(num_items_in_batch)
+        loss = found["loss"] / max(among, 1)  # all samples of a step may have been passed over
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # processes' gradients are averaged, their tokens summed
+        return (loss, found) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:  # of all processes
+            *sums, tokens = cast(Tensor, self.accelerator.reduce(self._seen.to(self.args.device))).tolist()
+            found = zip(self._learners.methods, sums, strict=True)
+            logs = {**logs, **{f"loss/{name}": total / max(tokens, 1) for name, total in found}}
+            self._seen.zero_()
+        super().log(logs, *args, **kwargs)
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Any, Any, Any]:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            found = model(**inputs)
+        tokens = (inputs["labels"] >= 0).sum(1)
+        return None, (found["losses"], found["right"].float()), tokens
+
+
+def _parts(methods: LSG | Mapping[str, nn.Module], vlm: VLM, together: bool) -> dict[str, nn.Module]:
+    if not isinstance(methods, LSG):
+        return dict(methods)
+    methods.check_fits(vlm, any_model=True)
+    if together:
+        return {"gates": methods}
+    return {f"layer-{layer}": methods.only([layer]) for layer in methods.config.layers}
+
+
+def _finder(methods: LSG | Mapping[str, nn.Module]) -> Finder:
+    """How the methods want sinks to be found: V-sinks alone, which is cheaper, where all are gates that need no others."""
+    modules = [methods] if isinstance(methods, LSG) else list(methods.values())
+    gates = [module for module in modules if isinstance(module, LSG)]
+    criteria = sorted({gate.config.criterion for gate in gates})
+    if len(criteria) > 1:
+        raise TrainingError(
+            f"these gates want sinks by different criteria, {criteria}; train them in runs of their own"
+        )
+    if gates and len(gates) == len(modules) and all(gate.config.grouping == "v_sink" for gate in gates):
+        return gates[0].find_sinks
+    name = criteria[0] if criteria else "auto"
+    return lambda vlm, prompt: find_sinks(vlm, prompt, v_sink=name, l_sink=name)
+
+
+def _arguments(
+    out: Path, checks: bool, patience: int | None, vlm: VLM, options: Mapping[str, Any]
+) -> TrainingArguments:
+    chosen = {**DEFAULTS, "eval_strategy": "epoch" if checks else "no"}
+    if patience is not None:
+        chosen |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_strategy": "epoch"}
+    chosen |= {**options, "output_dir": str(out), "remove_unused_columns": False, "label_names": ["labels"]}
+    chosen["disable_tqdm"] = True  # no bar of transformers', which in a notebook is a table; ours is `_Bar`
+    chosen.setdefault("use_cpu", vlm.device.type == "cpu")
+    try:
+        arguments = TrainingArguments(**chosen)
+    except (TypeError, ValueError) as error:
+        raise SinkgateError(f"training options are those of transformers' TrainingArguments: {error}") from error
+    if arguments.fp16:  # gradients are taken before a scaler could keep them from underflow
+        raise TrainingError("fp16 is not for training gates: their gradients would underflow; say bf16=True")
+    arguments._n_gpu = min(1, arguments.n_gpu)  # the backbone may lie on all of them; it is never copied
+    return arguments
+
+
+def _newest(out: Path, learners: Learners) -> str | None:
+    """The newest whole checkpoint; one that a kill has left half written is removed."""
+    while out.is_dir() and (found := get_last_checkpoint(str(out))):
+        try:
+            json.loads((Path(found) / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+        except (OSError, ValueError):
+            shutil.rmtree(found)
+            continue
+        kept = {name: value.shape for name, value in load_file(Path(found) / SAFE_WEIGHTS_NAME).items()}
+        if kept != {name: value.shape for name, value in learners.state_dict().items()}:
+            raise TrainingError(
+                f"{found} is of other gates than these, which are {', '.join(learners.methods)}; "
+                "give another folder, or resume=False to begin anew"
+            )
+        return found
+    return None

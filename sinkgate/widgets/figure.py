@@ -1,0 +1,116 @@
+"""Runs side by side in one picture: attention maps with sinks marked, and the likeliest first words of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from textwrap import wrap
+from typing import Any
+
+from plotly.subplots import make_subplots
+
+from sinkgate.images.layout import Sheet
+from sinkgate.models.session import Session
+from sinkgate.models.trace import Trace
+from sinkgate.plots.style import COLORWAY, GROUP_COLORS, INK
+from sinkgate.sinks.classify import SinkMap
+from sinkgate.widgets.common import data_url, ipywidgets, small, still
+
+ACROSS = 3  # maps side by side
+HEIGHT = 230  # pixels of a row of maps
+TOP_WORDS = 6
+VIEW = 448  # pixels of the picture on a map
+UNCHANGED = "#adb5bd"
+MARKS = [("circle-open", GROUP_COLORS["v_sink"]), ("square-open", "#74c0fc")]  # V-sinks and L-sinks, light on dark maps
+
+
+class Screen:
+    """A Plotly figure redrawn in place, with one map and one colour of bars a name; the first is the unmodified model.
+
+    ``maps``, ``v_sinks``, ``l_sinks`` and ``bars`` are its traces, one a name; ``controls``, below it, hold the slider ``layer``. Of a prompt with several sheets it shows the first.
+    """
+
+    def __init__(self, names: Sequence[str], layers: int) -> None:
+        ipw = ipywidgets()
+        self.layer = ipw.IntSlider(0, max=layers - 1, description="Layer", style={"description_width": "initial"})
+        self.caption = ipw.HTML()
+        self.controls = ipw.HBox([self.layer, self.caption])
+        rows = -(-len(names) // ACROSS)
+        across = -(-len(names) // rows)
+        maps = [[{} if row * across + col < len(names) else None for col in range(across)] for row in range(rows)]
+        specs: list[list[Any]] = [[*line, None if row else {"rowspan": rows}] for row, line in enumerate(maps)]
+        titles = [escape(name) for name in names]
+        heads = [*titles[:across], "first word of the answer", *titles[across:]]
+        space: dict[str, Any] = {"horizontal_spacing": 0.085, "vertical_spacing": 0.12 / rows}
+        figure = make_subplots(rows, across + 1, specs=specs, subplot_titles=heads, **space)
+        bars: dict[str, Any] = {"row": 1, "col": across + 1}
+        others = [INK] if len(names) == 2 else COLORWAY
+        self.colors = [UNCHANGED, *(others[number % len(others)] for number in range(len(names) - 1))]
+        for number, title in enumerate(titles):
+            place = {"row": number // across + 1, "col": number % across + 1}
+            told = "row %{y}, column %{x}: %{z:.2%}<extra></extra>"
+            figure.add_heatmap(zmin=0, colorscale="Viridis", showscale=False, hovertemplate=told, **place)
+            for symbol, color in MARKS:
+                marker = {"symbol": symbol, "color": color, "size": 11, "line": {"width": 2.5}}
+                figure.add_scatter(mode="markers", marker=marker, hoverinfo="text", **place)
+            told = f"{title}: %{{x:.1%}}<extra></extra>"
+            figure.add_bar(orientation="h", marker_color=self.colors[number], hovertemplate=told, **bars)
+        size = {"height": 52 + HEIGHT * rows, "margin": {"t": 28, "r": 24, "b": 24, "l": 12}}
+        figure.update_layout(template="sinkgate", showlegend=False, dragmode=False, **size)
+        figure.update_annotations(font_size=13)
+        figure.update_xaxes(visible=False, constrain="domain")
+        figure.update_yaxes(visible=False, constrain="domain", constraintoward="top")
+        figure.update_xaxes(visible=True, range=[0, 1], tickformat=".0%", dtick=0.5, **bars)
+        figure.update_yaxes(visible=True, type="category", autorange="reversed", ticks="", ticklabelstandoff=5, **bars)
+        self.figure = still(figure)
+        self.maps, self.v_sinks, self.l_sinks, self.bars = (self.figure.data[kind::4] for kind in range(4))
+        self._marked = (0, -1)  # whose sinks are marked, and of which layer
+
+    def place(self, warm: Session) -> None:
+        """Make room for a prompt's patches, its picture faint and grey on them: colour means attention alone."""
+        self._marked = (0, -1)
+        sheet = warm.prompt.sheets[0]
+        (rows, columns), view = sheet.grid, sheet.view(warm.prompt.images)
+        ratio = (view.height / rows) / (view.width / columns) if view else 1.0
+        corner = {"x": -0.5, "y": -0.5, "sizex": columns, "sizey": rows, "sizing": "stretch"}
+        images = []
+        with self.figure.batch_update():
+            for shown in self.maps:
+                x, y = shown.xaxis or "x", shown.yaxis or "y"
+                self.figure.layout[f"xaxis{x[1:]}"].range = [-0.5, columns - 0.5]
+                self.figure.layout[f"yaxis{y[1:]}"].update(range=[rows - 0.5, -0.5], scaleanchor=x, scaleratio=ratio)
+                if view:
+                    picture = {"source": data_url(view.convert("L"), VIEW), "opacity": 0.25, "layer": "above"}
+                    images.append({**picture, **corner, "xref": x, "yref": y})
+            self.figure.layout.images = images
+
+    def begin(self, unchanged: Trace, sinks: SinkMap) -> None:
+        """Turn to the layer where V-sinks draw most (ours)."""
+        self.layer.value = int(unchanged.shares(sinks)["v_sink"].argmax())
+
+    def show(self, traces: Sequence[Trace], sinks: SinkMap) -> None:
+        """Draw one run a name, as the chosen layer sees it: attention of the last prompt token, mean over heads."""
+        layer = self.layer.value
+        sheet = traces[0].sheets[0]
+        seen = [trace.visual(layer).masked_fill(sheet.tokens < 0, float("nan")).numpy() for trace in traces]
+        top = max(float(share[sheet.tokens >= 0].max()) for share in seen)
+        said = [dict(trace.next_token) for trace in traces]
+        likely = {word: max(each.get(word, 0) for each in said) for each in said for word in each}
+        words = sorted(likely, key=lambda word: -likely[word])[:TOP_WORDS]
+        with self.figure.batch_update():
+            for shown, bar, share, each in zip(self.maps, self.bars, seen, said, strict=True):
+                shown.update(z=share, zmax=max(top, 1e-9))
+                bar.update(y=[escape(word) for word in words], x=[each.get(word, 0.0) for word in words])
+            if self._marked != (id(sinks), layer):
+                self._mark(traces[0].sheets[0], sinks, layer)
+        told = f"Attention of the last prompt token, mean over heads, at most {top:.1%}. ○ V-sink, □ L-sink here."
+        self.caption.value = small(told)
+
+    def _mark(self, sheet: Sheet, sinks: SinkMap, layer: int) -> None:
+        for marks, mask in ((self.v_sinks, sinks.v_sink), (self.l_sinks, sinks.l_sink[layer])):
+            cells = {token: cell for token in mask.nonzero()[:, 0].tolist() if (cell := sheet.find(token))}
+            why = ["<br>".join(wrap(escape(sinks.explain(token, layer)), 70)) for token in cells]
+            y, x = ([cell[axis] for cell in cells.values()] for axis in (0, 1))
+            for mark in marks:
+                mark.update(x=x, y=y, hovertext=why)
+        self._marked = (id(sinks), layer)

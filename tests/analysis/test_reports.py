@@ -1,0 +1,113 @@
+"""The report in plain words: counts, layers and disagreements agree with the criteria; the model runs once."""
+
+import pytest
+import torch
+
+import sinkgate as sg
+from sinkgate.analysis.dimensions import Discovery
+from sinkgate.analysis.report import report
+from sinkgate.images.layout import list_sheet
+from sinkgate.sinks.classify import Observation
+from sinkgate.sinks.criteria import gather_evidence
+
+LAYERS, VISUAL, TEXT, WIDTH = 4, 40, 8, 64
+
+
+class Seen:
+    """Stands for a model that shows what a test made up, once."""
+
+    def __init__(self, seen):
+        self.seen, self.name, self.runs = seen, "made up", 0
+
+    def observe(self, prompt):
+        self.runs += 1
+        return self.seen
+
+
+class Asked:
+    question = "Why?"
+    sheets = (list_sheet(VISUAL),)
+
+
+def noise(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def observation(**changes) -> Observation:
+    usual = {
+        "features": noise(VISUAL, WIDTH),
+        "encoder_attention": torch.ones(VISUAL),
+        "token_of_patch": torch.arange(VISUAL),
+        "hidden": noise(LAYERS, TEXT + VISUAL, WIDTH),
+        "visual": torch.arange(TEXT, TEXT + VISUAL),
+        "attention": torch.full((LAYERS, VISUAL), 0.01),
+        "value_norms": torch.ones(LAYERS, TEXT + VISUAL),
+    }
+    return Observation(**{**usual, **changes})
+
+
+def discovery(seen: Observation) -> Discovery:
+    vision = None if seen.features is None else gather_evidence(seen.features[None])
+    return Discovery("made up", None, 1, "0", "0", vision, gather_evidence(seen.hidden))
+
+
+def told(seen: Observation) -> str:
+    vlm = Seen(seen)
+    text = str(report(vlm, Asked(), discovery(seen)))
+    assert vlm.runs == 1 and text.startswith(
+        'Attention sinks in made up, asked "Why?" (40 visual tokens, 4 LLM layers)'
+    )
+    return text
+
+
+def test_sinks_of_every_kind():
+    """The spikes sit at the text sink (position 0, no visual token) and at two visual tokens; three more are only long."""
+    features, hidden = noise(VISUAL, WIDTH), noise(LAYERS, TEXT + VISUAL, WIDTH)
+    features[7, 30] = 5000
+    features[[1, 2, 3]] *= 4
+    hidden[2:, [0, TEXT + 5, TEXT + 6], 11] = 8000
+    text = told(observation(features=features, hidden=hidden))
+    assert "1 of 40 visual tokens are V-sinks (massive activations, dimensions 30)" in text
+    assert "L-sinks in layers 2-3, at most 2 in one (massive activations, dimensions 11)" in text
+    assert "encoder: 1 of 40 patches; LLM: 2 of 40 visual tokens, in layers 2-3" in text
+    assert "encoder: norm outliers calls 3 patches sinks where massive activations does not" in text
+    assert (
+        "LLM: massive activations calls 2 visual tokens sinks where attention share and sink dimensions do not" in text
+    )
+    assert "dimension 11, confidence 0.50 (fair)" in text and "dimension 30" in text
+    assert "attention alone" not in text
+
+
+def test_no_sinks_at_all():
+    text = told(observation())
+    assert "No V-sinks" in text and "No L-sinks" in text and "Where they disagree:\n  nowhere" in text
+    assert text.count("none of 40") == 6 and "encoder: has no sink dimensions; LLM: has no sink dimensions" in text
+
+
+def test_attention_alone_is_called_a_doubtful_witness():
+    attention = torch.full((LAYERS, VISUAL), 0.01)
+    attention[1, 9] = 0.2
+    text = told(observation(attention=attention))
+    assert "Where attention alone decides, a token may be looked at for what it shows" in text
+    assert "attention share calls 1 visual token a sink where massive activations and norm outliers do not" in text
+
+
+def test_an_encoder_that_cannot_be_looked_into():
+    text = told(observation(features=None, encoder_attention=None, token_of_patch=None))
+    assert "V-sinks cannot be named" in text and text.count("encoder: cannot be looked into") == 4
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_dimensions_of_low_confidence_are_told_but_not_used(tokens):
+    hidden = noise(LAYERS, TEXT + VISUAL, WIDTH)
+    hidden[2:, TEXT : TEXT + tokens, 11] = 90
+    text = told(observation(hidden=hidden))
+    assert "dimension 11, confidence 0.3" in text and "(low)" in text and "LLM: has no sink dimensions" in text
+
+
+def test_on_the_demo_model(demo: sg.VLM, tmp_path, monkeypatch):
+    monkeypatch.setenv("SINKGATE_CACHE", str(tmp_path))
+    from PIL import Image
+
+    text = str(report(demo, demo.prompt(Image.new("RGB", (64, 64), "red"), "How many objects are there?")))
+    assert "Sink dimensions of demo, measured on 6 prompts" in text and len(list(tmp_path.iterdir())) == 1

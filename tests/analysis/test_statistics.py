@@ -1,0 +1,69 @@
+"""Statistics against scipy's own, and against what must hold whatever the numbers are."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, bootstrap
+
+from sinkgate.analysis.statistics import compared, holm, intervals, score_interval, sign_test
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_sign_test_is_the_exact_binomial_test(wins, losses):
+    expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert sign_test(wins, losses) == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_holm_never_lowers_p_and_keeps_the_order(p):
+    corrected = holm(p)
+    assert (corrected >= np.array(p)).all() and (corrected <= 1).all()
+    assert (np.diff(corrected[np.argsort(p, kind="stable")]) >= 0).all()
+    assert corrected.min() == pytest.approx(min(1, min(p) * len(p)))
+
+
+def test_holm_on_a_worked_case():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_intervals_agree_with_scipys_bootstrap():
+    values = np.random.default_rng(0).choice([-1, 0, 1], size=(300, 2), p=[0.1, 0.6, 0.3])
+    low, high = intervals(values, draws=4000)
+    for column in range(2):
+        theirs = bootstrap((values[:, column],), np.mean, method="percentile", n_resamples=4000, rng=1)
+        assert low[column] == pytest.approx(theirs.confidence_interval.low, abs=0.01)
+        assert high[column] == pytest.approx(theirs.confidence_interval.high, abs=0.01)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    runs = rng.choice([-1, 0, 1], size=(200, 120), p=[0.1, 0.6, 0.3])  # one column a repetition of the study
+    low, high = intervals(runs, draws=1000)
+    assert 0.88 <= ((low <= 0.2) & (high >= 0.2)).mean() <= 0.99
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_a_comparison_adds_up(pairs):
+    right = pd.DataFrame({"gated": [a for a, _ in pairs], "same": [b for _, b in pairs]})
+    base = pd.Series([b for _, b in pairs])
+    table = compared(right, base)
+    assert np.allclose(table["accuracy"] - table["base"], table["change"])
+    assert np.allclose((table["wins"] - table["losses"]) / len(pairs), table["change"])
+    assert (table["low"] <= table["change"] + 1e-9).all() and (table["change"] <= table["high"] + 1e-9).all()
+    same = table.loc["same"]
+    assert (same["change"], same["low"], same["high"], same["effect"], same["p"]) == (0, 0, 0, 0, 1)
+    turned = compared(pd.DataFrame({"gated": base}), right["gated"]).loc["gated"]
+    assert turned["change"] == pytest.approx(-table.loc["gated", "change"])
+    assert turned["p"] == pytest.approx(table.loc["gated", "p"])
+
+
+def test_an_interval_of_a_score_is_that_of_the_mean_where_the_score_is_the_mean():
+    rng = np.random.default_rng(0)
+    base, told = rng.random(400) < 0.5, rng.random(400) < 0.7
+    low, high = intervals((told.astype(int) - base)[:, None])
+    given = score_interval(
+        lambda frame: frame["right"].mean(), pd.DataFrame({"right": told}), pd.DataFrame({"right": base})
+    )
+    assert given == pytest.approx((low[0], high[0]), abs=0.015)

@@ -1,0 +1,332 @@
+"""The command as users run it: exit codes, output, one sentence for each mistake."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import pytest
+
+import sinkgate as sg
+from sinkgate import cli
+from sinkgate.methods.lsg import LSG
+from sinkgate.models import loading
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def process(*args):
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "sinkgate", *map(str, args)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+
+@pytest.fixture
+def sinkgate(capfd, monkeypatch, demo):
+    """The same command within this process, where the demo model is loaded already."""
+    real = loading.load
+
+    def load(source, **options):
+        return demo if source == "demo" and not any(options.values()) else real(source, **options)
+
+    monkeypatch.setattr(loading, "load", load)
+
+    def run(*args, code=0):
+        monkeypatch.setattr(sys, "argv", ["sinkgate", *map(str, args)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+            sys.exit(0)
+        done = Done(int(stopped.value.code or 0), *capfd.readouterr())
+        assert done.returncode == code, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Three scenes, made by the command."""
+    folder = tmp_path_factory.mktemp("scenes")
+    assert process("scenes", "--count", 3, "--seed", 5, "--out", folder).returncode == 0
+    return folder
+
+
+def test_the_process_itself(made, demo):
+    """Exit codes, streams and no word of the network."""
+    done = process("ask", made / "0000.png", "How many objects are there?", "--json")
+    assert done.returncode == 0
+    assert (
+        json.loads(done.stdout)["text"]
+        == demo.answer(demo.prompt(made / "0000.png", "How many objects are there?")).text
+    )
+    done = process("ask", made / "scenes.jsonl", "How many?")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("sinkgate: this is no picture") and done.stderr.count("\n") == 1
+
+
+def test_scenes_are_pictures_with_truth_and_the_same_for_the_same_seed(sinkgate, made, tmp_path):
+    lines = [json.loads(line) for line in (made / "scenes.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["0000.png", "0001.png", "0002.png"]
+    for line in lines:
+        assert sg.open_image(made / line["image"]).size == (448, 448)
+        assert set(line["objects"][0]) == {"shape", "color", "size", "x", "y"}
+        assert {"question", "answer", "kind", "scope"} == set(line["questions"][0])
+        assert {question["scope"] for question in line["questions"]} == {"global", "local"}
+    sinkgate("scenes", "--count", 2, "--seed", 5, "--out", tmp_path)
+    again = (tmp_path / "scenes.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in again] == lines[:2]
+    assert (tmp_path / "0001.png").read_bytes() == (made / "0001.png").read_bytes()
+
+
+def test_ask_prints_the_answer_and_json_says_everything(sinkgate, made, tmp_path, demo):
+    picture, question = made / "0000.png", "How many objects are there?"
+    plain = sinkgate("ask", picture, question).stdout.strip()
+    gates = sg.Gates.ones(demo).set("rest", 0.25)
+    gates.save(tmp_path / "gates.json")
+    told = json.loads(sinkgate("ask", picture, question, "--gates", tmp_path / "gates.json", "--json").stdout)
+    prompt = demo.prompt(picture, question)
+    sinks = sg.find_sinks(demo, prompt)
+    assert plain == demo.answer(prompt).text
+    assert told["text"] == demo.answer(prompt, gates, sinks).text
+    assert told["scales"]["ordinary"] == [0.25] * 8 and told["scales"]["v_sink"] == [1.0] * 8
+    expected = demo.answer(prompt, gates, sinks).next_token[0]
+    assert told["next_token"][0]["token"] == expected[0]
+    assert told["next_token"][0]["probability"] == pytest.approx(expected[1], abs=1e-4)
+    assert told["v_sink"] == prompt.visual[sinks.v_sink].tolist()
+    assert len(told["l_sink"]) == 8
+
+
+def test_sinks_are_told_with_their_reasons(sinkgate, made):
+    found = json.loads(sinkgate("sinks", made / "0001.png", "--v-sink", "attention", "--json").stdout)
+    assert found["v_criterion"] == "attention share" and found["grid"] == [8, 8]
+    assert len(found["evidence"]) == len(found["v_sink"])
+    assert "V-sink" in sinkgate("sinks", made / "0001.png").stdout
+
+
+def test_dimensions_and_the_report_of_all_criteria(sinkgate, made):
+    assert "has no sink dimensions" in sinkgate("dimensions").stdout
+    found = json.loads(sinkgate("dimensions", "--no-cache", "--json").stdout)
+    assert found["prompts"] == 6 and found["llm"]["dimensions"] == []
+    assert "Where they disagree:" in sinkgate("sinks", made / "0000.png", "--report").stdout
+
+
+def test_info_tells_the_facts_in_plain_words(sinkgate):
+    facts = json.loads(sinkgate("info", "--json").stdout)
+    assert facts["model"] == "demo" and facts["attention"] == "sdpa" and facts["dtype"] == "float32"
+    told = sinkgate("info").stdout
+    for line in (
+        "vision encoder  siglip_vision_model, 6 layers",
+        "features  the output of layer 4 of 0 to 5",
+        "patches  each becomes one visual token",
+        "gated layers  all 8",
+        "v sinks  can be named",
+    ):
+        assert line in told
+
+
+def test_info_fails_where_weights_are_missing(sinkgate, demo, tmp_path):
+    demo.processor.save_pretrained(tmp_path)
+    weights = {name: value for name, value in demo.model.state_dict().items() if "projector" not in name}
+    demo.model.save_pretrained(tmp_path, state_dict=weights)
+    done = sinkgate("info", "--model", tmp_path, code=2)
+    assert "multi_modal_projector.* (4)" in done.stderr and not done.stdout
+
+
+def test_models_lists_known_names(sinkgate):
+    lines = sinkgate("models").stdout.splitlines()
+    assert lines[0].split() == ["llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "the", "paper's", "model"]
+    known = json.loads(sinkgate("models", "--json").stdout)
+    assert len(lines) == len(known) == len(loading.KNOWN_MODELS)
+    assert known["smolvlm-256m"]["id"] == "HuggingFaceTB/SmolVLM-256M-Instruct"
+
+
+@pytest.mark.parametrize("command", [("ask", "{image}", "What?"), ("sinks", "{image}"), ("info",)])
+def test_options_of_loading_reach_load(sinkgate, made, demo, monkeypatch, command):
+    asked = []
+    monkeypatch.setattr(loading, "load", lambda source, **options: asked.append((source, options)) or demo)
+    options = {"device_map": "auto", "dtype": "bfloat16", "quantize": "4bit", "revision": "v1"}
+    given = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    sinkgate(*(part.format(image=made / "0000.png") for part in command), "--model", "some/model", *given)
+    assert asked == [("some/model", {"device": None, **options})]
+
+
+def test_words_the_model_never_learnt_are_named(sinkgate, made):
+    done = sinkgate("ask", made / "0000.png", "How many zebras are there?")
+    assert "never learnt: zebras" in done.stderr and done.stdout.strip()
+
+
+GATES = {
+    "nan": '{"scales": {"v_sink": [NaN,1,1,1,1,1,1,1], "rest": [1,1,1,1,1,1,1,1]}}',
+    "short": '{"scales": {"v_sink": [1], "rest": [1]}}',
+    "other": json.dumps({"model": "other/model", "scales": {"v_sink": [1] * 8, "rest": [1] * 8}}),
+    "text": "no json",
+}
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ("nan", "layer 0 is nan"),
+        ("short", "have 1 layers, demo has 8"),
+        ("other", "made for other/model"),
+        ("text", "no valid JSON"),
+    ],
+)
+def test_bad_gates_are_one_sentence_and_exit_2(sinkgate, made, tmp_path, gates, message):
+    (tmp_path / "gates.json").write_text(GATES[gates])
+    done = sinkgate("ask", made / "0000.png", "How many objects?", "--gates", tmp_path / "gates.json", code=2)
+    assert done.stderr.startswith("sinkgate: ") and message in done.stderr
+    assert not done.stdout and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_bad_input_is_one_sentence_and_exit_2(sinkgate, made, tmp_path):
+    (tmp_path / "cut.png").write_bytes((made / "0000.png").read_bytes()[:300])
+    cases = [
+        (("ask", tmp_path / "none.png", "What?"), "No such file"),
+        (("ask", tmp_path / "cut.png", "What?"), "damaged or cut short"),
+        (("ask", made / "scenes.jsonl", "What?"), "no picture"),
+        (("ask", made / "0000.png", "  "), "question is empty"),
+        (("ask", made / "0000.png", "a <image>"), "<image>"),
+        (("ask", made / "0000.png", "What?", "--gates", tmp_path / "none.json"), "cannot be read"),
+        (("sinks", made / "0000.png", "--v-sink", "magic"), "no criterion is called 'magic'"),
+        (("info", "--model", tmp_path), "holds no config.json"),
+        (("info", "--model", "lava-1.5-7b"), "near it: llava-1.5-7b"),
+        (("info", "--model", "llava-1.5-7b"), "`hf download llava-hf/llava-1.5-7b-hf`"),
+        (("info", "--device", "nowhere"), "cannot be put on nowhere"),
+        (("info", "--dtype", "huge"), "no dtype"),
+        (("info", "--quantize", "2bit"), "expected 4bit or 8bit"),
+        (("info", "--device", "cpu", "--device-map", "auto"), "give one of them"),
+    ]
+    for command, message in cases:
+        done = sinkgate(*command, code=2)
+        assert message in done.stderr and done.stderr.startswith("sinkgate: "), done.stderr
+        assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    sinkgate("ask", made / "0000.png", code=2)
+    sinkgate("scenes", "--count", -1, "--out", tmp_path, code=2)
+
+
+LLAVA = [
+    {"id": i, "image": f"{i:04d}.png", "conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]}
+    for i, (q, a) in enumerate([("<image>\nHow many objects are there?", "2"), ("What do you see?\n<image>", "red")])
+]
+
+
+def test_gates_are_trained_stacked_examined_and_asked(sinkgate, made, tmp_path, demo):
+    run = tmp_path / "run"
+    data = ["--limit", 12, "--haze", 0.5, "--batch-size", 6]
+    told = json.loads(
+        sinkgate(
+            "train", "--out", run, "--layers", "2,6-7", "--epochs", 1, "--start", "identity", *data, "--json"
+        ).stdout
+    )
+    assert told["steps"] == 2 and told["samples"] == 12 and told["skipped"] == {}
+    assert set(told["validation"]) == {f"{what}/layer-{layer}" for what in ("loss", "accuracy") for layer in (2, 6, 7)}
+    assert "12" in (run / "gates" / "README.md").read_text()
+    lsg = LSG.from_pretrained(run / "gates")
+    assert lsg.config.layers == (2, 6, 7) and lsg.config.start == "identity" and lsg.config.base_model == "demo"
+    assert any(gate.up.weight.abs().sum() > 0 for gate in lsg.gates.values()), "it learnt"
+    stacked = json.loads(sinkgate("stack", run / "gates", "--out", tmp_path / "stack", "--limit", 9, "--json").stdout)
+    assert set(LSG.from_pretrained(tmp_path / "stack").config.layers) == set(stacked["layers"]) <= {2, 6, 7}
+    sg.Gates.ones(demo).set("rest", 0.0, [2]).save(tmp_path / "off.json")
+    options = ["--gates", run / "gates", "--gates", tmp_path / "off.json", "--method", "var", "--limit", 26]
+    found = json.loads(sinkgate("eval", *options, "--out", tmp_path / "eval", "--json").stdout)["methods"]
+    assert set(found) == {"unmodified", "gates", "off.json", "var"}
+    assert found["unmodified"]["accuracy"] > found["off.json"]["accuracy"]
+    assert len(found["gates"]["kinds"]) == 13
+    table = sinkgate("eval", *options, "--out", tmp_path / "eval").stdout  # read again, not asked again
+    assert "off.json" in table and f"{found['unmodified']['accuracy']:.1%}" in table
+    picture, question = made / "0000.png", "How many objects are there?"
+    asked = json.loads(sinkgate("ask", picture, question, "--gates", run / "gates", "--json").stdout)
+    read = lsg.read(demo, demo.prompt(picture, question))
+    assert asked["scales"]["v_sink"] == pytest.approx(read.scales[:, 0].tolist())
+
+
+def test_gates_are_trained_on_files_in_llavas_format(sinkgate, made, tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps(LLAVA))
+    options = ["--data", tmp_path / "data.json", "--images", made, "--layers", 7, "--epochs", 1]
+    told = json.loads(sinkgate("train", "--out", tmp_path / "run", *options, "--json").stdout)
+    assert told["samples"] == 2 and told["steps"] == 1 and told["validation"] == {}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["train", "--layers", "2-9"], "layers are '2-9'.*0 to 7"),
+        (["train", "--layers", "first"], "numbers such as"),
+        (["train", "--signal", "first"], "signal is 'first'"),
+        (["train", "--data", "nowhere.json"], "--images"),
+        (["eval", "--method", "magic"], "no method is called 'magic'.*var"),
+        (["eval", "--gates", "nowhere"], "cannot be read"),
+        (["stack", "nowhere"], "cannot be read|no gates"),
+    ],
+)
+def test_what_is_wrong_with_gates_is_one_sentence(sinkgate, tmp_path, args, words):
+    out = [] if args[0] == "eval" else ["--out", tmp_path]
+    done = sinkgate(*args, *out, "--limit", 2, code=2)
+    assert re.search(words, done.stderr), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("sinkgate: ")
+
+
+def test_a_killed_sweep_goes_on_and_two_processes_equal_one(sinkgate, tmp_path):
+    options = ["--limit", 18, "--haze", 0.6, "--layers", "1-2", "--batch-size", 3]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    sinkgate("sweep", *options, "--out", whole)
+    command = [sys.executable, "-m", "sinkgate", "sweep", *map(str, options), "--out", str(killed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for already in (0, 1):
+        running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(list(killed.glob("parts/0*"))) <= already:
+            assert running.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        running.kill()
+        running.wait()
+    assert not (killed / "answers.parquet").exists()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sinkgate"]
+    subprocess.run(
+        [sys.executable, *launcher, *command[3:]], env=environment, check=True, capture_output=True, timeout=200
+    )
+    for table in ("answers", "items"):
+        assert (killed / f"{table}.parquet").read_bytes() == (whole / f"{table}.parquet").read_bytes()
+    assert "holds a study already" in sinkgate("sweep", *options, "--out", killed, "--no-resume", code=2).stderr
+    assert "settings.layers" in sinkgate("sweep", *options, "--layers", 5, "--out", killed, code=2).stderr
+
+
+def test_shards_are_merged(sinkgate, tmp_path):
+    options = ["--limit", 8, "--layers", "2", "--batch-size", 4]
+    shares = [tmp_path / str(rank) for rank in range(2)]
+    for rank, share in enumerate(shares):
+        assert "share" in sinkgate("sweep", *options, "--out", share, "--shard", f"{rank}/2").stderr
+    assert "2 of 2 parts" in sinkgate("merge", *shares, "--out", tmp_path / "all").stdout
+    assert (tmp_path / "all" / "answers.parquet").exists()
+    assert "--out" in sinkgate("sweep", *options, "--shard", "0/2", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["sweep", "--data", "mmstar", "--files", "nowhere"], "nowhere"),
+        (["sweep", "--three"], "--grid"),
+        (["sweep", "--grid", "a,b"], "--grid is 'a,b'"),
+        (["sweep", "--grid", "9"], "9; expected a finite number from 0 to 4"),
+        (["sweep", "--layers", "9"], "layers 0 to 7"),
+        (["anatomy", "--l-sink", "loud"], "no criterion is called 'loud'"),
+        (["probe", "--data", "scenes.json"], "--images"),
+        (["eval", "--asking", "written", "--extractor", "strict"], "no extractor 'strict'"),
+        (["report", "."], "no study"),
+    ],
+)
+def test_what_is_wrong_with_a_study_is_one_sentence(sinkgate, tmp_path, monkeypatch, args, words):
+    monkeypatch.chdir(tmp_path)
+    limit = [] if args[0] == "report" else ["--limit", 12]
+    done = sinkgate(*args, *limit, code=2)
+    assert re.search(words, done.stderr), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("sinkgate: ")

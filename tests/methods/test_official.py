@@ -1,0 +1,532 @@
+"""Released gates in layouts made up by hand: each is understood as an independent reader would, or refused in words."""
+
+import json
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sinkgate as sg
+from sinkgate import cli
+from sinkgate.methods.lsg import LSG
+from sinkgate.methods.lsg.official import SETTINGS, WEIGHTS, read_official
+
+D, B = 24, 6
+
+
+def write(folder, tensors, **values):
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, folder / WEIGHTS)
+    (folder / SETTINGS).write_text(json.dumps(values))
+    return folder
+
+
+@pytest.fixture
+def put(tmp_path):
+    return lambda tensors, **values: write(tmp_path / "released", tensors, **values)
+
+
+def gate(seed=0, *, bias=(), norm=False, width=D, bottleneck=B):
+    """Parameters of one gate by the role that they have in it."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"down": (bottleneck, width), "up": (2, bottleneck)}
+    sizes |= {name: {"down_bias": (bottleneck,), "up_bias": (2,)}[name] for name in bias}
+    sizes |= {"norm": (width,), "norm_bias": (width,)} if norm else {}
+    return {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
+
+
+def run(parts, signal, activation=F.gelu):
+    """What such a gate computes, written out by hand."""
+    centred = signal - signal.mean(-1, keepdim=True)
+    signal = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    signal = signal * parts.get("norm", 1) + parts.get("norm_bias", 0)
+    inner = activation(signal @ parts["down"].T + parts.get("down_bias", 0))
+    return (inner @ parts["up"].T + parts.get("up_bias", 0)).softmax(-1)
+
+
+def same(lsg, layer, parts, **options):
+    signal = torch.randn(7, D, generator=torch.Generator().manual_seed(1)) * 3
+    return torch.allclose(lsg.gates[str(layer)](signal), run(parts, signal, **options), atol=1e-5)
+
+
+#: How a gate of a layer may name its parameters.
+LAYOUTS = {
+    "llama": {
+        "norm": "model.layers.{}.sink_gate.norm.weight",
+        "norm_bias": "model.layers.{}.sink_gate.norm.bias",
+        "down": "model.layers.{}.sink_gate.fc1.weight",
+        "down_bias": "model.layers.{}.sink_gate.fc1.bias",
+        "up": "model.layers.{}.sink_gate.fc2.weight",
+        "up_bias": "model.layers.{}.sink_gate.fc2.bias",
+    },
+    "sequential": {
+        "norm": "base_model.model.model.lsg_gates.{}.0.weight",
+        "norm_bias": "base_model.model.model.lsg_gates.{}.0.bias",
+        "down": "base_model.model.model.lsg_gates.{}.1.weight",
+        "down_bias": "base_model.model.model.lsg_gates.{}.1.bias",
+        "up": "base_model.model.model.lsg_gates.{}.3.weight",
+        "up_bias": "base_model.model.model.lsg_gates.{}.3.bias",
+    },
+    "parallel": {
+        "norm": "module.gates.L{}.ln.weight",
+        "norm_bias": "module.gates.L{}.ln.bias",
+        "down": "module.gates.L{}.mlp.0.weight",
+        "down_bias": "module.gates.L{}.mlp.0.bias",
+        "up": "module.gates.L{}.mlp.2.weight",
+        "up_bias": "module.gates.L{}.mlp.2.bias",
+    },
+    "flat": {
+        "norm": "sink_gate_{}_gamma",
+        "norm_bias": "sink_gate_{}_beta",
+        "down": "sink_gate_{}_w1",
+        "down_bias": "sink_gate_{}_b1",
+        "up": "sink_gate_{}_w2",
+        "up_bias": "sink_gate_{}_b2",
+    },
+    "lists": {
+        "norm": "model.gate_norm.{}.weight",
+        "norm_bias": "model.gate_norm.{}.bias",
+        "down": "model.gate_down.{}.weight",
+        "down_bias": "model.gate_down.{}.bias",
+        "up": "model.gate_up.{}.weight",
+        "up_bias": "model.gate_up.{}.bias",
+    },
+    "layers last": {
+        "norm": "sink.layers.{}.gate.pre.weight",
+        "norm_bias": "sink.layers.{}.gate.pre.bias",
+        "down": "sink.layers.{}.gate.0.proj_in.weight",
+        "down_bias": "sink.layers.{}.gate.0.proj_in.bias",
+        "up": "sink.layers.{}.gate.0.proj_out.weight",
+        "up_bias": "sink.layers.{}.gate.0.proj_out.bias",
+    },
+}
+
+
+def named(layout, gates):
+    return {
+        LAYOUTS[layout][role].format(layer): value for layer, parts in gates.items() for role, value in parts.items()
+    }
+
+
+@given(
+    layout=st.sampled_from(list(LAYOUTS)),
+    layers=st.sets(st.integers(0, 31), min_size=1, max_size=5),
+    bias=st.sampled_from([(), ("down_bias",), ("up_bias",), ("down_bias", "up_bias")]),
+    norm=st.booleans(),
+    turned=st.booleans(),
+    told=st.booleans(),
+    nested=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=120, deadline=None)
+def test_layouts_are_understood(tmp_path_factory, layout, layers, bias, norm, turned, told, nested, dtype, order):
+    layers = sorted(layers)
+    gates = {layer: gate(layer, bias=bias, norm=norm) for layer in layers}
+    gates = {layer: {role: value.to(dtype).float() for role, value in parts.items()} for layer, parts in gates.items()}
+    tensors = {
+        name: (value.T.contiguous() if turned and value.dim() == 2 else value).to(dtype)
+        for name, value in named(layout, gates).items()
+    }
+    names = list(tensors)
+    order.shuffle(names)
+    tensors = {name: tensors[name] for name in names}
+    content = {"state_dict": tensors} if nested else tensors
+    told = told or layers == list(range(len(layers)))  # else they may be places in a list
+    values = {"gate_layers": layers} if told else {}
+    found = read_official(write(tmp_path_factory.mktemp("released"), content, **values))
+    assert not found.doubts and not found.leftovers, str(found)
+    lsg = found.to_lsg()
+    assert list(lsg.config.layers) == layers and (lsg.config.bottleneck, lsg.config.hidden_size) == (B, D)
+    assert lsg.config.bias == bool(bias) and lsg.config.norm_weights == norm
+    for layer in layers:
+        assert same(lsg, layer, gates[layer])
+    assert len(found.tensors) == len(tensors)
+    assert all(said.startswith("layer ") for said in found.tensors.values())
+    assert ("transposed" in str(found)) == turned
+
+
+def test_a_gate_in_full_size_has_the_papers_parameters(put):
+    parts = gate(width=4096, bottleneck=64)
+    lsg = read_official(put(named("llama", {10: parts}))).to_lsg()
+    assert lsg.num_parameters == 262_272 and lsg.config.layers == (10,)
+
+
+def test_what_the_files_cannot_tell_is_said_and_can_be_set(put):
+    parts = gate(bias=("up_bias",))
+    folder = put(named("llama", {10: parts}))
+    plain, other = read_official(folder), read_official(folder, swapped=True, offset=1, activation="silu")
+    for words in ("first, as the paper", "0 added", "gelu, ours", "'dimensions' is used", "none is named"):
+        assert words in str(plain)
+    for words in ("second", "1 added", "silu, as asked for", "layer 11"):
+        assert words in str(other)
+    assert plain.to_lsg().config.criterion == "dimensions"
+    assert other.to_lsg().config.layers == (11,)
+    turned = {**parts, "up": parts["up"].flip(0), "up_bias": parts["up_bias"].flip(0)}
+    assert same(other.to_lsg(), 11, turned, activation=F.silu)
+    with pytest.raises(sg.GateError, match="activation is 'tanh'"):
+        read_official(folder, activation="tanh")
+    with pytest.raises(sg.GateError, match="rising numbers from 0"):
+        read_official(folder, offset=-11)
+
+
+def test_settings_are_taken_by_words_and_values(put):
+    folder = put(
+        named("llama", {10: gate()}),
+        sink_layer=10,
+        gate={"activation": "SiLU", "hidden_dim": B, "output_size": 2},
+        hidden_size=D,
+        base_model_name_or_path="liuhaotian/llava-v1.5-7b",
+        mm_vision_select_layer=-2,
+        num_hidden_layers=32,
+        hidden_act="gelu",
+        prior=1,
+        colour="red",
+    )
+    found = read_official(folder)
+    said = {key: meaning.split(", ", 1)[1] for key, meaning in found.settings.items()}
+    assert said == {
+        "sink_layer": "the layers of the gates, as in their names",
+        "gate.activation": "the activation",
+        "gate.hidden_dim": "the bottleneck",
+        "gate.output_size": "the number of outputs",
+        "hidden_size": "the width of the LLM",
+        "base_model_name_or_path": "the base model",
+        "mm_vision_select_layer": "not understood",
+        "num_hidden_layers": "not understood",
+        "hidden_act": "not understood",
+        "prior": "not understood",
+        "colour": "not understood",
+    }
+    config = found.to_lsg().config
+    assert (config.activation, config.base_model) == ("silu", "liuhaotian/llava-v1.5-7b")
+    given = read_official(folder, activation="relu", base_model="llava-hf/llava-1.5-7b-hf")
+    assert (given.to_lsg().config.activation, given.to_lsg().config.base_model) == ("relu", "llava-hf/llava-1.5-7b-hf")
+    assert "overruled" in given.settings["gate.activation"]
+
+
+# --- layers
+
+
+BARE = {
+    "down": "sink_gate.1.weight",
+    "up": "sink_gate.3.weight",
+    "norm": "sink_gate.0.weight",
+    "norm_bias": "sink_gate.0.bias",
+}
+
+
+def bare(parts):
+    return {BARE[role]: value for role, value in parts.items()}
+
+
+@pytest.mark.parametrize("value", [10, [10], "10", "L10"])
+def test_one_gate_without_a_number_is_placed_by_the_settings(put, value):
+    parts = gate(norm=True)
+    lsg = read_official(put(bare(parts), layer=value)).to_lsg()
+    assert lsg.config.layers == (10,) and same(lsg, 10, parts)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "do not tell which layer"),
+        ({"num_layers": 32}, "do not tell which layer"),
+        ({"layers": [3, 6]}, "do not tell which layer"),
+        ({"layer": 3, "target_layer": 4}, "do not tell which layer"),
+        ({"layer": -2}, "do not tell which layer"),
+        ({"layer": True}, "do not tell which layer"),
+    ],
+)
+def test_one_gate_without_a_layer_is_refused(put, values, words):
+    parts = gate()
+    folder = put(bare(parts), **values)
+    with pytest.raises(sg.GateError, match=words):
+        read_official(folder).to_lsg()
+    lsg = read_official(folder, layers=[10], offset=5).to_lsg()
+    assert lsg.config.layers == (10,) and same(lsg, 10, parts)
+
+
+STACK = [3, 6, 7, 10, 19]
+
+
+def test_places_in_a_list_are_not_taken_for_layers(put):
+    gates = {place: gate(place) for place in range(5)}
+    tensors = named("sequential", gates)
+    with pytest.raises(sg.GateError, match="count the gates from 0"):
+        read_official(put(tensors)).to_lsg()
+    with pytest.raises(sg.GateError, match="count the gates from 0"):
+        read_official(put(tensors, layers=[10, 3, 6, 7, 19])).to_lsg()  # in which order?
+    with pytest.raises(sg.GateError, match="count the gates from 0"):
+        read_official(put(tensors, layers=STACK, target_layers=[4, 7, 8, 11, 20])).to_lsg()
+    for found in (read_official(put(tensors, layers=STACK)), read_official(put(tensors), layers=STACK)):
+        lsg = found.to_lsg()
+        assert list(lsg.config.layers) == STACK
+        assert all(same(lsg, layer, gates[place]) for place, layer in enumerate(STACK))
+
+
+def test_layers_given_go_by_the_numbers_in_names_not_by_their_spelling(put):
+    gates = {place: gate(place) for place in (2, 10, 9)}
+    lsg = read_official(put(named("flat", gates)), layers=[20, 21, 22]).to_lsg()
+    assert all(same(lsg, layer, gates[place]) for layer, place in ((20, 2), (21, 9), (22, 10)))
+    with pytest.raises(sg.GateError, match="3 gates are in .*a layer for each"):
+        read_official(put(named("flat", gates)), layers=[20])
+
+
+def test_names_and_settings_that_contradict_are_refused(put):
+    with pytest.raises(sg.GateError, match=r"names say layers \[10\], the settings .*11"):
+        read_official(put(named("llama", {10: gate()}), layer=11)).to_lsg()
+
+
+def test_several_numbers_in_a_name_are_refused_unless_one_follows_layers(put):
+    parts = gate()
+    folder = put({"v2.gate.10.a.weight": parts["down"], "v2.gate.10.b.weight": parts["up"]})
+    with pytest.raises(sg.GateError, match="do not tell which layer"):
+        read_official(folder).to_lsg()
+
+
+# --- refusals
+
+
+def test_two_candidates_for_one_layer_are_refused(put):
+    one, two = named("llama", {10: gate(1)}), named("flat", {10: gate(2)})
+    with pytest.raises(sg.GateError, match="2 candidates for layer 10"):
+        read_official(put(one | two)).to_lsg()
+    with pytest.raises(sg.GateError, match="2 candidates for layer 4"):
+        read_official(put(named("llama", {3: gate(1), 4: gate(2)})), layers=[4, 4]).to_lsg()
+
+
+def test_ambiguous_pairs_are_refused(put):
+    parts = gate()
+    first = {"gate_10.a": parts["down"], "gate_10.b": parts["down"] + 1, "gate_10.c": parts["up"]}
+    with pytest.raises(sg.GateError, match="gate_10.c may follow gate_10.a or gate_10.b"):
+        read_official(put(first)).to_lsg()
+    second = {"gate_10.a": parts["down"], "gate_10.b": parts["up"], "gate_10.c": parts["up"]}
+    with pytest.raises(sg.GateError, match="2 matrices with two outputs may follow gate_10.a"):
+        read_official(put(second)).to_lsg()
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"model.mm_projector.0.weight": torch.zeros(D, B)},
+        {"gate.10.a": torch.zeros(2, D), "gate.10.b": torch.zeros(D, D)},  # no bottleneck
+        {"gate.10.a": torch.zeros(2, 2), "gate.10.b": torch.zeros(2, D)},
+        {"gate.10.a": torch.zeros(3, B), "gate.10.b": torch.zeros(B, D)},  # three groups
+        {"gate.10.a": torch.zeros(B, 2), "gate.10.b": torch.zeros(B, D)},  # one transposed, one not
+        {"gates.down": torch.zeros(5, B, D), "gates.up": torch.zeros(5, 2, B)},
+        {"gate.10.a": torch.zeros(2, B, dtype=torch.int8), "gate.10.b": torch.zeros(B, D)},
+        {"gate.10.a": torch.zeros(2, B), "gate.10.b": torch.zeros(B, D).to_sparse()},
+        {"gate.10.a": torch.zeros(2, B, device="meta"), "gate.10.b": torch.zeros(B, D, device="meta")},
+        {"gate.10.a": torch.zeros(0), "gate.10.b": torch.zeros(0)},  # sharded away
+    ],
+)
+def test_without_a_gate_of_the_papers_shape_nothing_is_read(put, tensors):
+    found = read_official(put(tensors, layer=10))
+    with pytest.raises(sg.GateError, match="no two matrices"):
+        found.to_lsg(force=True)
+    assert all(said.startswith("not understood") for said in found.tensors.values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused(put, value):
+    parts = gate(bias=("down_bias",))
+    parts["down_bias"][3] = value
+    with pytest.raises(sg.GateError, match="fc1.bias holds NaN or infinity"):
+        read_official(put(named("llama", {10: parts}))).to_lsg(force=True)
+
+
+def test_gates_of_several_sizes_are_refused(put):
+    with pytest.raises(sg.GateError, match="one width and one bottleneck"):
+        read_official(put(named("llama", {3: gate(), 4: gate(bottleneck=5)}))).to_lsg()
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"model.layers.10.sink_gate.temperature": torch.ones(1)},
+        {"model.layers.10.sink_gate.norm.weight": torch.ones(D)},  # an RMSNorm?
+        {"model.layers.10.sink_gate.fc1.weight_scale": torch.ones(B)},
+        {"model.layers.3.sink_gate.fc1.weight": torch.ones(B, D)},  # a first matrix without a second
+        {"model.rho": torch.ones(2)},
+        {"model.gate": torch.ones(4)},
+        {"model.odd": torch.ones(B, D)},
+        {"epoch": 2},
+        {"layers": [10]},
+    ],
+)
+def test_leftovers_that_look_like_a_gate_are_refused_unless_forced(put, extra):
+    parts = gate()
+    found = read_official(put(named("llama", {10: parts}) | extra))
+    (name,) = extra
+    with pytest.raises(sg.GateError, match=f"{name}.*not understood; force"):
+        found.to_lsg()
+    assert found.tensors[name].startswith("not understood")
+    assert same(found.to_lsg(force=True), 10, parts)
+
+
+@pytest.mark.parametrize("scope", ["model.layers.10.router", "router_10", "10.head", "router", "model.head"])
+def test_without_a_word_for_gates_neighbours_count_as_theirs(put, scope):
+    """Left out in silence, a norm's weight would change what the gate computes."""
+    parts = gate()
+    tensors = {f"{scope}.mlp.0.weight": parts["down"], f"{scope}.mlp.2.weight": parts["up"]}
+    assert same(read_official(put(tensors, layer=10)).to_lsg(), 10, parts)
+    with pytest.raises(sg.GateError, match="norm.weight, shape .* not understood"):
+        read_official(put(tensors | {f"{scope}.norm.weight": torch.ones(D)}, layer=10)).to_lsg()
+
+
+def test_gates_of_one_set_may_have_different_biases(put):
+    gates = {3: gate(3), 4: gate(4, bias=("down_bias",)), 7: gate(7, norm=True), 9: gate(9, bias=("up_bias",))}
+    lsg = read_official(put(named("sequential", gates))).to_lsg()
+    assert lsg.config.bias and lsg.config.norm_weights
+    assert all(same(lsg, layer, parts) for layer, parts in gates.items())
+
+
+def test_other_weights_of_the_model_are_reported_only(put):
+    others = {
+        "model.mm_projector.0.weight": torch.zeros(D, 16),
+        "model.mm_projector.0.bias": torch.zeros(D),
+        "model.layers.10.mlp.gate_proj.weight": torch.zeros(40, D),
+        "model.layers.10.input_layernorm.weight": torch.zeros(D),
+    }
+    found = read_official(put(named("llama", {10: gate()}) | others))
+    found.to_lsg()
+    assert all(found.tensors[name].startswith("not understood, shape") for name in others)
+    assert "4 are in the file and left out" in str(found)
+
+
+def test_settings_that_may_change_the_scales_are_leftovers(put):
+    folder = put(named("llama", {10: gate()}), sink_prior=1.25, tau=20, temperature=1.0)
+    with pytest.raises(sg.GateError, match="sink_prior = 1.25"):
+        read_official(folder).to_lsg()
+    assert len(read_official(folder).leftovers) == 1
+    assert isinstance(read_official(folder).to_lsg(force=True), LSG)
+
+
+@pytest.mark.parametrize("values", [{"activation": "tanh"}, {"activation": "gelu", "gate_act": "relu"}])
+def test_another_activation_is_refused_unless_said(put, values):
+    folder = put(named("llama", {10: gate()}), **values)
+    with pytest.raises(sg.GateError, match="the activation is .*say it with activation"):
+        read_official(folder).to_lsg()
+    assert read_official(folder, activation="relu").to_lsg().config.activation == "relu"
+
+
+# --- files
+
+
+class Bomb:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_a_pickle_bomb_does_not_go_off(put, tmp_path, save):
+    folder = put({})
+    save({"gate.10.a": Bomb(f"touch {tmp_path / 'ran'}")}, folder / WEIGHTS)
+    with pytest.raises(sg.GateError, match="other objects than tensors.*nothing of it was run") as caught:
+        read_official(folder)
+    assert not (tmp_path / "ran").exists() and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"broken", b"PK\x03\x04 cut short", b"\x80\x02}q\x00."])
+def test_broken_weights_are_one_sentence(put, content):
+    folder = put({})
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(sg.GateError, match=WEIGHTS) as caught:
+        read_official(folder).to_lsg()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_holds_itself_is_refused(put):
+    folder = put({})
+    content: dict = {}
+    content["again"] = content
+    torch.save(content, folder / WEIGHTS)
+    with pytest.raises(sg.GateError, match="cannot be read as a torch file"):
+        read_official(folder)
+
+
+@pytest.mark.parametrize("content", ["[10]", "{", "[" * 100_000])
+def test_broken_settings_are_one_sentence(put, content):
+    folder = put(named("llama", {10: gate()}))
+    (folder / SETTINGS).write_text(content)
+    with pytest.raises(sg.GateError, match=SETTINGS):
+        read_official(folder)
+
+
+def test_missing_files_are_named(put, tmp_path):
+    folder = put(named("llama", {10: gate()}))
+    with pytest.raises(sg.GateError, match="nowhere.*give a folder with"):
+        read_official(tmp_path / "nowhere")
+    (folder / SETTINGS).unlink()
+    with pytest.raises(sg.GateError, match=f"{SETTINGS} cannot be read"):
+        read_official(folder)
+
+
+# --- the command and the model
+
+
+@pytest.fixture
+def convert(monkeypatch, capsys):
+    def command(*args, code=0):
+        monkeypatch.setattr(sys, "argv", ["sinkgate", "convert", *map(str, args)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+            sys.exit(0)
+        out, err = capsys.readouterr()
+        assert int(stopped.value.code or 0) == code, err
+        return out, err
+
+    return command
+
+
+def test_the_command_converts(put, tmp_path, convert):
+    parts = gate()
+    folder, out = put(named("llama", {10: parts}), prior=1.25), tmp_path / "ours"
+    said, error = convert(folder, "--out", out, code=2)
+    assert "fc1.weight: layer 10, first matrix" in said and "prior = 1.25" in error and not out.exists()
+    options = [
+        "--offset",
+        1,
+        "--swapped",
+        "--activation",
+        "relu",
+        "--base-model",
+        "llava-hf/llava-1.5-7b-hf",
+        "--force",
+    ]
+    said, _ = convert(folder, "--out", out, *options)
+    assert "in layers [11]" in said and str(out) in said
+    lsg = LSG.from_pretrained(out)
+    assert lsg.config.base_model == "llava-hf/llava-1.5-7b-hf"
+    assert same(lsg, 11, {**parts, "up": parts["up"].flip(0)}, activation=F.relu)
+    content = json.loads(convert(folder, "--out", out, "--json", "--force")[0])
+    assert content["layers"] == [10] and content["leftovers"] == ["prior = 1.25"] and not content["doubts"]
+    said, error = convert(put(bare(parts)), "--out", tmp_path / "other", "--json", code=2)
+    assert json.loads(said)["layers"] == [] and "which layer" in error and not Path(tmp_path / "other").exists()
+    convert(put(bare(parts)), "--out", tmp_path / "other", "--layer", 7)
+    assert LSG.from_pretrained(tmp_path / "other").config.layers == (7,)
+
+
+def test_converted_gates_run_on_a_model(put, demo):
+    from tiny import noise_image
+
+    width = demo.model.config.get_text_config().hidden_size
+    lsg = read_official(
+        put(named("sequential", {2: gate(width=width, norm=True, bias=("up_bias",))})), base_model="demo"
+    ).to_lsg()
+    lsg.check_fits(demo)
+    prompt = demo.prompt(noise_image(3), "How many objects are there?")
+    scales = lsg.read(demo, prompt).scales
+    assert scales[2, 0] + scales[2, 1] == pytest.approx(1) and scales[2, 1] == scales[2, 2]
+    assert (scales[[0, 1, 3]] == 1).all()

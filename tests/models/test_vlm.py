@@ -1,0 +1,304 @@
+"""Models from loading to answers: tiny LLaVAs with a CLIP and a SigLIP tower, and the demo model."""
+
+import gc
+import itertools
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny import noise_image, some_sinks, tiny_llava
+from transformers import AttentionInterface
+
+import sinkgate as sg
+from sinkgate.attention.patch import model_lock
+from sinkgate.models.loading import check_model
+from sinkgate.models.token_map import measure_tokens
+
+QUESTION = "What color is the circle?"
+
+
+@pytest.fixture
+def prompt(tiny) -> sg.Prompt:
+    return tiny.prompt(noise_image(3, (40, 30)), QUESTION)
+
+
+def test_prompt_knows_where_the_image_is(tiny, prompt):
+    assert prompt.grid == (4, 4) and len(prompt.visual) == 16
+    assert (prompt.inputs["input_ids"][0, prompt.visual] == tiny.adapter.image_token_id).all()
+    if tiny.model.config.vision_config.model_type == "clip_vision_model":
+        # resized to 37 x 28, of which columns 4 to 32 are cut out: not quite the middle
+        assert prompt.sheets[0].box == pytest.approx((4 / 37 * 40, 0, 32 / 37 * 40, 30), abs=0.3)
+    else:
+        assert prompt.sheets[0].box == (0, 0, 40, 30)
+
+
+def test_patch_i_is_token_i_and_the_probe_can_tell_otherwise(tiny, prompt):
+    assert torch.equal(prompt.token_of_patch, torch.arange(16))
+    assert torch.equal(measure_tokens(tiny.adapter, prompt.inputs), torch.arange(16))
+    projector = tiny.model.model.multi_modal_projector
+    hook = projector.register_forward_hook(lambda module, args, output: output + output.mean(1, keepdim=True))
+    try:
+        mixed = sg.VLM(tiny.model, tiny.processor, "mixed").prompt(prompt.image, QUESTION)
+    finally:
+        hook.remove()
+    assert mixed.token_of_patch is None and "gathers from many patches" in mixed.note
+    assert mixed.sheets[0].box is None and mixed.view is mixed.image, "a list, and no picture under it"
+    sinks = sg.find_sinks(sg.VLM(tiny.model, tiny.processor, "mixed"), mixed)
+    assert not sinks.v_sink.any() and "tokens mix patches" in sinks.summary()
+
+
+def test_ones_are_bit_identical_to_the_plain_model(tiny, prompt):
+    plain = tiny.model(**prompt.inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
+    trace = tiny.predict(prompt, sg.Gates.ones(tiny), some_sinks(tiny, prompt))
+    assert torch.equal(trace.probabilities, plain.float().softmax(-1))
+    generated = tiny.model.generate(**prompt.inputs, max_new_tokens=6, do_sample=False)
+    assert tiny.answer(prompt, sg.Gates.ones(tiny), max_new_tokens=6).text == tiny.tokenizer.decode(
+        generated[0, prompt.length :], skip_special_tokens=True
+    ).strip()  # fmt: skip
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    v=st.floats(0, 4, width=16),
+    l=st.floats(0, 4, width=16),
+    o=st.floats(0, 4, width=16),
+    layer=st.integers(0, 2),
+    seed=st.integers(0, 99),
+)
+def test_gates_reach_exactly_their_tokens(tiny, v, l, o, layer, seed):  # noqa: E741
+    prompt = tiny.prompt(noise_image(3), QUESTION)
+    sinks = some_sinks(tiny, prompt, seed)
+    gates = sg.Gates.ones(tiny).set("v_sink", v, layer).set("l_sink", l, layer).set("ordinary", o, layer)
+    scales = gates.key_scales(sinks, prompt.visual, prompt.length)
+    assert scales.shape == (3, 1, prompt.length)
+    assert (scales[[i for i in range(3) if i != layer]] == 1).all()
+    visual = scales[layer, 0, prompt.visual]
+    assert (visual[sinks.v_sink] == v).all()
+    assert (visual[sinks.l_sink[layer]] == l).all()
+    assert (visual[sinks.ordinary[layer]] == o).all()
+    text = torch.ones(prompt.length, dtype=torch.bool)
+    text[prompt.visual] = False
+    assert (scales[:, 0, text] == 1).all()
+
+
+def test_gated_context_answer_stream_and_predict_agree(tiny, prompt):
+    sinks = some_sinks(tiny, prompt)
+    gates = sg.Gates.ones(tiny).set("v_sink", 0.2, layers=[1]).set("rest", 1.6)
+    with tiny.gated(prompt, sinks, gates):
+        ids = tiny.model.generate(**prompt.inputs, max_new_tokens=5, do_sample=False)[0, prompt.length :]
+    answer = tiny.answer(prompt, gates, sinks, max_new_tokens=5)
+    assert answer.text == tiny.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    stream = tiny.stream(prompt, gates, sinks, max_new_tokens=5)
+    texts = []
+    try:
+        while True:
+            texts.append(next(stream))
+    except StopIteration as stopped:
+        streamed = stopped.value
+    assert texts[-1] == streamed.text == answer.text
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
+    predicted = tiny.predict(prompt, gates, sinks)
+    assert torch.allclose(predicted.probabilities, answer.probabilities, atol=1e-6)
+    assert torch.allclose(predicted.attention[:, :, 0], answer.attention[:, :, 0, : prompt.length], atol=1e-5)
+    assert not torch.allclose(predicted.probabilities, tiny.predict(prompt).probabilities, atol=1e-3)
+
+
+def test_trace_attention_is_eagers(prompt, tiny):
+    trace = tiny.answer(prompt, max_new_tokens=4)
+    tiny.model.set_attn_implementation("eager")
+    try:
+        output = tiny.model.generate(
+            **prompt.inputs, max_new_tokens=4, do_sample=False, output_attentions=True, return_dict_in_generate=True
+        )
+    finally:
+        tiny.model.set_attn_implementation("sdpa")
+    rows = len(trace.tokens)
+    assert trace.attention.shape[2] == rows
+    for row in range(rows):
+        for layer in range(3):
+            expected = output.attentions[row][layer][0, :, -1]
+            assert torch.allclose(trace.attention[layer, :, row, : expected.shape[-1]], expected, atol=1e-5)
+            assert trace.attention[layer, :, row, expected.shape[-1] :].abs().sum() == 0
+
+
+def test_maps_and_shares(tiny, prompt):
+    sinks = some_sinks(tiny, prompt)
+    trace = tiny.answer(prompt, max_new_tokens=3)
+    shares = trace.shares(sinks)
+    assert torch.allclose(sum(shares.values(), torch.zeros(3)), torch.ones(3), atol=1e-5)
+    whole, hidden = trace.visual(1, head=2), trace.visual(1, head=2, hide=sinks.v_sink)
+    assert whole.shape == (4, 4)
+    assert hidden.flatten()[sinks.v_sink].abs().sum() == 0
+    assert hidden.sum() == pytest.approx(whole.sum().item(), rel=1e-5)
+    mean = torch.stack([trace.visual(1, head) for head in range(4)]).mean(0)
+    assert torch.allclose(trace.visual(1), mean, atol=1e-7)
+    everything = torch.ones(16, dtype=torch.bool)
+    assert torch.isfinite(trace.visual(1, hide=everything)).all()
+
+
+def test_groups_are_disjoint_and_complete(tiny, prompt):
+    sinks = sg.find_sinks(tiny, prompt, v_sink="attention", l_sink=sg.CRITERIA["norm"])
+    for layer in range(3):
+        total = sinks.v_sink.int() + sinks.l_sink[layer].int() + sinks.ordinary[layer].int()
+        assert (total == 1).all()
+        assert torch.equal(sinks.group("rest", layer), sinks.l_sink[layer] | sinks.ordinary[layer])
+    assert "V-sink" in sinks.summary()
+    assert all(sinks.explain(token, layer).endswith(".") for token in range(16) for layer in range(3))
+    with pytest.raises(ValueError, match="no criterion is called 'magic'.*massive"):
+        sg.find_sinks(tiny, prompt, v_sink="magic")
+
+
+def test_planted_v_sinks_are_found_in_the_tower(tiny):
+    """A spike written into a patch by a hook must come out as the V-sink, with its dimension."""
+
+    def plant(module, args, output):
+        first = output.shape[1] - 16
+        output[:, first + 9, 11] = 3e5
+        return output
+
+    hook = tiny.adapter.encoder_layers[tiny.adapter.feature_layer].register_forward_hook(plant, prepend=True)
+    try:
+        prompt = tiny.prompt(noise_image(5), QUESTION)
+        sinks = sg.find_sinks(tiny, prompt)
+    finally:
+        hook.remove()
+    assert sinks.v_sink.nonzero()[:, 0].tolist() == [9]
+    assert sinks.v_verdict.criterion == "massive activations" and sinks.v_verdict.dimensions == (11,)
+    assert "dimension 11" in sinks.explain(9)
+
+
+def test_planted_l_sinks_are_found_by_layer(tiny):
+    prompt = tiny.prompt(noise_image(5), QUESTION)
+    at = int(prompt.visual[7])
+
+    def plant(module, args, output):
+        output[:, at, 3] = 3e6
+        return output
+
+    hook = tiny.decoder.layers[0].register_forward_hook(plant)
+    try:
+        sinks = sg.find_sinks(tiny, prompt, v_sink="massive", l_sink="massive")
+    finally:
+        hook.remove()
+    assert not sinks.v_sink.any()
+    assert [layer.nonzero()[:, 0].tolist() for layer in sinks.l_sink] == [[], [7], [7]]
+    assert sinks.explain(7, 1).startswith("L-sink (patch row 1, column 3)")
+    assert sinks.summary().startswith("No V-sinks")
+
+
+def test_nothing_is_left_on_the_model(tiny, prompt):
+    def state():
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny.model.modules())
+        return hooks, dict(AttentionInterface._global_mapping)
+
+    tiny.observe(prompt)  # transformers installs its own capture hooks at the first use and keeps them
+    before, plain = state(), tiny.predict(prompt).probabilities
+    gates = sg.Gates.preset("V-sinks off", tiny)
+    with pytest.raises(KeyboardInterrupt), tiny.gated(prompt, some_sinks(tiny, prompt), gates):
+        raise KeyboardInterrupt
+    stream = tiny.stream(prompt, gates, max_new_tokens=50)
+    next(stream)
+    stream.close()
+    with pytest.raises(TypeError), tiny.gated(prompt, some_sinks(tiny, prompt), gates):
+        tiny.model(input_ids="nonsense")
+    sg.find_sinks(tiny, prompt)
+    check_model(tiny)
+    assert state() == before
+    assert torch.equal(tiny.predict(prompt).probabilities, plain)
+    assert model_lock(tiny.model).acquire(blocking=False)
+    model_lock(tiny.model).release()
+
+
+def test_visitors_never_see_each_others_gates(tiny):
+    """Eight threads, half of them gated: everyone gets what they would get alone."""
+    prompt = tiny.prompt(noise_image(3), QUESTION)
+    sinks = some_sinks(tiny, prompt)
+    settings = [None if i % 2 else sg.Gates.ones(tiny).set("rest", 0.3 * i, layers=i % 3) for i in range(8)]
+    alone = [tiny.predict(prompt, gates, sinks).probabilities for gates in settings]
+    together: list[list[torch.Tensor]] = [[] for _ in settings]
+    threads = [
+        threading.Thread(
+            target=lambda i=i: together[i].extend(
+                tiny.predict(prompt, settings[i], sinks).probabilities for _ in range(5)
+            )
+        )
+        for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for expected, seen in zip(alone, together, strict=True):
+        assert len(seen) == 5 and all(torch.equal(expected, one) for one in seen)
+
+
+def test_a_stream_stops_when_told(tiny, prompt):
+    seen, before = [], set(threading.enumerate())  # other tests may have left threads
+    stream = tiny.stream(prompt, max_new_tokens=200, stop=lambda: len(seen) >= 2)
+    try:
+        while True:
+            seen.append(next(stream))
+    except StopIteration as stopped:
+        assert len(stopped.value.tokens) < 100
+    assert set(threading.enumerate()) <= before
+
+
+def test_errors_inside_a_stream_reach_the_caller(tiny, prompt):
+    with pytest.raises(sg.GateError, match="have 2 layers"):
+        list(tiny.stream(prompt, sg.Gates.ones(2).set("rest", 0.5)))
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ("", "empty"),
+        (" \n\t", "empty"),
+        ("why " * 6000, "23999 characters; at most 20,000"),
+        ("a <image> b", "<image>"),
+        ("</s> hi", "</s>"),
+    ],
+)
+def test_questions_that_cannot_be_asked(tiny, question, message):
+    with pytest.raises(sg.PromptError, match=message):
+        tiny.prompt(noise_image(), question)
+
+
+def test_unknown_words_are_named(tiny):
+    assert tiny.unknown_words("What colour is the Giraffe, the circle or the zebra?") == ["Giraffe", "zebra"]
+
+
+def test_eager_models_work_too():
+    vlm = sg.load(tiny_llava("clip", attn="eager"))
+    prompt = vlm.prompt(noise_image(3), QUESTION)
+    sinks = some_sinks(vlm, prompt)
+    gates = sg.Gates.ones(vlm).set("rest", 0.4)
+    sdpa = sg.load(tiny_llava("clip"))
+    expected = sdpa.predict(sdpa.prompt(noise_image(3), QUESTION), gates, sinks)
+    assert torch.allclose(vlm.predict(prompt, gates, sinks).probabilities, expected.probabilities, atol=1e-5)
+
+
+def test_locks_do_not_keep_models_alive():
+    vlm = sg.load(tiny_llava("siglip"), check=False)
+    count = sum(1 for _ in vlm.model.modules())
+    assert count > 0
+    import weakref
+
+    alive = weakref.ref(vlm.model)
+    del vlm
+    gc.collect()
+    assert alive() is None
+
+
+def test_demo_answers_with_its_gates_moved(demo):
+    """The moment that everything serves: the same picture, V-sinks down in one layer, another distribution."""
+    image = Image.new("RGB", (100, 100), "white")
+    prompt = demo.prompt(image, "What color is the background?")
+    sinks = some_sinks(demo, prompt)
+    plain = demo.predict(prompt, None, sinks)
+    moved = demo.predict(prompt, sg.Gates.ones(demo).set("v_sink", 0.0, layers=5), sinks)
+    assert torch.equal(plain.attention[:5], moved.attention[:5]), "layers below the gate are untouched"
+    assert not torch.allclose(plain.attention[5], moved.attention[5], atol=1e-4)
+    assert (plain.probabilities - moved.probabilities).abs().max() > 0
