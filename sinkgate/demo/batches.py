@@ -6,9 +6,11 @@ would have drawn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from itertools import product
 from random import Random
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,14 +24,37 @@ from sinkgate.scenes.questions import DESCRIBE, KINDS, Question, ask, describe, 
 from sinkgate.scenes.scene import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES, SIZES, Scene
 
 GRID = IMAGE_SIZE // PATCH_SIZE
-_KIND_WEIGHTS = {
-    "count": 1,
-    "majority_color": 1,
-    "background": 0.5,
-    "colors": 0.7,
-    "shapes": 1,
-    "relation": 4,
-}  # others 1.5
+
+
+@dataclass(frozen=True)
+class TurnMix:
+    """The turns behind each image, and the weights of their tokens in the loss.
+
+    Attributes:
+        questions: questions behind each image, at least 1.
+        kinds: relative frequency of each kind of question; 1.5 for kinds left out.
+        long_turns: long answers behind the questions: "both" for a description and a line-up of the objects in every
+            image; "alternate" for one of them or none a batch, in the place of as many questions as it is long.
+        long_weight: weight of a token of a long answer; 1 for one of a question's answer.
+        question_weight: of the mean loss on the words of questions, beside 1 for that on answers.
+        tower_weight: of the tower's own loss.
+    """
+
+    questions: int = 6
+    kinds: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "count": 1,
+            "majority_color": 1,
+            "background": 0.5,
+            "colors": 0.7,
+            "shapes": 1,
+            "relation": 4,
+        }
+    )
+    long_turns: Literal["both", "alternate"] = "both"
+    long_weight: float = 1.0
+    question_weight: float = 0.2  # most positions then have something to do besides looking
+    tower_weight: float = 0.2
 
 
 def scenes_for(stream: str, count: int) -> tuple[list[Scene], Random]:
@@ -133,10 +158,10 @@ class Packed:
         return self.attention_mask.masked_fill(blocked, torch.finfo(self.attention_mask.dtype).min)
 
 
-def draw_questions(scene: Scene, rng: Random, count: int) -> list[Question]:
-    """``count`` questions of random kinds, the harder kinds more often."""
+def draw_questions(scene: Scene, rng: Random, count: int, frequencies: Mapping[str, float]) -> list[Question]:
+    """Draw ``count`` questions, kinds by relative frequency (see ``TurnMix.kinds``)."""
     kinds = list(KINDS)
-    weights = [_KIND_WEIGHTS.get(kind, 1.5) for kind in kinds]
+    weights = [frequencies.get(kind, 1.5) for kind in kinds]
     drawn: list[Question] = []
     while len(drawn) < count:
         question = ask(scene, rng.choices(kinds, weights)[0], rng)
@@ -145,11 +170,30 @@ def draw_questions(scene: Scene, rng: Random, count: int) -> list[Question]:
     return drawn
 
 
-def turns(scene: Scene, questions: list[Question], rng: Random) -> list[tuple[str, str]]:
-    """Questions and their answers, then requests to describe the scene and to line its objects up."""
-    return [(q.question, q.answer) for q in questions] + [
-        (rng.choice(DESCRIBE), describe(scene)),
-        line_up(scene, rng),
+def _description(scene: Scene, rng: Random) -> tuple[str, str]:
+    return rng.choice(DESCRIBE), describe(scene)
+
+
+# Each with the number of questions that are about as long.
+_LONG_TURNS: tuple[tuple[Callable[[Scene, Random], tuple[str, str]], int], ...] = ((_description, 5), (line_up, 2))
+
+
+def draw_turns(
+    scenes: list[Scene], rng: Random, mix: TurnMix
+) -> tuple[list[list[Question]], list[list[tuple[str, str]]]]:
+    """Draw the questions about each scene, and all its turns: those questions first, then the long turns.
+
+    Example:
+        ``questions, dialogues = draw_turns(scenes, Random(0), TurnMix())``
+    """
+    count, long_turns = mix.questions, _LONG_TURNS
+    if mix.long_turns == "alternate":
+        long_turns = rng.choice(((), *((turn,) for turn in _LONG_TURNS)))
+        count = max(1, count - sum(length for _, length in long_turns))
+    questions = [draw_questions(scene, rng, count, mix.kinds) for scene in scenes]
+    return questions, [
+        [(q.question, q.answer) for q in few] + [turn(scene, rng) for turn, _ in long_turns]
+        for scene, few in zip(scenes, questions, strict=True)
     ]
 
 

@@ -84,17 +84,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> LlavaPr
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForConditionalGeneration:
-    """An untrained LLaVA: a SigLIP-type tower without CLS, a two-layer projector, a LLaMA."""
-    torch.manual_seed(seed)
-    vision = SiglipVisionConfig(
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=3,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        vision_use_head=False,
-    )
+    """Return the untrained small LLaVA: a two-layer projector before a LLaMA of 8 layers, 128 wide."""
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -106,6 +96,27 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCo
         bos_token_id=None,
         eos_token_id=token_id(tokenizer, END),
         tie_word_embeddings=True,
+    )
+    return build_llava(tokenizer, text, seed)
+
+
+def build_llava(tokenizer: PreTrainedTokenizerFast, text: LlamaConfig, seed: int = 0) -> LlavaForConditionalGeneration:
+    """Return an untrained LLaVA: a SigLIP-type tower without CLS, a two-layer projector and a LLaMA.
+
+    Args:
+        tokenizer: the demo's word-level tokenizer.
+        text: the LLaMA's configuration; ``vocab_size`` is the tokenizer's.
+        seed: seed of all weights.
+    """
+    torch.manual_seed(seed)
+    vision = SiglipVisionConfig(
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        vision_use_head=False,
     )
     config = LlavaConfig(
         vision_config=vision,

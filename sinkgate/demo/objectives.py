@@ -17,12 +17,12 @@ from sinkgate.demo.batches import (
     PATCH_CLASSES,
     SCENE_CLASSES,
     Targets,
-    draw_questions,
+    TurnMix,
+    draw_turns,
     pack,
     pixels,
     scenes_for,
     tower_targets,
-    turns,
 )
 from sinkgate.demo.build import FEATURE_LAYER, PATCHES
 from sinkgate.demo.scoring import by_kind, dialogues, held_out, overall, right_answers
@@ -31,8 +31,6 @@ from sinkgate.scenes.scene import COLORS, MAX_OBJECTS, SHAPES
 DTYPE = torch.bfloat16
 FEW = 4  # at most so many patches tell the whole scene where reading is narrowed
 NARROWED = 0.8  # share of the turns about the whole scene that see only those
-TOWER_WEIGHT = 0.2  # of the tower's own loss while the LLaVA learns
-QUESTION_WEIGHT = 0.2  # of the loss on question words: most positions then have something to do besides looking
 
 
 class Tower(nn.Module):
@@ -108,22 +106,21 @@ class Answerer(nn.Module):
         model: LlavaForConditionalGeneration,
         tower: Tower,
         tokenizer: PreTrainedTokenizerFast,
-        questions: int,
+        mix: TurnMix,
     ) -> None:
         super().__init__()
-        self.model, self.tower, self.tokenizer, self.questions = model, tower, tokenizer, questions
+        self.model, self.tower, self.tokenizer, self.mix = model, tower, tokenizer, mix
         self.model.set_attn_implementation("eager")
 
     def loss(self, stream: str, batch: int) -> tuple[Tensor, dict[str, float]]:
         """Loss, the tower's accuracies and the share of right answer tokens on a fresh batch of a stream."""
         device, llava = self.model.device, self.model.model
         scenes, rng = scenes_for(stream, batch)
-        asked = [draw_questions(scene, rng, self.questions) for scene in scenes]
-        said = [turns(scene, questions, rng) for scene, questions in zip(scenes, asked, strict=True)]
-        packed = pack(said, self.tokenizer, DTYPE)
+        drawn, dialogues_ = draw_turns(scenes, rng, self.mix)
+        packed = pack(dialogues_, self.tokenizer, DTYPE)
         features, attention = self.tower.see(pixels(scenes, rng).to(device, DTYPE))
         few = rng.randint(1, FEW)
-        narrow = [[q.scope == "global" and rng.random() < NARROWED for q in questions] for questions in asked]
+        narrow = [[q.scope == "global" and rng.random() < NARROWED for q in questions] for questions in drawn]
         kept = torch.zeros_like(attention, dtype=torch.bool).scatter(1, attention.topk(few, -1).indices, True)
         words = llava.get_input_embeddings()(packed.input_ids[:, PATCHES:].to(device))
         hidden = llava.language_model(
@@ -132,18 +129,25 @@ class Answerer(nn.Module):
             position_ids=packed.position_ids.to(device),
             use_cache=False,
         ).last_hidden_state[:, :-1]
-        answers, questions = packed.labels[:, 1:].to(device), packed.question_labels[:, 1:].to(device)
-        answer_loss, token = self._next_token(hidden, answers)
-        question_loss, _ = self._next_token(hidden, questions)
+        answers, segments = packed.labels[:, 1:].to(device), packed.segments[:, 1:].to(device)
+        long = segments > len(drawn[0])
+        answer_loss, token = self._next_token(hidden, answers, torch.where(long, self.mix.long_weight, 1.0))
         tower_loss, accuracies = self.tower.read(features, attention, tower_targets(scenes).to(device), few)
-        loss = answer_loss + QUESTION_WEIGHT * question_loss + TOWER_WEIGHT * tower_loss
+        loss = answer_loss + self.mix.tower_weight * tower_loss
+        if self.mix.question_weight:
+            question_loss, _ = self._next_token(hidden, packed.question_labels[:, 1:].to(device))
+            loss = loss + self.mix.question_weight * question_loss
         return loss, {"token": token} | accuracies
 
-    def _next_token(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-        """Cross entropy and accuracy where there are labels."""
+    def _next_token(self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
+        """Return the weighted mean cross entropy and the accuracy where there are labels; shapes (B, T, width), (B, T), (B, T)."""
         chosen = labels != IGNORED
         logits = self.model.lm_head(hidden[chosen]).float()
-        return F.cross_entropy(logits, labels[chosen]), (logits.argmax(-1) == labels[chosen]).float().mean().item()
+        accuracy = (logits.argmax(-1) == labels[chosen]).float().mean().item()
+        if weights is None:
+            return F.cross_entropy(logits, labels[chosen]), accuracy
+        weight = weights[chosen]
+        return (F.cross_entropy(logits, labels[chosen], reduction="none") * weight).sum() / weight.sum(), accuracy
 
     @torch.no_grad()
     def examine(self, count: int = 48) -> dict[str, Any]:

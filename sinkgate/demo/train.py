@@ -1,4 +1,4 @@
-"""Trains the demo model from nothing: ``python -m sinkgate.demo.train --out runs/demo``.
+"""Training of the small demo model from nothing: ``python -m sinkgate.demo.train --out runs/demo-small``.
 
 First the vision tower learns what is in a scene and under each patch, then tower, projector and
 LLM learn to answer together. Seeded, checkpointed and resumable: kill it and start it again with
@@ -12,21 +12,34 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch
 import typer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sinkgate.demo.batches import TurnMix
 from sinkgate.demo.build import build_model, build_processor, build_tokenizer
 from sinkgate.demo.objectives import DTYPE, Answerer, Tower
 
+WARMUP = 100  # steps
+
+
+def cosine(steps: int) -> Callable[[int], float]:
+    """Return the rate's factor by step: warm-up, then a cosine to zero at ``steps``."""
+    return lambda step: min((step + 1) / WARMUP, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps)))
+
 
 class MasterAdamW:
-    """AdamW on fp32 master copies of bf16 weights, warm-up then cosine to zero, gradients clipped to norm 1."""
+    """AdamW on fp32 master copies of bf16 weights, without decay, gradients clipped to norm 1.
 
-    def __init__(self, groups: Iterable[tuple[Iterable[nn.Parameter], float]], steps: int, warmup: int = 100) -> None:
+    Args:
+        groups: parameters, each list with its rate.
+        factor: the factor on all rates by step.
+    """
+
+    def __init__(self, groups: Iterable[tuple[Iterable[nn.Parameter], float]], factor: Callable[[int], float]) -> None:
         listed = [(list(parameters), rate) for parameters, rate in groups]
         self.weights: list[Tensor] = [p for parameters, _ in listed for p in parameters]
         self.masters = [p.detach().float().clone() for p in self.weights]
@@ -37,10 +50,7 @@ class MasterAdamW:
             weight_decay=0.0,
             foreach=True,
         )
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))),
-        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
 
     def step(self) -> None:
         """Update the masters from the weights' gradients, then round the masters into the weights."""
@@ -70,9 +80,21 @@ class MasterAdamW:
         self.scheduler.load_state_dict(state["scheduler"])
 
 
+class Stage(Protocol):
+    """A module with an objective on batches that it draws itself."""
+
+    def train(self) -> nn.Module:
+        """Switch to training mode."""
+        ...
+
+    def loss(self, stream: str, batch: int) -> tuple[Tensor, dict[str, float]]:
+        """Return loss and measurements on a fresh batch of a stream."""
+        ...
+
+
 def run_stage(
     name: str,
-    module: Tower | Answerer,
+    module: Stage,
     optimizer: MasterAdamW,
     *,
     steps: int,
@@ -119,6 +141,18 @@ def _seconds_so_far(history: Path, stage: str, step: int) -> float:
     return max((r["seconds"] for r in records if r["stage"] == stage and r["step"] <= step), default=0.0)
 
 
+def save_model(answerer: Answerer, folder: Path) -> dict[str, Any]:
+    """Save model and processor as transformers loads them, and return ``Answerer.examine``'s measurements."""
+    answerer.model.save_pretrained(folder)
+    build_processor(answerer.tokenizer).save_pretrained(folder)
+    return answerer.examine()
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; for "auto" the GPU where there is one, else the CPU."""
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _save(path: Path, state: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
@@ -137,7 +171,7 @@ def main(
 ) -> None:
     """Train the demo model; the same command continues a run that was stopped."""
     out.mkdir(parents=True, exist_ok=True)
-    where = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    where = pick_device(device)
     tokenizer = build_tokenizer()
     model: Any = build_model(tokenizer, seed)  # transformers' annotations do not describe its models
     model.to(where, DTYPE)
@@ -146,7 +180,7 @@ def main(
     run_stage(
         "tower",
         tower,
-        MasterAdamW([(tower.parameters(), 1.5e-3)], tower_steps),
+        MasterAdamW([(tower.parameters(), 1.5e-3)], cosine(tower_steps)),
         steps=tower_steps,
         batch=tower_batch,
         seed=seed,
@@ -154,22 +188,17 @@ def main(
     )
     seeing = {id(p) for p in tower.parameters()}
     rest = [p for p in model.parameters() if id(p) not in seeing]
-    answerer = Answerer(model, tower, tokenizer, questions)
-
-    def save_model() -> dict[str, Any]:
-        model.save_pretrained(out / "model")
-        build_processor(tokenizer).save_pretrained(out / "model")
-        return answerer.examine()
+    answerer = Answerer(model, tower, tokenizer, TurnMix(questions))
 
     run_stage(
         "answers",
         answerer,
-        MasterAdamW([(tower.parameters(), 4e-4), (rest, 1e-3)], answer_steps),
+        MasterAdamW([(tower.parameters(), 4e-4), (rest, 1e-3)], cosine(answer_steps)),
         steps=answer_steps,
         batch=answer_batch,
         seed=seed,
         out=out,
-        on_save=save_model,
+        on_save=lambda: save_model(answerer, out / "model"),
     )
 
 
