@@ -26,6 +26,7 @@ import numpy as np
 import transformers
 from PIL import Image, ImageDraw
 
+from sinkgate._version import __version__
 from sinkgate.errors import SinkgateError
 from sinkgate.models.vlm import VLM, Prompt
 from sinkgate.sinks.classify import ranges

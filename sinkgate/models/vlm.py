@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import TextIteratorStreamer
 
 from sinkgate.attention.patch import Attached, attached, model_lock
+from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import ImageError, UnsupportedModelError
 from sinkgate.images.io import Picture
 from sinkgate.models.adapters import Adapter, adapt

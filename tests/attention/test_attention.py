@@ -13,6 +13,7 @@ from transformers.masking_utils import eager_mask
 import sinkgate.attention.patch as attention_module
 import sinkgate.attention.recorder as recorder_module
 from sinkgate.attention.patch import attached, model_lock, scale_keys
+from sinkgate.attention.recorder import Recorder, attention_rows
 from sinkgate.errors import UnsupportedModelError
 
 TEXTS = ("<image><|user|>what color is the circle<|assistant|>", "<image><|user|>count<|assistant|>")
