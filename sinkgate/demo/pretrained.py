@@ -30,10 +30,10 @@ from transformers import (
 from sinkgate.demo.batches import GRID, TurnMix, pixels, scenes_for, tower_targets
 from sinkgate.demo.build import ASSISTANT, END, FEATURE_LAYER, IMAGE, PAD, UNK, USER, build_llava, build_tokenizer
 from sinkgate.demo.objectives import DTYPE, Answerer, Tower
-from sinkgate.demo.scenes import COLORS, SHAPES, SIZES
 from sinkgate.demo.train import WARMUP, MasterAdamW, pick_device, run_stage, save_model
 from sinkgate.errors import UnsupportedModelError
-from sinkgate.loading import DEMO, load
+from sinkgate.models.loading import DEMO, load
+from sinkgate.scenes.scene import COLORS, SHAPES, SIZES
 
 LAYERS = 6  # 42 MB in bf16 for SmolLM2-135M, whose sink dimension spikes from layer 2 on
 
