@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +20,18 @@ os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 
 HERE = Path(__file__).parent
-WRITTEN = HERE / "options.txt"  # options for where no command line can be given, which overrules them
 ZEROGPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 MOST_BYTES = 40 << 20  # of a picture: phones write up to 30 MB
 SPACES_PROXIES = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"  # what stands between huggingface.co and a Space
 
 
-def main() -> None:
-    """Read the options, load the model once and serve the page until interrupted."""
-    options = read_options()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Load the model once and serve the page until interrupted.
+
+    Args:
+        arguments: options as words; those of the command line where None.
+    """
+    options = read_options(arguments)
     if ZEROGPU:
         from .backend_zerogpu import Bench  # before anything touches CUDA
     else:
@@ -80,8 +84,8 @@ def serve_tools(desk: Desk) -> Tools:
     return Tools(desk)
 
 
-def read_options() -> argparse.Namespace:
-    """The command line, with Gradio's environment variables as defaults."""
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse options, with Gradio's environment variables as defaults."""
     parser = argparse.ArgumentParser(description="Ask a vision-language model, move its sinks, watch what changes.")
     parser.add_argument("--model", default="demo", help="demo, a Hub id or a folder (default: %(default)s)")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub; main if left out")
@@ -118,8 +122,7 @@ def read_options() -> argparse.Namespace:
         default="warning",
         help="of the JSON lines on stderr: warning for faults, info for every turn on the model (default: %(default)s)",
     )
-    written = WRITTEN.read_text(encoding="utf-8").split() if WRITTEN.exists() else []
-    return parser.parse_args([*written, *sys.argv[1:]])
+    return parser.parse_args(arguments)
 
 
 def folder(name: str) -> Path:

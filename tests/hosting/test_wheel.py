@@ -1,0 +1,39 @@
+"""The wheel: its files, and the app started from it away from the clone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from app.deploy import space
+
+ROOT = Path(__file__).parents[2]
+PIP = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    # no build isolation: pip would fetch the build backend
+    command = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = folder.glob("sinkgate-*.whl")
+    return path
+
+
+def test_it_holds_the_package_with_the_app_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"sinkgate"}
+    for folder, place in (("sinkgate", "sinkgate"), ("app", "sinkgate/app")):
+        files = [path for path in (ROOT / folder).rglob("*") if path.suffix in space.SUFFIXES]
+        wanted = {f"{place}/{path.relative_to(ROOT / folder).as_posix()}" for path in files}
+        assert wanted <= {*names}, wanted - {*names}
+
+
+def test_the_app_starts_from_it(wheel, tmp_path):
+    subprocess.run([*PIP, "install", "--no-deps", "--target", str(tmp_path), str(wheel)], check=True)
+    assert space.start_problems(tmp_path, ["-m", "sinkgate", "app"]) == []
