@@ -43,8 +43,8 @@ class Stack:
 
     @property
     def score(self) -> float:
-        """The stack's own."""
-        return max(step.score for step in self.steps if step.kept)
+        """Score of the returned stack, that of the last step that was kept."""
+        return next(step.score for step in reversed(self.steps) if step.kept)
 
 
 def stack(

@@ -61,3 +61,13 @@ def test_a_margin_keeps_the_best_gate_alone_and_modules_are_shared(demo, samples
         lsg.only([5])
     with pytest.raises(sg.SinkgateError, match="no sample can be used"):
         stack(lsg, demo, [sg.Sample((noise_image(),), "What?", "")], progress=False)
+
+
+def test_the_score_is_that_of_the_returned_stack_under_a_negative_margin(demo, samples):
+    lsg = leaning(demo, [2, 3, 6], [1, 0, 1])
+    found = stack(lsg, demo, samples, margin=-1.0, progress=False)
+    assert len(found.lsg.config.layers) == 3 and all(step.kept for step in found.steps)
+    lessons = Lessons(demo, lsg.find_sinks)
+    marks = evaluate(demo, {"it": found.lsg}, samples, lessons=lessons, progress=False)
+    assert found.score == pytest.approx(-marks.mean_loss("it"))
+    assert found.score < max(step.score for step in found.steps), "the case needs a step that made it worse"
