@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 import typer
 
@@ -40,6 +41,12 @@ cli.command(add_help_option=False, context_settings={"allow_extra_args": True, "
 
 def main() -> None:
     """Run the command; what a user can mend is one sentence on stderr and exit code 2."""
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a redirected stream may have a code page that lacks a character of an answer
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli()
     except SinkgateError as error:

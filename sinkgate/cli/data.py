@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
-from tqdm import tqdm
 
 from sinkgate.errors import GateError, SinkgateError
+from sinkgate.output import track
 
 if TYPE_CHECKING:
     from sinkgate.benchmarks import Benchmark, Item
@@ -68,7 +68,7 @@ class DataChoice:
         if self.data == "scenes":
             count = self.limit or SCENES
             drawn = scene_samples(count, self.seed, split=split, haze=(0.0, self.haze), per_scene=3)
-            return list(tqdm(drawn, "scenes", total=count, disable=None))
+            return list(track(drawn, "scenes", count, unit="samples"))
         if self.data in BENCHMARKS:
             chosen = BENCHMARKS[self.data]
             return [
@@ -80,7 +80,7 @@ class DataChoice:
             return read_cambrian(self.images, count=self.limit or 10_000, seed=self.seed)
         passed: Counter[str] = Counter()
         read = read_llava(self.data, self.images, broken="skip", passed=passed)
-        found = list(islice(tqdm(read, "samples", disable=None), self.limit))
+        found = list(track(islice(read, self.limit), "samples", self.limit, unit="samples"))
         if passed:
             reasons = ", ".join(f"{number} {reason}" for reason, number in passed.items())
             typer.echo(f"Records of {self.data} passed over: {reasons}.", err=True)

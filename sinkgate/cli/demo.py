@@ -10,9 +10,8 @@ from random import Random
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
-from sinkgate.errors import SinkgateError
+from sinkgate.output import track, writable_folder
 
 
 def scenes(
@@ -25,12 +24,8 @@ def scenes(
     from sinkgate.scenes.questions import ask_all
     from sinkgate.scenes.scene import Scene
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SinkgateError(f"the folder {out} cannot be made: {error.strerror}") from error
-    with (out / "scenes.jsonl").open("w", encoding="utf-8") as lines:
-        for index in tqdm(range(count), desc="scenes", disable=None):
+    with (writable_folder(out) / "scenes.jsonl").open("w", encoding="utf-8") as lines:
+        for index in track(range(count), "scenes", unit="scenes"):
             rng = Random(f"scenes/{seed}/{index}")
             scene = Scene.random(rng)
             name = f"{index:04d}.png"

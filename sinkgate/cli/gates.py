@@ -11,6 +11,7 @@ import typer
 from sinkgate.cli.data import SCENES, DataChoice, read_layers
 from sinkgate.cli.options import AsJson, ModelChoice, print_json, unfolded
 from sinkgate.errors import SinkgateError
+from sinkgate.output import writable_folder
 
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples side by side, in each process.")]
 
@@ -51,6 +52,7 @@ def train(
     from sinkgate.training.trainer import train as train_gates
 
     processes = PartialState(cpu=not torch.cuda.is_available())
+    writable_folder(out / "gates")  # before the work
     samples, seed = data.samples("train"), data.seed
     checks = replace(data, data=str(validation)).samples("validation") if validation else []
     if data.data == "scenes" and not validation:
@@ -110,19 +112,21 @@ def stack(
     if by not in ("accuracy", "loss"):
         raise SinkgateError(f"--by is {by!r}; expected accuracy or loss")
     lsg, samples = LSG.from_pretrained(gates), data.samples("validation")
+    writable_folder(out)  # before the work
     vlm = chosen.load()
     lsg.check_fits(vlm)
     found = stack_gates(lsg.to(vlm.device), vlm, samples, score=by, margin=margin)
     layers = list(found.lsg.config.layers)
     told = {by: abs(found.score), f"{by} of the unmodified model": abs(found.unmodified), "samples": len(samples)}
-    found.lsg.save_pretrained(out, training=told)
     if as_json:
         steps = [vars(step) for step in found.steps]
         print_json(layers=layers, score=found.score, unmodified=found.unmodified, singles=found.singles, steps=steps)
+        found.lsg.save_pretrained(out, training=told)
         return
     typer.echo(f"unmodified      {by} {abs(found.unmodified):.4f}")
     for step in found.steps:
         typer.echo(f"{'kept' if step.kept else 'left':<6}{step.layers!s:<24}{by} {abs(step.score):.4f}")
+    found.lsg.save_pretrained(out, training=told)
     typer.echo(f"a stack of layers {layers}, saved in {out}")
     if found.score <= found.unmodified:
         typer.echo("It is no better than the unmodified model on these samples.")

@@ -18,11 +18,10 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
-
 from sinkgate.data.llava import Broken, RecordError, decode, image_folder, is_text_only, one_of, samples_of
 from sinkgate.data.sample import Sample
 from sinkgate.errors import SinkgateError
+from sinkgate.output import track
 
 CAMBRIAN = "hf://datasets/nyu-visionx/Cambrian-10M/jsons/Cambrian7M_withsystemprompt.jsonl"
 #: Data sets by category, as figure 9 of Cambrian-1 (arXiv 2406.16860) groups them. Every other one is "general".
@@ -103,7 +102,7 @@ def read_cambrian(
     strata = _strata(categories, count)
     passed = Counter() if passed is None else passed
     unmet, number = set(left_out), 0
-    lines = tqdm(islice(_lines(file), records), desc="Cambrian", unit=" records", disable=None)
+    lines = track(islice(_lines(file), records), "Cambrian", records, unit="records")
     for number, line in enumerate(lines, 1):
         try:
             record = decode(line)

@@ -186,8 +186,16 @@ class Gates:
         return cls(torch.tensor(columns, dtype=torch.float32).reshape(len(columns), -1).T, model)
 
     def save(self, path: str | Path) -> None:
-        """Write ``to_json`` to a file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write ``to_json`` to a file, whose folder is created if it is missing.
+
+        Raises:
+            GateError: the file cannot be written.
+        """
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise GateError(f"the gates cannot be written to {path}: {error.strerror or error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Gates:

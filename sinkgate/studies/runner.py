@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,9 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from sinkgate.errors import SinkgateError
+from sinkgate.output import disk_errors, track, writable_folder
 from sinkgate.studies.provenance import versions
 from sinkgate.studies.results import FORMAT, VERSION, Results
 
@@ -99,7 +100,7 @@ def run(
         out: its folder.
         shard: this process's share; `Shard.here` where None.
         resume: go on with what lies in the folder; False refuses a folder that holds any.
-        progress: show a bar with the time left, on the first process.
+        progress: show how far it is, with the time left: a bar on the terminal of the first process, a line a part in a log.
 
     Raises:
         SinkgateError: the folder holds another study, or any where ``resume`` is False; as ``study.work``.
@@ -110,9 +111,9 @@ def run(
         return results
     share = range(shard.rank, study.units, shard.of)
     missing = [unit for unit in share if not _part(out, unit).is_dir()]
-    quiet = not progress or shard.rank > 0
-    bar = tqdm(missing, study.kind, len(share), initial=len(share) - len(missing), disable=quiet or None, unit="part")
-    for unit in bar:
+    name = f"{study.kind}, share {shard.rank}/{shard.of}" if shard.of > 1 else study.kind
+    alone = shard.rank == 0 or not sys.stderr.isatty()  # bars of several processes on one terminal overwrite each other
+    for unit in track(missing, name, done=len(share) - len(missing), unit="parts", seconds=0, show=progress and alone):
         _write(study.work(unit), _part(out, unit))
     return finish(out)
 
@@ -204,10 +205,7 @@ def _keep(about: dict[str, Any], out: Path) -> dict[str, Any]:
     """What the folder says it is; ``about`` where it says nothing yet."""
     if (out / "study.json").exists():
         return Results.load(out).about
-    try:
-        (out / "parts").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SinkgateError(f"the folder {out} cannot be made: {error.strerror}") from error
+    writable_folder(out / "parts")
     fresh = {**about, "finished": None}
     _write_about(fresh, out)
     return fresh
@@ -244,7 +242,7 @@ def _aside(out: Path) -> Path:
 def _write(tables: Tables, place: Path) -> None:
     """A finished unit, whole or not at all."""
     aside = _aside(place.parents[1])
-    with told_as(f"{place} cannot be written"):
+    with disk_errors(f"{place} cannot be written"):
         aside.mkdir(parents=True)
     for name, content in tables.items():
         if isinstance(content, pd.DataFrame):
@@ -278,18 +276,9 @@ def _read(path: Path) -> pa.Table:
 
 def _replace(place: Path, write: Any) -> None:
     aside = place.with_name(f".{place.name}-{uuid4().hex}")
-    with told_as(f"{place} cannot be written"):
+    with disk_errors(f"{place} cannot be written"):
         write(aside)
         aside.replace(place)
-
-
-@contextmanager
-def told_as(what: str) -> Iterator[None]:
-    """An error of the disk in one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise SinkgateError(f"{what}: {error.strerror or error}") from error
 
 
 def _now() -> str:

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError
 from sinkgate.methods.base import Method
 from sinkgate.models.vlm import VLM
+from sinkgate.output import track
 from sinkgate.training.dataset import Lesson, Lessons, Prefix, batches
 
 
@@ -76,7 +76,7 @@ def evaluate(
     marks = Marks([], *({name: [] for name in methods} for _ in range(3)))
     given = Sample.list_of(samples)
     starts = range(0, len(given), batch_size)
-    for start in tqdm(starts, desc="evaluate", disable=None if progress else True):
+    for start in track(starts, "evaluate", unit="batches", show=progress):
         numbered = enumerate(given[start : start + batch_size], start)
         ready = [lessons.ready(sample, f"sample {number}") for number, sample in numbered]
         _mark(vlm, methods, [lesson for lesson in ready if lesson is not None], marks)

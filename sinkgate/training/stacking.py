@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tqdm import tqdm
-
 from sinkgate.data import Sample
 from sinkgate.methods.base import Fixed, Method
 from sinkgate.methods.lsg.model import LSG
 from sinkgate.models.vlm import VLM
+from sinkgate.output import track
 from sinkgate.sinks.gates import Gates
 from sinkgate.training.dataset import Lessons
 from sinkgate.training.evaluation import Marks, evaluate
@@ -81,7 +80,7 @@ def stack(
     best, *others = sorted(singles, key=lambda layer: -singles[layer])
     chosen, reached = (best,), singles[best]
     steps = [Step(chosen, reached, True)]
-    for layer in tqdm(others, desc="stack", disable=None if progress else True):
+    for layer in track(others, "stack", unit="gates", show=progress):
         tried = (*chosen, layer)
         got = _score(
             evaluate(vlm, {"tried": lsg.only(tried)}, samples, lessons=lessons, progress=False), "tried", score

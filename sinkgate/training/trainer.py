@@ -20,9 +20,10 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from sinkgate.data import Sample
@@ -30,6 +31,7 @@ from sinkgate.errors import SinkgateError, TrainingError
 from sinkgate.methods.base import Method
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.vlm import VLM, Finder, find_sinks
+from sinkgate.output import track, writable_folder
 from sinkgate.training.dataset import BUDGET, Lesson, Lessons, Prefix, batches, labels_of
 
 #: What is not said is `TrainingArguments`' own. Gradients are not clipped: a common norm would tie methods to each other.
@@ -112,9 +114,9 @@ def train(
             layer again for the gradient instead of keeping its activations; ``report_to="tensorboard"`` or ``"wandb"`` logs there.
 
     Raises:
-        TrainingError: the loss is not finite, no sample can be used, early stopping without validation samples, fp16, or ``out`` holds
-            checkpoints of other methods.
-        SinkgateError: an option that `TrainingArguments` does not know or cannot use.
+        TrainingError: the loss is not finite, no sample can be used, early stopping without validation samples, fp16, workers that load
+            data, or ``out`` holds checkpoints of other methods.
+        SinkgateError: ``out`` cannot be written, or an option that `TrainingArguments` does not know or cannot use.
     """
     parts, find = _parts(methods, vlm, together), find or _finder(methods)
     lessons = Lessons(vlm, find, budget)
@@ -123,7 +125,8 @@ def train(
         raise TrainingError("there are no samples to train on")
     if patience is not None and not len(checks):
         raise TrainingError("early stopping needs validation samples; give some, or no patience")
-    arguments = _arguments(Path(out), bool(len(checks)), patience, vlm, options)
+    out = writable_folder(out)
+    arguments = _arguments(out, bool(len(checks)), patience, vlm, options)
     learners = Learners(vlm, parts)
     try:
         trainer = _Trainer(
@@ -139,8 +142,8 @@ def train(
         raise TrainingError(f"training cannot begin: {error}") from error
     trainer.remove_callback(PrinterCallback)
     if progress:
-        trainer.add_callback(_Bar)
-    begun = _newest(Path(out), learners) if resume else None
+        trainer.add_callback(_Progress)
+    begun = _newest(out, learners) if resume else None
     with frozen(vlm):
         result = trainer.train(resume_from_checkpoint=begun)
     if sum(name.startswith("train ") for name in lessons.skipped) == len(data):
@@ -263,15 +266,27 @@ class _Collator:
         return {"lessons": ready, "labels": labels_of(ready)}
 
 
-class _Bar(ProgressCallback):
-    """One bar, on stderr or as a notebook has it; the newest loss stands beside it."""
+class _Progress(TrainerCallback):
+    """Steps done, with the newest loss, as `track` shows them; on the first process."""
+
+    def __init__(self) -> None:
+        self.loss = ""
+        self.steps: Iterator[int] = iter(())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        remaining, shown = range(state.global_step, state.max_steps), state.is_world_process_zero
+        self.steps = track(remaining, "train", done=state.global_step, unit="steps", note=lambda: self.loss, show=shown)
+        next(self.steps, None)  # `track` counts an item when the next one is taken
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        next(self.steps, None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
+        if logs and "loss" in logs:
+            self.loss = f"loss {logs['loss']:.3f}"
 
-    def on_prediction_step(self, *_: Any, **__: Any) -> None:
-        """No bar for a look at the validation samples."""
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.steps = iter(())
 
 
 class _Trainer(Trainer):
@@ -281,6 +296,7 @@ class _Trainer(Trainer):
         super().__init__(**options)
         self.model_accepts_loss_kwargs = True  # losses are divided by all tokens of a step
         self._loss_shifts_labels = False
+        self._limit, self.args.save_total_limit = self.args.save_total_limit, None  # see `_save_checkpoint`
         self._seen = torch.zeros(len(self._learners.methods) + 1)  # losses summed since the last log, then tokens
 
     @property
@@ -312,6 +328,16 @@ class _Trainer(Trainer):
             logs = {**logs, **{f"loss/{name}": total / max(tokens, 1) for name, total in found}}
             self._seen.zero_()
         super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save, then delete the oldest whole checkpoints beyond the limit. Transformers would delete any folder ``checkpoint-*``."""
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and self._limit:
+            best = self.state.best_model_checkpoint
+            *older, _newest = sorted(_checkpoints(Path(str(self.args.output_dir))), key=_saved_at)
+            removable = [folder for folder in older if best is None or not folder.samefile(best)]
+            for folder in removable[: max(0, len(older) + 1 - self._limit)]:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Any, Any, Any]:
         inputs = self._prepare_inputs(inputs)
@@ -352,7 +378,7 @@ def _arguments(
     if patience is not None:
         chosen |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_strategy": "epoch"}
     chosen |= {**options, "output_dir": str(out), "remove_unused_columns": False, "label_names": ["labels"]}
-    chosen["disable_tqdm"] = True  # no bar of transformers', which in a notebook is a table; ours is `_Bar`
+    chosen["disable_tqdm"] = True  # no bar of transformers', which in a notebook is a table; `_Progress` is ours
     chosen.setdefault("use_cpu", vlm.device.type == "cpu")
     try:
         arguments = TrainingArguments(**chosen)
@@ -360,23 +386,44 @@ def _arguments(
         raise SinkgateError(f"training options are those of transformers' TrainingArguments: {error}") from error
     if arguments.fp16:  # gradients are taken before a scaler could keep them from underflow
         raise TrainingError("fp16 is not for training gates: their gradients would underflow; say bf16=True")
+    if arguments.dataloader_num_workers:
+        raise TrainingError(
+            f"dataloader_num_workers is {arguments.dataloader_num_workers}; expected 0: the model itself encodes the images, and workers would copy it"
+        )
     arguments._n_gpu = min(1, arguments.n_gpu)  # the backbone may lie on all of them; it is never copied
     return arguments
 
 
+def _checkpoints(out: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest step first. A killed run may leave one half written; users may keep folders beside."""
+    folders = {
+        int(step): folder
+        for folder in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (step := folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")).isdecimal()
+    }
+    return [folders[step] for step in sorted(folders) if _is_whole(folders[step])]
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # written last
+    except (OSError, ValueError):
+        return False
+    return (folder / SAFE_WEIGHTS_NAME).is_file()
+
+
+def _saved_at(folder: Path) -> int:
+    return (folder / TRAINER_STATE_NAME).stat().st_mtime_ns
+
+
 def _newest(out: Path, learners: Learners) -> str | None:
-    """The newest whole checkpoint; one that a kill has left half written is removed."""
-    while out.is_dir() and (found := get_last_checkpoint(str(out))):
-        try:
-            json.loads((Path(found) / "trainer_state.json").read_text(encoding="utf-8"))  # written last
-        except (OSError, ValueError):
-            shutil.rmtree(found)
-            continue
-        kept = {name: value.shape for name, value in load_file(Path(found) / SAFE_WEIGHTS_NAME).items()}
+    """The whole checkpoint of the highest step, None if there is none."""
+    for folder in _checkpoints(out)[-1:]:
+        kept = {name: value.shape for name, value in load_file(folder / SAFE_WEIGHTS_NAME).items()}
         if kept != {name: value.shape for name, value in learners.state_dict().items()}:
             raise TrainingError(
-                f"{found} is of other gates than these, which are {', '.join(learners.methods)}; "
+                f"{folder} is of other gates than these, which are {', '.join(learners.methods)}; "
                 "give another folder, or resume=False to begin anew"
             )
-        return found
+        return str(folder)
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sinkgate.errors import GateError
 from sinkgate.images.io import Picture
 from sinkgate.models.session import Session
 from sinkgate.models.vlm import VLM
@@ -14,9 +15,10 @@ from sinkgate.widgets.figure import Screen
 
 
 def compare(vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates]) -> Comparison:
-    """The unmodified model beside settings by name: maps of a layer to choose, next-token bars and answers.
+    """Show the unmodified model beside settings by name: maps of a layer to choose, next-token bars and answers.
 
     Raises:
+        GateError: gates that change something are called "Unchanged", the name of the unmodified model.
         SinkgateError: ipywidgets or anywidget is missing; ImageError, PromptError, GateError: what was handed in cannot be used.
     """
     return Comparison(vlm, image, question, gates)
@@ -28,7 +30,9 @@ class Comparison(Shown):
     def __init__(self, vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates]) -> None:
         ipw = ipywidgets()
         self.warm = Session(vlm, vlm.prompt(image, question))
-        settings = {"Unchanged": None, **gates}
+        if "Unchanged" in gates and not gates["Unchanged"].is_identity:
+            raise GateError('"Unchanged" is the name of the unmodified model here; give these gates another one')
+        settings: dict[str, Gates | None] = {"Unchanged": None, **gates}
         self.traces = {name: self.warm.answer(each, max_new_tokens=MAX_NEW_TOKENS) for name, each in settings.items()}
         self.screen = Screen([*self.traces], vlm.num_layers)
         self.screen.place(self.warm)

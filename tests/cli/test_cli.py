@@ -6,7 +6,8 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO, TextIOWrapper
 
 import pytest
 
@@ -274,6 +275,40 @@ def test_what_is_wrong_with_gates_is_one_sentence(sinkgate, tmp_path, args, word
     done = sinkgate(*args, *out, "--limit", 2, code=2)
     assert re.search(words, done.stderr), done.stderr
     assert done.stderr.splitlines()[-1].startswith("sinkgate: ")
+
+
+@pytest.mark.parametrize("command", [("train",), ("stack", "{gates}"), ("sweep",), ("eval",), ("anatomy",)])
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_runs(
+    sinkgate, tmp_path, monkeypatch, demo, command
+):
+    sg.LSG.for_vlm(demo, [2]).save_pretrained(tmp_path / "gates")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sg.VLM, "prompt", lambda *_: pytest.fail("the model ran"))
+    args = [part.format(gates=tmp_path / "gates") for part in command]
+    done = sinkgate(*args, "--limit", 2, "--out", tmp_path / "file", code=2)
+    assert "file" in done.stderr and "cannot be written" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_stack_that_cannot_be_saved_is_still_printed(sinkgate, tmp_path, monkeypatch, demo):
+    sg.LSG.for_vlm(demo, [2]).save_pretrained(tmp_path / "gates")
+
+    def full(*_, **__):
+        raise sg.GateError("no space left")
+
+    monkeypatch.setattr(sg.LSG, "save_pretrained", full)
+    for form in ((), ("--json",)):
+        done = sinkgate("stack", tmp_path / "gates", "--limit", 2, "--out", tmp_path / "out", *form, code=2)
+        assert "unmodified" in done.stdout and "no space left" in done.stderr
+
+
+def test_an_answer_outside_the_code_page_of_the_output_is_escaped(sinkgate, made, monkeypatch, demo):
+    picture, question = made / "0000.png", "How many objects are there?"
+    trace = replace(demo.answer(demo.prompt(picture, question)), text="größer \N{CAT FACE}")
+    monkeypatch.setattr(sg.VLM, "answer", lambda *_, **__: trace)
+    file = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(file, encoding="cp1252", write_through=True))
+    sinkgate("ask", picture, question)
+    assert file.getvalue().decode("cp1252").strip() == "größer \\U0001f431"
 
 
 def test_a_killed_sweep_goes_on_and_two_processes_equal_one(sinkgate, tmp_path):

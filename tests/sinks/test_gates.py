@@ -32,8 +32,11 @@ def test_json_reads_like_what_was_set():
 
 def test_files_round_trip(tmp_path):
     gates = sg.Gates.ones(4).set("rest", 0.3, layers=[-1])
+    gates.save(tmp_path / "new" / "gates.json")
     gates.save(tmp_path / "gates.json")
-    assert sg.Gates.load(tmp_path / "gates.json") == gates
+    assert sg.Gates.load(tmp_path / "gates.json") == gates == sg.Gates.load(tmp_path / "new" / "gates.json")
+    with pytest.raises(sg.GateError, match="cannot be written to .*below"):
+        gates.save(tmp_path / "gates.json" / "below")
 
 
 @given(scale, st.sets(st.integers(0, 7)), st.sampled_from([*GROUPS, "rest"]))

@@ -168,7 +168,7 @@ def test_a_broken_folder_is_one_sentence(whole, tmp_path):
     with pytest.raises(SinkgateError, match="lacks study, settings"):
         Results.load(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(SinkgateError, match="cannot be made"):
+    with pytest.raises(SinkgateError, match="cannot be written; give another one"):
         run(Toy(), tmp_path / "file" / "below", progress=False)
 
 
@@ -183,3 +183,12 @@ def test_what_a_killed_run_left_half_written_is_left_alone(whole):
 def test_only_the_first_share_refuses_a_folder_that_holds_a_study(tmp_path):
     run(Toy(), tmp_path, shard=Shard(0, 2), resume=False, progress=False)
     assert run(Toy(), tmp_path, shard=Shard(1, 2), resume=False, progress=False).finished
+
+
+def test_a_log_shows_each_part_and_which_share_it_is(tmp_path, capsys):
+    run(Toy(units=3), tmp_path / "whole")
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"toy: {done}/3 parts" for done in range(4)
+    ]
+    run(Toy(units=5), tmp_path / "shared", shard=Shard(1, 2))
+    assert capsys.readouterr().err.splitlines()[-1] == "toy, share 1/2: 2/2 parts"

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import noise_image, tiny_llava
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 import sinkgate as sg
@@ -170,10 +169,31 @@ def test_a_killed_run_goes_on_bit_for_bit(vlm, tmp_path):
     half = tmp_path / "killed" / "checkpoint-999"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half written")
+    notes = tmp_path / "killed" / "checkpoint-3" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("of the user")
     again = fresh(vlm)
     report = run(vlm, again, tmp_path / "killed", **options)
     assert same(weights(whole), weights(again), atol=0, rtol=0)
-    assert report.steps == complete.steps == 12 and not half.exists()
+    assert report.steps == complete.steps == 12
+    assert half.exists() and notes.read_text() == "of the user", "only whole checkpoints are ever deleted"
+    assert _steps(tmp_path / "killed") == [3, 10, 12, 999]
+
+
+def _steps(folder):
+    return sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
+
+
+def test_the_limit_of_checkpoints_spares_the_best_and_folders_of_users(vlm, tmp_path):
+    mine = tmp_path / "checkpoint-best-so-far"
+    mine.mkdir()
+    options = {"num_train_epochs": 6, "save_strategy": "epoch", "save_total_limit": 2, "patience": 6}
+    run(vlm, fresh(vlm), tmp_path, learning_rate=3.0, lr_scheduler_type="constant", validation=samples(3), **options)
+    assert mine.is_dir()
+    mine.rmdir()
+    best = json.loads((tmp_path / "checkpoint-18" / "trainer_state.json").read_text())["best_global_step"]
+    assert best < 15, "the case needs a best step that is not among the newest"
+    assert _steps(tmp_path) == [best, 18]
 
 
 def test_two_processes_equal_one(vlm, tmp_path):
@@ -232,24 +252,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(vlm, 
 @pytest.mark.parametrize("progress", [False, True])
 def test_progress_is_one_bar_or_nothing_in_a_notebook_too(vlm, tmp_path, monkeypatch, capsys, progress):
     """There transformers would show a table of its own."""
-    tables, bars = [], []
+    tables = []
 
     class Table(TrainerCallback):
         def on_train_begin(self, *_, **__):
             tables.append(self)
 
-    class Bar(tqdm):
-        def __init__(self, *given, **options):
-            super().__init__(*given, **options)
-            bars.append(self)
-
     monkeypatch.setattr("transformers.trainer.DEFAULT_PROGRESS_CALLBACK", Table)
-    monkeypatch.setattr("transformers.trainer_callback.tqdm", Bar)
+    monkeypatch.setattr("sinkgate.output._in_notebook", lambda: True)
     run(vlm, fresh(vlm, [1]), tmp_path, progress=progress, validation=samples(2), disable_tqdm=False)
     shown = capsys.readouterr()
     assert tables == [] and shown.out == ""
-    assert [bar.n for bar in bars] == ([3] if progress else [])
     assert ("3/3" in shown.err) == progress and bool(shown.err) == progress
+
+
+def test_a_log_gets_lines_with_the_loss(vlm, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sinkgate.output.SECONDS", 0.0)
+    run(vlm, fresh(vlm, [1]), tmp_path, progress=True, logging_steps=1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "train: 0/3 steps" and "loss " in lines[2] and lines[3].startswith("train: 3/3 steps")
 
 
 def test_wrong_options_are_named(vlm, tmp_path):
@@ -259,8 +280,13 @@ def test_wrong_options_are_named(vlm, tmp_path):
         run(vlm, fresh(vlm), tmp_path, save_strategy="sometimes")
     with pytest.raises(TrainingError, match="bf16=True"):
         run(vlm, fresh(vlm), tmp_path, fp16=True)
+    with pytest.raises(TrainingError, match="dataloader_num_workers is 2; expected 0"):
+        run(vlm, fresh(vlm), tmp_path, dataloader_num_workers=2)
     with pytest.raises(TrainingError, match="validation"):
         run(vlm, fresh(vlm), tmp_path, patience=1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(sg.SinkgateError, match="file cannot be written; give another one"):
+        run(vlm, fresh(vlm), tmp_path / "file")
     mixed = {"a": fresh(vlm, criterion="norm"), "b": fresh(vlm, criterion="attention")}
     with pytest.raises(TrainingError, match="different criteria"):
         train(mixed, vlm, samples(2), out=tmp_path)

@@ -38,6 +38,8 @@ def test_what_cannot_be_compared_is_said(demo):
         sg.compare(demo, image, QUESTION, {"other": sg.Gates.ones(3)})
     with pytest.raises(sg.GateError, match="made for somebody/else, this is demo"):
         sg.compare(demo, image, QUESTION, {"other": sg.Gates(sg.Gates.ones(8).scales, "somebody/else")})
+    with pytest.raises(sg.GateError, match="Unchanged.* is the name of the unmodified model"):
+        sg.compare(demo, image, QUESTION, {"Unchanged": sg.Gates.preset("V-sinks off", demo)})
     with pytest.raises(sg.ImageError, match=r"nowhere\.png"):
         sg.compare(demo, "nowhere.png", QUESTION, {})
 
