@@ -33,8 +33,8 @@ class TurnMix:
     Attributes:
         questions: questions behind each image, at least 1.
         kinds: relative frequency of each kind of question; 1.5 for kinds left out.
-        long_turns: long answers behind the questions: "both" for a description and a line-up of the objects in every
-            image; "alternate" for one of them or none a batch, in the place of as many questions as it is long.
+        long_turns: long answers behind the questions: "both" for a description and a line-up of the objects behind every
+            image; "seldom" for one of them in a third of the batches, in the place of as many questions as it is long.
         long_weight: weight of a token of a long answer; 1 for one of a question's answer.
         question_weight: of the mean loss on the words of questions, beside 1 for that on answers.
         tower_weight: of the tower's own loss.
@@ -51,7 +51,7 @@ class TurnMix:
             "relation": 4,
         }
     )
-    long_turns: Literal["both", "alternate"] = "both"
+    long_turns: Literal["both", "seldom"] = "both"
     long_weight: float = 1.0
     question_weight: float = 0.2  # most positions then have something to do besides looking
     tower_weight: float = 0.2
@@ -187,8 +187,8 @@ def draw_turns(
         ``questions, dialogues = draw_turns(scenes, Random(0), TurnMix())``
     """
     count, long_turns = mix.questions, _LONG_TURNS
-    if mix.long_turns == "alternate":
-        long_turns = rng.choice(((), *((turn,) for turn in _LONG_TURNS)))
+    if mix.long_turns == "seldom":
+        long_turns = (rng.choice(_LONG_TURNS),) if rng.random() < 1 / 3 else ()
         count = max(1, count - sum(length for _, length in long_turns))
     questions = [draw_questions(scene, rng, count, mix.kinds) for scene in scenes]
     return questions, [

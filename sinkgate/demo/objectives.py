@@ -5,6 +5,7 @@ Shapes: B images, V visual tokens, E the tower's width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from sinkgate.demo.batches import (
     IGNORED,
     PATCH_CLASSES,
     SCENE_CLASSES,
+    Packed,
     Targets,
     TurnMix,
     draw_turns,
@@ -26,7 +28,7 @@ from sinkgate.demo.batches import (
 )
 from sinkgate.demo.build import FEATURE_LAYER, PATCHES
 from sinkgate.demo.scoring import by_kind, dialogues, held_out, overall, right_answers
-from sinkgate.scenes.scene import COLORS, MAX_OBJECTS, SHAPES
+from sinkgate.scenes.scene import COLORS, MAX_OBJECTS, SHAPES, Scene
 
 DTYPE = torch.bfloat16
 FEW = 4  # at most so many patches tell the whole scene where reading is narrowed
@@ -95,6 +97,29 @@ class Tower(nn.Module):
         return self.read(features, attention, tower_targets(scenes).to(device), rng.randint(1, FEW))
 
 
+@dataclass(frozen=True)
+class Run:
+    """A batch and the model's activations on it.
+
+    Attributes:
+        scenes: B scenes.
+        packed: their turns, T tokens an image.
+        questions: turns of each image that are questions; long turns follow them.
+        features: (B, V, E), the tower's.
+        attention: (B, V), see ``Tower.see``.
+        few: patches that narrowed turns see.
+        states: each layer's input, and last the normed output; (B, T, hidden size) each.
+    """
+
+    scenes: list[Scene]
+    packed: Packed
+    questions: int
+    features: Tensor
+    attention: Tensor
+    few: int
+    states: tuple[Tensor, ...]
+
+
 class Answerer(nn.Module):
     """The LLaVA on packed questions: the loss on answers, beside a lesser one on questions and the tower's own.
 
@@ -114,30 +139,44 @@ class Answerer(nn.Module):
 
     def loss(self, stream: str, batch: int) -> tuple[Tensor, dict[str, float]]:
         """Loss, the tower's accuracies and the share of right answer tokens on a fresh batch of a stream."""
+        return self.objective(self.run(stream, batch))
+
+    def run(self, stream: str, batch: int) -> Run:
+        """Draw a batch of a stream and run the model over it."""
         device, llava = self.model.device, self.model.model
         scenes, rng = scenes_for(stream, batch)
-        drawn, dialogues_ = draw_turns(scenes, rng, self.mix)
+        questions, dialogues_ = draw_turns(scenes, rng, self.mix)
         packed = pack(dialogues_, self.tokenizer, DTYPE)
         features, attention = self.tower.see(pixels(scenes, rng).to(device, DTYPE))
         few = rng.randint(1, FEW)
-        narrow = [[q.scope == "global" and rng.random() < NARROWED for q in questions] for questions in drawn]
+        narrow = [[q.scope == "global" and rng.random() < NARROWED for q in row] for row in questions]
         kept = torch.zeros_like(attention, dtype=torch.bool).scatter(1, attention.topk(few, -1).indices, True)
         words = llava.get_input_embeddings()(packed.input_ids[:, PATCHES:].to(device))
-        hidden = llava.language_model(
+        states = llava.language_model(
             inputs_embeds=torch.cat([llava.multi_modal_projector(features), words], 1),
             attention_mask=packed.narrowed(narrow, kept.cpu()).to(device),
             position_ids=packed.position_ids.to(device),
             use_cache=False,
-        ).last_hidden_state[:, :-1]
-        answers, segments = packed.labels[:, 1:].to(device), packed.segments[:, 1:].to(device)
-        long = segments > len(drawn[0])
-        answer_loss, token = self._next_token(hidden, answers, torch.where(long, self.mix.long_weight, 1.0))
-        tower_loss, accuracies = self.tower.read(features, attention, tower_targets(scenes).to(device), few)
-        loss = answer_loss + self.mix.tower_weight * tower_loss
-        if self.mix.question_weight:
-            question_loss, _ = self._next_token(hidden, packed.question_labels[:, 1:].to(device))
-            loss = loss + self.mix.question_weight * question_loss
-        return loss, {"token": token} | accuracies
+            output_hidden_states=True,
+        ).hidden_states
+        return Run(scenes, packed, len(questions[0]), features, attention, few, states)
+
+    def objective(self, run: Run) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of a run, and its accuracies."""
+        hidden = run.states[-1][:, :-1]
+        device, mix = hidden.device, self.mix
+        answers, segments = run.packed.labels[:, 1:].to(device), run.packed.segments[:, 1:].to(device)
+        weights = torch.where(segments > run.questions, mix.long_weight, 1.0)
+        loss, token = self._next_token(hidden, answers, weights)
+        accuracies = {"token": token}
+        if mix.question_weight:
+            question_loss, _ = self._next_token(hidden, run.packed.question_labels[:, 1:].to(device))
+            loss = loss + mix.question_weight * question_loss
+        if mix.tower_weight:
+            targets = tower_targets(run.scenes).to(device)
+            tower_loss, read = self.tower.read(run.features, run.attention, targets, run.few)
+            loss, accuracies = loss + mix.tower_weight * tower_loss, accuracies | read
+        return loss, accuracies
 
     def _next_token(self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
         """Return the weighted mean cross entropy and the accuracy where there are labels; shapes (B, T, width), (B, T), (B, T)."""

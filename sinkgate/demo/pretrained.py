@@ -1,10 +1,10 @@
 """The demo model: lower layers of a pretrained language model behind the small demo model's vision tower.
 
 ``python -m sinkgate.demo.pretrained --out runs/demo --language HuggingFaceTB/SmolLM2-135M-Instruct`` (or a GGUF file).
-The projector first learns to write, for each object's patches, the embeddings of the words that describe them; then
-projector, vision tower, vocabulary and the upper layers learn to answer together. The lower layers stay as they were
-pretrained: they write the massive activation that makes attention sinks, and training them takes it away. Seeded,
-checkpointed and resumable: kill it and start it again with the same arguments.
+First projector, vision tower, vocabulary and the last two layers learn to answer, as the small model's do. Then the last
+three layers alone learn on, with harder questions and the grounding of noun phrases (``sinkgate.demo.grounding``). The
+lower layers stay as they were pretrained: they write the massive activation that makes attention sinks, and training
+them takes it away. Seeded, checkpointed and resumable: kill it and start it again with the same arguments.
 """
 
 from __future__ import annotations
@@ -27,38 +27,42 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sinkgate.demo.batches import GRID, TurnMix, pixels, scenes_for, tower_targets
+from sinkgate.demo.batches import TurnMix, pixels, scenes_for
 from sinkgate.demo.build import ASSISTANT, END, FEATURE_LAYER, IMAGE, PAD, UNK, USER, build_llava, build_tokenizer
+from sinkgate.demo.grounding import GroundedAnswerer
 from sinkgate.demo.objectives import DTYPE, Answerer, Tower
-from sinkgate.demo.train import WARMUP, MasterAdamW, pick_device, run_stage, save_model
+from sinkgate.demo.train import WARMUP, MasterAdamW, cosine, pick_device, run_stage, save_model
 from sinkgate.errors import UnsupportedModelError
 from sinkgate.models.loading import DEMO, load
-from sinkgate.scenes.scene import COLORS, SHAPES, SIZES
 
 LAYERS = 6  # 42 MB in bf16 for SmolLM2-135M, whose sink dimension spikes from layer 2 on
 
-FROZEN = 3  # layer 2 writes the spike
-RATES = {"tower": 1e-4, "readouts": 1e-3, "projector": 6e-4, "layers": 6e-4, "words": 4e-4}
-HOLD = 0.65  # share of the steps at the full rate
-MIX = TurnMix(
-    questions=12,
+FROZEN = 3  # layers that no stage trains; layer 2 writes the massive activation
+ANSWER_FROZEN = 4  # layers that the first stage leaves alone
+RATES = {"tower": 1e-4, "projector": 1e-3, "layers": 4e-4, "words": 3e-4}
+GROUNDING_RATES = {"layers": 5e-4, "readouts": 1e-3}
+HOLD = 0.5  # share of the second stage's steps at the full rate
+GROUNDING_MIX = TurnMix(
+    questions=16,
     kinds={
-        "relation": 5,
-        "count_shape": 3,
+        "relation": 6,
+        "count_shape": 3.5,
+        "count_color": 3,
         "presence": 3,
-        "count_color": 2.5,
         "place": 2.5,
         "shapes": 1.2,
-        "color": 1,
-        "colors": 0.8,
+        "shape": 1,
+        "size": 1,
+        "colors": 1,
+        "color": 0.8,
         "count": 0.7,
         "majority_color": 0.7,
         "background": 0.4,
     },
-    long_turns="alternate",
+    long_turns="seldom",
     long_weight=0.3,
     question_weight=0.0,
-    tower_weight=0.1,
+    tower_weight=0.0,
 )
 
 # Text of the pretrained vocabulary that means what each special token of the demo means.
@@ -161,59 +165,10 @@ def _start_projector(llava: Any, spread: Tensor) -> None:
     projector.linear_2.weight.mul_(spread / projector(features).std())
 
 
-class WordProjector(nn.Module):
-    """The projector's first objective: an object's patches as the sum of the embeddings of the words for them.
-
-    Shape, color and size, and the half of the picture along both axes. Background patches carry no loss.
-    """
-
-    def __init__(self, model: LlavaForConditionalGeneration, tower: Tower, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__()
-        llava: Any = model.model
-        self.projector, self.tower = llava.multi_modal_projector, tower
-        table = llava.get_input_embeddings().weight.detach().float()
-        vocabulary = tokenizer.get_vocab()
-        half = GRID // 2
-        names = [SHAPES, COLORS, SIZES, ["top"] * half + ["bottom"] * half, ["left"] * half + ["right"] * half]
-        self.center = table.mean(0)
-        self.words = [
-            weight * (table[[vocabulary[name] for name in few]] - self.center)
-            for few, weight in zip(names, (1, 1, 1, 0.6, 0.6), strict=True)
-        ]
-
-    def loss(self, stream: str, batch: int) -> tuple[Tensor, dict[str, float]]:
-        """Return the squared error over the targets' variance on a fresh batch of a stream."""
-        scenes, rng = scenes_for(stream, batch)
-        device = self.center.device
-        with torch.no_grad():
-            features, _ = self.tower.see(pixels(scenes, rng).to(device, DTYPE))
-        patches = tower_targets(scenes).to(device).patches
-        on_object = patches[..., 0] < len(SHAPES)
-        truth = patches[on_object].unbind(-1)
-        target = sum(words[classes] for words, classes in zip(self.words, truth, strict=True))
-        error = self.projector(features[on_object]).float() - self.center - target
-        return error.square().mean() / torch.as_tensor(target).square().mean(), {}
-
-
 def hold_then_decay(steps: int, hold: float = HOLD) -> Callable[[int], float]:
     """Return the rate's factor by step: warm-up, 1 for a share ``hold`` of the steps, then 1 - sqrt to zero."""
     start = hold * steps
     return lambda step: min((step + 1) / WARMUP, 1 - math.sqrt(min(1.0, max(0.0, step - start) / (steps - start))))
-
-
-def trained_parts(model: LlavaForConditionalGeneration, tower: Tower) -> list[tuple[list[nn.Parameter], float]]:
-    """Freeze the lower layers and return the other parameters with their rates."""
-    llava: Any = model.model
-    language = llava.language_model
-    language.layers[:FROZEN].requires_grad_(False)
-    vision = list(tower.vision.parameters())
-    return [
-        (vision, RATES["tower"]),
-        ([p for p in tower.parameters() if all(p is not q for q in vision)], RATES["readouts"]),
-        (list(llava.multi_modal_projector.parameters()), RATES["projector"]),
-        ([*language.layers[FROZEN:].parameters(), *language.norm.parameters()], RATES["layers"]),
-        (list(language.embed_tokens.parameters()), RATES["words"]),
-    ]
 
 
 def main(
@@ -223,9 +178,10 @@ def main(
     ],
     tower: Annotated[Path, typer.Option(help="Folder of the small demo model, whose vision tower is taken.")] = DEMO,
     layers: Annotated[int, typer.Option(help="Layers of the language model to take.")] = LAYERS,
-    projector_steps: Annotated[int, typer.Option(help="Steps of the projector's own training, 48 scenes each.")] = 250,
-    answer_steps: Annotated[int, typer.Option(help="Steps of the LLaVA's training.")] = 3000,
-    answer_batch: Annotated[int, typer.Option(help="Scenes a step, LLaVA.")] = 8,
+    answer_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = 3000,
+    grounding_steps: Annotated[int, typer.Option(help="Steps of the second stage.")] = 3000,
+    answer_batch: Annotated[int, typer.Option(help="Scenes a step, first stage.")] = 16,
+    grounding_batch: Annotated[int, typer.Option(help="Scenes a step, second stage.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps; auto takes a GPU when there is one.")] = "auto",
 ) -> None:
@@ -236,28 +192,51 @@ def main(
     small: Any = load(tower, check=False).model
     model: Any = build_pretrained(tokenizer, language, small.model.vision_tower, layers, seed)
     model.to(where, DTYPE)
+    text, projector = model.model.language_model, model.model.multi_modal_projector
     torch.manual_seed(seed + 1)
-    eye = Tower(model.model.vision_tower).to(where, DTYPE)
-    run_stage(
-        "projector",
-        WordProjector(model, eye, tokenizer),
-        MasterAdamW([(model.model.multi_modal_projector.parameters(), 2e-3)], hold_then_decay(projector_steps, 0.0)),
-        steps=projector_steps,
-        batch=48,
-        seed=seed,
-        out=out,
-    )
-    answerer = Answerer(model, eye, tokenizer, MIX)
+    seeing = Tower(model.model.vision_tower).to(where, DTYPE)
+
+    text.layers[:ANSWER_FROZEN].requires_grad_(False)
+    answerer = Answerer(model, seeing, tokenizer, TurnMix())
     run_stage(
         "answers",
         answerer,
-        MasterAdamW(trained_parts(model, eye), hold_then_decay(answer_steps)),
+        MasterAdamW(
+            [
+                (seeing.parameters(), RATES["tower"]),
+                (projector.parameters(), RATES["projector"]),
+                ([*text.layers[ANSWER_FROZEN:].parameters(), *text.norm.parameters()], RATES["layers"]),
+                (text.embed_tokens.parameters(), RATES["words"]),
+            ],
+            cosine(answer_steps),
+        ),
         steps=answer_steps,
         batch=answer_batch,
         seed=seed,
         out=out,
         save_every=100,
         on_save=lambda: save_model(answerer, out / "model"),
+    )
+
+    model.requires_grad_(False)
+    upper = [*text.layers[FROZEN:].parameters(), *text.norm.parameters()]
+    for parameter in upper:
+        parameter.requires_grad_(True)
+    torch.manual_seed(seed + 2)
+    grounder = GroundedAnswerer(model, seeing, tokenizer, GROUNDING_MIX, FROZEN).to(where, DTYPE)
+    run_stage(
+        "grounding",
+        grounder,
+        MasterAdamW(
+            [(upper, GROUNDING_RATES["layers"]), (grounder.readouts.parameters(), GROUNDING_RATES["readouts"])],
+            hold_then_decay(grounding_steps),
+        ),
+        steps=grounding_steps,
+        batch=grounding_batch,
+        seed=seed,
+        out=out,
+        save_every=100,
+        on_save=lambda: save_model(grounder, out / "model"),
     )
 
 
