@@ -23,7 +23,8 @@ class Recorder:
     """Collects attention rows while a model runs; if asked, how long the Values are, and how alike the outputs of a head.
 
     ``rows`` are absolute query positions, ``"all"``, or ``"last"``: the last query of every forward
-    call, which in generation is the row that produces the next token; ``most`` bounds how many calls are kept. ``mean`` keeps
+    call, which in generation is the row that produces the next token; ``most`` bounds how many calls are kept, and calls whose last
+    query stands before position ``since`` (the chunks of a chunked prefill but the last) are passed over. ``mean`` keeps
     only the mean over heads and rows of each call, "rows" the mean over rows for each head. Per layer, one entry a forward call that
     held a wanted row: attention (B, H, R, K), or (B, K) with ``mean``, (B, H, K) with "rows"; value_norms (B, K), the mean over heads
     of the L2 norm.
@@ -37,6 +38,7 @@ class Recorder:
     values: bool = False
     most: int | None = None
     outputs: Tensor | None = None
+    since: int = 0
     attention: dict[int, list[Tensor]] = field(default_factory=dict)
     value_norms: dict[int, list[Tensor]] = field(default_factory=dict)
     stable_ranks: dict[int, list[Tensor]] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class Recorder:
         if self.most is not None and self._recorded(layer) >= self.most:
             return None
         if self.rows == "last":
-            return slice(count - 1, count)
+            return slice(count - 1, count) if first + count > self.since else None
         if self.rows == "all":
             return slice(0, count)
         local = [row - first for row in self.rows if first <= int(row) < first + count]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from threading import Thread
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from sinkgate.errors import SinkgateError
 from sinkgate.models.trace import Trace
 
 
@@ -45,9 +46,42 @@ def streamed(
     return result[0]
 
 
-def stop_when(stop: Callable[[], bool] | None) -> StoppingCriteriaList | None:
-    """A stopping criterion that asks ``stop`` after every token."""
-    return StoppingCriteriaList([_StopWhen(stop)]) if stop else None
+#: Options of ``generate`` by which one forward writes several tokens: no attention row belongs to one of them.
+_SEVERAL_AT_ONCE = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens", "custom_generate")
+_RESERVED = ("return_dict_in_generate", "output_logits", "past_key_values", "inputs", "input_ids", "inputs_embeds")
+
+
+def generate_options(options: Mapping[str, Any], stop: Callable[[], bool] | None, max_rows: int) -> dict[str, Any]:
+    """Return options of ``generate`` that write one answer: greedy where the caller says nothing else.
+
+    Args:
+        options: what the caller gives.
+        stop: called after every token; True ends the answer.
+        max_rows: of how many tokens attention is to be recorded, from 0.
+
+    Raises:
+        SinkgateError: an option leads to several answers, to several tokens in one forward, or is set here; max_rows is negative.
+    """
+    if max_rows < 0:
+        raise SinkgateError(f"max_rows is {max_rows}; expected 0 (no attention is recorded) or more")
+    if given := [name for name in _RESERVED if name in options]:
+        raise SinkgateError(f"{given[0]} is set by sinkgate itself; leave it out")
+    if options.get("num_return_sequences", 1) != 1:
+        raise SinkgateError(
+            f"num_return_sequences is {options['num_return_sequences']}; a Trace holds one answer: call several times with do_sample=True"
+        )
+    if max_rows and (given := [name for name in _SEVERAL_AT_ONCE if options.get(name) is not None]):
+        raise SinkgateError(
+            f"with {given[0]} one forward writes several tokens, so attention has no row a token; give max_rows=0"
+        )
+    stops = [*(options.get("stopping_criteria") or ()), *([_StopWhen(stop)] if stop else ())]
+    return {
+        "do_sample": False,
+        "num_beams": 1,
+        **options,
+        "return_dict_in_generate": True,
+        "stopping_criteria": StoppingCriteriaList(stops) if stops else None,
+    }
 
 
 class _StopWhen(StoppingCriteria):

@@ -5,8 +5,8 @@ Shapes: V visual tokens, S separators, N patches, U rows that the images put int
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ MAX_QUESTION = 20_000  # characters
 FIXED_TOWERS = ("clip_vision_model", "siglip_vision_model")  # take pictures of one size only
 
 
-@dataclass
+@dataclass(repr=False)
 class Prompt:
     """Images and a question, ready for the model.
 
@@ -47,8 +47,18 @@ class Prompt:
     sheets: tuple[Sheet, ...]
     note: str = ""
     system: str = ""  # the system turn, where one was given
-    encoded: Any = field(default=None, repr=False)  # the encoder's output, once it has run
-    sinks: SinkMap | None = field(default=None, repr=False)  # by the default criteria, once they were asked for
+    encoded: Any = None  # the encoder's output, once it has run
+    encoded_under: int = 0  # the `encoder_state` at that time
+    sinks: SinkMap | None = None  # by the default criteria, once they were computed
+    sinks_under: int = 0  # the `model_state` at that time
+
+    def __repr__(self) -> str:
+        images = ", ".join(f"{image.width} x {image.height}" for image in self.images) or "none"
+        places = " and ".join(f"{rows} x {columns}" for rows, columns in (sheet.grid for sheet in self.sheets))
+        return (
+            f"Prompt({self.question!r}, images: {images}, {len(self.visual)} visual tokens"
+            f"{f' in {places}' if places else ''}, {self.length} positions)"
+        )
 
     @property
     def image(self) -> Image.Image:
@@ -69,6 +79,29 @@ class Prompt:
     def length(self) -> int:
         """Positions in the prompt, P."""
         return self.inputs["input_ids"].shape[1]
+
+
+def is_one_prompt(prompts: Any) -> bool:
+    """Return whether this is one prompt; False for a list of prompts.
+
+    Raises:
+        PromptError: it is neither.
+    """
+    if isinstance(prompts, Prompt):
+        return True
+    many = isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping)
+    if many and all(isinstance(prompt, Prompt) for prompt in prompts):
+        return False
+    odd = next((part for part in prompts if not isinstance(part, Prompt)), prompts) if many else prompts
+    raise PromptError(
+        f"got {type(odd).__name__}, expected a Prompt or a list of them; make one with vlm.prompt(image, question)"
+    )
+
+
+def refuse_several(prompt: Any, call: str) -> None:
+    """Raise PromptError where this is not one prompt."""
+    if not is_one_prompt(prompt):
+        raise PromptError(f"{call} takes one prompt, got a list of {len(prompt)}; call it for each")
 
 
 class Prompter:

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,8 +25,9 @@ from transformers import DynamicCache
 from sinkgate.attention.partial_forward import cache_tensors, copied_layer, kept_inputs, prefilled, resumed
 from sinkgate.attention.recorder import Recorder
 from sinkgate.models.batch import Batch
-from sinkgate.models.generation import stop_when, streamed
-from sinkgate.models.prompts import Prompt
+from sinkgate.models.generation import generate_options, streamed
+from sinkgate.models.model_state import model_state
+from sinkgate.models.prompts import Prompt, refuse_several
 from sinkgate.models.trace import Trace
 from sinkgate.models.vlm import MAX_ROWS, VLM, find_sinks
 from sinkgate.sinks.classify import SinkMap
@@ -43,6 +44,7 @@ class _State:
     inputs: list[Tensor]
     rows: dict[int, list[Tensor]]
     output: Any  # the model's, with logits (1, 1, vocabulary) and the cache
+    model: int = 0  # the `model_state` at that time
 
     @property
     def nbytes(self) -> int:
@@ -55,6 +57,7 @@ class Session:
     """A prompt on a model, warm. Calls from several threads take turns, as all calls on one model do."""
 
     def __init__(self, vlm: VLM, prompt: Prompt, sinks: SinkMap | None = None) -> None:
+        refuse_several(prompt, "a session")
         self.vlm, self.prompt = vlm, prompt
         self._sinks = sinks
         self._state: _State | None = None
@@ -63,9 +66,7 @@ class Session:
     @property
     def sinks(self) -> SinkMap:
         """The groups of the prompt's visual tokens; found by the default criteria where none were given."""
-        if self._sinks is None:
-            self._sinks = find_sinks(self.vlm, self.prompt)
-        return self._sinks
+        return self._sinks or find_sinks(self.vlm, self.prompt)  # which the prompt keeps while the model stays as it is
 
     @property
     def resumes(self) -> bool:
@@ -108,23 +109,27 @@ class Session:
         stop: Callable[[], bool] | None = None,
         **generation: Any,
     ) -> Trace:
-        """The greedy answer under these gates; its prefill is the warm one.
+        """The answer under these gates, greedy where ``generation`` says nothing else; its prefill is the warm one.
 
         Args:
             gates: scales of the Keys; None leaves the model as it is.
             max_new_tokens: where to stop at the latest.
-            max_rows: of how many tokens, from the first, the attention is kept.
+            max_rows: of how many tokens, from the first, the attention is kept; 0 records none.
             streamer: receives the text as it grows.
-            stop: asked after every token; True ends the answer early.
-            generation: other options of ``generate``.
+            stop: called after every token; True ends the answer early.
+            generation: other options of ``generate``; with ``num_beams`` the prompt is run in full, see `VLM.answer`.
 
         Raises:
             GateError: the gates do not fit this model.
+            SinkgateError: options of ``generate`` that lead to several answers.
         """
-        vlm, recorder = self.vlm, Recorder("last", most=max_rows - 1)
-        if not self.resumes:
+        vlm = self.vlm
+        if not self.resumes or generation.get("num_beams", 1) > 1:
             options = {"max_new_tokens": max_new_tokens, "max_rows": max_rows, "streamer": streamer, "stop": stop}
             return vlm.answer(self.prompt, gates, self._sinks, **options, **generation)
+        generation = generate_options(generation, stop, max_rows)
+        generation.pop("prefill_chunk_size", None)  # the prefill is there already
+        recorder = Recorder("last", most=max_rows - 1) if max_rows > 1 else None
         with vlm.lock, torch.no_grad():
             state = self._settle(gates)
             with (
@@ -135,14 +140,11 @@ class Session:
                     **self.prompt.inputs,
                     past_key_values=DynamicCache(config=vlm.model.config.get_text_config(decoder=True)),
                     max_new_tokens=vlm.new_tokens(self.prompt.length, max_new_tokens),
-                    do_sample=False,
-                    num_beams=1,
-                    return_dict_in_generate=True,
                     streamer=streamer,
-                    stopping_criteria=stop_when(stop),
                     **generation,
                 )
-        rows = {layer: calls + recorder.attention.get(layer, []) for layer, calls in state.rows.items()}
+        later = recorder.attention if recorder else {}
+        rows = {layer: calls + later.get(layer, []) for layer, calls in state.rows.items()} if max_rows else {}
         written = output.sequences[0, self.prompt.length :].tolist()
         return vlm.trace(self.prompt, state.output.logits[0, -1], written, rows)
 
@@ -182,8 +184,8 @@ class Session:
         """
         vlm = self.vlm
         if not self.resumes:
-            runs = [vlm.predict(self.prompt, table, self._sinks).probabilities.log() for table in tables]
-            return torch.stack(runs)
+            runs = [vlm.next_logits(self.prompt, table, self._sinks).float().cpu() for table in tables]
+            return torch.stack(runs) if runs else torch.empty(0, vlm.model.config.get_text_config().vocab_size)
         with vlm.lock, torch.no_grad():
             base = self._settle(None)
             scales = [self._scales(table) for table in tables]
@@ -231,11 +233,12 @@ class Session:
         """The state under these gates, resumed from the one at hand where there is one."""
         with self.vlm.lock, torch.no_grad():
             scales = self._scales(gates)
-            if self._state is None:
-                self._state = self._run(None, scales, 0)
+            now = model_state(self.vlm.adapter)
+            if self._state is None or self._state.model != now:
+                self._state = replace(self._run(None, scales, 0), model=now)
             start = self._first_change(self._state.scales, scales)
             if start < len(self.vlm.adapter.all_layers):
-                self._state = self._run(self._state, scales, start)
+                self._state = replace(self._run(self._state, scales, start), model=now)
             return self._state
 
     def _scales(self, gates: Gates | None) -> Tensor:

@@ -6,17 +6,22 @@ Shapes: L layers, H heads, R recorded rows, K keys, V visual tokens, S separator
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sinkgate.errors import SinkgateError
 from sinkgate.images.layout import Sheet
-from sinkgate.sinks.classify import SinkMap
+from sinkgate.sinks.classify import SinkMasks
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
-    """One run. Row r of ``attention`` is the query that produced generated token r; row 0 is the last prompt token.
+    """One run. Row r of ``attention`` is the query that produced token r of ``tokens``; row 0 is the last prompt token.
 
     ``ids``: all that was generated; ``tokens``: their texts, special tokens left out.
 
@@ -34,6 +39,30 @@ class Trace:
     separators: Tensor
     sheets: tuple[Sheet, ...]
 
+    def __repr__(self) -> str:
+        word, share = self.next_token[0]
+        written = f"{self.text!r}, {len(self.tokens)} tokens" if self.ids else "no answer yet"
+        layers, heads, rows, keys = self.attention.shape
+        return f"Trace({written}, next token {word!r} {share:.1%}, attention of {layers} layers x {heads} heads x {rows} rows x {keys} keys)"
+
+    def to_frame(self, sinks: SinkMasks | None = None) -> pd.DataFrame:
+        """Return where the attention of each recorded row goes, layer by layer: one line a row and layer, shares summing to one.
+
+        Columns: ``row``, ``token`` that it produced, ``layer``, then ``visual`` (with ``sinks``: ``v_sink``, ``l_sink`` and ``ordinary``),
+        ``separator`` and ``text``, each the mean over heads, in [0, 1].
+        """
+        import pandas as pd  # takes a second, and gates need none of it
+
+        lines = []
+        for row in range(self.attention.shape[2]):
+            token = self.tokens[row] if row < len(self.tokens) else self.next_token[0][0]
+            shares = {name: share.tolist() for name, share in self.shares(sinks, row).items()}
+            for layer in range(len(self.attention)):
+                lines.append(
+                    {"row": row, "token": token, "layer": layer, **{name: shares[name][layer] for name in shares}}
+                )
+        return pd.DataFrame(lines)
+
     def visual(
         self, layer: int, head: int | None = None, row: int = 0, hide: Tensor | None = None, sheet: int = 0
     ) -> Tensor:
@@ -41,28 +70,39 @@ class Trace:
 
         ``hide`` (V,) boolean sets those tokens to zero and stretches the others to the same sum.
         """
-        rows = self.attention[layer, :, row]
+        rows = self._row(row)[layer]
         patches = (rows.mean(0) if head is None else rows[head])[self.positions]
         if hide is not None:
             kept = patches * ~hide
             patches = kept * (patches.sum() / kept.sum().clamp_min(1e-12))
         return self.sheets[sheet].spread(patches)
 
-    def shares(self, sinks: SinkMap, row: int = 0) -> dict[str, Tensor]:
+    def shares(self, sinks: SinkMasks | None = None, row: int = 0) -> dict[str, Tensor]:
         """Where one row's attention goes in each layer, mean over heads.
 
-        Returns ``v_sink``, ``l_sink``, ``ordinary``, ``separator`` (newline and tile tokens) and ``text``, each (L,),
-        summing to one.
+        Returns ``v_sink``, ``l_sink`` and ``ordinary`` (without ``sinks`` all three as ``visual``), ``separator`` (newline and tile
+        tokens) and ``text``, each (L,), summing to one.
+
+        Raises:
+            SinkgateError: no such row was recorded.
         """
-        rows = self.attention[:, :, row].mean(1)  # L, K
-        patches = rows[:, self.positions]
-        shares = {
-            "v_sink": (patches * sinks.v_sink).sum(1),
-            "l_sink": (patches * sinks.l_sink).sum(1),
-            "ordinary": (patches * sinks.ordinary).sum(1),
-        }
-        separator = rows[:, self.separators].sum(1)
+        rows = self._row(row).mean(1)  # L, K
+        patches, separator = rows[:, self.positions], rows[:, self.separators].sum(1)
+        if sinks is None:
+            shares = {"visual": patches.sum(1)}
+        else:
+            groups = {"v_sink": sinks.v_sink, "l_sink": sinks.l_sink, "ordinary": sinks.ordinary}
+            shares = {name: (patches * mask).sum(1) for name, mask in groups.items()}
         return {**shares, "separator": separator, "text": rows.sum(1) - patches.sum(1) - separator}
+
+    def _row(self, row: int) -> Tensor:
+        """The attention of one recorded row, (L, H, K)."""
+        recorded = self.attention.shape[2]
+        if not -recorded <= row < recorded:
+            raise SinkgateError(
+                f"there is no attention row {row}: this trace holds {recorded}, from 0; max_rows says how many an answer records"
+            )
+        return self.attention[:, :, row]
 
 
 def stack_rows(recorded: dict[int, list[Tensor]]) -> Tensor:

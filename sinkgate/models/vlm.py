@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,14 @@ from transformers import TextIteratorStreamer
 
 from sinkgate.attention.patch import Attached, attached, model_lock
 from sinkgate.attention.recorder import Recorder
-from sinkgate.errors import ImageError, UnsupportedModelError
+from sinkgate.errors import ImageError, PromptError, SinkgateError, UnsupportedModelError
 from sinkgate.images.io import Picture
 from sinkgate.models.adapters import Adapter, adapt
 from sinkgate.models.batch import Batch
 from sinkgate.models.chat import EncodedOptions
-from sinkgate.models.generation import stop_when, streamed
-from sinkgate.models.prompts import Prompt, Prompter
+from sinkgate.models.generation import generate_options, streamed
+from sinkgate.models.model_state import encoder_state, model_state
+from sinkgate.models.prompts import Prompt, Prompter, is_one_prompt, refuse_several
 from sinkgate.models.trace import Trace, stack_rows
 from sinkgate.sinks.classify import (
     HeadObservation,
@@ -39,6 +40,10 @@ from sinkgate.sinks.classify import (
 from sinkgate.sinks.criteria import Criterion
 from sinkgate.sinks.gates import Gates
 
+#: Gates for all of several prompts, or one for each.
+Tables = Gates | Sequence[Gates | None] | None
+#: Sinks for each of several prompts.
+Maps = Sequence[SinkMap | None] | None
 MAX_ROWS = 128  # tokens whose attention is kept; one row takes layers x heads x Keys x 4 bytes
 
 
@@ -56,6 +61,10 @@ class VLM:
         self.attention: list[nn.Module] = self.adapter.attention
         self.prompter = Prompter(self.adapter, processor, name)
         self.lock = model_lock(model)
+
+    def __repr__(self) -> str:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"VLM({self.name!r}, {self.model.config.model_type}, {self.num_layers} layers, {dtype} on {self.device})"
 
     @property
     def num_layers(self) -> int:
@@ -147,33 +156,65 @@ class VLM:
         with self.attached(self._scales(prompt, gates, sinks), recorder):
             yield
 
-    def predict(self, prompt: Prompt, gates: Gates | None = None, sinks: SinkMap | None = None) -> Trace:
-        """One prefill: the next-token distribution and the last row's attention, no answer yet."""
-        recorder = Recorder("last")
-        with torch.no_grad(), self.attached(self._scales(prompt, gates, sinks), recorder, own_cache=True):
-            logits = self.model(**self.warm_inputs(prompt), use_cache=False, logits_to_keep=1).logits[0, -1]
-        return self.trace(prompt, logits, [], recorder.attention)
+    @overload
+    def predict(self, prompt: Prompt, gates: Gates | None = None, sinks: SinkMap | None = None) -> Trace: ...
 
-    def predict_all(
+    @overload
+    def predict(self, prompt: Sequence[Prompt], gates: Tables = None, sinks: Maps = None) -> list[Trace]: ...
+
+    def predict(self, prompt: Any, gates: Any = None, sinks: Any = None) -> Any:
+        """One prefill: the next-token distribution and the last row's attention, no answer yet. Of several prompts as ``predict_all``.
+
+        Raises:
+            PromptError: this is no prompt, and no list of prompts.
+            GateError: the gates do not fit this model.
+        """
+        if not is_one_prompt(prompt):
+            return self.predict_all(prompt, gates, sinks)
+        recorder = Recorder("last")
+        return self.trace(prompt, self.next_logits(prompt, gates, sinks, recorder), [], recorder.attention)
+
+    def next_logits(
         self,
-        prompts: Sequence[Prompt],
-        gates: Sequence[Gates | None] | Gates | None = None,
-        sinks: Sequence[SinkMap | None] | None = None,
-    ) -> list[Trace]:
+        prompt: Prompt,
+        gates: Gates | None = None,
+        sinks: SinkMap | None = None,
+        recorder: Recorder | None = None,
+    ) -> Tensor:
+        """Return the next-token logits of one prefill, (vocabulary,).
+
+        Args:
+            prompt: what to read.
+            gates: scales of the Keys; None leaves the model as it is.
+            sinks: the groups of visual tokens; found by the default criteria where None.
+            recorder: takes attention rows.
+
+        Raises:
+            GateError: the gates do not fit this model.
+        """
+        with torch.no_grad(), self.attached(self._scales(prompt, gates, sinks), recorder, own_cache=True):
+            return self.model(**self.warm_inputs(prompt), use_cache=False, logits_to_keep=1).logits[0, -1]
+
+    def predict_all(self, prompts: Sequence[Prompt], gates: Tables = None, sinks: Maps = None) -> list[Trace]:
         """``predict`` for prompts of any images and lengths in one forward, each under gates of its own.
 
         Models that encode images anew in every call are run prompt by prompt.
 
+        Args:
+            prompts: what to read, B.
+            gates: for all prompts, or one for each.
+            sinks: the groups of each prompt's visual tokens; found by the default criteria where None.
+
         Raises:
+            PromptError: there are not as many gates or sinks as prompts.
             GateError: gates do not fit this model.
         """
-        tables = [gates] * len(prompts) if isinstance(gates, Gates | None) else list(gates)
-        maps = [None] * len(prompts) if sinks is None else list(sinks)
-        if self.adapter.takes_encoded is None:
-            return [self.predict(*case) for case in zip(prompts, tables, maps, strict=True)]
+        cases = _cases(prompts, gates, sinks)
+        if self.adapter.takes_encoded is None or not cases:
+            return [self.predict(*case) for case in cases]
         recorder = Recorder("last")
         with self.lock, torch.no_grad():
-            scales = [self._scales(*case) for case in zip(prompts, tables, maps, strict=True)]
+            scales = [self._scales(*case) for case in cases]
             ones = [torch.ones(self.num_layers, 1, prompt.num_keys, device=self.device) for prompt in prompts]
             scales = [one if scale is None else scale for scale, one in zip(scales, ones, strict=True)]
             batch = self.batch(prompts)
@@ -238,6 +279,7 @@ class VLM:
         positions = self.prompter.max_length  # the last token generated needs none
         return wanted if positions is None else max(1, min(wanted, positions - length + 1))
 
+    @overload
     def answer(
         self,
         prompt: Prompt,
@@ -249,39 +291,72 @@ class VLM:
         streamer: TextIteratorStreamer | None = None,
         stop: Callable[[], bool] | None = None,
         **generation: Any,
-    ) -> Trace:
-        """The greedy answer, with the attention of every generated token.
+    ) -> Trace: ...
+
+    @overload
+    def answer(
+        self, prompt: Sequence[Prompt], gates: Tables = None, sinks: Maps = None, **options: Any
+    ) -> list[Trace]: ...
+
+    def answer(
+        self,
+        prompt: Any,
+        gates: Any = None,
+        sinks: Any = None,
+        *,
+        max_new_tokens: int = 64,
+        max_rows: int = MAX_ROWS,
+        streamer: TextIteratorStreamer | None = None,
+        stop: Callable[[], bool] | None = None,
+        **generation: Any,
+    ) -> Any:
+        """The answer, greedy where ``generation`` says nothing else, with the attention of every generated token.
 
         Args:
-            prompt: what to answer.
-            gates: scales of the Keys; None leaves the model as it is.
-            sinks: the groups of visual tokens; found by the default criteria where None.
+            prompt: what to answer; several prompts are answered one by one.
+            gates: scales of the Keys; None leaves the model as it is. With several prompts for all of them, or one for each.
+            sinks: the groups of visual tokens; found by the default criteria where None. With several prompts one for each.
             max_new_tokens: where to stop at the latest; earlier where the model has no further positions.
-            max_rows: of how many tokens, from the first, the attention is kept.
+            max_rows: of how many tokens, from the first, the attention is kept; 0 records none.
             streamer: receives the text as it grows.
-            stop: asked after every token; True ends the answer early.
-            generation: other options of ``generate``.
+            stop: called after every token; True ends the answer early.
+            generation: other options of ``generate``, such as ``do_sample=True``. With ``num_beams`` only the attention of the first
+                token is kept, since later ones belong to beams.
 
         Raises:
+            PromptError: this is no prompt, and no list of prompts.
             GateError: the gates do not fit this model.
+            SinkgateError: options of ``generate`` that lead to several answers, or that this model cannot follow.
+
+        Example:
+            >>> vlm.answer(prompt, max_new_tokens=8, do_sample=True, temperature=0.7).text
         """
-        recorder = Recorder("last", most=max_rows)
-        with torch.no_grad(), self.attached(self._scales(prompt, gates, sinks), recorder, own_cache=True):
-            # cross-attention would read the encoded image again with every token
+        options = {"max_new_tokens": max_new_tokens, "max_rows": max_rows, "streamer": streamer, "stop": stop}
+        if not is_one_prompt(prompt):
+            return [self.answer(*case, **options, **generation) for case in _cases(prompt, gates, sinks)]
+        generation = generate_options(generation, stop, max_rows)
+        beams = generation["num_beams"] > 1
+        # beams need an image each, and cross-attention would read the encoded image again with every token
+        raw = beams or self.adapter.cross_attention or self.adapter.takes_encoded is None
+        if raw and generation.get("prefill_chunk_size"):
+            raise SinkgateError(
+                f"prefill_chunk_size needs images that are encoded before, and {self.name} {'with beams ' if beams else ''}"
+                "encodes them in the prefill; leave it out"
+            )
+        recorder = Recorder("last", most=min(max_rows, 1) if beams else max_rows, since=prompt.length - 1)
+        with (
+            torch.no_grad(),
+            self.attached(self._scales(prompt, gates, sinks), recorder if max_rows else None, own_cache=not beams),
+        ):
             output = self.model.generate(
-                **(prompt.inputs if self.adapter.cross_attention else self.warm_inputs(prompt)),
+                **(prompt.inputs if raw else self.warm_inputs(prompt)),
                 max_new_tokens=self.new_tokens(prompt.length, max_new_tokens),
-                do_sample=False,
-                num_beams=1,
-                return_dict_in_generate=True,
                 output_logits=True,
                 streamer=streamer,
-                stopping_criteria=stop_when(stop),
                 **generation,
             )
-        return self.trace(
-            prompt, output.logits[0][0], output.sequences[0, prompt.length :].tolist(), recorder.attention
-        )
+        written = output.sequences[0, prompt.length :].tolist()
+        return self.trace(prompt, output.logits[0][0], written, recorder.attention)
 
     def stream(
         self,
@@ -292,11 +367,13 @@ class VLM:
         max_new_tokens: int = 64,
         stop: Callable[[], bool] = lambda: False,
     ) -> Generator[str, None, Trace]:
-        """``answer`` as a generator of the growing text; it returns the Trace. Closing it stops the model.
+        """``answer`` of one prompt as a generator of the growing text; it returns the Trace. Closing it stops the model.
 
         Raises:
+            PromptError: this is no prompt.
             GateError: the gates do not fit this model; at the first step, as any error of the run.
         """
+        refuse_several(prompt, "stream")
         return streamed(
             self.tokenizer,
             lambda streamer, closed: self.answer(
@@ -364,7 +441,7 @@ class VLM:
             hook = reads.register_forward_hook(_keep_output(features), prepend=True)
         try:
             with self.lock, torch.no_grad(), attached(reading, recorder=recorder):
-                prompt.encoded = self.encode(prompt)
+                self._keep_encoded(prompt)
         finally:
             if hook is not None:
                 hook.remove()
@@ -401,14 +478,28 @@ class VLM:
                 f"the vision encoder of {self.name} cannot take a picture of {sizes} pixels: {error}"
             ) from error
 
+    def _keep_encoded(self, prompt: Prompt) -> None:
+        prompt.encoded, prompt.encoded_under = self.encode(prompt), encoder_state(self.adapter)
+
     def warm_inputs(self, prompt: Prompt) -> dict[str, Any]:
-        """The prompt's inputs with the images already encoded, where the model takes that: once per prompt."""
+        """Return the prompt's inputs with the images already encoded, where the model takes that.
+
+        Images are encoded once a prompt, and again where the encoder's weights, adapters or hooks have changed.
+
+        Raises:
+            PromptError: they would have to be encoded again and the prompt holds no pixels.
+        """
         name = self.adapter.takes_encoded
         if name is None:
             return dict(prompt.inputs)
-        if prompt.encoded is None:
+        if prompt.encoded is None or prompt.encoded_under != encoder_state(self.adapter):
+            if "pixel_values" not in prompt.inputs:
+                raise PromptError(
+                    "the model's vision encoder has changed (weights, adapters or hooks) since this prompt was encoded, and its pixels "
+                    "were dropped; make the prompt again with vlm.prompt"
+                )
             with torch.no_grad():  # it is kept; a graph would be kept with it
-                prompt.encoded = self.encode(prompt)
+                self._keep_encoded(prompt)
         text = {key: value for key, value in prompt.inputs.items() if key != "pixel_values"}
         return {**text, name: self.adapter.as_input(prompt.encoded)}
 
@@ -450,7 +541,7 @@ class VLM:
         names = [self._name_of(int(index)) for index in top.indices]
         special = set(self.tokenizer.all_special_ids) if self.processor else set()
         shown = [row for row, index in enumerate(generated) if index not in special]
-        rows = stack_rows(attention)
+        rows = stack_rows(attention) if attention else torch.zeros(self.num_layers, self.num_heads, 0, prompt.num_keys)
         recorded = [row for row in shown or [0] if row < rows.shape[2]]
         return Trace(
             text=self.tokenizer.decode(generated, skip_special_tokens=True).strip() if self.processor else "",
@@ -474,6 +565,7 @@ class VLM:
 Finder = Callable[["VLM", Prompt], SinkMasks]
 
 
+@overload
 def find_sinks(
     vlm: VLM,
     prompt: Prompt,
@@ -481,26 +573,61 @@ def find_sinks(
     v_sink: str | Criterion = "auto",
     l_sink: str | Criterion = "auto",
     merged: Merged = "any",
-) -> SinkMap:
-    """V-sinks, L-sinks and ordinary visual tokens of a prompt, with the evidence.
+) -> SinkMap: ...
+
+
+@overload
+def find_sinks(
+    vlm: VLM,
+    prompt: Sequence[Prompt],
+    *,
+    v_sink: str | Criterion = "auto",
+    l_sink: str | Criterion = "auto",
+    merged: Merged = "any",
+) -> list[SinkMap]: ...
+
+
+def find_sinks(
+    vlm: VLM,
+    prompt: Any,
+    *,
+    v_sink: str | Criterion = "auto",
+    l_sink: str | Criterion = "auto",
+    merged: Merged = "any",
+) -> Any:
+    """V-sinks, L-sinks and ordinary visual tokens of a prompt, or of each of several, with the evidence.
 
     Args:
         vlm: the model, run once unmodified.
-        prompt: image and question.
+        prompt: image and question; of a list of prompts the result is a list.
         v_sink: criterion for V-sinks, a name of ``CRITERIA`` or an object.
         l_sink: criterion for L-sinks.
         merged: a token of several patches is a V-sink when any, most or all of them are sinks; the default is ours.
 
     Raises:
+        PromptError: this is no prompt, and no list of prompts.
         SinkgateError: no criterion has that name.
     """
+    if not is_one_prompt(prompt):
+        return [find_sinks(vlm, each, v_sink=v_sink, l_sink=l_sink, merged=merged) for each in prompt]
     default = v_sink == l_sink == "auto" and merged == "any"
-    if default and prompt.sinks is not None:
+    if default and prompt.sinks is not None and prompt.sinks_under == model_state(vlm.adapter):
         return prompt.sinks
     sinks = classify(vlm.observe(prompt), prompt.sheets, v_sink=v_sink, l_sink=l_sink, merged=merged)
     if default:
-        prompt.sinks = sinks
+        prompt.sinks, prompt.sinks_under = sinks, model_state(vlm.adapter)
     return sinks
+
+
+def _cases(prompts: Sequence[Prompt], gates: Tables, sinks: Maps) -> list[tuple[Prompt, Gates | None, SinkMap | None]]:
+    """Each prompt with its gates and sinks."""
+    tables = [gates] * len(prompts) if gates is None or isinstance(gates, Gates) else list(gates)
+    maps = [None] * len(prompts) if sinks is None else list(sinks)
+    if not len(prompts) == len(tables) == len(maps):
+        raise PromptError(
+            f"there are {len(prompts)} prompts with {len(tables)} gates and {len(maps)} sink maps; give one of each a prompt, or none"
+        )
+    return list(zip(prompts, tables, maps, strict=True))
 
 
 def find_v_sinks(vlm: VLM, prompt: Prompt, v_sink: str | Criterion = "auto", merged: Merged = "any") -> SinkMasks:
