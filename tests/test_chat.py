@@ -1,0 +1,312 @@
+"""Prompts are transformers' own, and answers are what a model writes behind them, for the traits of published templates."""
+
+import chat_cases as cases
+import pytest
+import torch
+from chat_cases import BLANK, CHATML, EOS, IMAGE, LISTED, OPENED, TEMPLATES, TEXT_ONLY, THOUGHT, TOKENIZERS, vlm_with
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import noise_image
+from zoo import ZOO
+
+import sinkgate as sg
+from sinkgate.facts import describe
+from sinkgate.lessons import Lessons, Prefix, batches
+from sinkgate.methods import Fixed
+from sinkgate.vlm import VLM
+
+QUESTION = "What is in the picture?\nIt's “nice”."
+ENDS = {"chatml": "<|im_end|>", "thought": "<|im_end|>", "opened": "<|im_end|>", "dropped": "<|im_end|>", "listed": "<|user|>"}
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def tokenizer(request):
+    return TOKENIZERS[request.param]()
+
+
+def pieces(vlm, answer, question=QUESTION):
+    prompt = vlm.prompt(noise_image(), question)
+    return vlm.tokenizer.convert_ids_to_tokens(vlm.encode_answer(prompt, answer))
+
+
+def written(vlm, answer):
+    """An answer's pieces in one text, a blank as both kinds of tokenizers read it."""
+    return "".join(pieces(vlm, answer)).replace("Ġ", "▁").replace("Ċ", "\n").replace("<0x0A>", "\n")
+
+
+# --- prompts
+
+
+@pytest.mark.parametrize("system", ["", "Answer with one word."])
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_prompts_are_those_of_transformers(tokenizer, template, images, system):
+    vlm = vlm_with(tokenizer, TEMPLATES[template])
+    pictures = [noise_image(number, (40, 28 + number)) for number in range(images)]
+    content = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": QUESTION}]
+    chat = [{"role": "user", "content": content}]
+    if system:
+        chat.insert(0, {"role": "system", "content": system if template == "listed" else [{"type": "text", "text": system}]})
+    if system and template == "questions":
+        with pytest.raises(sg.PromptError, match="prints no system turn; put its text into the question"):
+            vlm.prompt(pictures, QUESTION, system=system)
+        return
+    expected = vlm.processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    prompt = vlm.prompt(pictures, QUESTION, system=system)
+    assert prompt.inputs.keys() == expected.keys() and prompt.system == system
+    assert all(torch.equal(prompt.inputs[name], value) for name, value in expected.items())
+    assert tokenizer.decode(prompt.inputs["input_ids"][0]).count(cases.BOS) <= 1
+
+
+def test_a_template_of_the_tokenizer_alone_is_used(tokenizer):
+    tokenizer.chat_template = CHATML
+    try:
+        vlm = vlm_with(tokenizer, None)
+        prompt = vlm.prompt(noise_image(), QUESTION)
+        content = [{"type": "image", "image": noise_image()}, {"type": "text", "text": QUESTION}]
+        expected = vlm.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=CHATML,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_tensors="pt",
+        )
+        assert torch.equal(prompt.inputs["input_ids"], expected)
+        assert describe(vlm, prompt)["chat_format"] == "chat template of the tokenizer"
+        assert written(vlm, "yes") == "yes" + EOS
+    finally:
+        tokenizer.chat_template = None
+
+
+def test_the_form_in_use_is_described(tokenizer):
+    for template, words in ((CHATML, "of the processor"), ({"default": CHATML}, "of the processor"), (None, "'USER: {image}")):
+        vlm = vlm_with(tokenizer, template)
+        assert words in str(describe(vlm, vlm.prompt(noise_image(), QUESTION))["chat_format"])
+
+
+def test_templates_that_take_texts_only_get_texts(tokenizer):
+    """LLMs' templates, which cannot place an image: its token is written into the text."""
+    vlm = vlm_with(tokenizer, TEXT_ONLY)
+    prompt = vlm.prompt([noise_image(1), noise_image(2)], "Why?")
+    assert len(prompt.visual) == 32
+    words = tokenizer.decode(prompt.inputs["input_ids"][0]).replace(IMAGE, "")
+    assert words.split() == ["<s>", "[INST]", "Why?", "[/INST]"] or words.split() == ["<s>[INST]", "Why?", "[/INST]"]
+    assert written(vlm, "yes") == "▁yes" + EOS
+    with pytest.raises(sg.PromptError, match="no system turn"):
+        vlm.prompt(noise_image(), "Why?", system="Be brief.")
+
+
+def test_a_template_without_questions_is_refused(tokenizer):
+    vlm = vlm_with(tokenizer, "Hello")
+    with pytest.raises(sg.PromptError, match="prints no user turn; load the model's own processor"):
+        vlm.prompt(noise_image(), "Why?")
+    with pytest.raises(sg.PromptError, match="no chat template, so no system turn"):
+        vlm_with(tokenizer, None).prompt(noise_image(), "Why?", system="Be brief.")
+
+
+# --- answers
+
+ANSWERS = {
+    "blank": "▁two▁dogs",
+    "bos": "▁two▁dogs",
+    "chatml": "two▁dogs",
+    "listed": "two▁dogs",
+    "thought": "<think>\n\n</think>\n\ntwo▁dogs",
+    "opened": "\n</think>\n\ntwo▁dogs",
+    "dropped": "\n</think>\n\ntwo▁dogs",
+    "questions": "▁two▁dogs",
+    None: "▁two▁dogs",
+}
+
+
+@pytest.mark.parametrize("template", ANSWERS)
+def test_answers_are_continuations_up_to_their_end(tokenizer, template):
+    """Nothing between answer and end, what stands in front of it kept, and the end that the template writes."""
+    end = ENDS.get(template, EOS)
+    vlm = vlm_with(tokenizer, template and TEMPLATES[template], ends=(EOS, "<|im_end|>", "<|user|>"))
+    assert written(vlm, " two dogs \n") == ANSWERS[template] + end
+    prompt = vlm.prompt(noise_image(), QUESTION)
+    ids = torch.cat([prompt.inputs["input_ids"][0], torch.tensor(vlm.encode_answer(prompt, "two dogs"))])
+    assert tokenizer.decode(ids).endswith(ANSWERS[template].replace("▁", " ") + end)
+
+
+@pytest.mark.parametrize("template", ["blank", "chatml", "thought", None])
+def test_line_breaks_of_an_answer_stay(tokenizer, template):
+    vlm = vlm_with(tokenizer, template and TEMPLATES[template])
+    assert "first▁line\nsecond▁line" in written(vlm, "first line\nsecond line")
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "expected"),
+    [
+        (THOUGHT, "<think>\nwhy\n</think>\n\nyes", "<think>\nwhy\n</think>\n\nyes"),
+        (OPENED, "<think>\nwhy\n</think>\n\nyes", "why\n</think>\n\nyes"),
+        (BLANK, "<think>why</think>yes", "▁<think>why</think>yes"),
+    ],
+)
+def test_answers_with_a_thought_of_their_own_keep_it(tokenizer, template, answer, expected):
+    assert written(vlm_with(tokenizer, template), answer) == expected + EOS
+
+
+def test_a_blank_at_the_end_of_the_prompt_is_not_written_twice(tokenizer):
+    vlm = vlm_with(tokenizer, BLANK.replace("ASSISTANT:", "ASSISTANT: "))
+    assert written(vlm, "two dogs") == "two▁dogs" + EOS
+
+
+@given(text=st.text(st.sampled_from("two dogs.\n,?é木👍'"), min_size=1, max_size=20).filter(str.strip))
+@pytest.mark.parametrize("template", ["blank", "chatml", "opened", None])
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_what_an_answer_encodes_to_decodes_to_it(vlms, kind, template, text):
+    """And is encoded to the same ids again, as the text of a model's own answer is."""
+    vlm = vlms[kind, template]
+    chat = vlm.prompter.chat
+    ids = chat.encode_answer("Why?", text)
+    said = vlm.tokenizer.decode(ids, skip_special_tokens=True)
+    said = said.removeprefix(chat.answer_form.before).strip() if "</think>" in said else said.strip()
+    assert said == text.strip()
+    assert chat.encode_answer("Why?", said) == ids
+
+
+@pytest.fixture(scope="module")
+def vlms():
+    names = ["blank", "chatml", "opened", None]
+    return {(k, t): vlm_with(make(), t and TEMPLATES[t]) for k, make in TOKENIZERS.items() for t in names}
+
+
+# --- what cannot be encoded
+
+
+@pytest.mark.parametrize("token", [EOS, IMAGE, "<|im_start|>", "<extra>", "<video>"])
+def test_tokens_with_a_meaning_are_refused_everywhere(tokenizer, token):
+    """Special tokens, and places of images and videos that a tokenizer knows among its added tokens only."""
+    own = TOKENIZERS["byte-level" if "Ġ" in "".join(tokenizer.get_vocab()) else "sentencepiece"](
+        additional_special_tokens=["<|im_start|>"]
+    )
+    own.add_tokens(["<video>"])
+    vlm = vlm_with(own, CHATML)
+    vlm.model.config.video_token_id = own.convert_tokens_to_ids("<video>")
+    prompt = vlm.prompt(noise_image(), QUESTION)
+    if token == "<extra>":  # an ordinary text here
+        assert vlm.encode_answer(prompt, "a <extra> b")
+        return
+    text = f"a {token} b"
+    for ask in (
+        lambda: vlm.prompt(noise_image(), text),
+        lambda: vlm.prompt(noise_image(), "Why?", system=text),
+        lambda: vlm.encode_answer(prompt, text),
+        lambda: vlm.encode_options(prompt, ["yes", text]),
+    ):
+        with pytest.raises(sg.PromptError, match="holds .*, which the model reads as a command"):
+            ask()
+    lessons = Lessons(vlm)
+    good = (noise_image(), QUESTION, "yes")
+    sg.evaluate(vlm, {"plain": Fixed(sg.Gates.ones(vlm))}, [(noise_image(), QUESTION, text), good], lessons=lessons)
+    assert list(lessons.skipped) == ["sample 0"] and token in lessons.skipped["sample 0"]
+
+
+def test_an_end_that_is_no_special_token_is_refused_within_an_answer():
+    """OPT ends an answer with a line break."""
+    tokenizer = TOKENIZERS["byte-level"]()
+    vlm = vlm_with(tokenizer, None, ends=("Ċ",))
+    assert pieces(vlm, "two dogs")[-1] == "Ċ"
+    with pytest.raises(sg.PromptError, match=r"holds '\\n', with which .* ends an answer"):
+        pieces(vlm, "first line\nsecond line")
+    assert vlm.prompt(noise_image(), "first line\nsecond line").question
+
+
+@pytest.mark.parametrize("half", ["\ud83d", "\udce9"])
+def test_half_characters_get_a_sentence(tokenizer, half):
+    vlm = vlm_with(tokenizer, CHATML)
+    prompt = vlm.prompt(noise_image(), QUESTION)
+    for ask in (
+        lambda: vlm.prompt(noise_image(), "caf" + half),
+        lambda: vlm.prompt(noise_image(), "Why?", system="caf" + half),
+        lambda: vlm.encode_answer(prompt, "caf" + half),
+        lambda: vlm.encode_options(prompt, ["yes", "caf" + half]),
+        lambda: vlm.prompter.chat.text([None, "caf" + half]),
+    ):
+        with pytest.raises(sg.PromptError, match=rf"half a character \(U\+{ord(half):04X}\) at position 3"):
+            ask()
+
+
+def test_prompts_and_answers_beyond_the_models_positions_are_refused(tokenizer):
+    vlm = vlm_with(tokenizer, CHATML)
+    with pytest.raises(sg.PromptError, match=r"the prompt has [\d,]+ positions and .* has 256; shorten"):
+        vlm.prompt(noise_image(), "picture " * 300)
+    prompt = vlm.prompt(noise_image(), "Why?")
+    with pytest.raises(sg.PromptError, match="the prompt with its answer has"):
+        vlm.encode_answer(prompt, "picture " * 300)
+    with pytest.raises(sg.PromptError, match="the prompt with its options has"):
+        vlm.encode_options(prompt, ["yes", "picture " * 300])
+
+
+def test_generation_ends_at_the_models_last_position():
+    """Learned positions have no more rows: an index error before."""
+    family = ZOO["blip-2"]
+    vlm = VLM(family.model(), None, "blip-2")
+    vlm.model.generation_config.eos_token_id = None
+    prompt = vlm.read(family.sample())
+    positions = vlm.model.config.text_config.max_position_embeddings
+    assert len(vlm.answer(prompt, max_new_tokens=10_000).ids) == positions - prompt.length + 1
+    assert len(vlm.answer(prompt, max_new_tokens=3).ids) == 3
+
+
+# --- options and scores
+
+
+@pytest.mark.parametrize("template", [BLANK, CHATML, THOUGHT, OPENED])
+def test_options_are_chosen_alike_by_sweeps_and_scores(tokenizer, template):
+    """Behind an empty thought too, which all options share; ``sg.choose`` writes them out there."""
+    vlm = vlm_with(tokenizer, template)
+    tables = [sg.Gates.ones(vlm).set("rest", scale) for scale in (0.0, 0.3, 1.0, 3.0)]
+    options = ["yes", "no", "cat"]
+    chosen, scored = [], []
+    for seed in range(3):
+        image = noise_image(seed)
+        prompt = vlm.prompt(image, "Why?")
+        chosen += [options[index] for index in sg.choose(sg.Session(vlm, prompt), tables, options)]
+        methods = {str(index): Fixed(table) for index, table in enumerate(tables)}
+        marks = sg.evaluate(vlm, methods, [sg.Sample((image,), "Why?", "no", "", tuple(options))], progress=False)
+        scored += [marks.said[name][0] for name in methods]
+        assert [right for (right,) in marks.right.values()] == [word == "no" for word in scored[-len(tables) :]]
+    assert chosen == scored and len(set(chosen)) > 1
+
+
+def test_options_that_differ_late_cannot_be_scored_in_one_forward(tokenizer):
+    vlm = vlm_with(tokenizer, CHATML)
+    lessons = Lessons(vlm)
+    assert lessons.ready(sg.Sample((noise_image(),), "Why?", "a cat", "", ("a cat", "a dog")), "shared") is not None
+    assert lessons.ready(sg.Sample((noise_image(),), "Why?", "no", "", ("a cat", "a dog", "no")), "late") is None
+    assert "differ in the first token behind what all begin with" in lessons.skipped["late"]
+    assert lessons.ready(sg.Sample((noise_image(),), "Why?", "why", "", ("yes", "no")), "absent") is None
+
+
+def test_any_token_that_ends_an_answer_is_right(tokenizer):
+    vlm = vlm_with(tokenizer, CHATML, ends=(EOS, "<|im_end|>"))
+    lesson = Lessons(vlm).ready(sg.Sample((noise_image(),), "Why?", "yes"), "")
+    assert lesson is not None
+    with torch.no_grad():
+        prefix = Prefix(vlm, next(batches(vlm, [lesson]))[1])
+    assert lesson.answer[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def right(*last):
+        logits = torch.nn.functional.one_hot(torch.tensor([[*lesson.answer[:-1], *last]]), len(tokenizer)).float()
+        return prefix.right(logits).tolist()
+
+    assert right(lesson.answer[-1]) == [True]
+    assert right(tokenizer.convert_tokens_to_ids(EOS)) == [True]
+    assert right(lesson.answer[0]) == [False]
+
+
+def test_rows_of_attention_stay_with_their_tokens_behind_a_special_one(tokenizer):
+    vlm = vlm_with(tokenizer, CHATML)
+    prompt = vlm.prompt(noise_image(), "Why?")
+    yes, image = (tokenizer.convert_tokens_to_ids(token) for token in ("yes", IMAGE))
+    yes = vlm.encode_answer(prompt, "yes")[0] if yes is None else yes
+    rows = torch.arange(3.0).view(1, 1, 3, 1).expand(1, 1, 3, prompt.length)
+    trace = vlm.trace(prompt, torch.zeros(len(tokenizer)), [yes, image, yes], {0: [rows]})
+    assert len(trace.tokens) == 2 and trace.attention[0, 0, :, 0].tolist() == [0, 2]
+    trace = vlm.trace(prompt, torch.zeros(len(tokenizer)), [image], {0: [rows]})
+    assert trace.tokens == [] and trace.attention.shape[2] == 1
