@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tiny import tiny_llava
@@ -12,7 +13,14 @@ import sinkgate as sg
 
 BOS, EOS, IMAGE = "<s>", "</s>", "<image>"
 MARKS = ("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>")
-WORDS = ["two dogs and a cat", "What is in the picture?", "USER: ASSISTANT: yes no", "first line\nsecond line", "system user"]
+WORDS = [
+    "two dogs and a cat",
+    "What is in the picture?",
+    "USER: ASSISTANT: yes no",
+    "first line\nsecond line",
+    "system user",
+    "<think> why </think>",
+]
 
 
 def byte_level(**options: Any) -> PreTrainedTokenizerFast:
@@ -32,15 +40,16 @@ def byte_level(**options: Any) -> PreTrainedTokenizerFast:
 
 def sentencepiece(**options: Any) -> PreTrainedTokenizerFast:
     """Pieces of words behind a blank that is written in front of a text too, bytes for the rest, BOS added: LLaMA."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<unk>", BOS, EOS, IMAGE, *MARKS, *(f"<0x{byte:02X}>" for byte in range(256))],
-        show_progress=False,
-    )
+    special = [BOS, EOS, IMAGE, *MARKS, "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator([line for text in WORDS for line in text.split("\n")], trainer)
+    learned = json.loads(tokenizer.to_str())["model"]
+    vocabulary = {**learned["vocab"], **{f"<0x{byte:02X}>": len(learned["vocab"]) + byte for byte in range(256)}}
+    merges = [tuple(merge) for merge in learned["merges"]]
+    tokenizer.model = models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
@@ -56,9 +65,7 @@ def _wrapped(tokenizer: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:
 
 TOKENIZERS = {"byte-level": byte_level, "sentencepiece": sentencepiece}
 
-_PARTS = (
-    "{% for c in m.content %}{% if c.type == 'image' %}" + IMAGE + "{% else %}{{ c.text }}{% endif %}{% endfor %}"
-)
+_PARTS = "{% for c in m.content %}{% if c.type == 'image' %}" + IMAGE + "{% else %}{{ c.text }}{% endif %}{% endfor %}"
 _TEXT = "{% if m.content is string %}{{ m.content }}{% else %}" + _PARTS + "{% endif %}"
 #: LLaVA-1.5: images first, a blank behind every text, no end.
 BLANK = (
@@ -92,7 +99,11 @@ TEXT_ONLY = (
     "{% else %}{{ raise_exception('no such role') }}{% endif %}{% endfor %}"
 )
 #: Questions alone.
-QUESTIONS = "{% for m in messages %}{% if m.role == 'user' %}" + _TEXT + "{% else %}{{ raise_exception('no answers') }}{% endif %}{% endfor %}:"
+QUESTIONS = (
+    "{% for m in messages %}{% if m.role == 'user' %}"
+    + _TEXT
+    + "{% else %}{{ raise_exception('no answers') }}{% endif %}{% endfor %}:"
+)
 
 TEMPLATES = {
     "blank": BLANK,
@@ -107,17 +118,20 @@ TEMPLATES = {
 
 
 def vlm_with(
-    tokenizer: PreTrainedTokenizerFast, template: str | None, *, ends: tuple[str, ...] = (EOS,), tower: str = "clip"
+    tokenizer: PreTrainedTokenizerFast, template: str | None, *, ends: tuple[str, ...] = (EOS,), seed: int = 0
 ) -> sg.VLM:
     """A tiny LLaVA that reads and writes with a tokenizer and a template; ``ends``: tokens that end its answers."""
-    model, processor = tiny_llava(tower)
+    model, processor = tiny_llava(seed=seed)
     model.resize_token_embeddings(len(tokenizer) + 8, mean_resizing=False)
     model.config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(ends))
-    parts = {
-        "patch_size": 7,
-        "vision_feature_select_strategy": "default" if tower == "clip" else "full",
-        "num_additional_image_tokens": 1 if tower == "clip" else 0,
-    }
-    processor = LlavaProcessor(processor.image_processor, tokenizer, image_token=IMAGE, chat_template=template, **parts)
+    processor = LlavaProcessor(
+        processor.image_processor,
+        tokenizer,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        image_token=IMAGE,
+        num_additional_image_tokens=1,
+        chat_template=template,
+    )
     return sg.load((model, processor), check=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import Literal
 
@@ -311,7 +312,8 @@ def _matching(scene: Scene, item: SceneObject, attributes: tuple[str, ...]) -> l
     return [o for o in scene.objects if all(getattr(o, a) == getattr(item, a) for a in attributes)]
 
 
-def words() -> list[str]:
+@cache
+def words() -> tuple[str, ...]:
     """Every word that questions, answers and descriptions can hold, sorted; what the tokenizer knows."""
     seen = set(" ".join(DESCRIBE).split()) | set(COLORS) | set(SHAPES) | set(SIZES) | {str(n) for n in range(10)}
     rng = Random("vocabulary")
@@ -321,4 +323,4 @@ def words() -> list[str]:
         seen.update(" ".join(line_up(scene, rng)).split())
         for question in ask_all(scene, rng):
             seen.update(f"{question.question} {question.answer}".split())
-    return sorted({word.strip("?.,").lower() for word in seen})
+    return tuple(sorted({word.strip("?.,").lower() for word in seen}))

@@ -178,6 +178,24 @@ def test_pictures_of_several_sizes_side_by_side(name, request):
         assert torch.allclose(trace.visual(1), alone.visual(1), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["llava_next", "idefics3", "qwen2_vl"])
+@pytest.mark.parametrize("sizes", [[(90, 56)], [(40, 80), (56, 56)]])
+def test_ids_masks_and_pixels_are_those_of_transformers(name, sizes, request):
+    vlm = request.getfixturevalue(name)
+    images = [noise_image(number, size) for number, size in enumerate(sizes)]
+    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": QUESTION}]
+    expected = vlm.processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    inputs = vlm.prompt(images, QUESTION).inputs
+    assert inputs.keys() == expected.keys()
+    assert all(torch.equal(inputs[name], value) for name, value in expected.items())
+
+
 def test_bright_corner_is_where_it_is_shown(qwen2_vl):
     """The pixels of the patches that a token comes from lie where its sheet says: brightness tells."""
     image = noise_image(1, (64, 48)).point(lambda value: 0)
