@@ -135,8 +135,8 @@ class GatedModel(lmms):
         return [visual.convert("RGB") for visual in visuals]
 
     def _prompt(self, context: str, images: list[Image.Image]) -> Prompt:
-        """As `VLM.prompt`, but with the task's line breaks, at any length, and with several images where the text wants them."""
-        return self.vlm.read(self.vlm.prompter.chat.inputs(self._text(context, len(images)), images), question=context)
+        """As `VLM.prompt`, with the task's text as it is and several images where it wants them."""
+        return self.vlm.read(self._inputs(context, images), question=context)
 
     def _text(self, context: str, images: int) -> str:
         parts = context.split(PLACE)
@@ -146,6 +146,9 @@ class GatedModel(lmms):
             parts = [each for part in parts for each in (part, None)][:-1]
         return self.vlm.prompter.chat.text([part for part in parts if part is None or part.strip()])
 
+    def _inputs(self, context: str, images: list[Image.Image]) -> dict[str, Any]:
+        return self.vlm.prompter.chat.inputs(self._text(context, len(images)), images)
+
     def _gated(self, prompts: list[Prompt], options: Mapping[str, Any]) -> list[str]:
         sinks = [self._find_sinks(self.vlm, prompt) for prompt in prompts] if self.gated else ()
         batch = self.vlm.batch(prompts, sinks)
@@ -154,7 +157,7 @@ class GatedModel(lmms):
 
     def _plain(self, context: str, options: Mapping[str, Any]) -> str:
         with torch.no_grad(), self.vlm.attached(None, None):
-            return self._generate(self.vlm.prompter.chat.inputs(self._text(context, 0), []), options)[0]
+            return self._generate(self._inputs(context, []), options)[0]
 
     def _generate(self, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
         temperature = options.get("temperature") or 0

@@ -2,11 +2,15 @@
 
 import importlib
 import sys
+from importlib.util import find_spec
 from random import Random
+from types import ModuleType
 
 import parquet_files as files
 import pytest
-from tiny import shaken
+import torch
+from chat_cases import TEMPLATES, sentencepiece, vlm_with
+from tiny import noise_image, shaken
 
 import sinkgate as sg
 from sinkgate.scenes.scene import Scene
@@ -20,6 +24,47 @@ def test_without_lmms_eval_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lmms_eval.api.model", None)
     with pytest.raises(ImportError, match=r'pip install "sinkgate\[lmms\]"'):
         importlib.import_module("sinkgate.benchmarks.lmms")
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    """The adapter's class, on a bare interface where lmms-eval is not installed."""
+    if find_spec("lmms_eval") is None:
+        for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.models"):
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        model, registry = ModuleType("lmms_eval.api.model"), ModuleType("lmms_eval.models.registry_v2")
+        model.lmms, registry.ModelManifest = type("lmms", (), {}), object
+        monkeypatch.setitem(sys.modules, model.__name__, model)
+        monkeypatch.setitem(sys.modules, registry.__name__, registry)
+        monkeypatch.delitem(sys.modules, "sinkgate.benchmarks.lmms", raising=False)
+    return importlib.import_module("sinkgate.benchmarks.lmms").GatedModel
+
+
+@pytest.mark.parametrize("template", ["bos", "chatml"])
+def test_prompts_are_those_of_transformers(adapter, template):
+    """With the first token once, where the template writes it and the tokenizer adds it, and images within the text."""
+    model = object.__new__(adapter)
+    model.vlm = vlm_with(sentencepiece(), TEMPLATES[template])
+    pictures = [noise_image(1), noise_image(2, (40, 28))]
+    for context, images in (
+        ("<image>\nWhy?", pictures[:1]),
+        ("first <image> second <image> differ", pictures),
+        ("no place for two", pictures),
+        ("Why?", []),
+    ):
+        placed = context.split("<image>") if len(images) == 2 and "<image>" in context else ["", *[""] * len(images)]
+        content = [{"type": "text", "text": placed[0]}]
+        for image, part in zip(images, placed[1:], strict=True):
+            content += [{"type": "image", "image": image}, {"type": "text", "text": part}]
+        if not any(placed):
+            content.append({"type": "text", "text": context.replace("<image>", "").strip()})
+        chat = [{"role": "user", "content": [part for part in content if part.get("text") != ""]}]
+        expected = model.vlm.processor.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        inputs = model._inputs(context, images)
+        assert inputs.keys() == expected.keys()
+        assert all(torch.equal(inputs[name], value) for name, value in expected.items())
 
 
 @pytest.fixture(scope="module")
