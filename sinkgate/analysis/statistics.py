@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 Floats = NDArray[np.float64]
 DRAWS = 2000  # of the bootstrap
+LEVEL, POWER = 0.05, 0.8  # of tests; the chance to find the smallest effect
 
 
 def intervals(differences: Any, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> tuple[Floats, Floats]:
@@ -49,6 +50,32 @@ def holm(p: Any) -> Floats:
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(1.0, stepped)
     return corrected
+
+
+def smallest_effect(differences: Any, tests: int = 1, level: float = LEVEL, power: float = POWER) -> Floats:
+    """Return the smallest mean difference that a study of this size and noise can find.
+
+    Two bounds, the larger counts. The sign test of one among ``tests`` corrected tests needs so many samples that all change in the
+    same direction, each by the mean size of the changes at hand (1 if nothing changed). And the mean has to stand out from its own
+    standard error with the given power. Infinite if even a change of every sample would not be significant.
+
+    Args:
+        differences: paired differences, (S,) or (S, M), in [-1, 1].
+        tests: number of tests that are corrected together.
+        level: level of the corrected tests.
+        power: chance to find the effect, in (0, 1).
+
+    Returns:
+        A share in [0, 1] or infinity, scalar or (M,).
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    count = len(values)
+    fewest = int(np.ceil(np.log2(2 * tests / level)))  # 2 * 0.5^fewest <= level / tests
+    changed = np.abs(values).sum(0) / np.maximum(1, (values != 0).sum(0))
+    by_sign = fewest / count * np.where(changed > 0, changed, 1.0)
+    spread = values.std(0, ddof=1) if count > 1 else np.zeros_like(changed)
+    by_noise = (norm.isf(level / tests / 2) + norm.ppf(power)) * spread / np.sqrt(count)
+    return np.where(fewest > count, np.inf, np.maximum(by_sign, by_noise))
 
 
 def compared(right: pd.DataFrame, base: pd.Series, seed: int = 0) -> pd.DataFrame:

@@ -1,38 +1,42 @@
-"""What the paper found, asked of the results at hand: reproduced, in part, not, or not to be asked on this model and data.
+"""Check the paper's claims against study results.
 
-Each claim says where the paper makes it and gives the numbers that decide. What "reproduced" asks of them is ours, and said with each.
+A verdict is "reproduced", "in part" or "not reproduced"; "undecided" if the study is too small or too noisy to tell, with the smallest effect
+that it could have shown; "not testable" if the model or the data lack what the claim is about. Each claim names its place in the paper and
+the numbers that decide. The thresholds are our choice; the paper does not give any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 
-from sinkgate.analysis.statistics import sign_test
+from sinkgate.analysis.statistics import LEVEL, sign_test
 from sinkgate.errors import SinkgateError
 from sinkgate.studies.results import Results
 from sinkgate.studies.sweep import confirmed, groups_apart, leaning
 
-Verdict = Literal["reproduced", "in part", "not reproduced", "cannot be asked"]
-LEVEL = 0.05  # of corrected p values
+Verdict = Literal["reproduced", "in part", "not reproduced", "undecided", "not testable"]
 LITTLE = 0.01  # in accuracy; two standard errors over tasks decide
+RELEVANT = 0.05  # in accuracy: a study that cannot show such an effect cannot deny it
+IMAGES, PICTURES = 10, 50  # the fewest that decide a claim of the anatomy, and that train a probe
 TARGETS = (
     "count",
     "largest",
     "colors",
     "shapes",
-)  # that the paper probes for; others are left out where these are there
+)  # the paper's targets; others are left out if any of these is present
 OFTEN = 0.5  # share of the pictures that must have a group in a layer: with fewer, it is compared across other pictures
 REASONING = ("reasoning", "logical", "math")  # in the names of tasks that ask for it
+OFTEN_UP = 26 / 32  # of the layers, in the paper
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, with the verdict and what it rests on; ``study`` is the folder of the results."""
+    """A claim of the paper, with the verdict and its numbers; ``study`` is the folder of the results."""
 
     source: str
     claim: str
@@ -42,12 +46,43 @@ class Claim:
 
 
 def claims(results: Iterable[Results]) -> list[Claim]:
-    """Every claim that the finished studies among these bear on."""
-    found: list[Claim] = []
-    for each in results:
-        if each.finished and each.study in _ASKED:
-            found += [replace(claim, study=each.folder.name) for claim in _ASKED[each.study](each)]
-    return found
+    """Return every claim that the finished studies among these bear on."""
+    return [
+        replace(claim, study=each.folder.name)
+        for each in results
+        if each.finished and each.study in _CHECKS
+        for claim in _CHECKS[each.study](each)
+    ]
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """A mean with the margin of its 95 % interval."""
+
+    value: float
+    margin: float
+    count: int
+
+    @classmethod
+    def over_images(cls, values: pd.Series) -> _Estimate:
+        count = len(values := values.dropna())
+        margin = 2 * float(values.std()) / count**0.5 if count > 1 else np.inf
+        return cls(float(values.mean()), margin if count >= IMAGES else np.inf, count)
+
+    @classmethod
+    def over_draws(cls, values: pd.Series) -> _Estimate:
+        """Draws share their pictures, so their deviation is not divided by the root of their number."""
+        return cls(float(values.mean()), 2 * float(values.std()) if len(values) > 1 else np.inf, len(values))
+
+    def exceeds(self, threshold: float) -> Verdict:
+        """Whether the value lies above a threshold, as a verdict."""
+        if self.value - self.margin > threshold:
+            return "reproduced"
+        return "not reproduced" if self.value + self.margin < threshold else "undecided"
+
+    def __str__(self) -> str:
+        few = f", too few: {IMAGES} are needed" if np.isinf(self.margin) else f" ± {self.margin:.2g}"
+        return f"{self.value:.3g}{few} ({self.count} images)"
 
 
 # --- anatomy (paper, sections 1 and 3.1)
@@ -56,57 +91,62 @@ def claims(results: Iterable[Results]) -> list[Claim]:
 def _anatomy(results: Results) -> Iterator[Claim]:
     tokens, projector = results.table("tokens"), results.table("projector")
     dimensions = results.about["settings"]["dimensions"]
-    groups = projector.groupby("group")[["norm_before", "norm_after", "peak_before", "peak_after"]].mean()
     source, claim = "section 1", "V-sinks leave the encoder with a spike in a few sink dimensions"
-    if "v_sink" not in groups.index:
-        yield Claim(source, claim, "cannot be asked", "no V-sinks were found, or none can be named in this encoder")
+    if "v_sink" not in set(projector["group"]):
+        yield Claim(source, claim, "not testable", "this encoder has no V-sinks in these images, or none can be named")
         yield from _spikes(tokens, dimensions)
         return
-    told = groups.to_dict("index")
-    sinks, rest = told["v_sink"], told["ordinary"]
-    spikes = bool(dimensions["vision"]) and sinks["peak_before"] >= 2 * rest["peak_before"]
-    peaks = f"largest channel over the token's median: {sinks['peak_before']:.1f} in V-sinks, {rest['peak_before']:.1f} in others"
+    peaks = projector.pivot_table(["peak_before", "peak_after", "norm_after"], "sample", "group")
+    before, after = (_ratio(cast(pd.DataFrame, peaks[column])) for column in ("peak_before", "peak_after"))
+    norm = _Estimate.over_images(peaks["norm_after"]["v_sink"])
+    spikes = before.exceeds(2) if dimensions["vision"] else "not reproduced"
     named = f"sink dimensions {dimensions['vision']}" if dimensions["vision"] else "the encoder has no sink dimensions"
-    yield Claim(source, claim, "reproduced" if spikes else "not reproduced", f"{named}; {peaks}")
+    found = f"largest channel over the token's median, times that of other tokens: {before}"
+    yield Claim(source, claim, spikes, f"{named}; {found}")
     claim = "the projector spreads the spike over all dimensions and leaves a large norm"
-    after = f"after it {sinks['peak_after']:.1f} and {rest['peak_after']:.1f}; norm {sinks['norm_after']:.2f} times the median token's"
-    if spikes:
-        flat = sinks["peak_after"] < 2 * rest["peak_after"]
-        verdict: Verdict = (
-            "reproduced" if flat and sinks["norm_after"] > 1.5 else "in part" if flat else "not reproduced"
-        )
-        yield Claim(source, claim, verdict, f"{peaks}; {after}")
+    numbers = f"{found}; after the projector {after}; norm {norm} times the median token's"
+    if spikes != "reproduced":
+        yield Claim(source, claim, "not testable", f"there is no spike to spread: {numbers}")
     else:
-        yield Claim(source, claim, "cannot be asked", f"there is no spike to spread: {peaks}; {after}")
+        flat, large = _opposite(after.exceeds(2)), norm.exceeds(1.5)
+        verdict = (
+            "in part" if flat == "reproduced" and large == "not reproduced" else flat if flat != "reproduced" else large
+        )
+        yield Claim(source, claim, verdict, numbers)
     yield from _attention(tokens)
     yield from _spikes(tokens, dimensions)
 
 
 def _spikes(tokens: pd.DataFrame, dimensions: dict[str, list[int]]) -> Iterator[Claim]:
-    source, claim = (
-        "section 1",
-        "L-sinks spike in the LLM's sink dimensions, as the first token of the text does",
-    )
-    l_sinks = tokens[tokens["group"] == "l_sink"]
+    source, claim = "section 1", "L-sinks spike in the LLM's sink dimensions, as the first token of the text does"
     if not dimensions["llm"]:
-        yield Claim(source, claim, "cannot be asked", "this LLM has no sink dimensions, so nothing can spike in them")
-    elif l_sinks.empty:
-        yield Claim(source, claim, "cannot be asked", "no L-sinks were found in these images")
+        yield Claim(source, claim, "not testable", "this LLM has no sink dimensions, so nothing can spike in them")
+    elif "l_sink" not in set(tokens["group"]):
+        yield Claim(source, claim, "not testable", "these images have no L-sinks")
     else:
-        spike = tokens.groupby("group")["spike"].mean()
-        more = spike["l_sink"] / spike["ordinary"]
-        yield Claim(
-            source, claim, "reproduced" if more >= 10 else "not reproduced", f"{more:.1f} times ordinary tokens"
-        )
+        more = _ratio(tokens.pivot_table("spike", "sample", "group"), "l_sink")
+        yield Claim(source, claim, more.exceeds(10), f"{more} times ordinary tokens")
 
 
 def _attention(tokens: pd.DataFrame) -> Iterator[Claim]:
     claim = "V-sinks draw far more attention than ordinary visual tokens (Luo et al.: 7 times)"
-    each = tokens.pivot_table("per_token", "layer", "group", "mean")
-    ratio = each["v_sink"] / each["ordinary"]
-    verdict: Verdict = "reproduced" if ratio.mean() >= 2 else "in part" if ratio.max() >= 2 else "not reproduced"
-    numbers = f"{ratio.mean():.1f} times over all layers, most in layer {ratio.idxmax()}: {ratio.max():.1f} times"
-    yield Claim("section 1", claim, verdict, numbers)
+    each = tokens.pivot_table("per_token", ["sample", "layer"], "group")
+    ratio = (each["v_sink"] / each["ordinary"]).unstack("layer")
+    everywhere, layer = _Estimate.over_images(ratio.mean(axis=1)), ratio.mean().idxmax()
+    most = _Estimate.over_images(ratio[layer])
+    verdict = everywhere.exceeds(2)
+    if verdict != "reproduced" and (strongest := most.exceeds(2)) != "not reproduced":
+        verdict = "in part" if strongest == "reproduced" else strongest
+    yield Claim("section 1", claim, verdict, f"{everywhere} times over all layers, most in layer {layer}: {most} times")
+
+
+def _ratio(by_group: pd.DataFrame, group: str = "v_sink") -> _Estimate:
+    return _Estimate.over_images(by_group[group] / by_group["ordinary"])
+
+
+def _opposite(verdict: Verdict) -> Verdict:
+    swapped: dict[Verdict, Verdict] = {"reproduced": "not reproduced", "not reproduced": "reproduced"}
+    return swapped.get(verdict, verdict)
 
 
 # --- probes (paper, section 3.2)
@@ -114,54 +154,66 @@ def _attention(tokens: pd.DataFrame) -> Iterator[Claim]:
 
 def _probes(results: Results) -> Iterator[Claim]:
     scores = results.table("scores")
-    told = scores[(scores["labels"] == "true") & (scores["place"] != "encoder")].dropna(subset="accuracy")
-    told = told.assign(layer=told["place"].astype(int))
-    theirs = told[told["target"].isin(TARGETS)]
-    told = theirs if len(theirs) else told
+    scores = scores[(scores["labels"] == "true") & (scores["place"] != "encoder")].dropna(subset="accuracy")
+    scores = scores.assign(layer=scores["place"].astype(int))
+    of_paper = scores[scores["target"].isin(TARGETS)]
+    scores = of_paper if len(of_paper) else scores
+    source = "section 3.2"
     for group, name in (("v_sink", "V-sinks"), ("l_sink", "L-sinks")):
         claim = f"{name} know more of the scene than ordinary tokens, on all targets"
-        pictures = told.pivot_table("train", "layer", "group", "mean").reindex(columns=["ordinary", group])
+        pictures = scores.pivot_table("train", "layer", "group", "mean").reindex(columns=["ordinary", group])
         layers = pictures.index[pictures[group] >= OFTEN * pictures["ordinary"]]
         if not len(layers):
             of = f"at most {pictures[group].fillna(0).max():.0f} of {pictures['ordinary'].max():.0f}"
             numbers = (
                 f"in no layer do half of the pictures have any: {of}" if len(pictures) else "no probe could be fitted"
             )
-            yield Claim("section 3.2", claim, "cannot be asked", numbers)
+            yield Claim(source, claim, "not testable", numbers)
             continue
-        by_draw = told[told["layer"].isin(layers)].pivot_table("accuracy", ["target", "draw"], "group", "mean")
-        lead = (by_draw[group] - by_draw["ordinary"]).groupby("target").agg(["mean", "std"])
-        better = lead["mean"] > 2 * lead["std"].fillna(0)
-        verdict: Verdict = "reproduced" if better.all() else "in part" if better.any() else "not reproduced"
+        by_draw = scores[scores["layer"].isin(layers)].pivot_table("accuracy", ["target", "draw"], "group", "mean")
+        lead = by_draw[group] - by_draw["ordinary"]
+        estimates = {target: _Estimate.over_draws(values) for target, values in lead.groupby("target")}
         numbers = "; ".join(
-            f"{target} {_points(row['mean'])} ± {100 * row['std']:.1f}" for target, row in lead.iterrows()
+            f"{target} {_points(each.value)} ± {100 * each.margin:.1f}" for target, each in estimates.items()
         )
-        yield Claim("section 3.2", claim, verdict, f"accuracy over ordinary tokens, in points: {numbers}")
-        if group == "v_sink" and better.any():
-            yield from _depth(told, lead["mean"])
+        numbers = f"accuracy over ordinary tokens, in points: {numbers}"
+        most = pictures.loc[layers, group].max()
+        if most < PICTURES:
+            yield Claim(
+                source,
+                claim,
+                "undecided",
+                f"{numbers}; at most {most:.0f} pictures train a probe, {PICTURES} are needed",
+            )
+            continue
+        better = [each.value > each.margin for each in estimates.values()]
+        smallest = max(each.margin for each in estimates.values())
+        verdict: Verdict = "reproduced" if all(better) else "in part" if any(better) else _absent(smallest)
+        shown = "" if verdict != "undecided" else f"; {_could_show('lead', smallest)}"
+        yield Claim(source, claim, verdict, numbers + shown)
+        if group == "v_sink" and any(better):
+            yield from _depth(scores, lead)
 
 
-def _depth(told: pd.DataFrame, lead: pd.Series) -> Iterator[Claim]:
-    best = lead.idxmax()
-    verdict: Verdict = "reproduced" if best == "count" else "not reproduced"
-    if "count" in lead.index:
-        yield Claim(
-            "section 3.2", "their lead is largest on the count", verdict, f"largest on {best}: {_points(lead.max())}"
-        )
-    mean = told.pivot_table("accuracy", "layer", "group", "mean")
-    late = np.arange(len(mean)) >= 2 * len(mean) / 3
-    gap = mean["v_sink"] - mean["ordinary"]
-    parts = f"{_points(gap[~late].mean())} before the last third of the layers, {_points(gap[late].mean())} in it"
-    claim = "their lead is larger in early and middle layers"
-    yield Claim("section 3.2", claim, "reproduced" if gap[~late].mean() > gap[late].mean() else "not reproduced", parts)
-    drop = mean["v_sink"].iloc[0] - mean["v_sink"].iloc[-1]
-    numbers = f"V-sinks: {mean['v_sink'].iloc[0]:.1%} at the first layer, {mean['v_sink'].iloc[-1]:.1%} at the last, mean over targets"
-    yield Claim(
-        "section 3.2",
-        "what V-sinks know hardly decays with depth",
-        "reproduced" if drop < 0.05 else "not reproduced",
-        numbers,
-    )
+def _depth(scores: pd.DataFrame, lead: pd.Series) -> Iterator[Claim]:
+    by_target = lead.unstack("target")
+    if "count" in by_target and len(by_target.columns) > 1:
+        other = by_target.drop(columns="count").mean().idxmax()
+        ahead = _Estimate.over_draws(by_target["count"] - by_target[other])
+        numbers = f"count {_points(by_target['count'].mean())}, {other} {_points(by_target[other].mean())}, difference ± {100 * ahead.margin:.1f}"
+        yield Claim("section 3.2", "their lead is largest on the count", ahead.exceeds(0), numbers)
+    mean = scores.pivot_table("accuracy", ["draw", "layer"], "group", "mean")
+    gap, v_sink = (mean["v_sink"] - mean["ordinary"]).unstack("layer"), mean["v_sink"].unstack("layer")
+    late = np.arange(gap.shape[1]) >= 2 * gap.shape[1] / 3
+    early, end = gap.loc[:, ~late].mean(axis=1), gap.loc[:, late].mean(axis=1)
+    more = _Estimate.over_draws(early - end)
+    numbers = f"{_points(early.mean())} before the last third of the layers, {_points(end.mean())} in it, difference ± {100 * more.margin:.1f}"
+    yield Claim("section 3.2", "their lead is larger in early and middle layers", more.exceeds(0), numbers)
+    first, last = v_sink.iloc[:, 0], v_sink.iloc[:, -1]
+    drop = _Estimate.over_draws(first - last)
+    numbers = f"V-sinks: {first.mean():.1%} at the first layer, {last.mean():.1%} at the last, mean over targets; difference ± {100 * drop.margin:.1f}"
+    claim = "what V-sinks know hardly decays with depth"
+    yield Claim("section 3.2", claim, _opposite(drop.exceeds(RELEVANT)), numbers)
 
 
 # --- sweep (paper, section 3.3)
@@ -175,30 +227,15 @@ def _sweep(results: Results) -> Iterator[Claim]:
         yield _differ(
             "O2: and on the depth: one task wants sinks up in one layer and down in another", layered, within="task"
         )
-    claim = "O2: tasks that need reasoning want sinks up in most layers (26 of 32)"
-    wanting = layered[layered["task"].str.lower().str.contains("|".join(REASONING))]
-    if wanting.empty:
-        yield Claim("section 3.3", claim, "cannot be asked", "no task here asks for reasoning")
-    else:
-        up = wanting.groupby("task")["lean"].agg(lambda lean: (lean > 0).mean())
-        chance = wanting.groupby("task")["lean"].agg(lambda lean: float(sign_test((lean > 0).sum(), (lean < 0).sum())))
-        numbers = "; ".join(
-            f"{task}: {share:.0%} of the layers, p = {p:.2g}"
-            for (task, share), p in zip(up.items(), chance, strict=True)
-        )
-        up = up.where(chance < LEVEL, 0.0)  # half of the layers lean up by chance
-        yield Claim(
-            "section 3.3",
-            claim,
-            "reproduced" if (up > 0.5).all() else "in part" if (up > 0.5).any() else "not reproduced",
-            numbers,
-        )
+    yield _reasoning(layered)
     yield _best(items, answers)
     yield _three(items, answers)
 
 
 def _differ(claim: str, leans: pd.DataFrame, within: str | None = None) -> Claim:
-    """Significant leanings up and down: among all rows, or among those of one and the same task."""
+    """Check for significant leanings up and down: among all rows, or among those of one and the same task."""
+    if leans["layer" if within else "task"].nunique() < 2:
+        return Claim("section 3.3", claim, "not testable", f"the sweep has one {'layer' if within else 'task'} only")
     clear = leans[leans["corrected"] < LEVEL]
     up, down = clear[clear["lean"] > 0], clear[clear["lean"] < 0]
     both = set(up[within]) & set(down[within]) if within else up["task"].any() and down["task"].any()
@@ -212,31 +249,48 @@ def _differ(claim: str, leans: pd.DataFrame, within: str | None = None) -> Claim
         return ", ".join(named) or "none"
 
     numbers = f"of {len(leans)} leanings {len(up)} are up ({listed(up)}) and {len(down)} down ({listed(down)}), p < {LEVEL} corrected"
-    return Claim("section 3.3", claim, "reproduced" if both else "not reproduced", numbers)
+    return _decided(claim, bool(both), numbers, "lean", leans)
+
+
+def _reasoning(leans: pd.DataFrame) -> Claim:
+    claim = "O2: tasks that need reasoning want sinks up in most layers (26 of 32)"
+    leans = leans[leans["task"].str.lower().str.contains("|".join(REASONING))]
+    if leans.empty:
+        return Claim("section 3.3", claim, "not testable", "no task here asks for reasoning")
+    counts = leans.groupby("task")["lean"].agg(
+        up=lambda lean: int((lean > 0).sum()), down=lambda lean: int((lean < 0).sum())
+    )
+    layers = leans["layer"].nunique()
+    p = [float(sign_test(row.up, row.down)) for row in counts.itertuples()]
+    clear = (counts["up"] > layers / 2) & (np.array(p) < LEVEL)  # half of the layers lean up by chance
+    numbers = "; ".join(
+        f"{task}: {row.up / layers:.0%} of the layers, p = {each:.2g}"
+        for (task, row), each in zip(counts.iterrows(), p, strict=True)
+    )
+    fewest = next((up for up in range(layers // 2, layers + 1) if sign_test(up, layers - up) < LEVEL), np.inf)
+    if clear.any() or fewest / layers <= OFTEN_UP:
+        verdict: Verdict = "reproduced" if clear.all() else "in part" if clear.any() else "not reproduced"
+        return Claim("section 3.3", claim, verdict, numbers)
+    shown = (
+        f"{fewest} of {layers} layers would have to lean up"
+        if np.isfinite(fewest)
+        else f"{layers} layers are too few to tell"
+    )
+    return Claim("section 3.3", claim, "undecided", f"{numbers}; {shown}")
 
 
 def _best(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
+    claim = "some layer and setting makes a task better (up to +12.02)"
     found = confirmed(items, answers)
     if found.empty:
-        return Claim(
-            "section 3.3",
-            "some layer and setting makes a task better (up to +12.02)",
-            "cannot be asked",
-            "too few items",
-        )
+        return Claim("section 3.3", claim, "undecided", "each task needs two items at least")
     clear = found[(found["confirmed"] > 0) & (found["corrected"] < LEVEL)]
     numbers = "; ".join(
         f"{row.task} {_points(row.searched)} where chosen, {_points(row.confirmed)} on other items"
         for row in clear.itertuples()
     )
     summed = f"mean over tasks {_points(found['searched'].mean())} where chosen, {_points(found['confirmed'].mean())} on other items"
-    claim = "some layer and setting makes a task better (up to +12.02)"
-    return Claim(
-        "section 3.3",
-        claim,
-        "reproduced" if len(clear) else "not reproduced",
-        "; ".join(filter(None, (numbers, summed))),
-    )
+    return _decided(claim, bool(len(clear)), "; ".join(filter(None, (numbers, summed))), "gain", found)
 
 
 def _three(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
@@ -244,21 +298,49 @@ def _three(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
     found = confirmed(items, answers, families=groups_apart)
     if found.empty or "three groups" not in set(found["family"]):
         return Claim(
-            "section 3.3", claim, "cannot be asked", "the sweep has no settings of three groups (--grid with --three)"
+            "section 3.3", claim, "not testable", "the sweep has no settings of three groups (--grid with --three)"
         )
     table = found.pivot(index="task", columns="family", values="confirmed")
     apart = table["three groups"] - table["two groups"]
     more, spread = apart.mean(), 2 * apart.std() / len(apart) ** 0.5  # over tasks
-    numbers = f"best setting on items that did not choose it, mean over tasks: {_points(table['two groups'].mean())} with two groups, {_points(table['three groups'].mean())} with three; difference {_points(more)} ± {100 * spread:.1f}"
-    verdict: Verdict = (
-        "reproduced" if more + spread < LITTLE else "not reproduced" if more - spread > LITTLE else "cannot be asked"
+    numbers = (
+        f"best setting on items that did not choose it, mean over tasks: {_points(table['two groups'].mean())} with two groups, "
+        f"{_points(table['three groups'].mean())} with three; difference {_points(more)} ± {100 * spread:.1f}"
     )
-    return Claim(
-        "section 3.3", claim, verdict, numbers if verdict != "cannot be asked" else f"too few items to tell: {numbers}"
-    )
+    if np.isinf(found["smallest"].median()):
+        return Claim("section 3.3", claim, "undecided", f"{numbers}; {_why_blind(found)}")
+    if more + spread < LITTLE:
+        return Claim("section 3.3", claim, "reproduced", numbers)
+    if more - spread > LITTLE:
+        return Claim("section 3.3", claim, "not reproduced", numbers)
+    return Claim("section 3.3", claim, "undecided", f"{numbers}; {_could_show('difference', abs(more) + spread)}")
 
 
-_ASKED: dict[str, Callable[[Results], Iterator[Claim]]] = {"anatomy": _anatomy, "probes": _probes, "sweep": _sweep}
+def _decided(claim: str, found: bool, numbers: str, effect: str, table: pd.DataFrame) -> Claim:
+    """A claim of the sweep that something exists. Its absence is only a result if the study could have shown it in most rows."""
+    smallest = table["smallest"].median()
+    verdict: Verdict = "reproduced" if found else _absent(smallest)
+    if verdict == "undecided":
+        numbers += f"; {_could_show(effect, smallest) if np.isfinite(smallest) else _why_blind(table)}"
+    return Claim("section 3.3", claim, verdict, numbers)
+
+
+def _absent(smallest: float) -> Verdict:
+    return "not reproduced" if smallest <= RELEVANT else "undecided"
+
+
+def _could_show(effect: str, smallest: float) -> str:
+    return f"the smallest {effect} that this study could have shown is {100 * smallest:.3g} points, more than {100 * RELEVANT:.0f}"
+
+
+def _why_blind(table: pd.DataFrame) -> str:
+    """The reason why no effect, however large, could have been significant."""
+    if table["base"].isin([0, 1]).mean() >= 0.5:
+        return f"the unmodified model answers {table['base'].median():.0%} of the items of most tasks rightly, so that effects cannot show"
+    return "so few items cannot show any effect, however large"
+
+
+_CHECKS: dict[str, Callable[[Results], Iterator[Claim]]] = {"anatomy": _anatomy, "probes": _probes, "sweep": _sweep}
 
 
 def _points(share: Any) -> str:
@@ -267,7 +349,7 @@ def _points(share: Any) -> str:
 
 
 def table_of(found: Iterable[Claim]) -> pd.DataFrame:
-    """One row a claim.
+    """Return one row a claim.
 
     Raises:
         SinkgateError: there is none.

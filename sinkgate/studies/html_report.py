@@ -50,7 +50,10 @@ def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
     chapters = [_chapter(f"study-{number}", each, folder, numbers) for number, each in enumerate(found, 1)]
     asked = claims(found)
     if asked:
-        sentence = "What the paper found, asked of these results. What “reproduced” asks of the numbers is ours."
+        sentence = (
+            "The paper’s claims, checked against these results. “Undecided”: the study could not have shown the effect. "
+            "The thresholds are our choice."
+        )
         body = f'<h2 id="claims">Claims of the paper</h2><p>{sentence}</p>{_table(table_of(asked))}'
         chapters.insert(0, (_link("claims", "Claims of the paper"), body))
     page = PAGE.format(

@@ -154,7 +154,7 @@ def _sweep(results: Results) -> Iterator[Section]:
         yield Section(
             "Searched against confirmed, in numbers",
             "Changes in points.",
-            _told(chosen, ["searched", "confirmed", "low", "high"], ["base"]),
+            _told(chosen, ["searched", "confirmed", "low", "high", "smallest"], ["base"]),
         )
         if groups_apart(answers).nunique() > 1:
             yield Section(

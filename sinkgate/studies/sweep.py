@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from sinkgate.analysis.statistics import compared, holm, intervals, sign_test
+from sinkgate.analysis.statistics import compared, holm, intervals, sign_test, smallest_effect
 from sinkgate.analysis.sweep import CONTROLS, LINE, Setting, oracle
 from sinkgate.benchmarks import Item
 from sinkgate.methods import Fixed
@@ -122,9 +122,10 @@ def confirmed(
     seed: int = 0,
     families: Callable[[pd.DataFrame], pd.Series] | None = None,
 ) -> pd.DataFrame:
-    """What the best setting of each task is worth on items that did not choose it.
+    """Return the gain of each task's best setting on items that had no part in its choice.
 
-    Each half of a task's items chooses its best setting (of equals the one with the lowest loss); the other half is answered under it.
+    Each half of a task's items chooses its best setting (of equals the one with the lowest loss), or no change at all if no setting gains;
+    the other half is answered under it.
 
     Args:
         items: table of a sweep.
@@ -134,9 +135,10 @@ def confirmed(
         families: names a family for each cell (rows with ``layer`` and the scales); the best is then chosen within each.
 
     Returns:
-        One row a task and family: ``first`` and ``second``, the settings chosen, in words; ``searched``, their change where they were chosen;
+        One row a task and family: ``first`` and ``second``, the chosen settings, in words; ``searched``, their change on the half that chose them;
         ``confirmed``, their change on the other half, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test and ``corrected``, p by Holm over all rows;
-        changes are shares in [-1, 1], over all of the task's items together.
+        ``smallest``, the change that so many items could have shown (`smallest_effect`), infinite if the unmodified model answers none or all
+        of them rightly. Changes are shares in [-1, 1], over all of the task's items together.
     """
     right, base = _wide(answers)
     loss, _ = _wide(answers, "loss")
@@ -149,25 +151,40 @@ def confirmed(
             continue
         mixed = rng.permutation(chosen)
         middle = len(mixed) // 2
-        changed = right.loc[mixed].to_numpy() - base.loc[mixed].to_numpy()[:, None]
+        idle = np.zeros((len(mixed), 1), dtype=np.int8)
+        changed = np.hstack([right.loc[mixed].to_numpy() - base.loc[mixed].to_numpy()[:, None], idle])
         losses = loss.loc[mixed].to_numpy()
         halves = (np.arange(middle), np.arange(middle, len(mixed)))
         for name in family.unique():
             within = np.flatnonzero(family == name)
-            best = [
-                within[np.lexsort((losses[half][:, within].mean(0), -changed[half][:, within].mean(0)))[0]]
-                for half in halves
-            ]
+            best = []
+            for half in halves:
+                gained = changed[half][:, within].mean(0)
+                first = np.lexsort((losses[half][:, within].mean(0), -gained))[0]
+                best.append(within[first] if gained[first] > 0 else len(cells))
             searched = np.concatenate([changed[half, cell] for half, cell in zip(halves, best, strict=True)])
             other = np.concatenate([changed[half, cell] for half, cell in zip(halves, best[::-1], strict=True)])
             low, high = intervals(other[:, None], seed=seed)
             told = {"task": task, "family": name, "samples": len(mixed), "base": base.loc[chosen].mean()}
-            told |= {place: in_words(cells.iloc[cell]) for place, cell in zip(("first", "second"), best, strict=True)}
+            words = [in_words(cells.iloc[cell]) if cell < len(cells) else "unmodified" for cell in best]
+            told |= {"first": words[0], "second": words[1]}
             told |= {"searched": searched.mean(), "confirmed": other.mean(), "low": low[0], "high": high[0]}
-            rows.append(told | {"p": float(sign_test((other > 0).sum(), (other < 0).sum()))})
-    columns = ["task", "family", "samples", "base", "first", "second", "searched", "confirmed", "low", "high", "p"]
-    found = pd.DataFrame(rows, columns=columns)
-    return found.assign(corrected=holm(found["p"]))
+            rows.append(told | {"p": float(sign_test((other > 0).sum(), (other < 0).sum())), "smallest": other})
+    columns = [
+        "task",
+        "family",
+        "samples",
+        "base",
+        "first",
+        "second",
+        "searched",
+        "confirmed",
+        "low",
+        "high",
+        "p",
+        "smallest",
+    ]
+    return _corrected(pd.DataFrame(rows, columns=columns))
 
 
 def in_words(cell: Any) -> str:
@@ -185,9 +202,9 @@ def leaning(
 
     Over the cells of the line, v_sink + rest = 1, but the middle. One row a task and layer, or a task and "all" layers ``together``:
     ``lean`` in [-1, 1], above 0 where the task wants sinks up, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test over samples,
-    and ``corrected``, p by Holm over all rows. Empty where the sweep has no such cells.
+    ``base``, the unmodified model's accuracy, ``corrected`` and ``smallest`` as in `confirmed`. Empty where the sweep has no such cells.
     """
-    right, _ = _wide(answers)
+    right, base = _wide(answers)
     cells = right.columns.to_frame(index=False)
     on_line = np.isclose(cells["v_sink"] + cells["ordinary"], 1) & np.isclose(cells["l_sink"], cells["ordinary"])
     v_sink = cells["v_sink"].to_numpy()
@@ -203,9 +220,15 @@ def leaning(
             difference = sides[0] - sides[1]
             low, high = intervals(difference[:, None], seed=seed)
             p = float(sign_test((difference > 0).sum(), (difference < 0).sum()))
-            rows.append((task, layer, difference.mean(), low[0], high[0], p))
-    found = pd.DataFrame(rows, columns=["task", "layer", "lean", "low", "high", "p"])
-    return found.assign(corrected=holm(found["p"]))
+            rows.append((task, layer, difference.mean(), low[0], high[0], p, base.loc[chosen].mean(), difference))
+    return _corrected(pd.DataFrame(rows, columns=["task", "layer", "lean", "low", "high", "p", "base", "smallest"]))
+
+
+def _corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with ``corrected``, and ``smallest`` computed from the differences that it holds."""
+    effects = [smallest_effect(each, len(table)) for each in table["smallest"]]
+    smallest = np.where(table["base"].isin([0, 1]), np.inf, np.array(effects, dtype=float))
+    return table.assign(smallest=smallest, corrected=holm(table["p"]))
 
 
 def groups_apart(cells: pd.DataFrame) -> pd.Series:

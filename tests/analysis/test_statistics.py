@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 
-from sinkgate.analysis.statistics import compared, holm, intervals, score_interval, sign_test
+from sinkgate.analysis.statistics import compared, holm, intervals, score_interval, sign_test, smallest_effect
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -67,3 +67,25 @@ def test_an_interval_of_a_score_is_that_of_the_mean_where_the_score_is_the_mean(
         lambda frame: frame["right"].mean(), pd.DataFrame({"right": told}), pd.DataFrame({"right": base})
     )
     assert given == pytest.approx((low[0], high[0]), abs=0.015)
+
+
+def test_the_smallest_effect_is_found_as_often_as_promised():
+    rng, tests = np.random.default_rng(0), 5
+
+    def changes(effect, runs=400):
+        return rng.choice([-1, 0, 1], size=(300, runs), p=[0.1 - effect / 2, 0.8, 0.1 + effect / 2])
+
+    effect = float(np.median(smallest_effect(changes(0.0), tests)))
+    assert 0.05 < effect < 0.12
+    power = [
+        (sign_test((drawn > 0).sum(0), (drawn < 0).sum(0)) < 0.05 / tests).mean()
+        for drawn in (changes(effect), changes(effect / 2))
+    ]
+    assert power[0] == pytest.approx(0.8, abs=0.1) and power[1] < 0.4
+
+
+def test_few_samples_can_show_nothing():
+    assert smallest_effect(np.zeros(5)) == np.inf and smallest_effect(np.zeros(6)) == 1.0
+    assert smallest_effect(np.zeros(60)) == pytest.approx(0.1), "six of sixty in one direction: p = 0.03"
+    assert smallest_effect(np.zeros(60), tests=1000) > smallest_effect(np.zeros(60))
+    assert smallest_effect(np.full((40, 2), 0.25)).shape == (2,)
