@@ -39,8 +39,16 @@ cli.command(add_help_option=False, context_settings={"allow_extra_args": True, "
 )
 
 
+EXTRAS = {  # top-level package: the extra that brings it
+    **dict.fromkeys(("pandas", "pyarrow", "scipy", "sklearn"), "studies"),
+    **dict.fromkeys(("gradio", "limits", "prometheus_client", "pythonjsonlogger"), "app"),
+    "plotly": "plots",
+    "datasets": "train",
+}
+
+
 def main() -> None:
-    """Run the command; what a user can mend is one sentence on stderr and exit code 2."""
+    """Run the command. Invalid input and missing extras are reported in one sentence on stderr; the exit code is 2."""
     for stream in (
         sys.stdout,
         sys.stderr,
@@ -51,4 +59,10 @@ def main() -> None:
         cli()
     except SinkgateError as error:
         typer.echo(f"sinkgate: {error}", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        typer.echo(f'sinkgate: {package} is not installed: pip install "sinkgate[{EXTRAS[package]}]"', err=True)
         sys.exit(2)

@@ -313,6 +313,7 @@ def _matching(scene: Scene, item: SceneObject, attributes: tuple[str, ...]) -> l
 
 
 @cache
+@cache
 def words() -> tuple[str, ...]:
     """Every word that questions, answers and descriptions can hold, sorted; what the tokenizer knows."""
     seen = set(" ".join(DESCRIBE).split()) | set(COLORS) | set(SHAPES) | set(SIZES) | {str(n) for n in range(10)}
