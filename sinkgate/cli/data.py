@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from sinkgate.errors import GateError, SinkgateError
+from sinkgate.errors import SinkgateError
 from sinkgate.output import track
 
 if TYPE_CHECKING:
@@ -109,21 +109,3 @@ class DataChoice:
     def about(self) -> dict[str, Any]:
         """The choice in words, for the record of a study."""
         return {"data": self.data, "limit": self.limit, "seed": self.seed, "haze": self.haze}
-
-
-def read_layers(text: str, count: int) -> list[int]:
-    """Layers as they are typed: "all", "3,6,7", "4-10".
-
-    Raises:
-        GateError: anything else, or a layer that the model does not have.
-    """
-    if text == "all":
-        return list(range(count))
-    try:
-        pairs = [[int(end) for end in part.split("-")] for part in text.split(",")]
-        chosen = sorted({layer for pair in pairs for layer in range(pair[0], pair[-1] + 1)})
-    except ValueError:
-        raise GateError(f'layers are "all" or numbers such as 3,6,7 or 4-10; got {text!r}') from None
-    if not chosen or chosen[-1] >= count:
-        raise GateError(f"layers are {text!r}; the model has layers 0 to {count - 1}")
-    return chosen

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from sinkgate.cli.data import SCENES, DataChoice, read_layers
+from sinkgate.cli.data import SCENES, DataChoice
 from sinkgate.cli.options import AsJson, ModelChoice, print_json, unfolded
 from sinkgate.errors import SinkgateError
 from sinkgate.output import writable_folder
+from sinkgate.sinks.gates import read_layers
 
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples side by side, in each process.")]
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sinkgate.cli.data import DataChoice, read_layers
+from sinkgate.cli.data import DataChoice
 from sinkgate.cli.options import AsJson, Criterion, ModelChoice, print_json, unfolded
 from sinkgate.errors import SinkgateError
+from sinkgate.sinks.gates import read_layers
 
 if TYPE_CHECKING:
     import pandas as pd

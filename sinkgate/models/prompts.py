@@ -5,8 +5,10 @@ Shapes: V visual tokens, S separators, N patches, U rows that the images put int
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from sinkgate.models.token_map import measure_tokens
 from sinkgate.sinks.classify import SinkMap
 
 MAX_QUESTION = 20_000  # characters
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FIXED_TOWERS = ("clip_vision_model", "siglip_vision_model")  # take pictures of one size only
 
 
@@ -116,6 +119,7 @@ class Prompter:
 
     def ask(self, images: Picture | Sequence[Picture], question: str, system: str = "") -> Prompt:
         """See `sinkgate.VLM.prompt`."""
+        _refuse_swapped(images, question)
         pictures = open_images(images)
         question, system = question.strip(), system.strip()  # line breaks within stay: benchmarks list options on lines
         if not pictures:
@@ -265,6 +269,16 @@ class Prompter:
         gaps = ((visual.diff() > 1) & (image.diff() == 0)).nonzero()[:, 0].tolist()
         ranges = [torch.arange(int(visual[gap]) + 1, int(visual[gap + 1])) for gap in gaps]
         return torch.cat(ranges) if ranges else torch.empty(0, dtype=torch.long)
+
+
+def _refuse_swapped(images: Any, question: Any) -> None:
+    """Raise PromptError where the question is no text, or the arguments stand in the wrong order."""
+    name = isinstance(question, str) and question.lower().endswith(IMAGE_SUFFIXES)
+    picture = isinstance(question, Path | bytes | Image.Image | np.ndarray | Tensor)
+    if isinstance(images, str) and (picture or (name and not os.path.isfile(images))):  # noqa: PTH113 - no error for odd names
+        raise PromptError(f"the image comes first, then the question; got {images[:100]!r} as the image")
+    if not isinstance(question, str):
+        raise PromptError(f"the question is a {type(question).__name__}; expected text")
 
 
 def _sizes(images: Sequence[Image.Image]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,7 +64,12 @@ class Gates:
     model: str | None = None
 
     def __post_init__(self) -> None:
-        scales = torch.as_tensor(self.scales, dtype=torch.float32).detach().cpu().clone()
+        try:
+            scales = torch.as_tensor(self.scales, dtype=torch.float32).detach().cpu().clone()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise GateError(
+                f"gates are a table of numbers, layers x {len(GROUPS)}; got {type(self.scales).__name__}: {error}"
+            ) from error
         if scales.dim() != 2 or scales.shape[1] != len(GROUPS) or not len(scales):
             raise GateError(f"gates are a table of layers x {len(GROUPS)} scales, got shape {tuple(scales.shape)}")
         wrong = ~((scales >= 0) & (scales <= MAX_SCALE))  # NaN compares false, so it is wrong too
@@ -80,10 +86,15 @@ class Gates:
 
     @classmethod
     def ones(cls, layers: int | Model) -> Gates:
-        """The unmodified model: scale 1 everywhere."""
-        if isinstance(layers, int):
-            return cls(torch.ones(layers, len(GROUPS)))
-        return cls(torch.ones(layers.num_layers, len(GROUPS)), layers.name)
+        """The unmodified model: scale 1 everywhere.
+
+        Raises:
+            GateError: this is neither a model nor a number of layers.
+        """
+        if hasattr(layers, "num_layers"):
+            model: Any = layers
+            return cls(torch.ones(model.num_layers, len(GROUPS)), model.name)
+        return cls(torch.ones(_index(layers, "the number of layers"), len(GROUPS)))
 
     @classmethod
     def preset(cls, name: str, layers: int | Model) -> Gates:
@@ -94,25 +105,64 @@ class Gates:
         return cls.ones(layers).set("v_sink", v_sink).set("rest", rest)
 
     @classmethod
-    def from_lists(cls, v_sink: Sequence[float], rest: Sequence[float], model: str | None = None) -> Gates:
-        """Two groups, as the paper gates them: one scale a layer for V-sinks, one for all other visual tokens."""
-        return cls.from_json(json.dumps({"scales": {"v_sink": list(v_sink), "rest": list(rest)}, "model": model}))
+    def from_lists(
+        cls,
+        v_sink: Sequence[float] | np.ndarray | Tensor,
+        rest: Sequence[float] | np.ndarray | Tensor,
+        model: str | None = None,
+    ) -> Gates:
+        """Return gates of two groups, as in the paper.
 
-    def set(self, group: Group, scale: float, layers: Iterable[int] | int | None = None) -> Gates:
-        """These gates with one group's scale changed, in the given layers (from 0; negative from the end) or in all.
+        Args:
+            v_sink: the scale of V-sinks in each layer, 0 to 4; a list, an array or a tensor.
+            rest: the scale of all other visual tokens in each layer.
+            model: the name of the model they are for; None for any with as many layers.
+
+        Raises:
+            GateError: lists of unequal length, or of anything but numbers from 0 to 4.
+
+        Example:
+            >>> Gates.from_lists(v_sink=[1, 0.5], rest=[1, 0.5])
+        """
+        return cls._of_columns(_columns({"v_sink": _plain(v_sink), "rest": _plain(rest)}), None, model)
+
+    @classmethod
+    def _of_columns(cls, columns: list[list[float]], layers: int | None, model: Any) -> Gates:
+        count = len(columns[0]) if layers is None else layers
+        if any(len(column) != count for column in columns):
+            lengths = ", ".join(str(len(column)) for column in columns)
+            raise GateError(f"each group needs {count} scales, one a layer; got lists of {lengths}")
+        if model is not None and not isinstance(model, str):
+            raise GateError(f'"model" is a name or null, got {model!r}')
+        return cls(torch.tensor(columns, dtype=torch.float32).reshape(len(columns), -1).T, model)
+
+    def set(self, group: Group, scale: float, layers: Iterable[int] | int | str | None = None) -> Gates:
+        """Return these gates with the scale of one group changed.
+
+        Args:
+            group: ``v_sink``, ``l_sink``, ``ordinary``, or ``rest`` for the last two.
+            scale: 0 to 4; a number of any kind, a tensor's too.
+            layers: one or several, from 0, negative from the end; or as typed at the command line, "3,6,7" or "12-29"; all where None.
 
         Raises:
             GateError: no such group or layer, or a scale out of range.
+
+        Example:
+            >>> Gates.ones(30).set("v_sink", 0.5, layers="12-29")
         """
         if group not in _COLUMNS:
             raise GateError(f"no group is called {group!r}; there are: {', '.join(_COLUMNS)}")
-        chosen = range(len(self.scales)) if layers is None else [layers] if isinstance(layers, int) else list(layers)
+        chosen = _layer_numbers(layers, len(self.scales))
+        try:
+            value = float(scale)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise GateError(f"a scale is a number from 0 to {MAX_SCALE:g}; got {scale!r}") from error
         outside = [layer for layer in chosen if not -len(self.scales) <= layer < len(self.scales)]
         if outside:
             raise GateError(f"there is no layer {outside[0]}; the table has layers 0 to {len(self.scales) - 1}")
         scales = self.scales.clone()
         for layer in chosen:
-            scales[layer, _COLUMNS[group]] = float(scale)
+            scales[layer, _COLUMNS[group]] = value
         return Gates(scales, self.model)
 
     @property
@@ -175,15 +225,7 @@ class Gates:
             raise GateError(
                 f"gates of version {content['version']!r} need another release of sinkgate; this one reads version {VERSION}"
             )
-        columns = _columns(content["scales"])
-        layers = content.get("layers", len(columns[0]))
-        if any(len(column) != layers for column in columns):
-            lengths = ", ".join(str(len(column)) for column in columns)
-            raise GateError(f"each group needs {layers} scales, one a layer; got lists of {lengths}")
-        model = content.get("model")
-        if model is not None and not isinstance(model, str):
-            raise GateError(f'"model" is a name or null, got {model!r}')
-        return cls(torch.tensor(columns, dtype=torch.float32).reshape(len(columns), -1).T, model)
+        return cls._of_columns(_columns(content["scales"]), content.get("layers"), content.get("model"))
 
     def save(self, path: str | Path) -> None:
         """Write ``to_json`` to a file, whose folder is created if it is missing.
@@ -208,6 +250,56 @@ class Gates:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise GateError(f"the gates file cannot be read: {error}") from error
+
+
+def read_layers(text: str, count: int) -> list[int]:
+    """Return layers as they are typed: "all", "3,6,7", "4-10".
+
+    Raises:
+        GateError: anything else, or a layer that the model does not have.
+    """
+    if text == "all":
+        return list(range(count))
+    try:
+        pairs = [[int(end) for end in part.split("-")] for part in text.split(",")]
+        chosen = sorted({layer for pair in pairs for layer in range(pair[0], pair[-1] + 1)})
+    except ValueError:
+        raise GateError(f'layers are "all" or numbers such as 3,6,7 or 4-10; got {text!r}') from None
+    if not chosen or chosen[-1] >= count:
+        raise GateError(f"layers are {text!r}; the model has layers 0 to {count - 1}")
+    return chosen
+
+
+def _layer_numbers(layers: Any, count: int) -> list[int]:
+    if layers is None:
+        return list(range(count))
+    if isinstance(layers, str):
+        return read_layers(layers, count)
+    try:
+        numbers = list(layers)
+    except TypeError:  # a single one, maybe numpy's or torch's
+        numbers = [layers]
+    return [_index(number, "a layer") for number in numbers]
+
+
+def _index(number: Any, kind: str) -> int:
+    """A whole number of any kind as Python's own."""
+    plain = number.item() if isinstance(number, np.ndarray | Tensor) and number.ndim == 0 else number
+    if isinstance(plain, bool) or not isinstance(plain, int | np.integer):
+        raise GateError(f"{kind} is a whole number; got {number!r}")
+    return int(plain)
+
+
+def _plain(column: Any) -> Any:
+    """A list of Python's own numbers, as far as this is a list of numbers."""
+    if isinstance(column, np.ndarray | Tensor):
+        return column.tolist()
+    if isinstance(column, str) or not isinstance(column, Iterable):
+        return column
+    return [
+        value.item() if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0 else value
+        for value in column
+    ]
 
 
 def _columns(scales: dict[str, Any]) -> list[list[float]]:

@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -106,3 +107,74 @@ def test_unknown_names_are_refused():
         sg.Gates.preset("Louder", 2)
     assert all(sg.Gates.preset(name, 2).scales.shape == (2, 3) for name in sg.PRESETS)
     assert sg.Gates.preset("Unchanged", 2).is_identity
+
+
+def numbers(values):
+    """The same numbers as a user may have them."""
+    yield list(values)
+    yield tuple(values)
+    yield np.array(values)
+    yield np.array(values, np.float32)
+    yield torch.tensor(values)
+    yield torch.tensor(values, requires_grad=True)
+    yield [np.float32(value) for value in values]
+    yield [torch.tensor(value) for value in values]
+    yield (value for value in values)
+
+
+def test_scales_come_from_numpy_and_torch_too():
+    expected = sg.Gates.from_lists(v_sink=[0.5, 1.0, 2.0], rest=[1.0, 0.0, 0.25], model="m")
+    for v_sink, rest in zip(numbers([0.5, 1.0, 2.0]), numbers([1.0, 0.0, 0.25]), strict=True):
+        assert sg.Gates.from_lists(v_sink=v_sink, rest=rest, model="m") == expected
+    for scale in (
+        0.5,
+        np.float32(0.5),
+        np.array(0.5),
+        torch.tensor(0.5),
+        torch.tensor([0.5]).bfloat16(),
+    ):
+        for layer in (
+            1,
+            np.int64(1),
+            np.array(1),
+            torch.tensor(1),
+            [np.int32(1)],
+            torch.tensor([1]),
+            np.array([1]),
+            "1",
+        ):
+            gates = sg.Gates.ones(np.int64(3)).set("v_sink", scale, layer)
+            assert gates.scales[:, 0].tolist() == [1, 0.5, 1]
+
+
+def test_layers_are_named_as_at_the_command_line():
+    gates = sg.Gates.ones(30)
+    assert gates.set("rest", 0.5, layers="12-29") == gates.set("rest", 0.5, layers=range(12, 30))
+    assert gates.set("rest", 0.5, layers="3,6-8") == gates.set("rest", 0.5, layers=[3, 6, 7, 8])
+    assert gates.set("rest", 0.5, layers="all") == gates.set("rest", 0.5)
+    with pytest.raises(sg.GateError, match="layers are '12-30'; the model has layers 0 to 29"):
+        gates.set("rest", 0.5, layers="12-30")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda gates: gates.set("rest", 0.5, "twelve"), "numbers such as 3,6,7"),
+        (lambda gates: gates.set("rest", 0.5, 1.0), "a layer is a whole number; got 1.0"),
+        (lambda gates: gates.set("rest", 0.5, [True]), "a layer is a whole number; got True"),
+        (lambda gates: gates.set("rest", 0.5, torch.tensor([True, False])), "a layer is a whole number"),
+        (lambda gates: gates.set("rest", "half"), "a scale is a number from 0 to 4; got 'half'"),
+        (lambda gates: gates.set("rest", None), "a scale is a number"),
+        (lambda gates: gates.set("rest", torch.ones(2)), "a scale is a number"),
+        (lambda gates: sg.Gates.ones("demo"), "the number of layers is a whole number; got 'demo'"),
+        (lambda gates: sg.Gates([["a", "b", "c"]]), "a table of numbers"),
+        (lambda gates: sg.Gates.from_lists("ab", "cd"), "list of numbers"),
+        (lambda gates: sg.Gates.from_lists(0.5, 0.5), "list of numbers"),
+        (lambda gates: sg.Gates.from_lists(np.ones((2, 2)), np.ones((2, 2))), "list of numbers"),
+        (lambda gates: sg.Gates.from_lists([1, 1], [1]), "lists of 2, 1, 1"),
+        (lambda gates: sg.Gates.from_lists([1], [1], model=3), '"model" is a name'),
+    ],
+)
+def test_what_is_no_scale_and_no_layer_gets_a_sentence(change, message):
+    with pytest.raises(sg.GateError, match=message):
+        change(sg.Gates.ones(2))
