@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import sinkgate._threads  # noqa: F401 - first, before anything imports torch
 from sinkgate._version import __version__ as __version__
 from sinkgate.analysis.dimensions import Discovery, discover
 from sinkgate.analysis.report import Report, report

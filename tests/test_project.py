@@ -1,5 +1,6 @@
 """Project files agree with each other, and the core needs no extra."""
 
+import os
 import re
 import subprocess
 import sys
@@ -110,3 +111,39 @@ main()
     assert done.returncode == 2 and done.stderr.strip() == (
         'sinkgate: pandas is not installed: pip install "sinkgate[studies]"'
     ), done.stderr
+
+
+WATCH = """
+import sys
+seen = []
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            import os
+            seen.append(os.environ.get("OMP_WAIT_POLICY"))
+sys.meta_path.insert(0, Watch())
+sys.argv = ["sinkgate", "--help"]
+try:
+    {run}
+except SystemExit:
+    pass
+print(seen[0])
+"""
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "import sinkgate.cli; sinkgate.cli.main()",
+        "import runpy; runpy.run_module('sinkgate')",
+        "import app.main, torch",
+    ],
+)
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_threads_that_wait_sleep_from_before_torch_is_imported(run, given):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH.format(run=run)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == (given or "PASSIVE"), done.stderr

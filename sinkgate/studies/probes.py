@@ -26,6 +26,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from sinkgate.errors import SinkgateError
 from sinkgate.studies.features import places_of, read_states, read_targets
@@ -235,7 +236,8 @@ class Probes:
                 train, test = usable & ~tests[draw], usable & tests[draw]
                 keys.append((target, place, group, draw))
                 calls.append(delayed(_probe)(states[slot], labels, train, test, (self.seed, draw, 1), options))
-        reached: Any = Parallel(n_jobs=self.jobs)(calls)
+        with threadpool_limits(1):  # joblib does so with several jobs; beside other load, BLAS threads cost ten times the time
+            reached: Any = Parallel(n_jobs=self.jobs)(calls)
         rows = [
             {**dict(zip(KEY, key, strict=True)), "labels": labels, **score._asdict()}
             for key, scores in zip(keys, reached, strict=True)

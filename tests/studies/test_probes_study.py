@@ -9,12 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_info, threadpool_limits
 from tiny import noise_image
 
 from sinkgate import SinkgateError
 from sinkgate.data import Pictured, scene_facts
 from sinkgate.sinks.classify import SinkMasks, classify
 from sinkgate.sinks.criteria import AttentionShare, NormOutliers
+from sinkgate.studies import probes
 from sinkgate.studies.features import Features, draw_ordinary, encoder_states, read_states
 from sinkgate.studies.probes import Probes, advantage, probe, split, summary
 from sinkgate.studies.runner import run
@@ -279,6 +281,19 @@ def test_shared_probes_see_the_same_pictures(parts):
     assert set(alone.query("target == 'colors'").eval("train + test")) == {
         90
     }  # none has an L-sink: it is not asked for
+
+
+def test_fits_run_on_one_blas_thread(parts, monkeypatch):
+    threads = set()
+
+    def count(*_):
+        threads.update(pool["num_threads"] for pool in threadpool_info())
+        return {}
+
+    monkeypatch.setattr(probes, "_probe", count)
+    with threadpool_limits(4):
+        Probes(parts).work(0)
+    assert threads == {1}
 
 
 def test_what_is_too_little_to_learn_from_is_told_as_nan(parts):
