@@ -174,6 +174,11 @@ def test_models_that_cannot_resume_run_in_full(cold, monkeypatch):
     assert warm.answer(gates).ids == vlm.answer(prompt, gates, sinks).ids
     logits = warm.predict_all([gates, sg.Gates.ones(vlm)])
     assert torch.allclose(logits.softmax(-1)[0], vlm.predict(prompt, gates, sinks).probabilities, atol=1e-6)
+    monkeypatch.setattr(vlm.adapter, "resumes", True)
+    other = Session(vlm, prompt, sinks).predict_all([gates, sg.Gates.ones(vlm)])
+    assert torch.allclose(logits, other, atol=1e-4), "logits, as of models that resume"
+    monkeypatch.setattr(vlm.adapter, "resumes", False)
+    assert warm.predict_all([]).shape == (0, other.shape[1])
 
 
 def test_nothing_is_left_on_the_model(cold):

@@ -13,6 +13,8 @@ from tiny import noise_image, some_sinks, tiny_llava
 from transformers import AttentionInterface
 
 import sinkgate as sg
+import sinkgate.attention.recorder as recorder_module
+from sinkgate.attention import patch
 from sinkgate.attention.patch import model_lock
 from sinkgate.models.loading import check_model
 from sinkgate.models.token_map import measure_tokens
@@ -302,3 +304,236 @@ def test_demo_answers_with_its_gates_moved(demo):
     assert torch.equal(plain.attention[:5], moved.attention[:5]), "layers below the gate are untouched"
     assert not torch.allclose(plain.attention[5], moved.attention[5], atol=1e-4)
     assert (plain.probabilities - moved.probabilities).abs().max() > 0
+
+
+# --- options of an answer
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_no_rows_are_recorded_where_none_are_wanted(tiny, prompt, resumes, monkeypatch):
+    monkeypatch.setattr(tiny.adapter, "resumes", resumes)
+    sinks = some_sinks(tiny, prompt)
+    gates = sg.Gates.ones(tiny).set("rest", 0.5)
+    whole = tiny.answer(prompt, gates, sinks, max_new_tokens=4)
+
+    def refuse(*_, **__):
+        raise AssertionError("a row was computed")
+
+    warm = sg.Session(tiny, prompt, sinks)
+    warm.predict(gates)  # whose single row was asked for
+    monkeypatch.setattr(patch, "attention_rows", refuse)
+    monkeypatch.setattr(recorder_module, "attention_rows", refuse)
+    cold = tiny.answer(prompt, gates, sinks, max_new_tokens=4, max_rows=0)
+    traces = [cold, warm.answer(gates, max_new_tokens=4, max_rows=0)]
+    for trace in traces:
+        assert trace.ids == whole.ids and trace.attention.shape == (3, 4, 0, prompt.length)
+        assert trace.to_frame().empty and "0 rows" in repr(trace)
+        with pytest.raises(sg.SinkgateError, match="no attention row 0.*max_rows"):
+            trace.shares(sinks)
+        with pytest.raises(sg.SinkgateError, match="no attention row 0"):
+            trace.visual(0)
+    for call in (lambda: tiny.answer(prompt, max_rows=-1), lambda: warm.answer(max_rows=-1)):
+        with pytest.raises(sg.SinkgateError, match="max_rows is -1; expected 0"):
+            call()
+
+
+@pytest.mark.parametrize("size", [1, 7, 26, 1000])
+def test_a_chunked_prefill_records_the_same_rows(tiny, prompt, size):
+    sinks = some_sinks(tiny, prompt)
+    gates = sg.Gates.ones(tiny).set("rest", 0.5).set("v_sink", 1.7, [0, 2])
+    whole = tiny.answer(prompt, gates, sinks, max_new_tokens=4)
+    warm = sg.Session(tiny, prompt, sinks)
+    for answer in (
+        tiny.answer(prompt, gates, sinks, max_new_tokens=4, prefill_chunk_size=size),
+        warm.answer(gates, max_new_tokens=4, prefill_chunk_size=size),
+    ):
+        assert answer.ids == whole.ids
+        assert torch.allclose(answer.probabilities, whole.probabilities, atol=1e-5)
+        assert torch.allclose(answer.attention, whole.attention, atol=1e-5)
+
+
+def test_answers_are_sampled_and_searched_under_gates(tiny, prompt):
+    sinks = some_sinks(tiny, prompt)
+    gates = sg.Gates.ones(tiny).set("rest", 0.4).set("v_sink", 2)
+    warm = sg.Session(tiny, prompt, sinks)
+    for options in (
+        {"do_sample": True, "temperature": 0.8},
+        {"num_beams": 3},
+        {"num_beams": 2, "do_sample": True, "max_rows": 0},
+    ):
+        generation = {name: value for name, value in options.items() if name != "max_rows"}
+        torch.manual_seed(0)
+        with tiny.gated(prompt, sinks, gates):
+            expected = tiny.model.generate(**prompt.inputs, max_new_tokens=5, **generation)[0, prompt.length :]
+        most = 0 if "max_rows" in options else 1 if "num_beams" in options else 5
+        for answer in (lambda **o: tiny.answer(prompt, gates, sinks, **o), lambda **o: warm.answer(gates, **o)):
+            torch.manual_seed(0)
+            trace = answer(max_new_tokens=5, **options)
+            assert trace.ids == expected.tolist() and trace.attention.shape[2] == min(most, len(trace.tokens))
+            if most:
+                first = tiny.predict(prompt, gates, sinks).attention[:, :, 0]
+                assert torch.allclose(trace.attention[:, :, 0, : prompt.length], first, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences is 2; a Trace holds one"),
+        ({"prompt_lookup_num_tokens": 3}, "several tokens, so attention has no row a token; give max_rows=0"),
+        ({"return_dict_in_generate": False}, "return_dict_in_generate is set by sinkgate itself"),
+        ({"num_beams": 2, "prefill_chunk_size": 5}, "prefill_chunk_size .* with beams encodes them in the prefill"),
+    ],
+)
+def test_options_that_an_answer_cannot_follow_get_a_sentence(tiny, prompt, options, message):
+    for answer in (lambda: tiny.answer(prompt, **options), lambda: sg.Session(tiny, prompt).answer(**options)):
+        with pytest.raises(sg.SinkgateError, match=message):
+            answer()
+
+
+def test_own_stopping_criteria_and_ours_both_end_an_answer(tiny, prompt):
+    from transformers import StoppingCriteria
+
+    class After(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.tensor([input_ids.shape[1] >= prompt.length + 3])
+
+    asked = itertools.count(1)
+    assert len(tiny.answer(prompt, max_new_tokens=6, stopping_criteria=[After()]).ids) == 3
+    both = tiny.answer(prompt, max_new_tokens=6, stopping_criteria=[After()], stop=lambda: next(asked) == 2)
+    assert len(both.ids) == 2
+
+
+# --- one or many, and what is neither
+
+
+def test_the_same_call_takes_one_prompt_or_many(tiny):
+    prompts = [tiny.prompt(noise_image(seed), QUESTION) for seed in (1, 2)]
+    sinks = sg.find_sinks(tiny, prompts)
+    assert [found.v_sink.tolist() for found in sinks] == [sg.find_sinks(tiny, p).v_sink.tolist() for p in prompts]
+    gates = [sg.Gates.ones(tiny).set("rest", 0.5), None]
+    for one, both in (
+        (tiny.predict, tiny.predict(prompts, gates, sinks)),
+        (tiny.answer, tiny.answer(tuple(prompts), gates, sinks, max_new_tokens=3)),
+    ):
+        options = {"max_new_tokens": 3} if one == tiny.answer else {}
+        for prompt, table, found, trace in zip(prompts, gates, sinks, both, strict=True):
+            alone = one(prompt, table, found, **options)
+            assert trace.ids == alone.ids and torch.allclose(trace.probabilities, alone.probabilities, atol=1e-5)
+    assert tiny.answer([]) == tiny.predict([]) == sg.find_sinks(tiny, []) == []
+    assert len(tiny.answer(prompts, gates[0], max_new_tokens=1)) == 2
+    with pytest.raises(sg.PromptError, match="2 prompts with 1 gates"):
+        tiny.answer(prompts, gates[:1])
+
+
+def test_what_is_no_prompt_gets_a_sentence(tiny, prompt):
+    calls = [tiny.answer, tiny.predict, lambda value: sg.find_sinks(tiny, value), lambda value: sg.Session(tiny, value)]
+    calls.append(lambda value: next(tiny.stream(value)))
+    for call in calls:
+        for value, kind in (("hi", "str"), (None, "NoneType"), ([prompt, "hi"], "str"), (noise_image(), "Image")):
+            with pytest.raises(sg.PromptError, match=f"got {kind}, expected a Prompt or a list.*vlm.prompt"):
+                call(value)
+    for call in calls[-2:]:
+        with pytest.raises(sg.PromptError, match="takes one prompt, got a list of 2; call it for each"):
+            call([prompt, prompt])
+
+
+def test_swapped_and_missing_arguments_get_a_sentence(tiny, tmp_path):
+    noise_image().save(path := tmp_path / "noise.png")
+    for image, question in (("What is it?", str(path)), ("What is it?", path), ("What is it?", noise_image())):
+        with pytest.raises(sg.SinkgateError, match="the image comes first"):
+            tiny.prompt(image, question)
+    with pytest.raises(sg.ImageError, match="got NoneType, expected a picture"):
+        tiny.prompt(None, "hi")
+    with pytest.raises(sg.PromptError, match="the question is a NoneType; expected text"):
+        tiny.prompt(noise_image(), None)
+
+
+def test_what_a_notebook_shows_is_short(tiny, prompt):
+    sinks = sg.find_sinks(tiny, prompt)
+    trace = tiny.answer(prompt, max_new_tokens=3)
+    texts = [repr(tiny), repr(prompt), repr(trace), repr(tiny.predict(prompt))]
+    assert "3 layers, float32 on cpu" in texts[0] and "40 x 30, 16 visual tokens in 4 x 4" in texts[1]
+    assert (
+        f"{len(trace.tokens)} tokens" in texts[2]
+        and "no answer yet" in texts[3]
+        and all(len(text) < 200 for text in texts)
+    )
+    plain, grouped = trace.to_frame(), trace.to_frame(sinks)
+    assert list(plain) == ["row", "token", "layer", "visual", "separator", "text"] and len(plain) == 3 * len(
+        trace.tokens
+    )
+    assert plain["token"].unique().tolist() == trace.tokens
+    assert torch.allclose(
+        torch.tensor(plain[["visual", "separator", "text"]].sum(axis=1).to_numpy()).float(), torch.ones(len(plain))
+    )
+    assert (grouped[["v_sink", "l_sink", "ordinary"]].sum(axis=1) - plain["visual"]).abs().max() < 1e-6
+
+
+# --- a kept prompt on a model that has changed
+
+
+CHANGES = {
+    "weights": lambda model: model.model.vision_tower.get_parameter(
+        next(name for name, value in model.model.vision_tower.named_parameters() if value.dim() == 2)
+    ).mul_(1.5),
+    "projector": lambda model: model.model.multi_modal_projector.linear_1.bias.add_(1),
+    "a hook": lambda model: model.model.multi_modal_projector.register_forward_hook(lambda m, a, output: 2 * output),
+    "a forward": lambda model: setattr(
+        model.model.multi_modal_projector,
+        "forward",
+        lambda x, run=model.model.multi_modal_projector.forward: 2 * run(x),
+    ),
+    "the llm": lambda model: model.model.language_model.layers[1].mlp.down_proj.weight.mul_(1.5),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_kept_prompt_follows_the_model(what):
+    """What a prompt and a session keep of an earlier model is computed anew."""
+    vlm = sg.load(tiny_llava("clip"), check=False)
+    kept = vlm.prompt(noise_image(1), QUESTION)
+    gates = sg.Gates.ones(vlm).set("v_sink", 0.2).set("rest", 1.5)
+    warm = sg.Session(vlm, kept)
+    before, sinks = warm.predict(gates), sg.find_sinks(vlm, kept)
+    encoded = kept.encoded
+    assert vlm.predict(kept).ids == [] and kept.encoded is encoded and sg.find_sinks(vlm, kept) is sinks
+    with torch.no_grad():
+        CHANGES[what](vlm.model)
+    vlm.predict(kept)
+    assert (kept.encoded is encoded) == (what == "the llm"), "images are encoded again where their encoder has changed"
+    fresh = vlm.prompt(noise_image(1), QUESTION)
+    expected = vlm.predict(fresh, gates)
+    assert not torch.allclose(expected.probabilities, before.probabilities, atol=1e-4)
+    assert torch.equal(vlm.predict(kept, gates).probabilities, expected.probabilities)
+    assert torch.equal(warm.predict(gates).probabilities, expected.probabilities)
+    assert torch.equal(sg.find_sinks(vlm, kept).norm_ratio, sg.find_sinks(vlm, fresh).norm_ratio)
+    assert torch.equal(
+        vlm.predict_all([kept, kept], gates)[1].probabilities, vlm.predict_all([fresh, fresh], gates)[1].probabilities
+    )
+
+
+def test_a_kept_prompt_follows_adapters_that_are_switched():
+    peft = pytest.importorskip("peft")
+    vlm = sg.load(tiny_llava("clip"), check=False)
+    config = peft.LoraConfig(r=2, target_modules=["linear_1", "q_proj"], init_lora_weights=False)
+    vlm.model.add_adapter(config)
+    kept = vlm.prompt(noise_image(1), QUESTION)
+    adapted = vlm.predict(kept).probabilities
+    vlm.model.disable_adapters()
+    plain = vlm.predict(vlm.prompt(noise_image(1), QUESTION)).probabilities
+    assert not torch.allclose(plain, adapted, atol=1e-4)
+    assert torch.equal(vlm.predict(kept).probabilities, plain)
+    vlm.model.enable_adapters()
+    assert torch.equal(vlm.predict(kept).probabilities, adapted)
+
+
+def test_a_prompt_without_pixels_on_a_changed_encoder_is_refused():
+    vlm = sg.load(tiny_llava("clip"), check=False)
+    prompt = vlm.prompt(noise_image(1), QUESTION)
+    vlm.warm_inputs(prompt)
+    del prompt.inputs["pixel_values"]
+    vlm.predict(prompt)
+    with torch.no_grad():
+        vlm.model.model.multi_modal_projector.linear_1.bias.add_(1)
+    with pytest.raises(sg.PromptError, match="encoder has changed.*make the prompt again"):
+        vlm.predict(prompt)
