@@ -325,7 +325,7 @@ pd.DataFrame({"GB of weights": {name: round(parameters * each / 8e9, 1) for name
 # - **Half precision**: in float16 massive activations may overflow, in bfloat16 they do not. The checks on load see it on their prompt.
 # - **`device_map`**: gates follow each layer to its device; only the first module must stay off the disk.
 # - **Quantized weights** are other weights: what is found on them is true of them.
-# - CUDA, several devices and bitsandbytes are written for and were not run by us ([honest limits](../README.md#honest-limits)).
+# - CUDA, several devices and bitsandbytes are written for and were not run by us ([limits](../README.md#limits)).
 #
 # **Exercise 3.** How much does a warm session of your model hold, in KiB, and how much would it be for a prompt of 3,000 positions? It grows in proportion. Try `sg.Session(vlm, prompt)`, `predict()` and `nbytes`.
 
