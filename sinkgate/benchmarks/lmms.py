@@ -18,12 +18,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from sinkgate.errors import SinkgateError
-from sinkgate.methods import Fixed
-from sinkgate.methods.lsg import LSG
+from sinkgate.methods import Fixed, finder_of
 from sinkgate.methods.registry import read_method
 from sinkgate.models import loading
 from sinkgate.models.prompts import Prompt
-from sinkgate.models.vlm import find_sinks
 from sinkgate.sinks.gates import Gates
 
 try:
@@ -84,7 +82,7 @@ class GatedModel(lmms):
         )
         self.gated = gates is not None
         self.method = read_method(gates, self.vlm, any_model) if gates is not None else Fixed(Gates.ones(self.vlm))
-        self._find_sinks = self.method.find_sinks if isinstance(self.method, LSG) else find_sinks
+        self._find_sinks = finder_of([self.method], l_sinks=False)
         self.batch_size = int(batch_size) if self.vlm.adapter.takes_encoded is not None else 1
 
     @property

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sinkgate.cli.options import AsJson, Criterion, GatesFile, ModelChoice, Picture, print_json, unfolded
+from sinkgate.cli.options import AnyModel, AsJson, Criterion, GatesFile, ModelChoice, Picture, print_json, unfolded
 
 
 @unfolded
@@ -16,10 +16,12 @@ def ask(
     image: Picture,
     question: Annotated[str, typer.Argument(help="What to ask about the image.")],
     gates: GatesFile = None,
+    any_model: AnyModel = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest answer, in tokens.")] = 64,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about an image, with the Keys gated if gates are given; learned ones read the question first."""
+    from sinkgate.methods import criterion_of
     from sinkgate.methods.lsg import LSG
     from sinkgate.models.vlm import find_sinks
     from sinkgate.sinks.gates import Gates
@@ -28,12 +30,13 @@ def ask(
     fixed = Gates.load(gates) if gates and not learned else None
     vlm = chosen.load()
     if learned:
-        learned.to(vlm.device).check_fits(vlm)
-    table = (fixed or Gates.ones(vlm)).for_model(vlm)
+        learned.to(vlm.device).check_fits(vlm, any_model)
+    table = (fixed or Gates.ones(vlm)).for_model(vlm, any_model)
     prompt = vlm.prompt(image, question)
-    sinks = find_sinks(vlm, prompt)
+    criterion = criterion_of([learned])
+    sinks = find_sinks(vlm, prompt, v_sink=criterion, l_sink=criterion)
     if learned:
-        table = learned.read(vlm, prompt)
+        table = learned.read(vlm, prompt, sinks)
     trace = vlm.answer(prompt, table, sinks, max_new_tokens=max_new_tokens)
     unknown = vlm.unknown_words(question)
     if as_json:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sinkgate.cli.data import SCENES, DataChoice
-from sinkgate.cli.options import AsJson, ModelChoice, print_json, unfolded
+from sinkgate.cli.options import AnyModel, AsJson, ModelChoice, print_json, unfolded
 from sinkgate.errors import SinkgateError
 from sinkgate.output import writable_folder
 from sinkgate.sinks.gates import read_layers
@@ -104,6 +104,7 @@ def stack(
     out: Annotated[Path, typer.Option(help="Folder for the stack.")],
     by: Annotated[str, typer.Option(help="loss or accuracy: what decides.")] = "loss",
     margin: Annotated[float, typer.Option(help="What a gate has to add to be kept; more than that.")] = 0.0,
+    any_model: AnyModel = False,
     as_json: AsJson = False,
 ) -> None:
     """Stack gates from the best, greedily by validation score; nothing is trained again."""
@@ -115,7 +116,7 @@ def stack(
     lsg, samples = LSG.from_pretrained(gates), data.samples("validation")
     writable_folder(out)  # before the work
     vlm = chosen.load()
-    lsg.check_fits(vlm)
+    lsg.check_fits(vlm, any_model)
     found = stack_gates(lsg.to(vlm.device), vlm, samples, score=by, margin=margin)
     layers = list(found.lsg.config.layers)
     told = {by: abs(found.score), f"{by} of the unmodified model": abs(found.unmodified), "samples": len(samples)}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sinkgate.cli.data import DataChoice
-from sinkgate.cli.options import AsJson, Criterion, ModelChoice, print_json, unfolded
+from sinkgate.cli.options import AnyModel, AsJson, Criterion, ModelChoice, print_json, unfolded
 from sinkgate.errors import SinkgateError
 from sinkgate.sinks.gates import read_layers
 
@@ -193,13 +193,13 @@ def evaluate(
     extractor: Annotated[str, typer.Option(help="Who reads written answers: robust, or a published rule.")] = "robust",
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest written answer, in tokens.")] = 32,
     batch_size: Chunk = 16,
-    any_model: Annotated[bool, typer.Option("--any-model", help="Gates of another model too.")] = False,
+    any_model: AnyModel = False,
     as_json: AsJson = False,
 ) -> None:
     """The scores of a benchmark: the unmodified model beside gates and published methods."""
     from sinkgate.analysis.dimensions import WEIGHTS
     from sinkgate.methods import Fixed
-    from sinkgate.methods.registry import finder_of, published, read_method
+    from sinkgate.methods.registry import published, read_method
     from sinkgate.sinks.gates import Gates
     from sinkgate.studies.evaluation import Examination, accuracies, scores
     from sinkgate.studies.provenance import checksum_of
@@ -214,7 +214,6 @@ def evaluate(
             raise SinkgateError(f"two methods would be called {name!r}; rename the folder or file {path}")
         methods[name] = read_method(path, vlm, any_model)
         origins[name] = checksum_of(path, (*WEIGHTS, ".json"))
-    find = finder_of(methods.values())
     methods = {"unmodified": Fixed(Gates.ones(vlm)), **methods}
     about |= {"gates": [str(path) for path in gates or ()]}
     study = Examination(
@@ -226,8 +225,7 @@ def evaluate(
         extractor,
         max_new_tokens,
         batch_size,
-        find,
-        origins,
+        origins=origins,
         about=about,  # pyright: ignore[reportArgumentType]
     )
     with ExitStack() as scratch:

@@ -1,10 +1,22 @@
 """Fixed gates and the published methods that the paper is compared with, each behind the door of `sinkgate.methods.base`."""
 
-from sinkgate.methods.base import Fixed, Method
+from sinkgate.methods.base import Fixed, Method, criterion_of, finder_of
 from sinkgate.methods.lora import LoRA
 from sinkgate.methods.reweight import Reweight, ReweightConfig
 from sinkgate.methods.sink_to_front import SinkToTheFront
 from sinkgate.methods.suppress import Remove, Suppress
 from sinkgate.methods.var import VAR
 
-__all__ = ["VAR", "Fixed", "LoRA", "Method", "Remove", "Reweight", "ReweightConfig", "SinkToTheFront", "Suppress"]
+__all__ = [
+    "VAR",
+    "Fixed",
+    "LoRA",
+    "Method",
+    "Remove",
+    "Reweight",
+    "ReweightConfig",
+    "SinkToTheFront",
+    "Suppress",
+    "criterion_of",
+    "finder_of",
+]

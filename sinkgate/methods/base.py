@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from sinkgate.attention.recorder import Recorder
+from sinkgate.errors import SinkgateError
 from sinkgate.models.batch import Batch
-from sinkgate.models.vlm import VLM
+from sinkgate.models.prompts import Prompt
+from sinkgate.models.vlm import VLM, Finder, find_sinks, find_v_sinks
+from sinkgate.sinks.classify import SinkMasks
 from sinkgate.sinks.gates import Gates
 
 
 class Method(Protocol):
     """What can be put on a model for a while. Methods that learn are modules too, with only their own parameters."""
+
+    @property
+    def criterion(self) -> str | None:
+        """Criterion, a name of ``CRITERIA``, by which the method wants sinks; None for the default."""
+        ...
+
+    @property
+    def uses_l_sinks(self) -> bool:
+        """Whether L-sinks and ordinary tokens are treated differently."""
+        ...
 
     def begins(self, vlm: VLM) -> int:
         """Number of the lowest LLM layer whose work changes, among ``vlm.adapter.all_layers``; below it all is as without the method."""
@@ -31,11 +46,54 @@ class Method(Protocol):
         ...
 
 
+def criterion_of(methods: Iterable[Any]) -> str:
+    """Return the one criterion by which methods want sinks, "auto" if none names any.
+
+    Args:
+        methods: `Method`s that act on the same prompts; what has no criterion, such as `Gates`, accepts any.
+
+    Raises:
+        SinkgateError: methods name different criteria.
+    """
+    names = sorted({name for method in methods if (name := getattr(method, "criterion", None))})
+    if len(names) > 1:
+        raise SinkgateError(f"these gates want sinks by different criteria, {', '.join(names)}; run them apart")
+    return names[0] if names else "auto"
+
+
+def finder_of(methods: Iterable[Any], *, l_sinks: bool = True) -> Finder:
+    """Return a function that finds sinks by the criterion of these methods.
+
+    Args:
+        methods: see `criterion_of`.
+        l_sinks: False leaves L-sinks out, at the cost of the encoder alone, unless a method uses them.
+
+    Raises:
+        SinkgateError: methods name different criteria.
+    """
+    methods = list(methods)
+    name = criterion_of(methods)
+    v_only = not l_sinks and not any(getattr(method, "uses_l_sinks", True) for method in methods)
+
+    def find(vlm: VLM, prompt: Prompt) -> SinkMasks:
+        if v_only and not (name == "auto" and prompt.sinks):
+            return find_v_sinks(vlm, prompt, name)
+        return find_sinks(vlm, prompt, v_sink=name, l_sink=name)
+
+    return find
+
+
 @dataclass(frozen=True)
 class Fixed:
     """Fixed `Gates` as a method; all ones is the unmodified model."""
 
     gates: Gates
+    criterion: str | None = None
+
+    @property
+    def uses_l_sinks(self) -> bool:
+        """See `Method`."""
+        return not torch.equal(self.gates.scales[:, 1], self.gates.scales[:, 2])
 
     def begins(self, vlm: VLM) -> int:
         """See `Method`."""

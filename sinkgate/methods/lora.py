@@ -9,20 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from sinkgate.attention.recorder import Recorder
-from sinkgate.errors import SinkgateError
+from sinkgate.errors import GateError, SinkgateError
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
+from sinkgate.models.weights import ANYWAY, origin_mismatch
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 ADAPTER = "default"  # peft's name for an adapter without one
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's own files
+ORIGIN = "sinkgate_base_weights"  # checksum of the base model, in the metadata of the weights
 SIDES = ("lora_A", "lora_B")
 PREFIX = "base_model.model."  # what peft puts before a module's name
 
@@ -34,10 +36,14 @@ class LoRA(nn.Module):
     within `applied`. What `save_pretrained` writes, ``peft.PeftModel.from_pretrained`` reads too.
     """
 
+    criterion = None
+    uses_l_sinks = False
+
     def __init__(self, vlm: VLM, layer: int, config: LoraConfig) -> None:
         super().__init__()
         attention = vlm.attention[layer]
         self.layer, self.config, self.base_model = layer, config, vlm.name
+        self.weights = vlm.weights_checksum
         self._attention = [attention]  # in a list: no part of this module
         names = sorted(path.rpartition(".")[2] for path in config.target_modules or ())
         self._wrapped = _wrapped({name: getattr(attention, name) for name in names}, config)
@@ -103,24 +109,34 @@ class LoRA(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.save_pretrained(str(folder))
-        save_file({name: weight.data.contiguous().cpu() for name, weight in self._weights().items()}, folder / WEIGHTS)
+        tensors = {name: weight.data.contiguous().cpu() for name, weight in self._weights().items()}
+        save_file(tensors, folder / WEIGHTS, {ORIGIN: self.weights} if self.weights else None)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, vlm: VLM) -> LoRA:
-        """Read what ``save_pretrained`` wrote, onto a model of the same kind.
+    def from_pretrained(cls, folder: str | Path, vlm: VLM, any_model: bool = False) -> LoRA:
+        """Read what ``save_pretrained`` wrote, onto the same model; with ``any_model`` onto any that has these modules.
 
         Raises:
-            SinkgateError: a file is missing or broken, the tensors are others than expected, or the model has not these modules.
+            SinkgateError: a file is missing or broken, the tensors are others than expected, it was trained on another model, or
+                the model has not these modules.
         """
         folder, peft = Path(folder), _peft()
         try:
             json.loads((folder / CONFIG).read_text(encoding="utf-8"))  # peft would look for a missing file on the Hub
             config: Any = peft.LoraConfig.from_pretrained(str(folder))
             config.inference_mode = False
-            weights = load_file(folder / WEIGHTS)
+            with safe_open(folder / WEIGHTS, "pt") as file:
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                origin = (file.metadata() or {}).get(ORIGIN)
+            base = str(config.base_model_name_or_path or vlm.name)
+            base = base if base == vlm.name else Path(base).name if Path(base).is_dir() else base
+            if not any_model and (why := origin_mismatch(vlm, base, origin)):
+                raise GateError(f"this LoRA was {why}; {ANYWAY}")
             at = sorted(config.target_modules)[0].rpartition(".")[0]
             layer = [_path(vlm, attention) for attention in vlm.attention].index(at)
             found = cls(vlm, layer, config)
+        except SinkgateError:
+            raise
         except (OSError, ValueError, TypeError, AttributeError, IndexError, SafetensorError) as error:
             raise SinkgateError(f"a LoRA for {vlm.name} cannot be read from {folder}: {error!r}") from error
         wanted = found._weights()

@@ -31,6 +31,7 @@ from sinkgate.methods.decoder_inputs import (
 )
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
+from sinkgate.models.weights import ANYWAY, origin_mismatch
 
 CONFIG, WEIGHTS = "reweight_config.json", "reweight.safetensors"
 FORMAT = "sinkgate-reweight"
@@ -44,7 +45,8 @@ class ReweightConfig:
         hidden_size: width of the LLM, D.
         bottleneck: width between the two linear layers; 64, as in the paper's gates, so that both have as many parameters.
         weighing: ``softmax``, two weights that sum to 2; ``sigmoid``, each for itself in [0, 2]. The source does not say; both are ours.
-        base_model: the model it was made for.
+        criterion: see `Method`.
+        base_model: the model it was made for, ``weights`` the checksum of its weights.
 
     Raises:
         GateError: a field is out of its range.
@@ -53,7 +55,9 @@ class ReweightConfig:
     hidden_size: int
     bottleneck: int = 64
     weighing: Literal["softmax", "sigmoid"] = "softmax"
+    criterion: str | None = None
     base_model: str | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "bottleneck"):
@@ -74,6 +78,8 @@ class Reweight(nn.Module):
     (Qwen3-VL's deepstack), those rows stay as they are.
     """
 
+    uses_l_sinks = False
+
     def __init__(self, config: ReweightConfig) -> None:
         super().__init__()
         self.config = config
@@ -86,12 +92,31 @@ class Reweight(nn.Module):
     def for_vlm(cls, vlm: VLM, **options: Any) -> Reweight:
         """A fresh one for a model; options are fields of `ReweightConfig`."""
         width = vlm.model.config.get_text_config().hidden_size
-        return cls(ReweightConfig(width, base_model=vlm.name, **options)).to(vlm.device)
+        return cls(ReweightConfig(width, base_model=vlm.name, weights=vlm.weights_checksum, **options)).to(vlm.device)
 
     def forward(self, question: Tensor) -> Tensor:
         """(B, D) -> (B, 2): the weights of V-sinks and of other visual tokens, in [0, 2]."""
         scores = self.up(nn.functional.gelu(self.down(self.norm(question.to(self.down.weight.dtype)))))
         return 2 * (scores.softmax(-1) if self.config.weighing == "softmax" else scores.sigmoid())
+
+    @property
+    def criterion(self) -> str | None:
+        """See `Method`."""
+        return self.config.criterion
+
+    def check_fits(self, vlm: VLM, any_model: bool = False) -> None:
+        """Refuse a model of another width, or (unless ``any_model``) another one than this was trained on.
+
+        Raises:
+            GateError: the model is one of these.
+        """
+        width, config = vlm.model.config.get_text_config().hidden_size, self.config
+        if not any_model and (why := origin_mismatch(vlm, config.base_model, config.weights)):
+            raise GateError(f"this Reweight was {why}; {ANYWAY}")
+        if width != config.hidden_size:
+            raise GateError(
+                f"this Reweight reads embeddings {config.hidden_size} wide, those of {vlm.name} are {width}"
+            )
 
     def begins(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
         """See `Method`."""
@@ -106,11 +131,7 @@ class Reweight(nn.Module):
             GateError: the model is of another width.
         """
         refuse_cross_attention(vlm, "reweighting", "visual tokens do not enter with the question")
-        width = vlm.model.config.get_text_config().hidden_size
-        if width != self.config.hidden_size:
-            raise GateError(
-                f"this Reweight reads embeddings {self.config.hidden_size} wide, those of {vlm.name} are {width}"
-            )
+        self.check_fits(vlm, any_model=True)
         text, sinks = question_of(batch), [found.v_sink for found in batch.sinks]
         visual = everywhere(batch)
 

@@ -30,9 +30,12 @@ class SinkToTheFront:
 
     Attributes:
         keep_positions: False: a token takes the rotary position of its new place; True: it brings that of its old place.
+        criterion: see `Method`.
     """
 
     keep_positions: bool = False
+    criterion: str | None = None
+    uses_l_sinks = False
 
     def begins(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
         """See `Method`."""

@@ -25,10 +25,13 @@ class Suppress:
     Attributes:
         scale: in [0, 4].
         layers: gated layers, counted as `Gates` counts them; None for all.
+        criterion: see `Method`.
     """
 
     scale: float = 0.0
     layers: tuple[int, ...] | None = None
+    criterion: str | None = None
+    uses_l_sinks = False
 
     def begins(self, vlm: VLM) -> int:
         """See `Method`."""
@@ -52,7 +55,13 @@ class Remove:
 
     The others keep their places: positions are not closed up, so that rotary embeddings stay those of the whole picture. Layers that are
     no attention (convolutions, linear attention) skip them as they skip padding.
+
+    Attributes:
+        criterion: see `Method`.
     """
+
+    criterion: str | None = None
+    uses_l_sinks = False
 
     def begins(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
         """See `Method`."""

@@ -40,6 +40,7 @@ class VAR:
         layers: counted as `Gates` counts them; None for the paper's: from the LLM's third to its last but one.
         dimensions: sink dimensions of the LLM.
         tau: the paper's threshold.
+        criterion: see `Method`; without effect where ``dimensions`` are given.
 
     Raises:
         SinkgateError: a share is not in [0, 1].
@@ -51,11 +52,17 @@ class VAR:
     layers: tuple[int, ...] | None = None
     dimensions: tuple[int, ...] | None = None
     tau: float = 20.0
+    criterion: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("min_image_attention", "min_non_sink_share", "moved"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SinkgateError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
+
+    @property
+    def uses_l_sinks(self) -> bool:
+        """See `Method`."""
+        return self.dimensions is None
 
     def begins(self, vlm: VLM) -> int:
         """See `Method`."""

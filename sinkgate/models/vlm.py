@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, overload
 
 import torch
@@ -27,6 +28,7 @@ from sinkgate.models.generation import generate_options, streamed
 from sinkgate.models.model_state import encoder_state, model_state
 from sinkgate.models.prompts import Prompt, Prompter, is_one_prompt, refuse_several
 from sinkgate.models.trace import Trace, stack_rows
+from sinkgate.models.weights import model_checksum
 from sinkgate.sinks.classify import (
     HeadObservation,
     Merged,
@@ -65,6 +67,11 @@ class VLM:
     def __repr__(self) -> str:
         dtype = str(self.model.dtype).removeprefix("torch.")
         return f"VLM({self.name!r}, {self.model.config.model_type}, {self.num_layers} layers, {dtype} on {self.device})"
+
+    @cached_property
+    def weights_checksum(self) -> str | None:
+        """Checksum of the weights, see `sinkgate.models.weights.model_checksum`; None where no files of theirs are on this machine."""
+        return model_checksum(self.model.config)
 
     @property
     def num_layers(self) -> int:

@@ -170,17 +170,20 @@ class Gates:
         """Whether every scale is 1: the unmodified model."""
         return bool((self.scales == 1).all())
 
-    def for_model(self, vlm: Model) -> Gates:
-        """These gates, once they are known to fit the model.
+    def for_model(self, vlm: Model, any_model: bool = False) -> Gates:
+        """Return these gates if they fit the model; with ``any_model`` the name that they were made for does not count.
 
         Raises:
             GateError: another number of layers, or made for another model.
         """
+        if any_model:
+            return Gates(self.scales).for_model(vlm)
         if len(self.scales) != vlm.num_layers:
             raise GateError(f"the gates have {len(self.scales)} layers, {vlm.name} has {vlm.num_layers}")
         if self.model not in (None, vlm.name):
             raise GateError(
-                f"the gates were made for {self.model}, this is {vlm.name}; set their `model` to null to use them all the same"
+                f"the gates were made for {self.model}, this is {vlm.name}; say any_model=True, or set their `model` to null, "
+                "to use them all the same"
             )
         return self
 

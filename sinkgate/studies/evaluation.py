@@ -13,8 +13,8 @@ import torch
 from sinkgate.analysis.statistics import compared, holm, score_interval
 from sinkgate.benchmarks import Benchmark, Item
 from sinkgate.errors import SinkgateError
-from sinkgate.methods import Method
-from sinkgate.models.vlm import VLM, Finder, find_sinks
+from sinkgate.methods import Method, finder_of
+from sinkgate.models.vlm import VLM, Finder
 from sinkgate.studies.base import OfItems, frame_of, ready
 from sinkgate.studies.runner import Tables
 from sinkgate.training.dataset import Lessons, batches
@@ -31,7 +31,7 @@ class Examination(OfItems):
     """Every method on every item; one of them has to be called "unmodified".
 
     ``extractor``: which of the benchmark's rules reads written answers. ``chunk``: items side by side in a forward, and in a part of the
-    results. ``origins``: a checksum of what a method was read from. ``about``: what else is to be told.
+    results. ``find`` finds the sinks; by the methods' own criterion where None. ``origins``: a checksum of what a method was read from. ``about``: what else is to be told.
     """
 
     kind: ClassVar[str] = "eval"
@@ -43,7 +43,7 @@ class Examination(OfItems):
     extractor: str = "robust"
     max_new_tokens: int = 32
     chunk: int = 16
-    find: Finder = find_sinks
+    find: Finder | None = None
     origins: Mapping[str, str | None] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -77,7 +77,7 @@ class Examination(OfItems):
         """Tables ``items`` and ``answers`` of one chunk; raises SinkgateError where an item cannot be asked."""
         start = unit * self.chunk
         part = self.items[start : start + self.chunk]
-        lessons = Lessons(self.vlm, self.find)
+        lessons = Lessons(self.vlm, self.find or finder_of(self.methods.values()))
         ask = self._forced if self.asking == "forced" else self._written
         numbers = np.arange(start, start + len(part), dtype=np.int32)
         answers = [

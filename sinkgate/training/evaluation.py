@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError
-from sinkgate.methods.base import Method
+from sinkgate.methods.base import Method, finder_of
 from sinkgate.models.vlm import VLM
 from sinkgate.output import track
 from sinkgate.training.dataset import Lesson, Lessons, Prefix, batches
@@ -65,14 +65,15 @@ def evaluate(
         vlm: the model.
         methods: by name.
         samples: `Sample`s or ``(image, question, answer)``; those that cannot be used are passed over, see ``lessons.skipped``.
-        lessons: how samples are made ready and sinks are found; those kept from before are used again.
+        lessons: how samples are made ready and sinks are found, by the methods' own criterion where None; those kept from before
+            are used again.
         batch_size: samples side by side.
         progress: show a bar.
 
     Raises:
-        SinkgateError: no sample can be used.
+        SinkgateError: no sample can be used, or methods name different criteria.
     """
-    lessons = lessons or Lessons(vlm)
+    lessons = lessons or Lessons(vlm, finder_of(methods.values()))
     marks = Marks([], *({name: [] for name in methods} for _ in range(3)))
     given = Sample.list_of(samples)
     starts = range(0, len(given), batch_size)

@@ -28,9 +28,9 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError, TrainingError
-from sinkgate.methods.base import Method
+from sinkgate.methods.base import Method, finder_of
 from sinkgate.methods.lsg import LSG
-from sinkgate.models.vlm import VLM, Finder, find_sinks
+from sinkgate.models.vlm import VLM, Finder
 from sinkgate.output import track, writable_folder
 from sinkgate.training.dataset import BUDGET, Lesson, Lessons, Prefix, batches, labels_of
 
@@ -118,8 +118,8 @@ def train(
             data, or ``out`` holds checkpoints of other methods.
         SinkgateError: ``out`` cannot be written, or an option that `TrainingArguments` does not know or cannot use.
     """
-    parts, find = _parts(methods, vlm, together), find or _finder(methods)
-    lessons = Lessons(vlm, find, budget)
+    parts = _parts(methods, vlm, together)
+    lessons = Lessons(vlm, find or finder_of(parts.values(), l_sinks=False), budget)
     data, checks = _Samples("train", Sample.list_of(samples)), _Samples("validation", Sample.list_of(validation))
     if not len(data):
         raise TrainingError("there are no samples to train on")
@@ -354,21 +354,6 @@ def _parts(methods: LSG | Mapping[str, nn.Module], vlm: VLM, together: bool) -> 
     if together:
         return {"gates": methods}
     return {f"layer-{layer}": methods.only([layer]) for layer in methods.config.layers}
-
-
-def _finder(methods: LSG | Mapping[str, nn.Module]) -> Finder:
-    """How the methods want sinks to be found: V-sinks alone, which is cheaper, where all are gates that need no others."""
-    modules = [methods] if isinstance(methods, LSG) else list(methods.values())
-    gates = [module for module in modules if isinstance(module, LSG)]
-    criteria = sorted({gate.config.criterion for gate in gates})
-    if len(criteria) > 1:
-        raise TrainingError(
-            f"these gates want sinks by different criteria, {criteria}; train them in runs of their own"
-        )
-    if gates and len(gates) == len(modules) and all(gate.config.grouping == "v_sink" for gate in gates):
-        return gates[0].find_sinks
-    name = criteria[0] if criteria else "auto"
-    return lambda vlm, prompt: find_sinks(vlm, prompt, v_sink=name, l_sink=name)
 
 
 def _arguments(

@@ -7,15 +7,23 @@ from typing import Any
 
 from sinkgate.errors import GateError
 from sinkgate.images.io import Picture
+from sinkgate.methods import criterion_of
+from sinkgate.methods.lsg import LSG
 from sinkgate.models.session import Session
-from sinkgate.models.vlm import VLM
+from sinkgate.models.vlm import VLM, find_sinks
 from sinkgate.sinks.gates import Gates
 from sinkgate.widgets.common import MAX_NEW_TOKENS, Shown, cards, following, ipywidgets
 from sinkgate.widgets.figure import Screen
 
 
-def compare(vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates]) -> Comparison:
+def compare(vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates | LSG]) -> Comparison:
     """Show the unmodified model beside settings by name: maps of a layer to choose, next-token bars and answers.
+
+    Args:
+        vlm: the model.
+        image: picture as a path, bytes or an image object.
+        question: what to ask about it.
+        gates: settings by name. Learned gates read the question, and bring the criterion by which sinks are found.
 
     Raises:
         GateError: gates that change something are called "Unchanged", the name of the unmodified model.
@@ -27,12 +35,14 @@ def compare(vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates])
 class Comparison(Shown):
     """See `compare`. ``traces`` holds each run by name, "Unchanged" first."""
 
-    def __init__(self, vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates]) -> None:
+    def __init__(self, vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates | LSG]) -> None:
         ipw = ipywidgets()
-        self.warm = Session(vlm, vlm.prompt(image, question))
-        if "Unchanged" in gates and not gates["Unchanged"].is_identity:
+        prompt, criterion = vlm.prompt(image, question), criterion_of(gates.values())
+        self.warm = Session(vlm, prompt, find_sinks(vlm, prompt, v_sink=criterion, l_sink=criterion))
+        tables = {name: g.read(vlm, prompt, self.warm.sinks) if isinstance(g, LSG) else g for name, g in gates.items()}
+        if "Unchanged" in tables and not tables["Unchanged"].is_identity:
             raise GateError('"Unchanged" is the name of the unmodified model here; give these gates another one')
-        settings: dict[str, Gates | None] = {"Unchanged": None, **gates}
+        settings: dict[str, Gates | None] = {"Unchanged": None, **tables}
         self.traces = {name: self.warm.answer(each, max_new_tokens=MAX_NEW_TOKENS) for name, each in settings.items()}
         self.screen = Screen([*self.traces], vlm.num_layers)
         self.screen.place(self.warm)

@@ -288,7 +288,7 @@ def test_wrong_options_are_named(vlm, tmp_path):
     with pytest.raises(sg.SinkgateError, match="file cannot be written; give another one"):
         run(vlm, fresh(vlm), tmp_path / "file")
     mixed = {"a": fresh(vlm, criterion="norm"), "b": fresh(vlm, criterion="attention")}
-    with pytest.raises(TrainingError, match="different criteria"):
+    with pytest.raises(sg.SinkgateError, match="different criteria"):
         train(mixed, vlm, samples(2), out=tmp_path)
 
 

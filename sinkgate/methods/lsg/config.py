@@ -42,6 +42,7 @@ class LSGConfig:
         norm_weights: the LayerNorm has a weight and a bias of its own; the paper counts none.
         criterion: how sinks are found, a name of ``CRITERIA``.
         base_model: the model that the gates were made for, ``revision`` its commit.
+        weights: checksum of that model's weights, see `sinkgate.models.weights.checksum`.
 
     Raises:
         GateError: a field is out of its range.
@@ -59,6 +60,7 @@ class LSGConfig:
     criterion: str = "auto"
     base_model: str | None = None
     revision: str | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -125,7 +127,7 @@ class LSGConfig:
 
 def _check_types(content: dict[str, Any]) -> None:
     texts = ("grouping", "signal", "start", "activation", "criterion")
-    optional = ("base_model", "revision")
+    optional = ("base_model", "revision", "weights")
     right = {
         "layers": lambda value: isinstance(value, list) and all(type(layer) is int for layer in value),
         **{name: lambda value: type(value) is int for name in ("hidden_size", "bottleneck")},

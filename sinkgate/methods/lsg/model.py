@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from sinkgate.attention.patch import Attached
 from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import GateError
+from sinkgate.methods.base import finder_of
 from sinkgate.methods.lsg import serialization
 from sinkgate.methods.lsg.config import LSGConfig
 from sinkgate.methods.lsg.gate import SinkGate
 from sinkgate.methods.lsg.model_card import card
 from sinkgate.models.batch import Batch
 from sinkgate.models.prompts import Prompt
-from sinkgate.models.vlm import VLM, find_sinks, find_v_sinks
+from sinkgate.models.vlm import VLM
+from sinkgate.models.weights import ANYWAY, origin_mismatch
 from sinkgate.sinks.classify import SinkMasks
 from sinkgate.sinks.gates import GROUPS, Gates
 
@@ -88,6 +90,7 @@ class LSG(nn.Module):
             text.hidden_size,
             base_model=vlm.name,
             revision=getattr(vlm.model.config, "_commit_hash", None),
+            weights=vlm.weights_checksum,
             **options,
         )
         lsg = cls(config).to(vlm.device)
@@ -95,34 +98,41 @@ class LSG(nn.Module):
         return lsg
 
     def check_fits(self, vlm: VLM, any_model: bool = False) -> None:
-        """Whether these gates belong on that model. Models are told apart by name; another revision is a warning only.
+        """Refuse a model that these gates do not belong on.
+
+        Models are known by the checksum of their weights. Gates without one are accepted by the model's name, with a warning
+        where that is only a folder's or where the revision is another.
 
         Raises:
             GateError: made for another model (unless ``any_model``), of another width, or for layers that it does not have.
         """
-        made_for, width = self.config.base_model, vlm.model.config.get_text_config().hidden_size
-        if made_for not in (None, vlm.name) and not any_model:
+        config, width = self.config, vlm.model.config.get_text_config().hidden_size
+        if not any_model:
+            if why := origin_mismatch(vlm, config.base_model, config.weights):
+                raise GateError(f"these gates were {why}; {ANYWAY}")
+            self._warn_of_names(vlm)
+        if width != config.hidden_size:
             raise GateError(
-                f"these gates were trained on {made_for}, this is {vlm.name}; say any_model=True to use them all the same"
+                f"these gates read hidden states {config.hidden_size} wide, those of {vlm.name} are {width}"
             )
-        revision = getattr(vlm.model.config, "_commit_hash", None)
-        if not any_model and None not in (revision, self.config.revision) and revision != self.config.revision:
-            warnings.warn(
-                f"these gates were made for revision {self.config.revision} of {vlm.name}, this is {revision}",
-                stacklevel=2,
-            )
-        if width != self.config.hidden_size:
-            raise GateError(
-                f"these gates read hidden states {self.config.hidden_size} wide, those of {vlm.name} are {width}"
-            )
-        if self.config.signal == "visual" and vlm.adapter.cross_attention:
+        if config.signal == "visual" and vlm.adapter.cross_attention:
             raise GateError(
                 f"visual tokens have no hidden states in the LLM of {vlm.name}; let the gates read 'last' or 'mean'"
             )
-        if self.config.layers[-1] >= vlm.num_layers:
-            raise GateError(
-                f"there is no layer {self.config.layers[-1]}: {vlm.name} has layers 0 to {vlm.num_layers - 1}"
-            )
+        if config.layers[-1] >= vlm.num_layers:
+            raise GateError(f"there is no layer {config.layers[-1]}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")
+
+    def _warn_of_names(self, vlm: VLM) -> None:
+        """Warn where the model's name is the only evidence, and weak."""
+        name, revision = self.config.base_model, getattr(vlm.model.config, "_commit_hash", None)
+        if name is None or (self.config.weights and vlm.weights_checksum):
+            return
+        if None not in (revision, self.config.revision) and revision != self.config.revision:
+            text = f"these gates were made for revision {self.config.revision} of {name}, this is {revision}"
+            warnings.warn(text, stacklevel=3)
+        if vlm.weights_checksum and name != "demo" and "/" not in name:
+            text = f"these gates name no checksum of weights: they are accepted because the model's folder is called {name}, too"
+            warnings.warn(text, stacklevel=3)
 
     def only(self, layers: Sequence[int]) -> LSG:
         """Some of these gates by themselves; they stay the same modules, so that what one learns the other knows.
@@ -138,6 +148,16 @@ class LSG(nn.Module):
         return part
 
     # --- running
+
+    @property
+    def criterion(self) -> str:
+        """See `Method`."""
+        return self.config.criterion
+
+    @property
+    def uses_l_sinks(self) -> bool:
+        """See `Method`."""
+        return self.config.grouping != "v_sink"
 
     def begins(self, vlm: VLM) -> int:
         """Number of the lowest LLM layer in which these gates change anything."""
@@ -189,10 +209,7 @@ class LSG(nn.Module):
 
     def find_sinks(self, vlm: VLM, prompt: Prompt) -> SinkMasks:
         """Sinks by the criterion that these gates were made with; V-sinks alone, which is cheaper, where they need no others."""
-        name = self.config.criterion
-        if self.config.grouping == "v_sink" and not (name == "auto" and prompt.sinks):
-            return find_v_sinks(vlm, prompt, name)
-        return find_sinks(vlm, prompt, v_sink=name, l_sink=name)
+        return finder_of([self], l_sinks=False)(vlm, prompt)
 
     def _reader(self, layer: int, groups: Groups, block: Attached, trail: Trail, every_step: bool) -> Any:
         def before_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
