@@ -9,15 +9,15 @@ import torch
 
 import sinkgate as sg
 from sinkgate import cli
-from sinkgate.models import loading
 from sinkgate.benchmarks import SCENES, Item
-from sinkgate.training.dataset import Lessons
-from sinkgate.methods import VAR, Fixed, LoRA, Remove, Reweight, Suppress, criterion_of, finder_of
 from sinkgate.data import scene_samples
-from sinkgate.training.stacking import stack
+from sinkgate.methods import VAR, Fixed, LoRA, Remove, Reweight, Suppress, criterion_of, finder_of
+from sinkgate.models import loading
+from sinkgate.models.vlm import find_sinks
 from sinkgate.studies.evaluation import Examination
 from sinkgate.studies.runner import run
-from sinkgate.models.vlm import find_sinks
+from sinkgate.training.dataset import Lessons
+from sinkgate.training.stacking import stack
 
 CRITERION = "norm"  # names no sink in the demo world, where the default names two in most images
 
