@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import ADAPTER_CONFIG_NAME as ADAPTER
@@ -122,6 +123,7 @@ def load(
                 raise
             model, report = loaded
             check_weights(report, name)
+            model.config._commit_hash = _commit(place, revision)  # transformers 5 no longer does
     vlm = VLM(model, processor, name)
     if vlm.device.type == "meta":
         raise UnsupportedModelError(
@@ -156,6 +158,12 @@ def _find(source: str | Path) -> tuple[str, str]:
     near = get_close_matches(word.lower(), KNOWN_MODELS, n=3, cutoff=0.5)
     hint = f"near it: {', '.join(near)}" if near else "`sinkgate models` lists the known ones"
     raise UnsupportedModelError(f"no model and no folder is called {word!r}; {hint}. A Hub id reads owner/name")
+
+
+def _commit(place: str, revision: str | None) -> str | None:
+    """Commit of a model of the Hub that was just loaded; None for a folder."""
+    config = None if Path(place).is_dir() else try_to_load_from_cache(place, "config.json", revision=revision)
+    return Path(config).parent.name if isinstance(config, str) else None
 
 
 def _refuse_adapter(place: str, name: str, files: Mapping[str, Any]) -> None:

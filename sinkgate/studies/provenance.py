@@ -24,13 +24,12 @@ PACKAGES = ("sinkgate", "torch", "transformers", "scikit-learn", "numpy", "pyarr
 def facts_of(vlm: VLM) -> dict[str, Any]:
     """What says which model was studied: its name, revision, class, layers, precision.
 
-    The revision is the commit on the Hub; for a folder a checksum of size, beginning and end of its weight files.
+    The revision is the commit on the Hub; for a folder the checksum of its weights (`sinkgate.models.weights.checksum`).
     """
     config = vlm.model.config
     return {
         "name": vlm.name,
-        "revision": getattr(config, "_commit_hash", None)
-        or (checksum_of(Path(config._name_or_path)) if config._name_or_path else None),
+        "revision": getattr(config, "_commit_hash", None) or vlm.weights_checksum,
         "class": type(vlm.model).__name__,
         "layers": vlm.num_layers,
         "dtype": str(vlm.model.dtype).removeprefix("torch."),

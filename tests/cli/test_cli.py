@@ -251,6 +251,26 @@ def test_gates_are_trained_stacked_examined_and_asked(sinkgate, made, tmp_path, 
     assert asked["scales"]["v_sink"] == pytest.approx(read.scales[:, 0].tolist())
 
 
+def test_gates_of_another_model_need_the_option_that_their_error_names(sinkgate, made, tmp_path, demo):
+    lsg = sg.LSG.for_vlm(demo, [1, 2])
+    lsg.config = replace(lsg.config, base_model="somebody/else", weights=None)
+    lsg.save_pretrained(tmp_path / "gates")
+    sg.Gates(sg.Gates.ones(8).scales, "somebody/else").save(tmp_path / "gates.json")
+    ask = ["ask", made / "0000.png", "How many objects are there?", "--gates"]
+    stack = ["stack", tmp_path / "gates", "--out", tmp_path / "out", "--limit", 3]
+    evaluate = ["eval", "--limit", 3, "--gates"]
+    for command in (
+        [*ask, tmp_path / "gates"],
+        [*ask, tmp_path / "gates.json"],
+        [*evaluate, tmp_path / "gates"],
+        [*evaluate, tmp_path / "gates.json"],
+        stack,
+    ):
+        done = sinkgate(*command, code=2)
+        assert "somebody/else, this is demo" in done.stderr and "any_model" in done.stderr
+        sinkgate(*command, "--any-model")
+
+
 def test_gates_are_trained_on_files_in_llavas_format(sinkgate, made, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(LLAVA))
     options = ["--data", tmp_path / "data.json", "--images", made, "--layers", 7, "--epochs", 1]

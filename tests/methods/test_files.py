@@ -221,6 +221,17 @@ def test_the_card_says_what_is_known_and_nothing_else(tmp_path):
     assert "seed" not in full
 
 
+@pytest.mark.parametrize(
+    ("base_model", "loaded"),
+    [("demo", "demo"), ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"), ("dino-smol", "path/to/dino-smol")],
+)
+def test_the_card_loads_a_folder_by_a_path(tmp_path, base_model, loaded):
+    gates(base_model=base_model, weights="0123abcd").save_pretrained(tmp_path)
+    card = (tmp_path / serialization.CARD).read_text()
+    assert f'vlm = sg.load("{loaded}")' in card
+    assert f"| base model | {base_model}, checksum of weights 0123abcd |" in card
+
+
 def test_the_cards_code_runs(tmp_path, demo, monkeypatch):
     monkeypatch.chdir(tmp_path)
     LSG.for_vlm(demo, [2]).save_pretrained("path/to/this/folder")

@@ -94,7 +94,12 @@ def card(
         front=front.to_yaml(),
         mark=MARK,
         of=f" for {_cell(base)}" if base else "",
-        base=_cell(base or "not stated") + (f", revision {_cell(config.revision)}" if config.revision else ""),
+        base=_cell(base or "not stated")
+        + "".join(
+            f", {name} {_cell(value)}"
+            for name, value in (("revision", config.revision), ("checksum of weights", config.weights))
+            if value
+        ),
         layers=", ".join(map(str, config.layers)),
         groups=_GROUPING[config.grouping],
         signal=_SIGNAL[config.signal],
@@ -108,11 +113,18 @@ def card(
         parameters=parameters,
         each=parameters // len(config.layers),
         criterion=config.criterion,
-        model=_text(base or "the model that these gates were trained on"),
+        model=_text(_source(base)),
         place=_text(place),
     )
     rows = [f"| {name} | {value} |" for name, value in _rows(training or {})]
     return "\n".join([text, "## Training", "| | |", "|---|---|", *rows, ""]) if rows else text
+
+
+def _source(base: str | None) -> str:
+    """Return what loads the base model; of one in a folder only the folder's name is known, not its place."""
+    if base is None:
+        return "the model that these gates were trained on"
+    return base if base == "demo" or "/" in base else f"path/to/{base}"
 
 
 def _text(value: str) -> str:
