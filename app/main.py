@@ -90,7 +90,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Ask a vision-language model, move its sinks, watch what changes.")
     parser.add_argument("--model", default="demo", help="demo, a Hub id or a folder (default: %(default)s)")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub; main if left out")
-    parser.add_argument("--device", help="cpu, cuda, ...; a GPU when there is one if left out")
+    parser.add_argument("--device", help="cpu, cuda, mps, ...; a GPU when there is one if left out, or auto")
     parser.add_argument("--device-map", help="auto: spread the model over GPUs, memory and disk, as far as needed")
     parser.add_argument("--dtype", help="float32, bfloat16, float16; the checkpoint's own if left out")
     parser.add_argument("--quantize", help="4bit or 8bit, by bitsandbytes")

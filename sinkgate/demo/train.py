@@ -22,6 +22,7 @@ from tqdm import tqdm
 from sinkgate.demo.batches import TurnMix
 from sinkgate.demo.build import build_model, build_processor, build_tokenizer
 from sinkgate.demo.objectives import DTYPE, Answerer, Tower
+from sinkgate.models.loading import best_device
 
 WARMUP = 100  # steps
 
@@ -149,8 +150,8 @@ def save_model(answerer: Answerer, folder: Path) -> dict[str, Any]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name; for "auto" the GPU where there is one, else the CPU."""
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    """Return the device of that name; for "auto" the accelerator where there is one, else the CPU."""
+    return best_device() if name == "auto" else torch.device(name)
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:

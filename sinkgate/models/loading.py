@@ -52,7 +52,7 @@ def load(
     Args:
         source: ``"demo"``, which is part of this package; a name of ``sinkgate models`` such as ``"llava-1.5-7b"``; a Hub id; a
             folder as ``save_pretrained`` or ``hf download`` writes it; or (model, processor), taken as they are.
-        device: where to put the model; the first GPU where there is one, else the CPU.
+        device: where to put the model; None or ``"auto"`` takes an accelerator (CUDA, MPS, XPU, ...) where there is one, else the CPU.
         device_map: spread it over several devices, CPU memory and disk: ``"auto"`` or a map of modules, as
             ``from_pretrained`` takes it. Gates follow each layer to its device.
         dtype: float32, bfloat16, float16 or float64; the checkpoint's own (demo: float32) where None.
@@ -195,11 +195,18 @@ def _spread(device: str | torch.device | None, device_map: DeviceMap | None) -> 
     if device_map is not None:
         return device_map
     try:
-        one = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        one = best_device() if device in (None, "auto") else torch.device(device)
         torch.empty(0, device=one)
     except (RuntimeError, AssertionError) as error:  # torch was built without it, or no such device is there
-        raise UnsupportedModelError(f"the model cannot be put on {device}: {first_sentence(error)}") from error
+        raise UnsupportedModelError(
+            f"the model cannot be put on {device or 'the accelerator'}: {first_sentence(error)}"
+        ) from error
     return one
+
+
+def best_device() -> torch.device:
+    """Return the accelerator that torch can use here (CUDA, MPS, XPU, ...), else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def _quantization(quantize: str | None, dtype: torch.dtype | None) -> BitsAndBytesConfig | None:

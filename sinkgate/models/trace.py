@@ -51,8 +51,10 @@ class Trace:
         Columns: ``row``, ``token`` that it produced, ``layer``, then ``visual`` (with ``sinks``: ``v_sink``, ``l_sink`` and ``ordinary``),
         ``separator`` and ``text``, each the mean over heads, in [0, 1].
         """
-        import pandas as pd  # takes a second, and gates need none of it
-
+        try:
+            import pandas as pd  # takes a second, and gates need none of it
+        except ModuleNotFoundError as error:
+            raise SinkgateError('to_frame needs pandas: pip install "sinkgate[plots]"') from error
         lines = []
         for row in range(self.attention.shape[2]):
             token = self.tokens[row] if row < len(self.tokens) else self.next_token[0][0]

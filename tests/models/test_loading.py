@@ -31,11 +31,12 @@ from transformers import (
 from zoo import ZOO
 
 import sinkgate as sg
-from sinkgate import checks, loading
+from sinkgate.demo.train import pick_device
+from sinkgate.models import checks, loading
 from sinkgate.models.checks import WRAPPERS, check_memory, check_model
 from sinkgate.models.describe import describe
 from sinkgate.models.load_errors import in_words
-from sinkgate.models.loading import KNOWN_MODELS
+from sinkgate.models.loading import KNOWN_MODELS, best_device
 from sinkgate.models.token_map import measure_tokens
 from sinkgate.models.vlm import VLM
 from sinkgate.scenes.scene import Scene
@@ -545,6 +546,16 @@ def test_options_that_cannot_be(saved):
     refused("demo", "cannot be put on nowhere", device="nowhere")
     if not torch.cuda.is_available():
         refused("demo", "cannot be put on cuda", device="cuda")
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="a machine without MPS shows that it is tried")
+def test_auto_takes_whatever_accelerator_torch_has(monkeypatch):
+    assert sg.load("demo", device="auto", check=False).device == best_device()
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+    assert best_device() == pick_device("auto") == torch.device("mps")
+    refused("demo", "cannot be put on auto", "mps", device="auto")
+    refused("demo", "cannot be put on the accelerator", "mps")
+    assert sg.load("demo", device="cpu", check=False).device.type == "cpu"
     refused("demo", "no dtype is called 'huge'", "bfloat16", dtype="huge")
     refused("demo", "no dtype is called 'int8'", dtype=torch.int8)
     refused("demo", "expected sdpa or eager", attn_implementation="flash_attention_2")
