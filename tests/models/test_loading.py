@@ -553,8 +553,8 @@ def test_auto_takes_whatever_accelerator_torch_has(monkeypatch):
     assert sg.load("demo", device="auto", check=False).device == best_device()
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
     assert best_device() == pick_device("auto") == torch.device("mps")
-    refused("demo", "cannot be put on auto", "mps", device="auto")
-    refused("demo", "cannot be put on the accelerator", "mps")
+    refused("demo", "cannot be put on auto", "MPS", device="auto")
+    refused("demo", "cannot be put on the accelerator", "MPS")
     assert sg.load("demo", device="cpu", check=False).device.type == "cpu"
     refused("demo", "no dtype is called 'huge'", "bfloat16", dtype="huge")
     refused("demo", "no dtype is called 'int8'", dtype=torch.int8)
