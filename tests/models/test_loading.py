@@ -546,6 +546,13 @@ def test_options_that_cannot_be(saved):
     refused("demo", "cannot be put on nowhere", device="nowhere")
     if not torch.cuda.is_available():
         refused("demo", "cannot be put on cuda", device="cuda")
+    refused("demo", "no dtype is called 'huge'", "bfloat16", dtype="huge")
+    refused("demo", "no dtype is called 'int8'", dtype=torch.int8)
+    refused("demo", "expected sdpa or eager", attn_implementation="flash_attention_2")
+    refused("demo", "expected 4bit or 8bit", quantize="2bit")
+    refused("demo", "give one of them", device="cpu", device_map="auto")
+    refused(saved, "found nonsense", device_map="nonsense")
+    refused(tiny_llava("clip"), "is taken as it is", device="cpu")
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="a machine without MPS shows that it is tried")
@@ -556,13 +563,6 @@ def test_auto_takes_whatever_accelerator_torch_has(monkeypatch):
     refused("demo", "cannot be put on auto", "MPS", device="auto")
     refused("demo", "cannot be put on the accelerator", "MPS")
     assert sg.load("demo", device="cpu", check=False).device.type == "cpu"
-    refused("demo", "no dtype is called 'huge'", "bfloat16", dtype="huge")
-    refused("demo", "no dtype is called 'int8'", dtype=torch.int8)
-    refused("demo", "expected sdpa or eager", attn_implementation="flash_attention_2")
-    refused("demo", "expected 4bit or 8bit", quantize="2bit")
-    refused("demo", "give one of them", device="cpu", device_map="auto")
-    refused(saved, "found nonsense", device_map="nonsense")
-    refused(tiny_llava("clip"), "is taken as it is", device="cpu")
 
 
 def test_missing_packages_are_named(saved, tmp_path, monkeypatch):
