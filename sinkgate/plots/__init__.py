@@ -1,4 +1,4 @@
-"""Figures for notebooks, the page and reports: numbers in, a Plotly figure out; one file a study.
+"""Plotly figures of tables, one module for each study.
 
 They know nothing of models and compute no statistics: intervals and corrected p come with the tables.
 """

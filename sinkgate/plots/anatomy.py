@@ -23,7 +23,7 @@ MOST_DOTS = 400  # images of which each is drawn as a dot; beyond, outliers alon
 
 
 def norm_figure(tokens: pd.DataFrame) -> go.Figure:
-    """Norm of hidden states: ``layer``, ``group``, ``norm``. Here and below rows of the same layer and group are averaged."""
+    """Draw norms of hidden states. Columns: ``layer``, ``group``, ``norm``. In all figures of this module, rows of the same layer and group are averaged."""
     figure = _panels(tokens, {"norm": ("", "mean L2 norm at the layer's input")})
     return dressed(
         figure, "Norm of hidden states", "Do V-sinks enter the LLM longer than other tokens? Log scale.", 440
@@ -31,7 +31,7 @@ def norm_figure(tokens: pd.DataFrame) -> go.Figure:
 
 
 def spike_figure(tokens: pd.DataFrame) -> go.Figure:
-    """Massive activations: ``layer``, ``group``, ``peak``, and ``spike``, whose panel is left out where no model dimension spikes (all NaN)."""
+    """Draw massive activations. Columns: ``layer``, ``group``, ``peak``, and ``spike``, whose panel is left out if all values are NaN (no dimension spikes)."""
     columns = {
         "spike": ("in the sink dimensions", "mean of max |h[d]|"),
         "peak": ("in any dimension", "mean of max |h| / median |h|"),
@@ -43,7 +43,7 @@ def spike_figure(tokens: pd.DataFrame) -> go.Figure:
 
 
 def attention_figure(tokens: pd.DataFrame) -> go.Figure:
-    """What the text after the image attends to: ``layer``, ``group``, ``per_token``, ``share`` (in [0, 1])."""
+    """Draw the attention of the text after the image. Columns: ``layer``, ``group``, ``per_token``, ``share`` (in [0, 1])."""
     columns = {
         "per_token": ("per token (log scale)", "share of attention, per token"),
         "share": ("of the group together", "share of attention"),
@@ -57,7 +57,7 @@ def attention_figure(tokens: pd.DataFrame) -> go.Figure:
 
 
 def value_ratio_figure(tokens: pd.DataFrame) -> go.Figure:
-    """Length of Values over that of all Keys: ``layer``, ``group``, ``value_ratio``."""
+    """Draw the norm of Values relative to the mean over all positions. Columns: ``layer``, ``group``, ``value_ratio``."""
     figure = _panels(tokens, {"value_ratio": ("", "mean ||v|| over that of all tokens")}, linear=("value_ratio",))
     figure.add_hline(y=1, line={"color": SOFT, "width": 1, "dash": "dot"})
     figure.update_yaxes(rangemode="tozero")
@@ -70,7 +70,7 @@ def value_ratio_figure(tokens: pd.DataFrame) -> go.Figure:
 
 
 def broadcast_figure(heads: pd.DataFrame) -> go.Figure:
-    """One dot a head: ``layer``, ``head``, ``v_sink`` (share of attention, [0, 1]), ``stable_rank``; averaged over samples."""
+    """Draw one point for each head. Columns: ``layer``, ``head``, ``v_sink`` (share of attention, [0, 1]), ``stable_rank``; averaged over samples."""
     each = heads.groupby(["layer", "head"]).agg({"v_sink": "mean", "stable_rank": "mean"}).reset_index()
     figure = go.Figure()
     figure.add_scatter(
@@ -99,7 +99,7 @@ def broadcast_figure(heads: pd.DataFrame) -> go.Figure:
 
 
 def projector_figure(projector: pd.DataFrame) -> go.Figure:
-    """What the projector does: ``group``, ``norm_before``, ``norm_after``, ``peak_before``, ``peak_after``, one row a sample and group."""
+    """Draw norms and peaks before and after the projector. Columns: ``group``, ``norm_before``, ``norm_after``, ``peak_before``, ``peak_after``; one row for each sample and group."""
     columns = {"norm": "norm, times the median token's", "peak": "max |h| / median |h| within the token (log scale)"}
     figure = make_subplots(cols=2, subplot_titles=list(columns.values()), horizontal_spacing=0.12)
     for col, column in enumerate(columns, 1):
@@ -132,7 +132,7 @@ def projector_figure(projector: pd.DataFrame) -> go.Figure:
 
 
 def sinks_figure(images: pd.DataFrame) -> go.Figure:
-    """Sinks an image has: ``criterion``, ``v_sinks``, ``l_sinks`` (in any layer), ``l_sinks_most`` (in the layer that has most)."""
+    """Draw the number of sinks in an image. Columns: ``criterion``, ``v_sinks``, ``l_sinks`` (in any layer), ``l_sinks_most`` (largest number in one layer)."""
     panels = {
         "v_sinks": ("V-sinks", "v_sink"),
         "l_sinks": ("L-sinks in any layer", "l_sink"),
@@ -172,7 +172,7 @@ def sinks_figure(images: pd.DataFrame) -> go.Figure:
 
 
 def agreement_figure(agreement: pd.DataFrame) -> go.Figure:
-    """Which criteria mean the same tokens: ``place``, ``first``, ``second``, ``jaccard`` (in [0, 1], NaN where neither finds any)."""
+    """Draw the overlap of criteria. Columns: ``place``, ``first``, ``second``, ``jaccard`` (in [0, 1], NaN if neither finds a sink)."""
     names = {"encoder": "patches of the encoder", "llm": "tokens of the LLM"}
     places = list(dict.fromkeys(agreement["place"]))
     titles = [names.get(place, escape(place)) for place in places]
@@ -183,8 +183,8 @@ def agreement_figure(agreement: pd.DataFrame) -> go.Figure:
         criteria = list(dict.fromkeys([*rows["first"], *rows["second"]]))
         most = max(most, len(criteria))
         pairs = map(frozenset, zip(rows["first"], rows["second"], strict=True))
-        found = dict(zip(pairs, rows["jaccard"], strict=True))
-        z = [[found.get(frozenset((down, across))) for across in criteria[:-1]] for down in criteria[1:]]
+        overlaps = dict(zip(pairs, rows["jaccard"], strict=True))
+        z = [[overlaps.get(frozenset((down, across))) for across in criteria[:-1]] for down in criteria[1:]]
         z = [[value if j <= i else None for j, value in enumerate(row)] for i, row in enumerate(z)]
         labels = [escape(name) for name in criteria]
         figure.add_heatmap(
@@ -216,7 +216,7 @@ def agreement_figure(agreement: pd.DataFrame) -> go.Figure:
 
 
 def _panels(tokens: pd.DataFrame, columns: dict[str, tuple[str, str]], linear: tuple[str, ...] = ()) -> go.Figure:
-    """A panel a column, a line a group, over the layers; ``columns`` gives each its title and its unit."""
+    """Draw one panel for each column and one line for each group over the layers; ``columns`` maps each to its title and unit."""
     figure = make_subplots(
         cols=len(columns), subplot_titles=[title for title, _ in columns.values()], horizontal_spacing=0.12
     )

@@ -1,4 +1,4 @@
-"""The figure of an examination: methods side by side against the unmodified model."""
+"""Figure of an evaluation: methods against the unmodified model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROW = 17  # pixels
 
 
 def changes_figure(changes: pd.DataFrame, by: str = "task") -> go.Figure:
-    """The change of accuracy of each method by task, with 95 % intervals.
+    """Draw the accuracy change of each method by task, with 95 % intervals.
 
     Args:
         changes: one row a task and method: ``method``, ``change`` with ``low`` to ``high`` (shares, drawn as points); ``corrected``, p

@@ -1,4 +1,4 @@
-"""The figure of the probes: what each group of tokens knows of the scene, from the encoder through the LLM (paper, section 3)."""
+"""Figure of the linear probes: accuracy by group of tokens, in the encoder and each LLM layer (paper, section 3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ APART = 0.14  # of a layer: error bars of groups stand beside each other
 
 
 def probes_figure(summary: pd.DataFrame, measure: Measure = "accuracy") -> go.Figure:
-    """One panel a target, one line a group, bars of one standard deviation over draws; shuffled labels and chance in grey.
+    """Draw one panel for each target and one line for each group, with error bars of one standard deviation over draws; shuffled labels and chance in grey.
 
     Args:
         summary: ``target``, ``place`` ("encoder" or a layer's number as text), ``group``, ``labels`` ("true", "shuffled"), the

@@ -1,4 +1,4 @@
-"""Attention shares over the layers, for notebooks and the page."""
+"""Attention shares over the layers, for notebooks and the app."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INK = "#868e96"  # readable on light and on dark
 def shares_figure(
     before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]] | None = None, height: int = 300
 ) -> go.Figure:
-    """Attention share of each group of tokens over the layers.
+    """Draw the attention share of each group of tokens over the layers.
 
     ``before`` and ``after`` map a group's name to one share a layer (0 to 1, as `Trace.shares` gives
     them); ``before`` is drawn dotted where there is an ``after``. Separators (newline and tile tokens) are drawn

@@ -1,4 +1,4 @@
-"""The one visual language of all figures: what each group looks like, the template, the scales, and the way into a file.
+"""Style of all figures: colours of the groups, template, scales, export to files.
 
 A group is told by colour, dash and marker, a gain from a loss by colour and sign: nothing is lost to colour-blind eyes
 or in grey print.
@@ -112,7 +112,7 @@ pio.templates["sinkgate"] = go.layout.Template(
 
 
 def dressed(figure: go.Figure, title: str, subtitle: str, height: int, legend: bool = True) -> go.Figure:
-    """The figure with title, what to look at below it, and its height in pixels; room below where it has a legend."""
+    """Set title, subtitle and height in pixels, with space below for a legend if there is one; return the figure."""
     figure.update_layout(template="sinkgate", height=height, title={"text": title, "subtitle": {"text": subtitle}})
     figure.update_annotations(font_size=13)  # titles of panels
     return figure.update_layout(showlegend=legend, margin_b=88 if legend else 50)
@@ -121,7 +121,7 @@ def dressed(figure: go.Figure, title: str, subtitle: str, height: int, legend: b
 def panels(
     titles: Sequence[str], across: int, x_title: str, spacing: tuple[float, float]
 ) -> tuple[go.Figure, list[dict[str, int]]]:
-    """An empty figure of panels, ``across`` side by side, that share their y axes; and the place of each as row and col.
+    """Return an empty figure of panels with shared y axes, ``across`` side by side, and the row and column of each.
 
     The x axis is named below the lowest panel of each column. ``spacing``: across and down, in shares of the figure.
     """
@@ -144,13 +144,13 @@ def panels(
 
 
 def groups_in(table: pd.DataFrame) -> list[str]:
-    """The groups of a table's column ``group``, in the order in which they are always drawn."""
+    """Return the groups of a table's column ``group``, in drawing order."""
     there = set(table["group"])
     return [group for group in GROUP_NAMES if group in there]
 
 
 def group_style(group: str, width: float = 2) -> dict[str, Any]:
-    """Name, line and marker of a group, as a scatter takes them."""
+    """Return name, line and marker of a group, as arguments of a scatter."""
     color = GROUP_COLORS[group]
     return {
         "name": GROUP_NAMES[group],
@@ -161,14 +161,14 @@ def group_style(group: str, width: float = 2) -> dict[str, Any]:
 
 
 def layer_axis(layers: Iterable[int]) -> dict[str, Any]:
-    """An axis of layers: each is named where there is room."""
+    """Label the x axis with layers, each one if there is space."""
     there = set(layers)
     span = [min(there, default=0) - 0.5, max(there, default=0) + 0.5]
     return {"title_text": "layer", "dtick": 1 if len(there) <= 16 else 4, "range": span}
 
 
 def export(figure: go.Figure, path: str | Path) -> Path:
-    """Write a figure as .html (with all that it needs), .svg, .png or .pdf.
+    """Write a figure as .html (self-contained), .svg, .png or .pdf.
 
     Raises:
         SinkgateError: another suffix; a folder that is not there; an image where kaleido or Chrome is missing.

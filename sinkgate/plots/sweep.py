@@ -1,4 +1,4 @@
-"""Figures of the oracle sweep: what each setting does to each task (paper, section 3).
+"""Figures of the oracle sweep: accuracy changes by setting and task (paper, section 3).
 
 Where nothing else is said they take rows of a task and a setting: ``task``, ``layer``, the scales ``v_sink``, ``l_sink`` and ``ordinary``, ``change`` of accuracy
 against the unmodified model with its 95 % interval ``low`` to ``high`` (shares, drawn as points), and ``corrected``, p after
@@ -20,7 +20,7 @@ ACROSS = 4  # panels side by side
 
 
 def layers_figure(cells: pd.DataFrame, limit: float | None = None) -> go.Figure:
-    """The map of tasks by layers: one row a task and layer, such as the best point of the paper's line, or one point for all.
+    """Draw a map of tasks by layers; one table row for each task and layer, such as the best point of the paper's line.
 
     ``limit``: points at which the colours end, the same both ways; those of the largest change where None.
     """
@@ -30,7 +30,7 @@ def layers_figure(cells: pd.DataFrame, limit: float | None = None) -> go.Figure:
 
 
 def lean_figure(leans: pd.DataFrame, limit: float | None = None) -> go.Figure:
-    """The same map of which way tasks want the sinks: ``task``, ``layer``, ``lean``, ``low``, ``high``, ``corrected``."""
+    """Draw a map of leanings: accuracy with strong V-sinks minus accuracy with weak V-sinks. Columns: ``task``, ``layer``, ``lean``, ``low``, ``high``, ``corrected``."""
     figure = _map(leans, "lean", limit)
     subtitle = (
         "Accuracy with V-sinks up, minus with V-sinks down, in points; bold with * where it holds after correction."
@@ -39,7 +39,7 @@ def lean_figure(leans: pd.DataFrame, limit: float | None = None) -> go.Figure:
 
 
 def settings_figure(gains: pd.DataFrame, limit: float | None = None) -> go.Figure:
-    """The whole sweep: tasks by settings; within a layer from V-sinks at 0 to V-sinks at their largest.
+    """Draw the whole sweep, tasks by settings; within a layer the V-sink scale rises from 0 to its maximum.
 
     ``limit`` as in `layers_figure`. Triangles mark what holds after correction.
     """
@@ -47,9 +47,9 @@ def settings_figure(gains: pd.DataFrame, limit: float | None = None) -> go.Figur
     cells = gains.loc[:, ["layer", *SCALES]].drop_duplicates().sort_values(by=["layer", *SCALES], ignore_index=True)
     cells["at"] = np.arange(len(cells)) + 0.5
     table = gains.merge(cells, on=["layer", *SCALES])
-    table = table.assign(points=100 * table["change"], told=[_told(row) for _, row in table.iterrows()])
-    z, told = (
-        table.pivot(index="task", columns="at", values=name).loc[tasks, cells["at"]] for name in ("points", "told")
+    table = table.assign(points=100 * table["change"], hover=[_hover_text(row) for _, row in table.iterrows()])
+    z, hover = (
+        table.pivot(index="task", columns="at", values=name).loc[tasks, cells["at"]] for name in ("points", "hover")
     )
     labels = {task: escape(str(task)) for task in tasks}
     figure = go.Figure()
@@ -57,7 +57,7 @@ def settings_figure(gains: pd.DataFrame, limit: float | None = None) -> go.Figur
         x=cells["at"],
         y=list(labels.values()),
         z=z.to_numpy(),
-        customdata=told.to_numpy(),
+        customdata=hover.to_numpy(),
         hovertemplate="%{y}<br>%{customdata}<extra></extra>",
         ygap=1,
         **_colors(z.to_numpy(), limit),
@@ -92,7 +92,7 @@ def settings_figure(gains: pd.DataFrame, limit: float | None = None) -> go.Figur
 
 
 def curves_figure(gains: pd.DataFrame, task: str) -> go.Figure:
-    """One task along the paper's line, V-sinks at rho and all other visual tokens at 1 - rho: one panel a layer.
+    """Draw one task along the paper's line, V-sinks at rho and all other visual tokens at 1 - rho, one panel for each layer.
 
     Settings off the line are left out.
     """
@@ -129,7 +129,7 @@ def curves_figure(gains: pd.DataFrame, task: str) -> go.Figure:
                 "color": np.where(holds, np.where(gain, GAIN, LOSS), SOFT),
                 "symbol": np.where(holds, np.where(gain, "triangle-up", "triangle-down"), "circle"),
             },
-            customdata=[_told(row) for _, row in line.iterrows()],
+            customdata=[_hover_text(row) for _, row in line.iterrows()],
             hovertemplate=f"layer {layer}<br>%{{customdata}}<extra></extra>",
             showlegend=False,
             **cell,
@@ -149,15 +149,15 @@ def curves_figure(gains: pd.DataFrame, task: str) -> go.Figure:
     return dressed(figure, f"{escape(str(task))}, layer by layer", subtitle, 150 + 150 * rows)
 
 
-def confirmation_figure(found: pd.DataFrame) -> go.Figure:
-    """What the best setting of a task promised on the half that chose it, and what it gave on the other.
+def confirmation_figure(settings: pd.DataFrame) -> go.Figure:
+    """Draw the gain of each task's best setting on the half of the items that selected it, and on the other half.
 
     One row a task: ``task``, ``first`` and ``second`` (the settings that the halves chose, in words), ``searched`` and ``confirmed`` (changes of
     accuracy, shares), ``low`` to ``high`` of the latter; ``family`` where there are several.
     """
-    names = [_row_name(row) for _, row in found.iterrows()]
-    at = list(range(len(found)))
-    points = 100 * found[["searched", "confirmed", "low", "high"]]
+    names = [_row_name(row) for _, row in settings.iterrows()]
+    at = list(range(len(settings)))
+    points = 100 * settings[["searched", "confirmed", "low", "high"]]
     figure = go.Figure()
     figure.add_scatter(
         x=points["searched"],
@@ -185,13 +185,13 @@ def confirmation_figure(found: pd.DataFrame) -> go.Figure:
     )
     figure.add_vline(x=0, line={"color": SOFT, "width": 1, "dash": "dot"})
     figure.update_xaxes(title_text="points of accuracy against the unmodified model")
-    figure.update_yaxes(tickvals=at, ticktext=names, range=[len(found) - 0.5, -0.5])
+    figure.update_yaxes(tickvals=at, ticktext=names, range=[len(settings) - 0.5, -0.5])
     subtitle = "The best of many flatters itself: what is left of it on items that had no part in the choice?"
-    return dressed(figure, "Searched against confirmed", subtitle, 190 + 46 * len(found))
+    return dressed(figure, "Searched against confirmed", subtitle, 190 + 46 * len(settings))
 
 
 def _holds(table: pd.DataFrame) -> np.ndarray:
-    """What holds: p after correction, or where there is none, an interval without 0."""
+    """Return which rows are significant: by corrected p, or, without it, by an interval that excludes 0."""
     if "corrected" in table:
         return (table["corrected"] < LEVEL).to_numpy()
     return ((table["low"] > 0) | (table["high"] < 0)).to_numpy()
@@ -208,7 +208,7 @@ def _setting(row: pd.Series) -> str:
     return f"V-sinks {row['v_sink']:g}, L-sinks {row['l_sink']:g}, ordinary {row['ordinary']:g}"
 
 
-def _told(row: pd.Series, value: str = "change") -> str:
+def _hover_text(row: pd.Series, value: str = "change") -> str:
     setting = f"{_setting(row)}<br>" if set(SCALES) <= set(row.index) else ""
     p = f"<br>p = {row['corrected']:.2g}, corrected" if "corrected" in row else ""
     return f"{setting}{100 * row[value]:+.1f} points ({100 * row['low']:+.1f} to {100 * row['high']:+.1f}){p}"
@@ -229,12 +229,12 @@ def _map(cells: pd.DataFrame, value: str, limit: float | None) -> go.Figure:
     tasks, layers = list(dict.fromkeys(cells["task"])), sorted(set(cells["layer"]))
     table = cells.assign(
         points=100 * cells[value],
-        told=[_told(row, value) for _, row in cells.iterrows()],
+        hover=[_hover_text(row, value) for _, row in cells.iterrows()],
         text=[_signed(row, value, len(layers) <= 24) for _, row in cells.assign(holds=_holds(cells)).iterrows()],
     )
-    z, told, text = (
+    z, hover, text = (
         table.pivot(index="task", columns="layer", values=name).loc[tasks, layers].to_numpy()
-        for name in ("points", "told", "text")
+        for name in ("points", "hover", "text")
     )
     figure = go.Figure()
     figure.add_heatmap(
@@ -244,7 +244,7 @@ def _map(cells: pd.DataFrame, value: str, limit: float | None) -> go.Figure:
         text=np.where(np.isnan(z), "", text),
         texttemplate="%{text}",
         textfont={"size": 11 if len(layers) <= 12 else 9 if len(layers) <= 24 else 8},
-        customdata=told,
+        customdata=hover,
         hovertemplate="%{y}, layer %{x}<br>%{customdata}<extra></extra>",
         hoverongaps=False,
         xgap=1,
@@ -256,7 +256,7 @@ def _map(cells: pd.DataFrame, value: str, limit: float | None) -> go.Figure:
 
 
 def _colors(points: np.ndarray, limit: float | None) -> dict[str, object]:
-    """Colours that are symmetric about 0."""
+    """Return a colour scale that is symmetric about 0."""
     largest = float(np.nanmax(np.abs(points), initial=0))
     end = limit or largest or 1.0
     bar = {"title": {"text": "points"}, "thickness": 12, "outlinewidth": 0, "tickformat": "+"}

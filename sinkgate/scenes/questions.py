@@ -1,4 +1,4 @@
-"""What can be asked about a scene: kinds of question, each with paraphrases and the true answer.
+"""Questions about scenes: kinds with paraphrases and ground truth.
 
 *Global* kinds need the gist of the whole picture, *local* kinds the detail of one place: the
 two sides between which the paper finds that sinks help or hurt (section 3).
@@ -23,7 +23,7 @@ _APART = 0.16  # least distance along the asked axis for left-of and its like
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one scene with its only right answer."""
+    """A question about one scene with its only correct answer."""
 
     question: str
     answer: str
@@ -33,7 +33,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of question; ``ask`` puts one to a scene, or gives None where it has no single answer."""
+    """A kind of question. ``ask`` returns a question about a scene, or None if the scene has no single answer."""
 
     name: str
     scope: Scope
@@ -41,19 +41,19 @@ class Kind:
 
 
 def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
-    """Put one question of a kind to a scene; None where the scene does not allow it."""
-    asked = KINDS[kind].ask(scene, rng)
-    return asked and Question(*asked, kind, KINDS[kind].scope)
+    """Return a question of one kind about a scene; None if the scene does not allow the kind."""
+    pair = KINDS[kind].ask(scene, rng)
+    return pair and Question(*pair, kind, KINDS[kind].scope)
 
 
 def ask_all(scene: Scene, rng: Random) -> list[Question]:
-    """One question of every kind that the scene allows."""
-    asked = (ask(scene, kind, rng) for kind in KINDS)
-    return [question for question in asked if question]
+    """Return one question of every kind that the scene allows."""
+    questions = (ask(scene, kind, rng) for kind in KINDS)
+    return [question for question in questions if question]
 
 
 def describe(scene: Scene) -> str:
-    """The scene in words, objects in reading order: rows of the picture first, then left to right.
+    """Describe the scene in words, objects in reading order: by rows of the picture, then from left to right.
 
     Every object is given a corner, even one of an edited scene that stands on a midline (where ``SceneObject.in_corner``
     is false): the shipped model was trained on these texts.
@@ -67,7 +67,7 @@ DESCRIBE = ("Describe the scene.", "Describe the picture.", "What do you see?", 
 
 
 def line_up(scene: Scene, rng: Random) -> tuple[str, str]:
-    """A request to name the objects along an axis, with its answer; what left-of and above mean, asked outright."""
+    """Return a request to list the objects along an axis, and its answer. It trains the meaning of left-of and above."""
     words, axis = rng.choice((("from left to right", "x"), ("from top to bottom", "y")))
     request = rng.choice(("Name the objects {}.", "List the objects {}.", "What are the objects {}?"))
     ordered = sorted(scene.objects, key=lambda item: getattr(item, axis))
@@ -88,7 +88,7 @@ def _count(scene: Scene, rng: Random) -> Asked:
 
 
 def majority_color(scene: Scene) -> str | None:
-    """The color that more objects have than any other; None where two colors are level."""
+    """Return the most frequent color; None if two colors tie."""
     (color, most), *others = Counter(item.color for item in scene.objects).most_common()
     return None if others and others[0][1] == most else color
 
@@ -121,7 +121,7 @@ def _background(scene: Scene, rng: Random) -> Asked:
 
 
 def _which(attribute: str, names: Iterable[str], *texts: str) -> Callable[[Scene, Random], Asked]:
-    """Asks which of the names some object has; the answer keeps their order."""
+    """Build a question for the names that some object has; the answer lists them in the order of the names."""
 
     def ask(scene: Scene, rng: Random) -> Asked:
         present = {getattr(item, attribute) for item in scene.objects}
@@ -149,10 +149,10 @@ _colors = _which(
 
 
 def _color(scene: Scene, rng: Random) -> Asked:
-    found = _refer(scene, rng, ("size", "shape"))
-    if not found:
+    reference = _refer(scene, rng, ("size", "shape"))
+    if not reference:
         return None
-    item, name = found
+    item, name = reference
     text = rng.choice(
         (
             "What color is the {}?",
@@ -165,10 +165,10 @@ def _color(scene: Scene, rng: Random) -> Asked:
 
 
 def _shape(scene: Scene, rng: Random) -> Asked:
-    found = _refer(scene, rng, ("size", "color"))
-    if not found:
+    reference = _refer(scene, rng, ("size", "color"))
+    if not reference:
         return None
-    item, name = found
+    item, name = reference
     text = rng.choice(
         ("What shape is the {}?", "Which shape is the {}?", "What is the shape of the {}?", "What is the {}?")
     )
@@ -176,10 +176,10 @@ def _shape(scene: Scene, rng: Random) -> Asked:
 
 
 def _size(scene: Scene, rng: Random) -> Asked:
-    found = _refer(scene, rng, ("color", "shape"))
-    if not found:
+    reference = _refer(scene, rng, ("color", "shape"))
+    if not reference:
         return None
-    item, name = found
+    item, name = reference
     text = rng.choice(
         ("What size is the {}?", "How big is the {}?", "Is the {} small or large?", "What is the size of the {}?")
     )
@@ -187,10 +187,10 @@ def _size(scene: Scene, rng: Random) -> Asked:
 
 
 def _place(scene: Scene, rng: Random) -> Asked:
-    found = _refer(scene, rng, ("size", "color", "shape"))
-    if not found or not found[0].in_corner:
+    reference = _refer(scene, rng, ("size", "color", "shape"))
+    if not reference or not reference[0].in_corner:
         return None
-    item, name = found
+    item, name = reference
     text = rng.choice(("Where is the {}?", "In which corner is the {}?", "Which part of the picture is the {} in?"))
     return text.format(name), item.place
 
@@ -279,7 +279,7 @@ KINDS: dict[str, Kind] = {
 
 
 def _refer(scene: Scene, rng: Random, attributes: tuple[str, ...]) -> tuple[SceneObject, str] | None:
-    """Choose an object that the attributes can single out, and a phrase that does."""
+    """Choose an object that attributes identify uniquely, and a phrase that does so."""
     items = list(scene.objects)
     rng.shuffle(items)
     for item in items:
@@ -292,7 +292,7 @@ def _refer(scene: Scene, rng: Random, attributes: tuple[str, ...]) -> tuple[Scen
 def _name(
     scene: Scene, item: SceneObject, rng: Random, attributes: tuple[str, ...] = ("size", "color", "shape")
 ) -> str | None:
-    """A phrase that only ``item`` fits: the fewest attributes that do, now and then one more."""
+    """Return a phrase that only ``item`` fits, with the fewest attributes, or sometimes one more."""
     choices = [chosen for chosen in _subsets(attributes) if len(_matching(scene, item, chosen)) == 1]
     if not choices:
         return None
@@ -315,13 +315,13 @@ def _matching(scene: Scene, item: SceneObject, attributes: tuple[str, ...]) -> l
 @cache
 @cache
 def words() -> tuple[str, ...]:
-    """Every word that questions, answers and descriptions can hold, sorted; what the tokenizer knows."""
-    seen = set(" ".join(DESCRIBE).split()) | set(COLORS) | set(SHAPES) | set(SIZES) | {str(n) for n in range(10)}
+    """Return the vocabulary of questions, answers and descriptions, sorted."""
+    vocabulary = set(" ".join(DESCRIBE).split()) | set(COLORS) | set(SHAPES) | set(SIZES) | {str(n) for n in range(10)}
     rng = Random("vocabulary")
     for _ in range(3000):
         scene = Scene.random(rng)
-        seen.update(describe(scene).split())
-        seen.update(" ".join(line_up(scene, rng)).split())
+        vocabulary.update(describe(scene).split())
+        vocabulary.update(" ".join(line_up(scene, rng)).split())
         for question in ask_all(scene, rng):
-            seen.update(f"{question.question} {question.answer}".split())
-    return tuple(sorted({word.strip("?.,").lower() for word in seen}))
+            vocabulary.update(f"{question.question} {question.answer}".split())
+    return tuple(sorted({word.strip("?.,").lower() for word in vocabulary}))

@@ -1,4 +1,4 @@
-"""The demo world: small pictures of flat shapes, each described by data from which it was drawn.
+"""Scenes of flat shapes: data from which small pictures are drawn.
 
 A scene holds one to five objects that do not overlap, on a plain background; a crowded one up to eight.
 Coordinates are fractions of the picture's side, so that one scene renders at any size.
@@ -56,27 +56,27 @@ class SceneObject:
 
     @property
     def radius(self) -> float:
-        """Half the side of the bounding box, as a fraction of the picture's side."""
+        """Return half the side of the bounding box, as a fraction of the picture's side."""
         return SIZES[self.size]
 
     @property
     def place(self) -> str:
-        """The corner of the picture that holds the centre, such as ``top left``."""
+        """Return the quadrant that holds the centre, such as ``top left``."""
         return f"{'top' if self.y < 0.5 else 'bottom'} {'left' if self.x < 0.5 else 'right'}"
 
     @property
     def in_corner(self) -> bool:
-        """Whether ``place`` is beyond doubt: in a random scene always, in an edited one off the midlines."""
+        """Return whether the centre is clearly inside one quadrant: always in a random scene, off the midlines in an edited one."""
         return min(abs(self.x - 0.5), abs(self.y - 0.5)) >= _MIDLINE
 
     def covers(self, x: float, y: float) -> bool:
-        """Whether the object's bounding box holds the point (x, y)."""
+        """Return whether the object's bounding box holds the point (x, y)."""
         return abs(self.x - x) <= self.radius and abs(self.y - y) <= self.radius
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and its objects: everything that there is to know about a picture."""
+    """A background and its objects, the complete description of a picture."""
 
     background: str
     objects: tuple[SceneObject, ...]
@@ -113,7 +113,7 @@ class Scene:
 
     @classmethod
     def from_dict(cls, value: Any) -> Scene:
-        """The scene of which ``value`` is the `to_dict`; raises `sinkgate.SceneError` for anything else.
+        """Read a scene from the value of `to_dict`; raise `sinkgate.SceneError` for anything else.
 
         Made for values from anywhere, such as a browser. Gaps and margins are those of random scenes; only
         the midlines of the picture are free to stand on.
@@ -123,9 +123,9 @@ class Scene:
         background = _known("The background", value.get("background"), BACKGROUNDS)
         items = value.get("objects")
         if not isinstance(items, (list, tuple)) or not 1 <= len(items) <= MAX_OBJECTS:
-            found = f"{len(items)}" if isinstance(items, (list, tuple)) else short(items)
+            number = f"{len(items)}" if isinstance(items, (list, tuple)) else short(items)
             raise SceneError(
-                f"A scene holds 1 to {MAX_OBJECTS} objects, but this one holds {found}: add or remove some."
+                f"A scene holds 1 to {MAX_OBJECTS} objects, but this one holds {number}: add or remove some."
             )
         objects = tuple(_read_object(f"Object {number}", item) for number, item in enumerate(items, 1))
         for a, b in combinations(objects, 2):
@@ -146,7 +146,7 @@ class Scene:
         return image.reduce(2)
 
     def to_dict(self) -> dict[str, Any]:
-        """The scene as plain JSON types."""
+        """Return the scene as plain JSON types."""
         return {"background": self.background, "objects": [asdict(item) for item in self.objects]}
 
 
@@ -191,7 +191,7 @@ def _known(name: str, value: Any, choices: Iterable[str]) -> str:
 
 
 def outline(shape: str) -> str:
-    """The path of an SVG that draws a shape as `Scene.render` does, about the origin and in radii."""
+    """Return the SVG path of a shape as `Scene.render` draws it, centred on the origin, in units of the radius."""
     s, t, a = _SQUARE, _TRIANGLE, _ARM
     return {
         "circle": "M-1 0a1 1 0 1 0 2 0a1 1 0 1 0 -2 0z",

@@ -1,6 +1,6 @@
-"""Widgets for notebooks: the mixer on a warm session, settings side by side, and a sweep's map to click on.
+"""Notebook widgets: faders on a session, settings side by side, the map of a sweep.
 
-Plain ipywidgets around one Plotly figure each. Where these packages are missing, a call says so; the import does not fail.
+Each is ipywidgets around one Plotly figure. If these packages are missing, a call raises SinkgateError; the import does not fail.
 """
 
 from sinkgate.widgets.comparison import Comparison, compare

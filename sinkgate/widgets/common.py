@@ -1,4 +1,4 @@
-"""What all widgets are made with."""
+"""Parts shared by all widgets."""
 
 from __future__ import annotations
 
@@ -15,31 +15,35 @@ from PIL import Image
 from sinkgate.errors import SinkgateError
 from sinkgate.plots.style import INK, SOFT
 
-MAX_NEW_TOKENS = 32  # of answers; ours
-WARN = "var(--jp-error-color1, #a61e4d)"  # as the notebook's theme has it
+MAX_NEW_TOKENS = 32  # of answers; default chosen by us
+WARN = "var(--jp-error-color1, #a61e4d)"  # the colour of the notebook's theme
 
 
 def ipywidgets() -> Any:
-    """The package; raises SinkgateError where it, or what Plotly needs beside it, is missing."""
+    """Import ipywidgets.
+
+    Raises:
+        SinkgateError: ipywidgets, or anywidget, which live Plotly figures need, is not installed.
+    """
     missing = [name for name in ("ipywidgets", "anywidget") if find_spec(name) is None]
     if missing:
-        raise SinkgateError(f'widgets are made with {" and ".join(missing)}: pip install "sinkgate[notebooks]"')
+        raise SinkgateError(f'widgets need {" and ".join(missing)}: pip install "sinkgate[notebooks]"')
     import ipywidgets
 
     return ipywidgets
 
 
 def still(figure: go.Figure) -> Any:
-    """The figure as a widget as wide as its cell, without the buttons that would hide its titles."""
+    """Return the figure as a widget as wide as its cell, without the buttons that would cover its titles."""
     widget: Any = go.FigureWidget(figure.update_layout(autosize=True))
     widget._config = {**widget._config, "displayModeBar": False, "responsive": True}
     return widget
 
 
 def following() -> Any:
-    """A widget that nobody sees: with it in a box, figures there take the box's width whenever that changes.
+    """Return an invisible widget that makes the figures of its box follow the width of the box.
 
-    Plotly looks only when the window changes, and draws first when its width is not yet known.
+    Plotly measures only when the window is resized, and draws first when its width is not yet known.
     """
     import anywidget
 
@@ -62,7 +66,7 @@ def following() -> Any:
 
 
 class Shown:
-    """What a notebook shows by its ``box``; where there is no front end for widgets, such as on a code host, by its ``repr``."""
+    """Base of widgets: a notebook displays ``box``; without a widget front end, as on a code host, the ``repr``."""
 
     box: Any
 
@@ -71,17 +75,17 @@ class Shown:
 
 
 def small(text: str) -> str:
-    """A remark."""
+    """Return HTML of a remark."""
     return f'<span style="color: {SOFT}">{escape(text)}</span>'
 
 
 def card(content: str) -> str:
-    """HTML on white, as figures are, whatever the notebook's theme."""
+    """Return HTML on a white background, as figures have in every theme of a notebook."""
     return f'<div style="background: white; color: {INK}; padding: 8px 12px">{content}</div>'
 
 
 def cards(answers: Mapping[str, str | None], colors: Iterable[str]) -> str:
-    """Answers side by side, by name, in the colours of their bars; None is not written yet."""
+    """Return HTML of answers side by side, in the colours of their bars; None stands for an answer not generated yet."""
     style = "flex: 1; padding: 0 12px; line-height: 1.5; border-left: 4px solid"
     each = (
         f'<div style="{style} {color}">{small(name)}<br><b class="sinkgate-answer" style="font-size: 16px">{"…" if text is None else escape(text)}</b></div>'
@@ -91,7 +95,7 @@ def cards(answers: Mapping[str, str | None], colors: Iterable[str]) -> str:
 
 
 def data_url(image: Image.Image, side: int) -> str:
-    """A picture of at most so many pixels a side, to stand in a page."""
+    """Return an image, at most ``side`` pixels wide and high, as a PNG data URL."""
     image = image.copy()
     image.thumbnail((side, side))
     with io.BytesIO() as buffer:
@@ -100,6 +104,6 @@ def data_url(image: Image.Image, side: int) -> str:
 
 
 def fault(text: str) -> str:
-    """What is wrong, as a sentence in place; nothing stays nothing."""
+    """Return HTML of an error sentence; empty for an empty text."""
     sentence = f"{text[:1].upper()}{text[1:].rstrip('.')}."
     return text and f'<div role="alert" style="color: {WARN}">{escape(sentence)}</div>'

@@ -1,4 +1,4 @@
-"""Settings side by side."""
+"""Gate settings side by side."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from sinkgate.widgets.figure import Screen
 
 
 def compare(vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates | LSG]) -> Comparison:
-    """Show the unmodified model beside settings by name: maps of a layer to choose, next-token bars and answers.
+    """Show the unmodified model beside named settings: maps of a selectable layer, next-token probabilities and answers.
 
     Args:
         vlm: the model.
         image: picture as a path, bytes or an image object.
-        question: what to ask about it.
-        gates: settings by name. Learned gates read the question, and bring the criterion by which sinks are found.
+        question: question about it.
+        gates: settings by name. Learned gates read the question; sinks are classified by the criterion that they were trained with.
 
     Raises:
         GateError: gates that change something are called "Unchanged", the name of the unmodified model.
-        SinkgateError: ipywidgets or anywidget is missing; ImageError, PromptError, GateError: what was handed in cannot be used.
+        SinkgateError: ipywidgets or anywidget is missing; ImageError, PromptError, GateError: an argument is invalid.
     """
     return Comparison(vlm, image, question, gates)
 
 
 class Comparison(Shown):
-    """See `compare`. ``traces`` holds each run by name, "Unchanged" first."""
+    """Widget of `compare`. ``traces`` holds each run by name, "Unchanged" first."""
 
     def __init__(self, vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates | LSG]) -> None:
         ipw = ipywidgets()
@@ -49,8 +49,8 @@ class Comparison(Shown):
         self.screen.begin(self.traces["Unchanged"], self.warm.sinks)
         self.screen.layer.observe(self._draw, "value")
         self._draw()
-        said = {name: trace.text for name, trace in self.traces.items()}
-        answers = ipw.HTML(cards(said, self.screen.colors), layout={"margin": "0"})
+        texts = {name: trace.text for name, trace in self.traces.items()}
+        answers = ipw.HTML(cards(texts, self.screen.colors), layout={"margin": "0"})
         self.box = ipw.VBox([self.screen.figure, answers, self.screen.controls, following()])
 
     def __repr__(self) -> str:

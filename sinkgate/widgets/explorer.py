@@ -1,6 +1,6 @@
-"""The mixer, live on a warm session.
+"""Faders of Key scales on a session.
 
-The light tier (`Session.predict`) follows the faders; the answer is written when the hand rests, and given up as soon as it moves again.
+Maps and next-token probabilities (`Session.predict`) follow the faders; the answer is generated after a pause, and cancelled by the next move.
 """
 
 from __future__ import annotations
@@ -19,17 +19,22 @@ from sinkgate.plots.style import GRID, GROUP_COLORS
 from sinkgate.sinks.gates import PRESETS, Gates
 from sinkgate.widgets.common import MAX_NEW_TOKENS, Shown, cards, fault, following, ipywidgets, small
 from sinkgate.widgets.figure import Screen
-from sinkgate.widgets.latest_only import Newest
+from sinkgate.widgets.latest_only import LatestOnly
 
-REST = 0.3  # seconds without a move, after which the answer is written
-FRAME = 0.05  # seconds from one drawing to the next at least: a browser that is sent more falls behind
+PAUSE = 0.3  # seconds without a move before the answer is generated
+FRAME = 0.05  # least seconds between two updates: a browser that receives more lags behind
 NAMES = {"v_sink": "V-sinks", "rest": "all other patches"}
 
 
 def explore(vlm: VLM, image: Picture, question: str) -> Explorer:
-    """A mixer of Key scales, layer by layer; maps, next-token bars and the answer follow.
+    """Show a fader of the Key scale for each layer and group; maps, next-token probabilities and the answer follow.
 
-    What is wrong with picture, question or scales is said in the widget, which lives on. ``explorer.gates`` is what the faders stand at.
+    Errors of the image, the question or the scales appear in the widget, which stays usable. ``explorer.gates`` holds the scales of the faders.
+
+    Args:
+        vlm: the model.
+        image: picture as a path, bytes or an image object.
+        question: question about it.
 
     Raises:
         SinkgateError: ipywidgets or anywidget is missing.
@@ -37,8 +42,8 @@ def explore(vlm: VLM, image: Picture, question: str) -> Explorer:
     return Explorer(vlm, image, question)
 
 
-class _Wish(NamedTuple):
-    """What the hand wants to see: a picture, a question, and scales one a layer."""
+class _Request(NamedTuple):
+    """An image, a question, and one scale for each layer and group."""
 
     image: Image.Image | None
     question: str
@@ -47,24 +52,24 @@ class _Wish(NamedTuple):
 
 
 class Explorer(Shown):
-    """See `explore`. ``unchanged`` and ``gated`` are the runs shown; ``predictions`` counts the settings that were computed."""
+    """Widget of `explore`. ``unchanged`` and ``gated`` are the runs on display; ``predictions`` counts the computed settings."""
 
     def __init__(self, vlm: VLM, image: Picture, question: str) -> None:
         self.vlm, self.predictions = vlm, 0
         self.warm: Session | None = None
         self.unchanged: Trace | None = None
         self.gated: Trace | None = None
-        self._shown: Gates | None = None  # what gated was computed under
-        self._answered = False  # whether gated holds the whole answer
+        self._shown: Gates | None = None  # gates of the run in ``gated``
+        self._answered = False  # True if ``gated`` holds the whole answer
         self._image: Image.Image | None = None
-        self._asked: tuple[Image.Image | None, str] | None = None
-        self._refused = ""  # why what was asked could not be
-        self._by_hand = True
-        self._newest = Newest(self._follow)
+        self._current: tuple[Image.Image | None, str] | None = None
+        self._error = ""  # of the current image and question
+        self._from_user = True
+        self._worker = LatestOnly(self._follow)
         self._build(question)
         self._take(image)
         if self._image:
-            self._follow(self._wish())
+            self._follow(self._request())
         self._listen()
 
     def __repr__(self) -> str:
@@ -73,14 +78,18 @@ class Explorer(Shown):
 
     @property
     def gates(self) -> Gates:
-        """What the faders stand at; raises GateError where that is no setting."""
-        return self._gates(self._wish())
+        """Gates at the faders' scales.
+
+        Raises:
+            GateError: a scale is out of range.
+        """
+        return self._gates(self._request())
 
     def settle(self, seconds: float | None = None) -> bool:
-        """Wait until maps and answer are those of the newest setting; False where that takes longer."""
-        return self._newest.settle(seconds)
+        """Wait until maps and answer are those of the newest setting; return False after ``seconds``."""
+        return self._worker.settle(seconds)
 
-    # --- what is seen and touched
+    # --- layout
 
     def _build(self, question: str) -> None:
         ipw = ipywidgets()
@@ -116,31 +125,31 @@ class Explorer(Shown):
         for button in self.presets:
             button.on_click(lambda button: self._set_all(*PRESETS[button.description]))
         for control in (self.question, self.screen.layer):
-            control.observe(lambda _: self._newest.put(self._wish()), "value")
+            control.observe(lambda _: self._worker.put(self._request()), "value")
         self.upload.observe(lambda change: [self._take(bytes(file["content"])) for file in change.new], "value")
 
-    # --- the hand
+    # --- user input
 
-    def _wish(self) -> _Wish:
-        return _Wish(
+    def _request(self) -> _Request:
+        return _Request(
             self._image, self.question.value, *([fader.value for fader in self.faders[group]] for group in NAMES)
         )
 
-    def _gates(self, wish: _Wish) -> Gates:
-        return Gates.from_lists(wish.v_sink, wish.rest, self.vlm.name)
+    def _gates(self, request: _Request) -> Gates:
+        return Gates.from_lists(request.v_sink, request.rest, self.vlm.name)
 
     def _touched(self, layer: int) -> None:
-        if self._by_hand:
+        if self._from_user:
             self.screen.layer.value = layer  # the maps follow the fader
-            self._newest.put(self._wish())
+            self._worker.put(self._request())
 
     def _set_all(self, *scales: float) -> None:
-        self._by_hand = False
+        self._from_user = False
         for column, scale in zip(self.faders.values(), scales, strict=True):
             for fader in column:
                 fader.value = scale
-        self._by_hand = True
-        self._newest.put(self._wish())
+        self._from_user = True
+        self._worker.put(self._request())
 
     def _take(self, picture: Picture) -> None:
         try:
@@ -148,34 +157,34 @@ class Explorer(Shown):
         except ImageError as error:
             self.message.value = fault(str(error))
         else:
-            if self._asked:
-                self._newest.put(self._wish())
+            if self._current:
+                self._worker.put(self._request())
 
-    # --- the model
+    # --- model
 
-    def _follow(self, wish: _Wish) -> None:
+    def _follow(self, request: _Request) -> None:
         try:
-            if self._asked != (wish.image, wish.question):
-                self._ask(wish.image, wish.question)
+            if self._current != (request.image, request.question):
+                self._ask(request.image, request.question)
             if self.warm:
-                self._turn(self.warm, self._gates(wish))
-            said = self._refused
+                self._turn(self.warm, self._gates(request))
+            message = self._error
         except SinkgateError as error:
-            said = str(error)
-        except Exception as error:  # noqa: BLE001 - whatever a model raises, the widget lives on
-            said = f"the model failed: {error}"
-        self.message.value = fault(said)
+            message = str(error)
+        except Exception as error:  # noqa: BLE001 - the widget stays usable after any error of a model
+            message = f"the model failed: {error}"
+        self.message.value = fault(message)
 
     def _ask(self, image: Image.Image | None, question: str) -> None:
-        """Another picture or question; where they cannot be used, what was shown stays."""
-        self._asked, self._refused = (image, question), ""
+        """Start a session for another image or question; after an error the display stays as it is."""
+        self._current, self._error = (image, question), ""
         try:
             if image is None:
-                raise ImageError("there is no picture yet; upload one")
+                raise ImageError("no image yet: upload one")
             warm = Session(self.vlm, self.vlm.prompt(image, question))
             unchanged = warm.answer(max_new_tokens=MAX_NEW_TOKENS)
         except SinkgateError as error:
-            self._refused = str(error)
+            self._error = str(error)
             return
         if self.warm is None:
             self.screen.begin(unchanged, warm.sinks)
@@ -192,14 +201,14 @@ class Explorer(Shown):
             self.predictions += 1
         self._draw(warm)
         time.sleep(FRAME)
-        if not self._answered and not self._newest.comes(REST):
-            answer = warm.answer(gates, max_new_tokens=MAX_NEW_TOKENS, stop=self._newest.comes)
-            if not self._newest.comes():
+        if not self._answered and not self._worker.comes(PAUSE):
+            answer = warm.answer(gates, max_new_tokens=MAX_NEW_TOKENS, stop=self._worker.comes)
+            if not self._worker.comes():
                 self.gated, self._answered = answer, True
                 self._draw(warm)
 
     def _draw(self, warm: Session) -> None:
         assert self.unchanged and self.gated
         self.screen.show([self.unchanged, self.gated], warm.sinks)
-        said = {"Unchanged": self.unchanged.text, "Gated": self.gated.text if self._answered else None}
-        self.answers.value = cards(said, self.screen.colors)
+        answers = {"Unchanged": self.unchanged.text, "Gated": self.gated.text if self._answered else None}
+        self.answers.value = cards(answers, self.screen.colors)

@@ -1,4 +1,4 @@
-"""Runs side by side in one picture: attention maps with sinks marked, and the likeliest first words of the answer."""
+"""One figure of several runs: attention maps with sinks marked, and next-token probabilities."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ MARKS = [("circle-open", GROUP_COLORS["v_sink"]), ("square-open", "#74c0fc")]  #
 
 
 class Screen:
-    """A Plotly figure redrawn in place, with one map and one colour of bars a name; the first is the unmodified model.
+    """A Plotly figure updated in place: one map and one colour of bars for each run; the first run is the unmodified model.
 
-    ``maps``, ``v_sinks``, ``l_sinks`` and ``bars`` are its traces, one a name; ``controls``, below it, hold the slider ``layer``. Of a prompt with several sheets it shows the first.
+    ``maps``, ``v_sinks``, ``l_sinks`` and ``bars`` are its traces, one for each run; ``controls`` hold the slider ``layer``. Of several token grids it shows the first.
     """
 
     def __init__(self, names: Sequence[str], layers: int) -> None:
@@ -40,7 +40,7 @@ class Screen:
         maps = [[{} if row * across + col < len(names) else None for col in range(across)] for row in range(rows)]
         specs: list[list[Any]] = [[*line, None if row else {"rowspan": rows}] for row, line in enumerate(maps)]
         titles = [escape(name) for name in names]
-        heads = [*titles[:across], "first word of the answer", *titles[across:]]
+        heads = [*titles[:across], "next-token probabilities", *titles[across:]]
         space: dict[str, Any] = {"horizontal_spacing": 0.085, "vertical_spacing": 0.12 / rows}
         figure = make_subplots(rows, across + 1, specs=specs, subplot_titles=heads, **space)
         bars: dict[str, Any] = {"row": 1, "col": across + 1}
@@ -48,15 +48,16 @@ class Screen:
         self.colors = [UNCHANGED, *(others[number % len(others)] for number in range(len(names) - 1))]
         for number, title in enumerate(titles):
             place = {"row": number // across + 1, "col": number % across + 1}
-            told = "row %{y}, column %{x}: %{z:.2%}<extra></extra>"
-            figure.add_heatmap(zmin=0, colorscale="Viridis", showscale=False, hovertemplate=told, **place)
+            label = "row %{y}, column %{x}: %{z:.2%}<extra></extra>"
+            figure.add_heatmap(zmin=0, colorscale="Viridis", showscale=False, hovertemplate=label, **place)
             for symbol, color in MARKS:
                 marker = {"symbol": symbol, "color": color, "size": 11, "line": {"width": 2.5}}
                 figure.add_scatter(mode="markers", marker=marker, hoverinfo="text", **place)
-            told = f"{title}: %{{x:.1%}}<extra></extra>"
-            figure.add_bar(orientation="h", marker_color=self.colors[number], hovertemplate=told, **bars)
+            label = f"{title}: %{{x:.1%}}<extra></extra>"
+            figure.add_bar(orientation="h", marker_color=self.colors[number], hovertemplate=label, **bars)
         size = {"height": 52 + HEIGHT * rows, "margin": {"t": 28, "r": 24, "b": 24, "l": 12}}
-        figure.update_layout(template="sinkgate", showlegend=False, dragmode=False, **size)
+        # without "strict", a restyle turns an axis of words that are numbers into a numeric axis
+        figure.update_layout(template="sinkgate", showlegend=False, dragmode=False, autotypenumbers="strict", **size)
         figure.update_annotations(font_size=13)
         figure.update_xaxes(visible=False, constrain="domain")
         figure.update_yaxes(visible=False, constrain="domain", constraintoward="top")
@@ -64,10 +65,10 @@ class Screen:
         figure.update_yaxes(visible=True, type="category", autorange="reversed", ticks="", ticklabelstandoff=5, **bars)
         self.figure = still(figure)
         self.maps, self.v_sinks, self.l_sinks, self.bars = (self.figure.data[kind::4] for kind in range(4))
-        self._marked = (0, -1)  # whose sinks are marked, and of which layer
+        self._marked = (0, -1)  # identity of the SinkMap whose sinks are marked, and the layer
 
     def place(self, warm: Session) -> None:
-        """Make room for a prompt's patches, its picture faint and grey on them: colour means attention alone."""
+        """Set the axes to a prompt's token grid and draw its image in faint grey over the maps."""
         self._marked = (0, -1)
         sheet = warm.prompt.sheets[0]
         (rows, columns), view = sheet.grid, sheet.view(warm.prompt.images)
@@ -85,32 +86,34 @@ class Screen:
             self.figure.layout.images = images
 
     def begin(self, unchanged: Trace, sinks: SinkMap) -> None:
-        """Turn to the layer where V-sinks draw most (ours)."""
+        """Select the layer in which V-sinks receive most attention."""
         self.layer.value = int(unchanged.shares(sinks)["v_sink"].argmax())
 
     def show(self, traces: Sequence[Trace], sinks: SinkMap) -> None:
-        """Draw one run a name, as the chosen layer sees it: attention of the last prompt token, mean over heads."""
+        """Draw one map for each run: attention of the last prompt token in the selected layer, mean over heads."""
         layer = self.layer.value
         sheet = traces[0].sheets[0]
-        seen = [trace.visual(layer).masked_fill(sheet.tokens < 0, float("nan")).numpy() for trace in traces]
-        top = max(float(share[sheet.tokens >= 0].max()) for share in seen)
-        said = [dict(trace.next_token) for trace in traces]
-        likely = {word: max(each.get(word, 0) for each in said) for each in said for word in each}
+        shares = [trace.visual(layer).masked_fill(sheet.tokens < 0, float("nan")).numpy() for trace in traces]
+        top = max(float(share[sheet.tokens >= 0].max()) for share in shares)
+        tokens = [dict(trace.next_token) for trace in traces]
+        likely = {word: max(each.get(word, 0) for each in tokens) for each in tokens for word in each}
         words = sorted(likely, key=lambda word: -likely[word])[:TOP_WORDS]
         with self.figure.batch_update():
-            for shown, bar, share, each in zip(self.maps, self.bars, seen, said, strict=True):
+            for shown, bar, share, each in zip(self.maps, self.bars, shares, tokens, strict=True):
                 shown.update(z=share, zmax=max(top, 1e-9))
                 bar.update(y=[escape(word) for word in words], x=[each.get(word, 0.0) for word in words])
             if self._marked != (id(sinks), layer):
                 self._mark(traces[0].sheets[0], sinks, layer)
-        told = f"Attention of the last prompt token, mean over heads, at most {top:.1%}. ○ V-sink, □ L-sink here."
-        self.caption.value = small(told)
+        caption = (
+            f"Attention of the last prompt token, mean over heads, maximum {top:.1%}. ○ V-sink, □ L-sink of this layer."
+        )
+        self.caption.value = small(caption)
 
     def _mark(self, sheet: Sheet, sinks: SinkMap, layer: int) -> None:
         for marks, mask in ((self.v_sinks, sinks.v_sink), (self.l_sinks, sinks.l_sink[layer])):
             cells = {token: cell for token in mask.nonzero()[:, 0].tolist() if (cell := sheet.find(token))}
-            why = ["<br>".join(wrap(escape(sinks.explain(token, layer)), 70)) for token in cells]
+            reasons = ["<br>".join(wrap(escape(sinks.explain(token, layer)), 70)) for token in cells]
             y, x = ([cell[axis] for cell in cells.values()] for axis in (0, 1))
             for mark in marks:
-                mark.update(x=x, y=y, hovertext=why)
+                mark.update(x=x, y=y, hovertext=reasons)
         self._marked = (id(sinks), layer)

@@ -1,4 +1,4 @@
-"""Work for a hand that is faster than the model."""
+"""A worker thread that drops all requests but the newest."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Newest:
-    """Work done in a thread; of what waits for it only the newest is kept, all between is passed over."""
+class LatestOnly:
+    """Run ``work`` in a thread; of waiting requests only the newest is kept."""
 
     def __init__(self, work: Callable[[Any], None]) -> None:
         self._work, self._busy = work, False
         self._waiting: list[Any] = []
         self._changed = threading.Condition()
 
-    def put(self, wish: Any) -> None:
-        """Have ``work(wish)`` done next, in place of whatever waits."""
+    def put(self, request: Any) -> None:
+        """Run ``work(request)`` next, in place of any waiting request."""
         with self._changed:
-            self._waiting = [wish]
+            self._waiting = [request]
             self._changed.notify_all()
             if not self._busy:
                 self._busy = True
                 threading.Thread(target=self._run, daemon=True).start()
 
     def comes(self, seconds: float = 0) -> bool:
-        """Whether something newer waits, or comes within so many seconds."""
+        """Return whether a newer request waits, or arrives within ``seconds``."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._waiting), seconds)
 
     def settle(self, seconds: float | None = None) -> bool:
-        """Wait until all is done; False where that takes longer."""
+        """Wait until no request is left; return False after ``seconds``."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._busy, seconds)
 
@@ -41,5 +41,5 @@ class Newest:
                     self._busy = False
                     self._changed.notify_all()
                     return
-                wish = self._waiting.pop()
-            self._work(wish)
+                request = self._waiting.pop()
+            self._work(request)

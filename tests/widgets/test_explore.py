@@ -10,7 +10,7 @@ import pytest
 
 import sinkgate as sg
 from sinkgate.scenes.scene import Scene
-from sinkgate.widgets.latest_only import Newest
+from sinkgate.widgets.latest_only import LatestOnly
 
 pytest.importorskip("anywidget")
 pytest.importorskip("ipywidgets")
@@ -228,7 +228,7 @@ def test_newest_keeps_the_newest_and_begins_again():
         gate.wait(10)
         done.append(wish)
 
-    newest = Newest(work)
+    newest = LatestOnly(work)
     for wish in range(50):
         newest.put(wish)
     assert newest.comes() or not done

@@ -35,6 +35,9 @@ LIKELIEST = """(() => {
 })()"""
 
 
+WORDS_AXIS = "document.querySelector('.js-plotly-plot')._fullLayout.yaxis3.type"
+
+
 def test_explore_and_sweep_map_in_jupyterlab(tmp_path, sweep_folder):
     with ThreadPoolExecutor(1) as thread:  # a thread of its own, as other tests may hold a browser in this one
         thread.submit(visit, tmp_path, sweep_folder).result()
@@ -63,6 +66,9 @@ def visit(folder, sweep_folder):
 
         page.wait_for_function(f"{ANSWERS} === '2,2'")
         page.wait_for_selector(".js-plotly-plot .heatmaplayer image")
+        assert page.evaluate(WORDS_AXIS) == "category"
+        page.locator(".widget-vslider:has([title='V-sinks, layer 3']) .noUi-handle").press("ArrowDown")
+        page.wait_for_selector("text=Layer >> xpath=.. >> text=3")  # other sinks are marked
         fader = page.locator(".widget-vslider:has([title='V-sinks, layer 2']) .noUi-handle")
         fader.scroll_into_view_if_needed()
         box = fader.bounding_box()
@@ -74,6 +80,7 @@ def visit(folder, sweep_folder):
         page.wait_for_function(f"{LIKELIEST} === '1'")  # while the button is still down
         page.mouse.up()
         page.wait_for_function(f"{ANSWERS} === '2,1'")
+        assert page.evaluate(WORDS_AXIS) == "category"  # Plotly once made it numeric, and dropped "no" and "circle"
         if place := os.environ.get("SINKGATE_SCREENSHOTS"):
             page.screenshot(path=f"{place}/explore.png")
 

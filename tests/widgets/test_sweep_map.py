@@ -76,5 +76,5 @@ def test_what_is_no_sweep_is_refused(sweep_folder, tmp_path):
     (tmp_path / "study.json").write_text((sweep_folder / "study.json").read_text().replace('"sweep"', '"probes"'))
     with pytest.raises(sg.SinkgateError, match="expected a sweep"):
         sg.sweep_map(tmp_path)
-    with pytest.raises(sg.SinkgateError, match="not the 8 items"):
+    with pytest.raises(sg.SinkgateError, match="differ from the 8 items"):
         sg.sweep_map(sweep_folder, asked(7))
