@@ -111,7 +111,7 @@ def _interrupt_at(stream, loss):
 
 
 def test_the_rate_holds_then_decays_to_zero():
-    factor = pretrained.hold_then_decay(1000)
+    factor = pretrained.hold_then_decay(1000, 0.5)
     assert factor(0) == 1 / pretrained.WARMUP
     assert factor(200) == factor(499) == 1.0
     assert factor(625) == pytest.approx(0.5) and factor(1000) == 0.0
