@@ -1,7 +1,7 @@
-"""How a model's own forward starts in the middle, and how generation goes on from a prefill that was run before.
+"""Forward passes that start at a layer, and generation that continues from an earlier prefill.
 
-Everything is put on the model for a while and taken off again, also by an exception. Which models bear it is proved by
-`sinkgate.models.session`.
+Each is a context manager that restores the model when the block ends, also by an exception. `sinkgate.models.session`
+checks which models support it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 @contextmanager
 def resumed(layers: Sequence[nn.Module], start: int, begin: Tensor | None) -> Iterator[None]:
-    """Layers below ``start`` hand on what they get; that one gets ``begin``."""
+    """Skip the layers below ``start``, and give that layer the input ``begin``."""
     if begin is None or start == 0:
         yield
         return
@@ -31,7 +31,7 @@ def resumed(layers: Sequence[nn.Module], start: int, begin: Tensor | None) -> It
 
     hook = layers[start].register_forward_pre_hook(feed, with_kwargs=True, prepend=True)
     try:
-        with _replaced(layers[:start], _hand_on):
+        with _replaced(layers[:start], _identity):
             yield
     finally:
         hook.remove()
@@ -39,15 +39,15 @@ def resumed(layers: Sequence[nn.Module], start: int, begin: Tensor | None) -> It
 
 @contextmanager
 def prefilled(model: nn.Module, output: Any) -> Iterator[None]:
-    """The model's first forward is not run: it gives this output, with a copy of the cache to go on with."""
+    """Replace the model's first forward by this output, with a copy of its cache to continue with."""
     cache, begun = copy(output.past_key_values), copy(output)
     cache.layers = [copied_layer(layer) for layer in cache.layers]
     begun.past_key_values = cache
     run, calls = model.forward, iter([begun])
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given = next(calls, None)
-        return run(*args, **kwargs) if given is None else given
+        stored = next(calls, None)
+        return run(*args, **kwargs) if stored is None else stored
 
     with _replaced([model], functools.wraps(run)(forward)):
         yield
@@ -55,7 +55,7 @@ def prefilled(model: nn.Module, output: Any) -> Iterator[None]:
 
 @contextmanager
 def _replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """Other forwards for a while; whatever was set on the modules before (as accelerate does) comes back."""
+    """Replace forwards; restore those set on the modules before (as accelerate does)."""
     before = [module.__dict__.get("forward") for module in modules]
     try:
         for module in modules:
@@ -71,7 +71,7 @@ def _replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iter
 
 @contextmanager
 def kept_inputs(layers: Sequence[nn.Module], inputs: list[Tensor]) -> Iterator[None]:
-    """Appends the input of each layer as it runs."""
+    """Append the input of each layer to ``inputs`` as it runs."""
 
     def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs.append(args[0] if args else kwargs["hidden_states"])
@@ -86,9 +86,9 @@ def kept_inputs(layers: Sequence[nn.Module], inputs: list[Tensor]) -> Iterator[N
 
 @contextmanager
 def checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Activation checkpointing: layers keep their input alone and compute the rest again for the gradient.
+    """Activation checkpointing: layers store only their input and recompute the rest for the gradient.
 
-    The gradient has to be taken within the block in which scales are attached: the second run needs them too.
+    Take the gradient within the block in which scales are attached: the second run needs them too.
     """
     with ExitStack() as stack:
         for layer in layers:
@@ -97,15 +97,15 @@ def checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
         yield
 
 
-def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+def _identity(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
 
 
 def copied_layer(layer: Any) -> Any:
-    """A cache layer that may grow without the first one: new tokens bind new tensors, but some states are written in place."""
+    """Return a copy of a cache layer that may grow without the first one; states that are written in place are copied deeply."""
     return deepcopy(layer) if isinstance(layer, LinearAttentionCacheLayerMixin) else copy(layer)
 
 
 def cache_tensors(cache: Any) -> list[Tensor]:
-    """Everything that a cache holds."""
+    """Return all tensors of a cache."""
     return [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, Tensor)]

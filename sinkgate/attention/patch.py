@@ -1,9 +1,9 @@
-"""One wrapper inside transformers' attention function: it scales Keys, rewrites probabilities and hands queries to a recorder.
+"""Wrapper around transformers' attention function that scales Keys, rewrites probabilities and passes queries to a recorder.
 
-It sits where every architecture passes (after QK-norm and rotary embedding, before the KV heads are
-repeated), so the model stays on its own kernel and the KV cache keeps the unscaled Keys. Where the caller owns
-the cache (``own_cache``), Keys are scaled once, where they are stored, and a decode step finds them scaled. This module
-knows modules, positions and numbers; it knows nothing of sinks, images or sliders.
+Every architecture calls that function after QK-norm and rotary embedding and before KV heads are
+repeated, so the model stays on its own kernel and the KV cache keeps the unscaled Keys. If the caller owns
+the cache (``own_cache``), Keys are scaled once, in the cache, and decode steps use the scaled Keys. This module
+depends on modules and positions only, not on sinks, images or the app.
 
 Shapes: L layers, B samples, H heads, Q queries, K keys, R recorded rows, P prompt positions, d head width.
 """
@@ -29,35 +29,35 @@ AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 #: Attention rows (B, H, R, K), the positions of their queries (R,) and that of the first Key -> the rows to use instead.
 Rewrite = Callable[[Tensor, Tensor, int], Tensor]
 IMPLEMENTATIONS = ("sdpa", "eager")
-_SMALL = 1 << 16  # elements; below, the allocator hands out memory at no cost
+_SMALL = 1 << 16  # elements; allocating smaller tensors costs nothing
 
 _taps: dict[nn.Module, _Tap] = {}
-_originals: dict[str, AttentionFunction | None] = {}  # what a wrapped name stood for; None: no entry (eager)
+_originals: dict[str, AttentionFunction | None] = {}  # functions registered before wrapping; None: no entry (eager)
 _registry_lock = threading.RLock()
 _model_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 
 
 def model_lock(model: nn.Module) -> threading.RLock:
-    """The lock that makes calls on one model take turns, the same for everyone who holds the model."""
+    """Return the lock that serialises calls on a model; one lock for each model."""
     with _registry_lock:
         return _model_locks.setdefault(model, threading.RLock())
 
 
 @dataclass
 class _Call:
-    """One attached call: what all its layers share."""
+    """State shared by all layers of one attached call."""
 
     recorder: Recorder | None
-    cross: bool = False  # Keys are no positions of the queries' sequence
+    cross: bool = False  # Keys are not positions of the queries' sequence
     own_cache: bool = False  # the cache may hold scaled Keys
-    stored: int = 0  # positions that it holds so already
-    seen: int | None = None  # positions known after the running forward, cached ones included
-    cached: int = 0  # positions before it
+    stored: int = 0  # positions whose Keys are already scaled in the cache
+    end: int | None = None  # positions after the running forward, cached ones included
+    cached: int = 0  # positions before the running forward
     cache: Any = None  # the KV cache of the running forward
-    scratch: Tensor | None = None  # scaled Keys of the layer at work; fresh memory a layer would cost more than scaling
+    scratch: Tensor | None = None  # buffer of scaled Keys; allocating it in each layer would cost more than scaling
 
     def memory_for(self, key: Tensor) -> Tensor | None:
-        """Memory for the scaled Keys; None where they need their own: for gradients, or being too small to matter."""
+        """Return a buffer for the scaled Keys; None if they need a tensor of their own (gradients) or are too small to matter."""
         if key.numel() < _SMALL or (torch.is_grad_enabled() and key.requires_grad):
             return None
         old = self.scratch
@@ -74,62 +74,62 @@ class _Call:
 class _Tap:
     call: _Call
     layer: int
-    scales: Tensor | None  # (B, P); None where all are one
-    stored: int | None = None  # positions whose Keys lie scaled in the cache; None: none may
+    scales: Tensor | None  # (B, P); None if all are 1
+    stored: int | None = None  # positions whose Keys are scaled in the cache; None: the cache must stay unscaled
     rewrite: Rewrite | None = None
-    rewrite_from: int = 0  # position of the first query that it may change
+    rewrite_from: int = 0  # position of the first query that ``rewrite`` may change
 
     def scale(self, module: nn.Module, key: Tensor) -> Tensor:
-        """The Keys of this call's running forward, scaled."""
+        """Return the scaled Keys of the running forward."""
         assert self.scales is not None
         keys = key.shape[2]
-        seen = keys if self.call.cross else self.call.seen or keys
-        first = max(0, seen - keys)
+        end_position = keys if self.call.cross else self.call.end or keys
+        first = max(0, end_position - keys)
         self.scales = self.scales.to(key.device)  # layers may lie on several devices
         if self.stored is None and self.call.own_cache and self._lies_in_cache(module, key):
             self.stored = self.call.stored
         if self.stored is not None:
-            start, end = max(first, self.stored), min(seen, self.scales.shape[1])
+            start, end = max(first, self.stored), min(end_position, self.scales.shape[1])
             if start < end:
                 part = key[:, :, start - first : end - first]
                 torch.mul(part, _window(self.scales, start, part), out=part)
-            self.stored = seen
+            self.stored = end_position
             return key
-        if self.scales.shape[1] < first + keys:  # room for many tokens at once: decoding asks again and again
+        if self.scales.shape[1] < first + keys:  # pad for many decode steps at once
             self.scales = nn.functional.pad(self.scales, (0, first + keys), value=1.0)
         out = None if self.scales.requires_grad else self.call.memory_for(key)
         return scale_keys(key, self.scales, first, out)
 
     def _lies_in_cache(self, module: nn.Module, key: Tensor) -> bool:
-        """Whether these very Keys are what the next step will find; some caches keep others and make Keys of them."""
+        """Return whether the cache holds these very Keys; some caches hold others and compute Keys from them."""
         layers: Any = getattr(self.call.cache, "layers", ())
         index = getattr(module, "layer_idx", None)
-        kept = layers[index].keys if index is not None and index < len(layers) else None
-        same = isinstance(kept, Tensor) and kept.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
+        stored = layers[index].keys if index is not None and index < len(layers) else None
+        same = isinstance(stored, Tensor) and stored.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
         return same and not torch.is_grad_enabled()
 
 
 @dataclass(frozen=True)
 class Attached:
-    """An active block: what decides on scales while the model runs sets them here."""
+    """Handle of an active block, to set scales and rewriting while the model runs."""
 
     _call: _Call
     _taps: dict[int, _Tap]
 
     def set_scales(self, layer: int, scales: Tensor) -> None:
-        """Scales (B, P) of a ``live`` layer's Keys, from its next attention call on; gradients flow through them."""
+        """Set the Key scales (B, P) of a ``live`` layer, from its next attention call on; gradients flow through them."""
         self._taps[layer].scales = scales
 
     def set_rewrite(self, layer: int, first: int, rewrite: Rewrite) -> None:
-        """Rewrites a ``live`` layer's attention probabilities, from its next attention call on, for queries from position ``first`` on.
+        """Rewrite a ``live`` layer's attention probabilities, from its next attention call on, for queries from position ``first`` on.
 
-        Only those rows are computed, in O(rows x Keys); a head's row that comes back as it was stays the kernel's, bit for bit.
+        Only those rows are computed, in O(rows x Keys); a row that ``rewrite`` returns unchanged stays bit-identical to the kernel's.
         """
         self._taps[layer].rewrite, self._taps[layer].rewrite_from = rewrite, first
 
     @property
     def begins(self) -> bool:
-        """Whether the running forward is the first: no position came before it."""
+        """Return whether the running forward is the first, without cached positions."""
         return self._call.cached == 0
 
 
@@ -149,21 +149,21 @@ def attached(
 
     Attn(Q, diag(s) K, V) = softmax(Q (diag(s) K)^T / sqrt(d)) V (paper, section 2): the same s for all
     heads, Values untouched. Positions after the scaled ones (generated tokens) keep 1; a batch expanded
-    into beams repeats each sample's scales. Nothing is attached where all scales are one and nothing is
-    recorded; whatever was attached is gone when the block ends, also by an exception.
+    into beams repeats each sample's scales. Nothing is attached if all scales are 1 and nothing is
+    recorded; everything attached is removed when the block ends, also by an exception.
 
     Shapes: modules L; key_scales (L, B, P), finite.
 
     Args:
         modules: attention modules in layer order; entry i is layer i.
-        decoder: the model whose forward runs these layers; needed for scales or rows by position, since
-            it knows how many positions the KV cache holds. None for a vision encoder.
+        decoder: the model whose forward runs these layers, from which the number of cached positions is
+            read; needed for scales or rows by position. None for a vision encoder.
         key_scales: scales of the Keys by layer, sample and position.
-        recorder: takes the attention rows, after scaling.
-        cross: the modules attend to Keys of their own, numbered from 0, not to positions of the sequence.
-        own_cache: the KV cache is begun and ended with these scales, in one row a sample: it may hold scaled Keys, and rows of decode
-            steps may be put off to the end of the block. Not for layers that share their Keys, nor for beams.
-        stored: positions whose Keys an earlier such block has left scaled in the cache.
+        recorder: receives the attention rows, after scaling.
+        cross: the modules attend to separate Keys, numbered from 0, not to positions of the sequence.
+        own_cache: the KV cache is used with these scales alone, one row for each sample: it may hold scaled Keys, and rows of decode
+            steps may be computed at the end of the block. Not for layers that share Keys, nor for beams.
+        stored: positions whose Keys an earlier block left scaled in the cache.
         live: layers whose scales or rewriting are set while the model runs, through the `Attached` that the block yields.
 
     Raises:
@@ -171,7 +171,7 @@ def attached(
         UnsupportedModelError: the model runs an attention implementation other than sdpa or eager.
     """
     call = _Call(recorder, cross, own_cache, stored)
-    # one look at all layers: each look waits for the device
+    # one comparison for all layers: each synchronises with the device
     active = [] if key_scales is None else (key_scales != 1).flatten(1).any(1).nonzero()[:, 0].tolist()
     if recorder is None and not active and not live:
         yield Attached(call, {})
@@ -209,10 +209,10 @@ def attached(
 
 
 def scale_keys(key: Tensor, scales: Tensor, first: int = 0, out: Tensor | None = None) -> Tensor:
-    """diag(s) K for the keys from absolute position ``first`` on; multiplied in at least float32.
+    """Return diag(s) K for the Keys from absolute position ``first`` on; multiplied in at least float32.
 
-    Shapes: key (B n, KV, K, d), scales (B, P) -> (B n, KV, K, d); n beams a sample; positions past P keep 1.
-    ``out``, of the key's dtype and any shape of at least its size, is written to instead of new memory.
+    Shapes: key (B n, KV, K, d), scales (B, P) -> (B n, KV, K, d); n beams for each sample; positions past P keep 1.
+    ``out``, of the key's dtype and at least its number of elements, receives the result.
     """
     window = _window(scales, first, key)
     if out is None:
@@ -221,7 +221,7 @@ def scale_keys(key: Tensor, scales: Tensor, first: int = 0, out: Tensor | None =
 
 
 def _window(scales: Tensor, first: int, key: Tensor) -> Tensor:
-    """The scales of these Keys, (B n, 1, K, 1)."""
+    """Return the scales of these Keys, (B n, 1, K, 1)."""
     window = scales[:, first : first + key.shape[2]]
     if window.shape[1] < key.shape[2]:
         window = nn.functional.pad(window, (0, key.shape[2] - window.shape[1]), value=1.0)
@@ -242,28 +242,28 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
             raise UnsupportedModelError(
                 "continuous batching stores Keys inside the attention function and would keep them scaled; use generate() instead"
             )
-        seen = tap.call.seen if tap.call.seen is not None else key.shape[2]
+        end = tap.call.end if tap.call.end is not None else key.shape[2]
         if tap.scales is not None:
             key = tap.scale(module, key)
         mask = args[0] if args else kwargs.get("attention_mask")
         options = {"scaling": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
-        first, count = seen - query.shape[2], query.shape[2]
+        first, count = end - query.shape[2], query.shape[2]
 
         def rows_of(which: slice | Tensor) -> tuple[Tensor, Tensor]:
-            """Rows as the kernel has them, and as they are to be."""
+            """Return rows as the kernel computes them, and as rewritten."""
             rows = attention_rows(module, query, key, mask, is_causal=kwargs.get("is_causal"), rows=which, **options)
             if tap.rewrite is None:
                 return rows, rows
-            position = torch.arange(first, seen, device=query.device)[which]
-            return rows, tap.rewrite(rows, position, max(0, seen - key.shape[2]))
+            position = torch.arange(first, end, device=query.device)[which]
+            return rows, tap.rewrite(rows, position, max(0, end - key.shape[2]))
 
         recorder = tap.call.recorder
         wanted = recorder and recorder.wanted(tap.layer, first, count)
         if recorder is not None and wanted is not None:
-            # one query that sees all Keys so far, in a cache that keeps them all: its row can wait
-            whole = tap.call.own_cache and not tap.call.cross and mask is None and key.shape[2] == seen
-            if whole and count == 1 and recorder.puts_off and tap.rewrite is None:
-                recorder.put_off(tap.layer, module, query, key, options)
+            # one query over all Keys of a growing cache: its row can be computed later
+            whole = tap.call.own_cache and not tap.call.cross and mask is None and key.shape[2] == end
+            if whole and count == 1 and recorder.defers and tap.rewrite is None:
+                recorder.defer(tap.layer, module, query, key, options)
             else:
                 with torch.no_grad():
                     size = query.shape[0] * query.shape[1] * key.shape[2]
@@ -282,7 +282,7 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
 
 
 def _mixed(old: Tensor, new: Tensor, value: Tensor, output: Tensor) -> Tensor:
-    """Values mixed by the rewritten rows, what the kernel made of them where a row stayed: (B, H, R, K) -> (B, R, H, d)."""
+    """Return Values mixed by the rewritten rows, and the kernel's output for unchanged rows: (B, H, R, K) -> (B, R, H, d)."""
     samples, heads, rows, keys = new.shape
     grouped = new.to(value.dtype).reshape(samples, value.shape[1], -1, keys)
     mixed = (grouped @ value).view(samples, heads, rows, -1).transpose(1, 2)
@@ -297,7 +297,7 @@ def _count_positions(call: _Call) -> Callable[[nn.Module, tuple[Any, ...], dict[
         cache = kwargs.get("past_key_values")
         cached = int(cache.get_seq_length()) if cache is not None else 0
         call.cache, call.cached = cache, cached
-        call.seen = cached + tokens.shape[1] if tokens is not None else None
+        call.end = cached + tokens.shape[1] if tokens is not None else None
 
     return before_forward
 
@@ -327,7 +327,7 @@ def _uninstall() -> None:
 
 
 def _eager_of(module: nn.Module) -> AttentionFunction:
-    """Each model file has its own eager function; the registry has none."""
+    """Return the eager attention function of the model's own file; the registry has none."""
     for cls in type(module).__mro__:
         function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
         if function is not None:

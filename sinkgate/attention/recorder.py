@@ -1,6 +1,6 @@
-"""Attention rows of chosen queries, computed beside the model's own kernel in O(rows x Keys), and how alike a head's outputs are.
+"""Attention rows of selected queries, computed beside the model's kernel in O(rows x Keys), and stable ranks of head outputs.
 
-A decode step has no time for its row: where the Keys stay (`Recorder.put_off`), only the query is kept, and the rows of all
+Rows of decode steps are deferred while the cache keeps its Keys (`Recorder.defer`): the queries are stored, and the rows of all
 steps of a layer are computed at once when the recorded block ends.
 
 Shapes: B samples, H heads, KV Key heads, Q queries, K keys, R recorded rows, d head width.
@@ -15,22 +15,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-CHUNK = 1 << 24  # elements of attention rows that are computed at once where only their mean is kept: 64 MB
+CHUNK = 1 << 24  # elements of attention rows computed at once if only their mean is stored: 64 MB
 
 
 @dataclass
 class Recorder:
-    """Collects attention rows while a model runs; if asked, how long the Values are, and how alike the outputs of a head.
+    """Collect attention rows while a model runs; optionally norms of Values and stable ranks of head outputs.
 
     ``rows`` are absolute query positions, ``"all"``, or ``"last"``: the last query of every forward
-    call, which in generation is the row that produces the next token; ``most`` bounds how many calls are kept, and calls whose last
-    query stands before position ``since`` (the chunks of a chunked prefill but the last) are passed over. ``mean`` keeps
-    only the mean over heads and rows of each call, "rows" the mean over rows for each head. Per layer, one entry a forward call that
-    held a wanted row: attention (B, H, R, K), or (B, K) with ``mean``, (B, H, K) with "rows"; value_norms (B, K), the mean over heads
+    call, which in generation is the row that produces the next token; ``most`` bounds the number of recorded calls, and calls whose last
+    query is before position ``since`` (all chunks of a chunked prefill but the last) are skipped. ``mean`` stores
+    only the mean over heads and rows of each call, "rows" the mean over rows for each head. Each layer has one entry for each forward call
+    with a wanted row: attention (B, H, R, K), or (B, K) with ``mean``, (B, H, K) with "rows"; value_norms (B, K), the mean over heads
     of the L2 norm.
 
-    ``outputs`` (B, P) boolean says which positions count (padding should not) when `stable_ranks` (B, H) of a call are taken;
-    calls that reach beyond them are passed over.
+    ``outputs`` (B, P), boolean, selects the positions (without padding) over which `stable_ranks` (B, H) of a call are computed;
+    calls that reach beyond them are skipped.
     """
 
     rows: Sequence[int] | Literal["last", "all"] = "last"
@@ -42,15 +42,15 @@ class Recorder:
     attention: dict[int, list[Tensor]] = field(default_factory=dict)
     value_norms: dict[int, list[Tensor]] = field(default_factory=dict)
     stable_ranks: dict[int, list[Tensor]] = field(default_factory=dict)
-    _later: dict[int, _Later] = field(default_factory=dict, repr=False)
+    _deferred: dict[int, _Deferred] = field(default_factory=dict, repr=False)
 
     @property
-    def puts_off(self) -> bool:
-        """Whether the rows of decode steps may wait."""
+    def defers(self) -> bool:
+        """Return whether rows of decode steps may be deferred."""
         return self.rows == "last" and not self.values
 
     def wanted(self, layer: int, first: int, count: int) -> slice | Tensor | None:
-        """Which of the ``count`` queries that start at position ``first`` to record; None for none."""
+        """Return the queries to record among ``count`` queries from position ``first`` on; None for none."""
         if self.most is not None and self._recorded(layer) >= self.most:
             return None
         if self.rows == "last":
@@ -68,16 +68,16 @@ class Recorder:
         row_size: int,
         value: Tensor | None = None,
     ) -> None:
-        """Take in one call. Where only means are kept, its rows are computed in chunks: no Q x K matrix is ever whole.
+        """Record one call. If only means are stored, rows are computed in chunks, without a Q x K matrix.
 
         Args:
             layer: index of the layer.
-            wanted: the queries to record, as `wanted` returned them.
-            rows_of: queries -> their attention rows (B, H, R, K).
+            wanted: queries to record, from `wanted`.
+            rows_of: function from queries to their attention rows (B, H, R, K).
             row_size: elements of one row of all samples and heads, B H K.
             value: the call's Values (B, KV, K, d).
         """
-        if layer in self._later:  # entries keep the order of the calls
+        if layer in self._deferred:  # entries stay in the order of calls
             self._catch_up(layer)
         rows = self._mean(wanted, rows_of, max(1, CHUNK // row_size)) if self.mean else rows_of(wanted)
         self.attention.setdefault(layer, []).append(rows)
@@ -92,47 +92,47 @@ class Recorder:
             count += size
             total = (
                 mean if count == size else total + (mean - total) * (size / count)
-            )  # of one chunk: bit for bit its mean
+            )  # a single chunk is bit-identical to its mean
         return total
 
     def _reduced(self, rows: Tensor) -> Tensor:
         return rows.mean(2 if self.mean == "rows" else (1, 2)) if self.mean else rows
 
     def add_output(self, layer: int, output: Tensor, first: int) -> None:
-        """Take in what the heads gave the queries from position ``first`` on, (B, Q, H, d)."""
+        """Record the head outputs (B, Q, H, d) of the queries from position ``first`` on."""
         end = first + output.shape[1]
         if self.outputs is not None and end <= self.outputs.shape[1]:
-            left_out = ~self.outputs[:, first:end, None, None].to(output.device)
-            self.stable_ranks.setdefault(layer, []).append(stable_rank(output.masked_fill(left_out, 0)))
+            excluded = ~self.outputs[:, first:end, None, None].to(output.device)
+            self.stable_ranks.setdefault(layer, []).append(stable_rank(output.masked_fill(excluded, 0)))
 
-    def put_off(self, layer: int, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
-        """Keep the query (B, H, 1, d) of a step that sees all Keys so far; the newest Keys (B, KV, K, d) serve all steps."""
-        later = self._later.setdefault(layer, _Later(module, options, key))
+    def defer(self, layer: int, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
+        """Store the query (B, H, 1, d) of a decode step over all Keys so far; the newest Keys (B, KV, K, d) serve all steps."""
+        later = self._deferred.setdefault(layer, _Deferred(module, options, key))
         later.key = key
         later.queries.append(query)
         later.ends.append(key.shape[2])
 
     def catch_up(self) -> None:
-        """Compute all rows that were put off."""
-        for layer in list(self._later):
+        """Compute all deferred rows."""
+        for layer in list(self._deferred):
             self._catch_up(layer)
 
     def _catch_up(self, layer: int) -> None:
-        later = self._later.pop(layer)
-        seen = torch.arange(later.ends[-1]) < torch.tensor(later.ends)[:, None]
-        query, mask = torch.cat(later.queries, 2), seen[None, None].to(later.key.device)
+        later = self._deferred.pop(layer)
+        visible = torch.arange(later.ends[-1]) < torch.tensor(later.ends)[:, None]
+        query, mask = torch.cat(later.queries, 2), visible[None, None].to(later.key.device)
         with torch.no_grad():
             rows = attention_rows(later.module, query, later.key, mask, **later.options)
         for index, end in enumerate(later.ends):
             self.attention.setdefault(layer, []).append(self._reduced(rows[:, :, index : index + 1, :end]))
 
     def _recorded(self, layer: int) -> int:
-        return len(self.attention.get(layer, ())) + (len(self._later[layer].ends) if layer in self._later else 0)
+        return len(self.attention.get(layer, ())) + (len(self._deferred[layer].ends) if layer in self._deferred else 0)
 
 
 @dataclass
-class _Later:
-    """Decode steps of one layer whose rows wait."""
+class _Deferred:
+    """Deferred decode steps of one layer."""
 
     module: nn.Module
     options: dict[str, Any]
@@ -142,7 +142,7 @@ class _Later:
 
 
 def _chunks(wanted: slice | Tensor, most: int) -> Iterator[tuple[slice | Tensor, int]]:
-    """Parts of at most ``most`` rows, each with its number of rows."""
+    """Yield parts of at most ``most`` rows, each with its number of rows."""
     if isinstance(wanted, Tensor):
         yield from ((part, len(part)) for part in wanted.split(most))
         return
@@ -152,10 +152,10 @@ def _chunks(wanted: slice | Tensor, most: int) -> Iterator[tuple[slice | Tensor,
 
 
 def stable_rank(output: Tensor) -> Tensor:
-    """The stable rank ||O||_F^2 / sigma_1^2 of each head's output O (queries x width), from 1 to the smaller of the two (paper, section 1).
+    """Return the stable rank ||O||_F^2 / sigma_1^2 of each head's output O (queries x width), from 1 to the smaller of the two (paper, section 1).
 
-    1: all queries got the same vector, times a number; n: n directions that are all as strong. Of the Gram matrix, d x d: trace over
-    largest eigenvalue. Rows of zeros change nothing; NaN where all are zero.
+    1: all outputs are multiples of one vector; n: n equally strong directions. Computed from the d x d Gram matrix as trace over
+    largest eigenvalue. Rows of zeros have no effect; NaN if all are zero.
 
     Shapes: (B, Q, H, d) -> (B, H) on the CPU, float32 (float64 for a float64 model).
     """
@@ -178,7 +178,7 @@ def attention_rows(
     is_causal: bool | None = None,
     rows: slice | Tensor = slice(None),
 ) -> Tensor:
-    """Attention probabilities of some query rows, in O(R K), as eager attention would give them.
+    """Return attention probabilities of selected query rows, equal to eager attention, in O(R K).
 
     Shapes: query (B, H, Q, d), key (B, KV, K, d), mask (B or 1, H or 1, Q, >= K) boolean or additive, or None
     -> (B, H, R, K), float32 (float64 for a float64 model), rows sum to one.
@@ -186,15 +186,17 @@ def attention_rows(
     samples, heads, count, width = query.shape
     keys = key.shape[2]
     chosen = query[:, :, rows]  # B, H, R, d
-    # heads that share Keys become rows of one product: no repeated Keys, no copies
+    # heads that share Keys become rows of one product, without copies of Keys
     grouped = chosen.reshape(samples, key.shape[1], -1, width)
     scores = (grouped @ key.transpose(-1, -2)).view(samples, heads, -1, keys)
     scores = scores * (width**-0.5 if scaling is None else scaling)
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
-    lowest = torch.finfo(scores.dtype).min  # not -inf: a padded query sees no key, and must not turn NaN
+    lowest = torch.finfo(scores.dtype).min  # not -inf: the row of a padded query, without any Key, must not be NaN
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    last_only = isinstance(rows, slice) and rows == slice(count - 1, count)  # sees every key, needs no mask
+    last_only = isinstance(rows, slice) and rows == slice(
+        count - 1, count
+    )  # the last query attends to every Key and needs no mask
     if mask is None and causal and count > 1 and not last_only:
         position = torch.arange(count, device=query.device)[rows]
         scores = scores.masked_fill(torch.arange(keys, device=query.device) > position[:, None], lowest)
