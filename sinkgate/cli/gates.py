@@ -147,10 +147,10 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Leave out what was not understood.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read gates that the paper's authors released, say what everything was taken for, and save them as sinkgate's."""
-    from sinkgate.methods.lsg.official import read_official
+    """Convert gates in the files of the paper's authors, with a report of what everything was taken for."""
+    from sinkgate.methods.lsg.importer import import_gates
 
-    found = read_official(
+    found = import_gates(
         folder, layers=layer or None, offset=offset, swapped=swapped, activation=activation, base_model=base_model
     )
     if as_json:
