@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from random import Random
 from types import ModuleType
@@ -163,6 +164,18 @@ def test_learned_gates_read_each_question(model, requests, documents, demo, lear
         demo.answer(prompt, lsg.read(demo, prompt), lsg.find_sinks(demo, prompt)).text for prompt in prompts
     ]
     assert told != model().generate_until(requests())
+
+
+def test_learned_gates_bring_their_criterion(adapter, learned, tmp_path, demo):
+    """Not the answers, which need not differ, but the sinks that the gates are given."""
+    config = replace(sg.LSG.from_pretrained(learned).config, criterion="norm")
+    sg.LSG(config).save_pretrained(tmp_path)
+    picture, question = Scene.random(Random(71)).render(), "How many objects are there?"
+    found = []
+    for gates in (None, learned, tmp_path):
+        prompt = demo.prompt(picture, question)
+        found.append(adapter(gates=gates)._find_sinks(demo, prompt).v_sink)
+    assert torch.equal(found[0], found[1]) and found[0].any() and not found[2].any()
 
 
 def test_requests_with_other_options_are_kept_apart_and_in_order(model, requests):
