@@ -260,7 +260,8 @@ class ChatFormat:
         for by_text in (False, True):
             text = self._sample(role, sample, by_text)
             printed = re.search(rf"""['"]text['"]\s*:\s*['"]{sample[-1]}""", text)
-            placed = None not in sample or text != self._sample(role, sample[1:], by_text)
+            # some templates place an image by themselves, whatever the turn holds
+            placed = None not in sample or self._place in text or text != self._sample(role, sample[1:], by_text)
             if sample[-1] in text and not printed and placed:
                 return by_text
         raise PromptError(

@@ -313,3 +313,16 @@ def test_inputs_that_are_no_prompt_get_a_sentence(qwen2_vl):
             qwen2_vl.read(wrong, images)
     with pytest.raises(sg.ImageError, match="cannot be opened"):
         qwen2_vl.read(inputs, ["nowhere.png"])
+
+
+def test_a_template_may_place_the_image_by_itself():
+    """As where the image comes first, for a model without a token in front of it."""
+    model, processor = tiny_llava()
+    processor.chat_template = (
+        "<image>{% for m in messages %}{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}{% endfor %}"
+    )
+    vlm = sg.load((model, processor))
+    prompt = vlm.prompt(noise_image(), QUESTION)
+    assert prompt.visual.tolist() == list(range(16)) and vlm.tokenizer.decode(prompt.inputs["input_ids"][0]).endswith(
+        vlm.tokenizer.decode(vlm.tokenizer(QUESTION, add_special_tokens=False).input_ids)
+    )
