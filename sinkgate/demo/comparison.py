@@ -170,9 +170,9 @@ def mean_rho(vlm: VLM, gates: Mapping[str, LSG], samples: list[Sample], lessons:
                 for name, table in seen.items():
                     for layer in gates[name].config.layers:
                         gate = gates[name].only([layer])
-                        with gate.applied(vlm, batch) as trail:
+                        with gate.applied(vlm, batch) as trace:
                             prefix.within(gate)
-                        for lesson, scale in zip(chosen, trail.scales[layer][:, 0].tolist(), strict=True):
+                        for lesson, scale in zip(chosen, trace.scales[layer][:, 0].tolist(), strict=True):
                             table[lesson.kind][layer].append(scale)
     return {
         name: {kind: [fmean(of[layer]) for layer in sorted(of)] for kind, of in table.items()}

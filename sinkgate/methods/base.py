@@ -31,7 +31,7 @@ class Method(Protocol):
         """Whether L-sinks and ordinary tokens are treated differently."""
         ...
 
-    def begins(self, vlm: VLM) -> int:
+    def first_layer(self, vlm: VLM) -> int:
         """Number of the lowest LLM layer whose work changes, among ``vlm.adapter.all_layers``; below it all is as without the method."""
         ...
 
@@ -95,7 +95,7 @@ class Fixed:
         """See `Method`."""
         return not torch.equal(self.gates.scales[:, 1], self.gates.scales[:, 2])
 
-    def begins(self, vlm: VLM) -> int:
+    def first_layer(self, vlm: VLM) -> int:
         """See `Method`."""
         changed = (self.gates.for_model(vlm).scales != 1).any(1).nonzero()[:, 0]
         return vlm.adapter.layer_numbers[int(changed[0])] if len(changed) else len(vlm.adapter.all_layers)

@@ -78,7 +78,7 @@ class LoRA(nn.Module):
         config = _peft().LoraConfig(r=rank, lora_alpha=alpha, target_modules=paths, base_model_name_or_path=vlm.name)
         return cls(vlm, layer, config)
 
-    def begins(self, vlm: VLM) -> int:
+    def first_layer(self, vlm: VLM) -> int:
         """See `Method`."""
         return vlm.adapter.layer_numbers[self.layer]
 

@@ -118,7 +118,7 @@ class Reweight(nn.Module):
                 f"this Reweight reads embeddings {config.hidden_size} wide, those of {vlm.name} are {width}"
             )
 
-    def begins(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
+    def first_layer(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
         """See `Method`."""
         return 0
 

@@ -37,7 +37,7 @@ class SinkToTheFront:
     criterion: str | None = None
     uses_l_sinks = False
 
-    def begins(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
+    def first_layer(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
         """See `Method`."""
         return 0
 

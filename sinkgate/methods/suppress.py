@@ -33,9 +33,9 @@ class Suppress:
     criterion: str | None = None
     uses_l_sinks = False
 
-    def begins(self, vlm: VLM) -> int:
+    def first_layer(self, vlm: VLM) -> int:
         """See `Method`."""
-        return self._fixed(vlm).begins(vlm)
+        return self._fixed(vlm).first_layer(vlm)
 
     def applied(self, vlm: VLM, batch: Batch, recorder: Recorder | None = None) -> AbstractContextManager[None]:
         """See `Method`.
@@ -63,7 +63,7 @@ class Remove:
     criterion: str | None = None
     uses_l_sinks = False
 
-    def begins(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
+    def first_layer(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
         """See `Method`."""
         return 0
 

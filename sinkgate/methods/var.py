@@ -64,7 +64,7 @@ class VAR:
         """See `Method`."""
         return self.dimensions is None
 
-    def begins(self, vlm: VLM) -> int:
+    def first_layer(self, vlm: VLM) -> int:
         """See `Method`."""
         numbers = [vlm.adapter.layer_numbers[layer] for layer in self._layers(vlm)]
         return min(numbers, default=len(vlm.adapter.all_layers))

@@ -132,7 +132,7 @@ class Prefix:
     def within(self, method: Method) -> Tensor:
         """The same where the method is applied already."""
         layers = self.vlm.adapter.all_layers
-        start = method.begins(self.vlm) if self.resumes else 0
+        start = method.first_layer(self.vlm) if self.resumes else 0
         if start == len(layers):
             return self.plain
         with ExitStack() as stack:

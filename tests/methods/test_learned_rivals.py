@@ -128,7 +128,7 @@ def test_lora_files_are_pefts_own(case, tmp_path):
     again, other = LoRA.from_pretrained(tmp_path, vlm), vlm_of("llava", torch.float64)
     with torch.no_grad():
         expected = logits(vlm, batch, method)
-        assert again.begins(vlm) == 2 and torch.equal(logits(vlm, batch, again), expected)
+        assert again.first_layer(vlm) == 2 and torch.equal(logits(vlm, batch, again), expected)
         by_peft = PeftModel.from_pretrained(other.model, tmp_path)
         found = by_peft(**batch.inputs, use_cache=False).logits  # peft computes updates in the model's float64
     assert torch.allclose(found, expected, atol=1e-4)

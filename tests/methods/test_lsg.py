@@ -54,9 +54,9 @@ def test_on_every_architecture_gates_start_as_they_say_and_read_as_they_act(name
     half = LSG.for_vlm(vlm, layers).read(vlm, prompt, sinks)
     assert torch.allclose(half.scales, torch.full((vlm.num_layers, 3), 0.5))
     lsg = shaken(LSG.for_vlm(vlm, layers, start="identity", grouping="three"))
-    with torch.no_grad(), lsg.applied(vlm, vlm.batch([prompt], [sinks])) as trail:
+    with torch.no_grad(), lsg.applied(vlm, vlm.batch([prompt], [sinks])) as trace:
         logits = vlm.model(**vlm.warm_inputs(prompt), use_cache=False, logits_to_keep=1).logits[0, -1]
-    assert sorted(trail.scales) == list(layers)
+    assert sorted(trace.scales) == list(layers)
     table = lsg.read(vlm, prompt, sinks)
     assert not torch.allclose(table.scales, torch.ones(()), atol=0.01)
     fixed = vlm.predict(prompt, table, sinks)
@@ -120,9 +120,9 @@ def test_in_decoding_the_prompts_scales_stay_unless_asked(case):
     )
     assert stay == fixed.ids
     seen = []
-    with torch.no_grad(), lsg.applied(vlm, batch, every_step=True) as trail:
+    with torch.no_grad(), lsg.applied(vlm, batch, every_step=True) as trace:
         vlm.model.generate(
-            **prompt.inputs, **options, stopping_criteria=[lambda *_: seen.append(trail.scales[1]) or False]
+            **prompt.inputs, **options, stopping_criteria=[lambda *_: seen.append(trace.scales[1]) or False]
         )
     assert not torch.allclose(seen[0], seen[-1]), "read again from each new token"
 

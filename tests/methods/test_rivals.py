@@ -65,15 +65,15 @@ def test_below_the_layer_where_it_begins_all_is_as_without_it(case, make):
     method, layers = make(vlm), vlm.adapter.all_layers
     if isinstance(method, Remove) and vlm.name in MASKS_OF_ITS_OWN:
         return
-    batch, begins = vlm.batch(prompts, sinks), method.begins(vlm)
+    batch, first = vlm.batch(prompts, sinks), method.first_layer(vlm)
     plain, inside = [], []
     with torch.no_grad():
         with kept_inputs(layers, plain):
             logits(vlm, batch)
         with kept_inputs(layers, inside):
             expected = logits(vlm, batch, method)
-        assert all(torch.equal(a, b) for a, b in zip(plain[:begins], inside[:begins], strict=True))
-        with resumed(layers, begins, plain[begins] if begins else None):
+        assert all(torch.equal(a, b) for a, b in zip(plain[:first], inside[:first], strict=True))
+        with resumed(layers, first, plain[first] if first else None):
             assert torch.equal(logits(vlm, batch, method), expected)
 
 
@@ -153,7 +153,7 @@ def test_on_the_demo_model(demo, make):
 
 def test_suppress_is_the_fixed_gates_it_stands_for(demo):
     gates = sg.Gates.ones(demo).set("v_sink", 0.25, layers=[2])
-    assert Suppress(0.25, (2,)).begins(demo) == Fixed(gates).begins(demo) == 2
-    assert Suppress(1.0).begins(demo) == len(demo.adapter.all_layers)
+    assert Suppress(0.25, (2,)).first_layer(demo) == Fixed(gates).first_layer(demo) == 2
+    assert Suppress(1.0).first_layer(demo) == len(demo.adapter.all_layers)
     with pytest.raises(sg.GateError, match="5"):
-        Suppress(5.0).begins(demo)
+        Suppress(5.0).first_layer(demo)

@@ -180,9 +180,9 @@ def test_an_answer_behind_the_prompt_makes_no_sinks():
 
 def test_default_layers_are_the_papers_and_wrong_ones_are_refused(demo):
     last = len(demo.adapter.all_layers) - 1
-    assert VAR().begins(demo) == 2 and VAR(layers=(last,)).begins(demo) == last
+    assert VAR().first_layer(demo) == 2 and VAR(layers=(last,)).first_layer(demo) == last
     tiny = vlm_of("llava")
-    assert VAR().begins(tiny) == 3, "of three layers none is neither among the first two nor the last"
+    assert VAR().first_layer(tiny) == 3, "of three layers none is neither among the first two nor the last"
     prompts = prompts_of("llava", tiny)
     batch = tiny.batch(prompts, [some_sinks(tiny, prompts[0])])
     with pytest.raises(sg.SinkgateError, match="no layer 7.*0 to 2"):

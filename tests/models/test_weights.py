@@ -167,7 +167,7 @@ def test_fixed_gates_of_another_model_where_allowed(models, tmp_path):
     with pytest.raises(sg.GateError, match="made for somebody/else.*any_model=True"):
         read_method(tmp_path / "gates.json", models[0])
     fixed = read_method(tmp_path / "gates.json", models[0], any_model=True)
-    assert isinstance(fixed, Fixed) and fixed.begins(models[0]) == 3
+    assert isinstance(fixed, Fixed) and fixed.first_layer(models[0]) == 3
     sg.Gates(torch.ones(4, 3)).save(tmp_path / "gates.json")
     with pytest.raises(sg.GateError, match="4 layers"):
         read_method(tmp_path / "gates.json", models[0], any_model=True)

@@ -2,6 +2,6 @@
 
 from sinkgate.methods.lsg.config import LSGConfig
 from sinkgate.methods.lsg.gate import SinkGate
-from sinkgate.methods.lsg.model import LSG, Groups, Trail
+from sinkgate.methods.lsg.model import LSG, GateTrace, Groups
 
-__all__ = ["LSG", "Groups", "LSGConfig", "SinkGate", "Trail"]
+__all__ = ["LSG", "GateTrace", "Groups", "LSGConfig", "SinkGate"]

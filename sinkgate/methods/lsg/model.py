@@ -63,7 +63,7 @@ class Groups:
 
 
 @dataclass
-class Trail:
+class GateTrace:
     """What the gates did while a model ran: scales (B, G) by layer, of the last time that they were set."""
 
     scales: dict[int, Tensor] = field(default_factory=dict)
@@ -159,14 +159,14 @@ class LSG(nn.Module):
         """See `Method`."""
         return self.config.grouping != "v_sink"
 
-    def begins(self, vlm: VLM) -> int:
+    def first_layer(self, vlm: VLM) -> int:
         """Number of the lowest LLM layer in which these gates change anything."""
         return vlm.adapter.layer_numbers[self.config.layers[0]]
 
     @contextmanager
     def applied(
         self, vlm: VLM, batch: Batch, recorder: Recorder | None = None, *, every_step: bool = False
-    ) -> Iterator[Trail]:
+    ) -> Iterator[GateTrace]:
         """Within the block the gates act on every forward and ``generate`` call on these prompts; gradients reach them.
 
         Args:
@@ -175,16 +175,16 @@ class LSG(nn.Module):
             recorder: takes attention rows.
             every_step: read again in each decode step, from the newest token; else the prompt's scales stay.
         """
-        trail, groups = Trail(), Groups.of(batch, self.config)
+        trace, groups = GateTrace(), Groups.of(batch, self.config)
         with vlm.attached(None, recorder, live=self.config.layers) as block:
             hooks = [
                 vlm.adapter.layers[layer].register_forward_pre_hook(
-                    self._reader(layer, groups, block, trail, every_step), with_kwargs=True
+                    self._reader(layer, groups, block, trace, every_step), with_kwargs=True
                 )
                 for layer in self.config.layers
             ]
             try:
-                yield trail
+                yield trace
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -199,10 +199,10 @@ class LSG(nn.Module):
         """
         self.check_fits(vlm, any_model=True)
         batch = vlm.batch([prompt], [sinks or self.find_sinks(vlm, prompt)])
-        with torch.no_grad(), self.applied(vlm, batch) as trail:
+        with torch.no_grad(), self.applied(vlm, batch) as trace:
             vlm.adapter.run(**batch.inputs)
         table = torch.ones(vlm.num_layers, len(GROUPS))
-        for layer, scales in trail.scales.items():
+        for layer, scales in trace.scales.items():
             for columns, scale in zip(self.config.groups, scales[0].tolist(), strict=True):
                 table[layer, list(columns)] = scale
         return Gates(table, vlm.name)
@@ -211,13 +211,13 @@ class LSG(nn.Module):
         """Sinks by the criterion that these gates were made with; V-sinks alone, which is cheaper, where they need no others."""
         return finder_of([self], l_sinks=False)(vlm, prompt)
 
-    def _reader(self, layer: int, groups: Groups, block: Attached, trail: Trail, every_step: bool) -> Any:
+    def _reader(self, layer: int, groups: Groups, block: Attached, trace: GateTrace, every_step: bool) -> Any:
         def before_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
             first = block.begins
             if first or every_step:
                 scales = self.gates[str(layer)](self._signal(hidden, groups if first else None)).to(hidden.device)
-                trail.scales[layer] = scales
+                trace.scales[layer] = scales
                 members = groups.members[layer].to(hidden.device)  # G, B, K
                 block.set_scales(layer, 1 + torch.einsum("gbk,bg->bk", members.to(scales.dtype), scales - 1))
 
