@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from sinkgate.analysis.dimensions import HIGH, combine
-from sinkgate.sinks.criteria import Evidence, gather_evidence
+from sinkgate.sinks.discovery import HIGH
+from sinkgate.sinks.evidence import Evidence, combine, gather_evidence
 
 EXPECTED = 507
 PROMPTS = (

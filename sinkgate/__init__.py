@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import sinkgate._threads  # noqa: F401 - first, before anything imports torch
 from sinkgate._version import __version__ as __version__
-from sinkgate.analysis.dimensions import Discovery, discover
 from sinkgate.analysis.report import Report, report
 from sinkgate.analysis.sweep import Setting, choose, oracle
 from sinkgate.attention.patch import attached
@@ -22,15 +21,18 @@ from sinkgate.errors import (
 from sinkgate.images.io import open_image
 from sinkgate.images.layout import Sheet
 from sinkgate.methods.lsg import LSG, LSGConfig
+from sinkgate.models.dimensions import discover, sink_criteria
 from sinkgate.models.loading import load
 from sinkgate.models.prompts import Prompt
 from sinkgate.models.session import Session
 from sinkgate.models.trace import Trace
 from sinkgate.models.vlm import VLM, find_sinks
-from sinkgate.sinks.classify import SinkMap, SinkMasks
-from sinkgate.sinks.criteria import CRITERIA, SinkDimensions, discover_dimensions, gather_evidence
+from sinkgate.sinks.criteria import CRITERIA, SinkCriteria, SinkDimensions
+from sinkgate.sinks.discovery import Discovery
+from sinkgate.sinks.evidence import discover_dimensions, gather_evidence
 from sinkgate.sinks.gates import PRESETS, Gates
 from sinkgate.sinks.known_dimensions import known
+from sinkgate.sinks.sink_map import SinkMap, SinkMasks
 from sinkgate.training.evaluation import Marks, evaluate
 from sinkgate.training.stacking import stack
 
@@ -58,6 +60,7 @@ __all__ = [
     "Session",
     "Setting",
     "Sheet",
+    "SinkCriteria",
     "SinkDimensions",
     "SinkMap",
     "SinkMasks",
@@ -79,6 +82,7 @@ __all__ = [
     "open_image",
     "oracle",
     "report",
+    "sink_criteria",
     "stack",
     "sweep_map",
     "train",

@@ -19,6 +19,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import sinkgate as sg
+from sinkgate.images.layout import list_sheet
 from sinkgate.demo.build import CHAT_TEMPLATE, IMAGE, build_tokenizer
 
 TOWERS = ("clip", "siglip")
@@ -88,6 +89,12 @@ def noise_image(seed: int = 0, size: tuple[int, int] = (28, 28)) -> Image.Image:
     """A picture of random pixels."""
     generator = torch.Generator().manual_seed(seed)
     return Image.fromarray(torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8).numpy())
+
+
+def bare_prompt(question: str = "", images: list[Image.Image] | None = None, tokens: int = 4) -> sg.Prompt:
+    """A prompt of visual tokens only, for models that a test makes up."""
+    visual = torch.arange(tokens)
+    return sg.Prompt(images or [], question, {}, visual, visual[:0], tokens, visual, (list_sheet(tokens),))
 
 
 def some_sinks(vlm: sg.VLM, prompt: sg.Prompt, seed: int = 0, share: float = 0.3) -> sg.SinkMap:

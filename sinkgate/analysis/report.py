@@ -1,31 +1,41 @@
-"""What every criterion says about one prompt, side by side and in plain words: for a reader without the paper at hand.
+"""Verdicts of all criteria on one prompt, side by side and in plain words: for a reader without the paper at hand.
 
 Shapes: L LLM layers, V visual tokens, N patches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import overload
 
 from torch import Tensor
 
-from sinkgate.analysis.dimensions import Discovery, discover
-from sinkgate.models.vlm import VLM, Prompt
-from sinkgate.sinks.classify import SinkMap, classify, ranges
+from sinkgate.models.dimensions import held_discovery, sink_criteria
+from sinkgate.models.prompts import Prompt, is_one_prompt
+from sinkgate.models.vlm import VLM
+from sinkgate.sinks.classify import classify
 from sinkgate.sinks.criteria import (
     CRITERIA,
+    TAU,
     AttentionShare,
+    Choice,
     Criterion,
     MassiveActivations,
     NormOutliers,
     SinkDimensions,
+    tau_for,
 )
+from sinkgate.sinks.discovery import AUTO, Discovery
+from sinkgate.sinks.known_dimensions import Side
+from sinkgate.sinks.sink_map import SinkMap
+from sinkgate.sinks.words import count, layers, listed
 
 _MEANING = {
     MassiveActivations.name: f"one channel spikes to {MassiveActivations.ratio:.0f} times the layer's median, and to {MassiveActivations.minimum:.0f}",
     NormOutliers.name: f"the vector is {NormOutliers.times:.0f} times as long as the median one",
     AttentionShare.name: f"it receives {AttentionShare.times:.0f} times the median attention",
-    SinkDimensions.name: f"a sink dimension reaches {SinkDimensions.tau:.0f} times the token's own RMS",
+    SinkDimensions.name: f"a sink dimension reaches {TAU:.0f} times the token's own RMS (less where states are narrow)",
 }
 _INTRODUCTION = (
     "An attention sink draws far more attention than its share. V-sinks leave the vision encoder as sinks;"
@@ -35,11 +45,11 @@ _INTRODUCTION = (
 
 @dataclass(frozen=True)
 class Report:
-    """The verdicts of all criteria on one prompt; ``str`` tells them.
+    """The verdicts of all criteria on one prompt; ``str`` puts them in words.
 
     Shapes: vision (N,) by criterion name, over the patches that feed tokens, empty where the encoder cannot be looked
     into; llm (L, V) by criterion name, V-sinks counted too. "sink dimensions" is missing where the model has none.
-    ``sinks``: by the default criteria.
+    ``sinks``: by the criteria that are held for the model.
     """
 
     question: str
@@ -52,14 +62,14 @@ class Report:
         found, tokens = self.sinks, len(self.sinks.v_sink)
         asked = f', asked "{self.question}"' if self.question else ""
         lines = [
-            f"Attention sinks in {self.discovery.model}{asked} ({tokens} visual tokens, {len(found.l_sink)} LLM layers)",
+            f"Attention sinks in {self.discovery.model}{asked} ({count(tokens, 'visual token')}, {count(len(found.l_sink), 'LLM layer')})",
             "",
             _INTRODUCTION,
             "",
             found.summary(),
         ]
         if AttentionShare.name in _decided(found):
-            lines.append("Where attention alone decides, a token may be looked at for what it shows, and be no sink.")
+            lines.append("Where attention alone decides, a token may be attended to for its content, and be no sink.")
         lines += ["", "Criterion by criterion, V-sinks counted in the LLM too:"]
         for name, meaning in _MEANING.items():
             lines += [f"  {name}: {meaning}", f"    encoder: {self._patches(name)}; LLM: {self._tokens(name)}"]
@@ -78,8 +88,8 @@ class Report:
         if name not in self.llm:
             return "has no sink dimensions"
         mask = self.llm[name]
-        layers = mask.any(1).nonzero()[:, 0].tolist()
-        where = f", in layers {ranges(layers)}" if layers else ""
+        found = mask.any(1).nonzero()[:, 0].tolist()
+        where = f", in {layers(found)}" if found else ""
         return f"{int(mask.any(0).sum()) or 'none'} of {mask.shape[1]} visual tokens{where}"
 
     def _disagreements(self) -> list[str]:
@@ -91,32 +101,61 @@ class Report:
         return lines + _compare("LLM", "visual token", self.sinks.l_verdict.criterion, in_any_layer)
 
 
-def report(vlm: VLM, prompt: Prompt, discovery: Discovery | None = None) -> Report:
-    """All criteria on one prompt; the model runs once for it.
+@overload
+def report(vlm: VLM, prompt: Prompt, discovery: Discovery | None = None) -> Report: ...
+
+
+@overload
+def report(vlm: VLM, prompt: Iterable[Prompt], discovery: Discovery | None = None) -> list[Report]: ...
+
+
+def report(vlm: VLM, prompt: Prompt | Iterable[Prompt], discovery: Discovery | None = None) -> Report | list[Report]:
+    """Judge a prompt by all criteria; the model runs once for it.
 
     Args:
         vlm: the model.
-        prompt: image and question.
-        discovery: the model's sink dimensions; ``discover(vlm)`` where None, which runs six prompts unless it has them on disk.
+        prompt: image and question, or several such prompts.
+        discovery: the model's sink dimensions, which then decide by which criteria its sinks are named; those held for the model where
+            None (see `sinkgate.sink_criteria`): six prompts run unless the result is on disk.
+
+    Returns:
+        One report for a prompt, a list for several.
 
     Raises:
+        PromptError: this is no prompt, and no list of prompts.
         SinkgateError: as ``discover``.
+
+    Example:
+        >>> print(sg.report(vlm, vlm.prompt("cat.png", "What is this?")))
     """
-    discovery = discovery or discover(vlm)
+    if not is_one_prompt(prompt):
+        return [report(vlm, each, discovery) for each in prompt]
+    held = discovery.criteria if discovery else sink_criteria(vlm, prompt=prompt)
+    discovery = discovery or held_discovery(vlm, prompt)
     seen = vlm.observe(prompt)
-    criteria: list[tuple[Criterion, Criterion]] = [
-        (CRITERIA[name], CRITERIA[name]) for name in ("massive", "norm", "attention")
-    ]
-    criteria.append((SinkDimensions(discovery.dimensions("vision")), SinkDimensions(discovery.dimensions("llm"))))
+    criteria: list[tuple[Criterion, Criterion]] = [(CRITERIA[name], CRITERIA[name]) for name in AUTO]
+    criteria.append((_dimensions(held.v_sink, discovery, "vision"), _dimensions(held.l_sink, discovery, "llm")))
     vision: dict[str, Tensor] = {}
     llm: dict[str, Tensor] = {}
     for v_sink, l_sink in criteria:
         found = classify(seen, prompt.sheets, v_sink=v_sink, l_sink=l_sink)
-        if found.v_verdict and v_sink != SinkDimensions(()):
+        if found.v_verdict and getattr(v_sink, "dims", None) != ():
             vision[v_sink.name] = found.v_verdict.mask[0]
-        if l_sink != SinkDimensions(()):
+        if getattr(l_sink, "dims", None) != ():
             llm[l_sink.name] = found.l_verdict.mask
-    return Report(prompt.question, classify(seen, prompt.sheets), vision, llm, discovery)
+    sinks = classify(seen, prompt.sheets, v_sink=held.v_sink, l_sink=held.l_sink)
+    if sinks.v_verdict:
+        vision[sinks.v_verdict.criterion] = sinks.v_verdict.mask[0]
+    llm[sinks.l_verdict.criterion] = sinks.l_verdict.mask
+    return Report(prompt.question, sinks, vision, llm, discovery)
+
+
+def _dimensions(held: Choice, discovery: Discovery, side: Side) -> SinkDimensions:
+    """Return the paper's criterion for one side: the one that is held, or one of the dimensions that were measured."""
+    if isinstance(held.criterion, SinkDimensions):
+        return held.criterion
+    evidence = discovery.side(side)
+    return SinkDimensions(discovery.dimensions(side), tau_for(evidence.width) if evidence and evidence.width else TAU)
 
 
 def _decided(found: SinkMap) -> set[str]:
@@ -135,16 +174,12 @@ def _compare(place: str, thing: str, decided: str, masks: dict[str, Tensor]) -> 
     lines = []
     for sinks, names in more.items():
         call = "call" if len(names) > 1 else "calls"
-        lines.append(f"  {place}: {_listed(names)} {call} {_sinks(len(sinks), thing)} where {decided} does not")
+        lines.append(f"  {place}: {listed(names)} {call} {_sinks(len(sinks), thing)} where {decided} does not")
     for sinks, names in fewer.items():
         do = "do" if len(names) > 1 else "does"
-        lines.append(f"  {place}: {decided} calls {_sinks(len(sinks), thing)} where {_listed(names)} {do} not")
+        lines.append(f"  {place}: {decided} calls {_sinks(len(sinks), thing)} where {listed(names)} {do} not")
     return lines
 
 
-def _listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
 def _sinks(number: int, thing: str) -> str:
-    return f"1 {thing} a sink" if number == 1 else f"{number} {thing}{'es' if thing == 'patch' else 's'} sinks"
+    return f"{count(number, thing)} {'a sink' if number == 1 else 'sinks'}"

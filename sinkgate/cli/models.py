@@ -18,7 +18,7 @@ def dimensions(
     as_json: AsJson = False,
 ) -> None:
     """Look for a model's sink dimensions on six plain prompts, and say how sure they are."""
-    from sinkgate.analysis.dimensions import discover
+    from sinkgate.models.dimensions import discover
 
     found = discover(chosen.load(), cache=cache)
     typer.echo(found.to_json() if as_json else found.summary())

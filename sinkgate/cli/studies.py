@@ -197,9 +197,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """The scores of a benchmark: the unmodified model beside gates and published methods."""
-    from sinkgate.analysis.dimensions import WEIGHTS
     from sinkgate.methods import Fixed
     from sinkgate.methods.registry import published, read_method
+    from sinkgate.models.dimensions import WEIGHTS
     from sinkgate.sinks.gates import Gates
     from sinkgate.studies.evaluation import Examination, accuracies, scores
     from sinkgate.studies.provenance import checksum_of

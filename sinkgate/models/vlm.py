@@ -8,7 +8,7 @@ Shapes: L such layers, V visual tokens, P prompt positions, N patches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, overload
@@ -24,6 +24,7 @@ from sinkgate.images.io import Picture
 from sinkgate.models.adapters import Adapter, adapt
 from sinkgate.models.batch import Batch
 from sinkgate.models.chat import EncodedOptions
+from sinkgate.models.dimensions import sink_criteria
 from sinkgate.models.generation import generate_options, streamed
 from sinkgate.models.model_state import encoder_state, model_state
 from sinkgate.models.prompts import Prompt, Prompter, is_one_prompt, refuse_several
@@ -39,7 +40,8 @@ from sinkgate.sinks.classify import (
     classify,
     classify_patches,
 )
-from sinkgate.sinks.criteria import Criterion
+from sinkgate.sinks.criteria import Choice, Criterion, SinkCriteria
+from sinkgate.sinks.discovery import Discovery
 from sinkgate.sinks.gates import Gates
 
 #: Gates for all of several prompts, or one for each.
@@ -63,6 +65,8 @@ class VLM:
         self.attention: list[nn.Module] = self.adapter.attention
         self.prompter = Prompter(self.adapter, processor, name)
         self.lock = model_lock(model)
+        self.discovery: Discovery | None = None  # of its sink dimensions, once needed
+        self.criteria: SinkCriteria | None = None  # held for every image, once decided; see ``sink_criteria``
 
     def __repr__(self) -> str:
         dtype = str(self.model.dtype).removeprefix("torch.")
@@ -423,12 +427,15 @@ class VLM:
                     hook.remove()
         seen = torch.cat([each.float().cpu() for each in hidden])
         attention = _of_layers(llm.attention)  # L, K or L, H, K
+        if llm.mean is not True:
+            attention = attention.mean(1)
         return Observation(
             **vars(patches),
             hidden=adapter.hidden_of_keys(seen, prompt.encoded),
             visual=visual,
-            attention=(attention if llm.mean is True else attention.mean(1))[:, visual],
+            attention=attention[:, visual],
             value_norms=_of_layers(llm.value_norms),
+            key_attention=attention,
         )
 
     def _rows_after_image(self, prompt: Prompt) -> range:
@@ -577,20 +584,20 @@ def find_sinks(
     vlm: VLM,
     prompt: Prompt,
     *,
-    v_sink: str | Criterion = "auto",
-    l_sink: str | Criterion = "auto",
-    merged: Merged = "any",
+    v_sink: str | Criterion | Choice = ...,
+    l_sink: str | Criterion | Choice = ...,
+    merged: Merged = ...,
 ) -> SinkMap: ...
 
 
 @overload
 def find_sinks(
     vlm: VLM,
-    prompt: Sequence[Prompt],
+    prompt: Iterable[Prompt],
     *,
-    v_sink: str | Criterion = "auto",
-    l_sink: str | Criterion = "auto",
-    merged: Merged = "any",
+    v_sink: str | Criterion | Choice = ...,
+    l_sink: str | Criterion | Choice = ...,
+    merged: Merged = ...,
 ) -> list[SinkMap]: ...
 
 
@@ -598,29 +605,40 @@ def find_sinks(
     vlm: VLM,
     prompt: Any,
     *,
-    v_sink: str | Criterion = "auto",
-    l_sink: str | Criterion = "auto",
+    v_sink: str | Criterion | Choice = "auto",
+    l_sink: str | Criterion | Choice = "auto",
     merged: Merged = "any",
 ) -> Any:
-    """V-sinks, L-sinks and ordinary visual tokens of a prompt, or of each of several, with the evidence.
+    """Sort the visual tokens of a prompt into V-sinks, L-sinks and ordinary ones, with the evidence.
+
+    "auto" is decided once for a model and held for every image, so it may find none in this one: see `sinkgate.sink_criteria`.
 
     Args:
-        vlm: the model, run once unmodified.
-        prompt: image and question; of a list of prompts the result is a list.
+        vlm: the model, run once unmodified; at the first use of "auto" or "dimensions" also on the prompts of `sinkgate.discover`, unless
+            its result is on disk.
+        prompt: image and question, or several such prompts.
         v_sink: criterion for V-sinks, a name of ``CRITERIA`` or an object.
         l_sink: criterion for L-sinks.
-        merged: a token of several patches is a V-sink when any, most or all of them are sinks; the default is ours.
+        merged: a token of several patches is a V-sink when any, most or all of them are sinks; the default is chosen by us.
+
+    Returns:
+        One map for a prompt, a list for several.
 
     Raises:
         PromptError: this is no prompt, and no list of prompts.
         SinkgateError: no criterion has that name.
+
+    Example:
+        >>> sinks = sg.find_sinks(vlm, vlm.prompt("cat.png", "What is this?"), l_sink="massive")
     """
     if not is_one_prompt(prompt):
         return [find_sinks(vlm, each, v_sink=v_sink, l_sink=l_sink, merged=merged) for each in prompt]
     default = v_sink == l_sink == "auto" and merged == "any"
-    if default and prompt.sinks is not None and prompt.sinks_under == model_state(vlm.adapter):
-        return prompt.sinks
-    sinks = classify(vlm.observe(prompt), prompt.sheets, v_sink=v_sink, l_sink=l_sink, merged=merged)
+    criteria = sink_criteria(vlm, v_sink=v_sink, l_sink=l_sink, prompt=prompt)
+    known: SinkMap | None = prompt.sinks if default else None
+    if known is not None and known.criteria == criteria and prompt.sinks_under == model_state(vlm.adapter):
+        return known
+    sinks = classify(vlm.observe(prompt), prompt.sheets, v_sink=criteria.v_sink, l_sink=criteria.l_sink, merged=merged)
     if default:
         prompt.sinks, prompt.sinks_under = sinks, model_state(vlm.adapter)
     return sinks
@@ -637,13 +655,16 @@ def _cases(prompts: Sequence[Prompt], gates: Tables, sinks: Maps) -> list[tuple[
     return list(zip(prompts, tables, maps, strict=True))
 
 
-def find_v_sinks(vlm: VLM, prompt: Prompt, v_sink: str | Criterion = "auto", merged: Merged = "any") -> SinkMasks:
-    """V-sinks alone, at the cost of the encoder; every other visual token counts as ordinary.
+def find_v_sinks(
+    vlm: VLM, prompt: Prompt, v_sink: str | Criterion | Choice = "auto", merged: Merged = "any"
+) -> SinkMasks:
+    """Return V-sinks alone, at the cost of the encoder; every other visual token counts as ordinary.
 
     Raises:
         SinkgateError: no criterion has that name.
     """
-    found = classify_patches(vlm.observe_encoder(prompt), len(prompt.visual), v_sink, merged).v_sink
+    choice = sink_criteria(vlm, v_sink=v_sink, l_sink="norm", prompt=prompt).v_sink
+    found = classify_patches(vlm.observe_encoder(prompt), len(prompt.visual), choice, merged).v_sink
     return SinkMasks(found, torch.zeros(vlm.num_layers, len(found), dtype=torch.bool))
 
 

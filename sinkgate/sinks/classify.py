@@ -1,17 +1,18 @@
-"""Which visual tokens are sinks, and the evidence: V-sinks once per image, L-sinks per LLM layer.
+"""Observations of one prompt, sorted into V-sinks (once per image), L-sinks (per LLM layer) and ordinary tokens.
 
 V-sinks are born in the vision encoder and decided on its patch features before the projector; L-sinks are
 born inside the LLM and decided at the input of every layer (paper, section 1). A token that is both counts as
 a V-sink.
 
-Where patches are merged, a visual token is a V-sink when any of its patches is; the choice is ours and can be changed.
+Where patches are merged, a visual token is a V-sink when any of its patches is; a default chosen by us; the paper does not say.
 
 Shapes: L LLM layers, V visual tokens, N patches, P prompt positions, E encoder width, D LLM width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -19,10 +20,36 @@ from torch import Tensor
 
 from sinkgate.errors import SinkgateError
 from sinkgate.images.layout import Sheet
-from sinkgate.sinks.criteria import CRITERIA, AttentionShare, Criterion, Signals, Verdict, over_median
+from sinkgate.sinks.criteria import (
+    CRITERIA,
+    Choice,
+    Criterion,
+    FirstThatFinds,
+    MassiveActivations,
+    Signals,
+    SinkCriteria,
+    SinkDimensions,
+    Verdict,
+    over_median,
+)
+from sinkgate.sinks.evidence import TINY
+from sinkgate.sinks.sink_map import SinkMap, SinkMasks, TextTokens
+
+__all__ = [
+    "HeadObservation",
+    "Merged",
+    "Observation",
+    "PatchObservation",
+    "PatchVerdict",
+    "SinkMap",
+    "SinkMasks",
+    "classify",
+    "classify_patches",
+    "criterion",
+]
 
 Merged = Literal["any", "most", "all"]
-_LOOKED_AT = " Attention alone says so: it may be looked at for what it shows."
+_SAMPLED = 1 << 16  # values of a layer that its median is estimated from, to within about one percent
 
 
 @dataclass(frozen=True)
@@ -31,7 +58,7 @@ class PatchObservation:
 
     Shapes: features (N, E), the encoder's patch features before the projector, and encoder_attention (N,), the mean
     attention that a patch receives over heads and all queries of the layer that reads those features (their own layer where it
-    is the encoder's last; the choice is ours), times the number of Keys: 1 is an even share; both None where the encoder
+    is the encoder's last; chosen by us), times the number of Keys: 1 is an even share; both None where the encoder
     cannot be looked into; token_of_patch (N,) the visual token that a patch feeds, negative for none, None where tokens mix
     patches.
     """
@@ -46,13 +73,15 @@ class Observation(PatchObservation):
     """One prompt seen by the unmodified model: the raw material of every criterion.
 
     Shapes: as `PatchObservation`; hidden (L, P, D) at the input of each LLM layer; visual (V,) positions; attention (L, V), the mean over heads
-    and the text queries after the image; value_norms (L, P), the mean over heads.
+    and the text queries after the image; value_norms (L, P), the mean over heads; key_attention (L, P), as ``attention`` on every Key, None
+    where it was not kept.
     """
 
     hidden: Tensor
     visual: Tensor
     attention: Tensor
     value_norms: Tensor
+    key_attention: Tensor | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -67,114 +96,12 @@ class HeadObservation(Observation):
     stable_rank: Tensor
 
 
-@dataclass(frozen=True)
-class SinkMasks:
-    """The three groups of visual tokens, no more: v_sink (V,) boolean; l_sink and ordinary (L, V) boolean, disjoint, all tokens together."""
-
-    v_sink: Tensor
-    l_sink: Tensor
-
-    @property
-    def ordinary(self) -> Tensor:
-        """Neither V-sink nor L-sink, (L, V)."""
-        return ~(self.v_sink | self.l_sink)
-
-    def group(self, name: str, layer: int) -> Tensor:
-        """The tokens of ``v_sink``, ``l_sink``, ``ordinary`` or ``rest`` at a layer, (V,) boolean."""
-        if name == "rest":
-            return ~self.v_sink
-        return self.v_sink if name == "v_sink" else getattr(self, name)[layer]
-
-
-@dataclass(frozen=True)
-class SinkMap(SinkMasks):
-    """The three groups of visual tokens with the evidence for each.
-
-    Four measurements are kept apart because they come apart: spike or norm (the verdicts' scores),
-    attention, value-norm ratio, and the norm of the token.
-
-    Shapes: as `SinkMasks`; v_verdict over the patches that feed tokens, None where the encoder cannot be looked into, loudest (V,) the index there of each
-    token's loudest patch, None where tokens mix patches; encoder_share (V,) and llm_share (L, V): attention over the
-    median; norm_ratio (V,): encoder norm over the median's; value_ratio (L, V): length of the Value over the mean
-    length of all Values in the layer. ``sheets``: where tokens lie in the picture.
-    """
-
-    v_verdict: Verdict | None
-    l_verdict: Verdict
-    sheets: tuple[Sheet, ...]
-    loudest: Tensor | None
-    encoder_share: Tensor
-    llm_share: Tensor
-    norm_ratio: Tensor
-    value_ratio: Tensor
-
-    def summary(self) -> str:
-        """A few plain sentences: how many of each kind, where, by which criterion."""
-        sentences = [self._v_sentence()]
-        layers = [layer for layer in range(len(self.l_sink)) if self.l_sink[layer].any()]
-        if layers:
-            most = int(self.l_sink.sum(1).max())
-            sentences.append(
-                f"L-sinks in layers {ranges(layers)}, at most {most} in one ({self.l_verdict.criterion}{_dimension_list(self.l_verdict)})."
-            )
-        else:
-            beside = " beside the V-sinks" if self.l_verdict.found else ""
-            sentences.append(f"No L-sinks{beside} ({self.l_verdict.criterion}).")
-        if self.v_sink.any():
-            sentences.append(
-                f"The V-sinks receive {self.encoder_share[self.v_sink].mean():.1f} times the median attention in the encoder"
-                f" and, at their strongest LLM layer, {self.llm_share[:, self.v_sink].mean(1).max():.1f} times."
-            )
-        return " ".join(sentences)
-
-    def _v_sentence(self) -> str:
-        if self.v_verdict is None:
-            return "V-sinks cannot be named: this encoder cannot be looked into."
-        by = f"({self.v_verdict.criterion}{_dimension_list(self.v_verdict)})"
-        if self.loudest is None:
-            found = int(self.v_verdict.mask.sum())
-            return f"{found} patches are sinks in the encoder {by}, but tokens mix patches: no token is a V-sink of its own."
-        count = int(self.v_sink.sum())
-        return f"{count} of {len(self.v_sink)} visual tokens are V-sinks {by}." if count else f"No V-sinks {by}."
-
-    def where(self, token: int) -> str:
-        """Where a visual token lies in the picture, in words."""
-        for index, sheet in enumerate(self.sheets):
-            place = sheet.find(token)
-            if place and sheet.box is None:
-                return f"visual token {token}"
-            if place:
-                on = f"sheet {index}, " if len(self.sheets) > 1 else ""
-                return f"{on}patch row {place[0]}, column {place[1]}"
-        return f"visual token {token}, outside of the picture"
-
-    def explain(self, token: int, layer: int | None = None) -> str:
-        """Why one visual token is in its group, at a layer (or by its V-verdict alone), in one sentence."""
-        where, facts = self.where(token), []
-        if self.loudest is not None:
-            facts.append(
-                f"encoder norm {self.norm_ratio[token]:.2g} x and attention {self.encoder_share[token]:.2g} x the median"
-            )
-        if layer is not None:
-            facts.append(
-                f"layer {layer}: attention {self.llm_share[layer, token]:.2g} x the median, Value {self.value_ratio[layer, token]:.2g} x the mean"
-            )
-        if self.v_sink[token]:
-            assert self.v_verdict is not None and self.loudest is not None
-            why = _reason(self.v_verdict, 0, int(self.loudest[token]))
-            return f"V-sink ({where}): {why}; {'; '.join(facts)}."
-        if layer is not None and self.l_sink[layer, token]:
-            doubt = _LOOKED_AT if self.l_verdict.criterion == AttentionShare.name else ""
-            return f"L-sink ({where}): {_reason(self.l_verdict, layer, token)}; {'; '.join(facts)}.{doubt}"
-        return f"ordinary ({where}): {'; '.join(facts)}."
-
-
 def classify(
     seen: Observation,
     sheets: tuple[Sheet, ...],
     *,
-    v_sink: str | Criterion = "auto",
-    l_sink: str | Criterion = "auto",
+    v_sink: str | Criterion | Choice = "auto",
+    l_sink: str | Criterion | Choice = "auto",
     merged: Merged = "any",
 ) -> SinkMap:
     """Sort visual tokens into V-sinks, L-sinks and ordinary ones.
@@ -182,7 +109,8 @@ def classify(
     Args:
         seen: what the unmodified model did with the prompt.
         sheets: where its visual tokens lie in the picture.
-        v_sink: criterion for V-sinks, by name (see ``CRITERIA``) or as an object.
+        v_sink: criterion for V-sinks, by name (see ``CRITERIA``) or as an object. No model is at hand here: names that stand for a
+            decision about a model, "auto" and "dimensions", decide on this prompt alone; `sinkgate.find_sinks` holds one decision for all.
         l_sink: criterion for L-sinks.
         merged: a token of several patches is a V-sink when any, most (more than half) or all of them are sinks.
 
@@ -190,7 +118,10 @@ def classify(
         SinkgateError: no criterion has that name, or ``merged`` is none of the three.
     """
     patches = classify_patches(seen, len(seen.visual), v_sink, merged)
-    l_verdict = criterion(l_sink)(Signals(seen.hidden, seen.visual, seen.attention))
+    signals = Signals(seen.hidden, seen.visual, seen.attention)
+    l_verdict = criterion(l_sink)(signals)
+    choices = SinkCriteria(_choice(v_sink, patches.verdict), _choice(l_sink, l_verdict))
+    median = _medians(seen.hidden) if l_verdict.dimensions else None
     return SinkMap(
         v_sink=patches.v_sink,
         l_sink=l_verdict.mask & ~patches.v_sink,
@@ -202,7 +133,48 @@ def classify(
         llm_share=over_median(seen.attention),
         norm_ratio=patches.norm_ratio,
         value_ratio=seen.value_norms[:, seen.visual] / seen.value_norms.mean(1, keepdim=True),
+        criteria=choices,
+        positions=seen.visual,
+        spike=None if median is None else _spike(signals.judged_hidden, l_verdict, median),
+        text=_text_tokens(seen, choices.l_sink, l_verdict, median),
     )
+
+
+def _choice(decided: str | Criterion | Choice, verdict: Verdict | None) -> Choice:
+    """Return the criterion that decided."""
+    if isinstance(decided, Choice):
+        return decided
+    judge = criterion(decided)
+    if verdict and isinstance(judge, FirstThatFinds):
+        judge = next(each for each in judge.criteria if each.name == verdict.criterion)
+    return Choice(judge)
+
+
+def _text_tokens(seen: Observation, choice: Choice, verdict: Verdict, median: Tensor | None) -> TextTokens:
+    """Judge the Keys that are no visual tokens, where the criterion judges a token by its own state."""
+    is_text = torch.ones(seen.hidden.shape[1], dtype=torch.bool)
+    is_text[seen.visual] = False
+    positions = is_text.nonzero()[:, 0]
+    received = None if seen.key_attention is None else seen.key_attention[:, positions]
+    judge = choice.criterion
+    if median is None or not len(positions) or not isinstance(judge, SinkDimensions | MassiveActivations):
+        return TextTokens(positions, received)
+    judge = replace(judge, dims=verdict.dimensions)  # those of the L-sinks, discovered once
+    signals = Signals(seen.hidden, positions, torch.zeros(len(seen.hidden), len(positions)))
+    judged = judge(signals)
+    return TextTokens(positions, received, judged, _spike(signals.judged_hidden, judged, median))
+
+
+def _spike(hidden: Tensor, verdict: Verdict, median: Tensor) -> Tensor:
+    return hidden[..., list(verdict.dimensions)].float().abs().amax(-1) / median[:, None]
+
+
+def _medians(hidden: Tensor) -> Tensor:
+    """Return the median magnitude of each layer, from a sample of its values where they are many."""
+    step = max(1, hidden[0].numel() // _SAMPLED)
+    while math.gcd(step, hidden.shape[-1]) > 1:  # so that every channel is in the sample
+        step += 1
+    return torch.stack([layer.flatten()[::step].float().abs().median() for layer in hidden]).clamp_min(TINY)
 
 
 @dataclass(frozen=True)
@@ -217,9 +189,9 @@ class PatchVerdict:
 
 
 def classify_patches(
-    seen: PatchObservation, count: int, v_sink: str | Criterion = "auto", merged: Merged = "any"
+    seen: PatchObservation, count: int, v_sink: str | Criterion | Choice = "auto", merged: Merged = "any"
 ) -> PatchVerdict:
-    """V-sinks among ``count`` visual tokens, by what was seen of the patches; the arguments are those of `classify`.
+    """Decide on V-sinks among ``count`` visual tokens by what was seen of the patches; the arguments are those of `classify`.
 
     Raises:
         SinkgateError: no criterion has that name, or ``merged`` is none of the three.
@@ -261,36 +233,16 @@ def _loudest_by_token(score: Tensor, token: Tensor, count: int) -> Tensor:
     return order[torch.zeros(count, dtype=torch.long).scatter_reduce(0, token, rank, "amax", include_self=False)]
 
 
-def criterion(choice: str | Criterion) -> Criterion:
-    """A criterion by name, or the object itself.
+def criterion(choice: str | Criterion | Choice) -> Criterion:
+    """Return a criterion by its name, or the object itself.
 
     Raises:
         SinkgateError: no criterion has that name.
     """
+    if isinstance(choice, Choice):
+        return choice.criterion
     if not isinstance(choice, str):
         return choice
     if choice not in CRITERIA:
         raise SinkgateError(f"no criterion is called {choice!r}; there are: {', '.join(CRITERIA)}")
     return CRITERIA[choice]
-
-
-def _reason(verdict: Verdict, layer: int, token: int) -> str:
-    at = f" in dimension {int(verdict.dimension[layer, token])}" if verdict.dimension is not None else ""
-    return (
-        f"{verdict.unit} is {verdict.score[layer, token]:.3g}{at}, at least {verdict.threshold[layer, 0]:.3g} is a sink"
-    )
-
-
-def _dimension_list(verdict: Verdict) -> str:
-    return f", dimensions {', '.join(map(str, verdict.dimensions))}" if verdict.dimensions else ""
-
-
-def ranges(numbers: list[int]) -> str:
-    """Rising whole numbers in words: [1, 2, 3, 7] -> "1-3, 7"."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)

@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from sinkgate.errors import SinkgateError
+from sinkgate.sinks.evidence import TINY, discover_dimensions
+from sinkgate.sinks.words import listed, numbered
 
-# Thresholds of ``gather_evidence``. Defaults chosen by us; the paper does not say how its dimensions were found.
-RATIO = 100.0  # of the spike over the layer's median magnitude
-SHARP = 50.0  # of the spike over its own token's median magnitude
-DOMINANT = 0.05  # of the spike's square in its token's squared norm: 0.4 to 0.99 in SmolLM2's sinks, 0.03 in channels that ride along
-AGREE = 0.9  # of the loud tokens that share a sign
-DISTINCT = 10.0  # of loud tokens over quiet ones
-TINY = 1e-12
+TAU = 20.0  # of |h[d]| / RMS(h): Kang et al.; the paper does not say
+FILLED = 0.7  # of a token's squared norm, where ``TAU`` would ask for more: 20 fills that much in SmolLM2, 576 wide
 
 
 @dataclass(frozen=True)
@@ -80,13 +77,14 @@ class Criterion(Protocol):
 class SinkDimensions:
     """The paper's criterion: max over d in D_sink of \\|h[d]\\| >= tau (section 1).
 
-    ``dims`` None discovers them on the model at hand. With ``normalize``, h is divided by its RMS first, as
-    Kang et al. do with tau 20; the paper says neither tau nor whether it normalises, so both defaults are ours.
-    \\|h[d]\\| / RMS(h) is at most the root of the width, so 20 can only be reached where states are at least 400 wide.
+    ``dims`` None discovers them on the prompt at hand; `sinkgate.find_sinks` takes those of the model instead. With
+    ``normalize``, h is divided by its RMS first, as Kang et al. do with tau 20; the paper says neither tau nor whether it
+    normalises, so both defaults are chosen by us. \\|h[d]\\| / RMS(h) is at most the root of the width, so 20 can only be
+    reached where states are at least 400 wide: see ``tau_for``.
     """
 
     dims: tuple[int, ...] | None = None
-    tau: float = 20.0
+    tau: float = TAU
     normalize: bool = True
     name: ClassVar[str] = "sink dimensions"
 
@@ -95,7 +93,7 @@ class SinkDimensions:
         hidden, threshold = signals.judged_hidden.float(), torch.tensor(self.tau)
         if not self.normalize:
             return _by_dimensions(self.name, "|h[d]|", hidden, torch.tensor(1.0), dims, threshold)
-        rms = hidden.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+        rms = hidden.square().mean(-1, keepdim=True).sqrt().clamp_min(TINY)
         return _by_dimensions(self.name, "|h[d]| / RMS(h)", hidden, rms, dims, threshold)
 
 
@@ -104,16 +102,17 @@ class MassiveActivations:
     """A spike against the layer's own median magnitude, so that norm drift does not matter (after Sun et al. 2024).
 
     A token is a sink where max over d of \\|h[d]\\| >= ``ratio`` times the median \\|h\\| of its layer over all tokens and
-    channels, and >= ``minimum``. Only dimensions that ``discover_dimensions`` finds distinctive count. Sun et al.
-    use 1000 and 100.
+    channels, and >= ``minimum``. ``dims`` None takes those that ``discover_dimensions`` finds on the prompt at hand.
+    Sun et al. use 1000 and 100.
     """
 
     ratio: float = 1000.0
     minimum: float = 100.0
+    dims: tuple[int, ...] | None = None
     name: ClassVar[str] = "massive activations"
 
     def __call__(self, signals: Signals) -> Verdict:
-        dims = discover_dimensions(signals.hidden, ratio=self.ratio)
+        dims = discover_dimensions(signals.hidden, ratio=self.ratio) if self.dims is None else self.dims
         median = _median_magnitude(signals.hidden)
         threshold = torch.maximum(torch.tensor(self.ratio), self.minimum / median)[:, None]
         return _by_dimensions(
@@ -159,9 +158,13 @@ class AttentionShare:
 
 @dataclass(frozen=True)
 class FirstThatFinds:
-    """The verdict of the first criterion that finds a sink, of the last where none does. The order is ours."""
+    """The verdict of the first criterion that finds a sink, of the last where none does. The order is chosen by us.
 
-    criteria: tuple[Criterion, ...] = (MassiveActivations(), NormOutliers(), AttentionShare())
+    It judges tensors without a model and may take another criterion for the next image. With a model at hand "auto" is
+    decided once and held: see `sinkgate.models.dimensions.sink_criteria`.
+    """
+
+    criteria: tuple[Criterion, ...] = (SinkDimensions(), MassiveActivations(), NormOutliers(), AttentionShare())
     name: ClassVar[str] = "auto"
 
     def __call__(self, signals: Signals) -> Verdict:
@@ -173,6 +176,68 @@ class FirstThatFinds:
         return verdict
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The criterion that is held for one side of a model, the vision encoder or the LLM.
+
+    ``reason``: where its sink dimensions are from, "" where it has none or was given. ``tried``: names of the criteria that
+    "auto" asked before it, all of which find no sinks on this model.
+    """
+
+    criterion: Criterion
+    reason: str = ""
+    tried: tuple[str, ...] = ()
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Its sink dimensions, () where it has none."""
+        return getattr(self.criterion, "dims", None) or ()
+
+    def in_words(self, dims: tuple[int, ...] = ()) -> str:
+        """Return the name with the dimensions (``dims``, where the criterion takes them from each prompt) and where they are from."""
+        dims = self.dims or dims
+        return (
+            ", ".join([self.criterion.name, *([numbered("dimension", dims)] if dims else [])])
+            + f" {self.reason}".rstrip()
+        )
+
+
+@dataclass(frozen=True)
+class SinkCriteria:
+    """The criteria of both sides of a model, the same for every image. See `sinkgate.models.dimensions.sink_criteria`."""
+
+    v_sink: Choice
+    l_sink: Choice
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Both criteria with all their arguments, as text: part of what identifies a study."""
+        return {"v_sink": repr(self.v_sink.criterion), "l_sink": repr(self.l_sink.criterion)}
+
+    def __str__(self) -> str:
+        named = f"V-sinks by {self.v_sink.in_words()}, L-sinks by {self.l_sink.in_words()}."
+        return " ".join([named, *self.sentences()])
+
+    def sentences(self) -> list[str]:
+        """Return what "auto" asked before, in words."""
+        if self.v_sink.tried == self.l_sink.tried:
+            sides = [("", self.v_sink.tried)]
+        else:
+            sides = [(" in the encoder", self.v_sink.tried), (" in the LLM", self.l_sink.tried)]
+        found = [(listed(tried), "s" * (len(tried) == 1), side) for side, tried in sides if tried]
+        return [f"{names[0].upper()}{names[1:]} find{s} none{side} on this model." for names, s, side in found]
+
+
+def tau_for(width: int) -> float:
+    """Return the default of tau for states of this width: 20, or what fills 70 % of a token's squared norm where that is less.
+
+    Example:
+        >>> tau_for(4096), round(tau_for(64), 1)
+        (20.0, 6.7)
+    """
+    return min(TAU, math.sqrt(FILLED * width))
+
+
 #: Criteria by the name they have on the command line.
 CRITERIA: dict[str, Criterion] = {
     "auto": FirstThatFinds(),
@@ -181,183 +246,6 @@ CRITERIA: dict[str, Criterion] = {
     "norm": NormOutliers(),
     "attention": AttentionShare(),
 }
-
-
-@dataclass(frozen=True)
-class DimensionEvidence:
-    """Why a channel is called a sink dimension, or how far the loudest channel is from being one.
-
-    Measured at the layer where ``ratio`` is highest; loud tokens are those within a factor ``DISTINCT`` of the spike.
-
-    Attributes:
-        dimension: index of the channel.
-        ratio: the spike over the median magnitude of its layer.
-        sharpness: the spike over the median magnitude of its own token.
-        distinctiveness: the widest gap between the k loudest tokens and all but k of the rest, a ratio.
-        layers: where it spikes; (): it is no sink dimension.
-        share: loud tokens among all, in [0, 1].
-        prompts: how many showed it.
-        confidence: in [0, 1], defined by us: (prompts that showed it) / (prompts run + 1), times log(ratio) / log(1000) up to 1.
-            So one prompt gives 0.5 at most, and 1 needs many prompts and the 1000 times of Sun et al.; 0 where it does not spike.
-        dominance: the spike's square in the squared norm of its token, in [0, 1]; None in files written before it was measured.
-        agreement: loud tokens of all its massive layers that share a sign, in [0.5, 1]; None in files written before it was measured.
-        first: whether the sequence's first position carries it, as the text sink does; None in files written before it was measured.
-    """
-
-    dimension: int
-    ratio: float
-    sharpness: float
-    distinctiveness: float
-    layers: tuple[int, ...]
-    share: float
-    prompts: int
-    confidence: float
-    dominance: float | None = None
-    agreement: float | None = None
-    first: bool | None = None
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The sink dimensions of one side of a model, surest first, and its loudest channel, sink dimension or not."""
-
-    dimensions: tuple[DimensionEvidence, ...]
-    loudest: DimensionEvidence
-
-
-def gather_evidence(
-    hidden: Tensor,
-    *,
-    ratio: float = RATIO,
-    sharp: float = SHARP,
-    dominant: float = DOMINANT,
-    agree: float = AGREE,
-    distinct: float = DISTINCT,
-    most: int = 4,
-) -> Evidence:
-    """Measure which channels spike in one prompt, and how clearly.
-
-    A sink dimension differs from a channel that carries content by what it is, not by how many tokens are loud in it:
-
-    1. Massive: in some layer a token reaches ``ratio`` times the layer's median magnitude.
-    2. Sharp within that token: it reaches ``sharp`` times the token's own median and holds ``dominant`` of its squared
-       norm. A token that is loud in every channel names none, nor do channels that ride along with a spike.
-    3. One sign: of the tokens within a factor ``distinct`` of the spike, over all layers where 1 and 2 hold, ``agree``
-       share a sign. A sink writes the same value whatever the token shows; content has both signs.
-    4. Two populations of tokens in that layer. Either some k tokens are ``distinct`` times as loud as all but k of the others (k below
-       a quarter of the tokens, or one; so most are quiet), or the first position is itself loud and dominated by the channel, with the same sign, though the input of layer 0
-       does not bring the spike along (an early layer writes it, as the text sink shows), and some token is quiet: ``distinct`` times below
-       the spike. By the second way any share of the tokens may be sinks. It needs two layers or more, so it never applies to an encoder's features.
-
-    Every measure is relative to its layer, so norm drift does not matter. The rule and its defaults are chosen by us; the
-    paper does not say.
-
-    Args:
-        hidden: (G, T, D), any float dtype; layers in order, all tokens in order, text included.
-        ratio: at least 1.
-        sharp: at least 1.
-        dominant: in [0, 1].
-        agree: in [0.5, 1].
-        distinct: above 1.
-        most: dimensions to return at most.
-
-    Example:
-        >>> import torch
-        >>> hidden = torch.randn(4, 40, 64)
-        >>> hidden[1:, 0, 5] = 3000
-        >>> [evidence.dimension for evidence in gather_evidence(hidden).dimensions]
-        [5]
-    """
-    measured = [_measure(layer.float(), ratio, dominant, distinct) for layer in hidden]  # one in memory at a time
-    ratios, sharpness, dominance, gap, share, first, positive, loud = torch.stack(measured, 1)  # G, D each
-    massive = (ratios >= ratio) & (sharpness >= sharp) & (dominance >= dominant)
-    counted = torch.where(
-        massive.any(0), massive, True
-    )  # the signs of a channel that is massive nowhere: in all layers
-    signs = (positive * counted).sum(0) / (loud * counted).sum(0).clamp_min(1)
-    agreement = torch.maximum(signs, 1 - signs)
-    start = hidden[0].float().abs()
-    written = (start[0] < ratio * start.median()) & (torch.arange(len(hidden), device=hidden.device) > 0)[:, None]
-    carried = first.bool() & written & (share < 1)
-    spikes = massive & (agreement >= agree) & ((gap >= distinct) | carried)
-
-    def evidence(dimension: int, loudness: Tensor) -> DimensionEvidence:
-        at = int(loudness[:, dimension].argmax()), dimension
-        layers = tuple(spikes[:, dimension].nonzero()[:, 0].tolist())
-        return DimensionEvidence(
-            dimension,
-            ratio=float(ratios[at]),
-            sharpness=float(sharpness[at]),
-            distinctiveness=float(gap[at]),
-            layers=layers,
-            share=float(share[at]),
-            prompts=int(bool(layers)),
-            confidence=confidence(float(ratios[at]), int(bool(layers)), 1),
-            dominance=float(dominance[at]),
-            agreement=float(agreement[dimension]),
-            first=bool(carried[at]),
-        )
-
-    loudness = torch.where(spikes, ratios, 0.0)
-    order = loudness.amax(0).argsort(descending=True)[: min(most, int(spikes.any(0).sum()))]
-    return Evidence(
-        tuple(evidence(int(dimension), loudness) for dimension in order),
-        evidence(int(ratios.amax(0).argmax()), ratios),
-    )
-
-
-def confidence(ratio: float, shown: int, prompts: int) -> float:
-    """Return how sure a dimension is, in [0, 1], as ``DimensionEvidence`` defines it; the definition is chosen by us."""
-    return shown / (prompts + 1) * min(1.0, math.log(max(ratio, 1.0), 1000))
-
-
-def discover_dimensions(hidden: Tensor, *, ratio: float = RATIO, most: int = 4) -> tuple[int, ...]:
-    """Return the sink dimensions that one prompt shows, loudest first; () where it shows none. See ``gather_evidence``.
-
-    Shapes: hidden (G, T, D) -> at most ``most`` indices into D.
-    """
-    return tuple(evidence.dimension for evidence in gather_evidence(hidden, ratio=ratio, most=most).dimensions)
-
-
-def _measure(hidden: Tensor, ratio: float, dominant: float, distinct: float) -> Tensor:
-    """Return the measures of one layer, (T, D) -> (8, D); all but the ratio are 0 in quiet channels.
-
-    In order: ratio, sharpness, dominance, gap, share, first, positive loud tokens, loud tokens; see ``gather_evidence``.
-    """
-    magnitude = hidden.abs()
-    width = magnitude.shape[1]
-    peak, who = magnitude.max(0)
-    measures = magnitude.new_zeros(8, width)
-    measures[0] = (peak / magnitude.median()).nan_to_num(
-        0, posinf=0
-    )  # all but a few values zero: nothing to compare with
-    some = measures[0] >= min(ratio, float(measures[0].max()))
-    peak, who = peak[some], who[some]
-    channel, spiking, opening = magnitude[:, some], magnitude[who], magnitude[0]
-    measures[1, some] = peak / spiking.median(1).values.clamp_min(TINY)
-    measures[2, some] = peak.square() / spiking.square().sum(1).clamp_min(TINY)
-    measures[3, some] = _gap(channel)
-    loud = channel >= peak / distinct
-    measures[4, some] = loud.float().mean(0)
-    signed = hidden[:, some]
-    same = signed[0].sign() == signed.gather(0, who[None])[0].sign()
-    fills = channel[0].square() >= dominant * opening.square().sum().clamp_min(TINY)
-    measures[5, some] = (loud[0] & same & fills).float()
-    measures[6, some] = (loud & (signed > 0)).sum(0).float()
-    measures[7, some] = loud.sum(0).float()
-    return measures
-
-
-def _gap(magnitude: Tensor) -> Tensor:
-    """Return the widest gap between a channel's k loudest tokens and all but k of the rest, (T, C) -> (C,) ratios.
-
-    The k in between are allowed, since few populations are perfectly apart; k is below a quarter of the tokens, or one.
-    """
-    tokens = len(magnitude)
-    falling = magnitude.sort(0, descending=True).values
-    loudest = torch.arange(max(1, (tokens - 1) // 4), device=magnitude.device)
-    rest = (2 * loudest + 2).clamp_max(tokens - 1)
-    return (falling[loudest] / falling[rest].clamp_min(TINY)).amax(0)
 
 
 def _by_dimensions(
@@ -378,9 +266,9 @@ def _by_dimensions(
 
 
 def _median_magnitude(hidden: Tensor) -> Tensor:
-    return torch.stack([layer.float().abs().median() for layer in hidden]).clamp_min(1e-12)
+    return torch.stack([layer.float().abs().median() for layer in hidden]).clamp_min(TINY)
 
 
 def over_median(values: Tensor) -> Tensor:
     """Values over the median of their last dimension; any shape."""
-    return values / values.median(-1, keepdim=True).values.clamp_min(1e-12)
+    return values / values.median(-1, keepdim=True).values.clamp_min(TINY)

@@ -25,9 +25,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sinkgate.analysis.dimensions import discover
 from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError
+from sinkgate.models.dimensions import discover
 from sinkgate.models.prompts import Prompt
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.classify import HeadObservation, Merged, SinkMap, classify

@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sinkgate.analysis.dimensions import WEIGHTS
 from sinkgate.data import Sample
 from sinkgate.errors import ImageError
 from sinkgate.images.io import Picture, open_image
+from sinkgate.models.dimensions import WEIGHTS
 from sinkgate.models.vlm import VLM
 
 PACKAGES = ("sinkgate", "torch", "transformers", "scikit-learn", "numpy", "pyarrow")

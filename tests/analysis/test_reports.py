@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import sinkgate as sg
-from sinkgate.analysis.dimensions import Discovery
 from sinkgate.analysis.report import report
 from sinkgate.images.layout import list_sheet
 from sinkgate.sinks.classify import Observation
-from sinkgate.sinks.criteria import gather_evidence
+from sinkgate.sinks.discovery import Discovery
+from sinkgate.sinks.evidence import gather_evidence
 
 LAYERS, VISUAL, TEXT, WIDTH = 4, 40, 8, 64
 

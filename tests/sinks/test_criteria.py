@@ -16,10 +16,8 @@ from sinkgate.sinks.criteria import (
     NormOutliers,
     Signals,
     SinkDimensions,
-    confidence,
-    discover_dimensions,
-    gather_evidence,
 )
+from sinkgate.sinks.evidence import confidence, discover_dimensions, gather_evidence
 
 LAYERS, TOKENS, WIDTH = 4, 40, 64
 

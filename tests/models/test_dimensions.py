@@ -9,11 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import noise_image, tiny_llava
+from tiny import bare_prompt, noise_image, tiny_llava
 
 import sinkgate as sg
-from sinkgate.analysis.dimensions import Discovery, cache_file, combine, default_prompts, discover
-from sinkgate.sinks.criteria import SinkDimensions, gather_evidence
+from sinkgate.models.dimensions import cache_file, default_prompts, discover
+from sinkgate.sinks.classify import Observation
+from sinkgate.sinks.criteria import Signals, SinkDimensions
+from sinkgate.sinks.discovery import Discovery
+from sinkgate.sinks.evidence import combine, gather_evidence
 from sinkgate.sinks.known_dimensions import known
 
 LAYERS, TOKENS, WIDTH = 3, 40, 64
@@ -29,7 +32,7 @@ class Counted:
         )
 
     def prompt(self, image, question):
-        return image, question
+        return bare_prompt(question, [image])
 
     def observe(self, prompt):
         assert not any(ref() is not None for ref in self.alive), "the last prompt's tensors are still held"
@@ -37,7 +40,17 @@ class Counted:
         if self.runs in self.spike:
             hidden[1:, 0, 5] = 3000
         self.alive, self.runs = [weakref.ref(hidden)], self.runs + 1
-        return SimpleNamespace(hidden=hidden, features=hidden[0] if self.vision else None)
+        features = hidden[0] if self.vision else None
+        even = torch.ones(TOKENS)
+        return Observation(
+            features,
+            None if features is None else even,
+            torch.arange(TOKENS),
+            hidden,
+            torch.arange(TOKENS),
+            even.expand(LAYERS, -1),
+            even.expand(LAYERS, -1),
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +123,7 @@ def test_no_prompts_and_overflow_are_said():
     with pytest.raises(sg.SinkgateError, match="no prompts"):
         discover(Counted(), [])
     vlm = Counted()
-    vlm.observe = lambda prompt: SimpleNamespace(hidden=torch.full((1, 2, 3), torch.inf), features=None)
+    vlm.observe = lambda prompt: SimpleNamespace(hidden=torch.full((1, 2, 3), torch.inf))
     with pytest.raises(sg.SinkgateError, match="not finite in torch.float32"):
         discover(vlm)
 
@@ -218,8 +231,8 @@ def test_a_cache_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path, cach
 
 def test_default_prompts_are_the_same_each_time():
     first, second = list(default_prompts(Counted())), list(default_prompts(Counted()))
-    assert len(first) == 6 and len({image.tobytes() for image, _ in first}) == 6
-    assert [(image.tobytes(), question) for image, question in first] == [(i.tobytes(), q) for i, q in second]
+    assert len(first) == 6 and len({prompt.image.tobytes() for prompt in first}) == 6
+    assert [(p.image.tobytes(), p.question) for p in first] == [(p.image.tobytes(), p.question) for p in second]
 
 
 # --- JSON
@@ -289,7 +302,7 @@ def test_known_dimensions_in_any_spelling():
     hidden = torch.zeros(1, 2, 4096)
     hidden[0, 1, 2533] = 100
     verdict = SinkDimensions(known("llava-hf/llava-1.5-7b-hf", "llm"))(
-        sg.sinks.criteria.Signals(hidden, torch.arange(2), torch.ones(1, 2))
+        Signals(hidden, torch.arange(2), torch.ones(1, 2))
     )
     assert verdict.mask.tolist() == [[False, True]]
 

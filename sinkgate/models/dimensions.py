@@ -1,0 +1,259 @@
+"""The sink dimensions of a model, found on the model itself: on several prompts, with evidence and confidence.
+
+Dimensions do not transfer: not between models, and not even between two models with the same LLM (paper, section 1).
+"None" is an answer; most models have none. Not known here: what a model would show on other pictures than these.
+
+Shapes: L LLM layers, P prompt positions, N patches, D and E channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import numpy as np
+import transformers
+from PIL import Image, ImageDraw
+
+from sinkgate._version import __version__
+from sinkgate.errors import SinkgateError
+from sinkgate.models.prompts import Prompt, refuse_several
+from sinkgate.sinks.classify import Observation, classify_patches, criterion
+from sinkgate.sinks.criteria import Choice, Criterion, Signals, SinkCriteria, SinkDimensions, tau_for
+from sinkgate.sinks.discovery import AUTO, Discovery, known_criterion
+from sinkgate.sinks.evidence import Evidence, combine, gather_evidence
+from sinkgate.sinks.known_dimensions import Side
+
+if TYPE_CHECKING:
+    from sinkgate.models.vlm import VLM
+
+RULE = 3  # of ``gather_evidence`` and ``_look``: results of an earlier rule are not taken from the cache
+QUESTIONS = ("What is in the picture?", "How many objects are there?", "What color is the background?")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+
+
+def discover(vlm: VLM, prompts: Prompt | Iterable[Prompt] | None = None, *, cache: bool = True) -> Discovery:
+    """Look for the sink dimensions of a model on several prompts.
+
+    All tokens are looked at, since the text sink shows the LLM's dimensions best; which visual tokens are sinks is
+    another question (see ``find_sinks``). Each prompt is reduced to a few numbers before the next one runs.
+
+    Args:
+        vlm: the model, run once unmodified for each prompt.
+        prompts: one or several; six made-up pictures with plain questions where None.
+        cache: keep the result of the default prompts on disk (``cache_file``) and take it from there. Weights changed in
+            memory after loading are not noticed: say False for such a model.
+
+    Raises:
+        PromptError: something else than prompts is given.
+        SinkgateError: no prompts, or hidden states that are not finite numbers.
+    """
+    place = cache_file(vlm) if cache and prompts is None else None
+    if place and (kept := _read_cache(place)):
+        return kept
+    both = [_look(vlm, prompt) for prompt in (default_prompts(vlm) if prompts is None else _each(prompts))]
+    found = Discovery(
+        model=vlm.name,
+        revision=getattr(vlm.model.config, "_commit_hash", None),
+        prompts=len(both),
+        sinkgate=__version__,
+        transformers=transformers.__version__,
+        vision=combine(vision) if (vision := [seen for seen, _ in both if seen]) else None,
+        llm=combine([llm for _, llm in both]),
+    )
+    if place:
+        _write_cache(place, found)
+    return found
+
+
+def _look(vlm: VLM, prompt: Prompt) -> tuple[Evidence | None, Evidence]:
+    seen = vlm.observe(prompt)
+    if not seen.hidden.isfinite().all():
+        raise SinkgateError(
+            f"{vlm.name}: hidden states are not finite in {vlm.model.dtype}; load it in float32 or bfloat16"
+        )
+    vision = None if seen.features is None else gather_evidence(seen.features[None])
+    llm = gather_evidence(seen.hidden)
+    return vision and replace(vision, finds=_finds(seen, vision, "vision")), replace(
+        llm, finds=_finds(seen, llm, "llm")
+    )
+
+
+def _finds(seen: Observation, evidence: Evidence, side: Side) -> dict[str, int]:
+    """Return 1 for each criterion of ``AUTO`` that finds a sink on this side, else 0."""
+
+    def found(name: str) -> bool:
+        if name == "massive" and not evidence.dimensions:  # it needs dimensions of ten times the spike
+            return False
+        if side == "llm":
+            return criterion(name)(Signals(seen.hidden, seen.visual, seen.attention)).found
+        verdict = classify_patches(seen, len(seen.visual), name).verdict
+        return verdict is not None and verdict.found
+
+    return {name: int(found(name)) for name in AUTO}
+
+
+# --- the criteria of a model
+
+
+def sink_criteria(
+    vlm: VLM,
+    *,
+    v_sink: str | Criterion | Choice = "auto",
+    l_sink: str | Criterion | Choice = "auto",
+    prompt: Prompt | None = None,
+) -> SinkCriteria:
+    """Resolve names of criteria for one model: every image of it is judged by the same ones.
+
+    This is the one place where "auto" and "dimensions" become criteria with all their arguments. ``find_sinks`` calls it, and so
+    does whatever records by which criteria a study, gates or a report named its sinks (``SinkCriteria.settings``).
+
+    "auto" is decided once for each model and side, held in ``vlm.criteria``, and may find no sink in an image:
+    see `sinkgate.sinks.discovery.Discovery.criterion` for the order. "dimensions", and ``SinkDimensions`` without ``dims``, take the model's dimensions:
+    those known for it by its name, else those that ``discover`` measures on several prompts and keeps on disk by the weights.
+
+    To decide on prompts of your own, set ``vlm.criteria = sg.discover(vlm, prompts).criteria``; to hold any other criteria,
+    ``vlm.criteria = sg.sink_criteria(vlm, v_sink=..., l_sink=...)``; None decides again.
+
+    Args:
+        vlm: the model; its ``criteria`` and ``discovery`` are set where they are needed and None.
+        v_sink: criterion of V-sinks, a name of ``CRITERIA`` or an object.
+        l_sink: criterion of L-sinks.
+        prompt: decides for a model that comes without a processor, so that no other prompts can be made.
+
+    Raises:
+        SinkgateError: no criterion has that name, or hidden states are not finite.
+
+    Example:
+        >>> import sinkgate as sg
+        >>> vlm = sg.load("demo")
+        >>> sg.sink_criteria(vlm, l_sink="norm").l_sink.criterion
+        NormOutliers(times=2.0, threshold=None)
+    """
+    return SinkCriteria(
+        _resolve(vlm, v_sink, "vision", prompt),
+        _resolve(vlm, l_sink, "llm", prompt),
+    )
+
+
+def _resolve(vlm: VLM, choice: str | Criterion | Choice, side: Side, prompt: Prompt | None) -> Choice:
+    if isinstance(choice, Choice):
+        return choice
+    if choice == "auto":
+        with vlm.lock:
+            if vlm.criteria is None:
+                vlm.criteria = _known_criteria(vlm) or held_discovery(vlm, prompt).criteria
+            return vlm.criteria.v_sink if side == "vision" else vlm.criteria.l_sink
+    decide = criterion(choice)
+    if not isinstance(decide, SinkDimensions) or decide.dims is not None:
+        return Choice(decide)
+    width = _width(vlm, side)
+    if held := known_criterion(vlm.name, side, width):
+        dims, reason = held.dims, held.reason
+    else:
+        found = held_discovery(vlm, prompt)
+        dims, reason = found.dimensions(side), found.origin
+    tau = tau_for(width) if isinstance(choice, str) and width else decide.tau
+    return Choice(replace(decide, dims=dims, tau=tau), reason if dims else "")
+
+
+def _known_criteria(vlm: VLM) -> SinkCriteria | None:
+    """Return the paper's criterion on both sides where the model's dimensions are known for both: nothing has to run."""
+    vision = known_criterion(vlm.name, "vision", _width(vlm, "vision"))
+    llm = known_criterion(vlm.name, "llm", _width(vlm, "llm"))
+    return SinkCriteria(vision, llm) if vision and llm else None
+
+
+def _width(vlm: VLM, side: Side) -> int | None:
+    config = vlm.model.config
+    return getattr(config.get_text_config() if side == "llm" else config.vision_config, "hidden_size", None)
+
+
+def held_discovery(vlm: VLM, prompt: Prompt | None = None) -> Discovery:
+    """Return the discovery that is held for a model, run once; ``prompt`` serves a model that comes without a processor."""
+    with vlm.lock:
+        if vlm.discovery is None:
+            vlm.discovery = discover(vlm, prompt if vlm.processor is None else None)
+        return vlm.discovery
+
+
+# --- prompts
+
+
+def _each(prompts: Prompt | Iterable[Prompt]) -> Iterator[Prompt]:
+    for prompt in prompts if isinstance(prompts, Iterable) else [prompts]:
+        refuse_several(prompt, "discover")
+        yield prompt
+
+
+def default_prompts(vlm: VLM) -> Iterator[Prompt]:
+    """Six plain prompts, one at a time, the same in every run: noise, a ramp, one grey, a checkerboard and two drawings."""
+    for index, picture in enumerate(_pictures()):
+        yield vlm.prompt(picture, QUESTIONS[index % len(QUESTIONS)])
+
+
+def _pictures(side: int = 336) -> Iterator[Image.Image]:
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 255, side, dtype=np.uint8)
+    board = np.kron(np.indices((8, 8)).sum(0) % 2 * 255, np.ones((side // 8, side // 8))).astype(np.uint8)
+    yield Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+    yield Image.fromarray(
+        np.stack([np.tile(ramp, (side, 1)), np.tile(ramp[:, None], side), np.full((side, side), 90, np.uint8)], -1)
+    )
+    yield Image.new("RGB", (side, side), (128, 128, 128))
+    yield Image.fromarray(board).convert("RGB")
+    for sky, ground in (((150, 190, 235), (70, 130, 60)), ((245, 245, 240), (225, 220, 210))):
+        drawing = Image.new("RGB", (side, side), sky)
+        draw = ImageDraw.Draw(drawing)
+        draw.rectangle((0, side * 2 // 3, side, side), fill=ground)
+        for _ in range(5):
+            x, y, size = (int(value) for value in rng.integers((10, 60, 25), (side - 90, side - 100, 80)))
+            shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+            shape((x, y, x + size, y + size), fill=tuple(int(part) for part in rng.integers(0, 256, 3)))
+        yield drawing
+
+
+# --- cache
+
+
+def cache_file(vlm: VLM) -> Path | None:
+    """Where the discovery of a model is kept; None where nothing says which weights it has.
+
+    The folder is SINKGATE_CACHE, else sinkgate/ in XDG_CACHE_HOME, else ~/.cache/sinkgate. A model is known by its
+    name with its commit on the Hub, or by its folder with the sizes and times of the weight files in it.
+    """
+    config = vlm.model.config
+    name, revision = config._name_or_path, getattr(config, "_commit_hash", None)
+    files = sorted(file for file in Path(name).glob("*") if file.suffix in WEIGHTS) if name else []
+    if not name or not (revision or files):
+        return None
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = hashlib.sha256(json.dumps([RULE, __version__, name, revision, stats]).encode()).hexdigest()[:16]
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sinkgate"
+    folder = Path(os.environ.get("SINKGATE_CACHE") or base)
+    return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', vlm.name)[-60:]}-{key}.json"
+
+
+def _read_cache(place: Path) -> Discovery | None:
+    with suppress(OSError, SinkgateError, UnicodeDecodeError):  # missing or broken: measured again, and replaced
+        return Discovery.from_json(place.read_text(encoding="utf-8"))
+    return None
+
+
+def _write_cache(place: Path, found: Discovery) -> None:
+    part = place.with_name(f".{place.name}.{uuid4().hex}")  # renamed when complete: no reader sees half a file
+    with suppress(OSError):  # a folder that cannot be written costs the next run a measurement, nothing else
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_text(found.to_json() + "\n", encoding="utf-8")
+            part.replace(place)
+        finally:
+            part.unlink(missing_ok=True)
