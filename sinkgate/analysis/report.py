@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 from torch import Tensor
 
@@ -109,7 +109,7 @@ def report(vlm: VLM, prompt: Prompt, discovery: Discovery | None = None) -> Repo
 def report(vlm: VLM, prompt: Iterable[Prompt], discovery: Discovery | None = None) -> list[Report]: ...
 
 
-def report(vlm: VLM, prompt: Prompt | Iterable[Prompt], discovery: Discovery | None = None) -> Report | list[Report]:
+def report(vlm: VLM, prompt: Any, discovery: Discovery | None = None) -> Any:
     """Judge a prompt by all criteria; the model runs once for it.
 
     Args:

@@ -1,14 +1,16 @@
 """The report in plain words: counts, layers and disagreements agree with the criteria; the model runs once."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from tiny import bare_prompt
 
 import sinkgate as sg
 from sinkgate.analysis.report import report
-from sinkgate.images.layout import list_sheet
+from sinkgate.models.dimensions import discover
 from sinkgate.sinks.classify import Observation
 from sinkgate.sinks.discovery import Discovery
-from sinkgate.sinks.evidence import gather_evidence
 
 LAYERS, VISUAL, TEXT, WIDTH = 4, 40, 8, 64
 
@@ -18,15 +20,11 @@ class Seen:
 
     def __init__(self, seen):
         self.seen, self.name, self.runs = seen, "made up", 0
+        self.model = SimpleNamespace(config=SimpleNamespace(_name_or_path="", _commit_hash=None), dtype=torch.float32)
 
     def observe(self, prompt):
         self.runs += 1
         return self.seen
-
-
-class Asked:
-    question = "Why?"
-    sheets = (list_sheet(VISUAL),)
 
 
 def noise(*shape):
@@ -47,13 +45,12 @@ def observation(**changes) -> Observation:
 
 
 def discovery(seen: Observation) -> Discovery:
-    vision = None if seen.features is None else gather_evidence(seen.features[None])
-    return Discovery("made up", None, 1, "0", "0", vision, gather_evidence(seen.hidden))
+    return discover(Seen(seen), [bare_prompt()])
 
 
 def told(seen: Observation) -> str:
     vlm = Seen(seen)
-    text = str(report(vlm, Asked(), discovery(seen)))
+    text = str(report(vlm, bare_prompt("Why?", tokens=VISUAL), discovery(seen)))
     assert vlm.runs == 1 and text.startswith(
         'Attention sinks in made up, asked "Why?" (40 visual tokens, 4 LLM layers)'
     )
@@ -67,13 +64,12 @@ def test_sinks_of_every_kind():
     features[[1, 2, 3]] *= 4
     hidden[2:, [0, TEXT + 5, TEXT + 6], 11] = 8000
     text = told(observation(features=features, hidden=hidden))
-    assert "1 of 40 visual tokens are V-sinks (massive activations, dimensions 30)" in text
-    assert "L-sinks in layers 2-3, at most 2 in one (massive activations, dimensions 11)" in text
+    assert "1 of 40 visual tokens is a V-sink (sink dimensions, dimension 30 discovered on 1 prompt)" in text
+    assert "L-sinks in layers 2-3, at most 2 in one (sink dimensions, dimension 11 discovered on 1 prompt)" in text
+    assert "Text sink: position 0, in layers 2-3, dimension 11, up to 11," in text
     assert "encoder: 1 of 40 patches; LLM: 2 of 40 visual tokens, in layers 2-3" in text
-    assert "encoder: norm outliers calls 3 patches sinks where massive activations does not" in text
-    assert (
-        "LLM: massive activations calls 2 visual tokens sinks where attention share and sink dimensions do not" in text
-    )
+    assert "encoder: norm outliers calls 3 patches sinks where sink dimensions does not" in text
+    assert "LLM: sink dimensions calls 2 visual tokens sinks where attention share does not" in text
     assert "dimension 11, confidence 0.50 (fair)" in text and "dimension 30" in text
     assert "attention alone" not in text
 
@@ -88,7 +84,7 @@ def test_attention_alone_is_called_a_doubtful_witness():
     attention = torch.full((LAYERS, VISUAL), 0.01)
     attention[1, 9] = 0.2
     text = told(observation(attention=attention))
-    assert "Where attention alone decides, a token may be looked at for what it shows" in text
+    assert "Where attention alone decides, a token may be attended to for its content" in text
     assert "attention share calls 1 visual token a sink where massive activations and norm outliers do not" in text
 
 
@@ -107,7 +103,14 @@ def test_dimensions_of_low_confidence_are_told_but_not_used(tokens):
 
 def test_on_the_demo_model(demo: sg.VLM, tmp_path, monkeypatch):
     monkeypatch.setenv("SINKGATE_CACHE", str(tmp_path))
+    monkeypatch.setattr(demo, "discovery", None)
+    monkeypatch.setattr(demo, "criteria", None)
     from PIL import Image
 
     text = str(report(demo, demo.prompt(Image.new("RGB", (64, 64), "red"), "How many objects are there?")))
     assert "Sink dimensions of demo, measured on 6 prompts" in text and len(list(tmp_path.iterdir())) == 1
+    prompts = [demo.prompt(Image.new("RGB", (64, 64), color), "What is there?") for color in ("red", "blue")]
+    several = report(demo, prompts)
+    assert [str(each) for each in several] == [str(report(demo, each)) for each in prompts]
+    with pytest.raises(sg.SinkgateError, match="got str, expected a Prompt"):
+        report(demo, "What is there?")  # type: ignore[arg-type]

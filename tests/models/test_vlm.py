@@ -161,15 +161,17 @@ def test_planted_v_sinks_are_found_in_the_tower(tiny):
         output[:, first + 9, 11] = 3e5
         return output
 
+    vlm = sg.VLM(tiny.model, tiny.processor, "planted")  # a model for which nothing is decided yet
+    prompt = vlm.prompt(noise_image(5), QUESTION)
     hook = tiny.adapter.encoder_layers[tiny.adapter.feature_layer].register_forward_hook(plant, prepend=True)
     try:
-        prompt = tiny.prompt(noise_image(5), QUESTION)
-        sinks = sg.find_sinks(tiny, prompt)
+        sinks = sg.find_sinks(vlm, prompt)
     finally:
         hook.remove()
     assert sinks.v_sink.nonzero()[:, 0].tolist() == [9]
-    assert sinks.v_verdict.criterion == "massive activations" and sinks.v_verdict.dimensions == (11,)
+    assert sinks.v_verdict.criterion == "sink dimensions" and sinks.v_verdict.dimensions == (11,)
     assert "dimension 11" in sinks.explain(9)
+    assert "(sink dimensions, dimension 11 discovered on 6 prompts)" in sinks.summary()
 
 
 def test_planted_l_sinks_are_found_by_layer(tiny):
