@@ -227,9 +227,8 @@ def combine(evidence: Sequence[Evidence]) -> Evidence:
     joined = [_join(found, len(evidence)) for found in by_dimension.values()]
     joined.sort(key=lambda found: (-found.confidence, -found.ratio))
     loudest = max((one.loudest for one in evidence), key=lambda loudest: loudest.ratio)
-    finds = None
-    if all(one.finds is not None for one in evidence):
-        finds = dict(sum((Counter(one.finds) for one in evidence), Counter()))
+    counts = [one.finds for one in evidence if one.finds is not None]
+    finds = {name: sum(each[name] for each in counts) for name in counts[0]} if len(counts) == len(evidence) else None
     return Evidence(tuple(joined), loudest, evidence[0].width, finds)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,9 @@ import torch
 from tiny import bare_prompt, noise_image, tiny_llava
 
 import sinkgate as sg
-from sinkgate.models.dimensions import cache_file, default_prompts, discover
+from sinkgate.models.dimensions import cache_file, default_prompts, discover, sink_criteria
 from sinkgate.sinks.classify import Observation
-from sinkgate.sinks.criteria import Signals, SinkDimensions
+from sinkgate.sinks.criteria import Choice, Signals, SinkDimensions, tau_for
 from sinkgate.sinks.discovery import Discovery
 from sinkgate.sinks.evidence import combine, gather_evidence
 from sinkgate.sinks.known_dimensions import known
@@ -272,6 +273,8 @@ def refusals():
         ("llm: dimensions is 1", ["llm", "dimensions"], 1),
         ("llm: loudest: got None", ["llm", "loudest"], "null"),
         ("llm: dimensions: dimension is -5", ["llm", "dimensions", 0, "dimension"], -5),
+        ("llm: finds is", ["llm", "finds"], {"norm": -1}),
+        ("dominance is 2", ["llm", "dimensions", 0, "dominance"], 2.0),
         ("ratio is nan", ["llm", "dimensions", 0, "ratio"], float("nan")),
         ("layers is .1, 'x'.", ["llm", "dimensions", 0, "layers"], [1, "x"]),
         ("confidence is 1.5; expected a number from 0 to 1", ["llm", "dimensions", 0, "confidence"], 1.5),
@@ -324,3 +327,117 @@ def test_every_known_entry_says_where_it_is_from():
         assert known(entry["model"], entry["side"]) == tuple(entry["dimensions"]) and all(
             type(d) is int and d >= 0 for d in entry["dimensions"]
         )
+
+
+# --- one criterion for a model
+
+
+class Recognised(Counted):
+    """A model with states of a width, under a name; it must not run."""
+
+    lock = threading.RLock()
+    processor = None
+
+    def __init__(self, name, width, **options):
+        super().__init__(name=name, **options)
+        text = SimpleNamespace(hidden_size=width)
+        self.model.config.get_text_config = lambda: text
+        self.model.config.vision_config = SimpleNamespace(hidden_size=width // 4)
+        self.discovery = self.criteria = None
+
+
+def test_known_dimensions_of_the_model_come_first_and_nothing_runs():
+    vlm = Recognised("llava-hf/llava-1.5-7b-hf", 4096)
+    criteria = sink_criteria(vlm)
+    assert criteria.l_sink.criterion == SinkDimensions((1415, 2533)) and criteria.v_sink.criterion == SinkDimensions(
+        (650,)
+    )
+    assert criteria.l_sink.reason == "known for llava-hf/llava-1.5-7b-hf" and vlm.runs == 0
+    assert sink_criteria(vlm, l_sink="dimensions").l_sink == criteria.l_sink and vlm.runs == 0
+
+
+def test_a_name_alone_is_not_believed():
+    """A small model in a folder of that name has no channel 1415."""
+    vlm = Recognised("llava-1.5-7b-hf", WIDTH)
+    criteria = sink_criteria(vlm, prompt=bare_prompt())
+    assert criteria.l_sink.criterion.dims == (5,) and criteria.l_sink.reason == "discovered on 1 prompt"
+    assert vlm.runs == 1 and vlm.discovery is not None
+
+
+def test_discovered_dimensions_with_a_tau_that_they_can_reach():
+    found = discover(Counted())
+    assert found.criterion("llm") == Choice(SinkDimensions((5,), tau_for(WIDTH)), "discovered on 6 prompts")
+    assert tau_for(WIDTH) == pytest.approx((0.7 * WIDTH) ** 0.5) and tau_for(4096) == 20
+    weak = replace(found.llm.dimensions[0], dominance=0.1)
+    unreached = replace(found, llm=replace(found.llm, dimensions=(weak,))).criterion("llm")
+    assert unreached.tried[0] == "sink dimensions" and not isinstance(unreached.criterion, SinkDimensions)
+
+
+@pytest.mark.parametrize(
+    ("finds", "name"),
+    [
+        ({"massive": 3, "norm": 6, "attention": 6}, "massive"),
+        ({"massive": 2, "norm": 3, "attention": 6}, "norm"),
+        ({"massive": 0, "norm": 2, "attention": 6}, "attention"),
+        ({"massive": 0, "norm": 0, "attention": 0}, "attention"),
+        (None, "attention"),
+    ],
+)
+def test_the_order_of_auto_without_sink_dimensions(finds, name):
+    found = discover(Counted(spike=()))
+    choice = replace(found, llm=replace(found.llm, finds=finds)).criterion("llm")
+    assert choice.criterion == sg.CRITERIA[name]
+    expected = ["sink dimensions", "massive activations", "norm outliers", "attention share"]
+    assert choice.tried == tuple(expected[: expected.index(choice.criterion.name)])
+
+
+def test_discovery_counts_the_prompts_in_which_a_criterion_finds_sinks():
+    found = discover(Counted(spike=[1, 4]))
+    assert found.llm.finds == {"massive": 2, "norm": 2, "attention": 0} and found.vision.finds["norm"] == 0
+    assert Discovery.from_json(found.to_json()) == found
+
+
+def test_one_criterion_for_every_image_and_none_is_an_answer():
+    """Images used to get the first criterion that found anything in them."""
+    model, processor = tiny_llava("siglip")
+    vlm = sg.VLM(model, processor, "planted")
+    spike = {"token": 7}
+
+    def plant(_module, _args, output):
+        if output.shape[1] > 16 and spike["token"] is not None:
+            output[:, spike["token"], 3] = 3e6
+        return output
+
+    first, second = (vlm.prompt(noise_image(seed), "What is there?") for seed in (1, 2))
+    vlm.decoder.layers[0].register_forward_hook(plant)
+    found = sg.find_sinks(vlm, first)
+    assert found.l_verdict.criterion == "sink dimensions" and found.l_sink[1].nonzero()[:, 0].tolist() == [7]
+    held = vlm.criteria
+    spike["token"] = None
+    none, again = sg.find_sinks(vlm, [second, first])
+    assert none.l_verdict.criterion == again.l_verdict.criterion == "sink dimensions" and vlm.criteria is held
+    assert (
+        not none.l_sink.any() and "No L-sinks (sink dimensions, dimension 3 discovered on 6 prompts)" in none.summary()
+    )
+    assert vlm.criteria.settings["l_sink"].startswith("SinkDimensions(dims=(3,), tau=")
+    vlm.criteria = sg.sink_criteria(vlm, v_sink="norm", l_sink="attention")
+    other = sg.find_sinks(vlm, second)
+    assert (other.v_verdict.criterion, other.l_verdict.criterion) == ("norm outliers", "attention share")
+    assert sg.find_sinks(vlm, second) is other, "kept with the prompt"
+
+
+def test_dimensions_by_name_are_those_of_the_model():
+    vlm = sg.VLM(*tiny_llava("siglip"), "quiet")
+    vlm.discovery = discover(Counted())
+    assert sg.sink_criteria(vlm, l_sink="dimensions").l_sink.criterion == SinkDimensions((5,), tau_for(32))
+    given = SinkDimensions(None, tau=3.0, normalize=False)
+    assert sg.sink_criteria(vlm, l_sink=given).l_sink.criterion == replace(given, dims=(5,))
+    assert sg.sink_criteria(vlm, v_sink="dimensions").v_sink.criterion.dims == (), "none, and not looked for again"
+
+
+def test_what_is_no_prompt_is_refused():
+    for wrong in ("hello", ["hello"], 7, [None]):
+        with pytest.raises(sg.SinkgateError, match="expected a Prompt"):
+            discover(Counted(), wrong)
+    one = discover(Counted(), bare_prompt())
+    assert one == discover(Counted(), [bare_prompt()]) and one.prompts == 1
