@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sinkgate.cli.options import AnyModel, AsJson, Criterion, GatesFile, ModelChoice, Picture, print_json, unfolded
+from sinkgate.cli.options import AnyModel, AsJson, GatesFile, ModelChoice, Picture, SinkChoice, print_json, unfolded
 
 
 @unfolded
@@ -15,15 +15,14 @@ def ask(
     chosen: ModelChoice,
     image: Picture,
     question: Annotated[str, typer.Argument(help="What to ask about the image.")],
+    criteria: SinkChoice,
     gates: GatesFile = None,
     any_model: AnyModel = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest answer, in tokens.")] = 64,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about an image, with the Keys gated if gates are given; learned ones read the question first."""
-    from sinkgate.methods import criterion_of
     from sinkgate.methods.lsg import LSG
-    from sinkgate.models.vlm import find_sinks
     from sinkgate.sinks.gates import Gates
 
     learned = LSG.from_pretrained(gates) if gates and gates.is_dir() else None
@@ -33,8 +32,7 @@ def ask(
         learned.to(vlm.device).check_fits(vlm, any_model)
     table = (fixed or Gates.ones(vlm)).for_model(vlm, any_model)
     prompt = vlm.prompt(image, question)
-    criterion = criterion_of([learned])
-    sinks = find_sinks(vlm, prompt, v_sink=criterion, l_sink=criterion)
+    sinks = criteria.finder([learned])(vlm, prompt)
     if learned:
         table = learned.read(vlm, prompt, sinks)
     trace = vlm.answer(prompt, table, sinks, max_new_tokens=max_new_tokens)
@@ -58,48 +56,45 @@ def ask(
 def sinks(
     chosen: ModelChoice,
     image: Picture,
+    criteria: SinkChoice,
     question: Annotated[
         str, typer.Option(help="The question that the LLM reads behind the image.")
     ] = "What is in the picture?",
-    v_sink: Criterion = "auto",
-    l_sink: Criterion = "auto",
     everything: Annotated[
-        bool, typer.Option("--report", help="What every criterion says, and where they disagree.")
+        bool, typer.Option("--report", help="Print the verdicts of all criteria, and where they disagree.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say which visual tokens of an image are sinks, and why."""
+    """List the visual tokens of an image that are sinks, a line each, with the reasons."""
     from sinkgate.analysis.report import report
     from sinkgate.models.vlm import find_sinks
-    from sinkgate.sinks.classify import criterion
 
-    for name in (v_sink, l_sink):
-        criterion(name)  # refuse a wrong name before the model is loaded
+    finder = criteria.finder()
     vlm = chosen.load()
     prompt = vlm.prompt(image, question)
     if everything:
         typer.echo(str(report(vlm, prompt)))
         return
-    found = find_sinks(vlm, prompt, v_sink=v_sink, l_sink=l_sink)
-    verdict = found.v_verdict  # None where the vision encoder cannot be looked into
+    found = find_sinks(vlm, prompt, v_sink=finder.v_sink, l_sink=finder.l_sink)
+    v_sinks = found.v_sink.nonzero()[:, 0].tolist()
     if as_json:
+        verdict = found.v_verdict  # None where the vision encoder cannot be looked into
         print_json(
             summary=found.summary(),
+            criteria=finder.settings(vlm),
             grid=list(prompt.grid),
             v_sink=_positions(found.v_sink, prompt.visual),
             l_sink=[_positions(mask, prompt.visual) for mask in found.l_sink],
             v_criterion=verdict.criterion if verdict else None,
             l_criterion=found.l_verdict.criterion,
             v_score=verdict.score[0].tolist() if verdict else [],
-            evidence=[found.explain(int(token)) for token in found.v_sink.nonzero()[:, 0]],
+            evidence=[found.explain(token) for token in v_sinks],
         )
         return
     typer.echo(found.summary())
-    for token in found.v_sink.nonzero()[:, 0]:
-        typer.echo(f"  {found.explain(int(token))}")
-    for layer, mask in enumerate(found.l_sink):
-        for token in mask.nonzero()[:, 0]:
-            typer.echo(f"  layer {layer}: {found.explain(int(token), layer)}")
+    l_sinks = found.l_sink.any(0).nonzero()[:, 0].tolist()
+    for token in [*v_sinks, *(token for token in l_sinks if token not in v_sinks)]:
+        typer.echo(f"  {found.explain(token)}")
 
 
 def _positions(mask: Any, visual: Any) -> list[int]:

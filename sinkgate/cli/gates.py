@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sinkgate.cli.data import SCENES, DataChoice
-from sinkgate.cli.options import AnyModel, AsJson, ModelChoice, print_json, unfolded
+from sinkgate.cli.options import AnyModel, AsJson, ModelChoice, SinkChoice, print_json, unfolded
 from sinkgate.errors import SinkgateError
 from sinkgate.output import writable_folder
 from sinkgate.sinks.gates import read_layers
@@ -21,6 +21,7 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples sid
 def train(
     chosen: ModelChoice,
     data: DataChoice,
+    criteria: SinkChoice,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints; the gates will lie in its gates/.")],
     validation: Annotated[Path | None, typer.Option(help="File in LLaVA's format to look at after each epoch.")] = None,
     layers: Annotated[str, typer.Option(help='"all", or numbers from 0 such as 3,6,7 or 4-10.')] = "all",
@@ -29,7 +30,9 @@ def train(
     start: Annotated[
         str, typer.Option(help="paper: scales sum to 1; identity: begins as the unmodified model.")
     ] = "paper",
-    criterion: Annotated[str, typer.Option(help="How sinks are found.")] = "auto",
+    criterion: Annotated[
+        str, typer.Option(help="Criterion of both V-sinks and L-sinks, where no other is named.")
+    ] = "auto",
     together: Annotated[bool, typer.Option("--together", help="The gates learn as one, not each by itself.")] = False,
     epochs: Annotated[float, typer.Option(min=0.01, help="Times that each sample is seen.")] = 2,
     learning_rate: Annotated[float, typer.Option(help="Its highest; cosine to zero.")] = 1e-3,
@@ -61,7 +64,8 @@ def train(
     vlm = chosen.load()
     set_seed(seed)
     at = read_layers(layers, vlm.num_layers)
-    options: dict[str, Any] = {"grouping": grouping, "signal": signal, "start": start, "criterion": criterion}
+    options: dict[str, Any] = {"grouping": grouping, "signal": signal, "start": start}
+    options["criterion"] = criteria.replaced(criterion)
     lsg = LSG.for_vlm(vlm, at, **options)
     if processes.is_main_process and not as_json:
         typer.echo(f"{lsg.trainable_parameters()}; {len(samples)} samples")
@@ -100,6 +104,7 @@ def train(
 def stack(
     chosen: ModelChoice,
     data: DataChoice,
+    criteria: SinkChoice,
     gates: Annotated[Path, typer.Argument(help="Folder of gates that were trained apart.")],
     out: Annotated[Path, typer.Option(help="Folder for the stack.")],
     by: Annotated[str, typer.Option(help="loss or accuracy: what decides.")] = "loss",
@@ -117,6 +122,7 @@ def stack(
     writable_folder(out)  # before the work
     vlm = chosen.load()
     lsg.check_fits(vlm, any_model)
+    lsg.config = replace(lsg.config, criterion=criteria.replaced(lsg.config.criterion))
     found = stack_gates(lsg.to(vlm.device), vlm, samples, score=by, margin=margin)
     layers = list(found.lsg.config.layers)
     told = {by: abs(found.score), f"{by} of the unmodified model": abs(found.unmodified), "samples": len(samples)}

@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from sinkgate.errors import SinkgateError
+
 if TYPE_CHECKING:
+    from sinkgate.models.finder import SinkFinder
     from sinkgate.models.vlm import VLM
 
 Picture = Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")]
@@ -34,7 +38,6 @@ Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or
 GatesFile = Annotated[Path | None, typer.Option("--gates", help="JSON file of fixed gates, or folder of learned ones.")]
 AnyModel = Annotated[bool, typer.Option("--any-model", help="Accept gates that were made for another model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Criterion = Annotated[str, typer.Option(help="auto, dimensions, massive, norm or attention.")]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,95 @@ class ModelChoice:
 
             options["device"] = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else None
         return loading.load(self.model, **options)
+
+
+@dataclass(frozen=True)
+class SinkChoice:
+    """The criteria of sinks that a command's options name.
+
+    Raises:
+        SinkgateError: no criterion has that name, or options do not go together.
+    """
+
+    v_sink: Annotated[
+        str | None,
+        typer.Option(
+            "--v-sink",
+            help="Criterion of V-sinks: auto, dimensions, massive, norm or attention. If left out: that of the gates, else auto.",
+        ),
+    ] = None
+    l_sink: Annotated[str | None, typer.Option("--l-sink", help="Criterion of L-sinks, likewise.")] = None
+    dimensions: Annotated[
+        str | None,
+        typer.Option(
+            "--dimensions",
+            help="Sink dimensions of the LLM, such as 1415,2533; makes the criterion of L-sinks dimensions.",
+        ),
+    ] = None
+    vision_dimensions: Annotated[
+        str | None,
+        typer.Option(
+            "--vision-dimensions", help="Sink dimensions of the vision encoder, such as 650; likewise for V-sinks."
+        ),
+    ] = None
+    tau: Annotated[
+        float | None,
+        typer.Option(
+            "--tau",
+            help="Threshold of |h[d]| / RMS(h) in the criterion dimensions; 20, less in narrow models, if left out.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        from sinkgate.sinks.criteria import read_criterion
+
+        for criterion in self.given:
+            if criterion:
+                read_criterion(criterion)
+        if self.tau is not None and (
+            not 0 < self.tau < math.inf or "dimensions" not in " ".join(filter(None, self.given))
+        ):
+            raise SinkgateError(
+                f"--tau is {self.tau:g}; expected a positive number with --v-sink dimensions, --l-sink dimensions or dimensions given"
+            )
+
+    @property
+    def given(self) -> tuple[str | None, str | None]:
+        """The criteria of V-sinks and L-sinks, each None where the options leave it open."""
+        return (
+            self._side("--v-sink", self.v_sink, "--vision-dimensions", self.vision_dimensions),
+            self._side("--l-sink", self.l_sink, "--dimensions", self.dimensions),
+        )
+
+    def finder(self, methods: Iterable[Any] = (), *, l_sinks: bool = True) -> SinkFinder:
+        """Return a finder of sinks by these criteria, by those of the methods where they are left open.
+
+        Raises:
+            SinkgateError: see `sinkgate.methods.finder_of`.
+        """
+        from sinkgate.methods import finder_of
+
+        v_sink, l_sink = self.given
+        return finder_of(methods, v_sink=v_sink, l_sink=l_sink, l_sinks=l_sinks)
+
+    def replaced(self, criterion: str) -> str:
+        """Return the criterion of gates with the sides replaced that the options name."""
+        from sinkgate.sinks.criteria import by_side
+
+        v_sink, l_sink = (given or own for given, own in zip(self.given, by_side(criterion), strict=True))
+        return v_sink if v_sink == l_sink else f"{v_sink}; {l_sink}"
+
+    def _side(self, option: str, criterion: str | None, numbers: str, dimensions: str | None) -> str | None:
+        if dimensions is not None:
+            if criterion not in (None, "dimensions"):
+                raise SinkgateError(f"{numbers} belongs to {option} dimensions; got {option} {criterion}")
+            parts = [part.strip() for part in dimensions.split(",")]
+            if not all(part.isdecimal() for part in parts):
+                raise SinkgateError(f"{numbers} is {dimensions!r}; expected numbers such as 1415,2533")
+            criterion = f"dimensions {','.join(parts)}"
+        if self.tau is not None and criterion and criterion.startswith("dimensions") and "tau" not in criterion:
+            criterion += f" tau {self.tau:.12g}"
+        return criterion
 
 
 def unfolded(command: Callable[..., None]) -> Callable[..., None]:

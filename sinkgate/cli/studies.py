@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sinkgate.cli.data import DataChoice
-from sinkgate.cli.options import AnyModel, AsJson, Criterion, ModelChoice, print_json, unfolded
+from sinkgate.cli.options import AnyModel, AsJson, ModelChoice, SinkChoice, print_json, unfolded
 from sinkgate.errors import SinkgateError
 from sinkgate.sinks.gates import read_layers
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sinkgate.methods import Method
+    from sinkgate.models.finder import SinkFinder
+    from sinkgate.models.vlm import VLM
     from sinkgate.studies.results import Results
     from sinkgate.studies.runner import Shard, Study
 
@@ -77,23 +79,20 @@ def anatomy(
     chosen: ModelChoice,
     data: DataChoice,
     kept: RunChoice,
-    v_sink: Criterion = "auto",
-    l_sink: Criterion = "auto",
+    criteria: SinkChoice,
     layers: Layers = "all",
     batch_size: Chunk = 8,
     as_json: AsJson = False,
 ) -> None:
     """Norms, spikes, attention, Values and outputs of V-sinks, L-sinks and ordinary tokens, layer by layer."""
-    from sinkgate.sinks.classify import criterion
     from sinkgate.studies.anatomy import Anatomy, by_layer
 
-    for name in (v_sink, l_sink):
-        criterion(name)  # refuse a wrong name before the model is loaded
-    asked = data.asked()
+    asked, find = data.asked(), criteria.finder()
     samples = [item.sample for item in asked.items]
     vlm = chosen.load()
     at = read_layers(layers, vlm.num_layers)
-    study = Anatomy(vlm, samples, v_sink=v_sink, l_sink=l_sink, layers=at, chunk=batch_size, about=asked.about)
+    about = asked.about | _sinks(find, vlm)
+    study = Anatomy(vlm, samples, v_sink=find.v_sink, l_sink=find.l_sink, layers=at, chunk=batch_size, about=about)
     with ExitStack() as scratch:
         if results := kept.run(study, scratch):
             _show(by_layer(results.table("tokens")), as_json)
@@ -103,14 +102,13 @@ def anatomy(
 def probe(
     chosen: ModelChoice,
     kept: RunChoice,
+    criteria: SinkChoice,
     data: Annotated[
         str, typer.Option("--data", help='"scenes" (the demo world), or a scene file of CLEVR.')
     ] = "scenes",
     images: Annotated[Path | None, typer.Option("--images", help="Folder of CLEVR's images.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=10, help="Pictures at most.")] = 2000,
     seed: Annotated[int, typer.Option("--seed", help="Another seed: other scenes, other draws, other splits.")] = 0,
-    v_sink: Criterion = "auto",
-    l_sink: Criterion = "auto",
     layers: Layers = "all",
     tokens: Annotated[int, typer.Option(min=1, help="Ordinary tokens in a draw.")] = 5,
     draws: Annotated[int, typer.Option(min=2, help="Draws of ordinary tokens, and splits into train and test.")] = 5,
@@ -124,10 +122,12 @@ def probe(
     from sinkgate.studies.results import Results
     from sinkgate.studies.runner import Shard
 
-    pictures = _pictures(data, images, limit, seed)
+    pictures, find = _pictures(data, images, limit, seed), criteria.finder()
     vlm = chosen.load()
     at = read_layers(layers, vlm.num_layers)
-    options: dict[str, Any] = {"v_sink": v_sink, "l_sink": l_sink, "layers": at, "tokens": tokens, "draws": draws}
+    _sinks(find, vlm)
+    options: dict[str, Any] = {"v_sink": find.v_sink, "l_sink": find.l_sink}
+    options |= {"layers": at, "tokens": tokens, "draws": draws}
     about = {"data": data, "limit": limit, "seed": seed}
     features = Features(vlm, pictures, about, **options, seed=seed, chunk=batch_size)
     with ExitStack() as scratch:
@@ -147,6 +147,7 @@ def sweep(
     chosen: ModelChoice,
     data: DataChoice,
     kept: RunChoice,
+    criteria: SinkChoice,
     layers: Layers = "all",
     free: Annotated[
         str | None, typer.Option("--grid", help="Scales such as 0,0.5,1,2: every pair of them beside the paper's line.")
@@ -167,9 +168,15 @@ def sweep(
         raise SinkgateError("--three asks for scales of three groups: name them with --grid, such as --grid 0,0.5,1,2")
     if free:
         points = (*points, *grid(_scales(free)), *(grid(_scales(free), 3) if three else ()))
-    asked = data.asked()
+    if not three and (criteria.l_sink or criteria.dimensions):
+        typer.echo(
+            "L-sinks are scaled as the rest here, whatever their criterion; --grid with --three sets them apart",
+            err=True,
+        )
+    asked, find = data.asked(), criteria.finder(l_sinks=three)
     vlm = chosen.load()
-    study = Sweep(vlm, asked.items, read_layers(layers, vlm.num_layers), points, batch_size, about=asked.about)
+    about = asked.about | _sinks(find, vlm)
+    study = Sweep(vlm, asked.items, read_layers(layers, vlm.num_layers), points, batch_size, find, about)
     with ExitStack() as scratch:
         if results := kept.run(study, scratch):
             _show(confirmed(results.table("items"), results.table("answers"), seed=data.seed), as_json)
@@ -180,6 +187,7 @@ def evaluate(
     chosen: ModelChoice,
     data: DataChoice,
     kept: RunChoice,
+    criteria: SinkChoice,
     gates: Annotated[
         list[Path] | None, typer.Option(help="Folder of learned gates, or JSON file of fixed ones; once for each.")
     ] = None,
@@ -215,7 +223,8 @@ def evaluate(
         methods[name] = read_method(path, vlm, any_model)
         origins[name] = checksum_of(path, (*WEIGHTS, ".json"))
     methods = {"unmodified": Fixed(Gates.ones(vlm)), **methods}
-    about |= {"gates": [str(path) for path in gates or ()]}
+    find = criteria.finder(methods.values())
+    about |= {"gates": [str(path) for path in gates or ()], **_sinks(find, vlm)}
     study = Examination(
         vlm,
         benchmark,
@@ -225,6 +234,7 @@ def evaluate(
         extractor,
         max_new_tokens,
         batch_size,
+        find,
         origins=origins,
         about=about,  # pyright: ignore[reportArgumentType]
     )
@@ -270,6 +280,13 @@ def merge(
     found = gather(folders, out)
     state = "finished" if found.finished else "not finished"
     typer.echo(f"{len(found.parts)} of {found.about['units']} parts in {out}: {state}")
+
+
+def _sinks(find: SinkFinder, vlm: VLM) -> dict[str, str]:
+    """Print by which criteria sinks are found, and return it for the record of a study."""
+    words = find.describe(vlm)
+    typer.echo(words, err=True)
+    return {"sinks": words}
 
 
 def _pictures(data: str, images: Path | None, limit: int, seed: int) -> list[Any]:

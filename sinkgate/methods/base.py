@@ -12,9 +12,8 @@ import torch
 from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import SinkgateError
 from sinkgate.models.batch import Batch
-from sinkgate.models.prompts import Prompt
-from sinkgate.models.vlm import VLM, Finder, find_sinks, find_v_sinks
-from sinkgate.sinks.classify import SinkMasks
+from sinkgate.models.finder import SinkFinder
+from sinkgate.models.vlm import VLM
 from sinkgate.sinks.gates import Gates
 
 
@@ -23,7 +22,7 @@ class Method(Protocol):
 
     @property
     def criterion(self) -> str | None:
-        """Criterion, a name of ``CRITERIA``, by which the method wants sinks; None for the default."""
+        """Criterion by which the method wants sinks, as `LSGConfig` holds it; None for the default."""
         ...
 
     @property
@@ -61,26 +60,24 @@ def criterion_of(methods: Iterable[Any]) -> str:
     return names[0] if names else "auto"
 
 
-def finder_of(methods: Iterable[Any], *, l_sinks: bool = True) -> Finder:
-    """Return a function that finds sinks by the criterion of these methods.
+def finder_of(
+    methods: Iterable[Any], *, v_sink: str | None = None, l_sink: str | None = None, l_sinks: bool = True
+) -> SinkFinder:
+    """Return a finder of sinks by the criterion of these methods.
 
     Args:
         methods: see `criterion_of`.
+        v_sink: criterion of V-sinks, whatever the methods name; theirs where None.
+        l_sink: criterion of L-sinks, likewise.
         l_sinks: False leaves L-sinks out, at the cost of the encoder alone, unless a method uses them.
 
     Raises:
         SinkgateError: methods name different criteria.
     """
     methods = list(methods)
-    name = criterion_of(methods)
+    name = "auto" if v_sink and l_sink else criterion_of(methods)
     v_only = not l_sinks and not any(getattr(method, "uses_l_sinks", True) for method in methods)
-
-    def find(vlm: VLM, prompt: Prompt) -> SinkMasks:
-        if v_only and not (name == "auto" and prompt.sinks):
-            return find_v_sinks(vlm, prompt, name)
-        return find_sinks(vlm, prompt, v_sink=name, l_sink=name)
-
-    return find
+    return SinkFinder(v_sink or name, l_sink or name, v_only)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,7 @@ from sinkgate._version import __version__
 from sinkgate.errors import SinkgateError
 from sinkgate.models.prompts import Prompt, refuse_several
 from sinkgate.sinks.classify import Observation, classify_patches, criterion
-from sinkgate.sinks.criteria import Choice, Criterion, Signals, SinkCriteria, SinkDimensions, tau_for
+from sinkgate.sinks.criteria import Choice, Criterion, Signals, SinkCriteria, SinkDimensions, by_side, tau_for
 from sinkgate.sinks.discovery import AUTO, Discovery, known_criterion
 from sinkgate.sinks.evidence import Evidence, combine, gather_evidence
 from sinkgate.sinks.known_dimensions import Side
@@ -147,21 +148,30 @@ def sink_criteria(
 def _resolve(vlm: VLM, choice: str | Criterion | Choice, side: Side, prompt: Prompt | None) -> Choice:
     if isinstance(choice, Choice):
         return choice
+    if isinstance(choice, str):
+        choice = by_side(choice)[side == "llm"]
     if choice == "auto":
         with vlm.lock:
             if vlm.criteria is None:
                 vlm.criteria = _known_criteria(vlm) or held_discovery(vlm, prompt).criteria
             return vlm.criteria.v_sink if side == "vision" else vlm.criteria.l_sink
     decide = criterion(choice)
-    if not isinstance(decide, SinkDimensions) or decide.dims is not None:
+    if not isinstance(decide, SinkDimensions):
         return Choice(decide)
     width = _width(vlm, side)
-    if held := known_criterion(vlm.name, side, width):
+    if decide.dims is not None:
+        dims, reason = decide.dims, ""
+        outside = [each for each in dims if not 0 <= each < (width or math.inf)]
+        if outside and side == "llm":  # the features of some encoders are several of its states side by side
+            raise SinkgateError(
+                f"there is no dimension {outside[0]} in the LLM of {vlm.name}: hidden states are {width} wide; give dimensions of this model"
+            )
+    elif held := known_criterion(vlm.name, side, width):
         dims, reason = held.dims, held.reason
     else:
         found = held_discovery(vlm, prompt)
         dims, reason = found.dimensions(side), found.origin
-    tau = tau_for(width) if isinstance(choice, str) and width else decide.tau
+    tau = tau_for(width) if isinstance(choice, str) and "tau" not in choice and width else decide.tau
     return Choice(replace(decide, dims=dims, tau=tau), reason if dims else "")
 
 

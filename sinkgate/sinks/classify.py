@@ -21,7 +21,6 @@ from torch import Tensor
 from sinkgate.errors import SinkgateError
 from sinkgate.images.layout import Sheet
 from sinkgate.sinks.criteria import (
-    CRITERIA,
     Choice,
     Criterion,
     FirstThatFinds,
@@ -31,6 +30,7 @@ from sinkgate.sinks.criteria import (
     SinkDimensions,
     Verdict,
     over_median,
+    read_criterion,
 )
 from sinkgate.sinks.evidence import TINY
 from sinkgate.sinks.sink_map import SinkMap, SinkMasks, TextTokens
@@ -243,6 +243,4 @@ def criterion(choice: str | Criterion | Choice) -> Criterion:
         return choice.criterion
     if not isinstance(choice, str):
         return choice
-    if choice not in CRITERIA:
-        raise SinkgateError(f"no criterion is called {choice!r}; there are: {', '.join(CRITERIA)}")
-    return CRITERIA[choice]
+    return read_criterion(choice)

@@ -10,6 +10,7 @@ Shapes: G layers, T all tokens, N judged tokens, D channels.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -246,6 +247,43 @@ CRITERIA: dict[str, Criterion] = {
     "norm": NormOutliers(),
     "attention": AttentionShare(),
 }
+
+
+def read_criterion(text: str) -> Criterion:
+    """Return the criterion that a text names: a key of ``CRITERIA``, or "dimensions" with dimensions, a threshold or both.
+
+    Raises:
+        SinkgateError: no criterion has that name, or what stands behind "dimensions" is something else.
+
+    Example:
+        >>> read_criterion("dimensions 1415,2533 tau 20")
+        SinkDimensions(dims=(1415, 2533), tau=20.0, normalize=True)
+    """
+    if text in CRITERIA:
+        return CRITERIA[text]
+    if not text.startswith("dimensions "):
+        raise SinkgateError(f"no criterion is called {text!r}; there are: {', '.join(CRITERIA)}")
+    parts = re.fullmatch(r"dimensions((?:[\s,]+\d+)*)(?:\s+tau\s+(\d+(?:\.\d+)?(?:e-?\d+)?))?", text)
+    if parts is None or not float(parts[2] or TAU):
+        raise SinkgateError(f'the criterion is {text!r}; expected such as "dimensions 1415,2533 tau 20", tau above 0')
+    dims = tuple(int(each) for each in re.findall(r"\d+", parts[1]))
+    return SinkDimensions(dims or None, float(parts[2] or TAU))
+
+
+def by_side(text: str) -> tuple[str, str]:
+    """Return the criteria of V-sinks and of L-sinks that one text names: one for both, or two with a semicolon between.
+
+    Raises:
+        SinkgateError: there are more than two.
+
+    Example:
+        >>> by_side("norm"), by_side("dimensions 650; massive")
+        (('norm', 'norm'), ('dimensions 650', 'massive'))
+    """
+    names = [name.strip() for name in text.split(";")]
+    if len(names) > 2:
+        raise SinkgateError(f"the criteria are {text!r}; expected two at most, of V-sinks and of L-sinks")
+    return names[0], names[-1]
 
 
 def _by_dimensions(

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError
-from sinkgate.models.dimensions import discover
+from sinkgate.models.dimensions import held_discovery, sink_criteria
 from sinkgate.models.prompts import Prompt
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.classify import HeadObservation, Merged, SinkMap, classify
-from sinkgate.sinks.criteria import CRITERIA, Criterion, SinkDimensions, over_median
+from sinkgate.sinks.criteria import CRITERIA, Choice, Criterion, SinkCriteria, SinkDimensions, over_median, tau_for
 from sinkgate.sinks.known_dimensions import SIDES, Side
 from sinkgate.studies.provenance import facts_of, facts_of_samples
 from sinkgate.studies.runner import Tables, chunks
@@ -70,8 +70,8 @@ TABLES: dict[str, dict[str, str]] = {
 class Anatomy:
     """The study: `TABLES` of every sample by itself, so that no number depends on ``chunk``, how many are a part of the results.
 
-    ``dims``: the sink dimensions on both sides, for ``spike`` and the criterion "dimensions"; `sinkgate.discover` looks for
-    them once where None. ``layers``: those that ``tokens`` and ``heads`` keep, all where None. ``v_sink``, ``l_sink`` and ``merged`` sort tokens into groups as in `sinkgate.find_sinks`.
+    ``dims``: the sink dimensions on both sides, for ``spike`` and the criterion "dimensions"; where None those of the criteria that are
+    held for the model, else those that `sinkgate.discover` finds. ``layers``: those that ``tokens`` and ``heads`` keep, all where None. ``v_sink``, ``l_sink`` and ``merged`` sort tokens into groups as in `sinkgate.find_sinks`.
     ``about``: what else is to be told of a run.
     """
 
@@ -79,27 +79,38 @@ class Anatomy:
     vlm: VLM
     samples: Sequence[Sample]
     dims: Dims | None = None
-    v_sink: str | Criterion = "auto"
-    l_sink: str | Criterion = "auto"
+    v_sink: str | Criterion | Choice = "auto"
+    l_sink: str | Criterion | Choice = "auto"
     merged: Merged = "any"
     layers: Sequence[int] | None = None
     chunk: int = 8
     about: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
+    def criteria(self) -> SinkCriteria:
+        """The criteria of sinks, the same for every sample."""
+        sides = ((self.v_sink, "vision"), (self.l_sink, "llm"))
+        v_sink, l_sink = (self._on_dims(each, side) for each, side in sides)
+        return sink_criteria(self.vlm, v_sink=v_sink, l_sink=l_sink)
+
+    def _on_dims(self, criterion: str | Criterion | Choice, side: Side) -> str | Criterion | Choice:
+        if self.dims is None or criterion != "dimensions":
+            return criterion
+        return " ".join([criterion, *map(str, dims)]) if (dims := self.dims.get(side)) else SinkDimensions(())
+
+    @cached_property
     def dimensions(self) -> Dims:
-        """The sink dimensions that are looked at."""
+        """The sink dimensions that are measured: ``dims``, else those of the criteria, else those of the model."""
         if self.dims is not None:
             return self.dims
-        found = discover(self.vlm)
-        return {side: found.dimensions(side) for side in SIDES}
+        by_criteria: Dims = {"vision": self.criteria.v_sink.dims, "llm": self.criteria.l_sink.dims}
+        return {side: by_criteria[side] or held_discovery(self.vlm).dimensions(side) for side in SIDES}
 
     @property
     def settings(self) -> dict[str, Any]:
         """See `sinkgate.studies.runner.Study`."""
-        criteria = {"v_sink": self.v_sink, "l_sink": self.l_sink}
         return {
-            **{name: each if isinstance(each, str) else repr(each) for name, each in criteria.items()},
+            **self.criteria.settings,
             "merged": self.merged,
             "layers": "all" if self.layers is None else list(self.layers),
             "dimensions": {side: list(dims) for side, dims in self.dimensions.items()},
@@ -127,8 +138,8 @@ class Anatomy:
         each = []
         for number, sample in enumerate(self.samples[start : start + self.chunk], start):
             prompt = self.vlm.prompt(sample.images, sample.question)
-            criteria = {"v_sink": self.v_sink, "l_sink": self.l_sink}
-            each.append(dissect(self.vlm, prompt, self.dimensions, **criteria, merged=self.merged, sample=number))
+            held = {"v_sink": self.criteria.v_sink, "l_sink": self.criteria.l_sink}
+            each.append(dissect(self.vlm, prompt, self.dimensions, **held, merged=self.merged, sample=number))
         return {name: self._kept(pd.concat([tables[name] for tables in each], ignore_index=True)) for name in TABLES}
 
     def _kept(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -142,8 +153,8 @@ def dissect(
     prompt: Prompt,
     dims: Dims,
     *,
-    v_sink: str | Criterion = "auto",
-    l_sink: str | Criterion = "auto",
+    v_sink: str | Criterion | Choice = "auto",
+    l_sink: str | Criterion | Choice = "auto",
     merged: Merged = "any",
     sample: int = 0,
 ) -> dict[str, pd.DataFrame]:
@@ -169,7 +180,13 @@ def dissect(
     vision, llm = dims.get("vision", ()), dims.get("llm", ())
     choices = {name: (name, name) for name in NAMED} | {"chosen": (v_sink, l_sink)}
     found = {
-        name: classify(seen, prompt.sheets, v_sink=_with(vision, one), l_sink=_with(llm, other), merged=merged)
+        name: classify(
+            seen,
+            prompt.sheets,
+            v_sink=_with(vision, one, seen.features),
+            l_sink=_with(llm, other, seen.hidden),
+            merged=merged,
+        )
         for name, (one, other) in choices.items()
     }
     sinks = found.pop("chosen")
@@ -190,9 +207,11 @@ def dissect(
 # --- what is measured
 
 
-def _with(dims: Sequence[int], criterion: str | Criterion) -> str | Criterion:
-    """The criterion, on these dimensions where it is called "dimensions"."""
-    return SinkDimensions(tuple(dims)) if criterion == "dimensions" else criterion
+def _with(dims: Sequence[int], criterion: str | Criterion | Choice, states: Tensor | None) -> str | Criterion | Choice:
+    """Return the criterion, on these dimensions and with the tau of states (..., D) where it is called "dimensions"."""
+    if criterion != "dimensions":
+        return criterion
+    return SinkDimensions(tuple(dims)) if states is None else SinkDimensions(tuple(dims), tau_for(states.shape[-1]))
 
 
 def _members(prompt: Prompt, sinks: SinkMap, keys: int) -> Tensor:

@@ -15,7 +15,7 @@ from sinkgate.benchmarks import Benchmark, Item
 from sinkgate.errors import SinkgateError
 from sinkgate.methods import Method, finder_of
 from sinkgate.models.vlm import VLM, Finder
-from sinkgate.studies.base import OfItems, frame_of, ready
+from sinkgate.studies.base import OfItems, finder_settings, frame_of, ready
 from sinkgate.studies.runner import Tables
 from sinkgate.training.dataset import Lessons, batches
 from sinkgate.training.evaluation import evaluate
@@ -63,10 +63,16 @@ class Examination(OfItems):
             "methods": list(self.methods),
             "asking": self.asking,
             "chunk": self.chunk,
+            **finder_settings(self.finder, self.vlm),
         }
         if self.asking == "written":
             told |= {"extractor": self.extractor, "max_new_tokens": self.max_new_tokens}
         return {**told, **({"origins": dict(self.origins)} if self.origins else {})}
+
+    @property
+    def finder(self) -> Finder:
+        """The finder of sinks: ``find``, else by the criterion of the methods."""
+        return self.find or finder_of(self.methods.values())
 
     @property
     def data(self) -> dict[str, Any]:
@@ -77,7 +83,7 @@ class Examination(OfItems):
         """Tables ``items`` and ``answers`` of one chunk; raises SinkgateError where an item cannot be asked."""
         start = unit * self.chunk
         part = self.items[start : start + self.chunk]
-        lessons = Lessons(self.vlm, self.find or finder_of(self.methods.values()))
+        lessons = Lessons(self.vlm, self.finder)
         ask = self._forced if self.asking == "forced" else self._written
         numbers = np.arange(start, start + len(part), dtype=np.int32)
         answers = [

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Literal, get_args
@@ -26,9 +27,10 @@ from torch import Tensor
 from sinkgate.data import Pictured
 from sinkgate.data.probe_example import Target
 from sinkgate.errors import SinkgateError
+from sinkgate.models.dimensions import sink_criteria
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.classify import Merged, Observation, SinkMasks, classify
-from sinkgate.sinks.criteria import Criterion
+from sinkgate.sinks.criteria import Choice, Criterion, SinkCriteria
 from sinkgate.studies.provenance import checksum, facts_of, mark_of
 from sinkgate.studies.runner import chunks
 
@@ -70,8 +72,8 @@ class Features:
     data: dict[str, Any] = field(default_factory=dict)
     question: str = QUESTION
     layers: Sequence[int] | None = None
-    v_sink: str | Criterion = "auto"
-    l_sink: str | Criterion = "auto"
+    v_sink: str | Criterion | Choice = "auto"
+    l_sink: str | Criterion | Choice = "auto"
     merged: Merged = "any"
     tokens: int = 5
     draws: int = 5
@@ -91,13 +93,18 @@ class Features:
         if self.dtype not in get_args(Precision):
             raise SinkgateError(f"dtype is {self.dtype!r}; expected {' or '.join(get_args(Precision))}")
 
+    @cached_property
+    def criteria(self) -> SinkCriteria:
+        """The criteria of sinks, the same for every picture."""
+        return sink_criteria(self.vlm, v_sink=self.v_sink, l_sink=self.l_sink)
+
     @property
     def settings(self) -> dict[str, Any]:
-        names = ("question", "v_sink", "l_sink", "merged", "tokens", "draws", "dtype", "seed", "chunk")
+        names = ("question", "merged", "tokens", "draws", "dtype", "seed", "chunk")
         values = {name: getattr(self, name) for name in names}
         told = {name: value if isinstance(value, str | int) else repr(value) for name, value in values.items()}
         marks = [[mark_of(each.image), _written(each.targets)] for each in self.pictures]
-        return {**told, "layers": self._layers, "pictures": checksum(marks)}
+        return {**told, **self.criteria.settings, "layers": self._layers, "pictures": checksum(marks)}
 
     @property
     def model(self) -> dict[str, Any]:
@@ -130,7 +137,8 @@ class Features:
             raise SinkgateError(
                 f"picture {number}: hidden states are not finite in {self.vlm.model.dtype}; load the model in float32 or bfloat16"
             )
-        sinks = classify(seen, prompt.sheets, v_sink=self.v_sink, l_sink=self.l_sink, merged=self.merged)
+        held = self.criteria
+        sinks = classify(seen, prompt.sheets, v_sink=held.v_sink, l_sink=held.l_sink, merged=self.merged)
         drawn = draw_ordinary(sinks, self.tokens, self.draws, f"{self.seed}/{number}")
         pooled = {}
         if (tokens := encoder_states(seen)) is not None:

@@ -35,6 +35,7 @@ from sinkgate.studies.provenance import versions
 from sinkgate.studies.results import FORMAT, VERSION, Results
 
 IDENTITY = ("study", "settings", "model", "data", "units")  # what a continued run has to share
+CRITERIA = {"settings.v_sink": "V-sinks", "settings.l_sink": "L-sinks"}  # settings that are criteria of sinks
 Tables = Mapping[str, pd.DataFrame | dict[str, Tensor]]
 
 
@@ -215,6 +216,11 @@ def _agree(kept: dict[str, Any], about: dict[str, Any], out: Path) -> None:
     there, here = _flat({key: kept[key] for key in IDENTITY}), _flat({key: about[key] for key in IDENTITY})
     for key in [*here, *there]:
         if there.get(key) != here.get(key):
+            if group := CRITERIA.get(key):
+                raise SinkgateError(
+                    f"{out} was begun with {group} by {there.get(key, 'no criterion on record')}, this is a study of {group} by "
+                    f"{here.get(key, 'no criterion')}; name another folder, or the same criterion, dimensions and tau as there"
+                )
             raise SinkgateError(
                 f"{out} holds another study: {key} is {there.get(key)} there and {here.get(key)} here; name another folder"
             )

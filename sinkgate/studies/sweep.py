@@ -9,7 +9,7 @@ Shapes: S samples, M settings.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -20,9 +20,10 @@ from sinkgate.analysis.statistics import compared, holm, intervals, sign_test, s
 from sinkgate.analysis.sweep import CONTROLS, LINE, Setting, oracle
 from sinkgate.benchmarks import Item
 from sinkgate.methods import Fixed
-from sinkgate.models.vlm import VLM, Finder, find_sinks, find_v_sinks
+from sinkgate.models.finder import SinkFinder
+from sinkgate.models.vlm import VLM, Finder
 from sinkgate.sinks.gates import Gates
-from sinkgate.studies.base import OfItems, frame_of, ready
+from sinkgate.studies.base import OfItems, finder_settings, frame_of, ready
 from sinkgate.studies.runner import Tables
 from sinkgate.training.dataset import Lessons
 from sinkgate.training.evaluation import evaluate
@@ -36,8 +37,8 @@ CELL = ["layer", *SCALES]
 class Sweep(OfItems):
     """Every setting on every item. Items with options are judged by forced choice, others by exact answer (`sinkgate.evaluate`).
 
-    ``layers`` and ``points``: as in `sinkgate.oracle`. ``find`` names sinks; None takes the default criteria, and for settings that treat
-    L-sinks as the rest the encoder alone. ``chunk``: items side by side in a forward, and in a part of the results.
+    ``layers`` and ``points``: as in `sinkgate.oracle`. ``find`` names sinks, by the default criteria where None; its criteria are
+    part of ``settings``. A `SinkFinder` leaves L-sinks out where no setting gives them a scale of their own. ``chunk``: items side by side in a forward, and in a part of the results.
     """
 
     kind: ClassVar[str] = "sweep"
@@ -59,7 +60,8 @@ class Sweep(OfItems):
     def settings(self) -> dict[str, Any]:
         """See `sinkgate.studies.runner.Study`."""
         layers = list(range(self.vlm.num_layers) if self.layers is None else self.layers)
-        return {"layers": layers, "points": [list(point) for point in self.points], "chunk": self.chunk}
+        points = [list(point) for point in self.points]
+        return {"layers": layers, "points": points, "chunk": self.chunk, **finder_settings(self.finder, self.vlm)}
 
     def work(self, unit: int) -> Tables:
         """Tables ``items`` and ``answers`` of one chunk; raises SinkgateError where an item cannot be asked."""
@@ -67,7 +69,7 @@ class Sweep(OfItems):
         part = self.items[start : start + self.chunk]
         methods = {"": Fixed(Gates.ones(self.vlm))}
         methods |= {str(number): Fixed(setting.gates(self.vlm)) for number, setting in enumerate(self.choices)}
-        lessons = Lessons(self.vlm, self._find)
+        lessons = Lessons(self.vlm, self.finder)
         ready(lessons, part)  # before hours of work
         samples = [item.sample for item in part]
         marks = evaluate(self.vlm, methods, samples, lessons=lessons, batch_size=self.chunk, progress=False)
@@ -92,10 +94,12 @@ class Sweep(OfItems):
         return {"items": frame_of(part, start), "answers": pd.concat(answers, ignore_index=True)}
 
     @property
-    def _find(self) -> Finder:
-        if self.find is not None:
-            return self.find
-        return find_v_sinks if all(s.l_sink in (None, s.rest) for s in self.choices) else find_sinks
+    def finder(self) -> Finder:
+        """The finder of sinks, without L-sinks where no setting gives them a scale of their own."""
+        find = SinkFinder() if self.find is None else self.find
+        if isinstance(find, SinkFinder) and all(s.l_sink in (None, s.rest) for s in self.choices):
+            return replace(find, v_only=True)
+        return find
 
 
 # --- reading the results

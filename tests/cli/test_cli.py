@@ -15,6 +15,8 @@ import sinkgate as sg
 from sinkgate import cli
 from sinkgate.methods.lsg import LSG
 from sinkgate.models import loading
+from sinkgate.sinks.criteria import SinkDimensions
+from sinkgate.studies.results import Results
 
 
 @dataclass
@@ -111,6 +113,88 @@ def test_sinks_are_told_with_their_reasons(sinkgate, made):
     assert found["v_criterion"] == "attention share" and found["grid"] == [8, 8]
     assert len(found["evidence"]) == len(found["v_sink"])
     assert "V-sink" in sinkgate("sinks", made / "0001.png").stdout
+
+
+CHANNEL = ["--l-sink", "dimensions", "--dimensions", "3", "--tau", "0.5"]  # loud in many tokens of every layer
+
+
+def test_a_sink_has_one_line_whatever_the_layers(sinkgate, made, demo):
+    command = ["sinks", made / "0001.png", "--v-sink", "attention", *CHANNEL]
+    _, *lines = sinkgate(*command).stdout.splitlines()
+    prompt = demo.prompt(made / "0001.png", "What is in the picture?")
+    found = sg.find_sinks(demo, prompt, v_sink="attention", l_sink=SinkDimensions((3,), 0.5))
+    tokens = int((found.v_sink | found.l_sink.any(0)).sum())
+    assert found.l_sink.sum() > tokens == len(lines)
+    assert all("L-sink in layer" in line and "dimension 3" in line for line in lines if "V-sink" not in line)
+    told = json.loads(sinkgate(*command, "--json").stdout)
+    assert told["l_sink"] == [prompt.visual[mask].tolist() for mask in found.l_sink]
+    assert told["criteria"]["l_sink"] == "SinkDimensions(dims=(3,), tau=0.5, normalize=True)"
+
+
+def test_a_sweep_scales_the_sinks_of_the_criterion_and_keeps_to_it(sinkgate, tmp_path):
+    sweep = ["sweep", "--limit", 4, "--haze", 0.5, "--layers", 2, "--grid", "0,1", "--three", "--v-sink", "norm"]
+    by_dimensions, by_norm = tmp_path / "dimensions", tmp_path / "norm"
+    done = sinkgate(*sweep, *CHANNEL, "--out", by_dimensions)
+    assert "L-sinks by sink dimensions, dimension 3 (tau 0.5)" in done.stderr
+    sinkgate(*sweep, "--l-sink", "norm", "--out", by_norm)
+    losses = [Results.load(folder).table("answers")["loss"] for folder in (by_dimensions, by_norm)]
+    assert len(losses[0]) == len(losses[1]) and (losses[0] - losses[1]).abs().max() > 0.1
+    settings = json.loads((by_dimensions / "study.json").read_text())["settings"]
+    assert settings["v_sink"] == "NormOutliers(times=2.0, threshold=None)"
+    assert settings["l_sink"] == "SinkDimensions(dims=(3,), tau=0.5, normalize=True)"
+    for other in (["--l-sink", "norm"], ["--dimensions", "3", "--tau", "0.6"], ["--dimensions", "4", "--tau", "0.5"]):
+        refused = sinkgate(*sweep, *other, "--out", by_dimensions, code=2).stderr
+        assert "begun with L-sinks by SinkDimensions(dims=(3,), tau=0.5, normalize=True), this is a study of" in refused
+    sinkgate(*sweep, *CHANNEL, "--out", by_dimensions)
+    told = json.loads((by_norm / "study.json").read_text())
+    del told["settings"]["v_sink"], told["settings"]["l_sink"]  # as before criteria were recorded
+    (by_norm / "study.json").write_text(json.dumps(told))
+    assert len(Results.load(by_norm).table("answers")) == len(losses[1])
+    assert "no criterion on record" in sinkgate(*sweep, "--l-sink", "norm", "--out", by_norm, code=2).stderr
+
+
+def test_auto_is_decided_once_for_a_study(sinkgate, tmp_path, demo, monkeypatch):
+    sinkgate("anatomy", "--limit", 2, "--layers", 2, "--out", tmp_path)
+    held = sg.sink_criteria(demo)
+    about = json.loads((tmp_path / "study.json").read_text())
+    assert {side: about["settings"][side] for side in ("v_sink", "l_sink")} == held.settings
+    assert about["about"]["sinks"] == str(held)
+    monkeypatch.setattr(demo, "criteria", replace(held, l_sink=sg.sink_criteria(demo, l_sink="norm").l_sink))
+    refused = sinkgate("anatomy", "--limit", 2, "--layers", 2, "--out", tmp_path, code=2).stderr
+    assert "AttentionShare(times=5.0)" in refused and "NormOutliers" in refused
+
+
+def test_gates_keep_their_criterion_unless_another_is_named(sinkgate, made, tmp_path, demo):
+    train = ["train", "--limit", 4, "--layers", 2, "--epochs", 1, "--batch-size", 4, "--out", tmp_path / "run"]
+    sinkgate(*train, "--v-sink", "norm", *CHANNEL)
+    lsg = LSG.from_pretrained(tmp_path / "run" / "gates")
+    assert lsg.criterion == "norm; dimensions 3 tau 0.5"
+    ask = ["ask", made / "0001.png", "How many objects are there?", "--gates", tmp_path / "run" / "gates", "--json"]
+    prompt = demo.prompt(made / "0001.png", "How many objects are there?")
+    for options, v_sink in (([], "norm"), (["--v-sink", "attention"], "attention")):
+        told = json.loads(sinkgate(*ask, *options).stdout)
+        found = sg.find_sinks(demo, prompt, v_sink=v_sink, l_sink="dimensions 3 tau 0.5")
+        assert told["v_sink"] == prompt.visual[found.v_sink].tolist()
+        assert told["l_sink"] == [prompt.visual[mask].tolist() for mask in found.l_sink] != [[]] * 8
+    sinkgate("stack", tmp_path / "run" / "gates", "--limit", 4, "--v-sink", "attention", "--out", tmp_path / "stack")
+    assert LSG.from_pretrained(tmp_path / "stack").criterion == "attention; dimensions 3 tau 0.5"
+
+
+@pytest.mark.parametrize("command", [["sinks", "none.png"], ["sweep"], ["eval"], ["train", "--out", "run"]])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--v-sink", "loud"], "no criterion is called 'loud'; there are: auto, "),
+        (["--l-sink", "norm", "--dimensions", "3"], "--dimensions belongs to --l-sink dimensions; got --l-sink norm"),
+        (["--vision-dimensions", "3;4"], "--vision-dimensions is '3;4'; expected numbers such as 1415,2533"),
+        (["--tau", "3"], "--tau is 3; expected a positive number with"),
+        (["--dimensions", "3", "--tau", "-1"], "-1"),
+    ],
+)
+def test_what_is_wrong_with_criteria_is_one_sentence(sinkgate, monkeypatch, command, options, words):
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    done = sinkgate(*command, *options, code=2)
+    assert words in done.stderr and done.stderr.startswith("sinkgate: ") and done.stderr.count("\n") == 1
 
 
 def test_dimensions_and_the_report_of_all_criteria(sinkgate, made):

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from sinkgate._version import __version__
-from sinkgate.errors import GateError
-from sinkgate.sinks.criteria import CRITERIA
+from sinkgate.errors import GateError, SinkgateError
+from sinkgate.sinks.criteria import by_side, read_criterion
 
 #: Groups of visual tokens that a grouping scales, one an output of the gate: columns of ``Gates`` (V-sink, L-sink, ordinary).
 GROUPINGS: Mapping[str, tuple[tuple[int, ...], ...]] = {
@@ -40,7 +40,8 @@ class LSGConfig:
         activation: between the linear layers; not known from the paper, gelu is ours.
         bias: the two linear layers have biases; the paper counts none.
         norm_weights: the LayerNorm has a weight and a bias of its own; the paper counts none.
-        criterion: how sinks are found, a name of ``CRITERIA``.
+        criterion: how sinks are found, a name of ``CRITERIA`` or such as "dimensions 650; dimensions 1415,2533 tau 20": of V-sinks and,
+            behind a semicolon, of L-sinks.
         base_model: the model that the gates were made for, ``revision`` its commit.
         weights: checksum of that model's weights, see `sinkgate.models.weights.checksum`.
 
@@ -74,11 +75,15 @@ class LSGConfig:
             "signal": SIGNALS,
             "start": STARTS,
             "activation": ACTIVATIONS,
-            "criterion": tuple(CRITERIA),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise GateError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+        try:
+            for name in by_side(self.criterion):
+                read_criterion(name)
+        except SinkgateError as error:
+            raise GateError(f"criterion: {error}") from None
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
