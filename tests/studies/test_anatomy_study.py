@@ -17,7 +17,7 @@ from sinkgate.attention.recorder import Recorder, stable_rank
 from sinkgate.data import scene_samples
 from sinkgate.errors import SinkgateError
 from sinkgate.models.vlm import VLM
-from sinkgate.sinks.criteria import NormOutliers, SinkDimensions
+from sinkgate.sinks.criteria import NormOutliers, SinkDimensions, tau_for
 from sinkgate.studies import anatomy
 from sinkgate.studies.anatomy import (
     GROUPS,
@@ -264,7 +264,9 @@ def planted(vlm, prompt, patch, token):
 
 def test_criteria_are_counted_and_compared(case):
     vlm, prompt, *_ = case
-    paper = SinkDimensions((5,)), SinkDimensions((3, 7))
+    config = vlm.model.config
+    widths = config.vision_config.hidden_size, config.get_text_config().hidden_size
+    paper = [SinkDimensions(dims, tau_for(w)) for dims, w in zip(((5,), (3, 7)), widths, strict=True)]
     with planted(vlm, prompt, patch=9, token=4):
         tables = dissect(vlm, prompt, DIMS)
         maps = {name: sg.find_sinks(vlm, prompt, v_sink=name, l_sink=name) for name in NAMED if name != "dimensions"}
@@ -383,25 +385,29 @@ def test_dimensions_are_looked_for_once_and_told(demo, samples, monkeypatch):
         def dimensions(self, side):
             return {"vision": (5,), "llm": (3, 7)}[side]
 
-    monkeypatch.setattr(anatomy, "discover", lambda vlm: asked.append(vlm) or Found())
+    monkeypatch.setattr(anatomy, "held_discovery", lambda vlm: asked.append(vlm) or Found())
     study = Anatomy(demo, samples[:2], v_sink=NormOutliers(3.0), chunk=1, about={"note": "x"})
     settings = json.loads(json.dumps(study.settings))
     assert settings == {
         "v_sink": "NormOutliers(times=3.0, threshold=None)",
-        "l_sink": "auto",
+        "l_sink": sg.sink_criteria(demo).settings["l_sink"],
         "merged": "any",
         "layers": "all",
         "dimensions": {"vision": [5], "llm": [3, 7]},
         "chunk": 1,
     }
     assert study.work(0)["tokens"]["spike"].notna().all() and study.work(1)["tokens"]["spike"].notna().all()
-    assert asked == [demo]
+    assert asked == [demo, demo], "once for each side whose criterion has no dimensions"
     none = Anatomy(demo, samples[:1], dims={})
     assert none.work(0)["tokens"]["spike"].isna().all(), "a model without sink dimensions has no spike in them"
     assert none.data != study.data and study.data["samples"] == 2
 
 
 def test_the_criterion_called_dimensions_looks_at_the_studys(demo, samples):
+    by_dimensions = Anatomy(demo, samples[:1], dims={"llm": (3,)}, v_sink="dimensions", l_sink="dimensions")
+    assert by_dimensions.criteria.l_sink.dims == (3,) and not by_dimensions.criteria.v_sink.dims
+    own = Anatomy(demo, samples[:1], v_sink="dimensions 4", l_sink="dimensions 3 tau 5")
+    assert own.dimensions == {"vision": (4,), "llm": (3,)} and "tau=5.0" in own.settings["l_sink"]
     found = Anatomy(demo, samples[:1], dims={"llm": (9999,)})
     with pytest.raises(SinkgateError, match="no dimension 9999"):
         found.work(0)
