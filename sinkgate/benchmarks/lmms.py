@@ -22,6 +22,7 @@ from sinkgate.methods import Fixed, finder_of
 from sinkgate.methods.registry import read_method
 from sinkgate.models import loading
 from sinkgate.models.prompts import Prompt
+from sinkgate.sinks.criteria import read_criterion
 from sinkgate.sinks.gates import Gates
 
 try:
@@ -50,6 +51,8 @@ class GatedModel(lmms):
         revision: as `sinkgate.load` takes it.
         quantize: as `sinkgate.load` takes it.
         any_model: gates of another model too.
+        v_sink: criterion of V-sinks, such as ``dimensions 650 tau 20``; by that of the gates where None.
+        l_sink: criterion of L-sinks, likewise.
         max_batch_size: what lmms-eval hands to every model; not used.
 
     Raises:
@@ -70,9 +73,13 @@ class GatedModel(lmms):
         revision: str | None = None,
         quantize: str | None = None,
         any_model: bool = False,
+        v_sink: str | None = None,
+        l_sink: str | None = None,
         max_batch_size: int | str | None = None,  # noqa: ARG002
     ) -> None:
         super().__init__()
+        for criterion in filter(None, (v_sink, l_sink)):
+            read_criterion(criterion)
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise SinkgateError(f"batch_size is {batch_size!r}; expected a number of requests, 1 or more")
         if device is None and device_map is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
@@ -82,7 +89,7 @@ class GatedModel(lmms):
         )
         self.gated = gates is not None
         self.method = read_method(gates, self.vlm, any_model) if gates is not None else Fixed(Gates.ones(self.vlm))
-        self._find_sinks = finder_of([self.method], l_sinks=False)
+        self._find_sinks = finder_of([self.method], v_sink=v_sink, l_sink=l_sink, l_sinks=False)
         self.batch_size = int(batch_size) if self.vlm.adapter.takes_encoded is not None else 1
 
     @property

@@ -15,6 +15,7 @@ from sinkgate.cli.data import DataChoice
 from sinkgate.cli.options import AnyModel, AsJson, ModelChoice, SinkChoice, print_json, unfolded
 from sinkgate.errors import SinkgateError
 from sinkgate.sinks.gates import read_layers
+from sinkgate.sinks.words import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +86,7 @@ def anatomy(
     as_json: AsJson = False,
 ) -> None:
     """Norms, spikes, attention, Values and outputs of V-sinks, L-sinks and ordinary tokens, layer by layer."""
-    from sinkgate.studies.anatomy import Anatomy, by_layer
+    from sinkgate.studies.anatomy import Anatomy, by_layer, means_by_layer
 
     asked, find = data.asked(), criteria.finder()
     samples = [item.sample for item in asked.items]
@@ -95,7 +96,8 @@ def anatomy(
     study = Anatomy(vlm, samples, v_sink=find.v_sink, l_sink=find.l_sink, layers=at, chunk=batch_size, about=about)
     with ExitStack() as scratch:
         if results := kept.run(study, scratch):
-            _show(by_layer(results.table("tokens")), as_json)
+            tokens = results.table("tokens")
+            _show(by_layer(tokens) if as_json else means_by_layer(tokens), as_json)
 
 
 @unfolded
@@ -118,7 +120,7 @@ def probe(
 ) -> None:
     """What V-sinks, L-sinks and ordinary tokens know of the picture: linear probes in every layer."""
     from sinkgate.studies.features import Features
-    from sinkgate.studies.probes import Probes, summary
+    from sinkgate.studies.probes import Probes, against_shuffled, summary
     from sinkgate.studies.results import Results
     from sinkgate.studies.runner import Shard
 
@@ -139,7 +141,8 @@ def probe(
         fits = Probes.of(found, seed=seed, jobs=jobs)
         # who sees the features finished fits all probes, the others being gone; where they were there before, all are here
         if results := kept.run(fits, scratch, shard=kept.share if complete else Shard()):
-            _show(summary(results.table("scores")), as_json)
+            scores = results.table("scores")
+            _show(summary(scores) if as_json else against_shuffled(scores), as_json)
 
 
 @unfolded
@@ -312,7 +315,7 @@ def _show(table: pd.DataFrame, as_json: bool) -> None:
     elif table.empty:
         typer.echo("There are too few samples for a summary; the tables hold them all the same.")
     else:
-        typer.echo(table.to_string(index=False, float_format="{:.3g}".format))
+        typer.echo(table.to_string(index=False, float_format=number, na_rep=""))
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

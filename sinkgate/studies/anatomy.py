@@ -325,6 +325,17 @@ def by_layer(tokens: pd.DataFrame) -> pd.DataFrame:
     return _over_samples(tokens, ["layer", "group"]).sort_values("layer", kind="stable", ignore_index=True)
 
 
+def means_by_layer(tokens: pd.DataFrame) -> pd.DataFrame:
+    """Return the means of `by_layer` side by side: a row a layer and group, a column a measure that was taken, and ``samples``."""
+    statistics = by_layer(tokens)
+    rows = statistics.groupby(["layer", "group"], sort=False)
+    wide = statistics.pivot(index=["layer", "group"], columns="measure", values="mean")
+    wide = wide[statistics["measure"].unique()].assign(samples=rows["samples"].max())
+    order = wide.index.get_level_values("group").map(GROUPS.index)
+    wide = wide.assign(order=order).sort_values(["layer", "order"], kind="stable").drop(columns="order")
+    return wide.rename_axis(columns=None).reset_index()
+
+
 def flattening(projector: pd.DataFrame) -> pd.DataFrame:
     """What the projector does to each group, over the samples that have it: group, measure, mean, std, samples.
 

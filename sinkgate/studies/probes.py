@@ -283,6 +283,19 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
     return _over_draws(scores, ["target", "place", "group", "labels"], ["chance", "train", "test"])
 
 
+def against_shuffled(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `summary` that could be measured, with ``shuffled``, the control's accuracy, beside them.
+
+    Columns: target, place, group, both measures with ``_std``, shuffled, chance, and ``train`` and ``test`` pictures.
+    """
+    key = ["target", "place", "group"]
+    each = summary(scores).dropna(subset=["accuracy"])
+    control = each.query("labels == 'shuffled'")[[*key, "accuracy"]].rename(columns={"accuracy": "shuffled"})
+    both = each.query("labels == 'true'").merge(control, on=key, how="left")
+    measures = [name for measure in MEASURES for name in (measure, f"{measure}_std")]
+    return both[[*key, *measures, "shuffled", "chance", "train", "test"]]
+
+
 def advantage(scores: pd.DataFrame) -> pd.DataFrame:
     """How much better V-sinks and L-sinks are than ordinary tokens, by target, place and group, in shares of one.
 

@@ -14,6 +14,8 @@ from chat_cases import TEMPLATES, sentencepiece, vlm_with
 from tiny import noise_image, shaken
 
 import sinkgate as sg
+from sinkgate.models import loading
+from sinkgate.models.finder import SinkFinder
 from sinkgate.scenes.scene import Scene
 
 COUNT = {"max_new_tokens": 8, "until": ["\n\n"], "do_sample": False}
@@ -39,6 +41,18 @@ def adapter(monkeypatch):
         monkeypatch.setitem(sys.modules, registry.__name__, registry)
         monkeypatch.delitem(sys.modules, "sinkgate.benchmarks.lmms", raising=False)
     return importlib.import_module("sinkgate.benchmarks.lmms").GatedModel
+
+
+def test_sinks_are_those_of_the_gates_unless_others_are_named(adapter, demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "load", lambda *_, **__: demo)
+    sg.LSG.for_vlm(demo, [1], criterion="norm").save_pretrained(tmp_path)
+    for options, expected in (
+        ({}, SinkFinder("norm", "norm", v_only=True)),
+        ({"v_sink": "dimensions 5 tau 3"}, SinkFinder("dimensions 5 tau 3", "norm", v_only=True)),
+    ):
+        assert adapter("demo", str(tmp_path), **options)._find_sinks == expected
+    with pytest.raises(sg.SinkgateError, match="no criterion is called 'loud'"):
+        adapter("demo", l_sink="loud")
 
 
 @pytest.mark.parametrize("template", ["bos", "chatml"])

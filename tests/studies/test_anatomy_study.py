@@ -3,6 +3,7 @@
 import json
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -28,6 +29,7 @@ from sinkgate.studies.anatomy import (
     dissect,
     flattening,
     jaccard,
+    means_by_layer,
     sinks_per_image,
     strongest_heads,
 )
@@ -484,3 +486,24 @@ def test_layers_that_were_not_asked_for_are_left_out(demo):
     kept = whole["tokens"][whole["tokens"]["layer"].isin([2, 5])].reset_index(drop=True)
     pd.testing.assert_frame_equal(some["tokens"], kept)
     pd.testing.assert_frame_equal(some["images"], whole["images"])
+
+
+def test_means_by_layer_have_a_row_for_each_layer_and_group():
+    rows = [
+        {"sample": sample, "layer": layer, "group": group, "tokens": 1 + sample, "norm": norm, "spike": np.nan}
+        for sample, layer, group, norm in [
+            (0, 10, "text", 3.0),
+            (1, 10, "text", 5.0),
+            (0, 2, "ordinary", 1.0),
+            (1, 2, "v_sink", 8.0),
+            (0, 10, "v_sink", 7.0),
+        ]
+    ]
+    table = means_by_layer(pd.DataFrame(rows))
+    assert table.to_dict("split")["data"] == [
+        [2, "v_sink", 2.0, 8.0, 1],
+        [2, "ordinary", 1.0, 1.0, 1],
+        [10, "v_sink", 1.0, 7.0, 1],
+        [10, "text", 1.5, 4.0, 2],
+    ]
+    assert list(table) == ["layer", "group", "tokens", "norm", "samples"], "spike was never measured"

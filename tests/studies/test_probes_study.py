@@ -18,7 +18,7 @@ from sinkgate.sinks.classify import SinkMasks, classify
 from sinkgate.sinks.criteria import AttentionShare, NormOutliers
 from sinkgate.studies import probes
 from sinkgate.studies.features import Features, draw_ordinary, encoder_states, read_states
-from sinkgate.studies.probes import Probes, advantage, probe, split, summary
+from sinkgate.studies.probes import Probes, advantage, against_shuffled, probe, split, summary
 from sinkgate.studies.runner import run
 
 SOME = {"v_sink": NormOutliers(times=1.1), "l_sink": AttentionShare(times=1.3)}  # of a random model: some of each
@@ -360,3 +360,27 @@ def test_both_studies_in_their_folders(demo, tmp_path):
     assert list(dict.fromkeys(scores["place"])) == ["encoder", "1", "6"]
     mean = summary(scores).query("labels == 'true' and group == 'v_sink'")
     assert len(mean) == 6 and (mean["accuracy"] > mean["chance"] + 0.2).all()
+
+
+def test_probes_beside_their_control_leave_out_what_could_not_be_measured():
+    rows = [
+        {
+            "target": "count",
+            "place": "2",
+            "group": group,
+            "labels": labels,
+            "draw": draw,
+            "accuracy": accuracy + draw / 10,
+        }
+        | {"mean_average_precision": accuracy, "chance": 0.3, "train": 70, "test": 30}
+        for group, labels, accuracy in [
+            ("v_sink", "true", 0.5),
+            ("v_sink", "shuffled", 0.2),
+            ("l_sink", "true", np.nan),
+            ("l_sink", "shuffled", np.nan),
+        ]
+        for draw in (0, 1)
+    ]
+    table = against_shuffled(pd.DataFrame(rows))
+    assert table["group"].tolist() == ["v_sink"] and not table.isna().any(axis=None)
+    assert table.loc[0, ["accuracy", "shuffled", "chance"]].tolist() == pytest.approx([0.55, 0.25, 0.3])
