@@ -19,8 +19,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import sinkgate as sg
-from sinkgate.images.layout import list_sheet
 from sinkgate.demo.build import CHAT_TEMPLATE, IMAGE, build_tokenizer
+from sinkgate.images.layout import list_sheet
 
 TOWERS = ("clip", "siglip")
 
