@@ -17,6 +17,19 @@ settings.register_profile("untimed", deadline=None)  # a busy machine is no fail
 settings.load_profile("untimed")
 
 
+#: Tests that CI runs in its second step: folders, or files of the others, below tests/.
+EXTENDED = ("attacks", "browser", "docs", "hosting", "load", "notebooks")
+MAIN_PATH = ("browser/test_page.py",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(root).as_posix()
+        if place.startswith(EXTENDED) and place not in MAIN_PATH:
+            item.add_marker("extended")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
     os.environ["SINKGATE_CACHE"] = str(tmp_path_factory.mktemp("cache"))

@@ -51,7 +51,7 @@ def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
     asked = claims(found)
     if asked:
         sentence = (
-            "The paper’s claims, checked against these results. “Undecided”: the study could not have shown the effect. "
+            "The paper's claims, checked against these results. “Undecided”: the study could not have shown the effect. "
             "The thresholds are our choice."
         )
         body = f'<h2 id="claims">Claims of the paper</h2><p>{sentence}</p>{_table(table_of(asked))}'
