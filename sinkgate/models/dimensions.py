@@ -122,7 +122,8 @@ def sink_criteria(
     those known for it by its name, else those that ``discover`` measures on several prompts and keeps on disk by the weights.
 
     To decide on prompts of your own, set ``vlm.criteria = sg.discover(vlm, prompts).criteria``; to hold any other criteria,
-    ``vlm.criteria = sg.sink_criteria(vlm, v_sink=..., l_sink=...)``; None decides again.
+    ``vlm.criteria = sg.sink_criteria(vlm, v_sink=..., l_sink=...)``. Weights changed in memory do not change the decision; to decide
+    again, set ``criteria`` and ``discovery`` to None.
 
     Args:
         vlm: the model; its ``criteria`` and ``discovery`` are set where they are needed and None.
