@@ -1,4 +1,4 @@
-"""Fixed gates and the published methods that the paper is compared with, each behind the door of `sinkgate.methods.base`."""
+"""Methods that change what a model does with visual tokens: fixed gates, learned gates and published baselines."""
 
 from sinkgate.methods.base import Fixed, Method, criterion_of, finder_of
 from sinkgate.methods.lora import LoRA

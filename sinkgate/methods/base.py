@@ -1,4 +1,4 @@
-"""The door that everything shares which changes what a model does with visual tokens: fixed gates, learned gates, rivals."""
+"""The `Method` protocol: fixed gates, learned gates, published baselines."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from sinkgate.sinks.gates import Gates
 
 
 class Method(Protocol):
-    """What can be put on a model for a while. Methods that learn are modules too, with only their own parameters."""
+    """Change of a model's work on visual tokens within a block. Methods that learn are modules too, with only their own parameters."""
 
     @property
     def criterion(self) -> str | None:
-        """Criterion by which the method wants sinks, as `LSGConfig` holds it; None for the default."""
+        """Criterion of the sinks that the method needs, as `LSGConfig` holds it; None for the default."""
         ...
 
     @property
     def uses_l_sinks(self) -> bool:
-        """Whether L-sinks and ordinary tokens are treated differently."""
+        """True where L-sinks and ordinary tokens are treated differently."""
         ...
 
     def first_layer(self, vlm: VLM) -> int:
-        """Number of the lowest LLM layer whose work changes, among ``vlm.adapter.all_layers``; below it all is as without the method."""
+        """Return the number of the lowest LLM layer whose work changes, in ``vlm.adapter.all_layers``; layers below it are not affected."""
         ...
 
     def applied(self, vlm: VLM, batch: Batch, recorder: Recorder | None = None) -> AbstractContextManager[Any]:
-        """Within the block the method acts on every forward and ``generate`` call on these prompts, and is gone afterwards.
+        """Apply the method to every forward and ``generate`` call on these prompts within the block.
 
         Args:
             vlm: the model, locked meanwhile.
@@ -46,7 +46,7 @@ class Method(Protocol):
 
 
 def criterion_of(methods: Iterable[Any]) -> str:
-    """Return the one criterion by which methods want sinks, "auto" if none names any.
+    """Return the one sink criterion that methods need, "auto" if none names any.
 
     Args:
         methods: `Method`s that act on the same prompts; what has no criterion, such as `Gates`, accepts any.
@@ -56,7 +56,7 @@ def criterion_of(methods: Iterable[Any]) -> str:
     """
     names = sorted({name for method in methods if (name := getattr(method, "criterion", None))})
     if len(names) > 1:
-        raise SinkgateError(f"these gates want sinks by different criteria, {', '.join(names)}; run them apart")
+        raise SinkgateError(f"these methods need sinks by different criteria, {', '.join(names)}; run them apart")
     return names[0] if names else "auto"
 
 
@@ -102,8 +102,10 @@ class Fixed:
         """See `Method`."""
         scales = None
         if not self.gates.is_identity:
-            found = zip(batch.prompts, batch.sinks, strict=True)
-            tables = [self.gates.key_scales(sinks, prompt.visual, prompt.num_keys) for prompt, sinks in found]
+            tables = [
+                self.gates.key_scales(sinks, prompt.visual, prompt.num_keys)
+                for prompt, sinks in zip(batch.prompts, batch.sinks, strict=True)
+            ]
             scales = batch.key_scales(tables).to(vlm.device)
         with vlm.attached(scales, recorder):
             yield

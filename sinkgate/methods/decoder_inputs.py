@@ -1,4 +1,4 @@
-"""The decoder's entrance: what goes into the LLM, changed on the way in. Shared by methods that act before the first layer.
+"""Changes of the decoder's inputs, shared by methods that act before the first layer.
 
 Shapes: B prompts, n beams a prompt, T positions, V visual tokens, D LLM width.
 """
@@ -22,7 +22,7 @@ Arguments = dict[str, Any]  # of the decoder's forward
 
 @contextmanager
 def changed(vlm: VLM, change: Callable[[Arguments], Arguments], *, steps: bool = False) -> Iterator[None]:
-    """Within the block ``change`` gives the decoder its arguments: in the first forward, and with ``steps`` in those after it."""
+    """Pass the decoder's arguments through ``change`` within the block: in the prefill, and with ``steps`` in decode steps."""
 
     def before_forward(
         _module: nn.Module, args: tuple[Any, ...], kwargs: Arguments
@@ -37,50 +37,50 @@ def changed(vlm: VLM, change: Callable[[Arguments], Arguments], *, steps: bool =
 
 
 def cached(arguments: Arguments) -> int:
-    """Positions before the running forward."""
+    """Return the number of cached positions before the running forward."""
     cache = arguments.get("past_key_values")
     return int(cache.get_seq_length()) if cache is not None else 0
 
 
 def embeddings(vlm: VLM, arguments: Arguments) -> Tensor:
-    """What the first layer will read, (B n, T, D).
+    """Return the inputs of the first layer, (B n, T, D).
 
     Raises:
-        UnsupportedModelError: the decoder is not given embeddings.
+        UnsupportedModelError: the decoder gets no embeddings.
     """
-    found = arguments.get("inputs_embeds")
-    if found is None:
+    inputs = arguments.get("inputs_embeds")
+    if inputs is None:
         raise UnsupportedModelError(
-            f"{vlm.name} does not hand its decoder embeddings as inputs_embeds, so visual tokens cannot be changed there"
+            f"{vlm.name} does not pass its decoder embeddings as inputs_embeds, so visual tokens cannot be changed there"
         )
-    return found
+    return inputs
 
 
 def placed(batch: Batch, tokens: list[Tensor], like: Tensor) -> Tensor:
-    """What is said of the visual tokens of each prompt, where they stand in ``like``: B of (V,) -> (B n, T)."""
+    """Spread values of each prompt's visual tokens over the positions in ``like``: B of (V,) -> (B n, T)."""
     spread = batch.spread(tokens).to(like.device)
     spread = pad(spread, (0, max(0, like.shape[1] - spread.shape[1])))[:, : like.shape[1]]
     return beams(spread, like)
 
 
 def beams(values: Tensor, like: Tensor) -> Tensor:
-    """Each prompt's row once for each of its beams: (B, ...) -> (B n, ...)."""
+    """Repeat each prompt's row for each of its beams: (B, ...) -> (B n, ...)."""
     return values.repeat_interleave(len(like) // len(values), 0) if len(like) != len(values) else values
 
 
 def everywhere(batch: Batch) -> list[Tensor]:
-    """True for every visual token, B of (V,)."""
+    """Return masks of all visual tokens, B of (V,)."""
     return [torch.ones(len(prompt.visual), dtype=torch.bool) for prompt in batch.prompts]
 
 
 def ends(batch: Batch) -> Tensor:
-    """Position of each prompt's last visual token, (B,)."""
+    """Return the position of each prompt's last visual token, (B,)."""
     last = [start + int(prompt.visual[-1]) for prompt, start in zip(batch.prompts, batch.starts, strict=True)]
     return torch.tensor(last)
 
 
 def refuse_cross_attention(vlm: VLM, method: str, why: str) -> None:
-    """Methods that need visual tokens among the text are of no use where they are Keys apart.
+    """Refuse models in which visual tokens do not stand among the text.
 
     Raises:
         UnsupportedModelError: the LLM reads images by cross-attention.

@@ -1,4 +1,4 @@
-"""LoRA on one layer: the paper's control, as many parameters as a gate and no idea of sinks (section 4)."""
+"""LoRA on one layer, the paper's control with as many parameters as a gate (section 4)."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class LoRA(nn.Module):
 
     @classmethod
     def for_vlm(cls, vlm: VLM, layer: int, rank: int = 8, alpha: int = 16) -> LoRA:
-        """A fresh one.
+        """Return a new one.
 
         Args:
             vlm: the model.
             layer: counted as `Gates` counts them.
             rank: r; 8 in the paper.
-            alpha: the update is scaled by alpha / r; not known from the paper, twice the rank is ours.
+            alpha: the update is scaled by alpha / r; not known from the paper, twice the rank is our choice.
 
         Raises:
             SinkgateError: there is no such layer, it has no linear projections, or peft is not installed.
@@ -134,22 +134,22 @@ class LoRA(nn.Module):
                 raise GateError(f"this LoRA was {why}; {ANYWAY}")
             at = sorted(config.target_modules)[0].rpartition(".")[0]
             layer = [_path(vlm, attention) for attention in vlm.attention].index(at)
-            found = cls(vlm, layer, config)
+            lora = cls(vlm, layer, config)
         except SinkgateError:
             raise
         except (OSError, ValueError, TypeError, AttributeError, IndexError, SafetensorError) as error:
             raise SinkgateError(f"a LoRA for {vlm.name} cannot be read from {folder}: {error!r}") from error
-        wanted = found._weights()
+        wanted = lora._weights()
         for name in sorted(wanted.keys() | weights.keys()):
             shapes = [tuple(each[name].shape) if name in each else "missing" for each in (weights, wanted)]
             if shapes[0] != shapes[1]:
                 raise SinkgateError(f"{folder / WEIGHTS}: {name} is {shapes[0]}, expected {shapes[1]}")
         for name, parameter in wanted.items():
             parameter.data.copy_(weights[name])
-        return found
+        return lora
 
     def _weights(self) -> dict[str, nn.Parameter]:
-        """The parameters by the names that peft gives them in a file."""
+        """Return the parameters by their names in peft's files."""
         paths = {path.rpartition(".")[2]: path for path in self.config.target_modules or ()}
         updates: Any = self.updates
         return {
@@ -158,11 +158,11 @@ class LoRA(nn.Module):
 
 
 def _wrapped(linear: dict[str, nn.Module], config: LoraConfig) -> dict[str, nn.Module]:
-    """The layers with their updates around them, as peft makes them; nothing that holds the layers now is touched."""
+    """Wrap layers in updates as peft does, without changing the modules that hold them."""
     holder = nn.ModuleDict(linear)
-    asking = [parameter for parameter in holder.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in holder.parameters() if parameter.requires_grad]
     _peft().inject_adapter_in_model(replace(config, target_modules=list(linear)), holder, ADAPTER)
-    for parameter in asking:  # peft freezes what it wraps
+    for parameter in trainable:  # peft freezes what it wraps
         parameter.requires_grad_(True)
     return dict(holder.items())
 
@@ -175,5 +175,5 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise SinkgateError('LoRA is made by peft; install it with: pip install "sinkgate[train]"') from error
+        raise SinkgateError('LoRA needs peft: run `pip install "sinkgate[train]"`') from error
     return peft

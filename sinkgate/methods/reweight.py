@@ -39,14 +39,14 @@ FORMAT = "sinkgate-reweight"
 
 @dataclass(frozen=True)
 class ReweightConfig:
-    """What a `Reweight` is, apart from its weights.
+    """Configuration of a `Reweight`.
 
     Attributes:
         hidden_size: width of the LLM, D.
         bottleneck: width between the two linear layers; 64, as in the paper's gates, so that both have as many parameters.
-        weighing: ``softmax``, two weights that sum to 2; ``sigmoid``, each for itself in [0, 2]. The source does not say; both are ours.
+        weighing: ``softmax``, two weights that sum to 2; ``sigmoid``, each for itself in [0, 2]. Both chosen by us; the source does not say.
         criterion: see `Method`.
-        base_model: the model it was made for, ``weights`` the checksum of its weights.
+        base_model: the model that it was trained on, ``weights`` the checksum of its weights.
 
     Raises:
         GateError: a field is out of its range.
@@ -90,12 +90,12 @@ class Reweight(nn.Module):
 
     @classmethod
     def for_vlm(cls, vlm: VLM, **options: Any) -> Reweight:
-        """A fresh one for a model; options are fields of `ReweightConfig`."""
+        """Return a new one for a model; options are fields of `ReweightConfig`."""
         width = vlm.model.config.get_text_config().hidden_size
         return cls(ReweightConfig(width, base_model=vlm.name, weights=vlm.weights_checksum, **options)).to(vlm.device)
 
     def forward(self, question: Tensor) -> Tensor:
-        """(B, D) -> (B, 2): the weights of V-sinks and of other visual tokens, in [0, 2]."""
+        """Return the weights of V-sinks and of other visual tokens, in [0, 2]: (B, D) -> (B, 2)."""
         scores = self.up(nn.functional.gelu(self.down(self.norm(question.to(self.down.weight.dtype)))))
         return 2 * (scores.softmax(-1) if self.config.weighing == "softmax" else scores.sigmoid())
 
@@ -105,7 +105,7 @@ class Reweight(nn.Module):
         return self.config.criterion
 
     def check_fits(self, vlm: VLM, any_model: bool = False) -> None:
-        """Refuse a model of another width, or (unless ``any_model``) another one than this was trained on.
+        """Refuse a model of another width, and one that this was not trained on unless ``any_model``.
 
         Raises:
             GateError: the model is one of these.
@@ -127,22 +127,22 @@ class Reweight(nn.Module):
         """See `Method`.
 
         Raises:
-            UnsupportedModelError: images are read by cross-attention, or the decoder is not given embeddings.
+            UnsupportedModelError: images are read by cross-attention, or the decoder gets no embeddings.
             GateError: the model is of another width.
         """
         refuse_cross_attention(vlm, "reweighting", "visual tokens do not enter with the question")
         self.check_fits(vlm, any_model=True)
-        text, sinks = question_of(batch), [found.v_sink for found in batch.sinks]
+        text, sinks = question_of(batch), [masks.v_sink for masks in batch.sinks]
         visual = everywhere(batch)
 
         def change(arguments: Arguments) -> Arguments:
-            given = embeddings(vlm, arguments)
-            asked = beams(text, given).to(given)  # B n, T
-            question = torch.einsum("bt,btd->bd", asked, given) / asked.sum(1, keepdim=True)
-            weights = self(question).to(given.device)
-            others = torch.where(placed(batch, visual, given), weights[:, 1:], 1.0)
-            factor = torch.where(placed(batch, sinks, given), weights[:, :1], others)
-            return {**arguments, "inputs_embeds": (given * factor[..., None]).to(given.dtype)}
+            inputs = embeddings(vlm, arguments)
+            mask = beams(text, inputs).to(inputs)  # B n, T
+            question = torch.einsum("bt,btd->bd", mask, inputs) / mask.sum(1, keepdim=True)
+            weights = self(question).to(inputs.device)
+            others = torch.where(placed(batch, visual, inputs), weights[:, 1:], 1.0)
+            factor = torch.where(placed(batch, sinks, inputs), weights[:, :1], others)
+            return {**arguments, "inputs_embeds": (inputs * factor[..., None]).to(inputs.dtype)}
 
         with vlm.attached(None, recorder), changed(vlm, change):
             yield
@@ -172,16 +172,16 @@ class Reweight(nn.Module):
                 raise GateError(
                     f'{folder / CONFIG} says no "format": "{FORMAT}" of version 1; is this a saved Reweight?'
                 )
-            found = cls(ReweightConfig(**content))
-            found.load_state_dict(load_file(folder / WEIGHTS))
+            reweight = cls(ReweightConfig(**content))
+            reweight.load_state_dict(load_file(folder / WEIGHTS))
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             if isinstance(error, GateError):
                 raise
             raise GateError(f"a Reweight cannot be read from {folder}: {error}") from error
-        return found
+        return reweight
 
 
 def question_of(batch: Batch) -> Tensor:
-    """The prompts' text after the image, at least the last token of each, (B, T) boolean."""
+    """Return a mask of the prompts' text after the image, at least the last token of each, (B, T)."""
     position = torch.arange(batch.asked.shape[1])
     return batch.asked & ((position > ends(batch)[:, None]) | (position == batch.length - 1))

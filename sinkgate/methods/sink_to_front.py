@@ -25,7 +25,7 @@ class SinkToTheFront:
 
     Under causal attention all later tokens, those of the image too, can then read the V-sinks. Luo et al. move tokens "with their position
     embedding". What the vision encoder has added travels within the embedding in any case; of the LLM's rotary position this
-    leaves two readings, and the default is ours. Newline, tile and break tokens stay where they are. Recorded
+    leaves two readings, and the default is our choice. Newline, tile and break tokens stay where they are. Recorded
     attention rows are in the new order.
 
     Attributes:
@@ -46,23 +46,23 @@ class SinkToTheFront:
         """See `Method`.
 
         Raises:
-            UnsupportedModelError: images are read by cross-attention, or the decoder is not given embeddings.
+            UnsupportedModelError: images are read by cross-attention, or the decoder gets no embeddings.
         """
         refuse_cross_attention(vlm, "sink-to-the-front", "visual tokens have no order there")
         source = sources(batch)
 
         def change(arguments: Arguments) -> Arguments:
-            given = embeddings(vlm, arguments)
-            taken = beams(source, given).to(given.device)  # B n, T
-            moved = {**arguments, "inputs_embeds": _reordered(given, taken)}
+            inputs = embeddings(vlm, arguments)
+            order = beams(source, inputs).to(inputs.device)  # B n, T
+            moved = {**arguments, "inputs_embeds": _reordered(inputs, order)}
             masks, levels = arguments.get("visual_pos_masks"), arguments.get("deepstack_visual_embeds")
             if masks is not None and levels is not None:  # Qwen3-VL adds more of the image in its first layers
-                moved["deepstack_visual_embeds"] = [_reordered_rows(level, masks, taken) for level in levels]
+                moved["deepstack_visual_embeds"] = [_reordered_rows(level, masks, order) for level in levels]
             if self.keep_positions:
-                moved["position_ids"] = _reordered_positions(arguments.get("position_ids"), taken)
+                moved["position_ids"] = _reordered_positions(arguments.get("position_ids"), order)
                 if arguments.get("attention_mask") is None:
                     # without a mask, positions that do not rise would be read as several texts in one row
-                    moved["attention_mask"] = torch.ones_like(taken)
+                    moved["attention_mask"] = torch.ones_like(order)
             return moved
 
         with vlm.attached(None, recorder), changed(vlm, change):
@@ -70,7 +70,7 @@ class SinkToTheFront:
 
 
 def sources(batch: Batch) -> Tensor:
-    """Which position each position takes its token from, (B, T)."""
+    """Return the position that each position takes its token from, (B, T)."""
     rows = torch.arange(batch.inputs["input_ids"].shape[1]).repeat(len(batch.prompts), 1)
     for row, prompt, sinks, start in zip(rows, batch.prompts, batch.sinks, batch.starts, strict=True):
         visual = prompt.visual.cpu()
@@ -80,26 +80,26 @@ def sources(batch: Batch) -> Tensor:
 
 
 def images(prompt: Prompt) -> Tensor:
-    """Which image each visual token belongs to, (V,): text stands between images, separators between the rows of one."""
+    """Return the image that each visual token belongs to, (V,): text stands between images, separators between the rows of one."""
     covered, order = torch.cat([prompt.visual.cpu(), prompt.separators.cpu()]).sort()
     number = torch.zeros_like(order)
     number[order] = torch.cat([covered.new_zeros(1), (covered.diff() > 1).long().cumsum(0)])
     return number[: len(prompt.visual)]
 
 
-def _reordered(values: Tensor, taken: Tensor) -> Tensor:
-    return values.gather(1, taken[..., None].expand_as(values))
+def _reordered(values: Tensor, order: Tensor) -> Tensor:
+    return values.gather(1, order[..., None].expand_as(values))
 
 
-def _reordered_rows(rows: Tensor, mask: Tensor, taken: Tensor) -> Tensor:
+def _reordered_rows(rows: Tensor, mask: Tensor, order: Tensor) -> Tensor:
     """The rows (U, D) that stand where the mask (B n, T) is true, in the new order."""
     number = mask.long().flatten().cumsum(0).view_as(mask) - 1
-    return rows[number.gather(1, taken)[mask]]
+    return rows[number.gather(1, order)[mask]]
 
 
-def _reordered_positions(position: Tensor | None, taken: Tensor) -> Tensor:
+def _reordered_positions(position: Tensor | None, order: Tensor) -> Tensor:
     """Positions (B n, T), or one such table for each axis of the picture, in the new order; None: as they stand."""
     if position is None:
-        position = torch.arange(taken.shape[1], device=taken.device)[None]
-    tables = position.expand(*position.shape[:-2], *taken.shape)
-    return tables.gather(-1, taken.expand_as(tables))
+        position = torch.arange(order.shape[1], device=order.device)[None]
+    tables = position.expand(*position.shape[:-2], *order.shape)
+    return tables.gather(-1, order.expand_as(tables))

@@ -1,4 +1,4 @@
-"""V-sinks turned down, or taken away: the two plain rivals (paper, section 3)."""
+"""V-sinks scaled down or removed, the two plain baselines (paper, section 3)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Remove:
             UnsupportedModelError: images are read by cross-attention; while running: the model makes its decoder's masks itself.
         """
         refuse_cross_attention(vlm, "removing V-sinks", "they are not in the prompt that could be masked")
-        sinks = [found.v_sink for found in batch.sinks]
+        sinks = [masks.v_sink for masks in batch.sinks]
 
         def change(arguments: Arguments) -> Arguments:
             tokens: Any = next(
@@ -87,13 +87,15 @@ class Remove:
                 mask = torch.ones(rows, before + count, dtype=torch.long, device=tokens.device)
             if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
                 raise UnsupportedModelError(
-                    f"{vlm.name} hands its decoder attention masks that are already made, not one of (batch, positions); "
+                    f"{vlm.name} passes its decoder complete attention masks, not one of (batch, positions); "
                     "V-sinks cannot be removed there: take Suppress"
                 )
-            kept = {**arguments, "attention_mask": mask * ~placed(batch, sinks, mask)}
+            masked = {**arguments, "attention_mask": mask * ~placed(batch, sinks, mask)}
             if arguments.get("position_ids") is None and bool(mask.all()):  # some decoders count places from the mask
-                kept["position_ids"] = torch.arange(before, before + count, device=tokens.device)[None].expand(rows, -1)
-            return kept
+                masked["position_ids"] = torch.arange(before, before + count, device=tokens.device)[None].expand(
+                    rows, -1
+                )
+            return masked
 
         with vlm.attached(None, recorder), changed(vlm, change, steps=True):
             yield

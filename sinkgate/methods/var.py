@@ -1,4 +1,4 @@
-"""Visual Attention Redistribution: attention taken from sinks and given to the rest of the image (Kang et al., ICLR 2025).
+"""Visual Attention Redistribution: attention moved from sinks to the rest of the image (Kang et al., ICLR 2025).
 
 Shapes: B prompts, n beams a prompt, H heads, R query rows, P prompt positions, K Keys, V visual tokens, D LLM width.
 """
@@ -89,10 +89,10 @@ class VAR:
             try:
                 for layer in layers:
                     if self.dimensions is None:
-                        found = [sinks.v_sink | sinks.l_sink[layer] for sinks in batch.sinks]
-                        block.set_rewrite(layer, first, rewrite(batch.spread(found)))
+                        masks = [sinks.v_sink | sinks.l_sink[layer] for sinks in batch.sinks]
+                        block.set_rewrite(layer, first, rewrite(batch.spread(masks)))
                     else:
-                        look = self._looker(
+                        look = self._sink_hook(
                             block, batch.asked, lambda sinks, at=layer: block.set_rewrite(at, first, rewrite(sinks))
                         )
                         hooks.append(vlm.adapter.layers[layer].register_forward_pre_hook(look, with_kwargs=True))
@@ -102,7 +102,7 @@ class VAR:
                     hook.remove()
 
     def sinks(self, hidden: Tensor) -> Tensor:
-        """Which tokens are sinks by the given dimensions: (B, P, D) -> (B, P) boolean."""
+        """Return a mask of the tokens that are sinks by the given dimensions: (B, P, D) -> (B, P)."""
         dimensions = list(self.dimensions or ())
         outside = [d for d in dimensions if not 0 <= d < hidden.shape[-1]]
         if outside:
@@ -116,15 +116,15 @@ class VAR:
         return loudest >= self.tau * hidden.square().mean(-1).sqrt().clamp_min(1e-12)
 
     def redistributed(self, rows: Tensor, sinks: Tensor, visual: Tensor) -> Tensor:
-        """The rule itself: rows (B, H, R, K) that sum to one, sinks and visual (B, K) boolean -> the same, still summing to one."""
+        """Apply the rule: rows (B, H, R, K) that sum to one, sinks and visual (B, K) boolean -> rows that sum to one."""
         sinks, visual = sinks[:, None, None], visual[:, None, None]
         image, receivers = (rows * visual).sum(-1, keepdim=True), rows * (visual & ~sinks)
         non_sinks = receivers.sum(-1, keepdim=True)
-        chosen = (image >= self.min_image_attention) & (non_sinks >= self.min_non_sink_share * image) & (non_sinks > 0)
-        chosen = chosen & (sinks & visual).any(-1, keepdim=True)
+        heads = (image >= self.min_image_attention) & (non_sinks >= self.min_non_sink_share * image) & (non_sinks > 0)
+        heads = heads & (sinks & visual).any(-1, keepdim=True)
         budget = self.moved * (rows * sinks).sum(-1, keepdim=True)
         moved = torch.where(sinks, (1 - self.moved) * rows, rows) + budget * receivers / non_sinks.clamp_min(1e-12)
-        return torch.where(chosen, moved, rows)
+        return torch.where(heads, moved, rows)
 
     def _rewrite(
         self, rows: Tensor, position: Tensor, first_key: int, *, sinks: Tensor, visual: Tensor, last: Tensor
@@ -137,13 +137,13 @@ class VAR:
         reads = position > beams(last.to(position.device), rows)[:, None]  # B n, R
         return torch.where(reads[:, None, :, None], self.redistributed(rows, window(sinks), window(visual)), rows)
 
-    def _looker(self, block: Attached, asked: Tensor, found: Callable[[Tensor], None]) -> Any:
+    def _sink_hook(self, block: Attached, prompts: Tensor, use: Callable[[Tensor], None]) -> Any:
         def before_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
             if block.begins:
                 sinks = self.sinks(hidden)
-                missing = asked.shape[1] - hidden.shape[1]  # some models run their last layers on the end alone
-                found(pad(sinks, (missing, 0)) & beams(asked.to(sinks.device), sinks))
+                missing = prompts.shape[1] - hidden.shape[1]  # some models run their last layers on the end alone
+                use(pad(sinks, (missing, 0)) & beams(prompts.to(sinks.device), sinks))
 
         return before_layer
 

@@ -1,4 +1,4 @@
-"""What is checked before a model is loaded, and the proof afterwards that it is read rightly."""
+"""Checks of a model before, while and after it is loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "_fsdp_wrapped_module.
 
 
 def check_config(config: Any, name: str) -> None:
-    """Refuse what is no vision-language model with a decoder-only LLM, before anything large is loaded.
+    """Refuse all but vision-language models with a decoder-only LLM, before anything large is loaded.
 
     Raises:
         UnsupportedModelError: an encoder-decoder, a model of text or of images alone, or one without a vision encoder.
@@ -63,13 +63,13 @@ def check_memory(
         return
     with torch.device("meta"):
         parameters = AutoModelForImageTextToText.from_config(config).num_parameters()
-    kept: torch.dtype = dtype or config.dtype or config.get_text_config().dtype or torch.float16
-    needed = parameters * BITS.get(quantize or "", 8 * kept.itemsize) / 8
+    stored: torch.dtype = dtype or config.dtype or config.get_text_config().dtype or torch.float16
+    needed = parameters * BITS.get(quantize or "", 8 * stored.itemsize) / 8
     free = _free_memory(device)
     if needed > free:
         raise UnsupportedModelError(
             f"the weights of {name} need {needed / 1e9:.1f} GB ({parameters / 1e9:.1f} billion parameters, "
-            f"{quantize or str(kept).removeprefix('torch.')}) and {free / 1e9:.1f} GB are free on {device}: {LESS_MEMORY}"
+            f"{quantize or str(stored).removeprefix('torch.')}) and {free / 1e9:.1f} GB are free on {device}: {LESS_MEMORY}"
         )
 
 
@@ -105,7 +105,7 @@ def check_weights(report: Mapping[str, Any], name: str) -> None:
 
 
 def check_model(vlm: VLM) -> None:
-    """Prove on a small prompt that this model is read rightly.
+    """Check on a small prompt that attention is recorded and gated in every layer.
 
     The attention of every layer is seen, its rows sum to one, and halving every visual Key moves the next-token
     distribution. That patches become visual tokens as the closed form says is proved by gradients at the first prompt, this one.
@@ -130,18 +130,18 @@ def check_model(vlm: VLM) -> None:
         if torch.equal(halved.probabilities, plain.probabilities):
             raise UnsupportedModelError(
                 f"{vlm.name}: halving every visual Key does not move the next-token distribution, so its layers do not read "
-                "the image; look whether all weights were found, or load it with dtype='float32'"
+                "the image; check that the weights are complete, or load it with dtype='float32'"
             )
 
 
 def noise_picture() -> Image.Image:
-    """A picture of random pixels, and no square: the rules by which patches become tokens differ only there."""
+    """Return a picture of random pixels that is no square: the rules by which patches become tokens differ only there."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (64, 96, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(noise.numpy())
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes: of an accelerator with memory of its own, else of the machine."""
+    """Return free bytes of an accelerator with memory of its own, else of the machine."""
     own = getattr(torch.get_device_module(device), "mem_get_info", None)
     return own(device)[0] if own else psutil.virtual_memory().available

@@ -1,4 +1,4 @@
-"""What is to be known of a model before its sinks are looked at, in plain words."""
+"""Description of a model in plain words."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _RULES = {
 
 
 def describe(vlm: VLM, prompt: Prompt) -> dict[str, str | int]:
-    """A model's parts, how its patches become visual tokens, which layers can be gated and what can be named.
+    """Describe a model's parts, the rule from patches to visual tokens, the layers that can be gated and the sinks that can be named.
 
     Args:
         vlm: the model.
-        prompt: any prompt of it; what is found by running (the rule of the patches) is found by then.
+        prompt: any prompt of it; making one determines the rule of the patches.
     """
     config, adapter, rule = vlm.model.config, vlm.adapter, vlm.prompter.rule
     text, vision, encoder = config.get_text_config(), config.vision_config, len(adapter.encoder_layers)

@@ -1,4 +1,4 @@
-"""What transformers, the Hub and torch raise while a model is loaded, as one sentence with the remedy."""
+"""Errors of transformers, the Hub and torch while a model is loaded, as one sentence with the remedy."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _BY_WORDS = {
 
 @contextmanager
 def in_words(what: str, place: str, remedy: str = "") -> Iterator[None]:
-    """Turn whatever is raised within the block into one sentence.
+    """Turn exceptions within the block into one sentence.
 
     Args:
         what: what failed, the beginning of the sentence.
@@ -62,7 +62,7 @@ def in_words(what: str, place: str, remedy: str = "") -> Iterator[None]:
         remedy: what to do where nothing more is known than the error's own words.
 
     Raises:
-        UnsupportedModelError: the block raised something; an error of ours passes through as it is.
+        UnsupportedModelError: the block raised something; a SinkgateError passes through as it is.
     """
     try:
         yield
@@ -73,7 +73,7 @@ def in_words(what: str, place: str, remedy: str = "") -> Iterator[None]:
 
 
 def first_sentence(error: BaseException) -> str:
-    """The first sentence of an error's message, without its full stop; its type where it says nothing."""
+    """Return the first sentence of an error's message, without its full stop; its type where there is no message."""
     words = " ".join(str(error).split())
     return re.split(r"[.!?](?: (?=[A-Z])|$)", words, maxsplit=1)[0] or type(error).__name__
 
@@ -83,9 +83,9 @@ def _reason(error: BaseException, place: str, remedy: str) -> str:
         for kind, sentence in _BY_KIND:
             if isinstance(cause, kind):
                 return sentence.format(place=place)
-    said = str(error).lower()
+    message = str(error).lower()
     for words, sentence in _BY_WORDS.items():
-        if words in said:
+        if words in message:
             return sentence
     return "; ".join(part for part in (first_sentence(error), remedy) if part)
 

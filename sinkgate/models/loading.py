@@ -1,4 +1,4 @@
-"""Loading a model: the demo, a well-known name, a Hub id, a folder, or one that is loaded already."""
+"""Model loading by name, Hub id or folder, or from (model, processor)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def load(
     local_files_only: bool = False,
     check: bool = True,
 ) -> VLM:
-    """A vision-language model that can be asked, gated and looked into.
+    """Load a vision-language model.
 
     Args:
         source: ``"demo"``, which is part of this package; a name of ``sinkgate models`` such as ``"llava-1.5-7b"``; a Hub id; a
@@ -60,9 +60,9 @@ def load(
             known names fix the Hub id only.
         attn_implementation: sdpa or eager, no other can be gated; sdpa where the architecture has it, else eager, where None.
         quantize: ``"4bit"`` (nf4) or ``"8bit"`` weights by bitsandbytes, the encoder's too; everything but the output layer.
-        trust_remote_code: run code that the checkpoint brings along.
+        trust_remote_code: run code that comes with the checkpoint.
         local_files_only: do not ask the Hub; as with HF_HUB_OFFLINE=1.
-        check: prove on a small prompt that the model is read rightly (see ``check_model``).
+        check: run a small prompt to see that attention is recorded and gated (see ``check_model``).
 
     Images need no torchvision where transformers has a Pillow image processor; the processor then takes no videos.
 
@@ -135,7 +135,7 @@ def load(
 
 
 def _find(source: str | Path) -> tuple[str, str]:
-    """Folder or Hub id of a model, and its name."""
+    """Return folder or Hub id of a model, and its name."""
     if source == "demo":
         return str(DEMO), "demo"
     folder = Path(source).expanduser()
@@ -161,7 +161,7 @@ def _find(source: str | Path) -> tuple[str, str]:
 
 
 def _commit(place: str, revision: str | None) -> str | None:
-    """Commit of a model of the Hub that was just loaded; None for a folder."""
+    """Return the commit of a model of the Hub that was just loaded; None for a folder."""
     config = None if Path(place).is_dir() else try_to_load_from_cache(place, "config.json", revision=revision)
     return Path(config).parent.name if isinstance(config, str) else None
 
@@ -189,7 +189,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def _spread(device: str | torch.device | None, device_map: DeviceMap | None) -> torch.device | DeviceMap:
-    """The one device of a model, or the map over several."""
+    """Return the one device of a model, or the map over several."""
     if device is not None and device_map is not None:
         raise UnsupportedModelError("device and device_map are both given; give one of them")
     if device_map is not None:
@@ -222,15 +222,15 @@ def _quantization(quantize: str | None, dtype: torch.dtype | None) -> BitsAndByt
 
 
 def _processor(place: str, config: Any, files: dict[str, Any]) -> Any:
-    """The model's processor; without its video part where that lacks torchvision and images do not need it."""
+    """Load the model's processor, without its video part where that lacks torchvision and images do not need it."""
     try:
         return AutoProcessor.from_pretrained(place, **files)
     except (ImportError, ValueError) as error:
         kind: Any = PROCESSOR_MAPPING.get(type(config), None)
         if "torchvision" not in str(error).lower() or kind is None or not _can_leave_out_videos(kind):
             raise
-        kept = [part for part in kind.get_attributes() if part != "video_processor"]
-        image_only = type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _cls: kept)})
+        parts = [part for part in kind.get_attributes() if part != "video_processor"]
+        image_only = type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _cls: parts)})
         return image_only.from_pretrained(place, **files)
 
 

@@ -1,4 +1,4 @@
-"""Checksums of checkpoint weights, by which learned gates and studies know their model."""
+"""Checksums of checkpoint weights, which identify the model of learned gates and studies."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def checksum(folder: Path) -> str | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that transformers reads of a folder, an adapter's with them."""
+    """Return the files that transformers reads of a folder, an adapter's included."""
     adapters = sorted(folder.glob("adapter_model.*"))
     for name in STANDARD:
         if (folder / name).is_file():
@@ -90,7 +90,7 @@ def _blocks(path: Path) -> Iterator[tuple[Any, ...]]:
 
 
 def _samples(file: Any, begin: int, end: int, count: int) -> Iterator[bytes]:
-    """``count`` samples at equal distances, the first at the beginning, the last at the end."""
+    """Yield ``count`` samples at equal distances, the first at the beginning, the last at the end."""
     last = max(begin, end - SAMPLE)
     for index in range(count):
         file.seek(begin + (last - begin) * index // (count - 1))

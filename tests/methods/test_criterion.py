@@ -44,12 +44,12 @@ def by(name):
 @pytest.fixture(scope="module")
 def losses(demo, lsg, samples):
     """Losses under the gates with sinks by either criterion, which differ."""
-    found = {}
+    results = {}
     for name in (CRITERION, "auto"):
         lessons = Lessons(demo, by(name))
-        found[name] = sg.evaluate(demo, {"lsg": lsg}, samples, lessons=lessons, progress=False).loss["lsg"]
-    assert found[CRITERION] != pytest.approx(found["auto"], abs=1e-3)
-    return found
+        results[name] = sg.evaluate(demo, {"lsg": lsg}, samples, lessons=lessons, progress=False).loss["lsg"]
+    assert results[CRITERION] != pytest.approx(results["auto"], abs=1e-3)
+    return results
 
 
 def test_one_rule_decides(demo, lsg):
@@ -91,8 +91,8 @@ def test_evaluate(demo, lsg, samples, losses):
 
 
 def test_stack(demo, lsg, samples, losses):
-    found = stack(lsg, demo, samples, progress=False)
-    both = next(step for step in found.steps if len(step.layers) == 2)
+    stacked = stack(lsg, demo, samples, progress=False)
+    both = next(step for step in stacked.steps if len(step.layers) == 2)
     assert -both.score == pytest.approx(sum(losses[CRITERION]) / len(samples), abs=1e-5)
 
 
@@ -117,12 +117,12 @@ def test_ask(demo, lsg, samples, tmp_path, monkeypatch, capsys):
     arguments = ["sinkgate", "ask", tmp_path / "picture.png", question, "--gates", tmp_path / "gates", "--json"]
     monkeypatch.setattr(sys, "argv", [*map(str, arguments)])
     cli.cli(standalone_mode=False)
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     prompt = demo.prompt(tmp_path / "picture.png", question)
     sinks = lsg.find_sinks(demo, prompt)
     expected = demo.answer(prompt, lsg.read(demo, prompt, sinks), sinks).next_token[0][1]
-    assert told["next_token"][0]["probability"] == pytest.approx(expected, abs=1e-5)
-    assert told["v_sink"] == prompt.visual[sinks.v_sink].tolist()
+    assert printed["next_token"][0]["probability"] == pytest.approx(expected, abs=1e-5)
+    assert printed["v_sink"] == prompt.visual[sinks.v_sink].tolist()
     assert sinks.v_sink.sum() != sg.find_sinks(demo, prompt).v_sink.sum()
 
 

@@ -254,16 +254,16 @@ def test_somebodys_own_readme_stays(saved):
 
 
 def test_a_hub_id_fetches_the_two_files(saved, monkeypatch):
-    asked = {}
+    request = {}
 
     def fetched(place, **options):
-        asked.update(options, place=place)
+        request.update(options, place=place)
         return str(saved)
 
     monkeypatch.setattr(serialization, "snapshot_download", fetched)
     again = LSG.from_pretrained("someone/gates", revision="v1", token="secret")
     assert again.config == gates().config
-    assert asked == {
+    assert request == {
         "place": "someone/gates",
         "revision": "v1",
         "token": "secret",

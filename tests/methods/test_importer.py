@@ -42,7 +42,7 @@ def gate(seed=0, *, bias=(), norm=False, width=D, bottleneck=B):
 
 
 def run(parts, signal, activation=F.gelu):
-    """What such a gate computes, written out by hand."""
+    """Compute such a gate by hand."""
     centred = signal - signal.mean(-1, keepdim=True)
     signal = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     signal = signal * parts.get("norm", 1) + parts.get("norm_bias", 0)
@@ -111,12 +111,12 @@ def named(layout, gates):
     layers=st.sets(st.integers(0, 31), min_size=1, max_size=5),
     bias=st.sampled_from([(), ("down_bias",), ("up_bias",), ("down_bias", "up_bias")]),
     norm=st.booleans(),
-    told=st.booleans(),
+    listed=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     order=st.randoms(use_true_random=False),
 )
 @settings(max_examples=120, deadline=None)
-def test_layouts_are_understood(tmp_path_factory, layout, layers, bias, norm, told, dtype, order):
+def test_layouts_are_understood(tmp_path_factory, layout, layers, bias, norm, listed, dtype, order):
     layers = sorted(layers)
     gates = {layer: gate(layer, bias=bias, norm=norm) for layer in layers}
     gates = {layer: {role: value.to(dtype).float() for role, value in parts.items()} for layer, parts in gates.items()}
@@ -124,17 +124,17 @@ def test_layouts_are_understood(tmp_path_factory, layout, layers, bias, norm, to
     names = list(tensors)
     order.shuffle(names)
     tensors = {name: tensors[name] for name in names}
-    told = told or layers == list(range(len(layers)))  # else they may be places in a list
-    values = {"gate_layers": layers} if told else {}
-    found = import_gates(write(tmp_path_factory.mktemp("released"), tensors, **values))
-    assert not found.doubts and not found.leftovers, str(found)
-    lsg = found.to_lsg()
+    listed = listed or layers == list(range(len(layers)))  # else they may be places in a list
+    values = {"gate_layers": layers} if listed else {}
+    report = import_gates(write(tmp_path_factory.mktemp("released"), tensors, **values))
+    assert not report.doubts and not report.leftovers, str(report)
+    lsg = report.to_lsg()
     assert list(lsg.config.layers) == layers and (lsg.config.bottleneck, lsg.config.hidden_size) == (B, D)
     assert lsg.config.bias == bool(bias) and lsg.config.norm_weights == norm
     for layer in layers:
         assert same(lsg, layer, gates[layer])
-    assert len(found.tensors) == len(tensors)
-    assert all(said.startswith("layer ") for said in found.tensors.values())
+    assert len(report.tensors) == len(tensors)
+    assert all(meaning.startswith("layer ") for meaning in report.tensors.values())
 
 
 def test_a_gate_in_full_size_has_the_papers_parameters(put):
@@ -180,9 +180,9 @@ def test_settings_are_taken_by_words_and_values(put):
         prior=1,
         colour="red",
     )
-    found = import_gates(folder)
-    said = {key: meaning.split(", ", 1)[1] for key, meaning in found.settings.items()}
-    assert said == {
+    report = import_gates(folder)
+    meanings = {key: meaning.split(", ", 1)[1] for key, meaning in report.settings.items()}
+    assert meanings == {
         "sink_layer": "the layers of the gates",
         "gate_activation": "the activation",
         "hidden_size": "not understood",
@@ -193,11 +193,14 @@ def test_settings_are_taken_by_words_and_values(put):
         "prior": "not understood",
         "colour": "not understood",
     }
-    config = found.to_lsg().config
+    config = report.to_lsg().config
     assert (config.activation, config.base_model) == ("silu", "liuhaotian/llava-v1.5-7b")
-    given = import_gates(folder, activation="relu", base_model="llava-hf/llava-1.5-7b-hf")
-    assert (given.to_lsg().config.activation, given.to_lsg().config.base_model) == ("relu", "llava-hf/llava-1.5-7b-hf")
-    assert "overruled" in given.settings["gate_activation"]
+    overruled = import_gates(folder, activation="relu", base_model="llava-hf/llava-1.5-7b-hf")
+    assert (overruled.to_lsg().config.activation, overruled.to_lsg().config.base_model) == (
+        "relu",
+        "llava-hf/llava-1.5-7b-hf",
+    )
+    assert "overruled" in overruled.settings["gate_activation"]
     known = import_gates(folder, base_model="LLaVA-1.5-7b")
     assert known.to_lsg().config.base_model == "llava-hf/llava-1.5-7b-hf", "as a loaded model is called"
 
@@ -256,8 +259,8 @@ def test_places_in_a_list_are_not_taken_for_layers(put):
         import_gates(put(tensors, layers=[10, 3, 6, 7, 19])).to_lsg()  # in which order?
     with pytest.raises(sg.GateError, match=r"names say layers \[0, 1, 2, 3, 4\], settings say"):
         import_gates(put(tensors, layers=STACK, target_layers=[4, 7, 8, 11, 20])).to_lsg()
-    for found in (import_gates(put(tensors, layers=STACK)), import_gates(put(tensors), layers=STACK)):
-        lsg = found.to_lsg()
+    for report in (import_gates(put(tensors, layers=STACK)), import_gates(put(tensors), layers=STACK)):
+        lsg = report.to_lsg()
         assert list(lsg.config.layers) == STACK
         assert all(same(lsg, layer, gates[place]) for place, layer in enumerate(STACK))
 
@@ -320,10 +323,10 @@ def test_ambiguous_pairs_are_refused(put):
     ],
 )
 def test_without_a_gate_of_the_papers_shape_nothing_is_read(put, tensors):
-    found = import_gates(put(tensors, layer=10))
+    report = import_gates(put(tensors, layer=10))
     with pytest.raises(sg.GateError, match="no two matrices"):
-        found.to_lsg(force=True)
-    assert all(said.startswith("not understood") for said in found.tensors.values())
+        report.to_lsg(force=True)
+    assert all(meaning.startswith("not understood") for meaning in report.tensors.values())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -355,12 +358,12 @@ def test_gates_of_several_sizes_are_refused(put):
 )
 def test_leftovers_that_look_like_a_gate_are_refused_unless_forced(put, extra):
     parts = gate()
-    found = import_gates(put(named("llama", {10: parts}) | extra))
+    report = import_gates(put(named("llama", {10: parts}) | extra))
     (name,) = extra
     with pytest.raises(sg.GateError, match=f"{name}.*not understood; force"):
-        found.to_lsg()
-    assert found.tensors[name].startswith("not understood")
-    assert same(found.to_lsg(force=True), 10, parts)
+        report.to_lsg()
+    assert report.tensors[name].startswith("not understood")
+    assert same(report.to_lsg(force=True), 10, parts)
 
 
 @pytest.mark.parametrize("scope", ["model.layers.10.router", "router_10", "10.head", "router", "model.head"])
@@ -387,10 +390,10 @@ def test_other_weights_of_the_model_are_reported_only(put):
         "model.layers.10.mlp.gate_proj.weight": torch.zeros(40, D),
         "model.layers.10.input_layernorm.weight": torch.zeros(D),
     }
-    found = import_gates(put(named("llama", {10: gate()}) | others))
-    found.to_lsg()
-    assert all(found.tensors[name].startswith("not understood, shape") for name in others)
-    assert "4 are in the file and left out" in str(found)
+    report = import_gates(put(named("llama", {10: gate()}) | others))
+    report.to_lsg()
+    assert all(report.tensors[name].startswith("not understood, shape") for name in others)
+    assert "4 are in the file and left out" in str(report)
 
 
 def test_settings_that_may_change_the_scales_are_leftovers(put):
@@ -484,8 +487,8 @@ def convert(monkeypatch, capsys):
 def test_the_command_converts(put, tmp_path, convert):
     parts = gate()
     folder, out = put(named("llama", {10: parts}), prior=1.25), tmp_path / "ours"
-    said, error = convert(folder, "--out", out, code=2)
-    assert "fc1.weight: layer 10, down.weight" in said and "prior = 1.25" in error and not out.exists()
+    printed, error = convert(folder, "--out", out, code=2)
+    assert "fc1.weight: layer 10, down.weight" in printed and "prior = 1.25" in error and not out.exists()
     options = [
         "--offset",
         1,
@@ -496,15 +499,17 @@ def test_the_command_converts(put, tmp_path, convert):
         "llava-hf/llava-1.5-7b-hf",
         "--force",
     ]
-    said, _ = convert(folder, "--out", out, *options)
-    assert "in layers [11]" in said and str(out) in said
+    printed, _ = convert(folder, "--out", out, *options)
+    assert "in layers [11]" in printed and str(out) in printed
     lsg = LSG.from_pretrained(out)
     assert lsg.config.base_model == "llava-hf/llava-1.5-7b-hf"
     assert same(lsg, 11, {**parts, "up": parts["up"].flip(0)}, activation=F.relu)
     content = json.loads(convert(folder, "--out", out, "--json", "--force")[0])
     assert content["layers"] == [10] and content["leftovers"] == ["prior = 1.25"] and not content["doubts"]
-    said, error = convert(put(bare(parts)), "--out", tmp_path / "other", "--json", code=2)
-    assert json.loads(said)["layers"] == [] and "give them as layers" in error and not Path(tmp_path / "other").exists()
+    printed, error = convert(put(bare(parts)), "--out", tmp_path / "other", "--json", code=2)
+    assert (
+        json.loads(printed)["layers"] == [] and "give them as layers" in error and not Path(tmp_path / "other").exists()
+    )
     convert(put(bare(parts)), "--out", tmp_path / "other", "--layer", 7)
     assert LSG.from_pretrained(tmp_path / "other").config.layers == (7,)
 

@@ -119,12 +119,12 @@ def test_in_decoding_the_prompts_scales_stay_unless_asked(case):
         prompt, lsg.read(vlm, prompt, sinks), sinks, **{k: v for k, v in options.items() if k != "do_sample"}
     )
     assert stay == fixed.ids
-    seen = []
+    scales = []
     with torch.no_grad(), lsg.applied(vlm, batch, every_step=True) as trace:
         vlm.model.generate(
-            **prompt.inputs, **options, stopping_criteria=[lambda *_: seen.append(trace.scales[1]) or False]
+            **prompt.inputs, **options, stopping_criteria=[lambda *_: scales.append(trace.scales[1]) or False]
         )
-    assert not torch.allclose(seen[0], seen[-1]), "read again from each new token"
+    assert not torch.allclose(scales[0], scales[-1]), "read again from each new token"
 
 
 def test_files_round_trip_and_refuse(case, tmp_path):

@@ -1,11 +1,11 @@
-"""V-sinks removed or moved, against the same done by hand to what the decoder is given."""
+"""V-sinks removed or moved, against the same change by hand to the decoder's inputs."""
 
 import copy
 from dataclasses import replace
 
 import pytest
 import torch
-from rivals import logits, prompts_of, some_sinks, vlm_of
+from method_cases import logits, prompts_of, some_sinks, vlm_of
 from zoo import ZOO
 
 import sinkgate as sg
@@ -18,12 +18,12 @@ ENCODED = [name for name in ZOO if name not in ("blip-2", "instructblip", "mllam
 
 
 def decoder_inputs(vlm, batch):
-    seen = []
-    hook = vlm.decoder.register_forward_pre_hook(lambda _m, _a, kwargs: seen.append(dict(kwargs)), with_kwargs=True)
+    calls = []
+    hook = vlm.decoder.register_forward_pre_hook(lambda _m, _a, kwargs: calls.append(dict(kwargs)), with_kwargs=True)
     with torch.no_grad():
         vlm.model(**batch.inputs, use_cache=False)
     hook.remove()
-    return seen[0]
+    return calls[0]
 
 
 def run_decoder(vlm, embeds, position, head=True):
@@ -40,14 +40,14 @@ def test_removed_v_sinks_are_as_if_dropped_and_the_others_keep_their_places(name
     (prompt,) = prompts_of(name, vlm)
     sinks = some_sinks(vlm, prompt)
     batch = vlm.batch([prompt], [sinks])
-    kept = torch.ones(prompt.length, dtype=torch.bool)
-    kept[prompt.visual[sinks.v_sink]] = False
-    given = decoder_inputs(vlm, batch)
-    position = given.get("position_ids")
+    rest = torch.ones(prompt.length, dtype=torch.bool)
+    rest[prompt.visual[sinks.v_sink]] = False
+    inputs = decoder_inputs(vlm, batch)
+    position = inputs.get("position_ids")
     position = torch.arange(prompt.length)[None] if position is None else position
-    expected = run_decoder(vlm, given["inputs_embeds"][:, kept], position[..., kept])
+    expected = run_decoder(vlm, inputs["inputs_embeds"][:, rest], position[..., rest])
     with torch.no_grad():
-        assert torch.allclose(logits(vlm, batch, Remove())[:, kept], expected, atol=1e-6)
+        assert torch.allclose(logits(vlm, batch, Remove())[:, rest], expected, atol=1e-6)
 
 
 def test_removing_shows_in_the_recorded_rows(demo):
@@ -98,9 +98,9 @@ def test_in_front_is_the_encoded_image_in_another_order(name):
     by_hand = {**batch.inputs, "mm_encoder_outputs": {"image": in_front(prompt.encoded, vlm, order)}}
     with torch.no_grad():
         expected = vlm.model(**by_hand, use_cache=False).logits
-        found = logits(vlm, batch, SinkToTheFront())
-        moved = (found - logits(vlm, batch)).abs().max()
-    assert (found - expected).abs().max() < 1e-2 * moved
+        values = logits(vlm, batch, SinkToTheFront())
+        moved = (values - logits(vlm, batch)).abs().max()
+    assert (values - expected).abs().max() < 1e-2 * moved
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "smolvlm"])
@@ -111,17 +111,17 @@ def test_keep_positions_brings_the_old_rotary_positions(name):
     batch, visual = vlm.batch([prompt], [sinks]), prompt.visual
     order = torch.arange(prompt.length)
     order[visual] = torch.cat([visual[sinks.v_sink], visual[~sinks.v_sink]])
-    given = decoder_inputs(vlm, batch)
-    position = given.get("position_ids")
+    inputs = decoder_inputs(vlm, batch)
+    position = inputs.get("position_ids")
     position = torch.arange(prompt.length)[None] if position is None else position
-    expected = run_decoder(vlm, given["inputs_embeds"][:, order], position[..., order])
+    expected = run_decoder(vlm, inputs["inputs_embeds"][:, order], position[..., order])
     with torch.no_grad():
-        found = logits(vlm, batch, SinkToTheFront(keep_positions=True))
-        assert torch.allclose(found, expected, atol=1e-6)
+        values = logits(vlm, batch, SinkToTheFront(keep_positions=True))
+        assert torch.allclose(values, expected, atol=1e-6)
         bare = {name: value for name, value in batch.inputs.items() if name != "attention_mask"}
         with SinkToTheFront(keep_positions=True).applied(vlm, batch):
             assert torch.allclose(vlm.model(**bare, use_cache=False).logits, expected, atol=1e-6)
-        assert (found - logits(vlm, batch, SinkToTheFront())).abs().max() > 1e-4
+        assert (values - logits(vlm, batch, SinkToTheFront())).abs().max() > 1e-4
 
 
 def test_each_image_has_a_front_of_its_own():

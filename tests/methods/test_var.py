@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rivals import logits, no_sinks, prompts_of, some_sinks, told, vlm_of
+from method_cases import greedy_steps, logits, no_sinks, prompts_of, some_sinks, vlm_of
 from transformers import AttentionInterface
 
 import sinkgate as sg
@@ -130,23 +130,23 @@ def test_inside_a_model_it_is_the_published_algorithm(by_dimensions):
     """Prefill and decode steps, grouped KV heads, fp64; the sinks of both sources; which rows are recorded."""
     vlm = vlm_of("llava", torch.float64)
     (prompt,) = prompts_of("llava", vlm)
-    found, layers, dims, tau = some_sinks(vlm, prompt), (0, 2), (3, 5), 1.4
-    batch, letters = vlm.batch([prompt], [found]), {"most_sink_share": 0.6, "kept": 1 - 0.7, "least_image": 0.2}
+    masks, layers, dims, tau = some_sinks(vlm, prompt), (0, 2), (3, 5), 1.4
+    batch, letters = vlm.batch([prompt], [masks]), {"most_sink_share": 0.6, "kept": 1 - 0.7, "least_image": 0.2}
     var = VAR(0.2, 0.4, 0.7, layers, dims if by_dimensions else None, tau)
 
     def loud(layer, *below):
         """Sinks by the published threshold at a layer's input, with the reference at work in the layers below."""
-        seen = []
+        states = []
         hook = vlm.adapter.layers[layer].register_forward_pre_hook(
-            lambda _m, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+            lambda _m, args, kwargs: states.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
         )
         with Reference(vlm, prompt, sinks.get, below, **letters), torch.no_grad():
             vlm.model(**batch.inputs, use_cache=False)
         hook.remove()
-        state = seen[0][0]
+        state = states[0][0]
         return indices(state[:, dims].abs().amax(-1) / state.square().mean(-1).sqrt() > tau)
 
-    sinks = {layer: prompt.visual[found.v_sink | found.l_sink[layer]].tolist() for layer in layers}
+    sinks = {layer: prompt.visual[masks.v_sink | masks.l_sink[layer]].tolist() for layer in layers}
     if by_dimensions:
         sinks[0] = loud(0)
         sinks[2] = loud(2, 0)
@@ -162,9 +162,9 @@ def test_inside_a_model_it_is_the_published_algorithm(by_dimensions):
     assert (inside - logits(vlm, batch)).abs().max() > 1e-3
     for layer in range(vlm.num_layers):
         assert torch.allclose(recorder.attention[layer][0], reference.rows[layer][0], atol=1e-6)
-    ids, stepwise = told(vlm, var, batch)
+    ids, stepwise = greedy_steps(vlm, var, batch)
     with Reference(vlm, prompt, sinks.get, layers, **letters):
-        again = told(vlm, sg.methods.Fixed(sg.Gates.ones(vlm)), batch)
+        again = greedy_steps(vlm, sg.methods.Fixed(sg.Gates.ones(vlm)), batch)
     assert torch.equal(ids, again[0]) and torch.allclose(stepwise, again[1], atol=1e-6)
 
 
@@ -204,16 +204,16 @@ def test_beams_and_eager_attention(eager):
     options = {"num_beams": 3, "max_new_tokens": 4, "do_sample": False, "length_penalty": 0.0, "output_scores": True}
     options["suppress_tokens"] = [vlm.adapter.image_token_id]
     with torch.no_grad(), var.applied(vlm, vlm.batch([prompt], [sinks])):
-        found = vlm.model.generate(**prompt.inputs, **options, return_dict_in_generate=True)
-    ids = found.sequences[:, -4:]
+        output = vlm.model.generate(**prompt.inputs, **options, return_dict_in_generate=True)
+    ids = output.sequences[:, -4:]
     batch = vlm.batch([prompt], [sinks], ids.tolist())
     with torch.no_grad():
         scores = logits(vlm, batch, var)[0, batch.length - 1 : -1].double().log_softmax(-1)
-    assert scores[torch.arange(4), ids[0]].sum().item() == pytest.approx(found.sequences_scores.item(), abs=1e-5)
+    assert scores[torch.arange(4), ids[0]].sum().item() == pytest.approx(output.sequences_scores.item(), abs=1e-5)
 
 
 def test_rewritten_rows_of_decode_steps_are_not_put_off():
-    """Where the caller owns the cache, rows of steps wait and are computed at the end, but not those that are rewritten."""
+    """Rows of steps wait for the end if the caller owns the cache, but not those that are rewritten."""
     vlm = vlm_of("llava")
     (prompt,) = prompts_of("llava", vlm)
     recorder = Recorder("last")

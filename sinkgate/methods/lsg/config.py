@@ -1,4 +1,4 @@
-"""What learned gates are, apart from their weights; saved beside them as ``gate_config.json``."""
+"""Configuration of learned gates, saved beside their weights as ``gate_config.json``."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class LSGConfig:
-    """Where gates are, what they read and what they scale (paper, section 4).
+    """Layers, inputs and outputs of gates (paper, section 4).
 
     Attributes:
         layers: gated layers, counted from 0. A gate reads the input of its layer and scales that layer's Keys: the paper's hidden
-            state l and layer l + 1 (how the paper counts is not known; this is ours).
+            state l and layer l + 1 (chosen by us; how the paper counts is not known).
         hidden_size: width of the LLM.
         bottleneck: width between the two linear layers; 64 in the paper.
         grouping: a name of ``GROUPINGS``.
         signal: ``last``, the last input token's hidden state (the paper's), ``mean`` of all tokens, or of the ``visual`` ones.
-        start: ``paper``, scales sum to 1 and begin equal; ``identity`` (ours), they sum to the number of groups and begin at 1, the
+        start: ``paper``, scales sum to 1 and begin equal; ``identity`` (ours, not the paper's), they sum to the number of groups and begin at 1, the
             unmodified model, which the paper's line never meets.
-        activation: between the linear layers; not known from the paper, gelu is ours.
+        activation: between the linear layers; not known from the paper, gelu is our choice.
         bias: the two linear layers have biases; the paper counts none.
         norm_weights: the LayerNorm has a weight and a bias of its own; the paper counts none.
         criterion: how sinks are found, a name of ``CRITERIA`` or such as "dimensions 650; dimensions 1415,2533 tau 20": of V-sinks and,
             behind a semicolon, of L-sinks.
-        base_model: the model that the gates were made for, ``revision`` its commit.
+        base_model: the model that the gates were trained on, ``revision`` its commit.
         weights: checksum of that model's weights, see `sinkgate.models.weights.checksum`.
 
     Raises:
@@ -92,15 +92,15 @@ class LSGConfig:
 
     @property
     def total(self) -> float:
-        """What a gate's scales sum to."""
+        """Sum of a gate's scales."""
         return 1.0 if self.start == "paper" else float(len(self.groups))
 
     def only(self, layers: tuple[int, ...]) -> LSGConfig:
-        """The same with other layers."""
+        """Return the same configuration with other layers."""
         return replace(self, layers=layers)
 
     def to_json(self) -> str:
-        """The configuration as JSON, with format, version and the version of sinkgate that wrote it."""
+        """Return the configuration as JSON, with format, version and the version of sinkgate that wrote it."""
         content = {"format": FORMAT, "version": VERSION, "sinkgate": __version__, **asdict(self)}
         return json.dumps(content, indent=1)
 

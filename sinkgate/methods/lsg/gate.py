@@ -1,4 +1,4 @@
-"""One learned gate: a hidden state in, a scale for each group of visual tokens out (paper, section 4).
+"""One learned gate, from a hidden state to a scale for each group of visual tokens (paper, section 4).
 
 Shapes: B samples, D LLM width, G groups.
 """
@@ -29,6 +29,6 @@ class SinkGate(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, signal: Tensor) -> Tensor:
-        """(B, D) -> (B, G): scales that sum to 1, or to G from the identity start; in the gate's own dtype, float32."""
+        """Return scales that sum to 1, or to G from the identity start, in the gate's own dtype, float32: (B, D) -> (B, G)."""
         signal = signal.to(self.down.weight)
         return self.total * self.up(self.activation(self.down(self.norm(signal)))).softmax(-1)

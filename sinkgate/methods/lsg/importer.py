@@ -100,14 +100,14 @@ def import_gates(
         number = _LAYER.search(name.lower())
         by_number.setdefault(int(number[1]) if number else None, {})[name] = value
     order = sorted(by_number, key=lambda number: -1 if number is None else number)
-    found = {number: gate for number in order if (gate := _gate(by_number[number], doubts))}
-    if not found and not doubts:
+    complete = {number: gate for number in order if (gate := _gate(by_number[number], doubts))}
+    if not complete and not doubts:
         doubts.append("there are no two matrices (b, D) and (2, b) with 2 < b < D")
-    if layers is not None and len(layers) != len(found):
-        raise GateError(f"layers are {list(layers)}, and {len(found)} gates are in {folder}; give a layer for each")
+    if layers is not None and len(layers) != len(complete):
+        raise GateError(f"layers are {list(layers)}, and {len(complete)} gates are in {folder}; give a layer for each")
     meanings = dict.fromkeys(settings, UNKNOWN)
-    numbers = list(layers or _numbers([*found], settings, meanings, offset, doubts))
-    gates = dict(zip(numbers, found.values(), strict=False))
+    numbers = list(layers or _numbers([*complete], settings, meanings, offset, doubts))
+    gates = dict(zip(numbers, complete.values(), strict=False))
     names = {name: f"layer {number}, {part}" for number, gate in gates.items() for part, name in gate.items()}
     doubts += [f"two gates are for one layer of {numbers}"] * (len(gates) < len(numbers))
     doubts += [f"{name} holds NaN or infinity" for name in names if not tensors[name].isfinite().all()]
@@ -152,7 +152,7 @@ def import_gates(
 
 
 def _gate(tensors: Mapping[str, Tensor], doubts: list[str]) -> Gate | None:
-    """The tensors of one gate, by shape and by the ends of their names; what is not taken is left over."""
+    """Return the tensors of one gate, by shape and by the ends of their names."""
     ups = [name for name, value in tensors.items() if value.dim() == 2 and len(value) == 2 < value.shape[1]]
     width = {tensors[name].shape[1] for name in ups}
     downs = [n for n, v in tensors.items() if v.dim() == 2 and v.shape[0] in width and v.shape[1] > v.shape[0]]
@@ -175,23 +175,23 @@ def _gate(tensors: Mapping[str, Tensor], doubts: list[str]) -> Gate | None:
 
 
 def _numbers(
-    found: Sequence[int | None], settings: Mapping[str, Any], meanings: dict[str, str], offset: int, doubts: list[str]
+    names: Sequence[int | None], settings: Mapping[str, Any], meanings: dict[str, str], offset: int, doubts: list[str]
 ) -> list[int]:
-    """The layer of each gate: what the numbers in names and the settings agree on."""
+    """Return the layer of each gate, on which the numbers in names and the settings agree."""
     listed = {key: layers for key, value in settings.items() if (layers := _layers(key.lower(), value))}
-    counted = list(found) in ([None], list(range(len(found))))  # more likely places in a list than layers
-    agreeing = [key for key, layers in listed.items() if layers == list(found)]
-    orders = [layers for layers in listed.values() if len(layers) == len(found) and layers == sorted(set(layers))]
+    counted = list(names) in ([None], list(range(len(names))))  # more likely places in a list than layers
+    agreeing = [key for key, layers in listed.items() if layers == list(names)]
+    orders = [layers for layers in listed.values() if len(layers) == len(names) and layers == sorted(set(layers))]
     if counted and not agreeing and orders and all(layers == orders[0] for layers in listed.values()):
-        found, agreeing = orders[0], [*listed]
-    elif found and not agreeing and (counted or listed):
-        doubts.append(f"names say layers {list(found)}, settings say {listed or 'none'}; give them as layers")
+        names, agreeing = orders[0], [*listed]
+    elif names and not agreeing and (counted or listed):
+        doubts.append(f"names say layers {list(names)}, settings say {listed or 'none'}; give them as layers")
     meanings |= dict.fromkeys(agreeing, "the layers of the gates")
-    return [(number or 0) + offset for number in found]
+    return [(number or 0) + offset for number in names]
 
 
 def _layers(key: str, value: Any) -> list[int]:
-    """The layers that a setting lists, as 10, "L10", [3, 6] or "3_6"; [] where it is about something else."""
+    """Return the layers that a setting lists, as 10, "L10", [3, 6] or "3_6"; [] where it is about something else."""
     if "layer" not in key or _ELSEWHERE.search(key) or not isinstance(value, int | str | list):
         return []
     numbers = [int(number) for number in re.findall(r"-?\d+", str(value))]
@@ -199,7 +199,7 @@ def _layers(key: str, value: Any) -> list[int]:
 
 
 def _build(gates: Mapping[int, Gate], tensors: Mapping[str, Tensor], swapped: bool, options: Mapping[str, Any]) -> LSG:
-    """The gates; a bias or a norm's weight that only others have is put in without effect, as 0 or 1."""
+    """Return the gates; a bias or a norm's weight that only others have is put in without effect, as 0 or 1."""
     parts = {part: tensors[name].shape for gate in gates.values() for part, name in gate.items()}
     bottleneck, width = parts["down.weight"]
     bias, norm = bool(parts.keys() & {"down.bias", "up.bias"}), "norm.weight" in parts
@@ -212,7 +212,7 @@ def _build(gates: Mapping[int, Gate], tensors: Mapping[str, Tensor], swapped: bo
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The content of a torch or JSON file by name."""
+    """Return the content of a torch or JSON file by name."""
     try:
         if path.suffix == ".json":
             content = json.loads(path.read_text(encoding="utf-8"))

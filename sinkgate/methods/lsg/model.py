@@ -1,6 +1,6 @@
-"""Learned gates on a model: they read the prompt as it passes and scale the Keys of the layers that they sit at.
+"""Learned gates on a model: each reads hidden states of the prompt at its layer and scales that layer's Keys.
 
-The backbone stays as it is. In decoding the scales set while the prompt was read stay, unless asked to be set anew.
+The backbone stays as it is. In decoding, the scales of the prefill stay unless ``every_step`` is given.
 
 Shapes: L layers of the model, B prompts, T positions, K Keys, V visual tokens, D LLM width, G groups.
 """
@@ -35,17 +35,17 @@ from sinkgate.sinks.gates import GROUPS, Gates
 
 @dataclass(frozen=True)
 class Groups:
-    """Which tokens the gates scale and read.
+    """Masks of the tokens that gates scale and read.
 
-    Shapes: members (L, G, B, K) boolean; asked (B, T) boolean, the prompts' own (no padding, no answer).
+    Shapes: members (L, G, B, K) boolean; prompt (B, T) boolean, without padding and answers.
     """
 
     members: Tensor
-    asked: Tensor
+    prompt: Tensor
 
     @classmethod
     def of(cls, batch: Batch, config: LSGConfig) -> Groups:
-        """Of prompts with their sinks. Without V-sinks in an image, all its tokens belong to the rest."""
+        """Return the masks of prompts with their sinks. Without V-sinks in an image, all its tokens belong to the rest."""
         kinds = [torch.stack([s.v_sink.expand_as(s.l_sink), s.l_sink, s.ordinary]) for s in batch.sinks]  # 3, L, V
         groups = [torch.stack([kind[list(columns)].any(0) for columns in config.groups], 1) for kind in kinds]
         return cls(batch.spread(groups), batch.asked)
@@ -54,17 +54,17 @@ class Groups:
     def visual(self) -> Tensor:
         """Visual tokens among the positions, (B, T)."""
         visual = self.members[0].any(0)
-        return nn.functional.pad(visual, (0, self.asked.shape[1] - visual.shape[1]))
+        return nn.functional.pad(visual, (0, self.prompt.shape[1] - visual.shape[1]))
 
     @property
     def last(self) -> Tensor:
         """Position of the last input token, (B,)."""
-        return self.asked.shape[1] - 1 - self.asked.flip(1).long().argmax(1)
+        return self.prompt.shape[1] - 1 - self.prompt.flip(1).long().argmax(1)
 
 
 @dataclass
 class GateTrace:
-    """What the gates did while a model ran: scales (B, G) by layer, of the last time that they were set."""
+    """Scales (B, G) by layer that gates set last."""
 
     scales: dict[int, Tensor] = field(default_factory=dict)
 
@@ -79,7 +79,7 @@ class LSG(nn.Module):
 
     @classmethod
     def for_vlm(cls, vlm: VLM, layers: Sequence[int], **options: Any) -> LSG:
-        """Fresh gates for a model; options are fields of `LSGConfig`.
+        """Return untrained gates for a model; options are fields of `LSGConfig`.
 
         Raises:
             GateError: there is no such layer, or an option out of its range.
@@ -104,7 +104,7 @@ class LSG(nn.Module):
         where that is only a folder's or where the revision is another.
 
         Raises:
-            GateError: made for another model (unless ``any_model``), of another width, or for layers that it does not have.
+            GateError: trained on another model (unless ``any_model``), of another width, or for layers that it does not have.
         """
         config, width = self.config, vlm.model.config.get_text_config().hidden_size
         if not any_model:
@@ -128,14 +128,14 @@ class LSG(nn.Module):
         if name is None or (self.config.weights and vlm.weights_checksum):
             return
         if None not in (revision, self.config.revision) and revision != self.config.revision:
-            text = f"these gates were made for revision {self.config.revision} of {name}, this is {revision}"
+            text = f"these gates were trained on revision {self.config.revision} of {name}, this is {revision}"
             warnings.warn(text, stacklevel=3)
         if vlm.weights_checksum and name != "demo" and "/" not in name:
             text = f"these gates name no checksum of weights: they are accepted because the model's folder is called {name}, too"
             warnings.warn(text, stacklevel=3)
 
     def only(self, layers: Sequence[int]) -> LSG:
-        """Some of these gates by themselves; they stay the same modules, so that what one learns the other knows.
+        """Return some of these gates as an `LSG` of their own that shares their parameters.
 
         Raises:
             GateError: there is no gate in one of these layers, or no layer at all.
@@ -160,14 +160,14 @@ class LSG(nn.Module):
         return self.config.grouping != "v_sink"
 
     def first_layer(self, vlm: VLM) -> int:
-        """Number of the lowest LLM layer in which these gates change anything."""
+        """See `Method`."""
         return vlm.adapter.layer_numbers[self.config.layers[0]]
 
     @contextmanager
     def applied(
         self, vlm: VLM, batch: Batch, recorder: Recorder | None = None, *, every_step: bool = False
     ) -> Iterator[GateTrace]:
-        """Within the block the gates act on every forward and ``generate`` call on these prompts; gradients reach them.
+        """Apply the gates to every forward and ``generate`` call on these prompts within the block; gradients reach them.
 
         Args:
             vlm: the model, locked meanwhile.
@@ -190,9 +190,9 @@ class LSG(nn.Module):
                     hook.remove()
 
     def read(self, vlm: VLM, prompt: Prompt, sinks: SinkMasks | None = None) -> Gates:
-        """The fixed gates that a prompt gets: one prefill in which each gate reads what the gates below it left.
+        """Return the fixed gates that a prompt gets, from one prefill in which each gate reads the states that the gates below it leave.
 
-        With them ``vlm.answer``, sessions, the page's faders and everything else that takes `Gates` does what these gates do.
+        Everything that takes `Gates` (``vlm.answer``, sessions, the app's faders) then does the same as these gates.
 
         Raises:
             GateError: the gates do not belong on this model.
@@ -208,7 +208,7 @@ class LSG(nn.Module):
         return Gates(table, vlm.name)
 
     def find_sinks(self, vlm: VLM, prompt: Prompt) -> SinkMasks:
-        """Sinks by the criterion that these gates were made with; V-sinks alone, which is cheaper, where they need no others."""
+        """Find sinks by the criterion of these gates; only V-sinks, which is cheaper, where they need no others."""
         return finder_of([self], l_sinks=False)(vlm, prompt)
 
     def _reader(self, layer: int, groups: Groups, block: Attached, trace: GateTrace, every_step: bool) -> Any:
@@ -224,15 +224,15 @@ class LSG(nn.Module):
         return before_layer
 
     def _signal(self, hidden: Tensor, groups: Groups | None) -> Tensor:
-        """What a gate reads, (B, D): of the prompt, or of a decode step (None), which is its newest token."""
+        """Return a gate's input, (B, D): of the prompt, or of a decode step (None) its newest token."""
         if groups is None:
             return hidden[:, -1]
         if self.config.signal == "last":
-            missing = groups.asked.shape[1] - hidden.shape[1]  # some models run their last layers on the end alone
+            missing = groups.prompt.shape[1] - hidden.shape[1]  # some models run their last layers on the end alone
             return hidden[torch.arange(len(hidden)), groups.last.to(hidden.device) - missing]
-        taken = groups.asked if self.config.signal == "mean" else groups.visual
-        taken = taken[:, : hidden.shape[1]].to(hidden.device, hidden.dtype)
-        return torch.einsum("bp,bpd->bd", taken, hidden) / taken.sum(1, keepdim=True)
+        tokens = groups.prompt if self.config.signal == "mean" else groups.visual
+        tokens = tokens[:, : hidden.shape[1]].to(hidden.device, hidden.dtype)
+        return torch.einsum("bp,bpd->bd", tokens, hidden) / tokens.sum(1, keepdim=True)
 
     # --- files
 
@@ -243,12 +243,12 @@ class LSG(nn.Module):
         license: str | None = None,  # noqa: A002 (the Hub's word)
         training: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write ``gate_config.json``, ``gates.safetensors`` and a card; an own README.md stays. Each file appears whole or not at all.
+        """Write ``gate_config.json``, ``gates.safetensors`` and a card; a README.md of the user's own stays. Each file appears whole or not at all.
 
         Args:
-            folder: made where there is none.
+            folder: created if missing.
             license: for the card, as the Hub names it.
-            training: for the card: samples, epochs, loss before and after, accuracy by kind, ...; what is not given is not told.
+            training: for the card: samples, epochs, loss before and after, accuracy by kind, ...; None is left out.
 
         Raises:
             GateError: the folder cannot be written.
@@ -311,16 +311,16 @@ class LSG(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """How many parameters the gates have together."""
+        """Number of parameters of all gates."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def trainable_parameters(self) -> str:
-        """How many parameters the gates have, in words, with how many one gate has."""
+        """Return the number of parameters of all gates and of one in words."""
         count = self.num_parameters
         return (
             f"{count:,} trainable parameters, {count // len(self.gates):,} a gate, in layers {list(self.config.layers)}"
         )
 
     def print_trainable_parameters(self) -> None:
-        """Print ``trainable_parameters``, by the name that peft gives it."""
+        """Print ``trainable_parameters()``, as peft's method of this name does."""
         print(self.trainable_parameters())  # noqa: T201

@@ -1,4 +1,4 @@
-"""The card of learned gates, a README.md for people and for the Hub; it says what is known and nothing else."""
+"""Model card of learned gates, the README.md on the Hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 
 from sinkgate.methods.lsg.config import LSGConfig
 
-#: In every card of ours; a card without it is somebody's own and never overwritten.
+#: In every card written here; a card without it is the user's own and never overwritten.
 MARK = "<!-- Written by sinkgate; saving again overwrites this file unless this line is gone. -->"
 
 _START = {
@@ -73,14 +73,14 @@ def card(
     license: str | None = None,  # noqa: A002 (the Hub's word)
     training: Mapping[str, Any] | None = None,
 ) -> str:
-    """The card as Markdown.
+    """Return the card as Markdown.
 
     Args:
         config: of the gates.
         parameters: how many the gates have together.
-        place: what ``from_pretrained`` is to be given.
+        place: argument of ``from_pretrained``.
         license: as the Hub names it, such as ``apache-2.0``; none is stated where None.
-        training: what to say of the training, by name: samples, epochs, loss before and after, accuracy by kind of question, ...;
+        training: facts of the training by name: samples, epochs, loss before and after, accuracy by kind of question, ...;
             a mapping within it becomes one row for each of its entries, None is left out.
     """
     base = config.base_model
@@ -128,7 +128,7 @@ def _source(base: str | None) -> str:
 
 
 def _text(value: str) -> str:
-    """The value in Python, in the formatter's quotes."""
+    """Return the value as a Python literal."""
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""Learned gates as files: ``gate_config.json`` and ``gates.safetensors``, in a folder or on the Hub. Nothing else is read."""
+"""Files of learned gates, ``gate_config.json`` and ``gates.safetensors``, in a folder or on the Hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIG, WEIGHTS, CARD = "gate_config.json", "gates.safetensors", "README.md"
 
 
 def find(place: str | Path, revision: str | None = None, token: str | bool | None = None) -> Path:
-    """The folder that holds the gates: itself, or the local copy of a Hub repository, of which only the two files are fetched.
+    """Return the folder of the gates: the given one, or the local copy of a Hub repository, of which only the two files are fetched.
 
     Raises:
         GateError: there is no such folder, and no such repository or no way to reach it.
@@ -41,7 +41,7 @@ def find(place: str | Path, revision: str | None = None, token: str | bool | Non
 
 
 def read(folder: Path, place: str | Path) -> tuple[LSGConfig, dict[str, Tensor]]:
-    """Configuration and tensors of a folder, named ``place`` in errors.
+    """Read configuration and tensors of a folder, named ``place`` in errors.
 
     Raises:
         GateError: a file is missing or broken.
@@ -59,7 +59,7 @@ def read(folder: Path, place: str | Path) -> tuple[LSGConfig, dict[str, Tensor]]
 
 
 def check(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: str | Path, strict: bool = True) -> None:
-    """Whether these tensors are the wanted ones.
+    """Refuse tensors other than the expected ones.
 
     Raises:
         GateError: one is missing, unknown (where not ``strict`` a warning), of another shape, or holds no finite numbers.
@@ -77,7 +77,7 @@ def check(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: st
 
 
 def write(folder: str | Path, config: LSGConfig, weights: Mapping[str, Tensor], card: str) -> None:
-    """Write the two files and the card; each appears whole or not at all. A README.md that is not ours stays.
+    """Write the two files and the card; each appears whole or not at all. A README.md of the user's own stays.
 
     Raises:
         GateError: the folder cannot be written.
@@ -111,7 +111,7 @@ def push(
     token: str | bool | None = None,
     message: str = "Learned gates",
 ) -> str:
-    """Upload what ``write`` writes to a Hub repository, made where there is none; its card is replaced. Returns the address.
+    """Upload what ``write`` writes to a Hub repository, created if missing; its card is replaced. Returns the address.
 
     ``card`` makes the card for the full id of the repository.
 

@@ -1,4 +1,4 @@
-"""What the tests of the methods share: tiny models, prompts with sinks drawn at random, teacher forcing against steps."""
+"""Tiny models, prompts with sinks drawn at random and checks that the tests of methods share."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def logits(vlm, batch, method=None):
         return vlm.model(**batch.inputs, use_cache=False).logits
 
 
-def told(vlm, method, batch, count=4):
+def greedy_steps(vlm, method, batch, count=4):
     """Greedy answers with the logits of every step: ids (B, count) and (B, count, vocabulary)."""
     options = {"max_new_tokens": count, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     options["suppress_tokens"] = [vlm.adapter.image_token_id]  # a random model may well say it
@@ -60,7 +60,7 @@ def told(vlm, method, batch, count=4):
 
 
 def check_teacher_forcing_equals_steps(vlm, method, prompts, sinks):
-    ids, stepwise = told(vlm, method, vlm.batch(prompts, sinks))
+    ids, stepwise = greedy_steps(vlm, method, vlm.batch(prompts, sinks))
     forced = vlm.batch(prompts, sinks, ids.tolist())
     with torch.no_grad():
         at_once = logits(vlm, forced, method)[:, forced.length - 1 : -1]
@@ -72,8 +72,8 @@ def check_batched_equals_single(vlm, method, prompts, sinks):
     batch = vlm.batch(prompts, sinks)
     with torch.no_grad():
         together = logits(vlm, batch, method)
-        for row, prompt, found in zip(together, prompts, sinks, strict=True):
-            alone = logits(vlm, vlm.batch([prompt], [found]), method)[0]
+        for row, prompt, masks in zip(together, prompts, sinks, strict=True):
+            alone = logits(vlm, vlm.batch([prompt], [masks]), method)[0]
             assert torch.allclose(row[-prompt.length :], alone, atol=1e-4)
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from rivals import logits, prompts_of, some_sinks, vlm_of
+from method_cases import logits, prompts_of, some_sinks, vlm_of
 from safetensors.torch import load_file, save_file
 from tiny import shaken
 from torch import nn
@@ -37,15 +37,15 @@ def test_both_have_as_many_parameters_as_the_papers_gate():
 def test_weights_come_from_the_question_and_multiply_the_visual_tokens(case, weighing):
     vlm, prompt, sinks = case
     method = shaken(Reweight.for_vlm(vlm, bottleneck=5, weighing=weighing)).double()
-    batch, seen = vlm.batch([prompt], [sinks], [[7, 8]]), []
+    batch, states = vlm.batch([prompt], [sinks], [[7, 8]]), []
     hook = vlm.adapter.layers[0].register_forward_pre_hook(
-        lambda _m, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        lambda _m, args, kwargs: states.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
     )
     with torch.no_grad():
         logits(vlm, batch)
         logits(vlm, batch, method)
     hook.remove()
-    plain, weighed = seen[0][0], seen[1][0]
+    plain, weighed = states[0][0], states[1][0]
     question = plain[int(prompt.visual[-1]) + 1 : prompt.length].mean(0)
     normal = (question - question.mean()) / (question.var(unbiased=False) + 1e-5).sqrt()
     scores = method.up.weight @ nn.functional.gelu(method.down.weight @ normal)
@@ -93,7 +93,7 @@ def test_lora_is_a_low_rank_update_of_each_projection(case):
     method, batch = shaken(LoRA.for_vlm(vlm, 1, rank=3, alpha=6)).double(), vlm.batch([prompt], [sinks])
     assert all(parameter.requires_grad for parameter in vlm.model.parameters()), "the model is as it was"
     with torch.no_grad():
-        found = logits(vlm, batch, method)
+        values = logits(vlm, batch, method)
     updates, attention = method.updates, vlm.attention[1]
     assert set(updates) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     before = {name: getattr(attention, name).weight.clone() for name in updates}
@@ -104,7 +104,7 @@ def test_lora_is_a_low_rank_update_of_each_projection(case):
         expected = logits(vlm, batch)
         for name, weight in before.items():
             getattr(attention, name).weight.copy_(weight)
-    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(values, expected, atol=1e-6)
     assert sum(p.numel() for p in method.parameters()) == 3 * sum(sum(weight.shape) for weight in before.values())
     assert not any("lora" in name for name, _ in vlm.model.named_modules())
 
@@ -115,8 +115,8 @@ def test_half_precision_models_learn_in_float32():
     batch = vlm.batch([prompt], [some_sinks(vlm, prompt)])
     for method in (shaken(Reweight.for_vlm(vlm)), shaken(LoRA.for_vlm(vlm, 1))):
         assert {p.dtype for p in method.parameters()} == {torch.float32}
-        found = logits(vlm, batch, method)
-        assert found.dtype == torch.bfloat16 and not torch.equal(found, logits(vlm, batch))
+        values = logits(vlm, batch, method)
+        assert values.dtype == torch.bfloat16 and not torch.equal(values, logits(vlm, batch))
 
 
 def test_lora_files_are_pefts_own(case, tmp_path):
@@ -130,8 +130,8 @@ def test_lora_files_are_pefts_own(case, tmp_path):
         expected = logits(vlm, batch, method)
         assert again.first_layer(vlm) == 2 and torch.equal(logits(vlm, batch, again), expected)
         by_peft = PeftModel.from_pretrained(other.model, tmp_path)
-        found = by_peft(**batch.inputs, use_cache=False).logits  # peft computes updates in the model's float64
-    assert torch.allclose(found, expected, atol=1e-4)
+        values = by_peft(**batch.inputs, use_cache=False).logits  # peft computes updates in the model's float64
+    assert torch.allclose(values, expected, atol=1e-4)
     assert not torch.allclose(expected, logits(vlm, batch), atol=1e-2)
 
 

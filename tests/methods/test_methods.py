@@ -1,8 +1,8 @@
-"""What every method has to do, on several architectures: act, leave nothing behind, in batches, in steps, in words where it cannot."""
+"""Methods on several architectures: effect, nothing left behind, batches, decode steps, refusals in words."""
 
 import pytest
 import torch
-from rivals import (
+from method_cases import (
     SOME,
     check_batched_equals_single,
     check_leaves_nothing,
@@ -109,9 +109,9 @@ def test_learning_methods_begin_at_the_unmodified_model_and_learn(case):
         with torch.no_grad():
             assert torch.equal(logits(vlm, batch, method), plain)
         shaken(method)
-        found = logits(vlm, batch, method)[:, batch.length - 1 : -1]
+        values = logits(vlm, batch, method)[:, batch.length - 1 : -1]
         labels = batch.labels[:, batch.length :]
-        loss = torch.nn.functional.cross_entropy(found.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        loss = torch.nn.functional.cross_entropy(values.flatten(0, 1), labels.flatten(), ignore_index=-100)
         gradients = torch.autograd.grad(loss, list(method.parameters()))
         assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in gradients)
 
@@ -144,7 +144,7 @@ def test_on_the_demo_model(demo, make):
 
     prompts = [demo.prompt(Scene.random(Random(seed)).render(), "How many objects are there?") for seed in (71, 72)]
     sinks = [sg.find_sinks(demo, prompt) for prompt in prompts]
-    assert all(found.v_sink.any() for found in sinks)
+    assert all(values.v_sink.any() for values in sinks)
     method = make(demo)
     plain, changed = check_leaves_nothing(demo, method, prompts, sinks)
     assert not torch.equal(plain, changed)
