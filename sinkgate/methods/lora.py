@@ -114,7 +114,12 @@ class LoRA(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, vlm: VLM, any_model: bool = False) -> LoRA:
-        """Read what ``save_pretrained`` wrote, onto the same model; with ``any_model`` onto any that has these modules.
+        """Read what ``save_pretrained`` or peft wrote.
+
+        Args:
+            folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+            vlm: the model that it was trained on.
+            any_model: accept another model, where it has these modules.
 
         Raises:
             SinkgateError: a file is missing or broken, the tensors are others than expected, it was trained on another model, or
