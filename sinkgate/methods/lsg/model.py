@@ -130,7 +130,7 @@ class LSG(nn.Module):
         if None not in (revision, self.config.revision) and revision != self.config.revision:
             text = f"these gates were trained on revision {self.config.revision} of {name}, this is {revision}"
             warnings.warn(text, stacklevel=3)
-        if vlm.weights_checksum and name != "demo" and "/" not in name:
+        if name != "demo" and "/" not in name and vlm.weights_checksum:
             text = f"these gates name no checksum of weights: they are accepted because the model's folder is called {name}, too"
             warnings.warn(text, stacklevel=3)
 
