@@ -51,7 +51,7 @@ def test_acts_and_leaves_nothing_behind_batched_and_in_steps(case, make):
     vlm, prompts, sinks = case
     method = make(vlm)
     if isinstance(method, Remove) and vlm.name in MASKS_OF_ITS_OWN:
-        with pytest.raises(sg.UnsupportedModelError, match="already made.*Suppress"):
+        with pytest.raises(sg.UnsupportedModelError, match="complete attention masks.*Suppress"):
             logits(vlm, vlm.batch(prompts, sinks), method)
         return
     plain, changed = check_leaves_nothing(vlm, method, prompts, sinks)
