@@ -105,6 +105,9 @@ QUESTIONS = (
     + "{% else %}{{ raise_exception('no answers') }}{% endif %}{% endfor %}:"
 )
 
+#: One image always, in front of all turns.
+FIRST = IMAGE + "\n" + CHATML.replace(_PARTS, "{% for c in m.content if c.type == 'text' %}{{ c.text }}{% endfor %}")
+
 TEMPLATES = {
     "blank": BLANK,
     "bos": "{{ bos_token }}" + BLANK,
@@ -113,6 +116,7 @@ TEMPLATES = {
     "thought": THOUGHT,
     "opened": OPENED,
     "dropped": DROPPED,
+    "first": FIRST,
     "questions": QUESTIONS,
 }
 

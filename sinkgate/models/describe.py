@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import isqrt
 
+from sinkgate.errors import PromptError
 from sinkgate.models.prompts import Prompt
 from sinkgate.models.vlm import VLM
 
@@ -34,6 +36,7 @@ def describe(vlm: VLM, prompt: Prompt) -> dict[str, str | int]:
         "features": f"the output of layer {adapter.feature_layer} of 0 to {encoder - 1}" if encoder else "out of reach",
         "patches": _rule(rule, prompt),
         "chat_format": vlm.prompter.chat.source if vlm.processor else "no processor",
+        "answers": greedy_answer(vlm, prompt).sentence if vlm.processor else "no processor",
         "image_encoded": "once a prompt" if adapter.takes_encoded else "in every call",
         "llm": f"{text.model_type}, {text.num_hidden_layers} layers, {vlm.num_heads} heads, {text.hidden_size} wide",
         "gated_layers": _gated(adapter.layer_numbers, text.num_hidden_layers),
@@ -44,6 +47,55 @@ def describe(vlm: VLM, prompt: Prompt) -> dict[str, str | int]:
         "device": ", ".join(devices),
         "attention": text._attn_implementation,
     }
+
+
+@dataclass(frozen=True)
+class GreedyAnswer:
+    """A model's own answer beside its encoding.
+
+    Args:
+        written: pieces that the model wrote, without blanks around them.
+        encoded: pieces of the same text as `VLM.encode_answer` gives them.
+        same: whether both agree; None where there is nothing to compare.
+    """
+
+    written: list[str]
+    encoded: list[str]
+    same: bool | None
+
+    @property
+    def sentence(self) -> str:
+        """The result in words."""
+        if self.same is None:
+            return "not compared with what the model writes, which is no text"
+        if self.same:
+            return "encoded as the model writes them"
+        return f"encoded as {self.encoded[:8]} where the model writes {self.written[:8]}"
+
+
+def greedy_answer(vlm: VLM, prompt: Prompt, max_new_tokens: int = 16) -> GreedyAnswer:
+    """Compare the first tokens of a model's greedy answer with how its text is encoded for training and scores.
+
+    Random weights write what no tokenizer would; a trained model whose answers differ has a chat template that prints past turns in
+    another way than the model was trained on.
+
+    Args:
+        vlm: the model.
+        prompt: its question.
+        max_new_tokens: tokens to generate; the last is not compared where the answer is cut off.
+    """
+    written = vlm.answer(prompt, max_new_tokens=max_new_tokens, max_rows=1).ids
+    try:
+        encoded = vlm.encode_answer(prompt, vlm.tokenizer.decode(written, skip_special_tokens=True))
+    except PromptError:
+        return GreedyAnswer([], [], None)
+    while not vlm.tokenizer.decode(written[:1]).strip():
+        written = written[1:]
+    if written[-1] not in vlm.prompter.chat.ends:  # cut off, perhaps within a word
+        shorter = min(len(written), len(encoded)) - 1
+        written, encoded = written[:shorter], encoded[:shorter]
+    names = vlm.tokenizer.convert_ids_to_tokens
+    return GreedyAnswer(names(written), names(encoded), written == encoded)
 
 
 def _rule(rule: str | None, prompt: Prompt) -> str:

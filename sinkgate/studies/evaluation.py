@@ -113,7 +113,10 @@ class Examination(OfItems):
             for name, method in self.methods.items():
                 with torch.no_grad(), method.applied(vlm, batch):
                     ids = vlm.model.generate(
-                        **batch.inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1
+                        **batch.inputs,
+                        max_new_tokens=vlm.new_tokens(batch.length, self.max_new_tokens),
+                        do_sample=False,
+                        num_beams=1,
                     )
                 texts[name] += vlm.tokenizer.batch_decode(ids[:, batch.length :], skip_special_tokens=True)
         answers = {}

@@ -76,6 +76,13 @@ def test_the_process_itself(made, demo):
     assert done.stderr.startswith("sinkgate: this is no picture") and done.stderr.count("\n") == 1
 
 
+def test_an_argument_of_another_encoding_gets_a_sentence(sinkgate, made):
+    """Python hands on bytes that are no UTF-8, such as Latin-1, as lone surrogates."""
+    for question in (os.fsdecode(b"caf\xe9?"), "why\ud83d?"):
+        done = sinkgate("ask", made / "0000.png", question, code=2)
+        assert "half a character" in done.stderr and "give it as UTF-8" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_scenes_are_pictures_with_truth_and_the_same_for_the_same_seed(sinkgate, made, tmp_path):
     lines = [json.loads(line) for line in (made / "scenes.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == ["0000.png", "0001.png", "0002.png"]

@@ -1,5 +1,7 @@
 """Prompts are transformers' own, and answers are what a model writes behind them, for the traits of published templates."""
 
+from types import SimpleNamespace
+
 import chat_cases as cases
 import pytest
 import torch
@@ -11,7 +13,7 @@ from zoo import ZOO
 
 import sinkgate as sg
 from sinkgate.methods import Fixed
-from sinkgate.models.describe import describe
+from sinkgate.models.describe import describe, greedy_answer
 from sinkgate.models.vlm import VLM
 from sinkgate.training.dataset import Lessons, Prefix, batches
 
@@ -21,6 +23,7 @@ ENDS = {
     "thought": "<|im_end|>",
     "opened": "<|im_end|>",
     "dropped": "<|im_end|>",
+    "first": "<|im_end|>",
     "listed": "<|user|>",
 }
 
@@ -48,7 +51,7 @@ def written(vlm, answer):
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_prompts_are_those_of_transformers(tokenizer, template, images, system):
     vlm = vlm_with(tokenizer, TEMPLATES[template])
-    pictures = [noise_image(number, (40, 28 + number)) for number in range(images)]
+    pictures = [noise_image(number, (40, 28 + number)) for number in range(1 if template == "first" else images)]
     content = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": QUESTION}]
     chat = [{"role": "user", "content": content}]
     if system:
@@ -125,6 +128,7 @@ ANSWERS = {
     "bos": "▁two▁dogs",
     "chatml": "two▁dogs",
     "listed": "two▁dogs",
+    "first": "two▁dogs",
     "thought": "<think>\n\n</think>\n\ntwo▁dogs",
     "opened": "\n</think>\n\ntwo▁dogs",
     "dropped": "\n</think>\n\ntwo▁dogs",
@@ -292,6 +296,20 @@ def test_options_that_differ_late_cannot_be_scored_in_one_forward(tokenizer):
     assert lessons.ready(sg.Sample((noise_image(),), "Why?", "no", "", ("a cat", "a dog", "no")), "late") is None
     assert "differ in the first token behind what all begin with" in lessons.skipped["late"]
     assert lessons.ready(sg.Sample((noise_image(),), "Why?", "why", "", ("yes", "no")), "absent") is None
+
+
+def test_a_greedy_answer_is_compared_with_its_encoding(demo, monkeypatch):
+    prompt = demo.prompt(noise_image(0, (64, 64)), "How many objects are there?")
+    answer = greedy_answer(demo, prompt)
+    assert answer.same and answer.written == answer.encoded and len(answer.written) >= 2
+    assert describe(demo, prompt)["answers"] == "encoded as the model writes them"
+    assert greedy_answer(demo, prompt, max_new_tokens=1).same, "cut off: nothing else to compare"
+    trained = demo.processor.chat_template
+    monkeypatch.setattr(demo.processor, "chat_template", trained.replace("{{ part.text }}", "small {{ part.text }}"))
+    answer = greedy_answer(demo, prompt)
+    assert answer.same is False and "small" in answer.sentence and "small" not in answer.written
+    monkeypatch.setattr(demo, "answer", lambda *_, **__: SimpleNamespace(ids=[demo.tokenizer.eos_token_id]))
+    assert greedy_answer(demo, prompt).same is None and "no text" in greedy_answer(demo, prompt).sentence
 
 
 def test_any_token_that_ends_an_answer_is_right(tokenizer):

@@ -1,0 +1,66 @@
+"""The script that writes the table of published processors sees what is right and what is wrong, on small ones."""
+
+import chat_cases as cases
+import processor_table
+import pytest
+from tiny import noise_image
+
+from sinkgate.models.chat import ChatFormat
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two processors: one with weights, one with a config alone; and a picture."""
+    for name, make, template in (
+        ("a", cases.byte_level, cases.CHATML),
+        ("b", cases.sentencepiece, cases.TEMPLATES["bos"]),
+    ):
+        vlm = cases.vlm_with(make(), template, ends=("</s>", "<|im_end|>"))
+        vlm.processor.save_pretrained(tmp_path / name)
+        vlm.model.config.save_pretrained(tmp_path / name)
+        vlm.model.generation_config.save_pretrained(tmp_path / name)
+        if name == "a":
+            vlm.model.save_pretrained(tmp_path / name)
+    noise_image().save(tmp_path / "picture.jpg")
+    return tmp_path
+
+
+def cells(folder):
+    rows = processor_table.table(folder).splitlines()
+    return {line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")[1:]] for line in rows[2:]}
+
+
+def test_what_is_right_is_seen(folder):
+    seen = cells(folder)
+    assert list(seen) == ["the demo", "a", "b"]
+    for name, end in (("a", "`<|im_end|>`"), ("b", "`</s>`")):
+        source, equal, placed, pieces, _ = seen[name]
+        assert source == "chat template of the processor" and (equal, placed) == ("5 of 5", "3 of 3")
+        assert pieces.endswith(end)
+    assert seen["a"][-1].endswith("equal") and seen["b"][-1] == "no weights"
+    told, asked = map(int, seen["the demo"][-1].removesuffix(" equal").split(" of "))
+    assert told == asked > 0
+
+
+def test_what_is_wrong_is_seen(folder, monkeypatch):
+    """The first token twice, where the template writes it."""
+
+    def doubled(self, text, images):
+        made = self.processor(images=[list(images)], text=[text], return_tensors="pt", add_special_tokens=True)
+        return dict(made.to(self.model.device, self.model.dtype))
+
+    monkeypatch.setattr(ChatFormat, "inputs", doubled)
+    seen = cells(folder)
+    assert seen["a"][1] == "5 of 5" and seen["b"][1] == "0 of 5"
+
+
+def test_the_page_holds_the_table_and_every_processor_is_read_rightly():
+    rows = processor_table.written(processor_table.PAGE.read_text(encoding="utf-8")).splitlines()
+    assert "\n".join(rows[:2]) == processor_table.HEAD and len(rows) > 5
+    for row in rows[2:]:
+        counts = [
+            cell.removesuffix("equal").split(" of ")
+            for cell in row.split(" | ")
+            if " of " in cell and cell[0].isdigit()
+        ]
+        assert len(counts) >= 2 and all(int(right) == int(all_) > 0 for right, all_ in counts), row
