@@ -65,7 +65,7 @@ def table(folder: Path) -> str:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds a whole model."""
+    """Return True where a folder holds a whole model."""
     return any(folder.glob("*.safetensors"))
 
 
@@ -147,7 +147,7 @@ def cases() -> list[tuple[list[Image.Image], str]]:
 
 
 def same_inputs(vlm: sg.VLM, images: list[Image.Image], system: str) -> bool | None:
-    """Whether a prompt is what transformers makes of the same conversation; None where both refuse it."""
+    """Compare a prompt with what transformers makes of the same conversation; None where both refuse it."""
     question = "What is in the picture?\nIt's “nice”."
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
     chat = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
@@ -197,16 +197,16 @@ def brightness(vlm: sg.VLM, image: Image.Image) -> float:
             box = [left + index % columns * wide, top + index // columns * high]
             box += [box[0] + wide, box[1] + high]
             if cell >= 0 and min(box) >= 0 and box[2] <= image.width and box[3] <= image.height:
-                seen = image.convert("L").resize((1, 1), Image.Resampling.BOX, tuple(box)).getpixel((0, 0))
-                pairs.append((float(held[cell]), float(seen)))
+                shown = image.convert("L").resize((1, 1), Image.Resampling.BOX, tuple(box)).getpixel((0, 0))
+                pairs.append((float(held[cell]), float(shown)))
     return float(torch.corrcoef(torch.tensor(pairs).T)[0, 1]) if len(pairs) > 3 else 0.0
 
 
 def greedy(vlm: sg.VLM, pictures: Sequence[Image.Image]) -> str:
-    """How many of a trained model's own answers are encoded as it wrote them; answers without text are left out."""
+    """Count a trained model's own answers that are encoded as it wrote them; answers without text are left out."""
     prompts = [vlm.prompt(picture, question) for picture in pictures for question in QUESTIONS]
-    told = [same for prompt in prompts if (same := greedy_answer(vlm, prompt).same) is not None]
-    return f"{sum(told)} of {len(told)} equal" if told else "no weights"
+    same = [equal for prompt in prompts if (equal := greedy_answer(vlm, prompt).same) is not None]
+    return f"{sum(same)} of {len(same)} equal" if same else "no weights"
 
 
 def written(page: str) -> str:

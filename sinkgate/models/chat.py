@@ -57,7 +57,7 @@ class EncodedOptions:
 
     @property
     def decided_at_once(self) -> bool:
-        """Whether the options differ in one and the same token."""
+        """True where the token behind the shared ones differs between any two options."""
         return len(set(self.deciding)) == len(self.ids)
 
 
@@ -77,7 +77,7 @@ class AnswerForm:
 
     @property
     def opens_thought(self) -> bool:
-        """Whether the prompt ends within a thought."""
+        """True where the prompt ends within a thought, which the model has to close."""
         return any(mark in self.lead and close not in self.lead for mark, close in THINKING.items())
 
 
@@ -168,8 +168,8 @@ class ChatFormat:
         bos = self.processor.tokenizer.bos_token
         options = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
         pictures = [list(images)] if images else None
-        made = self.processor(images=pictures, text=[text], return_tensors="pt", **options)
-        return dict(made.to(self.model.device, self.model.dtype))
+        features = self.processor(images=pictures, text=[text], return_tensors="pt", **options)
+        return dict(features.to(self.model.device, self.model.dtype))
 
     def refuse_commands(self, text: str, kind: str) -> None:
         """Raise PromptError where a text holds half a character or a token with a meaning of its own."""
@@ -205,7 +205,7 @@ class ChatFormat:
         form = self.answer_form
         before = form.before
         for mark, close in THINKING.items():
-            if close in answer:  # it brings a thought of its own
+            if close in answer:  # an answer with its own thought needs no empty one
                 before = "" if close in before else before
                 answer = answer.removeprefix(mark).lstrip("\n") if form.opens_thought else answer
         ids = self._behind(question[-100:] + form.lead, before + answer)
@@ -242,7 +242,7 @@ class ChatFormat:
         return self.processor.apply_chat_template(list(turns), chat_template=self.template, **options)
 
     def _turn(self, role: str, parts: Parts) -> dict[str, Any]:
-        """A turn as the template takes it: a list of parts, or a text with tokens for images."""
+        """Return a turn as the template takes it: a list of parts, or a text with tokens for images."""
         key = self.template, role
         if key not in self._by_text:
             self._by_text[key] = self._takes_text(role)
@@ -255,7 +255,7 @@ class ChatFormat:
         return {"role": role, "content": content}
 
     def _takes_text(self, role: str) -> bool:
-        """Whether the template takes a turn as text alone; a list of parts is preferred, where it isn't printed as such."""
+        """Return True where a turn's content has to be one text; a list of parts is preferred, unless it is printed as a list."""
         sample = {"user": [None, QUESTION], "assistant": [ANSWER], "system": [ANSWER]}[role]
         for by_text in (False, True):
             text = self._sample(role, sample, by_text)
@@ -270,13 +270,13 @@ class ChatFormat:
         )
 
     def _sample(self, role: str, parts: Parts, by_text: bool) -> str:
-        """A conversation with such a turn, rendered; "" where the template raises."""
+        """Return a rendered conversation with such a turn; "" where the template raises."""
         turn = self._written(role, parts, by_text)
         try:
             if role == "user":
                 return self._render([turn], add_generation_prompt=True)
-            asked = self._turn("user", [None, QUESTION])
-            return self._render([turn, asked] if role == "system" else [asked, turn])
+            user = self._turn("user", [None, QUESTION])
+            return self._render([turn, user] if role == "system" else [user, turn])
         except (TypeError, ValueError, KeyError, TemplateError):
             return ""
 
@@ -298,7 +298,7 @@ class ChatFormat:
         return AnswerForm(lead, before, end)
 
     def _past(self, answer: str, later: str = "") -> str:
-        """The sample question with its answer as the template prints past turns; "" where it cannot."""
+        """Return the sample question with its answer as the template prints past turns; "" where it cannot."""
         try:
             turns = [self._turn("user", [None, QUESTION]), self._turn("assistant", [answer])]
             return self._render([*turns, self._turn("user", [later])] if later else turns)
@@ -306,13 +306,13 @@ class ChatFormat:
             return ""
 
     def _behind(self, context: str, text: str) -> list[int]:
-        """Ids of a text behind another one, whose own ids stay.
+        """Return the ids of a text behind another one, whose own ids stay.
 
         Where a tokenizer would join both, the text is encoded behind a line break: alone it might get a blank of its own.
         """
         tokenizer = self.processor.tokenizer
         for start in (context, "\n"):
-            before, both = (tokenizer(each, add_special_tokens=False).input_ids for each in (start, start + text))
+            before, both = (tokenizer(part, add_special_tokens=False).input_ids for part in (start, start + text))
             if both[: len(before)] == before:
                 return both[len(before) :]
         return tokenizer(text, add_special_tokens=False).input_ids
@@ -332,6 +332,6 @@ def refuse_half_characters(text: str, kind: str) -> None:
 
 
 def _closed(lead: str) -> str:
-    """What closes a thought that the prompt has opened, "" where it has opened none."""
+    """Return the text that closes a thought that the prompt has opened; "" where it has opened none."""
     opened = (close for mark, close in THINKING.items() if mark in lead and close not in lead)
     return next((f"\n{close}\n\n" for close in opened), "")

@@ -56,7 +56,7 @@ class GreedyAnswer:
     Args:
         written: pieces that the model wrote, without blanks around them.
         encoded: pieces of the same text as `VLM.encode_answer` gives them.
-        same: whether both agree; None where there is nothing to compare.
+        same: True where both agree; None where there is nothing to compare.
     """
 
     written: list[str]

@@ -179,10 +179,10 @@ def test_what_an_answer_encodes_to_decodes_to_it(vlms, kind, template, text):
     vlm = vlms[kind, template]
     chat = vlm.prompter.chat
     ids = chat.encode_answer("Why?", text)
-    said = vlm.tokenizer.decode(ids, skip_special_tokens=True)
-    said = said.removeprefix(chat.answer_form.before).strip() if "</think>" in said else said.strip()
-    assert said == text.strip()
-    assert chat.encode_answer("Why?", said) == ids
+    decoded = vlm.tokenizer.decode(ids, skip_special_tokens=True)
+    decoded = decoded.removeprefix(chat.answer_form.before) if "</think>" in decoded else decoded
+    assert decoded.strip() == text.strip()
+    assert chat.encode_answer("Why?", decoded) == ids
 
 
 @pytest.fixture(scope="module")

@@ -31,27 +31,27 @@ def cells(folder):
 
 
 def test_what_is_right_is_seen(folder):
-    seen = cells(folder)
-    assert list(seen) == ["the demo", "a", "b"]
+    table = cells(folder)
+    assert list(table) == ["the demo", "a", "b"]
     for name, end in (("a", "`<|im_end|>`"), ("b", "`</s>`")):
-        source, equal, placed, pieces, _ = seen[name]
+        source, equal, placed, pieces, _ = table[name]
         assert source == "chat template of the processor" and (equal, placed) == ("5 of 5", "3 of 3")
         assert pieces.endswith(end)
-    assert seen["a"][-1].endswith("equal") and seen["b"][-1] == "no weights"
-    told, asked = map(int, seen["the demo"][-1].removesuffix(" equal").split(" of "))
-    assert told == asked > 0
+    assert table["a"][-1].endswith("equal") and table["b"][-1] == "no weights"
+    equal, total = map(int, table["the demo"][-1].removesuffix(" equal").split(" of "))
+    assert equal == total > 0
 
 
 def test_what_is_wrong_is_seen(folder, monkeypatch):
     """The first token twice, where the template writes it."""
 
     def doubled(self, text, images):
-        made = self.processor(images=[list(images)], text=[text], return_tensors="pt", add_special_tokens=True)
-        return dict(made.to(self.model.device, self.model.dtype))
+        features = self.processor(images=[list(images)], text=[text], return_tensors="pt", add_special_tokens=True)
+        return dict(features.to(self.model.device, self.model.dtype))
 
     monkeypatch.setattr(ChatFormat, "inputs", doubled)
-    seen = cells(folder)
-    assert seen["a"][1] == "5 of 5" and seen["b"][1] == "0 of 5"
+    table = cells(folder)
+    assert table["a"][1] == "5 of 5" and table["b"][1] == "0 of 5"
 
 
 def test_the_page_holds_the_table_and_every_processor_is_read_rightly():
