@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from sinkgate.models.describe import greedy_answer
 PAGE = Path(__file__).parent.parent / "docs" / "pages" / "models.md"
 BEGIN, END = "<!-- processors: written by tests/processor_table.py -->", "<!-- end of processors -->"
 HEAD = (
-    '| processor | chat format | ids, masks, pixels equal | places right | "two dogs" as an answer | greedy answers |\n'
+    '| processor | chat format | ids, masks, pixels equal | places right | "red circle" as an answer | greedy answers |\n'
     "|---|---|---|---|---|---|"
 )
 QUESTIONS = ("What is in the picture?", "How many objects are there?", "Which colors are there?", "Where is it?")
@@ -125,13 +126,13 @@ def row(name: str, vlm: sg.VLM, pictures: Sequence[Image.Image] = ()) -> str:
     equal = [same for case in cases() if (same := same_inputs(vlm, *case)) is not None]
     placed = [brightness(vlm, gradient(size)) > 0.98 for size in SIZES]
     prompt = vlm.prompt(gradient(SIZES[0]), "Why?")
-    pieces = vlm.tokenizer.convert_ids_to_tokens(vlm.encode_answer(prompt, "two dogs"))
+    pieces = vlm.tokenizer.convert_ids_to_tokens(vlm.encode_answer(prompt, "red circle"))
     cells = [
         name,
         vlm.prompter.chat.source,
         f"{sum(equal)} of {len(equal)}",
         f"{sum(placed)} of {len(placed)}",
-        " ".join(f"`{piece}`" for piece in pieces),
+        " ".join(f"<code>{escape(piece).replace('|', '&#124;')}</code>" for piece in pieces),
         greedy(vlm, pictures),
     ]
     return f"| {' | '.join(cells)} |"
