@@ -30,7 +30,7 @@ def status_line(text: str) -> gr.HTML:
 
 
 def question_chips() -> gr.HTML:
-    """Example pictures and questions; for a random scene also its truth. Events: ``picture``, ``question``."""
+    """Example pictures and questions; for a random scene also its truth. Events: ``picture``, ``question``, ``refused``."""
     return _island("questions", {})
 
 
@@ -60,6 +60,11 @@ def answer_pair() -> gr.HTML:
 def first_words() -> gr.HTML:
     """The likeliest first words before and after, as paired bars. Draws what the maps were sent."""
     return _island("words", None)
+
+
+def attention_chart() -> gr.HTML:
+    """The share of attention of each group of tokens over the layers, before and after. Draws what the maps were sent."""
+    return _island("chart", None)
 
 
 def lens_picker(layers: int, heads: int, layer: int) -> gr.HTML:
@@ -92,7 +97,10 @@ def learned_picker(value: dict[str, Any]) -> gr.HTML:
 
 
 def share_desk() -> gr.HTML:
-    """Link, Python and pictures of what the page shows. Draws and saves what the maps and answers were sent; has no value."""
+    """Link, Python and pictures of what the page shows: ``{"link", "python", "lacks"}``. Event: ``collect``.
+
+    Saves as pictures what the maps, the chart and the answers were sent.
+    """
     return _island("share", None)
 
 

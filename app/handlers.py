@@ -16,7 +16,6 @@ from typing import Any
 import gradio as gr
 
 import sinkgate as sg
-from sinkgate.plots import shares_figure
 from sinkgate.scenes import questions
 from sinkgate.scenes.questions import Question
 from sinkgate.scenes.scene import Scene
@@ -26,7 +25,6 @@ from .components import uploaded
 from .gate_library import Learned, in_layers, uploaded_gates
 from .guard import address_of
 from .metrics import log_unforeseen
-from .scheduler import BusyError
 from .share_links import GATES_ARE_AWAY, STAND_IN, Link, shared
 from .state import ANSWER_SECONDS, KEPT_UPLOADS, Desk, Session, open_picture
 from .view_model import JSON, Lens, answers, frame, image_url, mixer_value, sentence, view_urls
@@ -34,7 +32,7 @@ from .view_model import JSON, Lens, answers, frame, image_url, mixer_value, sent
 FIRST_SCENE = 71  # seed
 FIRST_KIND, FIRST_QUESTION = "count", "How many objects are there?"  # one whose answer layer 2 can turn
 GALLERY = (71, 26, 16, 68, 188, 122)  # seeds
-SCENE_SIDE, CHART_HEIGHT = 448, 218  # pixels
+SCENE_SIDE = 448  # pixels
 TRIES = 3000  # to ask again, about an edited scene, in the words that are on the page; one takes some 10 microseconds
 PLAIN_QUESTIONS = ("How many objects are there?", "What color is the background?", "What do you see?")
 GENERAL_QUESTIONS = ("What is in the picture?", "Describe the image.", "How many people are there?")
@@ -78,7 +76,8 @@ class Handlers:
             session.scene = link.scene or random_scene(session.seed)
             session.image = session.shown = session.scene.render(SCENE_SIDE)
             session.pictures += 1
-            show_examples(session, session.scene, link.kind, link.question)
+            examples = example_questions(session.scene, session.seed, link.kind, link.question)
+            show_examples(session, examples, link.kind, link.question)
             learned = next((gates for gates in self.desk.learned if gates.name == link.learned), None)
             session.learned = learned and learned.without(link.off)
             self.desk.ask(session, link.question, link.gates)
@@ -104,21 +103,26 @@ class Handlers:
         """An uploaded, pasted or photographed picture; a broken one leaves the page as it was."""
         session = session or Session()
         if (source := uploaded(picture)) is None:
-            told = calm("The picture was taken away; what you see is still about it.")
+            told = calm("Picture removed. The maps still show the last one.")
             return session, SKIP, SKIP, SKIP, SKIP, told, SKIP, SKIP
         try:
             image = open_picture(source)
-        except Exception as error:
-            return session, session.shown, SKIP, SKIP, SKIP, fault(error), SKIP, SKIP
-        try:
             with self.desk.turns.turn(session, "ask"):
-                session.image, session.shown, session.scene = image, image, None
+                gates = self.newest_gates(session, mixer)
+                self.desk.ask(session, question.strip() or self.plain[0], gates, image)
+                session.shown, session.scene = image, None
                 session.pictures += 1
                 session.examples, session.kinds = [(text, None) for text in self.plain], {}
-                asked = self.ask(session, question.strip() or self.plain[0], mixer, lens)
-                return *asked, composer_value(session)
-        except BusyError as error:
-            return *refused(session, error), SKIP
+                return *self.asked(session, _first_query(lens)), composer_value(session)
+        except Exception as error:
+            return session, SKIP if session.shown is None else session.shown, *refused(session, error)[2:], SKIP
+
+    def restore_picture(self, session: Session | None, refused: Any) -> tuple[Any, JSON]:
+        """Put the picture back after an upload that the server refused; returns picture and status."""
+        sentence_ = _choice(refused, "refused")
+        said = sentence_ if isinstance(sentence_, str) else "This file was not uploaded."
+        status = {"text": shorten(said, LONGEST_FAULT, placeholder=" …"), "tone": "warning"}
+        return session.shown if session and session.shown is not None else SKIP, status
 
     def ask(self, session: Session | None, question: str, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """A question about the picture at hand."""
@@ -126,7 +130,7 @@ class Handlers:
         try:
             with self.desk.turns.turn(session, "ask"):
                 self.desk.ask(session, question, self.newest_gates(session, mixer))
-                return self.asked(session, lens)
+                return self.asked(session, _first_query(lens))
         except Exception as error:
             return refused(session, error)
 
@@ -153,18 +157,21 @@ class Handlers:
         """Put the scene of a seed on the page and ask its question of one kind, in these words where they can be."""
         try:
             with self.desk.turns.turn(session, "ask"):
-                session.scene = random_scene(seed)
-                session.image = session.shown = session.scene.render(SCENE_SIDE)
-                session.pictures += 1
-                session.seed, session.kinds = seed, {}
-                kind, words = first
-                examples = show_examples(session, session.scene, kind, words)
+                scene, (kind, words) = random_scene(seed), first
+                examples = example_questions(scene, seed, kind, words)
                 chosen = next((item for item in examples if item.kind == kind), examples[0])
-                return *self.ask(session, chosen.question, mixer, lens), composer_value(session)
-        except BusyError as error:
+                image = scene.render(SCENE_SIDE)
+                self.desk.ask(session, chosen.question, self.newest_gates(session, mixer), image)
+                session.scene, session.shown, session.seed = scene, image, seed
+                session.pictures += 1
+                show_examples(session, examples)
+                return *self.asked(session, _first_query(lens)), composer_value(session)
+        except Exception as error:
             return *refused(session, error), SKIP
 
-    def edit_scene(self, session: Session | None, edited: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
+    def edit_scene(
+        self, session: Session | None, edited: Any, mixer: Any, lens: Any, moving: bool = True
+    ) -> tuple[Any, ...]:
         """The scene as the composer has it, asked the same question; returns questions, frame, status, mixer, composer."""
         try:
             session = _awake(session)
@@ -175,19 +182,21 @@ class Handlers:
                 scene = Scene.from_dict(edited.get("scene"))
                 if scene == session.scene:
                     self.desk.turn(session, gates)
-                    return SKIP, self.frame(session, lens), remark(session), SKIP, SKIP
+                    return SKIP, self.frame(session, lens, moving), remark(session), SKIP, SKIP
                 image = scene.render(SCENE_SIDE)
                 self.desk.ask(session, session.question, gates, image)
                 session.scene, session.shown = scene, image
-                show_examples(session, scene, session.kinds.get(session.question), session.question)
-                shown = self.questions_value(session), self.frame(session, lens), calm(session.notice)
+                kind = session.kinds.get(session.question)
+                examples = example_questions(scene, session.seed, kind, session.question)
+                show_examples(session, examples, kind, session.question)
+                shown = self.questions_value(session), self.frame(session, lens, moving), calm(session.notice)
                 return *shown, self.moved_faders(session), SKIP
         except Exception as error:
             return SKIP, SKIP, fault(error), SKIP, composer_value(session) if session else SKIP
 
     def place_scene(self, session: Session | None, edited: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """The scene when the hand lets go: as `edit_scene`, with the picture before the rest."""
-        rest = self.edit_scene(session, edited, mixer, lens)
+        rest = self.edit_scene(session, edited, mixer, lens, moving=False)
         return session.shown if session else SKIP, *rest
 
     def turn(self, session: Session | None, mixer: Any, lens: Any) -> tuple[Any, Any]:
@@ -201,7 +210,7 @@ class Handlers:
                 if not session.admits(_turn(mixer)):
                     return SKIP, SKIP
                 self.desk.turn(session, gates)
-                return self.frame(session, lens), remark(session)
+                return self.frame(session, lens, moving=True), remark(session)
         except Exception as error:
             return SKIP, fault(error)
 
@@ -216,7 +225,7 @@ class Handlers:
             return SKIP, fault(error)
 
     def tell(self, session: Session | None, mixer: Any) -> Iterator[tuple[Any, ...]]:
-        """The slow tier, a stream; yields answers, frame, chart, gates as text, status (faults only)."""
+        """The slow tier, a stream; yields answers, frame, gates as text, status (faults only)."""
         try:
             session = _awake(session)
             gates = self.newest_gates(session, mixer)
@@ -228,18 +237,16 @@ class Handlers:
                     break
                 newest = self.frame(session, session.lens) if first else SKIP
                 first = False
-                yield answers(told), newest, SKIP, SKIP, SKIP
+                yield answers(told), newest, SKIP, SKIP
             else:
                 return  # something newer began
             shown = self.frame(session, session.lens)
-            shares = shown["shares"]
-            chart = shares_figure(shares["unchanged"], None if gates.is_identity else shares["gated"], CHART_HEIGHT)
             text = gates.to_json()
             cut = calm(f"The answer was stopped after {ANSWER_SECONDS:.0f} seconds.") if told.cut else SKIP
-            yield answers(told), shown, chart, SKIP if text == session.gates_text else text, cut
+            yield answers(told), shown, SKIP if text == session.gates_text else text, cut
             session.gates_text = text
         except Exception as error:
-            yield SKIP, SKIP, SKIP, SKIP, fault(error)
+            yield SKIP, SKIP, SKIP, fault(error)
 
     def apply_gates(self, session: Session | None, text: str, lens: Any) -> tuple[Any, Any, Any]:
         """Gates from JSON; returns mixer, frame, status."""
@@ -328,13 +335,26 @@ class Handlers:
         except Exception as error:
             raise gr.Error(fault(error)["text"], print_exception=False) from None
 
-    def frame(self, session: Session, lens: Any) -> JSON:
-        """The newest frame of a session."""
+    def share(self, session: Session | None, lens: Any) -> tuple[Any, Any]:
+        """The link and the Python code of what the page shows, built when somebody wants them; returns share and status."""
+        try:
+            session = _awake(session)
+            return shared(session, self.lens(session, lens), self.desk), SKIP
+        except Exception as error:
+            return SKIP, fault(error)
+
+    def frame(self, session: Session, lens: Any, moving: bool = False) -> JSON:
+        """The newest frame of a session; with the link that opens the page again unless something is ``moving``."""
         case, session.lens = session.case, lens
         if case is None:
             raise sg.PromptError("Ask a question first.")
-        seen = Lens.read(lens, self.desk.vlm, len(case.prompt.sheets))
-        return frame(case, seen) | {"share": shared(session, seen, self.desk)}
+        seen = self.lens(session, lens)
+        here = {} if moving else {"here": Link.of(session, seen, self.desk).to_text()}
+        return frame(case, seen) | {"question": session.question} | here
+
+    def lens(self, session: Session, lens: Any) -> Lens:
+        """The page's lens, bent to what model and prompt have."""
+        return Lens.read(lens, self.desk.vlm, len(session.case.prompt.sheets) if session.case else 1)
 
     def questions_value(self, session: Session) -> JSON:
         """Gallery, example questions, truth, and the picture under the map of each sheet."""
@@ -354,17 +374,20 @@ def random_scene(seed: int) -> Scene:
     return Scene.random(random.Random(seed))
 
 
-def show_examples(session: Session, scene: Scene, kind: str | None, words: str) -> list[Question]:
-    """Put a scene's example questions into the session: one of every kind that it allows.
+def example_questions(scene: Scene, seed: int, kind: str | None, words: str) -> list[Question]:
+    """Return a scene's example questions: one of every kind that it allows.
 
     Each kind has a random stream of its own, so that an edit changes no other wording than it must; the question
     of ``kind`` is asked in these words as long as the scene allows it.
     """
-    asked = [ask_again(scene, session.seed, name, words if name == kind else "") for name in questions.KINDS]
-    asked = [item for item in asked if item]
-    session.examples = [(item.question, item.answer) for item in asked]
-    session.kinds = {item.question: item.kind for item in asked} | ({words: kind} if kind else {})
-    return asked
+    asked = (ask_again(scene, seed, name, words if name == kind else "") for name in questions.KINDS)
+    return [item for item in asked if item]
+
+
+def show_examples(session: Session, examples: list[Question], kind: str | None = None, words: str = "") -> None:
+    """Offer these questions in a session; a question asked in ``words`` keeps its kind where the scene has none any more."""
+    session.examples = [(item.question, item.answer) for item in examples]
+    session.kinds = {item.question: item.kind for item in examples} | ({words: kind} if kind and words else {})
 
 
 def ask_again(scene: Scene, seed: int, kind: str, words: str) -> Question | None:
@@ -426,6 +449,11 @@ def _awake(session: Session | None) -> Session:
 def _turn(mixer: Any) -> int | None:
     turn = mixer.get("turn") if isinstance(mixer, dict) else None
     return turn if isinstance(turn, int) else None
+
+
+def _first_query(lens: Any) -> Any:
+    """The same lens at the first query: those after it belong to the answer of the question before."""
+    return {**lens, "row": 0} if isinstance(lens, dict) else lens
 
 
 def _edit(edited: Any) -> tuple[int, int]:

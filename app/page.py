@@ -16,6 +16,7 @@ import sinkgate as sg
 
 from .components import (
     answer_pair,
+    attention_chart,
     attention_maps,
     first_words,
     header,
@@ -65,7 +66,6 @@ class Parts:
     mixer: gr.HTML
     learned: gr.HTML
     bring: gr.UploadButton
-    chart: gr.Plot
     share: gr.HTML
     gates_text: gr.Textbox
     apply: gr.Button
@@ -107,6 +107,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
             )
             composer = scene_composer()
             question = gr.Textbox(
+                label="Question about the picture",
                 show_label=False,
                 placeholder="Ask about the picture",
                 max_lines=3,
@@ -131,19 +132,15 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
             with gr.Row(elem_classes="buttons learning"):
                 learned = learned_picker(learned_value)
                 bring = gr.UploadButton(
-                    "Upload gates",
+                    "Upload learned gates…",
                     file_count="multiple",
                     file_types=[".json", ".safetensors"],
                     elem_id="learned-upload",
                     min_width=60,
                 )
-            mixer = mixer_desk(vlm.num_layers, dict(sg.PRESETS))
+            mixer = mixer_desk(vlm.num_layers, {preset_name(*scales): scales for scales in sg.PRESETS.values()})
         with gr.Column(elem_classes="card charting", min_width=320):
-            gr.HTML(
-                "<h3>Where attention goes <small>by layer; dotted: unchanged</small></h3>",
-                apply_default_css=False,
-            )
-            chart = gr.Plot(show_label=False, container=False, elem_id="chart")
+            attention_chart()
     with (
         gr.Accordion("Share and save", open=False, elem_classes="card gates", elem_id="gates"),
         gr.Row(elem_classes="taking"),
@@ -155,13 +152,20 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 label="Gates as JSON", lines=4, max_lines=8, placeholder="Paste gates here", elem_id="gates-text"
             )
             with gr.Row(elem_classes="buttons"):
-                apply = gr.Button("Put on the mixer", elem_id="gates-apply", min_width=60)
-                load = gr.UploadButton("Open a file", file_types=[".json"], elem_id="gates-load", min_width=60)
+                apply = gr.Button("Apply to mixer", elem_id="gates-apply", min_width=60)
+                load = gr.UploadButton("Load gates…", file_types=[".json"], elem_id="gates-load", min_width=60)
                 save = gr.Button("Save gates", elem_id="gates-save", min_width=60)
     return Parts(
         session, status, picture, composer, question, ask, new_scene, edit, done, questions, answers,
-        lens, maps, mixer, learned, bring, chart, share, gates_text, apply, save, load,
+        lens, maps, mixer, learned, bring, share, gates_text, apply, save, load,
     )  # fmt: skip
+
+
+def preset_name(v_sink: float, rest: float) -> str:
+    """Return the name of a setting that is the same in every layer: its scales."""
+    if v_sink == rest:
+        return "All at 1" if rest == 1 else f"All × {rest:g}"
+    return f"V-sinks × {v_sink:g}" if rest == 1 else f"Others × {rest:g}"
 
 
 def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
@@ -170,7 +174,7 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     asked = [parts.session, parts.picture, parts.question, parts.questions, parts.maps, parts.status, parts.mixer]
     anew = [*asked, parts.composer]
     edited = [parts.questions, parts.maps, parts.status, parts.mixer, parts.composer]
-    told = [parts.answers, parts.maps, parts.chart, parts.gates_text, parts.status]
+    told = [parts.answers, parts.maps, parts.gates_text, parts.status]
 
     def asks(
         event: Callable[..., Any],
@@ -216,6 +220,12 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     moves(read.then, handlers.apply_gates, parts.gates_text, moved)
     moves(parts.learned.choose, handlers.choose_learned, parts.learned, [parts.learned, *moved])
     moves(parts.bring.upload, handlers.upload_learned, parts.bring, [parts.learned, *moved])
+    refused = [parts.session, parts.questions]
+    parts.questions.refused(handlers.restore_picture, refused, [parts.picture, parts.status], **FAST, **PRIVATE)
+    taken = [parts.session, parts.lens]
+    parts.share.collect(
+        handlers.share, taken, [parts.share, parts.status], trigger_mode="always_last", **FAST, **PRIVATE
+    )
     parts.save.click(None, parts.gates_text, None, js=SAVE_GATES, **PRIVATE)
 
 

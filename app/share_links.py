@@ -132,8 +132,6 @@ def shared(session: Session, lens: Lens, desk: Desk) -> JSON:
     link = Link.of(session, lens, desk)
     lacks = [NO_PICTURE] * (session.scene is None) + [NO_GATES] * (session.learned is not None and link.learned is None)
     return {
-        "model": link.model,
-        "question": link.question,
         "link": link.to_text(),
         "python": python(session, lens, desk.vlm),
         "lacks": " ".join(lacks),

@@ -60,7 +60,8 @@ class Case:
     gated_done: bool = False
     cut: bool = False  # whether one of them was stopped because it took too long
     reasons: dict[int, dict[int, str]] = field(default_factory=dict)  # layer -> token -> why it is a sink
-    layers_run: int = 0  # what the last setting of the faders cost
+    layers_run: int = 0  # for the last setting of the faders
+    seconds: float = 0.0  # that it took
 
     @property
     def prompt(self) -> sg.Prompt:
@@ -171,6 +172,7 @@ class Told:
     sequence: int
     done: bool = False
     cut: bool = False  # whether an answer was stopped because it took too long
+    limited: tuple[bool, bool] = (False, False)  # whether the original, the gated answer ended at MAX_NEW_TOKENS
 
 
 class Desk:
@@ -240,9 +242,9 @@ class Desk:
             assert case is not None
             session.wanted = gates
             if not same_scales(case.gates, gates):
-                sequence, before = session.supersede(), case.warm.layers_run
+                sequence, before, begun = session.supersede(), case.warm.layers_run, time.monotonic()
                 gated = case.warm.predict(gates)
-                case.layers_run = case.warm.layers_run - before
+                case.layers_run, case.seconds = case.warm.layers_run - before, time.monotonic() - begun
                 self.shelf.use(case.warm)
                 with session.lock:
                     case.gates, case.gated, case.gated_done, case.sequence = gates, gated, False, sequence
@@ -326,7 +328,13 @@ class Desk:
                 if run.stopped or outdated() or run.trace is None:
                     return
                 case.gated, case.gated_done = run.trace, True
-        yield Told(unchanged, case.gated.text, mine, done=True, cut=case.cut)
+        limited = self._limited(case.unchanged), self._limited(case.gated)
+        yield Told(unchanged, case.gated.text, mine, done=True, cut=case.cut, limited=limited)
+
+    def _limited(self, trace: sg.Trace) -> bool:
+        """Return whether an answer ended at `MAX_NEW_TOKENS`, before the model ended it."""
+        ends = getattr(self.vlm.model.generation_config, "eos_token_id", None)
+        return len(trace.ids) >= MAX_NEW_TOKENS and trace.ids[-1] not in (ends if isinstance(ends, list) else [ends])
 
     def _remember(self, session: Session) -> None:
         """Note that a session was just used; the idlest lose their case, then everything."""

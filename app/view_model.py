@@ -6,9 +6,9 @@ import base64
 import io
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from PIL import Image
 import sinkgate as sg
 from sinkgate.images.layout import Sheet
 
-from .state import Case, Told
+from .gate_library import in_layers
+from .state import MAX_NEW_TOKENS, Case, Told
 
 JSON = dict[str, Any]
 TOP_WORDS = 6
@@ -51,15 +52,20 @@ class Lens:
 
 def frame(case: Case, lens: Lens) -> JSON:
     """Everything that follows the faders and the scene: maps, markers, probabilities, shares."""
-    hidden = (case.sinks.v_sink | case.sinks.l_sink[lens.layer]) if lens.hide else None
-    before, after = (_map(trace, lens, hidden) for trace in (case.unchanged, case.gated))
     rows = {"unchanged": case.unchanged, "gated": case.gated}
+    finished = case.unchanged_done and case.gated_done
+    if finished and all(lens.row >= trace.attention.shape[2] for trace in rows.values()):
+        lens = replace(lens, row=0)  # of another answer, which was longer
+    hidden = (case.sinks.v_sink | case.sinks.l_sink[lens.layer]) if lens.hide else None
+    before, after = (_map(trace, lens, hidden) for trace in rows.values())
     sheet = case.prompt.sheets[lens.sheet]
     marks, elsewhere = _marks(case, lens)
     return {
         "tick": time.monotonic_ns() // 1000,  # rises: the page drops frames that arrive late
         "began": case.began,
         "sequence": case.sequence,
+        "finished": finished,
+        "model": case.warm.vlm.name,
         "lens": asdict(lens),
         "sheets": sheet_names(case.prompt.sheets),
         "grid": list(sheet.grid),
@@ -67,16 +73,14 @@ def frame(case: Case, lens: Lens) -> JSON:
         "note": sentence(case.prompt.note or ("" if sheet.box else UNPLACED)),
         "before": before,
         "after": after,
+        "exact": None if hidden is None else [_map(trace, lens, None) for trace in rows.values()],
         "top": max([1e-9, *(share for share in [*(before or []), *(after or [])] if share is not None)]),
         "marks": marks,
         "elsewhere": elsewhere,
         "films": _films(case.gated, lens.sheet),
         "queries": _queries(case),
         "words": _words(case),
-        "shares": {
-            name: _shares(trace, case.sinks, min(lens.row, trace.attention.shape[2] - 1))
-            for name, trace in rows.items()
-        },
+        "shares": {name: _shares(trace, case.sinks, lens.row) for name, trace in rows.items()},
         "gates": {"v_sink": _column(case.gates, 0), "rest": _column(case.gates, 2)},
         "identity": case.gates.is_identity,
         "learned": _learned(case),
@@ -98,13 +102,12 @@ def _learned(case: Case) -> JSON | None:
 
 
 def _cost(case: Case) -> str:
-    """What the last move of a fader took, in words."""
-    layers, held = len(case.warm.vlm.adapter.all_layers), case.warm.nbytes / 2**20
-    if not case.warm.resumes:
-        return "This model cannot start in the middle: every move runs all layers."
-    if not case.layers_run:
-        return f"{held:.1f} MiB held warm."
-    return f"The last move ran {case.layers_run} of {layers} layers; {held:.1f} MiB held warm."
+    """Return the layers and the time that the last move of a fader took, in words."""
+    if not case.seconds:
+        return ""
+    layers = len(case.warm.vlm.adapter.all_layers)
+    first = layers - case.layers_run if case.warm.resumes else 0
+    return f"recomputed {in_layers(range(first, layers))} · {1000 * case.seconds:.0f} ms"
 
 
 def answers(told: Told) -> JSON:
@@ -119,6 +122,7 @@ def answers(told: Told) -> JSON:
     return {
         "sequence": told.sequence,
         "done": told.done,
+        "cut": [MAX_NEW_TOKENS if cut else 0 for cut in told.limited],
         "unchanged": [[word, index in changed[0]] for index, word in enumerate(first)],
         "gated": [[word, index in changed[1]] for index, word in enumerate(second)],
     }
@@ -211,24 +215,41 @@ def sheet_names(sheets: tuple[Sheet, ...]) -> list[str]:
 
 
 def _queries(case: Case) -> list[str]:
-    """A name for each query that can be looked at."""
-    trace = case.gated if case.gated_done or not case.unchanged_done else case.unchanged
-    tokens = [token.strip() or "␣" for token in trace.tokens]
+    """Return a name for each query: its token and the one that it generates, of both answers where these differ."""
+    answers = [trace.tokens for trace in (case.unchanged, case.gated)]
+    tokens = [_either(*pair) for pair in zip_longest(*answers)]
     if not tokens:
         return ["last prompt token"]
-    return [f"last prompt token, writes “{tokens[0]}”"] + [
-        f"“{said}”, writes “{next_}”" for said, next_ in pairwise(tokens)
+    return [f"last prompt token → {tokens[0]}"] + [
+        f"token {row}: {token} → {following}" for row, (token, following) in enumerate(pairwise(tokens), 1)
     ]
 
 
+def _either(original: str | None, gated: str | None) -> str:
+    shown = dict.fromkeys(f"“{token.strip() or '␣'}”" for token in (original, gated) if token is not None)
+    return " / ".join(shown)
+
+
 def _words(case: Case) -> list[list[Any]]:
-    """The likeliest first tokens of either run: text, probability unchanged, probability gated."""
-    before, after = dict(case.unchanged.next_token), dict(case.gated.next_token)
-    likely = sorted({*before, *after}, key=lambda word: -max(before.get(word, 0), after.get(word, 0)))
-    return [[word, round(before.get(word, 0), 5), round(after.get(word, 0), 5)] for word in likely[:TOP_WORDS]]
+    """Return the likeliest first tokens of either run: text, probability originally, probability gated."""
+    before, after = case.unchanged, case.gated
+    names = {
+        token: name
+        for trace in (before, after)
+        for token, (name, _) in zip(
+            trace.probabilities.topk(len(trace.next_token)).indices.tolist(), trace.next_token, strict=True
+        )
+    }
+    likely = sorted(names, key=lambda token: -max(before.probabilities[token], after.probabilities[token]))
+    return [
+        [names[token], *(round(float(trace.probabilities[token]), 5) for trace in (before, after))]
+        for token in likely[:TOP_WORDS]
+    ]
 
 
-def _shares(trace: sg.Trace, sinks: sg.SinkMap, row: int) -> dict[str, list[float]]:
+def _shares(trace: sg.Trace, sinks: sg.SinkMap, row: int) -> dict[str, list[float]] | None:
+    if row >= trace.attention.shape[2]:
+        return None
     return {group: _floats(share) for group, share in trace.shares(sinks, row).items()}
 
 

@@ -1,15 +1,25 @@
 const page = window.sinkgate;
 const box = { unchanged: element.querySelector(".unchanged"), gated: element.querySelector(".gated") };
+const SIDES = ["unchanged", "gated"];
+const EMPTY = "(empty answer: the model stopped at once)";
+const LIMITED = "cut at ";
 let frame = null;
+let sync = "current";
+
+// The number of tokens at which an answer was cut; 0 where the model ended it.
+function limit(side) {
+  return (props.value.cut || [])[SIDES.indexOf(side)] || 0;
+}
 
 function draw() {
   const value = props.value || {};
-  for (const side of ["unchanged", "gated"]) {
+  for (const side of SIDES) {
     const words = value[side] || [];
     const line = box[side].querySelector("p");
     line.replaceChildren(...words.flatMap(([word, changed]) => [page.el(changed ? "mark" : "span", { text: word }), " "]));
     line.classList.toggle("writing", !value.done);
-    if (!words.length) line.append(page.el("span", { class: "faint", text: value.done ? "(no words)" : "…" }));
+    if (!words.length) line.append(page.el("span", { class: "faint", text: value.done ? EMPTY : "…" }));
+    if (value.done && limit(side)) line.append(page.el("span", { class: "faint", text: "…", title: LIMITED + limit(side) + " tokens" }));
   }
   freshness();
 }
@@ -23,12 +33,16 @@ function freshness() {
   box.unchanged.classList.toggle("stale", older(frame?.began)); // no fader moves it, another question or scene does
   const same = JSON.stringify((value.unchanged || []).map(([word]) => word)) ===
     JSON.stringify((value.gated || []).map(([word]) => word));
-  box.gated.querySelector("small").textContent =
-    stale ? "answers again on release" : !value.done ? "" : same ? "the same answer" : "another answer";
+  for (const side of SIDES) {
+    const parts = [value.done && limit(side) ? `${LIMITED}${limit(side)} tokens` : ""];
+    if (side === "gated") parts.push(stale || sync !== "current" ? page.SYNC[sync] || page.SYNC.updating : !value.done ? "" : same ? "unchanged" : "changed");
+    box[side].querySelector("small").textContent = parts.filter(Boolean).join(" · ");
+  }
   element.dataset.done = String(Boolean(value.done) && !stale);
   page.say("answers", { ...value, stale });
 }
 
+page.hear("sync", (newest) => { sync = newest; freshness(); });
 page.hear("frame", (newest) => { frame = newest; freshness(); });
 draw();
 watch("value", draw);

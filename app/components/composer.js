@@ -30,7 +30,7 @@ function send(event) {
   trigger(event);
 }
 
-// The words "input" and "commit" stand here quoted because Gradio looks for the names of a component's events.
+// "input" and "commit" must stand in this file in quotes: Gradio reads the names of a component's events from it.
 const pace = page.pace(() => send("input"), () => send("commit"));
 
 function settled() {

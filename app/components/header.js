@@ -7,6 +7,12 @@ element.querySelector(".share").addEventListener("click", () => {
   page.say("share", true);
 });
 
+// The status line covers the words, and neither the model's name nor the buttons.
+const end = element.querySelector(".masthead-end");
+new ResizeObserver(() => {
+  document.documentElement.style.setProperty("--masthead-end", `${Math.ceil(end.getBoundingClientRect().width)}px`);
+}).observe(end);
+
 const wanted = localStorage.getItem("sinkgate-light");
 const system = window.matchMedia("(prefers-color-scheme: dark)");
 

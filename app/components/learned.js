@@ -1,9 +1,9 @@
 const page = window.sinkgate;
 const offered = element.querySelector(".offered");
 const about = element.querySelector(".about");
-let due = false; // a choice is on its way: what the frames say until then is of the one before
+let due = false; // a choice was sent: frames until its own still belong to the one before
 
-// value: offered [{name, about}], chosen name or null, off [layers]; the visitor's choice goes back in the same form.
+// value: offered [{name, about}], chosen name or null, off [layers]; the choice goes back in the same form.
 function choose(change) {
   due = true;
   props.value = { ...props.value, ...change };
@@ -20,7 +20,8 @@ function draw() {
   const index = gates.findIndex(({ name }) => name === chosen);
   offered.selectedIndex = index + 1;
   about.textContent = about.title = index >= 0 ? gates[index].about
-    : gates.length ? "read the question and set the faders by themselves" : "none here yet: upload gate_config.json and gates.safetensors";
+    : gates.length ? "Off. Learned gates read the question and set the faders."
+    : "No learned gates for this model. Upload gate_config.json and gates.safetensors.";
 }
 
 offered.addEventListener("change", () => {
@@ -37,7 +38,7 @@ page.hear("switch", (layer) => {
 page.hear("frame", ({ learned }) => {
   const chosen = learned ? learned.name : null;
   if (chosen === props.value.chosen) due = false;
-  else if (!due) { // a page that slept has lost its gates
+  else if (!due) { // an expired session has lost its gates
     props.value = { ...props.value, chosen, off: learned ? learned.off : [] };
     draw();
   }

@@ -42,8 +42,16 @@ function drawChoice() {
     film.setAttribute("aria-checked", String(layer === value.layer));
     film.tabIndex = layer === value.layer ? 0 : -1;
   });
+  reveal(films.children[value.layer]);
   head.value = value.head === null ? "" : String(value.head);
   hide.checked = value.hide;
+}
+
+// Scrolls the row of films, and never the page.
+function reveal(film) {
+  const [box, row_] = [film.getBoundingClientRect(), films.getBoundingClientRect()];
+  if (box.left < row_.left) films.scrollLeft -= row_.left - box.left;
+  else if (box.right > row_.right) films.scrollLeft += box.right - row_.right;
 }
 
 function drawFilm(canvas, shades, [rows, columns]) {
@@ -64,10 +72,18 @@ function name(select, names) {
   select.replaceChildren(...names.map((text, value) => page.el("option", { value, text })));
 }
 
+let began = null;
 page.hear("frame", (frame) => {
+  // Queries belong to an answer: another question begins at its first, and one that no answer has is left.
+  const gone = frame.finished && props.value.row >= frame.queries.length;
+  if ((began !== frame.began || gone) && props.value.row !== frame.lens.row) {
+    props.value = { ...props.value, row: frame.lens.row };
+  }
+  began = frame.began;
   frame.films.forEach((shades, layer) => drawFilm(films.children[layer].querySelector("canvas"), shades, frame.grid));
-  name(row, frame.queries);
-  if (props.value.row < frame.queries.length) row.value = String(props.value.row);
+  const unborn = Array.from({ length: Math.max(0, props.value.row + 1 - frame.queries.length) }, (_, index) => `token ${frame.queries.length + index}`);
+  name(row, [...frame.queries, ...unborn]);
+  row.value = String(props.value.row);
   name(sheet, frame.sheets);
   sheet.value = String(Math.min(props.value.sheet, frame.sheets.length - 1));
   sheet.parentElement.hidden = frame.sheets.length === 1;

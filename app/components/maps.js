@@ -66,7 +66,7 @@ function ground() {
   return [picture, picture ? picture.naturalWidth / picture.naturalHeight : frame.grid[1] / frame.grid[0]];
 }
 
-// For a figure: both maps `width` pixels wide, null where this query exists not yet, and what their brightest shade means.
+// For a figure: both maps `width` pixels wide, null where this query does not exist, and the share of the brightest shade.
 page.maps = (width) => {
   const [picture, aspect] = ground();
   const sides = [frame.before, frame.after].map((shares) => {
@@ -75,7 +75,7 @@ page.maps = (width) => {
     paint(canvas, shares, picture, width, Math.round(width / aspect), frame.placed ? 0 : 2);
     return canvas;
   });
-  return { sides, aspect, unit: frame.placed ? "patch" : "token", top: fine(frame.top) };
+  return { sides, aspect, unit: frame.placed ? "patch" : "token", top: fine(frame.top), rescaled: Boolean(frame.exact) };
 };
 
 function draw() {
@@ -95,6 +95,9 @@ function draw() {
     paint(canvas, sides[side], picture, width, height, frame.placed ? 0 : ratio);
   });
   top_.textContent = fine(frame.top);
+  for (const layer of element.querySelectorAll(".layer")) layer.textContent = `, layer ${frame.lens.layer}`;
+  canvases.forEach((canvas, side) => canvas.setAttribute("aria-label", described(side)));
+  element.querySelector(".rescaled").hidden = !frame.exact;
   const shown = JSON.stringify([frame.marks, frame.grid]);
   screens.forEach((screen) => {
     const marks = screen.querySelector(".marks");
@@ -107,7 +110,22 @@ function draw() {
   element.querySelector(".elsewhere").textContent = frame.elsewhere;
   remark.textContent = frame.note;
   remark.hidden = !frame.note;
-  element.querySelector("small").textContent = frame.after ? (frame.identity ? "all faders at 1" : "") : "follows with the answer";
+  const missing = frame.finished ? "the gated answer has no such token" : "not generated yet";
+  element.querySelector(".state").textContent = frame.after ? (frame.identity ? "all faders at 1" : "") : missing;
+}
+
+// A map in words, for whoever cannot see it.
+function described(side) {
+  const shares = (frame.exact || [frame.before, frame.after])[side];
+  const of = `${side ? "Gated" : "Original model"}, layer ${frame.lens.layer}, ${frame.lens.head === null ? "mean of the heads" : "head " + frame.lens.head}`;
+  if (!shares) return `${of}: this query does not exist.`;
+  const peak = shares.reduce((best, share, index) => (share !== null && share > (shares[best] ?? -1) ? index : best), 0);
+  return `Attention map. ${of}: at most ${fine(shares[peak] ?? 0)}, at ${cellName(peak)}.`;
+}
+
+function cellName(index) {
+  const columns = frame.grid[1];
+  return frame.placed ? `row ${Math.floor(index / columns)}, column ${index % columns}` : `token ${index}`;
 }
 
 // The cell that is pointed at, on both maps, with what either shows there.
@@ -118,11 +136,12 @@ function point(screen, event) {
   const column = Math.min(columns - 1, Math.floor(((event.clientX - box.left) / box.width) * columns));
   const index = row * columns + column;
   screens.forEach((each, side) => {
-    const share = [frame.before, frame.after][side]?.[index] ?? null;
+    const share = (frame.exact || [frame.before, frame.after])[side]?.[index] ?? null;
+    const masked = frame.lens.hide && frame.marks.some((mark) => mark.cell[0] === row && mark.cell[1] === column);
     const spot = each.querySelector(".spot");
     spot.hidden = share === null;
     stand(spot, [row, column]);
-    readings[side].textContent = share === null ? "" : (frame.placed ? "" : `token ${index}: `) + fine(share);
+    readings[side].textContent = share === null ? "" : (frame.placed ? "" : `token ${index}: `) + fine(share) + (masked ? " (masked)" : "");
   });
 }
 

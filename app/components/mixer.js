@@ -1,8 +1,8 @@
 const page = window.sinkgate;
 const { layers, presets } = props.desk;
 const GROUPS = ["v_sink", "rest"];
-const NAMES = { v_sink: "V-sinks", rest: "Other patches" };
-const MAX = 2;
+const NAMES = { v_sink: "V-sinks", rest: "Other visual tokens" };
+const RANGE = 2; // scales that a fader reaches; twice as many where gates from JSON or a link go beyond
 const ALL = -1; // the master strip
 const GLIDE = 600; // ms that the faders take to follow learned gates, from the lowest layer up, as the gates read
 
@@ -11,10 +11,14 @@ const link = element.querySelector(".link");
 const faders = new Map(); // "group:layer" -> its elements
 const rhos = new Map(); // layer -> the button that says rho
 let setting = copy(props.value);
+let held = null; // {group, layer, scale, master} while the pointer drags
+let tap = null; // {fader, y} of a finger that may scroll the page: faders move by their knobs or by a tap
+let pressed = null; // the fader that was pressed last
 let focus = 0; // the layer whose faders the tab key reaches
 let turn = 0; // rises with every setting sent, so that the server can tell which of two is newer
-let learned = null; // what learned gates said of this question, as `frames.frame` has it
+let learned = null; // the scales of learned gates for this question, as the frames have it
 let glided = -Infinity; // when the faders last moved by themselves
+let top_ = RANGE; // the scale at the upper end of the faders
 
 function copy(value) {
   return { v_sink: [...value.v_sink], rest: [...value.rest] };
@@ -25,10 +29,11 @@ function copy(value) {
 function send(event) {
   if (event === "input") turn += 1;
   props.value = { ...copy(setting), turn };
+  page.say("setting", props.value);
   trigger(event);
 }
 
-// The words "input" and "commit" stand here quoted because Gradio looks for the names of a component's events.
+// "input" and "commit" must stand in this file in quotes: Gradio reads the names of a component's events from it.
 const pace = page.pace(() => send("input"), () => {
   send("input");
   send("commit");
@@ -37,7 +42,7 @@ const pace = page.pace(() => send("input"), () => {
 // ---- changing ------------------------------------------------------------------------------------------
 
 function put(group, layer, scale) {
-  const value = Math.round(100 * Math.min(Math.max(scale, 0), MAX)) / 100;
+  const value = Math.round(100 * Math.min(Math.max(scale, 0), top_)) / 100;
   for (const name of link.checked ? GROUPS : [group]) {
     if (layer === ALL) setting[name].fill(value);
     else setting[name][layer] = value;
@@ -59,7 +64,7 @@ function addStrip(layer) {
   for (const group of GROUPS) {
     const where = layer === ALL ? "all layers" : "layer " + layer;
     const fader = page.el("div", {
-      class: "fader " + group, role: "slider", "aria-orientation": "vertical", "aria-valuemin": 0, "aria-valuemax": MAX,
+      class: "fader " + group, role: "slider", "aria-orientation": "vertical", "aria-valuemin": 0,
       "aria-label": NAMES[group] + ", " + where, "data-group": group, "data-layer": layer,
     });
     const parts = {
@@ -84,16 +89,19 @@ function addStrip(layer) {
 }
 
 function draw() {
+  if (!held) top_ = GROUPS.some((group) => setting[group].some((scale) => scale > RANGE)) ? 2 * RANGE : RANGE;
+  strips.style.setProperty("--one", 100 / top_ + "%");
+  element.querySelectorAll(".rule.scales span").forEach((mark, index) => { mark.textContent = top_ * (1 - index / 2); });
   for (const [key, parts] of faders) {
     const [group, layer] = [key.split(":")[0], Number(key.split(":")[1])];
     const value = get(group, layer);
-    const shown = Math.min(value, MAX);
-    parts.knob.style.bottom = (100 * shown) / MAX + "%";
-    parts.fill.style.bottom = (100 * Math.min(shown, 1)) / MAX + "%";
-    parts.fill.style.height = (100 * Math.abs(shown - 1)) / MAX + "%";
+    parts.knob.style.bottom = (100 * value) / top_ + "%";
+    parts.fill.style.bottom = (100 * Math.min(value, 1)) / top_ + "%";
+    parts.fill.style.height = (100 * Math.abs(value - 1)) / top_ + "%";
     const text = layer === ALL && setting[group].some((scale) => scale !== setting[group][0]) ? "mixed" : value.toFixed(2);
     parts.number.textContent = text === "mixed" ? "–" : text;
     parts.number.classList.toggle("moved", value !== 1);
+    parts.fader.setAttribute("aria-valuemax", top_);
     parts.fader.setAttribute("aria-valuenow", Number(value.toFixed(4)));
     parts.fader.setAttribute("aria-valuetext", text);
     parts.fader.tabIndex = layer === focus || layer === ALL ? 0 : -1;
@@ -118,10 +126,10 @@ function drawLearned() {
     rho.textContent = on ? "ρ " + v : "ρ off";
     rho.setAttribute("aria-pressed", String(on));
     rho.setAttribute("aria-label", "Learned gate of layer " + layer + (on ? ", rho " + v : ", off"));
-    rho.title = on ? "The gate of layer " + layer + " gives V-sinks " + v + ", all others " + rest + ". Press to switch it off."
-      : "The gate of layer " + layer + " is switched off. Press to let it read again.";
+    rho.title = on ? `The gate of layer ${layer} scales V-sinks by ${v}, other visual tokens by ${rest}. Press to switch it off.`
+      : `The gate of layer ${layer} is off. Press to switch it on.`;
     for (const group of GROUPS) {
-      faders.get(group + ":" + layer).said.style.bottom = (100 * Math.min(learned.rho[group][layer], MAX)) / MAX + "%";
+      faders.get(group + ":" + layer).said.style.bottom = (100 * Math.min(learned.rho[group][layer], top_)) / top_ + "%";
     }
   }
 }
@@ -134,29 +142,29 @@ function glide() {
 }
 
 function drawMeters(shares) {
+  if (!shares) return; // the gated answer has no such query
   for (let layer = 0; layer < layers; layer++) {
     const v = shares.v_sink[layer];
     const rest = shares.l_sink[layer] + shares.ordinary[layer];
     for (const [group, share] of [["v_sink", v], ["rest", rest]]) {
       const { meter, fader } = faders.get(group + ":" + layer);
       meter.style.height = (100 * share).toFixed(1) + "%";
-      fader.title = NAMES[group] + " get " + page.percent(share) + " of layer " + layer + "'s attention";
+      fader.title = NAMES[group] + " receive " + page.percent(share) + " of layer " + layer + "'s attention";
     }
   }
 }
 
 // ---- pointer -------------------------------------------------------------------------------------------
 
-let held = null; // {group, layer, scale, master} while the pointer is down
-
 function scaleAt(fader, y) {
   const box = fader.getBoundingClientRect();
-  return MAX * (1 - (y - box.top) / box.height);
+  return top_ * (1 - (y - box.top) / box.height);
 }
 
 function layerAt(x) {
   let nearest = held.layer;
   let distance = Infinity;
+  x = Math.max(x, strips.querySelector(".master").getBoundingClientRect().right); // which covers the strips that are scrolled under it
   for (const strip of strips.children) {
     const layer = Number(strip.dataset.layer);
     const box = strip.getBoundingClientRect();
@@ -173,13 +181,22 @@ function snap(scale) {
 strips.addEventListener("pointerdown", (event) => {
   const fader = event.target.closest(".fader");
   if (!fader || event.button > 0) return;
+  pressed = fader;
+  if (event.pointerType === "touch" && !event.target.closest(".knob")) {
+    tap = { fader, y: event.clientY };
+    return;
+  }
   event.preventDefault();
+  press(fader, event.clientY);
+  strips.setPointerCapture(event.pointerId);
+});
+
+function press(fader, y) {
   const layer = Number(fader.dataset.layer);
   strips.classList.remove("gliding");
   held = { group: fader.dataset.group, layer, master: layer === ALL };
-  held.scale = snap(scaleAt(fader, event.clientY));
+  held.scale = snap(scaleAt(fader, y));
   put(held.group, layer, held.scale);
-  strips.setPointerCapture(event.pointerId);
   if (layer !== ALL) {
     focus = layer;
     page.say("touched", layer);
@@ -187,7 +204,7 @@ strips.addEventListener("pointerdown", (event) => {
   draw();
   pace.moved();
   fader.focus({ preventScroll: true, focusVisible: false });
-});
+}
 
 strips.addEventListener("pointermove", (event) => {
   if (!held) return;
@@ -206,17 +223,20 @@ strips.addEventListener("pointermove", (event) => {
 });
 
 for (const name of ["pointerup", "pointercancel"]) {
-  strips.addEventListener(name, () => {
+  strips.addEventListener(name, (event) => {
+    if (tap && event.type === "pointerup") press(tap.fader, tap.y);
+    tap = null;
     if (!held) return;
     held = null;
+    draw();
     pace.settled();
   });
 }
 
-strips.addEventListener("dblclick", (event) => {
-  const fader = event.target.closest(".fader");
-  if (!fader) return;
-  put(fader.dataset.group, Number(fader.dataset.layer), 1);
+// The event itself goes to whatever captured the pointer, and not to the fader.
+strips.addEventListener("dblclick", () => {
+  if (!pressed) return;
+  put(pressed.dataset.group, Number(pressed.dataset.layer), 1);
   draw();
   pace.settled();
 });
@@ -232,7 +252,7 @@ strips.addEventListener("keydown", (event) => {
   const sideways = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   const now = get(group, layer);
   const next = {
-    ArrowUp: now + 0.05, ArrowDown: now - 0.05, PageUp: now + 0.25, PageDown: now - 0.25, Home: 0, End: MAX,
+    ArrowUp: now + 0.05, ArrowDown: now - 0.05, PageUp: now + 0.25, PageDown: now - 0.25, Home: 0, End: top_,
   }[event.key];
   if (sideways) {
     focus = Math.min(Math.max((layer === ALL ? 0 : layer) + (layer === ALL ? 0 : sideways), 0), layers - 1);
@@ -251,6 +271,8 @@ strips.addEventListener("keydown", (event) => {
 
 // ---- buttons -------------------------------------------------------------------------------------------
 
+const ZERO = " A Key scale of 0 makes the logit 0; it does not remove the token, so its attention may rise.";
+
 function setAll(v, rest) {
   setting = { v_sink: Array(layers).fill(v), rest: Array(layers).fill(rest) };
   draw();
@@ -260,10 +282,9 @@ function setAll(v, rest) {
 for (const [name, [v, rest]] of Object.entries(presets)) {
   element.querySelector(".presets").append(page.el("button", {
     type: "button", class: "preset", text: name, "data-name": name,
-    title: "V-sinks " + v + ", all others " + rest + ", in every layer", onclick: () => setAll(v, rest),
+    title: `V-sinks × ${v}, other visual tokens × ${rest}, in every layer.` + (v === 0 || rest === 0 ? ZERO : ""), onclick: () => setAll(v, rest),
   }));
 }
-element.querySelector(".reset").addEventListener("click", () => setAll(1, 1));
 
 addStrip(ALL);
 for (let layer = 0; layer < layers; layer++) addStrip(layer);
@@ -277,8 +298,9 @@ page.hear("frame", (frame) => {
 });
 watch("value", () => {
   turn = Math.max(turn, props.value.turn || 0);
-  if (held || pace.busy()) return; // the hand on the fader wins
+  if (held || pace.busy()) return; // a setting that the user is making wins
   if (GROUPS.some((group) => setting[group].some((scale, layer) => scale !== props.value[group][layer]))) glide();
   setting = copy(props.value);
+  page.say("setting", props.value);
   draw();
 });

@@ -5,7 +5,7 @@ const truth = element.querySelector(".truth");
 
 // value: gallery [data URL], chips [{question, answer | null}], truth text or "", view data URL,
 // other_views of the sheets after the first;
-// the visitor's choice goes back as {choice: {picture: index} | {question: text}}.
+// the choice goes back as {choice: {picture: index} | {question: text} | {refused: sentence}}.
 function choose(event, choice) {
   props.value = { ...props.value, choice };
   trigger(event);
@@ -37,5 +37,6 @@ function draw() {
 }
 
 truth.addEventListener("toggle", draw);
+page.hear("refused", (sentence) => choose("refused", { refused: sentence }));
 draw();
 watch("value", draw);

@@ -10,16 +10,37 @@ const SINKS = { v_sink: "#e8590c", l_sink: "#1c7ed6" };
 let frame = null;
 let answers = {};
 let quiet = null;
+let collected = null; // what the link and the code were asked for
 
 page.hear("answers", (newest) => { answers = newest; });
 page.hear("frame", (newest) => {
   frame = newest;
-  const { link: text, python, lacks: sentence } = frame.share;
-  link.value = `${location.origin}${location.pathname}#s=${text}`;
+  if (collected !== id()) collect();
+});
+
+// What is shown, for which a link and the code are built: not while something moves, and only while somebody can see them.
+function id() {
+  return frame && JSON.stringify([frame.sequence, frame.lens]);
+}
+
+function collect() {
+  if (!frame?.here || !element.checkVisibility()) return;
+  collected = id();
+  trigger("collect");
+}
+
+function draw() {
+  const { link: text, python = "", lacks: sentence = "" } = props.value || {};
+  link.value = text ? `${location.origin}${location.pathname}#s=${text}` : "";
   lacks.textContent = sentence;
   lacks.hidden = !sentence;
   if (code.textContent !== python) code.textContent = python;
-});
+  element.dataset.collected = text || "";
+}
+
+draw();
+watch("value", draw);
+new ResizeObserver(() => collected !== id() && collect()).observe(element); // it is shown
 
 function tell(sentence) {
   clearTimeout(quiet);
@@ -39,7 +60,8 @@ async function copy(text, select, done) {
 }
 
 element.querySelector(".copy-link").addEventListener("click", () => {
-  history.replaceState(null, "", link.value); // loading the page again keeps what is shown, too
+  if (!link.value) return tell("There is nothing to share yet.");
+  history.replaceState(history.state, "", link.value); // a bookmark of the page keeps what is shown, too
   copy(link.value, () => link.select(), "The link is in the clipboard.");
 });
 element.querySelector(".copy-python").addEventListener("click", () =>
@@ -92,40 +114,40 @@ function mark(draw, kind, x, y, radius) {
 // The gates in words: the layers of each scale that is not 1.
 function gates() {
   if (frame.identity) return "all scales are 1";
-  const said = [];
-  for (const [group, name] of [["v_sink", "V-sinks"], ["rest", "all others"]]) {
+  const parts = [];
+  for (const [group, name] of [["v_sink", "V-sinks"], ["rest", "other visual tokens"]]) {
     const layers = new Map();
     frame.gates[group].forEach((scale, layer) => {
       if (scale !== 1) layers.set(scale, [...(layers.get(scale) || []), layer]);
     });
     for (const [scale, where] of layers) {
       const everywhere = where.length === frame.gates[group].length;
-      said.push(`${name} × ${scale} in ${everywhere ? "every layer" : `layer${where.length > 1 ? "s" : ""} ${where.join(", ")}`}`);
+      parts.push(`${name} × ${scale} in ${everywhere ? "every layer" : `layer${where.length > 1 ? "s" : ""} ${where.join(", ")}`}`);
     }
   }
-  return (frame.learned ? `learned gates ${frame.learned.name}: ` : "") + said.join("; ");
+  return (frame.learned ? `learned gates ${frame.learned.name}: ` : "") + parts.join("; ");
 }
 
 // Question, both maps with their sinks and answers, and what is looked at.
 function figure() {
-  const { sides, aspect, unit, top } = page.maps(SIDE * SCALE);
+  const { sides, aspect, unit, top, rescaled } = page.maps(SIDE * SCALE);
   const across = aspect < 4 ? 2 : 1;
   const [width, height] = [SIDE, SIDE / aspect];
   const whole = across * SIDE + (across - 1) * GAP + 2 * MARGIN;
   const [canvas, draw] = sheet(whole, (height + 90) * (2 / across) + 200 + 2 * MARGIN);
   const within = { width: whole - 2 * MARGIN };
   const head = frame.lens.head === null ? "mean over heads" : `head ${frame.lens.head}`;
-  const { model, question } = frame.share;
+  const { model, question } = frame;
   let y = write(draw, question, MARGIN, MARGIN, { size: 18, color: INK, weight: 650, most: 3, ...within }) + 4;
   const looked = `layer ${frame.lens.layer}, ${head}, query: ${frame.queries[frame.lens.row] || "not there yet"}`;
-  y = write(draw, `${model} · ${looked}${frame.lens.hide ? " · sinks hidden" : ""}`, MARGIN, y, { most: 2, ...within }) + 2;
+  y = write(draw, `${model} · ${looked}${frame.lens.hide ? " · sinks masked" : ""}`, MARGIN, y, { most: 2, ...within }) + 2;
   y = write(draw, `Gates: ${gates()}`, MARGIN, y, { most: 3, ...within }) + 14;
   const settled = answers.done && !answers.stale;
-  const said = ["unchanged", "gated"].map((side) => settled ? (answers[side] || []).map(([word]) => word).join(" ") || "(no words)" : "…");
+  const said = ["unchanged", "gated"].map((side) => settled ? (answers[side] || []).map(([word]) => word).join(" ") || "(empty answer)" : "…");
   const bold = { size: 15, color: INK, weight: 600, width: SIDE, most: 2 };
   sides.forEach((map, index) => {
     const x = MARGIN + (across === 2 ? index * (SIDE + GAP) : 0);
-    write(draw, index ? "Gated" : "Unchanged", x, y);
+    write(draw, index ? "Gated" : "Original model", x, y);
     const ends = said.map((text, side) => write(draw, text, side === index ? x : -1e4, y + 18, bold)); // both as high
     const [from, [rows, columns]] = [Math.max(...ends) + 8, frame.grid];
     draw.fillStyle = LINE;
@@ -142,7 +164,7 @@ function figure() {
     draw.fillStyle = `rgb(${page.shade(step / 119).map(Math.round).join(",")})`;
     draw.fillRect(MARGIN + 14 + step, y + 3, 1.5, 9);
   }
-  write(draw, `${top} of this query's attention, per ${unit}`, MARGIN + 142, y);
+  write(draw, `${top}: share of the query's attention per ${unit}${rescaled ? ", rescaled" : ""}`, MARGIN + 142, y);
   mark(draw, "v_sink", whole - MARGIN - 205, y + 8, 5);
   write(draw, "V-sink", whole - MARGIN - 192, y);
   mark(draw, "l_sink", whole - MARGIN - 128, y + 8, 5);
@@ -156,18 +178,34 @@ function cropped(canvas, height) {
   return cut;
 }
 
-// The chart is drawn by Plotly as SVGs that lie on each other.
+// The chart is an SVG in the colours of the page, which are written into its copy.
 async function chart(plot) {
   const { width, height } = plot.getBoundingClientRect();
-  const [canvas, draw] = sheet(width + 2 * MARGIN, height + 2 * MARGIN + 26);
-  write(draw, "Where attention goes, by layer" + (frame.identity ? "" : "; dotted: unchanged"), MARGIN, MARGIN, { size: 15, color: INK, weight: 600 });
-  for (const layer of plot.querySelectorAll(".main-svg")) {
-    const text = new XMLSerializer().serializeToString(layer);
-    const picture = Object.assign(new Image(), { src: "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text) });
-    await picture.decode();
-    draw.drawImage(picture, MARGIN, MARGIN + 26, width, height);
+  const [canvas, draw] = sheet(width + 2 * MARGIN, height + 2 * MARGIN + 46);
+  write(draw, "Where attention goes, by layer" + (frame.identity ? "" : "; dotted: original model"), MARGIN, MARGIN, { size: 15, color: INK, weight: 600 });
+  let x = MARGIN;
+  for (const key of document.querySelectorAll("#chart .key")) {
+    draw.drawImage(await drawn(key.querySelector("svg")), x, MARGIN + 30);
+    write(draw, key.textContent, x + 32, MARGIN + 26, { size: 12 });
+    x += 32 + draw.measureText(key.textContent).width + 18;
   }
+  draw.drawImage(await drawn(plot), MARGIN, MARGIN + 46, width, height);
   return canvas;
+}
+
+const WRITTEN = ["stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "fill", "font-size", "font-family"];
+
+async function drawn(svg) {
+  const copy = svg.cloneNode(true);
+  const parts = [...svg.querySelectorAll("*")];
+  copy.querySelectorAll("*").forEach((part, index) => {
+    const style = getComputedStyle(parts[index]);
+    for (const name of WRITTEN) part.style.setProperty(name, style.getPropertyValue(name));
+  });
+  const text = new XMLSerializer().serializeToString(copy);
+  const picture = Object.assign(new Image(), { src: "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text) });
+  await picture.decode();
+  return picture;
 }
 
 function save(name, canvas) {
@@ -180,8 +218,8 @@ element.querySelector(".save-maps").addEventListener("click", () => {
   save(`sinkgate-layer-${frame.lens.layer}.png`, figure());
 });
 element.querySelector(".save-chart").addEventListener("click", async () => {
-  const plot = document.querySelector("#chart .js-plotly-plot");
-  if (!plot) return tell("The chart comes with the answers: wait for them.");
+  const plot = document.querySelector("#chart .plot svg");
+  if (!plot) return tell("There is nothing to save yet.");
   save("sinkgate-layers.png", await chart(plot));
 });
 

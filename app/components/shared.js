@@ -11,10 +11,11 @@ window.sinkgate = {
     return node;
   },
 
-  // Page-wide messages between components: "frame" (a new frame to draw), "view" (a new
-  // picture under it), "touched" (the layer whose fader moves), "why" (the reason for the sink pointed at),
-  // "switch" (the layer whose learned gate is to go off or on), "answers" (both, as far as they are written), "share" (opens
-  // what there is to take away).
+  // Page-wide messages between components: "frame" (a new frame to draw), "view" (a new picture under it), "setting" (of
+  // the faders, as sent), "sync" (whether the panels belong to that setting), "touched" (the layer whose fader moves), "why"
+  // (the reason for the sink under the pointer), "switch" (the layer whose learned gate is to go off or on), "answers" (both,
+  // as far as they are generated), "share" (open the section with links and files), "refused" (the reason why a file was not
+  // uploaded).
   say(topic, detail) {
     this.last[topic] = detail;
     document.dispatchEvent(new CustomEvent("sinkgate:" + topic, { detail }));
@@ -24,9 +25,10 @@ window.sinkgate = {
     if (this.last[topic] !== undefined) callback(this.last[topic]);
   },
   last: {},
+  SYNC: { updating: "updating…", offline: "offline: last result" },
 
-  // Sends what the hand moves: `input` at once and then every 80 ms while it goes on, `commit` when it has settled,
-  // which a pointer tells and arrow keys by resting for 300 ms. While `busy`, nothing from outside may move it.
+  // Send a value that the user moves: `input` at once and then every 80 ms while it moves, `commit` when the pointer is
+  // released or no arrow key was pressed for 300 ms. While `busy`, the server may not change the value.
   pace(input, commit) {
     let [sent, due, resting] = [0, null, null]; // when it last sent; timers of the next `input` and of the keys' `commit`
     const stop = () => {
@@ -58,11 +60,11 @@ window.sinkgate = {
     return { moved, keyed, settled, stop, busy: () => Boolean(due || resting) };
   },
 
-  // What the page is opened with: when it is loaded again, as Gradio does after a lost connection, the link to what this tab
-  // showed last; else the fragment of the address, which no server has seen. Longer ones are refused in any case.
+  // The link to open at start: what this entry of the tab's history showed last (after a reload, as Gradio's after a lost
+  // connection, and on the way back to the page), or the fragment of the address, which no server has seen. Longer ones are
+  // refused in any case.
   link() {
-    const again = performance.getEntriesByType("navigation")[0]?.type === "reload";
-    return (again && sessionStorage.getItem("sinkgate-here")) || this.fragment();
+    return history.state?.sinkgate || this.fragment();
   },
   fragment() {
     return location.hash.startsWith("#s=") ? location.hash.slice(3, 10000) : "";
@@ -89,9 +91,17 @@ window.sinkgate = {
     return this.ramp[low].map((part, i) => part + (this.ramp[low + 1][i] - part) * (at - low));
   },
 
+  // With one decimal; never 100 % for less, nor 0 % for more than nothing.
   percent(share) {
     const value = 100 * share;
-    return (value >= 10 ? value.toFixed(0) : value >= 0.1 || value === 0 ? value.toFixed(1) : "<0.1") + " %";
+    if (value > 0 && value < 0.1) return "<0.1 %";
+    return (value > 99.9 && value < 100 ? ">99.9" : value.toFixed(1)) + " %";
+  },
+
+  // From one share to another, with as many digits on both sides, so that they can be compared.
+  change(before, after) {
+    const [from, to] = [this.percent(before), this.percent(after)];
+    return from === to ? to : from.replace(" %", "") + " → " + to;
   },
 
   setDark(dark) {
@@ -100,11 +110,58 @@ window.sinkgate = {
   },
 };
 
-window.sinkgate.hear("frame", ({ share }) => sessionStorage.setItem("sinkgate-here", share.link));
-
-// Another link in the same tab changes the fragment alone.
-window.addEventListener("hashchange", () => {
-  if (!window.sinkgate.fragment()) return;
-  sessionStorage.removeItem("sinkgate-here");
-  location.reload();
+window.sinkgate.hear("frame", ({ here }) => {
+  if (here) history.replaceState({ ...history.state, sinkgate: here }, "");
 });
+
+// Another link in the same tab changes the fragment alone, in a new entry of the history.
+window.addEventListener("hashchange", () => {
+  if (window.sinkgate.fragment()) location.reload();
+});
+
+// Whether the panels show the setting of the faders: "current", "updating" (for longer than 300 ms), "offline".
+{
+  const page = window.sinkgate;
+  let [setting, frame, offline, due] = [null, null, false, null];
+  let shown = "current";
+
+  const behind = () => setting && frame && ["v_sink", "rest"].some((group) =>
+    setting[group].some((scale, layer) => Math.abs(scale - frame.gates[group][layer]) > 1e-6));
+  const show = (state) => {
+    clearTimeout(due);
+    due = null;
+    if (shown === state) return;
+    shown = document.body.dataset.sync = state;
+    page.say("sync", state);
+  };
+  const check = () => {
+    if (offline) show("offline");
+    else if (!behind()) show("current");
+    else if (shown === "offline") show("updating");
+    else due = due || setTimeout(show, 300, "updating");
+  };
+  page.hear("setting", (newest) => { setting = newest; check(); });
+  page.hear("frame", (newest) => {
+    frame = newest;
+    clearTimeout(due); // it follows
+    due = null;
+    check();
+  });
+  const connected = (yes) => { offline = !yes; check(); };
+  window.addEventListener("offline", () => connected(false));
+
+  // Gradio says in a notice of its own that a connection or an upload failed, and leaves the page as it is.
+  const { fetch } = window;
+  window.fetch = async (...request) => {
+    const path = String(request[0]?.url || request[0]);
+    try {
+      const answer = await fetch(...request);
+      if (path.includes("/gradio_api/")) connected(true);
+      if (path.includes("/gradio_api/upload") && !answer.ok) page.say("refused", await answer.clone().text());
+      return answer;
+    } catch (error) {
+      if (path.includes("/gradio_api/") && error.name !== "AbortError") connected(false);
+      throw error;
+    }
+  };
+}

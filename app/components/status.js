@@ -1,10 +1,15 @@
+const page = window.sinkgate;
 const line = element.querySelector(".status");
+const OFFLINE = "Offline: the page shows its last result.";
+let sync = "current";
 
 function draw() {
   const { text = "", tone = "calm" } = props.value || {};
-  line.textContent = text;
-  line.className = "status " + (text ? tone : "empty");
+  const offline = sync === "offline";
+  line.textContent = offline ? OFFLINE : text;
+  line.className = "status " + (offline ? "warning" : text ? tone : "empty");
 }
 
+page.hear("sync", (newest) => { sync = newest; draw(); });
 draw();
 watch("value", draw);

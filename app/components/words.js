@@ -9,16 +9,12 @@ function bar(kind, share) {
   return fill;
 }
 
-function change(before, after) {
-  return before === after ? after : before.replace(" %", "") + " → " + after;
-}
-
 page.hear("frame", (frame) => {
   bars.replaceChildren(...frame.words.map(([word, before, after]) =>
-    page.el("div", { class: "word", title: "unchanged " + page.percent(before) + ", gated " + page.percent(after) },
+    page.el("div", { class: "word", title: "original model " + page.percent(before) + ", gated " + page.percent(after) },
       page.el("span", { class: "name", text: word.trim() || "␣" }),
       page.el("span", { class: "pair" }, bar("before", before), bar("after", after)),
-      page.el("span", { class: "number", text: change(page.percent(before), page.percent(after)) }))));
+      page.el("span", { class: "number", text: page.change(before, after) }))));
 });
 
 page.hear("frame", (frame) => {
