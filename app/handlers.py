@@ -117,6 +117,10 @@ class Handlers:
         except Exception as error:
             return session, SKIP if session.shown is None else session.shown, *refused(session, error)[2:], SKIP
 
+    def picture_removed(self) -> JSON:
+        """Say that the page goes on with the picture that was removed from its box; returns status."""
+        return calm("Picture removed. The maps still show the last one.")
+
     def restore_picture(self, session: Session | None, refused: Any) -> tuple[Any, JSON]:
         """Put the picture back after an upload that the server refused; returns picture and status."""
         sentence_ = _choice(refused, "refused")

@@ -189,7 +189,8 @@ def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
 
     asks(page.load, handlers.arrive, [parts.share], [*anew, parts.lens, parts.learned], js=READ_LINK)
     pictured = [parts.session, parts.picture, parts.question]
-    asks(parts.picture.input, handlers.new_picture, pictured, anew, preprocess=False)
+    asks(parts.picture.upload, handlers.new_picture, pictured, anew, preprocess=False)
+    parts.picture.clear(handlers.picture_removed, None, parts.status, **FAST, **PRIVATE)
     asks(parts.ask.click, handlers.ask, [parts.session, parts.question])
     asks(parts.question.submit, handlers.ask, [parts.session, parts.question])
     asks(parts.new_scene.click, handlers.new_scene, [parts.session], anew)

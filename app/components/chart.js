@@ -9,7 +9,7 @@ const GROUPS = { // one colour, dash and marker each, so that none is told by co
   separator: { name: "separators", marker: "M-3-3L3 3M3-3L-3 3" },
   text: { name: "text", marker: "M0-4L4 0L0 4L-4 0Z" },
 };
-const [LEFT, RIGHT, TOP, BOTTOM, HEIGHT] = [36, 10, 6, 32, 178]; // pixels
+const [LEFT, RIGHT, TOP, BOTTOM, HEIGHT] = [42, 10, 6, 32, 178]; // pixels
 let frame = null;
 
 function svg(tag, attributes = {}, ...children) {
