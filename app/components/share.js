@@ -4,13 +4,16 @@ const lacks = element.querySelector(".lacks");
 const code = element.querySelector("code");
 const told = element.querySelector(".told");
 const [SIDE, GAP, MARGIN, SCALE] = [440, 24, 28, 2]; // of a figure, in pixels; SCALE of them to each
+const PATIENCE = 4000; // ms: browsers allow copying for a short time after a click
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 const [INK, SOFT, LINE] = ["#1d2329", "#5c6770", "#e3e7eb"]; // figures are made for white paper
 const SINKS = { v_sink: "#e8590c", l_sink: "#1c7ed6" };
 let frame = null;
 let answers = {};
 let quiet = null;
-let collected = null; // what the link and the code were asked for
+let collected = null; // the view for which the link and the code were asked
+let pending = null; // resolves when they are here, or after a while
+let arrived = () => {};
 
 page.hear("answers", (newest) => { answers = newest; });
 page.hear("frame", (newest) => {
@@ -26,6 +29,11 @@ function id() {
 function collect() {
   if (!frame?.here || !element.checkVisibility()) return;
   collected = id();
+  arrived();
+  pending = new Promise((resolve) => {
+    arrived = resolve;
+    setTimeout(resolve, PATIENCE);
+  });
   trigger("collect");
 }
 
@@ -39,7 +47,10 @@ function draw() {
 }
 
 draw();
-watch("value", draw);
+watch("value", () => {
+  draw();
+  arrived();
+});
 new ResizeObserver(() => collected !== id() && collect()).observe(element); // it is shown
 
 function tell(sentence) {
@@ -59,13 +70,16 @@ async function copy(text, select, done) {
   tell(done);
 }
 
-element.querySelector(".copy-link").addEventListener("click", () => {
+element.querySelector(".copy-link").addEventListener("click", async () => {
+  await pending;
   if (!link.value) return tell("There is nothing to share yet.");
   history.replaceState(history.state, "", link.value); // a bookmark of the page keeps what is shown, too
   copy(link.value, () => link.select(), "The link is in the clipboard.");
 });
-element.querySelector(".copy-python").addEventListener("click", () =>
-  copy(code.textContent, () => getSelection().selectAllChildren(code), "The Python is in the clipboard."));
+element.querySelector(".copy-python").addEventListener("click", async () => {
+  await pending;
+  copy(code.textContent, () => getSelection().selectAllChildren(code), "The Python is in the clipboard.");
+});
 link.addEventListener("focus", () => link.select());
 
 function sheet(width, height) {

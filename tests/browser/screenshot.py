@@ -43,13 +43,12 @@ def main() -> None:
             tab.fader(options.layer).scroll_into_view_if_needed()
             tab.drag(options.layer, options.scale)
         tab.settle()
-        tab.page.wait_for_selector("#chart .js-plotly-plot")
         tab.page.mouse.move(2, 2)
         tab.page.evaluate("window.scrollTo(0, 0)")
         if options.share:
             tab.page.get_by_role("button", name="Share", exact=True).click()
             tab.page.locator("#share summary").click()
-        tab.page.wait_for_timeout(800)  # Plotly's and the meters' transitions
+        tab.page.wait_for_timeout(800)  # the meters' transitions
         tab.page.screenshot(path=options.picture, full_page=options.phone or options.share)
 
 

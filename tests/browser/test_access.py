@@ -18,9 +18,6 @@ IMPACTS = ("serious", "critical")
 
 def findings(tab: Tab) -> list[str]:
     """What axe finds serious or critical, one line a place."""
-    tab.page.wait_for_selector(
-        "#chart .js-plotly-plot"
-    )  # until it is drawn, Gradio's placeholder has a label that it may not have
     violations: list[dict[str, Any]] = Axe().run(tab.page).response["violations"]
     return [
         f"{rule['id']}: {node['html'][:160]} ({node['failureSummary'].splitlines()[-1].strip()})"

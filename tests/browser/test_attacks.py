@@ -102,7 +102,7 @@ def test_a_scene_in_markup(tab):
 
 @pytest.mark.parametrize("part", ["question", "model", "kind", "learned"])
 def test_a_link_in_markup(browser, address, tab, part):
-    text = tab.frame()["share"]["link"]
+    text = tab.frame()["here"]
     content = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     content[part] = MORE
     link = base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")

@@ -189,7 +189,7 @@ def test_the_hand_wins_until_the_next_question(tab: Tab, vlm: sg.VLM, shipped: P
     frame = tab.after(lambda: tab.ask(OTHER_QUESTION))
     assert_stands(tab, frame, told(vlm, lsg, OTHER_QUESTION))
     assert tab.status() != HAND_WINS
-    tab.page.locator("#mixer .preset", has_text="Unchanged").click()
+    tab.page.locator("#mixer .preset", has_text="All at 1").click()
     assert tab.settle()["identity"] and tab.status() == HAND_WINS
 
 

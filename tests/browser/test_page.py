@@ -13,6 +13,7 @@ from PIL import Image
 from visitor import Tab
 
 import sinkgate as sg
+from app.page import preset_name
 from app.state import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def test_opens_with_an_answered_example(tab: Any) -> None:
     assert frame["identity"] and frame["before"] == frame["after"]
     assert tab.page.locator("#picture img").count() == 1
     assert tab.page.locator("#words .word").count() >= 3
-    tab.page.wait_for_selector("#chart .js-plotly-plot")
+    assert tab.page.locator("#chart .marker").count() >= 3 * len(frame["gates"]["v_sink"])
     assert tab.page.title() == "sinkgate"
 
 
@@ -131,8 +132,8 @@ def test_keyboard(tab: Any) -> None:
 
 
 def test_presets_link_and_reset(tab: Any, vlm: sg.VLM) -> None:
-    for name, (v_sink, rest) in sg.PRESETS.items():
-        tab.page.locator("#mixer .preset", has_text=name).click()
+    for v_sink, rest in sg.PRESETS.values():
+        tab.page.locator("#mixer .preset", has_text=preset_name(v_sink, rest)).click()
         gates = tab.settle()["gates"]
         assert gates == {"v_sink": [v_sink] * vlm.num_layers, "rest": [rest] * vlm.num_layers}
     tab.page.locator("#mixer .link").check()
@@ -141,13 +142,13 @@ def test_presets_link_and_reset(tab: Any, vlm: sg.VLM) -> None:
     gates = frame["gates"]
     assert frame["lens"]["layer"] == 2  # the maps follow the fader that is touched
     assert gates["v_sink"][2] == gates["rest"][2] == pytest.approx(0.2, abs=0.03)
-    tab.page.locator("#mixer .reset").click()
+    tab.page.locator("#mixer .preset", has_text="All at 1").click()
     assert tab.settle()["identity"]
 
 
 def test_layer_head_query_and_hidden_sinks(tab: Any, vlm: sg.VLM, picture: Path) -> None:
     asked(tab, picture)
-    tab.page.locator("#mixer .preset", has_text="V-sinks off").click()
+    tab.page.locator("#mixer .preset", has_text="V-sinks × 0").click()
     tab.settle()
     tab.page.locator("#lens .film").nth(6).click()
     tab.page.locator("#lens .head").select_option("2")
@@ -270,7 +271,7 @@ def test_gates_as_files_in_and_out(tab: Any, vlm: sg.VLM, tmp_path: Path) -> Non
     saved = sg.Gates.load(tmp_path / "gates.json")
     assert saved.model == vlm.name
     assert saved.scales[:, 0].tolist() == pytest.approx(frame["gates"]["v_sink"])
-    tab.page.locator("#mixer button", has_text="Reset").click()
+    tab.page.locator("#mixer .preset", has_text="All at 1").click()
     assert tab.settle()["identity"]
     with tab.page.expect_file_chooser() as chooser:
         tab.page.locator("button#gates-load").click()
@@ -319,7 +320,7 @@ def test_light_and_dark(browser: Browser, address: str, tab: Any) -> None:
 def test_two_visitors_never_share_a_setting(browser: Browser, address: str, tab: Any) -> None:
     context = browser.new_context(viewport={"width": 1366, "height": 768})
     other = type(tab)(context.new_page(), address)
-    tab.page.locator("#mixer .preset", has_text="V-sinks off").click()
+    tab.page.locator("#mixer .preset", has_text="V-sinks × 0").click()
     assert not tab.settle()["identity"]
     other.page.locator("#lens .film").nth(1).click()
     other.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 1")

@@ -134,17 +134,19 @@ class Tab:
             )
         )
 
-    def drag(self, layer: int, to: float, group: str = "v_sink", ticks: int = 10, seconds: float = 0.2) -> None:
-        """Pull a fader with the mouse from where it stands to a scale."""
+    def drag(
+        self, layer: int, to: float, group: str = "v_sink", ticks: int = 10, seconds: float = 0.2, most: float = 2
+    ) -> None:
+        """Pull a fader, which reaches up to ``most``, with the mouse from where it stands to a scale."""
         box = self.fader(layer, group).bounding_box()
         assert box
         x = box["x"] + box["width"] / 2
         start = self.scale(layer, group)
-        self.page.mouse.move(x, box["y"] + box["height"] * (1 - start / 2))
+        self.page.mouse.move(x, box["y"] + box["height"] * (1 - start / most))
         self.page.mouse.down()
         begin = time.monotonic()
         for tick in range(1, ticks + 1):
             scale = start + (to - start) * tick / ticks
-            self.page.mouse.move(x, box["y"] + box["height"] * (1 - scale / 2))
+            self.page.mouse.move(x, box["y"] + box["height"] * (1 - scale / most))
             time.sleep(max(0.0, begin + seconds * tick / ticks - time.monotonic()))
         self.page.mouse.up()

@@ -212,7 +212,7 @@ class Person(Visitor):
             tab = Tab(browser.new_page(viewport={"width": 1366, "height": 768}), self.address)
             tab.page.set_default_timeout(90_000)
             for errand in self.planned():
-                tab.page.locator("#mixer .reset").click()
+                tab.page.locator("#mixer .preset", has_text="All at 1").click()
                 tab.settle()
                 for layer, scale in enumerate(errand.v_sink):
                     if scale != 1:

@@ -1,0 +1,191 @@
+"""Mouse and finger on the mixer: what is pressed is what moves, and nothing else on the page moves with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from visitor import Tab
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+SMALL = {"width": 1280, "height": 720}
+# Where everything stands that a pointer may be on, in page coordinates.
+PLACES = """() => Object.fromEntries(
+  ["#mixer .fader", "#mixer .preset", "#learned select", "#chart .plot", "#lens .film", "#lens select", "#maps .screen",
+   "#answers .answer", "#words .bars"].flatMap((name) => [...document.querySelectorAll(name)].map((part, index) => {
+    const box = part.getBoundingClientRect();
+    return [name + " " + index, [box.x, box.y + scrollY, box.width, box.height].map(Math.round)];
+  })))"""
+WATCH = f"""() => {{
+  const places = {PLACES};
+  const first = places();
+  window.moved = {{}};
+  (function look() {{
+    for (const [name, place] of Object.entries(places())) {{
+      if (first[name] && String(first[name]) !== String(place)) window.moved[name] = [first[name], place];
+    }}
+    requestAnimationFrame(look);
+  }})();
+}}"""
+
+
+@pytest.fixture
+def small(browser: Browser, address: str) -> Iterator[Tab]:
+    context = browser.new_context(viewport=SMALL)
+    tab = Tab(context.new_page(), address)
+    yield tab
+    context.close()
+    assert tab.errors == []
+
+
+@pytest.mark.parametrize("layer", [5, 7])
+def test_the_pressed_layer_moves_and_no_other(small: Tab, layer: int) -> None:
+    small.fader(layer).scroll_into_view_if_needed()
+    small.drag(layer, 0.1)
+    gates = small.settle()["gates"]
+    assert [index for index, scale in enumerate(gates["v_sink"]) if scale != 1] == [layer]
+    assert gates["v_sink"][layer] == pytest.approx(0.1, abs=0.03) and set(gates["rest"]) == {1}
+
+
+def test_nothing_moves_while_texts_change(small: Tab) -> None:
+    small.page.evaluate(WATCH)
+    small.fader(5).scroll_into_view_if_needed()
+    small.drag(5, 0.1)
+    small.settle()
+    small.after(lambda: small.ask("Describe the picture."))
+    for preset in ("V-sinks × 0", "Others × 0.5", "All at 1"):
+        small.page.locator("#mixer .preset", has_text=preset).click()
+        small.settle()
+    small.page.locator("#maps .marks").first.locator(".mark").first.hover()
+    small.page.locator("#lens .row").select_option("1")
+    small.page.locator("#lens .hide-sinks").check()
+    small.page.locator("#learned select").select_option(index=1)
+    small.page.wait_for_selector("#mixer .rho:visible")
+    small.settle()
+    small.page.locator("#mixer .rho:visible").first.click()
+    small.settle()
+    small.after(lambda: small.ask("why " * 30))
+    assert small.page.evaluate("window.moved") == {}
+
+
+def test_a_double_click_anywhere_on_a_fader_sets_it_to_one(tab: Tab) -> None:
+    box = tab.fader(3).bounding_box()
+    assert box
+    for part in (0.9, 0.2):
+        x, y = box["x"] + box["width"] / 2, box["y"] + part * box["height"]
+        tab.page.mouse.click(x, y)
+        tab.page.wait_for_timeout(600)  # longer than two clicks of a double click are apart
+        assert tab.settle()["gates"]["v_sink"][3] == pytest.approx(2 * (1 - part), abs=0.03)
+        tab.page.mouse.dblclick(x, y)
+        tab.page.wait_for_function(
+            "document.querySelector('#mixer .fader.v_sink[data-layer=\"3\"]').ariaValueNow === '1'"
+        )
+        assert tab.settle()["gates"]["v_sink"][3] == 1
+
+
+def test_strips_under_the_master_are_not_painted(browser: Browser, address: str) -> None:
+    context = browser.new_context(viewport={"width": 420, "height": 800})
+    tab = Tab(context.new_page(), address)
+    tab.fader(7).scroll_into_view_if_needed()
+    tab.page.evaluate("document.querySelector('#mixer .strips').scrollLeft = 1e4")
+    master, start = tab.fader(-1).bounding_box(), tab.fader(6).bounding_box()
+    assert master and start
+    y = start["y"] + 0.9 * start["height"]
+    tab.page.mouse.move(start["x"] + 10, y)
+    tab.page.mouse.down()
+    tab.page.mouse.move(master["x"] + 2, y, steps=6)
+    tab.page.mouse.up()
+    edge = tab.page.evaluate("document.querySelector('#mixer .master').getBoundingClientRect().right")
+    boxes = [tab.fader(layer).bounding_box() for layer in range(8)]
+    hidden = [layer for layer, box in enumerate(boxes) if box and box["x"] + 2 * box["width"] + 2 < edge]
+    scales = tab.settle()["gates"]["v_sink"]
+    assert hidden and all(scales[layer] == 1 for layer in hidden) and scales[6] < 0.5
+    context.close()
+
+
+def test_scales_beyond_the_faders_range_are_drawn_at_their_place(tab: Tab) -> None:
+    import sinkgate as sg
+
+    gates = sg.Gates.ones(8).set("v_sink", 3.5, layers=[2]).set("v_sink", 0.5, layers=[4])
+    tab.gates_text().fill(gates.to_json())
+    tab.page.locator("#gates-apply").click()
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] === 3.5")
+    tab.settle()
+    assert tab.page.locator("#mixer .rule.scales").inner_text().split() == ["4", "2", "0"]
+    for layer, scale in ((2, 3.5), (4, 0.5), (5, 1.0)):
+        fader, knob = tab.fader(layer).bounding_box(), tab.fader(layer).locator(".knob").bounding_box()
+        assert fader and knob
+        middle = knob["y"] + knob["height"] / 2
+        assert 4 * (fader["y"] + fader["height"] - middle) / fader["height"] == pytest.approx(scale, abs=0.05)
+        assert tab.fader(layer).get_attribute("aria-valuemax") == "4" and tab.scale(layer) == scale
+    tab.drag(2, 0.5, group="v_sink", most=4)
+    assert tab.settle()["gates"]["v_sink"][2] == pytest.approx(0.5, abs=0.06)
+    assert tab.page.locator("#mixer .rule.scales").inner_text().split() == ["2", "1", "0"]
+
+
+# --- fingers
+
+
+@pytest.fixture
+def finger(browser: Browser, address: str) -> Iterator[Tab]:
+    context = browser.new_context(viewport={"width": 390, "height": 700}, has_touch=True, is_mobile=True)
+    tab = Tab(context.new_page(), address)
+    yield tab
+    context.close()
+    assert tab.errors == []
+
+
+def swipe(tab: Tab, start: tuple[float, float], end: tuple[float, float], steps: int = 8) -> None:
+    """A finger goes from one place of the screen to another."""
+    touch = tab.page.context.new_cdp_session(tab.page)
+
+    def send(kind: str, points: list[dict[str, Any]]) -> None:
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    send("touchStart", [{"x": start[0], "y": start[1]}])
+    for step in range(1, steps + 1):
+        x, y = (begin + (stop - begin) * step / steps for begin, stop in zip(start, end, strict=True))
+        send("touchMove", [{"x": x, "y": y}])
+        tab.page.wait_for_timeout(20)
+    send("touchEnd", [])
+
+
+def centre(tab: Tab, layer: int, part: float) -> tuple[float, float]:
+    """A place on a fader; ``part`` counts from its lower end."""
+    box = tab.fader(layer).bounding_box()
+    assert box
+    return box["x"] + box["width"] / 2, box["y"] + (1 - part) * box["height"]
+
+
+def test_a_finger_that_scrolls_the_page_over_a_fader_leaves_it(finger: Tab) -> None:
+    finger.page.evaluate("document.querySelector('#mixer').scrollIntoView({ block: 'center' })")
+    before = finger.page.evaluate("scrollY")
+    x, y = centre(finger, 2, 0.1)
+    swipe(finger, (x, y), (x, y - 200))
+    finger.page.wait_for_function(f"Math.abs(scrollY - {before}) > 100")
+    assert finger.settle()["identity"]
+
+
+def test_a_finger_scrolls_the_strips_sideways(finger: Tab) -> None:
+    finger.page.evaluate("document.querySelector('#mixer').scrollIntoView({ block: 'center' })")
+    x, y = centre(finger, 2, 0.1)
+    swipe(finger, (x, y), (x - 150, y))
+    finger.page.wait_for_function("document.querySelector('#mixer .strips').scrollLeft > 60")
+    assert finger.settle()["identity"]
+
+
+def test_a_finger_moves_a_fader_by_its_knob_or_with_a_tap(finger: Tab) -> None:
+    finger.page.evaluate("document.querySelector('#mixer').scrollIntoView({ block: 'center' })")
+    x, y = centre(finger, 2, 0.5)
+    swipe(finger, (x, y), (x, centre(finger, 2, 0.1)[1]))
+    assert finger.settle()["gates"]["v_sink"][2] == pytest.approx(0.2, abs=0.06)
+    finger.page.touchscreen.tap(*centre(finger, 1, 0.8))
+    finger.page.wait_for_function(
+        "document.querySelector('#mixer .fader.v_sink[data-layer=\"1\"]').ariaValueNow !== '1'"
+    )
+    gates = finger.settle()["gates"]
+    assert gates["v_sink"][1] == pytest.approx(1.6, abs=0.05)
+    assert [layer for layer, scale in enumerate(gates["v_sink"]) if scale != 1] == [1, 2]
