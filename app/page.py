@@ -110,7 +110,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 label="Question about the picture",
                 show_label=False,
                 placeholder="Ask about the picture",
-                max_lines=3,
+                max_lines=2,
                 max_length=2 * MAX_QUESTION,
                 elem_id="question",
                 html_attributes=gr.InputHTMLAttributes(spellcheck=False, autocomplete="off"),

@@ -66,6 +66,12 @@ function ground() {
   return [picture, picture ? picture.naturalWidth / picture.naturalHeight : frame.grid[1] / frame.grid[0]];
 }
 
+// The meaning of the colours. Where sinks are masked they are no shares of all attention.
+function caption() {
+  const unit = frame.placed ? "patch" : "token";
+  return frame.exact ? `share per ${unit}, rescaled` : `share of the query's attention per ${unit}`;
+}
+
 // For a figure: both maps `width` pixels wide, null where this query does not exist, and the share of the brightest shade.
 page.maps = (width) => {
   const [picture, aspect] = ground();
@@ -75,7 +81,7 @@ page.maps = (width) => {
     paint(canvas, shares, picture, width, Math.round(width / aspect), frame.placed ? 0 : 2);
     return canvas;
   });
-  return { sides, aspect, unit: frame.placed ? "patch" : "token", top: fine(frame.top), rescaled: Boolean(frame.exact) };
+  return { sides, aspect, top: fine(frame.top), caption: caption() };
 };
 
 function draw() {
@@ -97,7 +103,7 @@ function draw() {
   top_.textContent = fine(frame.top);
   for (const layer of element.querySelectorAll(".layer")) layer.textContent = `, layer ${frame.lens.layer}`;
   canvases.forEach((canvas, side) => canvas.setAttribute("aria-label", described(side)));
-  element.querySelector(".rescaled").hidden = !frame.exact;
+  element.querySelector(".caption").textContent = caption();
   const shown = JSON.stringify([frame.marks, frame.grid]);
   screens.forEach((screen) => {
     const marks = screen.querySelector(".marks");
@@ -106,7 +112,6 @@ function draw() {
     marks.dataset.shown = shown;
     drawMarks(marks);
   });
-  element.querySelector(".unit").textContent = frame.placed ? "patch" : "token";
   element.querySelector(".elsewhere").textContent = frame.elsewhere;
   remark.textContent = frame.note;
   remark.hidden = !frame.note;

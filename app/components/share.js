@@ -144,7 +144,7 @@ function gates() {
 
 // Question, both maps with their sinks and answers, and what is looked at.
 function figure() {
-  const { sides, aspect, unit, top, rescaled } = page.maps(SIDE * SCALE);
+  const { sides, aspect, top, caption } = page.maps(SIDE * SCALE);
   const across = aspect < 4 ? 2 : 1;
   const [width, height] = [SIDE, SIDE / aspect];
   const whole = across * SIDE + (across - 1) * GAP + 2 * MARGIN;
@@ -178,7 +178,7 @@ function figure() {
     draw.fillStyle = `rgb(${page.shade(step / 119).map(Math.round).join(",")})`;
     draw.fillRect(MARGIN + 14 + step, y + 3, 1.5, 9);
   }
-  write(draw, `${top}: share of the query's attention per ${unit}${rescaled ? ", rescaled" : ""}`, MARGIN + 142, y);
+  write(draw, `${top}: ${caption}`, MARGIN + 142, y);
   mark(draw, "v_sink", whole - MARGIN - 205, y + 8, 5);
   write(draw, "V-sink", whole - MARGIN - 192, y);
   mark(draw, "l_sink", whole - MARGIN - 128, y + 8, 5);
