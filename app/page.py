@@ -103,7 +103,8 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 height=164,
                 elem_id="picture",
                 buttons=[],
-                alt_text="The picture that is asked about",
+                alt_text="The picture of the question",
+                placeholder="Drop a PNG, JPEG or WebP picture, or click to choose one",
             )
             composer = scene_composer()
             question = gr.Textbox(

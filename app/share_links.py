@@ -156,7 +156,7 @@ def python(session: Session, lens: Lens, vlm: sg.VLM) -> str:
         [
             *_picture(session),
             "",
-            f"vlm = {loading(vlm)}",
+            *loading(vlm),
             f"prompt = vlm.prompt(image, {session.question!r})",
             f"sinks = sg.find_sinks(vlm, prompt{criterion})",
             "gates = sg.Gates.from_lists(",
@@ -173,19 +173,22 @@ def python(session: Session, lens: Lens, vlm: sg.VLM) -> str:
     )
 
 
-def loading(vlm: sg.VLM) -> str:
-    """The call that loads the same weights again; a folder must be where it is called."""
+def loading(vlm: sg.VLM) -> list[str]:
+    """Return the lines that load the same weights again; the path of a folder is left to the user."""
     if vlm.name == "demo":
-        return 'sg.load("demo")'
+        return ['vlm = sg.load("demo")']
     config = vlm.model.config
     quantization = getattr(config, "quantization_config", None)
     bits = next((bits for bits in ("4bit", "8bit") if getattr(quantization, f"load_in_{bits}", False)), None)
-    said = {
+    options = {
         "revision": getattr(config, "_commit_hash", None),
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
         "quantize": bits,
     }
-    return f"sg.load({vlm.name!r}{''.join(f', {name}={value!r}' for name, value in said.items() if value)})"
+    written = "".join(f", {name}={value!r}" for name, value in options.items() if value)
+    if options["revision"] is None:  # the name of a folder, whose path is the server's own affair
+        return [f"folder = {json.dumps(vlm.name)}  # the path of the model's folder", f"vlm = sg.load(folder{written})"]
+    return [f"vlm = sg.load({vlm.name!r}{written})"]
 
 
 def edited(session: Session) -> bool:

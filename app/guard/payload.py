@@ -218,7 +218,7 @@ class Form:
         name = options.get(b"filename", b"").decode("utf-8", errors="replace")
         kept = strip_invalid_filename_characters(PurePosixPath(name).name)
         if "\0" in name or PurePosixPath(kept).suffix.lower() not in SUFFIXES:
-            raise Refused(415, f"Files of this kind are not read; a name ends in {', '.join(SUFFIXES)}.")
+            raise Refused(415, "Use a PNG, JPEG or WebP picture; gates come as .json and .safetensors files.")
 
     def _data(self, data: bytes, start: int, end: int) -> None:  # noqa: ARG002
         self._size += end - start

@@ -172,9 +172,9 @@ def test_learned_gates_and_the_hand_over_them(handlers: Handlers, desk: Desk) ->
 
 
 def test_how_a_model_of_the_hub_is_loaded_again(tiny: sg.VLM, vlm: sg.VLM) -> None:
-    assert loading(vlm) == 'sg.load("demo")'
+    assert loading(vlm) == ['vlm = sg.load("demo")']
     tiny.model.config._commit_hash = "0123abc"
-    assert loading(tiny) == f"sg.load({tiny.name!r}, revision='0123abc', dtype='float32')"
+    assert loading(tiny) == [f"vlm = sg.load({tiny.name!r}, revision='0123abc', dtype='float32')"]
 
 
 # --- in the browser

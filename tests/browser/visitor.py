@@ -44,11 +44,10 @@ class Tab:
 
     def settle(self) -> dict[str, Any]:
         """Wait until both answers are written for the setting on the mixer; gives the frame drawn then."""
-        self.page.wait_for_function("document.querySelector('#answers [data-done]')?.dataset.done === 'true'")
         self.page.wait_for_function(
             """() => {
               const frame = document.querySelector('#maps [data-tick]')?.frame;
-              if (!frame) return false;
+              if (!frame || document.querySelector('#answers [data-done]')?.dataset.done !== 'true') return false;
               return [...document.querySelectorAll('#mixer .fader')].every((fader) => fader.dataset.layer === '-1' ||
                 Math.abs(frame.gates[fader.dataset.group][fader.dataset.layer] - fader.ariaValueNow) < 1e-9);
             }"""

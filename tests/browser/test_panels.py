@@ -1,0 +1,323 @@
+"""The panels of the page agree with each other: each shows the same setting and query, or says that it is older."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from app_process import running_app
+from PIL import Image
+from tiny import tiny_llava
+from visitor import Tab
+
+import sinkgate as sg
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+NAME = "a deep model"
+LAYERS = 30
+LIMIT = 32  # tokens of an answer
+HELD = """
+const { fetch } = window;
+window.held = null; // while it is a list, requests of events wait in it
+window.fetch = async (...request) => {
+  if (window.held && String(request[0]?.url || request[0]).includes("/queue/join")) {
+    await new Promise((go) => window.held.push(go));
+  }
+  return fetch(...request);
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def deep(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    """A page about a model of 30 layers that never ends an answer by itself."""
+    folder = tmp_path_factory.mktemp("models") / NAME
+    for part in tiny_llava(layers=LAYERS):
+        part.save_pretrained(folder)
+    with running_app("--model", str(folder)) as app:
+        context = browser.new_context(viewport={"width": 1280, "height": 720})
+        tab = Tab(context.new_page(), app.address)
+        yield tab
+        context.close()
+        assert tab.errors == []
+
+
+def chart_lines(tab: Tab) -> dict[str, str]:
+    """The curves of the chart, as they are drawn."""
+    return tab.page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('#chart .plot .line')].map((line) => "
+        "[line.getAttribute('class'), line.getAttribute('points')]))"
+    )
+
+
+# --- queries
+
+
+def test_a_query_that_the_next_answer_lacks_is_left(tab: Tab) -> None:
+    tab.after(lambda: tab.ask("Describe the picture."))
+    tab.page.locator("#lens .row").select_option("6")
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.row === 6")
+    tab.after(lambda: tab.ask("How many objects are there?"))
+    frame = tab.frame()
+    assert frame["lens"]["row"] == 0 and frame["before"] and frame["after"]
+    assert tab.page.locator("#lens .row").input_value() == "0"
+    assert tab.page.locator("#maps canvas.stale").count() == 0
+    tab.page.locator("#lens .film").nth(5).click()  # what the page sends next is the query that it shows
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 5")
+    assert tab.frame()["lens"]["row"] == 0 and tab.frame()["before"]
+
+
+def test_a_query_is_named_by_the_tokens_of_both_answers(tab: Tab) -> None:
+    tab.drag(2, 0.1)
+    tab.settle()
+    assert tab.answers() == ("2", "1")
+    assert tab.frame()["queries"][0] == "last prompt token → “2” / “1”"
+
+
+def test_the_chart_shows_the_query_of_the_maps(tab: Tab) -> None:
+    tab.after(lambda: tab.ask("Describe the picture."))
+    before, numbers = chart_lines(tab), tab.frame()["shares"]
+    tab.page.locator("#lens .row").select_option("3")
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.row === 3")
+    assert tab.frame()["shares"] != numbers and chart_lines(tab) != before
+
+
+def test_the_chart_follows_a_fader_while_it_moves(tab: Tab) -> None:
+    still = chart_lines(tab)
+    box = tab.fader(2).bounding_box()
+    assert box
+    x = box["x"] + box["width"] / 2
+    tab.page.mouse.move(x, box["y"] + box["height"] / 2)
+    tab.page.mouse.down()
+    tab.page.mouse.move(x, box["y"] + 0.95 * box["height"])
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] < 0.2")
+    assert chart_lines(tab)["line gated v_sink"] != still["line gated v_sink"]
+    assert (
+        int(tab.page.locator("#chart [data-sequence]").get_attribute("data-sequence") or 0) == tab.frame()["sequence"]
+    )
+    tab.page.mouse.up()
+    tab.settle()
+
+
+def test_numbers_are_true_where_sinks_are_masked(tab: Tab, vlm: sg.VLM) -> None:
+    true = tab.frame()["after"]
+    sink = tab.frame()["marks"][0]
+    tab.page.locator("#lens .hide-sinks").check()
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.hide")
+    frame = tab.frame()
+    plain = next(index for index, share in enumerate(true) if frame["after"][index] > 1.2 * share > 0.002)
+    columns = frame["grid"][1]
+    places = {
+        "patch": (divmod(plain, columns), true[plain], ""),
+        "sink": (sink["cell"], true[sink["cell"][0] * columns + sink["cell"][1]], " (masked)"),
+    }
+    box = tab.page.locator("#maps .screen").nth(1).bounding_box()
+    assert box
+    for (row, column), share, note in places.values():
+        tab.page.mouse.move(
+            box["x"] + (column + 0.5) * box["width"] / columns,
+            box["y"] + (row + 0.5) * box["height"] / frame["grid"][0],
+        )
+        shown = tab.page.locator("#maps output").nth(1).text_content() or ""
+        number = shown.removesuffix(note).removesuffix(" %")
+        assert shown.endswith(note or " %") and float(number) == pytest.approx(100 * share, abs=0.051)
+    assert "rescaled" in (tab.page.locator("#maps .caption").text_content() or "")
+
+
+def test_a_probability_that_is_not_among_the_first_is_no_nought(tab: Tab, vlm: sg.VLM) -> None:
+    tab.drag(2, 0.1)
+    words = tab.settle()["words"]
+    tab.page.locator("#mixer .preset", has_text="All at 1").click()
+    original = {word: before for word, before, _ in tab.settle()["words"]}
+    assert all(before == pytest.approx(original[word], abs=1e-5) for word, before, _ in words if word in original)
+    assert all(0 < before < 1 for _, before, _ in words)
+
+
+# --- layers out of sight, answers without an end, folders
+
+
+def in_sight(tab: Tab, layer: int) -> bool:
+    row, film = (
+        tab.page.locator("#lens .films").bounding_box(),
+        tab.page.locator("#lens .film").nth(layer).bounding_box(),
+    )
+    assert row and film
+    return row["x"] - 1 <= film["x"] and film["x"] + film["width"] <= row["x"] + row["width"] + 1
+
+
+def test_the_layer_of_the_maps_is_named_and_its_film_is_in_sight(deep: Tab) -> None:
+    assert not in_sight(deep, 27)
+    deep.fader(27).scroll_into_view_if_needed()
+    top = deep.page.evaluate("scrollY")
+    deep.drag(27, 0.5)
+    deep.settle()
+    assert deep.frame()["lens"]["layer"] == 27 and in_sight(deep, 27) and deep.page.evaluate("scrollY") == top
+    captions = deep.page.locator("#maps figcaption").all_inner_texts()
+    assert all("layer 27" in caption for caption in captions)
+    deep.page.locator("#lens .film").nth(26).focus()
+    for _ in range(26):
+        deep.page.keyboard.press("ArrowLeft")
+    deep.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 1")
+    assert in_sight(deep, 1)
+
+
+def test_an_answer_that_was_cut_says_so(deep: Tab, tab: Tab) -> None:
+    deep.page.locator("#mixer .preset", has_text="V-sinks × 2").click()
+    deep.settle()
+    assert deep.page.locator("#answers h2").first.inner_text().split() == [
+        "Original",
+        "model",
+        "cut",
+        "at",
+        "32",
+        "tokens",
+    ]
+    assert all(answer.endswith("…") for answer in deep.answers())
+    assert "cut" not in tab.page.locator("#answers").inner_text() and "…" not in tab.answers()[0]
+
+
+def test_code_for_a_model_from_a_folder_says_where_its_path_goes(deep: Tab) -> None:
+    deep.page.get_by_role("button", name="Share", exact=True).click()
+    deep.page.wait_for_function("document.querySelector('#share code').textContent")
+    code = deep.page.locator("#share code").text_content() or ""
+    assert f'folder = "{NAME}"  # the path of the model\'s folder\n' in code and "sg.load(folder, dtype=" in code
+
+
+# --- pictures
+
+
+def test_a_refused_upload_leaves_the_picture(tab: Tab, tmp_path: Path) -> None:
+    shown, drawn = tab.answers(), tab.pixels("after")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "moving.gif")
+    (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
+    for name in ("moving.gif", "drawing.svg", "broken.png"):
+        tab.page.get_by_label("Remove Image").click()
+        tab.page.wait_for_selector("#picture img", state="detached")
+        tab.page.locator("#picture input[type=file]").set_input_files(tmp_path / name)
+        tab.page.wait_for_selector("#status .warning")
+        tab.page.wait_for_selector("#picture img")
+        assert name == "broken.png" or tab.status().startswith("Use a PNG, JPEG or WebP picture"), name
+        assert tab.answers() == shown and tab.pixels("after") == drawn
+    tab.errors.clear()  # the browser reports each refused request
+
+
+def test_a_removed_picture_stays_what_it_was(tab: Tab) -> None:
+    scene = tab.scene()
+    tab.page.get_by_label("Remove Image").click()
+    tab.page.wait_for_function("document.querySelector('#status').textContent.includes('Picture removed')")
+    assert tab.scene() == scene and tab.page.locator("#edit-scene").is_visible()
+    tab.after(lambda: tab.ask("What color is the background?"))
+    tab.page.wait_for_selector("#picture img")
+    assert tab.scene() == scene
+
+
+def test_a_photograph_from_a_phone_is_made_smaller(tab: Tab, tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (8064, 6048), "navy").save(tmp_path / "phone.jpg", exif=turned, quality=30)
+    tab.after(lambda: tab.upload(tmp_path / "phone.jpg"))
+    assert tab.status() == ""
+    size = tab.page.evaluate(
+        "(() => { const i = document.querySelector('#picture img'); return [i.naturalWidth, i.naturalHeight]; })()"
+    )
+    assert size[0] < size[1] and size[0] * size[1] <= 2_000_000
+
+
+# --- old, offline, and back again
+
+
+def test_the_way_back_to_the_page_keeps_what_it_showed(tab: Tab) -> None:
+    tab.after(lambda: tab.ask("What color is the background?"))
+    tab.drag(2, 0.3)
+    frame = tab.settle()
+    answers = tab.answers()
+    tab.page.goto("about:blank")
+    tab.page.go_back()
+    tab.page.wait_for_selector("#answers [data-done=true]")
+    assert tab.settle()["gates"] == frame["gates"] and tab.answers() == answers
+    assert tab.page.locator("#question textarea").input_value() == "What color is the background?"
+
+
+def test_a_new_visit_begins_anew(tab: Tab, address: str) -> None:
+    tab.drag(2, 0.3)
+    tab.settle()
+    tab.page.goto("about:blank")
+    tab.page.goto(address)
+    assert tab.settle()["identity"]
+
+
+def test_panels_that_wait_for_the_model_say_so(browser: Browser, address: str) -> None:
+    page = browser.new_page()
+    page.add_init_script(HELD)
+    tab = Tab(page, address)
+    page.evaluate("window.held = []")
+    tab.drag(2, 0.1)
+    page.wait_for_function("document.body.dataset.sync === 'updating'")
+    assert "updating…" in page.locator("#answers .gated h2").inner_text()
+    faded = "getComputedStyle(document.querySelector('{}')).opacity < 0.6"
+    for name in ("#maps canvas.after", "#words .bars", "#chart .plot", "#answers .gated p"):
+        page.wait_for_function(faded.format(name))
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('#maps .sync'), '::after').content") == '"· updating…"'
+    )
+    page.evaluate("{ const held = window.held; window.held = null; held.forEach((go) => go()); }")
+    tab.settle()
+    page.wait_for_function("document.body.dataset.sync === 'current'")
+    assert tab.errors == [] and tab.answers() == ("2", "1")
+    page.close()
+
+
+def test_an_offline_page_says_that_it_shows_its_last_result(tab: Tab) -> None:
+    tab.drag(2, 0.1)
+    tab.settle()
+    tab.page.context.set_offline(True)
+    tab.drag(2, 1.4)
+    tab.page.wait_for_function("document.querySelector('#status').textContent.includes('Offline')")
+    assert tab.page.evaluate("document.body.dataset.sync") == "offline"
+    assert "offline" in tab.page.locator("#answers .gated h2").inner_text()
+    for name in ("#maps canvas.before", "#maps canvas.after", "#words .bars", "#chart .plot", "#answers .unchanged p"):
+        tab.page.wait_for_function(f"getComputedStyle(document.querySelector('{name}')).opacity < 0.6")
+    with tab.page.expect_navigation():
+        tab.page.context.set_offline(False)
+    tab.errors.clear()  # of requests that found no network
+    tab.settle()
+    assert tab.page.evaluate("document.body.dataset.sync || 'current'") == "current" and tab.answers() == ("2", "1")
+
+
+# --- what covers what
+
+
+def boxes(tab: Tab, *names: str) -> list[dict[str, Any]]:
+    found = [tab.page.locator(name).first.bounding_box() for name in names]
+    assert all(found), names
+    return [box for box in found if box]
+
+
+@pytest.mark.parametrize("width", [1120, 1280, 1440])
+def test_the_status_line_covers_neither_the_models_name_nor_buttons(tab: Tab, width: int) -> None:
+    tab.page.set_viewport_size({"width": width, "height": 720})
+    tab.ask("why " * 200)
+    tab.page.wait_for_selector("#status .warning")
+    status, *others = boxes(tab, "#status .status", ".masthead .model", ".masthead .share", ".light-switch")
+    assert all(status["x"] + status["width"] <= other["x"] for other in others)
+
+
+def test_nothing_is_written_over_the_sources_of_pictures(tab: Tab) -> None:
+    tab.page.get_by_label("Capture from camera").click()
+    access = tab.page.get_by_text("Click to Access Webcam")
+    access.wait_for()
+    text = access.evaluate(
+        "(node) => { const range = document.createRange(); range.selectNodeContents(node);"
+        " const box = range.getBoundingClientRect(); return { y: box.y, height: box.height }; }"
+    )
+    (sources,) = boxes(tab, "#picture .source-selection")
+    assert text["y"] + text["height"] <= sources["y"]
+
+
+def test_the_footer_has_no_lone_separator(tab: Tab) -> None:
+    assert "·" not in tab.page.locator("footer").inner_text()
