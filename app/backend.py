@@ -1,4 +1,4 @@
-"""Where the model works for the page: in this process. `zerogpu.Bench` has the same face, with the GPU in another one."""
+"""The backend that runs the model in this process. `backend_zerogpu` has the same interface and runs it in a GPU process."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ if TYPE_CHECKING:
     from sinkgate.methods.lsg import LSG
 
 
-class Warm(sg.Session):
-    """One prompt held warm in this process."""
+class LocalSession(sg.Session):
+    """A prompt whose prefill is kept in this process."""
 
     def read(self, lsg: LSG) -> sg.Gates:
-        """The gates that learned gates give this prompt: one prefill."""
+        """Return the scales that learned gates give this prompt: one prefill."""
         return lsg.read(self.vlm, self.prompt, self.sinks)
 
 
-class Bench:
-    """A model that is at hand all the time, quick enough to follow a moving fader."""
+class Backend:
+    """A model that is always loaded, fast enough to follow a moving fader."""
 
-    follows = True
+    interactive = True
 
     def __init__(self, vlm: sg.VLM) -> None:
         self.vlm = vlm
 
     def prompt(self, image: Image.Image, question: str) -> sg.Prompt:
-        """A picture and a question made ready; raises as `sinkgate.VLM.prompt`."""
+        """Return the prompt of a picture and a question; raises as `sinkgate.VLM.prompt`."""
         return self.vlm.prompt(image, question)
 
-    def open(self, prompt: sg.Prompt, criterion: str) -> Warm:
-        """A prompt held warm, its sinks found by a criterion."""
-        return Warm(self.vlm, prompt, sg.find_sinks(self.vlm, prompt, v_sink=criterion, l_sink=criterion))
+    def open(self, prompt: sg.Prompt, criterion: str) -> LocalSession:
+        """Return a session of a prompt, its sinks classified by a criterion."""
+        return LocalSession(self.vlm, prompt, sg.find_sinks(self.vlm, prompt, v_sink=criterion, l_sink=criterion))

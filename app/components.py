@@ -1,9 +1,9 @@
-"""The page's own components: `gradio.HTML` whose markup and behaviour are files in components/.
+"""Components of the page: `gradio.HTML` with markup and scripts from components/.
 
-Their values travel as JSON and are drawn by the component's script with ``textContent`` and canvas. Nothing
-that a visitor or the model wrote is ever put into a template: Gradio evaluates those.
+Values are JSON and are drawn by the component's script with ``textContent`` and canvas. Text of users and models is never
+put into a template, because Gradio evaluates templates.
 
-Plain functions on purpose: Gradio writes a stub file next to every module that subclasses a component.
+These are functions because Gradio writes a stub file next to every module that subclasses a component.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ COMPONENTS = Path(__file__).parent / "components"
 
 
 def header(model: str) -> gr.HTML:
-    """Title, the one sentence that says what this is, the light switch."""
-    return _island("header", {"model": model})
+    """Return title, description, share button and the switch between light and dark."""
+    return _component("header", {"model": model})
 
 
 def status_line(text: str) -> gr.HTML:
-    """One sentence: ``{"text": "...", "tone": "calm" | "warning"}``."""
-    return _island("status", {"text": text, "tone": "calm"})
+    """Return the status line. Value: ``{"text": "...", "tone": "calm" | "warning"}``."""
+    return _component("status", {"text": text, "tone": "calm"})
 
 
 def question_chips() -> gr.HTML:
-    """Example pictures and questions; for a random scene also its truth. Events: ``picture``, ``question``, ``refused``."""
-    return _island("questions", {})
+    """Return example pictures and questions, and the ground truth of a scene. Events: ``picture``, ``question``, ``refused``."""
+    return _component("questions", {})
 
 
 def scene_composer() -> gr.HTML:
-    """A scene to edit: ``{"scene": Scene.to_dict() | None, "picture": 1, "turn": 0}``.
+    """Return the scene editor. Value: ``{"scene": Scene.to_dict() | None, "picture": 1, "revision": 0}``.
 
-    Events: ``input`` while an object moves, ``commit`` when an edit is made. The page hands back which picture it
-    edits and adds to ``turn``, which rises with every edit.
+    Events: ``input`` while an object moves, ``commit`` when an edit is complete. The page sends back the index of the edited
+    picture, and a ``revision`` that rises with every edit.
     """
     world = {
         "shapes": {shape: outline(shape) for shape in SHAPES},
@@ -49,80 +49,89 @@ def scene_composer() -> gr.HTML:
         "gap": GAP,
         "margin": MARGIN,
     }
-    return _island("composer", {"scene": None, "picture": 0, "turn": 0}, world=world)
+    return _component("composer", {"scene": None, "picture": 0, "revision": 0}, world=world)
 
 
 def answer_pair() -> gr.HTML:
-    """The unchanged answer beside the gated one; value as `frames.answers` makes it."""
-    return _island("answers", {})
+    """Return both answers. Value: that of `view_model.answers`."""
+    return _component("answers", {})
 
 
-def first_words() -> gr.HTML:
-    """The likeliest first words before and after, as paired bars. Draws what the maps were sent."""
-    return _island("words", None)
+def next_token_bars() -> gr.HTML:
+    """Return the next-token probabilities before and after, as paired bars. Drawn from the frames of the maps."""
+    return _component("words", None)
 
 
 def attention_chart() -> gr.HTML:
-    """The share of attention of each group of tokens over the layers, before and after. Draws what the maps were sent."""
-    return _island("chart", None)
+    """Return the chart of attention shares by layer, before and after. Drawn from the frames of the maps."""
+    return _component("chart", None)
 
 
 def lens_picker(layers: int, heads: int, layer: int) -> gr.HTML:
-    """Which map is shown: ``{"layer": 3, "head": null, "row": 0, "hide": false, "sheet": 0}``. Event: ``input``."""
+    """Return the controls of the attention map.
+
+    Value: ``{"layer": 3, "head": null, "row": 0, "hide": false, "sheet": 0}``. Event: ``input``.
+
+    Args:
+        layers: number of layers.
+        heads: number of attention heads.
+        layer: index of the first layer to show.
+    """
     value = {"layer": layer, "head": None, "row": 0, "hide": False, "sheet": 0}
-    return _island("lens", value, size={"layers": layers, "heads": heads})
+    return _component("lens", value, size={"layers": layers, "heads": heads})
 
 
 def attention_maps() -> gr.HTML:
-    """Attention over a sheet of the image, unchanged beside gated, on one scale; its value is a whole `frames.frame`."""
-    return _island("maps", None)
+    """Return both attention maps, on one scale. Value: a whole `view_model.frame`, which other components draw, too."""
+    return _component("maps", None)
 
 
-def mixer_desk(layers: int, presets: dict[str, tuple[float, float]]) -> gr.HTML:
-    """Two faders a layer: ``{"v_sink": [1.0, ...], "rest": [1.0, ...]}``, scales from 0 to 2.
+def mixer(layers: int, presets: dict[str, tuple[float, float]]) -> gr.HTML:
+    """Return two faders a layer. Value: ``{"v_sink": [1.0, ...], "rest": [1.0, ...], "revision": 0}``, scales from 0 to 4.
 
-    Events: ``input`` while a fader moves, ``commit`` when it comes to rest. The page adds ``turn`` to the value, a
-    number that rises with every setting, of the page and of the server. Draws rho of learned gates as the maps were sent it.
+    Events: ``input`` while a fader moves, ``commit`` when it comes to rest. ``revision`` rises with every setting, of the page
+    and of the server. Draws the scales of learned gates from the frames of the maps.
     """
     ones = [1.0] * layers
-    return _island("mixer", {"v_sink": ones, "rest": ones, "turn": 0}, desk={"layers": layers, "presets": presets})
+    value = {"v_sink": ones, "rest": ones, "revision": 0}
+    return _component("mixer", value, mixer={"layers": layers, "presets": presets})
 
 
 def learned_picker(value: dict[str, Any]) -> gr.HTML:
-    """Which learned gates move the faders: ``{"offered": [{"name", "about"}], "chosen": "stack" | None, "off": [3]}``.
+    """Return the choice of learned gates. Value: ``{"offered": [{"name", "about"}], "chosen": "stack" | None, "off": [3]}``.
 
-    Event: ``choose``, also when the mixer asks to switch a layer on or off.
+    Event: ``choose``, also when the mixer switches a layer on or off.
     """
-    return _island("learned", value)
+    return _component("learned", value)
 
 
-def share_desk() -> gr.HTML:
-    """Link, Python and pictures of what the page shows: ``{"link", "python", "lacks"}``. Event: ``collect``.
+def share_panel() -> gr.HTML:
+    """Return link, Python code and figures of the view. Value: ``{"link", "python", "lacks"}``. Event: ``collect``.
 
-    Saves as pictures what the maps, the chart and the answers were sent.
+    Figures are drawn from the values of maps, chart and answers.
     """
-    return _island("share", None)
+    return _component("share", None)
 
 
 def picture_box(sources: Sequence[str] = ("upload",), **settings: Any) -> gr.Image:
-    """An image box; its events pass ``preprocess=False``, so that no file is opened before our own check."""
+    """Return an image box; its events pass ``preprocess=False``, so that no file is opened before it is checked."""
     return gr.Image(type="filepath", format="jpeg", sources=list(sources), **settings)  # pyright: ignore[reportArgumentType]
 
 
 def uploaded(value: dict[str, Any] | None) -> str | None:
-    """What a picture box was given: the path of an upload (Gradio has checked that it is one) or a data URL."""
+    """Return the content of a picture box: the path of an upload, which Gradio has checked, or a data URL."""
     if value is None:
         return None
     return value.get("path") or value.get("url")
 
 
-def _island(name: str, value: Any, **props: Any) -> gr.HTML:
+def _component(name: str, value: Any, **props: Any) -> gr.HTML:
     return gr.HTML(
         value,
         html_template=(COMPONENTS / f"{name}.html").read_text(encoding="utf-8"),
         js_on_load=(COMPONENTS / f"{name}.js").read_text(encoding="utf-8"),
         apply_default_css=False,
         elem_id=name,
-        elem_classes=["island"],
+        elem_classes=["component"],
         **props,
     )

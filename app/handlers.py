@@ -1,7 +1,7 @@
-"""What each event of the page does, in the page's own terms: component values in, component values out.
+"""Event handlers of the page: component values in, component values out.
 
-No handler raises (which is why each catches everything): a fault comes back as one sentence for the status
-line, and everything else stays as it was.
+No handler raises, which is why each catches everything: an error becomes one sentence in the status line, and everything
+else stays as it was.
 """
 
 from __future__ import annotations
@@ -22,127 +22,136 @@ from sinkgate.scenes.scene import Scene
 
 from .api import answer
 from .components import uploaded
-from .gate_library import Learned, in_layers, uploaded_gates
+from .gate_library import LearnedGates, in_layers, uploaded_gates
 from .guard import address_of
-from .metrics import log_unforeseen
-from .share_links import GATES_ARE_AWAY, STAND_IN, Link, shared
-from .state import ANSWER_SECONDS, KEPT_UPLOADS, Desk, Session, open_picture
+from .metrics import log_unexpected
+from .share_links import GATES_MISSING, STAND_IN, Link, share_value
+from .state import ANSWER_SECONDS, MAX_UPLOADED_GATES, Engine, UserSession, open_picture
 from .view_model import JSON, Lens, answers, frame, image_url, mixer_value, sentence, view_urls
 
 FIRST_SCENE = 71  # seed
-FIRST_KIND, FIRST_QUESTION = "count", "How many objects are there?"  # one whose answer layer 2 can turn
+FIRST_KIND, FIRST_QUESTION = "count", "How many objects are there?"  # its answer changes with the fader of layer 2
 GALLERY = (71, 26, 16, 68, 188, 122)  # seeds
 SCENE_SIDE = 448  # pixels
-TRIES = 3000  # to ask again, about an edited scene, in the words that are on the page; one takes some 10 microseconds
+TRIES = 3000  # to generate a question in the same words for an edited scene; one takes about 10 microseconds
 PLAIN_QUESTIONS = ("How many objects are there?", "What color is the background?", "What do you see?")
 GENERAL_QUESTIONS = ("What is in the picture?", "Describe the image.", "How many people are there?")
-LONGEST_FAULT = 300  # characters: what was uploaded may be quoted
-HAND_WINS = "Your hand holds for this question; at the next one the learned gates read again."
+MAX_ERROR = 300  # characters: a message may quote an uploaded file
+MANUAL_SETTING = "Manual setting for this question. The learned gates take over at the next one."
+EXPIRED = (
+    "This session expired after a time without activity, or when memory ran short. Press Ask or New scene to go on."
+)
 SKIP = gr.skip()
-STATUS = 5  # its place among what an event that asks returns
+STATUS = 5  # index of the status among the values that asking returns
 
 
 class Handlers:
-    """The page's events, bound to one desk."""
+    """The page's event handlers, bound to one engine."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        general = not any(desk.vlm.unknown_words(question) for question in GENERAL_QUESTIONS)
-        self.plain = GENERAL_QUESTIONS if general else PLAIN_QUESTIONS  # of pictures that are no scenes
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        general = not any(engine.vlm.unknown_words(question) for question in GENERAL_QUESTIONS)
+        self.plain = GENERAL_QUESTIONS if general else PLAIN_QUESTIONS  # examples for pictures that are no scenes
         self.gallery = [image_url(random_scene(seed).render(SCENE_SIDE).resize((96, 96))) for seed in GALLERY]
 
-    # Each of the next eight returns: session, picture, question, questions, frame, status, mixer; those that bring another
-    # picture, the composer too.
+    # The handlers up to `show_scene` return: session, picture, question, questions, frame, status, mixer; those that bring
+    # another picture also the composer.
 
     def begin(self, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """A visitor arrives: a scene, its first question, the answer's first word."""
-        return self.show_scene(Session(), FIRST_SCENE, mixer, lens, (FIRST_KIND, FIRST_QUESTION))
+        """Open the page with a scene and its first question."""
+        return self.show_scene(UserSession(), FIRST_SCENE, mixer, lens, (FIRST_KIND, FIRST_QUESTION))
 
-    def arrive(self, link: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """A visitor arrives, perhaps by a link (`sharing`); returns lens and learned, too."""
-        wrong = None
+    def load_page(self, link: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
+        """Open the page, perhaps by a link (`share_links`); returns lens and learned, too."""
+        error_status = None
         try:
             if link:
-                return self.open_link(Session(), Link.from_text(link, self.desk))
+                return self.open_link(UserSession(), Link.from_text(link, self.engine))
         except Exception as error:
-            wrong = fault(error)
-        shown = self.begin(mixer, lens)
-        return *shown[:STATUS], wrong or shown[STATUS], *shown[STATUS + 1 :], SKIP, SKIP
+            error_status = error_value(error)
+        values = self.begin(mixer, lens)
+        return *values[:STATUS], error_status or values[STATUS], *values[STATUS + 1 :], SKIP, SKIP
 
-    def open_link(self, session: Session, link: Link) -> tuple[Any, ...]:
-        """Everything as the link has it; returns what `arrive` does."""
-        with self.desk.turns.turn(session, "ask"):
+    def open_link(self, session: UserSession, link: Link) -> tuple[Any, ...]:
+        """Restore everything that a link holds; returns the values of `load_page`."""
+        with self.engine.scheduler.slot(session, "ask"):
             session.seed = FIRST_SCENE if link.seed is None else link.seed
             session.scene = link.scene or random_scene(session.seed)
             session.image = session.shown = session.scene.render(SCENE_SIDE)
             session.pictures += 1
             examples = example_questions(session.scene, session.seed, link.kind, link.question)
-            show_examples(session, examples, link.kind, link.question)
-            learned = next((gates for gates in self.desk.learned if gates.name == link.learned), None)
+            set_examples(session, examples, link.kind, link.question)
+            learned = next((gates for gates in self.engine.learned if gates.name == link.learned), None)
             session.learned = learned and learned.without(link.off)
-            self.desk.ask(session, link.question, link.gates)
-            self.desk.turn(session, link.gates)  # where the hand had overruled the learned gates
-            told = [STAND_IN] * (link.seed is None) + [GATES_ARE_AWAY] * (learned is None and link.learned is not None)
-            session.notice = " ".join([*told, session.notice]).strip()
+            self.engine.ask(session, link.question, link.gates)
+            self.engine.set_gates(session, link.gates)  # where the user had overridden the learned gates
+            notes = [STAND_IN] * (link.seed is None) + [GATES_MISSING] * (learned is None and link.learned is not None)
+            session.notice = " ".join([*notes, session.notice]).strip()
             lens = asdict(link.lens)
-            return *self.asked(session, lens, moved=True), composer_value(session), lens, self.learned_value(session)
+            values = self.question_values(session, lens, moved=True)
+            return *values, composer_value(session), lens, self.learned_value(session)
 
-    def new_scene(self, session: Session | None, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """A random scene takes the picture's place."""
-        return self.show_scene(session or Session(), random.getrandbits(32), mixer, lens)
+    def new_scene(self, session: UserSession | None, mixer: Any, lens: Any) -> tuple[Any, ...]:
+        """Replace the picture by a random scene."""
+        return self.show_scene(session or UserSession(), random.getrandbits(32), mixer, lens)
 
-    def pick_example(self, session: Session | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """A picture of the gallery takes the picture's place."""
+    def pick_example(self, session: UserSession | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
+        """Replace the picture by one of the gallery."""
         index = _choice(chosen, "picture")
         seed = GALLERY[index] if isinstance(index, int) and 0 <= index < len(GALLERY) else FIRST_SCENE
-        return self.show_scene(session or Session(), seed, mixer, lens)
+        return self.show_scene(session or UserSession(), seed, mixer, lens)
 
     def new_picture(
-        self, session: Session | None, picture: JSON | None, question: str, mixer: Any, lens: Any
+        self, session: UserSession | None, picture: JSON | None, question: str, mixer: Any, lens: Any
     ) -> tuple[Any, ...]:
-        """An uploaded, pasted or photographed picture; a broken one leaves the page as it was."""
-        session = session or Session()
-        if (source := uploaded(picture)) is None:
-            told = calm("Picture removed. The maps still show the last one.")
-            return session, SKIP, SKIP, SKIP, SKIP, told, SKIP, SKIP
+        """Replace the picture by an uploaded, pasted or photographed one; on an error the page stays as it was."""
+        session = session or UserSession()
         try:
+            if (source := uploaded(picture)) is None:
+                raise sg.ImageError("No picture arrived: upload it again.")
             image = open_picture(source)
-            with self.desk.turns.turn(session, "ask"):
+            with self.engine.scheduler.slot(session, "ask"):
                 gates = self.newest_gates(session, mixer)
-                self.desk.ask(session, question.strip() or self.plain[0], gates, image)
+                self.engine.ask(session, question.strip() or self.plain[0], gates, image)
                 session.shown, session.scene = image, None
                 session.pictures += 1
                 session.examples, session.kinds = [(text, None) for text in self.plain], {}
-                return *self.asked(session, _first_query(lens)), composer_value(session)
+                return *self.question_values(session, _first_query(lens)), composer_value(session)
         except Exception as error:
-            return session, SKIP if session.shown is None else session.shown, *refused(session, error)[2:], SKIP
+            return session, _shown(session), *unchanged_values(session, error)[2:], SKIP
 
     def picture_removed(self) -> JSON:
         """Say that the page goes on with the picture that was removed from its box; returns status."""
         return calm("Picture removed. The maps still show the last one.")
 
-    def restore_picture(self, session: Session | None, refused: Any) -> tuple[Any, JSON]:
+    def restore_picture(self, session: UserSession | None, refused: Any) -> tuple[Any, JSON]:
         """Put the picture back after an upload that the server refused; returns picture and status."""
-        sentence_ = _choice(refused, "refused")
-        said = sentence_ if isinstance(sentence_, str) else "This file was not uploaded."
-        status = {"text": shorten(said, LONGEST_FAULT, placeholder=" …"), "tone": "warning"}
-        return session.shown if session and session.shown is not None else SKIP, status
+        reason = _choice(refused, "refused")
+        text = reason if isinstance(reason, str) else "The file was not uploaded."
+        status = {"text": shorten(text, MAX_ERROR, placeholder=" …"), "tone": "warning"}
+        return _shown(session) if session else SKIP, status
 
-    def ask(self, session: Session | None, question: str, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """A question about the picture at hand."""
-        session = session or Session()
+    def ask(self, session: UserSession | None, question: str, mixer: Any, lens: Any) -> tuple[Any, ...]:
+        """Ask a question about the current picture."""
+        session = session or UserSession()
         try:
-            with self.desk.turns.turn(session, "ask"):
-                self.desk.ask(session, question, self.newest_gates(session, mixer))
-                return self.asked(session, _first_query(lens))
+            with self.engine.scheduler.slot(session, "ask"):
+                self.engine.ask(session, question, self.newest_gates(session, mixer))
+                return self.question_values(session, _first_query(lens))
         except Exception as error:
-            return refused(session, error)
+            return unchanged_values(session, error)
 
-    def asked(self, session: Session, lens: Any, moved: bool = False) -> tuple[Any, ...]:
-        """What the page is sent once a question was asked; ``moved`` where the faders are to follow in any case."""
+    def question_values(self, session: UserSession, lens: Any, moved: bool = False) -> tuple[Any, ...]:
+        """Return the component values after a question.
+
+        Args:
+            session: the user's session.
+            lens: the page's lens.
+            moved: send the faders also where no learned gates have moved them.
+        """
         return (
             session,
-            SKIP if session.shown is None else session.shown,
+            _shown(session),
             session.question,
             self.questions_value(session),
             self.frame(session, lens),
@@ -150,160 +159,176 @@ class Handlers:
             self.moved_faders(session, moved),
         )
 
-    def pick_question(self, session: Session | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """A click on an example question asks it."""
+    def pick_question(self, session: UserSession | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
+        """Ask one of the example questions."""
         question = _choice(chosen, "question")
         return self.ask(session, question if isinstance(question, str) else "", mixer, lens)
 
     def show_scene(
-        self, session: Session, seed: int, mixer: Any, lens: Any, first: tuple[str, str] = ("count", "")
+        self, session: UserSession, seed: int, mixer: Any, lens: Any, first: tuple[str, str] = ("count", "")
     ) -> tuple[Any, ...]:
-        """Put the scene of a seed on the page and ask its question of one kind, in these words where they can be."""
+        """Replace the picture by the scene of a seed and ask one of its questions.
+
+        Args:
+            session: the user's session.
+            seed: of the scene.
+            mixer: the mixer's value.
+            lens: the page's lens.
+            first: kind of the question, and its words if the scene allows them.
+        """
         try:
-            with self.desk.turns.turn(session, "ask"):
+            with self.engine.scheduler.slot(session, "ask"):
                 scene, (kind, words) = random_scene(seed), first
                 examples = example_questions(scene, seed, kind, words)
                 chosen = next((item for item in examples if item.kind == kind), examples[0])
                 image = scene.render(SCENE_SIDE)
-                self.desk.ask(session, chosen.question, self.newest_gates(session, mixer), image)
+                self.engine.ask(session, chosen.question, self.newest_gates(session, mixer), image)
                 session.scene, session.shown, session.seed = scene, image, seed
                 session.pictures += 1
-                show_examples(session, examples)
-                return *self.asked(session, _first_query(lens)), composer_value(session)
+                set_examples(session, examples)
+                return *self.question_values(session, _first_query(lens)), composer_value(session)
         except Exception as error:
-            return *refused(session, error), SKIP
+            return *unchanged_values(session, error), SKIP
 
     def edit_scene(
-        self, session: Session | None, edited: Any, mixer: Any, lens: Any, moving: bool = True
+        self, session: UserSession | None, edited: Any, mixer: Any, lens: Any, moving: bool = True
     ) -> tuple[Any, ...]:
-        """The scene as the composer has it, asked the same question; returns questions, frame, status, mixer, composer."""
+        """Ask the same question about the scene as edited; returns questions, frame, status, mixer, composer.
+
+        Args:
+            session: the user's session.
+            edited: the composer's value.
+            mixer: the mixer's value.
+            lens: the page's lens.
+            moving: whether an object is still being dragged.
+        """
         try:
-            session = _awake(session)
-            with self.desk.turns.turn(session, "fast"):
-                if not session.admits_edit(*_edit(edited)):
+            session = _active(session)
+            with self.engine.scheduler.slot(session, "fast"):
+                if not session.accepts_edit(*_edit(edited)):
                     return SKIP, SKIP, SKIP, SKIP, SKIP
                 gates = self.newest_gates(session, mixer)
                 scene = Scene.from_dict(edited.get("scene"))
                 if scene == session.scene:
-                    self.desk.turn(session, gates)
+                    self.engine.set_gates(session, gates)
                     return SKIP, self.frame(session, lens, moving), remark(session), SKIP, SKIP
                 image = scene.render(SCENE_SIDE)
-                self.desk.ask(session, session.question, gates, image)
+                self.engine.ask(session, session.question, gates, image)
                 session.scene, session.shown = scene, image
                 kind = session.kinds.get(session.question)
                 examples = example_questions(scene, session.seed, kind, session.question)
-                show_examples(session, examples, kind, session.question)
-                shown = self.questions_value(session), self.frame(session, lens, moving), calm(session.notice)
-                return *shown, self.moved_faders(session), SKIP
+                set_examples(session, examples, kind, session.question)
+                values = self.questions_value(session), self.frame(session, lens, moving), calm(session.notice)
+                return *values, self.moved_faders(session), SKIP
         except Exception as error:
-            return SKIP, SKIP, fault(error), SKIP, composer_value(session) if session else SKIP
+            return SKIP, SKIP, error_value(error), SKIP, composer_value(session) if session else SKIP
 
-    def place_scene(self, session: Session | None, edited: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """The scene when the hand lets go: as `edit_scene`, with the picture before the rest."""
+    def commit_scene(self, session: UserSession | None, edited: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
+        """Take the scene when an edit is complete: as `edit_scene`, with the picture before the other values."""
         rest = self.edit_scene(session, edited, mixer, lens, moving=False)
         return session.shown if session else SKIP, *rest
 
-    def turn(self, session: Session | None, mixer: Any, lens: Any) -> tuple[Any, Any]:
-        """The fast tier; returns frame and status."""
+    def set_gates(self, session: UserSession | None, mixer: Any, lens: Any) -> tuple[Any, Any]:
+        """Run the fast tier for a moving fader; returns frame and status."""
         try:
-            session = _awake(session)
-            gates = self.desk.read_gates(mixer)
-            if not session.admits(_turn(mixer), gates):
+            session = _active(session)
+            gates = self.engine.read_gates(mixer)
+            if not session.accepts(_revision(mixer), gates):
                 return SKIP, SKIP
-            with self.desk.turns.turn(session, "fast"):
-                if not session.admits(_turn(mixer)):
+            with self.engine.scheduler.slot(session, "fast"):
+                if not session.accepts(_revision(mixer)):
                     return SKIP, SKIP
-                self.desk.turn(session, gates)
+                self.engine.set_gates(session, gates)
                 return self.frame(session, lens, moving=True), remark(session)
         except Exception as error:
-            return SKIP, fault(error)
+            return SKIP, error_value(error)
 
-    def look(self, session: Session | None, lens: Any) -> tuple[Any, Any]:
-        """Another layer, head or query: what is there is drawn, and nothing runs unless it was forgotten; returns frame and status."""
+    def set_lens(self, session: UserSession | None, lens: Any) -> tuple[Any, Any]:
+        """Show another layer, head or query; runs the model only if its results were dropped; returns frame and status."""
         try:
-            session = _awake(session)
-            if session.case is None:
-                self.desk.turn(session, session.wanted or sg.Gates.ones(self.desk.vlm))
+            session = _active(session)
+            if session.state is None:
+                self.engine.set_gates(session, session.wanted or sg.Gates.ones(self.engine.vlm))
             return self.frame(session, lens), SKIP
         except Exception as error:
-            return SKIP, fault(error)
+            return SKIP, error_value(error)
 
-    def tell(self, session: Session | None, mixer: Any) -> Iterator[tuple[Any, ...]]:
-        """The slow tier, a stream; yields answers, frame, gates as text, status (faults only)."""
+    def stream_answers(self, session: UserSession | None, mixer: Any) -> Iterator[tuple[Any, ...]]:
+        """Run the slow tier; yields answers, frame, gates as text, status (errors and cut answers only)."""
         try:
-            session = _awake(session)
+            session = _active(session)
             gates = self.newest_gates(session, mixer)
-            if not session.admits(_turn(mixer)) and not session.outranked:
+            if not session.accepts(_revision(mixer)) and not session.set_by_server:
                 return
             first = True
-            for told in self.desk.tell(session, gates):
-                if told.done:
+            for update in self.engine.stream_answers(session, gates):
+                if update.done:
                     break
                 newest = self.frame(session, session.lens) if first else SKIP
                 first = False
-                yield answers(told), newest, SKIP, SKIP
+                yield answers(update), newest, SKIP, SKIP
             else:
-                return  # something newer began
-            shown = self.frame(session, session.lens)
-            text = gates.to_json()
-            cut = calm(f"The answer was stopped after {ANSWER_SECONDS:.0f} seconds.") if told.cut else SKIP
-            yield answers(told), shown, SKIP if text == session.gates_text else text, cut
+                return  # outdated
+            newest, text = self.frame(session, session.lens), gates.to_json()
+            cut = calm(f"The answer was stopped after {ANSWER_SECONDS:.0f} seconds.") if update.cut else SKIP
+            yield answers(update), newest, SKIP if text == session.gates_text else text, cut
             session.gates_text = text
         except Exception as error:
-            yield SKIP, SKIP, SKIP, fault(error)
+            yield SKIP, SKIP, SKIP, error_value(error)
 
-    def apply_gates(self, session: Session | None, text: str, lens: Any) -> tuple[Any, Any, Any]:
-        """Gates from JSON; returns mixer, frame, status."""
+    def apply_gates(self, session: UserSession | None, text: str, lens: Any) -> tuple[Any, Any, Any]:
+        """Set the faders from JSON; returns mixer, frame, status."""
         try:
-            session = _awake(session)
-            gates = self.desk.parse_gates(text)
+            session = _active(session)
+            gates = self.engine.parse_gates(text)
             value = mixer_value(gates)
-            with self.desk.turns.turn(session, "fast"):
-                self.desk.turn(session, gates)
-                value["turn"] = session.outrank()
-                told = HAND_WINS if session.case and session.case.by_hand else "These gates are now on the mixer."
-                return value, self.frame(session, lens), calm(told)
+            with self.engine.scheduler.slot(session, "fast"):
+                self.engine.set_gates(session, gates)
+                value["revision"] = session.own_revision()
+                overridden = session.state is not None and session.state.overridden
+                status = calm(MANUAL_SETTING if overridden else "These gates are now on the mixer.")
+                return value, self.frame(session, lens), status
         except Exception as error:
-            return SKIP, SKIP, fault(error)
+            return SKIP, SKIP, error_value(error)
 
-    # Each of the next two returns: learned, mixer, frame, status.
+    # The next two handlers return: learned, mixer, frame, status.
 
-    def choose_learned(self, session: Session | None, chosen: Any, lens: Any) -> tuple[Any, ...]:
-        """Learned gates read the question at hand and move the faders; or some of their layers, or all, are switched off."""
+    def choose_learned(self, session: UserSession | None, chosen: Any, lens: Any) -> tuple[Any, ...]:
+        """Let learned gates set the faders, or switch off some of their layers, or all."""
         try:
-            session = _awake(session)
+            session = _active(session)
             name, off = _learned(chosen)
             if name is None:
-                return SKIP, *self.learn(session, None, lens)
-            offered = [*self.desk.learned, *session.uploads]
+                return SKIP, *self.set_learned(session, None, lens)
+            offered = [*self.engine.learned, *session.uploads]
             gates = next((gates for gates in offered if gates.name == name), None)
             if gates is None:
                 raise sg.GateError("These gates are no longer here: choose others, or upload them again.")
-            return SKIP, *self.learn(session, gates.without(off), lens)
+            return SKIP, *self.set_learned(session, gates.without(off), lens)
         except Exception as error:
-            return self.learned_value(session), SKIP, SKIP, fault(error)
+            return self.learned_value(session), SKIP, SKIP, error_value(error)
 
-    def upload_learned(self, session: Session | None, paths: list[str] | None, lens: Any) -> tuple[Any, ...]:
-        """The two files of a gate folder; the gates are put to work at once."""
+    def upload_learned(self, session: UserSession | None, paths: list[str] | None, lens: Any) -> tuple[Any, ...]:
+        """Read the two files of a gate folder and let the gates set the faders."""
         try:
-            session = _awake(session)
-            gates = Learned(f"uploaded {session.uploaded + 1}", uploaded_gates(paths, self.desk.vlm))
-            shown = self.learn(session, gates, lens)
+            session = _active(session)
+            gates = LearnedGates(f"uploaded {session.uploaded + 1}", uploaded_gates(paths, self.engine.vlm))
+            values = self.set_learned(session, gates, lens)
             session.uploaded += 1
-            session.uploads = [*session.uploads, gates][-KEPT_UPLOADS:]
-            return self.learned_value(session), *shown
+            session.uploads = [*session.uploads, gates][-MAX_UPLOADED_GATES:]
+            return self.learned_value(session), *values
         except Exception as error:
-            return self.learned_value(session), SKIP, SKIP, fault(error)
+            return self.learned_value(session), SKIP, SKIP, error_value(error)
 
-    def learn(self, session: Session, learned: Learned | None, lens: Any) -> tuple[JSON, JSON, JSON]:
-        """Give these gates the faders; returns mixer, frame, status."""
-        with self.desk.turns.turn(session, "fast"):
-            self.desk.learn(session, learned)
+    def set_learned(self, session: UserSession, learned: LearnedGates | None, lens: Any) -> tuple[JSON, JSON, JSON]:
+        """Let these gates set the faders; returns mixer, frame, status."""
+        with self.engine.scheduler.slot(session, "fast"):
+            self.engine.set_learned(session, learned)
             return self.moved_faders(session, always=True), self.frame(session, lens), calm(learned_sentence(learned))
 
-    def learned_value(self, session: Session | None) -> JSON:
-        """The learned gates that this visitor can choose, and those that are at work."""
-        offered = [*self.desk.learned, *(session.uploads if session else ())]
+    def learned_value(self, session: UserSession | None) -> JSON:
+        """Return the learned gates that this user can choose, and the current choice."""
+        offered = [*self.engine.learned, *(session.uploads if session else ())]
         learned = session.learned if session else None
         return {
             "offered": [{"name": gates.name, "about": gates.about} for gates in offered],
@@ -311,165 +336,187 @@ class Handlers:
             "off": sorted(learned.off) if learned else [],
         }
 
-    def moved_faders(self, session: Session, always: bool = False) -> Any:
-        """The mixer, where learned gates have moved its faders."""
-        if session.case is None or not (always or session.case.learned):
+    def moved_faders(self, session: UserSession, always: bool = False) -> Any:
+        """Return the mixer's value if learned gates have moved its faders."""
+        if session.state is None or not (always or session.state.learned):
             return SKIP
-        return {**mixer_value(session.case.gates), "turn": session.outrank()}
+        return {**mixer_value(session.state.gates), "revision": session.own_revision()}
 
-    def newest_gates(self, session: Session, mixer: Any) -> sg.Gates:
-        """The mixer's gates, unless the page has moved the faders since it sent them."""
-        gates = self.desk.read_gates(mixer)
-        return gates if session.admits(_turn(mixer)) or session.case is None else session.case.gates
+    def newest_gates(self, session: UserSession, mixer: Any) -> sg.Gates:
+        """Return the mixer's gates, unless the server has moved the faders since the page sent them."""
+        gates = self.engine.read_gates(mixer)
+        return gates if session.accepts(_revision(mixer)) or session.state is None else session.state.gates
 
     def read_file(self, path: str | None) -> str:
-        """The text of an uploaded gates file; whatever is wrong with it shows when it is applied."""
+        """Return the text of an uploaded file of gates, which is checked when it is applied."""
         if not path:
             return ""
         with Path(path).open("rb") as file:
             return file.read(200_000).decode("utf-8", errors="replace")
 
     def answer(self, image: JSON | None, question: str | None, gates_json: str | None, request: gr.Request) -> JSON:
-        """Answer a question about an image, under gates (JSON; empty: the unchanged model). The public endpoint."""
+        """Answer a question about an image, under gates (JSON; empty: the original model). The public endpoint."""
         try:
             if (source := uploaded(image)) is None:
-                raise sg.ImageError("An image is needed.")
+                raise sg.ImageError("The image is missing.")
             client = address_of(request.client.host)  # each call has a session of its own
-            return answer(self.desk, client, open_picture(source), question or "", gates_json or "")
+            return answer(self.engine, client, open_picture(source), question or "", gates_json or "")
         except Exception as error:
-            raise gr.Error(fault(error)["text"], print_exception=False) from None
+            raise gr.Error(error_value(error)["text"], print_exception=False) from None
 
-    def share(self, session: Session | None, lens: Any) -> tuple[Any, Any]:
-        """The link and the Python code of what the page shows, built when somebody wants them; returns share and status."""
+    def share(self, session: UserSession | None, lens: Any) -> tuple[Any, Any]:
+        """Build the link and the Python code of the current view; returns share and status."""
         try:
-            session = _awake(session)
-            return shared(session, self.lens(session, lens), self.desk), SKIP
+            session = _active(session)
+            return share_value(session, self.lens(session, lens), self.engine), SKIP
         except Exception as error:
-            return SKIP, fault(error)
+            return SKIP, error_value(error)
 
-    def frame(self, session: Session, lens: Any, moving: bool = False) -> JSON:
-        """The newest frame of a session; with the link that opens the page again unless something is ``moving``."""
-        case, session.lens = session.case, lens
-        if case is None:
+    def frame(self, session: UserSession, lens: Any, moving: bool = False) -> JSON:
+        """Return the newest frame of a session.
+
+        Args:
+            session: the user's session.
+            lens: the page's lens.
+            moving: leave out the link that restores the page after a reload, which costs time.
+        """
+        state, session.lens = session.state, lens
+        if state is None:
             raise sg.PromptError("Ask a question first.")
-        seen = self.lens(session, lens)
-        here = {} if moving else {"here": Link.of(session, seen, self.desk).to_text()}
-        return frame(case, seen) | {"question": session.question} | here
+        view = self.lens(session, lens)
+        here = {} if moving else {"here": Link.of(session, view, self.engine).to_text()}
+        return frame(state, view) | {"question": session.question} | here
 
-    def lens(self, session: Session, lens: Any) -> Lens:
-        """The page's lens, bent to what model and prompt have."""
-        return Lens.read(lens, self.desk.vlm, len(session.case.prompt.sheets) if session.case else 1)
+    def lens(self, session: UserSession, lens: Any) -> Lens:
+        """Return the page's lens, with values that model and prompt have."""
+        return Lens.read(lens, self.engine.vlm, len(session.state.prompt.sheets) if session.state else 1)
 
-    def questions_value(self, session: Session) -> JSON:
-        """Gallery, example questions, truth, and the picture under the map of each sheet."""
-        view, *others = view_urls(session.case.prompt) if session.case else [""]
+    def questions_value(self, session: UserSession) -> JSON:
+        """Return gallery, example questions, ground truth, and the picture under the map of each sheet."""
+        view, *others = view_urls(session.state.prompt) if session.state else [""]
         return {
             "gallery": self.gallery,
             "chips": [{"question": question, "answer": answer} for question, answer in session.examples],
             "asked": session.question,
-            "truth": f"{questions.describe(session.scene)}." if session.scene else "",
+            "truth": sentence(questions.describe(session.scene)) if session.scene else "",
             "view": view,
             "other_views": others,
         }
 
 
 def random_scene(seed: int) -> Scene:
-    """The scene that belongs to a seed."""
+    """Return the scene of a seed."""
     return Scene.random(random.Random(seed))
 
 
 def example_questions(scene: Scene, seed: int, kind: str | None, words: str) -> list[Question]:
     """Return a scene's example questions: one of every kind that it allows.
 
-    Each kind has a random stream of its own, so that an edit changes no other wording than it must; the question
-    of ``kind`` is asked in these words as long as the scene allows it.
+    Each kind has a random stream of its own, so that an edit changes no other wording than it must.
+
+    Args:
+        scene: the scene.
+        seed: of the random streams.
+        kind: of the question whose wording is kept.
+        words: its wording, kept as long as the scene allows it.
     """
-    asked = (ask_again(scene, seed, name, words if name == kind else "") for name in questions.KINDS)
-    return [item for item in asked if item]
+    examples = (_question(scene, seed, name, words if name == kind else "") for name in questions.KINDS)
+    return [item for item in examples if item]
 
 
-def show_examples(session: Session, examples: list[Question], kind: str | None = None, words: str = "") -> None:
-    """Offer these questions in a session; a question asked in ``words`` keeps its kind where the scene has none any more."""
+def set_examples(session: UserSession, examples: list[Question], kind: str | None = None, words: str = "") -> None:
+    """Set the example questions of a session.
+
+    Args:
+        session: the user's session.
+        examples: the questions.
+        kind: of the current question, kept where the scene no longer has one of this kind.
+        words: the current question.
+    """
     session.examples = [(item.question, item.answer) for item in examples]
     session.kinds = {item.question: item.kind for item in examples} | ({words: kind} if kind and words else {})
 
 
-def ask_again(scene: Scene, seed: int, kind: str, words: str) -> Question | None:
-    """A question of a kind, in these words where they fit the scene; None where it does not allow the kind."""
-    first, rng = None, random.Random(f"{seed} {kind}")
-    for _ in range(TRIES if words else 1):
-        asked = questions.ask(scene, kind, rng)
-        if asked and asked.question == words:
-            return asked
-        first = first or asked
-    return first
-
-
-def composer_value(session: Session) -> JSON:
-    """What the composer shows: the session's scene, or None where the picture is none."""
+def composer_value(session: UserSession) -> JSON:
+    """Return the composer's value: the session's scene, or None for another picture."""
     scene = session.scene.to_dict() if session.scene else None
-    return {"scene": scene, "picture": session.pictures, "turn": session.newest_edit}
+    return {"scene": scene, "picture": session.pictures, "revision": session.newest_edit}
 
 
-def learned_sentence(learned: Learned | None) -> str:
-    """What learned gates do from now on."""
+def learned_sentence(learned: LearnedGates | None) -> str:
+    """Return the effect of learned gates on the next questions, in a sentence."""
     if learned is None:
-        return "The learned gates are off, and every fader is back at 1."
-    resting = f"; {in_layers(sorted(learned.off))} switched off, at 1" if learned.off else ""
+        return "Learned gates off: every fader is back at 1."
     if not learned.on:
-        return "Every layer of these gates is switched off: all faders are at 1."
-    return f"The gates read every question and set the faders of {in_layers(learned.on)} by themselves{resting}."
+        return "Every layer of these gates is off: all faders are at 1."
+    off = f" Off, at 1: {in_layers(sorted(learned.off))}." if learned.off else ""
+    return f"The gates read every question and set the faders of {in_layers(learned.on)}.{off}"
 
 
-def refused(session: Session, error: Exception) -> tuple[Any, ...]:
-    """What a question gets that could not be asked: the page stays as it was, and says why."""
-    return session, SKIP, SKIP, SKIP, SKIP, fault(error), SKIP
+def unchanged_values(session: UserSession, error: Exception) -> tuple[Any, ...]:
+    """Return the values after a question that failed: the page stays as it was, and the status gives the reason."""
+    return session, SKIP, SKIP, SKIP, SKIP, error_value(error), SKIP
 
 
-def remark(session: Session) -> JSON:
-    """What there is to say while the faders move."""
-    return calm(HAND_WINS if session.case and session.case.by_hand else session.notice)
+def remark(session: UserSession) -> JSON:
+    """Return the status while the faders move."""
+    return calm(MANUAL_SETTING if session.state and session.state.overridden else session.notice)
 
 
 def calm(text: str) -> JSON:
-    """A status line that tells something."""
+    """Return a status that is no error."""
     return {"text": text, "tone": "calm"}
 
 
-def fault(error: Exception) -> JSON:
-    """A status line for what went wrong: our own sentence, or that something unforeseen happened."""
+def error_value(error: Exception) -> JSON:
+    """Return the status for an error: the message of a `sinkgate.SinkgateError`, or a sentence without details."""
     if isinstance(error, sg.SinkgateError):
-        return {"text": shorten(sentence(str(error)), LONGEST_FAULT, placeholder=" …"), "tone": "warning"}
-    log_unforeseen(error)
-    return {"text": "Something unforeseen went wrong; the page goes on with what it had.", "tone": "warning"}
+        return {"text": shorten(sentence(str(error)), MAX_ERROR, placeholder=" …"), "tone": "warning"}
+    log_unexpected(error)
+    return {"text": "Unexpected error: the page keeps its last result. Try again.", "tone": "warning"}
 
 
-def _awake(session: Session | None) -> Session:
+def _active(session: UserSession | None) -> UserSession:
     if session is None or session.image is None:
-        raise sg.PromptError("This page slept for too long and was forgotten. Press Ask, or take a new scene.")
+        raise sg.PromptError(EXPIRED)
     return session
 
 
-def _turn(mixer: Any) -> int | None:
-    turn = mixer.get("turn") if isinstance(mixer, dict) else None
-    return turn if isinstance(turn, int) else None
+def _shown(session: UserSession) -> Any:
+    return SKIP if session.shown is None else session.shown
+
+
+def _question(scene: Scene, seed: int, kind: str, words: str) -> Question | None:
+    """Return a question of a kind, in these words where they fit the scene; None where the scene has none."""
+    first, rng = None, random.Random(f"{seed} {kind}")
+    for _ in range(TRIES if words else 1):
+        question = questions.ask(scene, kind, rng)
+        if question and question.question == words:
+            return question
+        first = first or question
+    return first
+
+
+def _revision(mixer: Any) -> int | None:
+    revision = mixer.get("revision") if isinstance(mixer, dict) else None
+    return revision if isinstance(revision, int) else None
 
 
 def _first_query(lens: Any) -> Any:
-    """The same lens at the first query: those after it belong to the answer of the question before."""
+    """Return the same lens at the first query: those after it belong to the previous answer."""
     return {**lens, "row": 0} if isinstance(lens, dict) else lens
 
 
 def _edit(edited: Any) -> tuple[int, int]:
-    """Which picture the composer edits, and its how manyth edit this is."""
-    picture, turn = (edited.get("picture"), edited.get("turn")) if isinstance(edited, dict) else (None, None)
-    if not isinstance(picture, int) or not isinstance(turn, int):
-        raise sg.SceneError("The edit does not say which picture it is of: take a new scene and edit that.")
-    return picture, turn
+    """Return the index of the edited picture and the edit's revision."""
+    picture, revision = (edited.get("picture"), edited.get("revision")) if isinstance(edited, dict) else (None, None)
+    if not isinstance(picture, int) or not isinstance(revision, int):
+        raise sg.SceneError("The edit names no picture: press New scene and edit that.")
+    return picture, revision
 
 
 def _learned(value: Any) -> tuple[str | None, list[int]]:
-    """The name of the chosen gates, None for none, and the layers that are switched off."""
+    """Return the name of the chosen gates, None for none, and the layers that are off."""
     value = value if isinstance(value, dict) else {}
     name, off = value.get("chosen"), value.get("off")
     if not isinstance(name, str | None) or not isinstance(off, list) or not all(type(layer) is int for layer in off):

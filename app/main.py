@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .mcp_server import Tools
-    from .state import Desk
+    from .mcp_server import McpServer
+    from .state import Engine
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported, see sinkgate/_threads.py
-# Gradio makes a table of its last 10,000 events after each event, for a page that we do not serve
+# Gradio builds a table of its last 10,000 events after each event, for a page that this server does not have
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 
 HERE = Path(__file__).parent
 ZEROGPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
-MOST_BYTES = 40 << 20  # of a picture: phones write up to 30 MB
-SPACES_PROXIES = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"  # what stands between huggingface.co and a Space
+MAX_BYTES = 40 << 20  # of a picture; phones write up to 30 MB
+SPACES_PROXIES = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"  # the proxies between huggingface.co and a Space
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = read_options(arguments)
     if ZEROGPU:
-        from .backend_zerogpu import Bench  # before anything touches CUDA
+        from .backend_zerogpu import Backend  # before anything touches CUDA
     else:
-        from .backend import Bench
+        from .backend import Backend
 
     import sinkgate as sg
 
@@ -58,46 +58,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from .metrics import write_logs
     from .page import build_page
     from .server import Server
-    from .state import Desk
+    from .state import Engine
 
     shipped = options.gates or (DEMO.parent / "gates" if options.model == "demo" else None)
     learned = gates_in(shipped, vlm) if shipped else []
-    desk = Desk(vlm, learned, Bench(vlm))
-    page = build_page(desk)
-    tools = serve_tools(desk) if options.mcp else None
+    engine = Engine(vlm, learned, Backend(vlm))
+    page = build_page(engine)
+    mcp = mcp_server(engine) if options.mcp else None
     write_logs(options.log_level)
-    server = Server(page, desk, max(MOST_BYTES, weight_bytes(vlm)), tools)
+    server = Server(page, engine, max(MAX_BYTES, weight_bytes(vlm)), mcp)
     try:
         if options.metrics_port:
-            server.monitor.serve_metrics(options.metrics_port)
+            server.metrics.serve_metrics(options.metrics_port)
         server.start(options.host, options.port, options.behind_proxy)
     except OSError as error:  # a port is taken, or the address is not this machine's
         sys.exit(f"http://{options.host}:{options.port} cannot be served: {error}")
-    server.run_until_told()
+    server.run_until_stopped()
 
 
-def serve_tools(desk: Desk) -> Tools:
-    """The tool for assistants; ends the program where its package is missing."""
+def mcp_server(engine: Engine) -> McpServer:
+    """Return the server of the Model Context Protocol; exit where its package is missing."""
     try:
-        from .mcp_server import Tools
+        from .mcp_server import McpServer
     except ImportError as error:
-        sys.exit(f"--mcp needs a package that is not here: pip install -e '.[mcp]' ({error})")
-    return Tools(desk)
+        sys.exit(f"--mcp needs a package that is not installed: pip install 'sinkgate[mcp]' ({error})")
+    return McpServer(engine)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse options, with Gradio's environment variables as defaults."""
-    parser = argparse.ArgumentParser(description="Ask a vision-language model, move its sinks, watch what changes.")
+    parser = argparse.ArgumentParser(
+        description="Ask a vision-language model questions while you scale its attention sinks, in a browser."
+    )
     parser.add_argument("--model", default="demo", help="demo, a Hub id or a folder (default: %(default)s)")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub; main if left out")
-    parser.add_argument("--device", help="cpu, cuda, mps, ...; a GPU when there is one if left out, or auto")
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub; main by default")
+    parser.add_argument("--device", help="cpu, cuda, mps, ...; a GPU if there is one by default, or auto")
     parser.add_argument("--device-map", help="auto: spread the model over GPUs, memory and disk, as far as needed")
-    parser.add_argument("--dtype", help="float32, bfloat16, float16; the checkpoint's own if left out")
+    parser.add_argument("--dtype", help="float32, bfloat16, float16; the checkpoint's own by default")
     parser.add_argument("--quantize", help="4bit or 8bit, by bitsandbytes")
     parser.add_argument(
         "--gates",
         type=folder,
-        help="a folder of folders of learned gates, offered to every visitor (default: those of the demo model)",
+        help="a folder of folders of learned gates, offered to every user (default: those of the demo model)",
     )
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
     port = os.environ.get("GRADIO_SERVER_PORT") or os.environ.get("PORT") or "7860"
@@ -106,28 +108,28 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--behind-proxy",
         metavar="ADDRESSES",
         default=SPACES_PROXIES if "SPACE_ID" in os.environ else "",
-        help="the proxies in front, as addresses or networks between commas, whose X-Forwarded-For is believed "
+        help="addresses or networks of trusted proxies, separated by commas, whose X-Forwarded-For is used "
         "(default: none; on a Space, its own)",
     )
     parser.add_argument(
         "--mcp",
         action="store_true",
-        help="offer a tool to assistants, by the Model Context Protocol at /gradio_api/mcp",
+        help="serve a tool for assistants, by the Model Context Protocol at /gradio_api/mcp",
     )
     parser.add_argument(
-        "--metrics-port", type=int, help="serve Prometheus metrics to this machine at this port (default: nowhere)"
+        "--metrics-port", type=int, help="serve Prometheus metrics to this machine at this port (default: none)"
     )
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="warning",
-        help="of the JSON lines on stderr: warning for faults, info for every turn on the model (default: %(default)s)",
+        help="level of the JSON lines on stderr: warning for errors, info for every job on the model (default: %(default)s)",
     )
     return parser.parse_args(arguments)
 
 
 def folder(name: str) -> Path:
-    """An option that names a folder."""
+    """Return the path of an option that names a folder."""
     if not (path := Path(name)).is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {name}")
     return path

@@ -1,7 +1,7 @@
-"""The page: what stands where, and which event runs which handler.
+"""Page layout, and the handler of each event.
 
-Three kinds of event: those that ask anew, the fast tier that follows a moving fader or object, and the slow tier
-that writes the answers. On the model visitors take turns.
+There are three kinds of events: questions, the fast tier that follows a moving fader or object, and the slow tier that
+generates the answers. A scheduler gives the model to one user after the other.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from .components import (
     answer_pair,
     attention_chart,
     attention_maps,
-    first_words,
     header,
     learned_picker,
     lens_picker,
-    mixer_desk,
+    mixer,
+    next_token_bars,
     picture_box,
     question_chips,
     scene_composer,
-    share_desk,
+    share_panel,
     status_line,
 )
 from .handlers import Handlers
-from .state import MAX_QUESTION, Desk
+from .state import MAX_QUESTION, Engine
 
-FIRST_LAYER = 2  # whose map is shown first
+FIRST_LAYER = 2  # of the maps, when the page opens
 STATE_SECONDS = 3600
-CACHE_SECONDS = (3600, 7200)  # uploads are looked through every hour and deleted after two
+CACHE_SECONDS = (3600, 7200)  # uploads are checked every hour and deleted after two
 
-# threads that may wait for a turn on the model (`turnstile`), where order and bounds are kept
+# threads that may wait for the scheduler, which keeps order and limits
 FAST: dict[str, Any] = {"concurrency_id": "fast", "concurrency_limit": 24, "show_progress": "hidden"}
 SLOW: dict[str, Any] = {"concurrency_id": "slow", "concurrency_limit": 16, "show_progress": "hidden"}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 READ_LINK = "(_, mixer, lens) => [window.sinkgate.link(), mixer, lens]"
-COMPOSE, SHOW = (f"() => window.sinkgate.say('compose', {on})" for on in ("true", "false"))
+COMPOSE, SHOW = (f"() => window.sinkgate.publish('compose', {on})" for on in ("true", "false"))
 SAVE_GATES = """(text) => window.sinkgate.save("gates.json", new Blob([text], { type: "application/json" }))"""
 
 
 @dataclass
 class Parts:
-    """The page's components, by what they are for."""
+    """The components that events read or write."""
 
     session: gr.State
     status: gr.HTML
@@ -65,7 +65,7 @@ class Parts:
     maps: gr.HTML
     mixer: gr.HTML
     learned: gr.HTML
-    bring: gr.UploadButton
+    upload_learned: gr.UploadButton
     share: gr.HTML
     gates_text: gr.Textbox
     apply: gr.Button
@@ -74,28 +74,28 @@ class Parts:
 
 
 def theme() -> gr.themes.Base:
-    """System fonts and neutral greys; the colours that mean something live in style.css."""
+    """Return system fonts and neutral greys; all other colours are in style.css."""
     sans = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
     mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
     return gr.themes.Base(primary_hue="slate", neutral_hue="slate", text_size="sm", font=sans, font_mono=mono)
 
 
-def build_page(desk: Desk) -> gr.Blocks:
-    """The whole page around one model."""
-    handlers = Handlers(desk)
+def build_page(engine: Engine) -> gr.Blocks:
+    """Return the whole page of one model."""
+    handlers = Handlers(engine)
     with gr.Blocks(title="sinkgate", analytics_enabled=False, fill_width=True, delete_cache=CACHE_SECONDS) as page:
-        parts = lay_out(desk.vlm, handlers.learned_value(None))
-        wire(page, parts, handlers)
+        parts = lay_out(engine.vlm, handlers.learned_value(None))
+        connect_events(page, parts, handlers)
         public_endpoint(handlers)
     return page
 
 
 def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
-    """Three columns (asking, looking, answering), the mixer and the chart beneath."""
+    """Lay out three columns (question, maps, answers), and mixer and chart below."""
     session = gr.State(None, time_to_live=STATE_SECONDS)
     header(vlm.name)
-    status = status_line("Asking about the first picture …")
-    with gr.Row(elem_classes="bench"):
+    status = status_line("Loading the first picture …")
+    with gr.Row(elem_classes="panels"):
         with gr.Column(elem_classes="card asking", min_width=240):
             picture = picture_box(
                 sources=("upload", "clipboard", "webcam"),
@@ -127,19 +127,20 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
             maps = attention_maps()
         with gr.Column(elem_classes="card answering", min_width=280):
             answers = answer_pair()
-            first_words()
-    with gr.Row(elem_classes="bench lower"):
+            next_token_bars()
+    with gr.Row(elem_classes="panels lower"):
         with gr.Column(elem_classes="card mixing", min_width=320):
             with gr.Row(elem_classes="buttons learning"):
                 learned = learned_picker(learned_value)
-                bring = gr.UploadButton(
+                upload_learned = gr.UploadButton(
                     "Upload learned gates…",
                     file_count="multiple",
                     file_types=[".json", ".safetensors"],
                     elem_id="learned-upload",
                     min_width=60,
                 )
-            mixer = mixer_desk(vlm.num_layers, {preset_name(*scales): scales for scales in sg.PRESETS.values()})
+            presets = {preset_name(*scales): scales for scales in sg.PRESETS.values()}
+            faders = mixer(vlm.num_layers, presets)
         with gr.Column(elem_classes="card charting", min_width=320):
             attention_chart()
     with (
@@ -147,7 +148,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
         gr.Row(elem_classes="taking"),
     ):
         with gr.Column(min_width=300):
-            share = share_desk()
+            share = share_panel()
         with gr.Column(min_width=300):
             gates_text = gr.Textbox(
                 label="Gates as JSON", lines=4, max_lines=8, placeholder="Paste gates here", elem_id="gates-text"
@@ -158,7 +159,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 save = gr.Button("Save gates", elem_id="gates-save", min_width=60)
     return Parts(
         session, status, picture, composer, question, ask, new_scene, edit, done, questions, answers,
-        lens, maps, mixer, learned, bring, share, gates_text, apply, save, load,
+        lens, maps, faders, learned, upload_learned, share, gates_text, apply, save, load,
     )  # fmt: skip
 
 
@@ -169,74 +170,79 @@ def preset_name(v_sink: float, rest: float) -> str:
     return f"V-sinks × {v_sink:g}" if rest == 1 else f"Others × {rest:g}"
 
 
-def wire(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
-    """Connect the events."""
-    setting = [parts.mixer, parts.lens]
-    asked = [parts.session, parts.picture, parts.question, parts.questions, parts.maps, parts.status, parts.mixer]
-    anew = [*asked, parts.composer]
-    edited = [parts.questions, parts.maps, parts.status, parts.mixer, parts.composer]
-    told = [parts.answers, parts.maps, parts.gates_text, parts.status]
+def connect_events(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
+    """Connect each event with its handler.
 
-    def asks(
+    Args:
+        page: the page.
+        parts: its components.
+        handlers: the handlers.
+    """
+    setting = [parts.mixer, parts.lens]
+    answered = [parts.session, parts.picture, parts.question, parts.questions, parts.maps, parts.status, parts.mixer]
+    pictured = [*answered, parts.composer]
+    edited = [parts.questions, parts.maps, parts.status, parts.mixer, parts.composer]
+    streamed = [parts.answers, parts.maps, parts.gates_text, parts.status]
+    drawn = [parts.maps, parts.status]
+    newest: dict[str, Any] = {"trigger_mode": "always_last"}
+
+    def on_question(
         event: Callable[..., Any],
         handler: Callable[..., Any],
         inputs: list[Any],
-        outputs: list[Any] = asked,
-        **more: Any,
+        outputs: list[Any] = answered,
+        **options: Any,
     ) -> None:
-        event(handler, [*inputs, *setting], outputs, trigger_mode="always_last", **more, **FAST, **PRIVATE).then(
-            handlers.tell, [parts.session, parts.mixer], told, trigger_mode="multiple", **SLOW, **PRIVATE
+        event(handler, [*inputs, *setting], outputs, **newest, **options, **FAST, **PRIVATE).then(
+            handlers.stream_answers, [parts.session, parts.mixer], streamed, trigger_mode="multiple", **SLOW, **PRIVATE
         )
 
-    asks(page.load, handlers.arrive, [parts.share], [*anew, parts.lens, parts.learned], js=READ_LINK)
-    pictured = [parts.session, parts.picture, parts.question]
-    asks(parts.picture.upload, handlers.new_picture, pictured, anew, preprocess=False)
+    on_question(page.load, handlers.load_page, [parts.share], [*pictured, parts.lens, parts.learned], js=READ_LINK)
+    picture = [parts.session, parts.picture, parts.question]
+    on_question(parts.picture.upload, handlers.new_picture, picture, pictured, preprocess=False)
     parts.picture.clear(handlers.picture_removed, None, parts.status, **FAST, **PRIVATE)
-    asks(parts.ask.click, handlers.ask, [parts.session, parts.question])
-    asks(parts.question.submit, handlers.ask, [parts.session, parts.question])
-    asks(parts.new_scene.click, handlers.new_scene, [parts.session], anew)
-    asks(parts.questions.picture, handlers.pick_example, [parts.session, parts.questions], anew)
-    asks(parts.questions.question, handlers.pick_question, [parts.session, parts.questions])
+    on_question(parts.ask.click, handlers.ask, [parts.session, parts.question])
+    on_question(parts.question.submit, handlers.ask, [parts.session, parts.question])
+    on_question(parts.new_scene.click, handlers.new_scene, [parts.session], pictured)
+    on_question(parts.questions.picture, handlers.pick_example, [parts.session, parts.questions], pictured)
+    on_question(parts.questions.question, handlers.pick_question, [parts.session, parts.questions])
 
-    composed = [parts.session, parts.composer]
-    asks(parts.composer.commit, handlers.place_scene, composed, [parts.picture, *edited])
+    scene = [parts.session, parts.composer]
+    on_question(parts.composer.commit, handlers.commit_scene, scene, [parts.picture, *edited])
     parts.edit.click(None, None, None, js=COMPOSE, **PRIVATE)
     parts.done.click(None, None, None, js=SHOW, **PRIVATE)
 
-    shown = [parts.maps, parts.status]
-    if handlers.desk.bench.follows:  # else the page moves on when the hand lets go
-        turned, composing = [parts.session, *setting], [*composed, *setting]
-        parts.mixer.input(handlers.turn, turned, shown, trigger_mode="always_last", **FAST, **PRIVATE)
-        parts.composer.input(handlers.edit_scene, composing, edited, trigger_mode="always_last", **FAST, **PRIVATE)
-    parts.mixer.commit(handlers.tell, [parts.session, parts.mixer], told, trigger_mode="always_last", **SLOW, **PRIVATE)
-    parts.lens.input(handlers.look, [parts.session, parts.lens], shown, trigger_mode="always_last", **FAST, **PRIVATE)
+    if handlers.engine.backend.interactive:  # otherwise the page is updated when a fader or object is released
+        parts.mixer.input(handlers.set_gates, [parts.session, *setting], drawn, **newest, **FAST, **PRIVATE)
+        parts.composer.input(handlers.edit_scene, [*scene, *setting], edited, **newest, **FAST, **PRIVATE)
+    parts.mixer.commit(handlers.stream_answers, [parts.session, parts.mixer], streamed, **newest, **SLOW, **PRIVATE)
+    parts.lens.input(handlers.set_lens, [parts.session, parts.lens], drawn, **newest, **FAST, **PRIVATE)
 
-    def moves(event: Callable[..., Any], handler: Callable[..., Any], given: Any, outputs: list[Any]) -> None:
-        event(handler, [parts.session, given, parts.lens], outputs, trigger_mode="always_last", **FAST, **PRIVATE).then(
-            handlers.tell, [parts.session, parts.mixer], told, trigger_mode="multiple", **SLOW, **PRIVATE
+    def on_gates(event: Callable[..., Any], handler: Callable[..., Any], source: Any, outputs: list[Any]) -> None:
+        event(handler, [parts.session, source, parts.lens], outputs, **newest, **FAST, **PRIVATE).then(
+            handlers.stream_answers, [parts.session, parts.mixer], streamed, trigger_mode="multiple", **SLOW, **PRIVATE
         )
 
-    moved = [parts.mixer, *shown]
-    moves(parts.apply.click, handlers.apply_gates, parts.gates_text, moved)
-    read = parts.load.upload(handlers.read_file, parts.load, parts.gates_text, **FAST, **PRIVATE)
-    moves(read.then, handlers.apply_gates, parts.gates_text, moved)
-    moves(parts.learned.choose, handlers.choose_learned, parts.learned, [parts.learned, *moved])
-    moves(parts.bring.upload, handlers.upload_learned, parts.bring, [parts.learned, *moved])
+    moved = [parts.mixer, *drawn]
+    on_gates(parts.apply.click, handlers.apply_gates, parts.gates_text, moved)
+    loaded = parts.load.upload(handlers.read_file, parts.load, parts.gates_text, **FAST, **PRIVATE)
+    on_gates(loaded.then, handlers.apply_gates, parts.gates_text, moved)
+    on_gates(parts.learned.choose, handlers.choose_learned, parts.learned, [parts.learned, *moved])
+    on_gates(parts.upload_learned.upload, handlers.upload_learned, parts.upload_learned, [parts.learned, *moved])
+
     refused = [parts.session, parts.questions]
     parts.questions.refused(handlers.restore_picture, refused, [parts.picture, parts.status], **FAST, **PRIVATE)
-    taken = [parts.session, parts.lens]
-    parts.share.collect(
-        handlers.share, taken, [parts.share, parts.status], trigger_mode="always_last", **FAST, **PRIVATE
-    )
+    view = [parts.session, parts.lens]
+    parts.share.collect(handlers.share, view, [parts.share, parts.status], **newest, **FAST, **PRIVATE)
     parts.save.click(None, parts.gates_text, None, js=SAVE_GATES, **PRIVATE)
 
 
 def public_endpoint(handlers: Handlers) -> None:
-    """The one endpoint for programs: ``answer(image, question, gates_json)``."""
+    """Add the endpoint of the API: ``answer(image, question, gates_json)``."""
     with gr.Group(visible=False):
         image = picture_box(label="image")
         question = gr.Textbox(label="question")
         gates_json = gr.Textbox(label="gates_json")
         result = gr.JSON(label="answer")
-        asked = [image, question, gates_json]
-        gr.Button("answer").click(handlers.answer, asked, result, api_name="answer", preprocess=False, **SLOW)
+        inputs = [image, question, gates_json]
+        gr.Button("answer").click(handlers.answer, inputs, result, api_name="answer", preprocess=False, **SLOW)

@@ -1,7 +1,7 @@
-"""Fair turns on the one model: however much a visitor sends, everyone else comes next in between.
+"""Round-robin queue in front of the model: after each job of a client, every other client comes first.
 
-A turn decides on order alone. That two calls never run on the model at once is what the model's own lock is for, so a
-turn that somebody fails to give back costs time and nothing else.
+A slot decides the order alone. The model's own lock keeps two calls from running at once, so a slot that is never released
+costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -17,102 +17,99 @@ import sinkgate as sg
 
 
 class BusyError(sg.SinkgateError):
-    """More people ask than the model can answer; nothing was run."""
+    """The queue is full, or closed, or the wait was too long; nothing was run."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many may wait, and for how long. All numbers are ours."""
+    """Length and times of the queue; all chosen by us."""
 
-    places: int = 64  # that wait, of all visitors together
-    each: int = 4  # that wait, of one visitor: a page sends one event of a kind at a time
-    patience: float = 20.0  # seconds that one waits
-    lease: float = 60.0  # seconds after which a turn that was not given back counts as over
+    queue: int = 64  # jobs that wait, of all clients together
+    queue_per_client: int = 4  # jobs that wait, of one client: a page sends one event of a kind at a time
+    wait_seconds: float = 20.0  # for one job
+    lease_seconds: float = 60.0  # after which a slot that was not released counts as free
 
 
 @dataclass(eq=False)
 class _Ticket:
-    visitor: Hashable
+    client: Hashable
     joined: float = field(default_factory=time.monotonic)
     begun: float = 0.0
     thread: int = field(default_factory=get_ident)
 
 
-class Turnstile:
-    """Lets one job through at a time, the visitors in rotation and each one's jobs in their order."""
+class Scheduler:
+    """Run one job at a time: the clients in rotation, each client's jobs in order."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.open = True
-        self.observe: Callable[[str, str, float, float], None] = lambda *_: (
-            None
-        )  # tier, outcome, seconds waited and run
-        self._waiting: OrderedDict[Hashable, deque[_Ticket]] = OrderedDict()  # whoever is served next is first
-        self._inside: _Ticket | None = None
-        self._moved = Condition()
+        # called with tier, outcome, seconds waited and seconds run
+        self.observe: Callable[[str, str, float, float], None] = lambda *_: None
+        self._waiting: OrderedDict[Hashable, deque[_Ticket]] = OrderedDict()  # the next client first
+        self._running: _Ticket | None = None
+        self._changed = Condition()
 
     def __len__(self) -> int:
-        """Jobs that wait."""
+        """Return the number of jobs that wait."""
         return sum(map(len, self._waiting.values()))
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits and nobody is inside."""
-        return self._inside is None and not self._waiting
+        """True where no job waits or runs."""
+        return self._running is None and not self._waiting
 
     @property
     def stuck(self) -> bool:
-        """Whether a job is inside for longer than it may be."""
-        inside = self._inside
-        return inside is not None and time.monotonic() > inside.begun + self.limits.lease
+        """True where a job has run for longer than its lease."""
+        running = self._running
+        return running is not None and time.monotonic() > running.begun + self.limits.lease_seconds
 
     @contextmanager
-    def turn(self, visitor: Hashable, tier: str = "") -> Iterator[float]:
-        """Wait for this visitor's turn and hold it during the block; yields the seconds waited.
+    def slot(self, client: Hashable, tier: str = "") -> Iterator[float]:
+        """Wait for a slot of a client and hold it during the block; yields the seconds waited.
 
-        Within a turn, another one of the same thread is the same turn.
+        Within a slot, another one of the same thread is the same slot.
 
         Raises:
-            BusyError: there is no place to wait, or the wait was too long, or the turnstile is closed.
+            BusyError: the queue is full or closed, or the wait was too long.
         """
-        if self._inside is not None and self._inside.thread == get_ident():
+        if self._running is not None and self._running.thread == get_ident():
             yield 0.0
             return
-        came = time.monotonic()
+        joined = time.monotonic()
         try:
-            ticket = self._enter(visitor)
+            ticket = self._enter(client)
         except BusyError:
-            self.observe(tier, "refused", time.monotonic() - came, 0.0)
+            self.observe(tier, "refused", time.monotonic() - joined, 0.0)
             raise
         outcome = "done"
         try:
-            yield ticket.begun - came
+            yield ticket.begun - joined
         except BaseException as error:
             outcome = type(error).__name__
             raise
         finally:
-            with self._moved:
-                if self._inside is ticket:
-                    self._inside = None
-                    self._moved.notify_all()
-            self.observe(tier, outcome, ticket.begun - came, time.monotonic() - ticket.begun)
+            with self._changed:
+                if self._running is ticket:
+                    self._running = None
+                    self._changed.notify_all()
+            self.observe(tier, outcome, ticket.begun - joined, time.monotonic() - ticket.begun)
 
     def close(self) -> None:
-        """Let nobody in any more; those who wait are told so, whoever is inside goes on."""
-        with self._moved:
+        """Refuse all jobs that wait, and all later ones; the running one goes on."""
+        with self._changed:
             self.open = False
-            self._moved.notify_all()
+            self._changed.notify_all()
 
     def wait_until_idle(self, seconds: float) -> bool:
-        """Wait for whoever is inside; whether they left in time."""
-        with self._moved:
-            return self._moved.wait_for(lambda: self.idle, seconds)
+        """Wait for the running job; return whether it ended in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.idle, seconds)
 
-    # --- inside
-
-    def _enter(self, visitor: Hashable) -> _Ticket:
-        with self._moved:
-            ticket = self._take_place(visitor)
+    def _enter(self, client: Hashable) -> _Ticket:
+        with self._changed:
+            ticket = self._join(client)
             try:
                 self._wait(ticket)
             except BaseException:
@@ -120,47 +117,45 @@ class Turnstile:
                 raise
             return ticket
 
-    # The rest runs under the condition.
+    # The methods below are called with the condition held.
 
-    def _take_place(self, visitor: Hashable) -> _Ticket:
-        own = self._waiting.get(visitor, ())
-        if len(own) >= self.limits.each:
-            raise BusyError(f"You have {len(own)} questions waiting already: let them be answered first.")
-        if len(self) >= self.limits.places:
-            raise BusyError(
-                "Very many people are asking just now, and every place in the queue is taken: try again in a minute."
-            )
-        ticket = _Ticket(visitor)
-        self._waiting.setdefault(visitor, deque()).append(ticket)
+    def _join(self, client: Hashable) -> _Ticket:
+        own = self._waiting.get(client, ())
+        if len(own) >= self.limits.queue_per_client:
+            raise BusyError(f"{len(own)} of your requests are waiting already: wait for their answers first.")
+        if len(self) >= self.limits.queue:
+            raise BusyError("The server is busy: every place in the queue is taken. Try again in a minute.")
+        ticket = _Ticket(client)
+        self._waiting.setdefault(client, deque()).append(ticket)
         return ticket
 
     def _wait(self, ticket: _Ticket) -> None:
-        deadline = ticket.joined + self.limits.patience
-        while self.open and not self._may_enter(ticket):
+        deadline = ticket.joined + self.limits.wait_seconds
+        while self.open and not self._may_run(ticket):
             now = time.monotonic()
             if now >= deadline:
                 raise BusyError(
-                    f"So many people are asking just now that your turn did not come within {self.limits.patience:.0f} s: try again."
+                    f"The server is busy: your request did not start within {self.limits.wait_seconds:.0f} s. Try again."
                 )
-            ends = self._inside.begun + self.limits.lease if self._inside else deadline
-            self._moved.wait(max(0.001, min(deadline, ends) - now))
+            ends = self._running.begun + self.limits.lease_seconds if self._running else deadline
+            self._changed.wait(max(0.001, min(deadline, ends) - now))
         if not self.open:
             raise BusyError("This server is about to stop or restart: try again in a minute.")
         self._leave(ticket)
         ticket.begun = time.monotonic()
-        self._inside = ticket
-        if ticket.visitor in self._waiting:
-            self._waiting.move_to_end(ticket.visitor)
+        self._running = ticket
+        if ticket.client in self._waiting:
+            self._waiting.move_to_end(ticket.client)
 
-    def _may_enter(self, ticket: _Ticket) -> bool:
-        inside = self._inside
-        if inside is not None and time.monotonic() < inside.begun + self.limits.lease:
+    def _may_run(self, ticket: _Ticket) -> bool:
+        running = self._running
+        if running is not None and time.monotonic() < running.begun + self.limits.lease_seconds:
             return False
         return next(iter(self._waiting.values()))[0] is ticket
 
     def _leave(self, ticket: _Ticket) -> None:
-        own = self._waiting[ticket.visitor]
+        own = self._waiting[ticket.client]
         own.remove(ticket)
         if not own:
-            del self._waiting[ticket.visitor]
-        self._moved.notify_all()
+            del self._waiting[ticket.client]
+        self._changed.notify_all()

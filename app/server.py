@@ -1,4 +1,4 @@
-"""The page as a server: behind its guard, with health check and metrics, until it is told to stop."""
+"""The server: the page behind its guard, with health check and metrics, until a signal stops it."""
 
 from __future__ import annotations
 
@@ -13,30 +13,41 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from . import guard
-from .metrics import Monitor, log
+from .metrics import Metrics, log
 from .page import theme
-from .state import KEPT_VISITORS, Desk
+from .state import MAX_SESSIONS, Engine
 
 if TYPE_CHECKING:
-    from .mcp_server import Tools
+    from .mcp_server import McpServer
 
 HERE = Path(__file__).parent
-GRACE = 15.0  # seconds in which answers under way may end when the server is told to stop
-TIDY = 30.0  # seconds between two times that memory is given back
-FAREWELL = 1.0  # seconds for what is written to reach the visitors
+GRACE = 15.0  # seconds in which running answers may end after a signal to stop
+TRIM_SECONDS = 30.0  # between two releases of freed memory
+FLUSH_SECONDS = 1.0  # for the last messages to reach the clients
 
 
 class Server:
-    """One page, its desk, and what is served beside it."""
+    """One page, its engine, and the routes beside it.
 
-    def __init__(self, page: gr.Blocks, desk: Desk, file_bytes: int, tools: Tools | None = None) -> None:
-        self.page, self.desk, self.tools = page, desk, tools
-        self.file_bytes = file_bytes  # of a file that a visitor uploads, at most
-        self.monitor = Monitor(desk)
-        self._told = threading.Event()
+    Args:
+        page: the page.
+        engine: its engine.
+        file_bytes: largest size of an uploaded file.
+        mcp: server of the Model Context Protocol, served too if given.
+    """
+
+    def __init__(self, page: gr.Blocks, engine: Engine, file_bytes: int, mcp: McpServer | None = None) -> None:
+        self.page, self.engine, self.file_bytes, self.mcp = page, engine, file_bytes, mcp
+        self.metrics = Metrics(engine)
+        self._stopping = threading.Event()
 
     def start(self, host: str, port: int, proxies: str = "") -> None:
-        """Serve from now on; ``proxies`` are those whose word on visitors' addresses is taken.
+        """Start to serve.
+
+        Args:
+            host: address to listen on.
+            port: port to listen on.
+            proxies: addresses or networks whose X-Forwarded-For is trusted, separated by commas.
 
         Raises:
             OSError: the port is taken, or the address is not this machine's.
@@ -48,22 +59,23 @@ class Server:
             proxied=bool(proxies),
             on_space="SPACE_ID" in os.environ,
             scripts=guard.scripts_of(head().encode()),
-            mcp=self.tools is not None,
-            observe=self.monitor.refuse,
+            mcp=self.mcp is not None,
+            observe=self.metrics.refuse,
         )
-        routes = [self.monitor.health()]
+        routes = [self.metrics.health()]
         more: dict[str, Any] = {}
-        if self.tools:
-            routes.append(self.tools.route)
-            more["lifespan"] = self.tools.lifespan
-        self.page.queue(max_size=4 * self.desk.turns.limits.places)  # the turnstile's bound comes first, and says more
+        if self.mcp:
+            routes.append(self.mcp.route)
+            more["lifespan"] = self.mcp.lifespan
+        # the scheduler's limit comes first, and its message says more
+        self.page.queue(max_size=4 * self.engine.scheduler.limits.queue)
         self.page.launch(
             server_name=host,
             server_port=port,
             share=False,
             allowed_paths=[],
             max_file_size=self.file_bytes,
-            state_session_capacity=KEPT_VISITORS,
+            state_session_capacity=MAX_SESSIONS,
             show_error=False,
             enable_monitoring=False,
             run_history=False,
@@ -71,33 +83,33 @@ class Server:
             footer_links=["api"],
             theme=theme(),
             head=head(),
-            mcp_server=False,  # Gradio's, which fetches addresses and reads files; ours is in `tools`
+            mcp_server=False,  # Gradio's own fetches addresses and reads files
             prevent_thread_lock=True,
             app_kwargs={"middleware": guards, "routes": routes, **more},
         )
 
-    def run_until_told(self) -> None:
-        """Wait for SIGTERM or SIGINT; then nobody new comes in, who waits is told so, who is being answered is answered."""
+    def run_until_stopped(self) -> None:
+        """Wait for SIGTERM or SIGINT; then refuse jobs that wait, and let the running one end."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._told.set())
-        while not self._told.wait(TIDY):
-            give_back_memory()
-        self.desk.turns.close()
-        if not self.desk.turns.wait_until_idle(GRACE):
-            log.warning("stopped before all was answered", extra={"waiting": len(self.desk.turns)})
-        threading.Event().wait(FAREWELL)
+            signal.signal(number, lambda *_: self._stopping.set())
+        while not self._stopping.wait(TRIM_SECONDS):
+            trim_memory()
+        self.engine.scheduler.close()
+        if not self.engine.scheduler.wait_until_idle(GRACE):
+            log.warning("stopped with a job running", extra={"waiting": len(self.engine.scheduler)})
+        threading.Event().wait(FLUSH_SECONDS)
         self.page.close(verbose=False)
         sys.exit(0)
 
 
-def give_back_memory() -> None:
-    """Hand freed memory to the system: what glibc keeps of the pictures and tensors of many threads adds up over hours."""
+def trim_memory() -> None:
+    """Return freed memory to the system: glibc keeps pages of pictures and tensors for each thread, which add up over hours."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
 
 def head() -> str:
-    """Style and shared script as written: Gradio rewrites the selectors of what comes in as ``css``."""
+    """Return style and shared script for the page's head: Gradio would rewrite the selectors of its ``css`` parameter."""
     style = (HERE / "style.css").read_text(encoding="utf-8")
     script = (HERE / "components" / "shared.js").read_text(encoding="utf-8")
     return f"<style>{style}</style><script>{script}</script>"

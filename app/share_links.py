@@ -1,8 +1,7 @@
-"""What a page shows, to take away: a link that opens it again, and Python that repeats it.
+"""Share links and Python code: a link opens the same view again, the code reproduces it.
 
-A link keeps everything in its fragment, the part after ``#`` that browsers send to no server: the page reads it and asks
-for what it says. It comes from a stranger, so each value is checked like any other that a visitor sends. Pictures that
-a visitor uploaded are in no link.
+A link holds everything in its fragment, the part after ``#`` that browsers send to no server; the page sends it to the
+handlers. Links come from the public, so each value is checked like any other input. Uploaded pictures are in no link.
 """
 
 from __future__ import annotations
@@ -18,21 +17,19 @@ import sinkgate as sg
 from sinkgate.scenes import questions
 from sinkgate.scenes.scene import Scene
 
-from .state import DEFAULT_CRITERION, MAX_NEW_TOKENS, MAX_QUESTION, Desk, Session
+from .state import DEFAULT_CRITERION, MAX_NEW_TOKENS, MAX_QUESTION, Engine, UserSession
 from .view_model import JSON, Lens, mixer_value
 
 VERSION = 1
-MOST = 8_000  # characters of a link: the longest question and gates of a hundred layers take half
-MOST_SHEETS = 1_000
+MAX_LENGTH = 8_000  # characters of a link; the longest question and gates of 100 layers take half
+MAX_SHEETS = 1_000
 SEEDS = range(1 << 32)
 NO_PICTURE = (
-    "Your picture is not in the link: whoever opens it is shown a scene instead, and can upload the picture again."
+    "Your picture is not in the link: it opens with a scene instead. Send the picture along, to be uploaded there."
 )
-NO_GATES = "Your uploaded gates are not in the link: only the scales that they set are."
-STAND_IN = (
-    "The picture of this link was an uploaded one, which no link holds: a scene stands in. Upload the picture to go on."
-)
-GATES_ARE_AWAY = "The learned gates of this link are not here: the faders stand as they set them."
+NO_GATES = "Your uploaded gates are not in the link; the scales that they set are."
+STAND_IN = "The picture of this link was uploaded and is not in the link: this is a scene in its place. Upload the picture to go on."
+GATES_MISSING = "The learned gates of this link are not on this server: the faders show the scales that they set."
 
 
 class LinkError(sg.SinkgateError):
@@ -41,7 +38,7 @@ class LinkError(sg.SinkgateError):
 
 @dataclass(frozen=True)
 class Link:
-    """A page but for what was uploaded: scene, question, gates, and what is looked at."""
+    """The view of a page without uploads: scene, question, gates, lens."""
 
     model: str
     question: str
@@ -50,18 +47,18 @@ class Link:
     seed: int | None = None  # of the scene; None where the picture was uploaded
     scene: Scene | None = None  # where it was edited
     kind: str | None = None  # of the question, where it is one of the scene's examples
-    learned: str | None = None  # gates that read the question
-    off: tuple[int, ...] = ()  # layers of theirs that are switched off
+    learned: str | None = None  # name of the learned gates
+    off: tuple[int, ...] = ()  # their layers that are off
 
     @classmethod
-    def of(cls, session: Session, lens: Lens, desk: Desk) -> Link:
-        """The link to what a visitor is looking at."""
-        case, learned = session.case, session.learned
-        offered = learned and any(gates.name == learned.name for gates in desk.learned)
+    def of(cls, session: UserSession, lens: Lens, engine: Engine) -> Link:
+        """Return the link to a user's view."""
+        state, learned = session.state, session.learned
+        offered = learned and any(gates.name == learned.name for gates in engine.learned)
         return cls(
-            model=desk.vlm.name,
+            model=engine.vlm.name,
             question=session.question,
-            gates=case.gates if case else sg.Gates.ones(desk.vlm),
+            gates=state.gates if state else sg.Gates.ones(engine.vlm),
             lens=lens,
             seed=session.seed if session.scene else None,
             scene=session.scene if edited(session) else None,
@@ -71,7 +68,7 @@ class Link:
         )
 
     def to_text(self) -> str:
-        """The link as letters, digits, ``-`` and ``_``: JSON without what is as usual, in base64."""
+        """Return the link as letters, digits, ``-`` and ``_``: JSON without default values, in base64."""
         content = {
             "model": self.model,
             "question": self.question,
@@ -83,42 +80,40 @@ class Link:
             "off": self.off or None,
             "lens": asdict(self.lens),
         }
-        kept = {"v": VERSION, **{key: value for key, value in content.items() if value is not None}}
-        text = json.dumps(kept, separators=(",", ":"), ensure_ascii=False)
+        content = {"v": VERSION, **{key: value for key, value in content.items() if value is not None}}
+        text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
         return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
     @classmethod
-    def from_text(cls, text: Any, desk: Desk) -> Link:
-        """Read what `to_text` wrote, for this page; the lens is bent to what the model has.
+    def from_text(cls, text: Any, engine: Engine) -> Link:
+        """Return the link of a text that `to_text` wrote; values of the lens that the model lacks are replaced.
 
         Raises:
-            LinkError: no such text, too long, of another release or for another model.
-            SinkgateError: the scene or the gates in it are none.
+            LinkError: it is no such text, or too long, or of another release or model.
+            SinkgateError: the scene or the gates are not valid.
         """
         content = _content(text)
         version, model, question, seed, kind, learned, off = (
             content.get(key) for key in ("v", "model", "question", "seed", "kind", "learned", "off")
         )
         if version != VERSION:
-            raise LinkError("This link was made by another release of sinkgate, so the page opens as usual.")
+            raise LinkError("This link is of another release of sinkgate: the page opens as usual.")
         if not (isinstance(model, str) and isinstance(question, str) and (seed is None or _whole(seed, SEEDS))):
             raise LinkError(
-                "This link does not say which model, question and scene it means, so the page opens as usual: copy it again."
+                "This link lacks the model, the question or the scene: the page opens as usual. Copy the link again."
             )
-        if model != desk.vlm.name:
+        if model != engine.vlm.name:
             raise LinkError(
-                f"This link is about the model {model[:80]}, and here {desk.vlm.name} answers: the page opens as usual."
+                f"This link is for the model {model[:80]}, and this page runs {engine.vlm.name}: the page opens as usual."
             )
         if len(question) > MAX_QUESTION:
-            raise LinkError(
-                f"The question of this link has {len(question)} characters; at most {MAX_QUESTION} are read."
-            )
+            raise LinkError(f"The question of this link is too long: {len(question)} characters, limit {MAX_QUESTION}.")
         gates, scene = content.get("gates"), content.get("scene")
         return cls(
             model=model,
             question=question,
-            gates=sg.Gates.ones(desk.vlm) if gates is None else desk.read_gates(gates),
-            lens=Lens.read(content.get("lens"), desk.vlm, MOST_SHEETS),
+            gates=sg.Gates.ones(engine.vlm) if gates is None else engine.read_gates(gates),
+            lens=Lens.read(content.get("lens"), engine.vlm, MAX_SHEETS),
             seed=seed,
             scene=None if scene is None or seed is None else Scene.from_dict(scene),
             kind=kind if isinstance(kind, str) and kind in questions.KINDS else None,
@@ -127,24 +122,38 @@ class Link:
         )
 
 
-def shared(session: Session, lens: Lens, desk: Desk) -> JSON:
-    """What the page can copy: the link, the Python, and in words what the link lacks."""
-    link = Link.of(session, lens, desk)
+def share_value(session: UserSession, lens: Lens, engine: Engine) -> JSON:
+    """Return the link, the Python code, and a sentence about content that the link lacks.
+
+    Args:
+        session: the user's session.
+        lens: the attention map on the page.
+        engine: the model and the server's gates.
+    """
+    link = Link.of(session, lens, engine)
     lacks = [NO_PICTURE] * (session.scene is None) + [NO_GATES] * (session.learned is not None and link.learned is None)
     return {
         "link": link.to_text(),
-        "python": python(session, lens, desk.vlm),
+        "python": python(session, lens, engine.vlm),
         "lacks": " ".join(lacks),
     }
 
 
-def python(session: Session, lens: Lens, vlm: sg.VLM) -> str:
-    """A program that repeats what a visitor is looking at: both answers, and the attention map of the gated one."""
-    case, image = session.case, session.image
-    if case is None or image is None:
+def python(session: UserSession, lens: Lens, vlm: sg.VLM) -> str:
+    """Return a program that computes both answers and the attention map on the right.
+
+    Args:
+        session: the user's session.
+        lens: the attention map on the page.
+        vlm: the model.
+    """
+    state, image = session.state, session.image
+    if state is None or image is None:
         return ""
-    criterion = "" if case.criterion == DEFAULT_CRITERION else f", v_sink={case.criterion!r}, l_sink={case.criterion!r}"
-    scales = faders(case.gates)
+    criterion = (
+        "" if state.criterion == DEFAULT_CRITERION else f", v_sink={state.criterion!r}, l_sink={state.criterion!r}"
+    )
+    scales = faders(state.gates)
     look = [f"layer={lens.layer}"]
     look += [
         f"{name}={getattr(lens, name)}"
@@ -191,48 +200,48 @@ def loading(vlm: sg.VLM) -> list[str]:
     return [f"vlm = sg.load({vlm.name!r}{written})"]
 
 
-def edited(session: Session) -> bool:
-    """Whether the picture is a scene that the visitor changed."""
+def edited(session: UserSession) -> bool:
+    """Return whether the picture is a scene that the user edited."""
     return session.scene is not None and session.scene != Scene.random(Random(session.seed))
 
 
 def faders(gates: sg.Gates) -> dict[str, list[float]]:
-    """Scales as the mixer has them, whole ones as whole numbers."""
+    """Return scales as the mixer has them, whole ones as integers."""
     return {
         group: [int(scale) if scale == int(scale) else scale for scale in scales]
         for group, scales in mixer_value(gates).items()
     }
 
 
-def _picture(session: Session) -> Iterator[str]:
-    """The lines of Python that import what is needed and make the picture."""
+def _picture(session: UserSession) -> Iterator[str]:
+    """Yield the lines of Python with the imports and the picture."""
     scene, image = session.scene, session.image
     assert image is not None
     if scene is None:
         yield "import sinkgate as sg"
         yield ""
-        yield f'image = sg.open_image("picture.png").resize({image.size})  # put the name of your picture here'
+        yield f'image = sg.open_image("picture.png").resize({image.size})  # the path of your picture'
         return
     seeded = not edited(session)
     yield from ["from random import Random", ""] if seeded else []
     yield "import sinkgate as sg"
     yield "from sinkgate.scenes.scene import Scene"
     yield ""
-    made = f"random(Random({session.seed}))" if seeded else f"from_dict(\n    {scene.to_dict()!r}\n)"
-    yield f"image = Scene.{made}.render({image.width})"
+    source = f"random(Random({session.seed}))" if seeded else f"from_dict(\n    {scene.to_dict()!r}\n)"
+    yield f"image = Scene.{source}.render({image.width})"
 
 
 def _content(text: Any) -> JSON:
-    if not isinstance(text, str) or len(text) > MOST:
-        raise LinkError(f"This link is too long: at most {MOST:,} characters are read. The page opens as usual.")
+    if not isinstance(text, str) or len(text) > MAX_LENGTH:
+        raise LinkError(f"This link is too long, limit {MAX_LENGTH:,} characters: the page opens as usual.")
     try:
         decoded = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode()
         content = json.loads(decoded)
-        json.dumps(content, ensure_ascii=False).encode()  # half characters, which no text may hold
+        json.dumps(content, ensure_ascii=False).encode()  # refuses lone surrogates
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise LinkError("This link is damaged or was cut short, so the page opens as usual: copy it again, whole.")
+        raise LinkError("This link is damaged or cut: the page opens as usual. Copy the whole link again.")
     return content
 
 

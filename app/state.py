@@ -1,8 +1,8 @@
-"""What one visitor is looking at, and the two tiers that keep it up to date.
+"""State of each user's page, and the two tiers of work that keep it up to date.
 
-The fast tier (`Desk.turn`) follows the faders with one prefill; the slow tier (`Desk.tell`) writes
-the answers and stops by itself as soon as the visitor has moved on. Visitors take fair turns on the model, which
-is all that they share. Nothing here knows the page.
+The fast tier (`Engine.set_gates`) runs one prefill for each setting of the faders. The slow tier (`Engine.stream_answers`)
+generates both answers and stops as soon as a newer setting or question arrives. Users share the model, which a scheduler
+gives to them in turn, and nothing else. This module does not depend on the page.
 """
 
 from __future__ import annotations
@@ -24,90 +24,90 @@ import sinkgate as sg
 from sinkgate.models.session import Shelf
 from sinkgate.scenes.scene import Scene
 
-from .backend import Bench, Warm
-from .gate_library import Learned
-from .scheduler import Turnstile
+from .backend import Backend, LocalSession
+from .gate_library import LearnedGates
+from .scheduler import Scheduler
 
-SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # that a PNG and a JPEG begin with
+SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # first bytes of a PNG and of a JPEG
 MAX_NEW_TOKENS = 32
 MAX_QUESTION = 500  # characters; the model has a limit of its own, in tokens
 MAX_GATES_TEXT = 100_000  # characters
-DEFAULT_CRITERION = "auto"  # for sinks, where no learned gates name theirs
-KEPT_VISITORS = 200  # whose pictures and questions are remembered; the idlest are forgotten first
-KEPT_CASES = 24  # of them, those whose image features and attention stay in memory
-KEPT_BYTES = 512 << 20  # of all visitors' pictures and uploaded gates together
-KEPT_UPLOADS = 3  # gates that a visitor brought
-MOST_PIXELS = 2_000_000  # that the model is shown: larger pictures are made smaller
-ANSWER_SECONDS = 20.0  # that one answer may take once its turn has come
-ROUND = 1_000_000  # settings of the hand between two of the page's own: more than anyone sends
-WARM_BYTES = 2 << 30  # of all visitors' warm prompts together; the oldest run in full again
+DEFAULT_CRITERION = "auto"  # for sinks, unless learned gates bring one
+MAX_SESSIONS = 200  # users whose picture and question are held; the least recently active expire first
+MAX_QUESTION_STATES = 24  # of them, those whose image features and attention stay in memory
+MAX_SESSION_BYTES = 512 << 20  # pictures and uploaded gates of all users together
+MAX_UPLOADED_GATES = 3  # of one user
+MAX_PIXELS = 2_000_000  # of the picture that the model gets: larger ones are made smaller
+ANSWER_SECONDS = 20.0  # for one answer, from the moment it starts
+OWN_REVISION_STEP = 1_000_000  # revisions of a user between two of the server: more than a user can send
+CACHE_BYTES = 2 << 30  # for the key-value caches of all users; the least recently used are dropped
 
 
 @dataclass(eq=False)
-class Case:
+class QuestionState:
     """One question about one image: what is computed once, and what the faders change."""
 
-    warm: Warm
-    unchanged: sg.Trace  # one prefill at first, the whole answer as soon as it is written
+    prompt_session: LocalSession
+    unchanged: sg.Trace  # a prefill at first, the whole answer once it is generated
     gates: sg.Gates
     gated: sg.Trace
-    began: int  # the session's sequence number when it was asked
-    sequence: int  # and when its gates were last set
-    criterion: str = DEFAULT_CRITERION  # by which its sinks were found
-    learned: Learned | None = None  # the gates that read it
-    rho: sg.Gates | None = None  # and what they said, which the hand may overrule
+    began: int  # the session's sequence number when the question was asked
+    sequence: int  # the session's sequence number when the gates were last set
+    criterion: str = DEFAULT_CRITERION  # for its sinks
+    learned: LearnedGates | None = None  # the gates that read the question
+    rho: sg.Gates | None = None  # their scales, which the user may override
     unchanged_done: bool = False
     gated_done: bool = False
-    cut: bool = False  # whether one of them was stopped because it took too long
+    cut: bool = False  # whether an answer was stopped because it took too long
     reasons: dict[int, dict[int, str]] = field(default_factory=dict)  # layer -> token -> why it is a sink
     layers_run: int = 0  # for the last setting of the faders
-    seconds: float = 0.0  # that it took
+    seconds: float = 0.0  # for the last setting of the faders
 
     @property
     def prompt(self) -> sg.Prompt:
         """Image and question."""
-        return self.warm.prompt
+        return self.prompt_session.prompt
 
     @property
     def sinks(self) -> sg.SinkMap:
-        """The groups of its visual tokens."""
-        return self.warm.sinks
+        """The groups of the prompt's visual tokens."""
+        return self.prompt_session.sinks
 
     @property
-    def by_hand(self) -> bool:
-        """Whether the faders stand elsewhere than the learned gates put them."""
+    def overridden(self) -> bool:
+        """True where the user has moved faders away from the scales of the learned gates."""
         return self.rho is not None and not same_scales(self.rho, self.gates)
 
 
 @dataclass(eq=False)
-class Session:
-    """One visitor's page. ``sequence`` counts settings and questions: work for an older one stops."""
+class UserSession:
+    """The state of one user's page. ``sequence`` counts settings and questions: work for an older one stops."""
 
     image: Image.Image | None = None
-    shown: Image.Image | str | None = None  # the picture box's value, put back when an upload is broken
+    shown: Image.Image | str | None = None  # value of the picture box, put back when an upload is refused
     scene: Scene | None = None
-    pictures: int = 0  # shown so far; an edit of an earlier one is not news
-    seed: int = 0  # of the scene's example questions, which keep their words while it is edited
-    kinds: dict[str, str] = field(default_factory=dict)  # of the example questions and of the one asked
+    pictures: int = 0  # shown so far; edits of an earlier one are ignored
+    seed: int = 0  # of the scene's example questions, which keep their wording while the scene is edited
+    kinds: dict[str, str] = field(default_factory=dict)  # of the example questions and of the current one
     examples: list[tuple[str, str | None]] = field(default_factory=list)  # questions, with answers where known
     question: str = ""
     notice: str = ""
-    lens: Any = None  # as the fast tier was last sent it: the slow tier draws through it what it has written
-    gates_text: str = ""  # as last sent: a text that the visitor is editing is not sent over
-    learned: Learned | None = None  # reads every question from now on
-    uploads: list[Learned] = field(default_factory=list)
-    uploaded: int = 0  # so far, to name the next
-    case: Case | None = None
-    wanted: sg.Gates | None = None  # the newest setting, which may still wait for its turn
-    telling: int = 0  # answers that are being written: meanwhile nothing is forgotten
+    lens: Any = None  # as the page sent it last; the slow tier draws through it, too
+    gates_text: str = ""  # as sent last, so that a text which the user is editing is not overwritten
+    learned: LearnedGates | None = None  # read every question from now on
+    uploads: list[LearnedGates] = field(default_factory=list)
+    uploaded: int = 0  # number of uploads so far, for the name of the next
+    state: QuestionState | None = None
+    wanted: sg.Gates | None = None  # the newest setting, which may still be queued
+    streams: int = 0  # answers that are being generated: meanwhile the session does not expire
     sequence: int = 0
-    newest_turn: int = 0
+    newest_revision: int = 0
     newest_edit: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)  # guards sequence and what slow work writes
+    lock: threading.Lock = field(default_factory=threading.Lock)  # guards sequence and results of the slow tier
 
     @property
     def nbytes(self) -> int:
-        """Memory that the picture and the uploaded gates take, in bytes."""
+        """Memory of the picture and the uploaded gates, in bytes."""
         pictures = {
             id(image): image.width * image.height * 4  # Pillow keeps a pixel in four bytes
             for image in (self.image, self.shown)
@@ -116,56 +116,58 @@ class Session:
         gates = (parameter.nbytes for learned in self.uploads for parameter in learned.lsg.parameters())
         return sum(pictures.values()) + sum(gates)
 
-    def forget(self) -> None:
-        """Give everything back: a page that comes again is told that it slept for too long."""
-        self.supersede()
-        self.image = self.shown = self.scene = self.case = self.learned = None
+    def expire(self) -> None:
+        """Release the memory; the page is told so at its next event."""
+        self.next_sequence()
+        self.image = self.shown = self.scene = self.state = self.learned = None
         self.uploads = []
 
-    def __deepcopy__(self, memo: object) -> Session:
-        return self  # Gradio copies initial state; a visitor's page has one identity
+    def __deepcopy__(self, memo: object) -> UserSession:
+        return self  # Gradio copies initial state, and a page has one session
 
-    def supersede(self) -> int:
-        """Begin something newer: whatever runs for an older sequence number is out of date."""
+    def next_sequence(self) -> int:
+        """Return a new sequence number, which makes work for all older ones outdated."""
         with self.lock:
             self.sequence += 1
             return self.sequence
 
-    def admits(self, turn: int | None, wanted: sg.Gates | None = None) -> bool:
-        """Whether the mixer's ``turn``-th setting is still news: the tiers queue apart and may overtake each other.
+    def accepts(self, revision: int | None, wanted: sg.Gates | None = None) -> bool:
+        """Return whether no newer setting of the mixer arrived before: the tiers have queues of their own.
 
-        Where it is, ``wanted`` becomes the newest setting, and the answer that is being written for another one ends.
+        Args:
+            revision: number of the setting, which rises; None for a client that does not count.
+            wanted: the setting, which becomes the newest one if accepted; answers for another one then stop.
         """
         with self.lock:
-            if turn is None or turn >= self.newest_turn:
-                self.newest_turn = max(self.newest_turn, turn or 0)
+            if revision is None or revision >= self.newest_revision:
+                self.newest_revision = max(self.newest_revision, revision or 0)
                 self.wanted = wanted or self.wanted
                 return True
             return False
 
-    def outrank(self) -> int:
-        """The turn of a setting that the page makes by itself: above all that the hand has sent and that is still under way."""
+    def own_revision(self) -> int:
+        """Return the revision of a setting that the server makes, above all that the user has sent."""
         with self.lock:
-            self.newest_turn = (self.newest_turn // ROUND + 1) * ROUND
-            return self.newest_turn
+            self.newest_revision = (self.newest_revision // OWN_REVISION_STEP + 1) * OWN_REVISION_STEP
+            return self.newest_revision
 
     @property
-    def outranked(self) -> bool:
-        """Whether the newest setting is the page's own, which nobody's letting go of a fader will tell."""
-        return self.newest_turn % ROUND == 0
+    def set_by_server(self) -> bool:
+        """True where the newest setting is the server's, for which the page sends no event."""
+        return self.newest_revision % OWN_REVISION_STEP == 0
 
-    def admits_edit(self, picture: int, turn: int) -> bool:
-        """Whether the composer's ``turn``-th edit is still news, and about the picture that is shown."""
+    def accepts_edit(self, picture: int, revision: int) -> bool:
+        """Return whether an edit of the scene is of the picture on the page, and no newer one arrived before."""
         with self.lock:
-            if picture != self.pictures or turn < self.newest_edit:
+            if picture != self.pictures or revision < self.newest_edit:
                 return False
-            self.newest_edit = turn
+            self.newest_edit = revision
             return True
 
 
 @dataclass(frozen=True)
-class Told:
-    """Both answers as far as they are written, for the setting with this sequence number."""
+class AnswerUpdate:
+    """Both answers as far as they are generated, for the setting with this sequence number."""
 
     unchanged: str
     gated: str
@@ -175,51 +177,63 @@ class Told:
     limited: tuple[bool, bool] = (False, False)  # whether the original, the gated answer ended at MAX_NEW_TOKENS
 
 
-class Desk:
-    """The model, the learned gates that every visitor can choose, and the work done with them for many visitors."""
+class Engine:
+    """The model, the learned gates that the server offers, and the work for all users.
 
-    def __init__(self, vlm: sg.VLM, learned: Sequence[Learned] = (), bench: Bench | None = None) -> None:
-        self.vlm, self.learned, self.bench = vlm, list(learned), bench or Bench(vlm)
-        self.turns = Turnstile()
-        self.shelf = Shelf(WARM_BYTES)
-        self._recent: OrderedDict[int, Session] = OrderedDict()  # the idlest first
-        self._remembering = threading.Lock()
+    Args:
+        vlm: the model.
+        learned: gates that every user can choose.
+        backend: where the model runs; this process by default.
+    """
 
-    def ask(self, session: Session, question: str, gates: sg.Gates, image: Image.Image | None = None) -> None:
-        """Put a question about the session's image, or about one to take its place, under these gates or the session's learned ones.
+    def __init__(self, vlm: sg.VLM, learned: Sequence[LearnedGates] = (), backend: Backend | None = None) -> None:
+        self.vlm, self.learned, self.backend = vlm, list(learned), backend or Backend(vlm)
+        self.scheduler = Scheduler()
+        self.cache = Shelf(CACHE_BYTES)
+        self._recent: OrderedDict[int, UserSession] = OrderedDict()  # the least recently active first
+        self._recent_lock = threading.Lock()
 
-        On a fault the session keeps what it had.
+    def ask(self, session: UserSession, question: str, gates: sg.Gates, image: Image.Image | None = None) -> None:
+        """Ask a question; on an error the session stays as it was.
+
+        Args:
+            session: the user's session.
+            question: the question.
+            gates: scales, unless the session's learned gates set them.
+            image: an image that replaces the session's.
 
         Raises:
-            SinkgateError: there is no image, or the question cannot be read, or too many people ask (`turnstile.BusyError`).
+            SinkgateError: there is no image, or the question cannot be used, or the queue is full (`scheduler.BusyError`).
         """
         image = image or session.image
         if image is None:
-            raise sg.ImageError("There is no image yet: upload one or take a random scene.")
+            raise sg.ImageError("There is no picture yet: upload one, or press New scene.")
         prompt = self._prompt(image, question)
-        sequence = session.supersede()
+        sequence = session.next_sequence()
         learned = session.learned
         criterion = learned.criterion if learned else DEFAULT_CRITERION
-        with self.turns.turn(session, "ask"):
-            warm = self.bench.open(prompt, criterion)
-            unchanged = warm.predict()
-            rho = learned.read(warm) if learned else None
+        with self.scheduler.slot(session, "ask"):
+            prompt_session = self.backend.open(prompt, criterion)
+            unchanged = prompt_session.predict()
+            rho = learned.read(prompt_session) if learned else None
             gates = rho or gates
-            gated = warm.predict(gates)
-        self.shelf.use(warm)
+            gated = prompt_session.predict(gates)
+        self.cache.use(prompt_session)
         session.image, session.question, session.wanted = image, question, gates
-        session.case = Case(warm, unchanged, gates, gated, sequence, sequence, criterion, learned, rho)
+        session.state = QuestionState(
+            prompt_session, unchanged, gates, gated, sequence, sequence, criterion, learned, rho
+        )
         session.notice = unknown_sentence(self.vlm.unknown_words(question))
-        self._remember(session)
+        self._touch(session)
 
-    def learn(self, session: Session, learned: Learned | None) -> None:
-        """Let learned gates read the question at hand and all that follow; None takes them away and puts all scales at 1.
+    def set_learned(self, session: UserSession, learned: LearnedGates | None) -> None:
+        """Let learned gates read the current question and all that follow; None removes them and sets all scales to 1.
 
-        On a fault the session keeps what it had.
+        On an error the session stays as it was.
         """
-        case, before = session.case, session.learned
+        state, before = session.state, session.learned
         criterion = learned.criterion if learned else DEFAULT_CRITERION
-        if case is None or case.criterion != criterion:
+        if state is None or state.criterion != criterion:
             session.learned = learned
             try:
                 self.ask(session, session.question, sg.Gates.ones(self.vlm))
@@ -227,51 +241,62 @@ class Desk:
                 session.learned = before
                 raise
             return
-        with self.turns.turn(session, "fast"):
-            rho = learned.read(case.warm) if learned else None
-            case = self.turn(session, rho or sg.Gates.ones(self.vlm))
-        session.learned = case.learned = learned
-        case.rho = rho
+        with self.scheduler.slot(session, "fast"):
+            rho = learned.read(state.prompt_session) if learned else None
+            state = self.set_gates(session, rho or sg.Gates.ones(self.vlm))
+        session.learned = state.learned = learned
+        state.rho = rho
 
-    def turn(self, session: Session, gates: sg.Gates) -> Case:
-        """The fast tier: one prefill under these gates, unless they are the ones already shown."""
-        with self.turns.turn(session, "fast"):
-            if session.case is None:  # forgotten to save memory: computed again
+    def set_gates(self, session: UserSession, gates: sg.Gates) -> QuestionState:
+        """Run the fast tier: one prefill under these gates, unless they are set already."""
+        with self.scheduler.slot(session, "fast"):
+            if session.state is None:  # dropped to save memory: computed again
                 self.ask(session, session.question, gates)
-            case = session.case
-            assert case is not None
+            state = session.state
+            assert state is not None
             session.wanted = gates
-            if not same_scales(case.gates, gates):
-                sequence, before, begun = session.supersede(), case.warm.layers_run, time.monotonic()
-                gated = case.warm.predict(gates)
-                case.layers_run, case.seconds = case.warm.layers_run - before, time.monotonic() - begun
-                self.shelf.use(case.warm)
+            if not same_scales(state.gates, gates):
+                sequence, before, begun = session.next_sequence(), state.prompt_session.layers_run, time.monotonic()
+                gated = state.prompt_session.predict(gates)
+                state.layers_run, state.seconds = state.prompt_session.layers_run - before, time.monotonic() - begun
+                self.cache.use(state.prompt_session)
                 with session.lock:
-                    case.gates, case.gated, case.gated_done, case.sequence = gates, gated, False, sequence
-            self._remember(session)
-            return case
+                    state.gates, state.gated, state.gated_done, state.sequence = gates, gated, False, sequence
+            self._touch(session)
+            return state
 
-    def tell(self, session: Session, gates: sg.Gates) -> Iterator[Told]:
-        """The slow tier: growing answers; ends early, before one that is ``done``, when something newer began."""
+    def stream_answers(self, session: UserSession, gates: sg.Gates) -> Iterator[AnswerUpdate]:
+        """Run the slow tier: yield growing answers; end early, before one that is ``done``, when they are outdated."""
         with session.lock:
-            session.telling += 1
+            session.streams += 1
         try:
-            yield from self._tell(session, gates)
+            yield from self._stream_answers(session, gates)
         finally:
             with session.lock:
-                session.telling -= 1
+                session.streams -= 1
 
     def answer(
-        self, visitor: Hashable, image: Image.Image, question: str, gates: sg.Gates
+        self, client: Hashable, image: Image.Image, question: str, gates: sg.Gates
     ) -> tuple[sg.Trace, sg.SinkMap]:
-        """One answer for a program, in its turn; with the sinks of the prompt. Raises as `ask`."""
+        """Return one answer for the API, and the sinks of its prompt.
+
+        Args:
+            client: identifies the client, for the limits of the queue.
+            image: the image.
+            question: the question.
+            gates: scales of the Keys.
+
+        Raises:
+            SinkgateError: as `ask`.
+        """
         prompt = self._prompt(image, question)
-        with self.turns.turn(visitor, "api"):
-            warm = self.bench.open(prompt, DEFAULT_CRITERION)
-            return warm.answer(gates, max_new_tokens=MAX_NEW_TOKENS, stop=Deadline()), warm.sinks
+        with self.scheduler.slot(client, "api"):
+            prompt_session = self.backend.open(prompt, DEFAULT_CRITERION)
+            trace = prompt_session.answer(gates, max_new_tokens=MAX_NEW_TOKENS, stop=Deadline())
+            return trace, prompt_session.sinks
 
     def read_gates(self, value: Any) -> sg.Gates:
-        """The mixer's value as gates for this model; raises `sinkgate.GateError` for anything else."""
+        """Return the mixer's value as gates for this model; raises `sinkgate.GateError` for anything else."""
         try:
             v_sink = [float(scale) for scale in value["v_sink"]]
             rest = [float(scale) for scale in value["rest"]]
@@ -280,81 +305,82 @@ class Desk:
         return sg.Gates.from_lists(v_sink=v_sink, rest=rest, model=self.vlm.name).for_model(self.vlm)
 
     def parse_gates(self, text: str) -> sg.Gates:
-        """Gates from their JSON form, checked against this model."""
+        """Return gates from JSON, checked against this model; raises `sinkgate.GateError`."""
         if len(text) > MAX_GATES_TEXT:
-            raise sg.GateError(f"Gates of this model take a few hundred characters; this has {len(text)}.")
+            raise sg.GateError(f"The gates have {len(text):,} characters, limit {MAX_GATES_TEXT:,}.")
         return sg.Gates.from_json(text).for_model(self.vlm)
 
     @property
-    def visitors(self) -> int:
-        """Visitors who are remembered."""
+    def sessions(self) -> int:
+        """Number of sessions in memory."""
         return len(self._recent)
 
     @property
-    def kept_bytes(self) -> int:
-        """Memory of all visitors' pictures and gates, in bytes, without their warm prompts."""
-        with self._remembering:
+    def session_bytes(self) -> int:
+        """Memory of all pictures and uploaded gates, in bytes, without key-value caches."""
+        with self._recent_lock:
             return sum(session.nbytes for session in self._recent.values())
 
     def _prompt(self, image: Image.Image, question: str) -> sg.Prompt:
         if len(question) > MAX_QUESTION:
-            raise sg.PromptError(f"The question has {len(question)} characters; at most {MAX_QUESTION} are read.")
-        return self.bench.prompt(image, question)
+            raise sg.PromptError(f"Question too long: {len(question)} characters, limit {MAX_QUESTION}.")
+        return self.backend.prompt(image, question)
 
-    def _tell(self, session: Session, gates: sg.Gates) -> Iterator[Told]:
-        with self.turns.turn(session, "fast"):
-            case = self.turn(session, gates)
-            mine = case.sequence
+    def _stream_answers(self, session: UserSession, gates: sg.Gates) -> Iterator[AnswerUpdate]:
+        with self.scheduler.slot(session, "fast"):
+            state = self.set_gates(session, gates)
+            sequence = state.sequence
 
         def outdated() -> bool:
-            return session.sequence != mine or (session.wanted is not None and not same_scales(session.wanted, gates))
+            newer = session.wanted is not None and not same_scales(session.wanted, gates)
+            return newer or session.sequence != sequence
 
-        if not case.unchanged_done:
-            run = _Run(case, None, outdated, self.turns.turn(session, "slow"))
-            for text in run:
-                yield Told(text, text if gates.is_identity else "", mine)
+        if not state.unchanged_done:
+            stream = _AnswerStream(state, None, outdated, self.scheduler.slot(session, "slow"))
+            for text in stream:
+                yield AnswerUpdate(text, text if gates.is_identity else "", sequence)
             with session.lock:
-                if run.stopped or outdated() or run.trace is None:
+                if stream.stopped or outdated() or stream.trace is None:
                     return
-                case.unchanged, case.unchanged_done = run.trace, True
-        unchanged = case.unchanged.text
+                state.unchanged, state.unchanged_done = stream.trace, True
+        unchanged = state.unchanged.text
         if gates.is_identity:
-            case.gated, case.gated_done = case.unchanged, True
-        elif not case.gated_done:
-            run = _Run(case, gates, outdated, self.turns.turn(session, "slow"))
-            for text in run:
-                yield Told(unchanged, text, mine)
+            state.gated, state.gated_done = state.unchanged, True
+        elif not state.gated_done:
+            stream = _AnswerStream(state, gates, outdated, self.scheduler.slot(session, "slow"))
+            for text in stream:
+                yield AnswerUpdate(unchanged, text, sequence)
             with session.lock:
-                if run.stopped or outdated() or run.trace is None:
+                if stream.stopped or outdated() or stream.trace is None:
                     return
-                case.gated, case.gated_done = run.trace, True
-        limited = self._limited(case.unchanged), self._limited(case.gated)
-        yield Told(unchanged, case.gated.text, mine, done=True, cut=case.cut, limited=limited)
+                state.gated, state.gated_done = stream.trace, True
+        limited = self._limited(state.unchanged), self._limited(state.gated)
+        yield AnswerUpdate(unchanged, state.gated.text, sequence, done=True, cut=state.cut, limited=limited)
 
     def _limited(self, trace: sg.Trace) -> bool:
         """Return whether an answer ended at `MAX_NEW_TOKENS`, before the model ended it."""
         ends = getattr(self.vlm.model.generation_config, "eos_token_id", None)
         return len(trace.ids) >= MAX_NEW_TOKENS and trace.ids[-1] not in (ends if isinstance(ends, list) else [ends])
 
-    def _remember(self, session: Session) -> None:
-        """Note that a session was just used; the idlest lose their case, then everything."""
-        with self._remembering:
+    def _touch(self, session: UserSession) -> None:
+        """Note that a session is active; the least recently active lose their question's state, then everything."""
+        with self._recent_lock:
             self._recent[id(session)] = session
             self._recent.move_to_end(id(session))
-            held = 0
+            total = 0
             for rank, other in enumerate(reversed(list(self._recent.values()))):
-                held += other.nbytes
-                if other.telling:
+                total += other.nbytes
+                if other.streams:
                     continue
-                if rank >= KEPT_CASES:
-                    other.case = None
-                if rank >= KEPT_VISITORS or (rank and held > KEPT_BYTES):
+                if rank >= MAX_QUESTION_STATES:
+                    other.state = None
+                if rank >= MAX_SESSIONS or (rank and total > MAX_SESSION_BYTES):
                     del self._recent[id(other)]
-                    other.forget()
+                    other.expire()
 
 
 class Deadline:
-    """A question to ask after each token: has the answer taken too long? ``passed`` remembers that it had."""
+    """A condition to check after each token: true once the seconds have passed since the first check."""
 
     def __init__(self, seconds: float = ANSWER_SECONDS) -> None:
         self.seconds, self.passed = seconds, False
@@ -366,16 +392,20 @@ class Deadline:
         return self.passed
 
 
-class _Run:
+class _AnswerStream:
     """One streamed answer: ``trace`` is set at its end, ``stopped`` where it was abandoned for a newer setting.
 
-    ``stopped`` stays set when the newer setting is taken back: what was generated until then is no whole answer.
+    ``stopped`` stays set when the newer setting is taken back: the tokens generated until then are no whole answer.
     """
 
     def __init__(
-        self, case: Case, gates: sg.Gates | None, outdated: Callable[[], bool], turn: AbstractContextManager[Any]
+        self,
+        state: QuestionState,
+        gates: sg.Gates | None,
+        outdated: Callable[[], bool],
+        slot: AbstractContextManager[Any],
     ) -> None:
-        self.case, self.gates, self.outdated, self.turn = case, gates, outdated, turn
+        self.state, self.gates, self.outdated, self.slot = state, gates, outdated, slot
         self.trace: sg.Trace | None = None
         self.stopped = False
 
@@ -386,32 +416,37 @@ class _Run:
             self.stopped = self.stopped or self.outdated()
             return self.stopped or deadline()
 
-        self.trace = yield from self.case.warm.stream(
-            self.gates, max_new_tokens=MAX_NEW_TOKENS, stop=stop, within=self.turn
+        self.trace = yield from self.state.prompt_session.stream(
+            self.gates, max_new_tokens=MAX_NEW_TOKENS, stop=stop, within=self.slot
         )
-        self.case.cut |= deadline.passed
+        self.state.cut |= deadline.passed
 
 
 def same_scales(first: sg.Gates, second: sg.Gates) -> bool:
-    """Whether two tables of gates are equal, scale by scale."""
+    """Return whether two tables of gates are equal, scale by scale."""
     return first.scales.tolist() == second.scales.tolist()
 
 
 def unknown_sentence(words: list[str]) -> str:
-    """One calm sentence about words that the model never learnt; empty where it knows them all."""
+    """Return a sentence about words that are not in the model's vocabulary; empty if there are none."""
     if not words:
         return ""
-    named = ", ".join(f"“{word}”" for word in words[:6]) + (" and more" if len(words) > 6 else "")
-    return f"The model never learnt {named}; it answers as if {'this word were' if len(words) == 1 else 'they were'} a blank."
+    names = ", ".join(f"“{word}”" for word in words[:6]) + (" and more" if len(words) > 6 else "")
+    single = len(words) == 1
+    return f"The model does not know the word{'' if single else 's'} {names}: {'it' if single else 'each'} is read as <unk>."
 
 
 def open_picture(picture: str) -> Image.Image:
-    """An uploaded file (its path) or a data URL as a checked RGB image of bounded size; raises `sinkgate.ImageError`."""
+    """Return an uploaded file (its path) or a data URL as an RGB image of at most `MAX_PIXELS`.
+
+    Raises:
+        ImageError: it is no PNG, JPEG or WebP, or it is broken.
+    """
     try:
         inline = picture.startswith("data:")
         data = base64.b64decode(picture.partition(",")[2], validate=True) if inline else Path(picture).read_bytes()
     except (binascii.Error, OSError):
-        raise sg.ImageError("This is not a picture: its data cannot be decoded, or are no longer here.") from None
+        raise sg.ImageError("The picture cannot be decoded, or its file is no longer here: upload it again.") from None
     if data and not (data.startswith(SIGNATURES) or data[8:12] == b"WEBP"):
-        raise sg.ImageError("This is no PNG, JPEG or WebP: save the picture as one of these.")
-    return sg.open_image(data, max_pixels=MOST_PIXELS)
+        raise sg.ImageError("Use a PNG, JPEG or WebP picture: this file is none of them.")
+    return sg.open_image(data, max_pixels=MAX_PIXELS)

@@ -1,4 +1,4 @@
-"""What the page is sent: plain JSON values made from a case, ready to draw."""
+"""View model: plain JSON values made from a question's state, ready to draw."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ import sinkgate as sg
 from sinkgate.images.layout import Sheet
 
 from .gate_library import in_layers
-from .state import MAX_NEW_TOKENS, Case, Told
+from .state import MAX_NEW_TOKENS, AnswerUpdate, QuestionState
 
 JSON = dict[str, Any]
 TOP_WORDS = 6
-HOLE = 255  # in films, where a sheet has no token; shades end below it
-UNPLACED = "where the visual tokens lie in the picture is not known"
+HOLE = 255  # byte of a thumbnail's cell without a token; shades end below it
+UNPLACED = "the places of the visual tokens in the picture are not known"
 
 
 @dataclass(frozen=True)
 class Lens:
-    """Which attention map is looked at."""
+    """The attention map on the page."""
 
     layer: int = 0
     head: int | None = None  # None: mean over heads
-    row: int = 0  # the query that wrote this generated token; 0 is the last token of the prompt
-    hide: bool = False
+    row: int = 0  # the query that generated this token; 0 is the last token of the prompt
+    hide: bool = False  # mask sinks
     sheet: int = 0  # of the prompt's
 
     @classmethod
     def read(cls, value: Any, vlm: sg.VLM, sheets: int = 1) -> Lens:
-        """The page's choice, bent to what model and prompt have: a lens is never a reason to fail."""
+        """Return the page's choice, each value replaced where model and prompt do not have it: never fails."""
         value = value if isinstance(value, Mapping) else {}
         layer, head, row, sheet = (_whole(value.get(key)) for key in ("layer", "head", "row", "sheet"))
         return cls(
@@ -50,86 +50,91 @@ class Lens:
         )
 
 
-def frame(case: Case, lens: Lens) -> JSON:
-    """Everything that follows the faders and the scene: maps, markers, probabilities, shares."""
-    rows = {"unchanged": case.unchanged, "gated": case.gated}
-    finished = case.unchanged_done and case.gated_done
+def frame(state: QuestionState, lens: Lens) -> JSON:
+    """Return everything that depends on the faders and the scene: maps, markers, probabilities, shares."""
+    rows = {"unchanged": state.unchanged, "gated": state.gated}
+    finished = state.unchanged_done and state.gated_done
     if finished and all(lens.row >= trace.attention.shape[2] for trace in rows.values()):
-        lens = replace(lens, row=0)  # of another answer, which was longer
-    hidden = (case.sinks.v_sink | case.sinks.l_sink[lens.layer]) if lens.hide else None
+        lens = replace(lens, row=0)  # it belonged to another answer, which was longer
+    hidden = (state.sinks.v_sink | state.sinks.l_sink[lens.layer]) if lens.hide else None
     before, after = (_map(trace, lens, hidden) for trace in rows.values())
-    sheet = case.prompt.sheets[lens.sheet]
-    marks, elsewhere = _marks(case, lens)
+    sheet = state.prompt.sheets[lens.sheet]
+    marks, elsewhere = _marks(state, lens)
     return {
-        "tick": time.monotonic_ns() // 1000,  # rises: the page drops frames that arrive late
-        "began": case.began,
-        "sequence": case.sequence,
+        "tick": time.monotonic_ns() // 1000,  # rises, so that the page can drop frames that arrive late
+        "began": state.began,
+        "sequence": state.sequence,
         "finished": finished,
-        "model": case.warm.vlm.name,
+        "model": state.prompt_session.vlm.name,
         "lens": asdict(lens),
-        "sheets": sheet_names(case.prompt.sheets),
+        "sheets": sheet_names(state.prompt.sheets),
         "grid": list(sheet.grid),
         "placed": sheet.box is not None,
-        "note": sentence(case.prompt.note or ("" if sheet.box else UNPLACED)),
+        "note": sentence(state.prompt.note or ("" if sheet.box else UNPLACED)),
         "before": before,
         "after": after,
         "exact": None if hidden is None else [_map(trace, lens, None) for trace in rows.values()],
         "top": max([1e-9, *(share for share in [*(before or []), *(after or [])] if share is not None)]),
         "marks": marks,
         "elsewhere": elsewhere,
-        "films": _films(case.gated, lens.sheet),
-        "queries": _queries(case),
-        "words": _words(case),
-        "shares": {name: _shares(trace, case.sinks, lens.row) for name, trace in rows.items()},
-        "gates": {"v_sink": _column(case.gates, 0), "rest": _column(case.gates, 2)},
-        "identity": case.gates.is_identity,
-        "learned": _learned(case),
-        "summary": case.sinks.summary(),
-        "cost": _cost(case),
+        "films": _thumbnails(state.gated, lens.sheet),
+        "queries": _queries(state),
+        "words": _words(state),
+        "shares": {name: _shares(trace, state.sinks, lens.row) for name, trace in rows.items()},
+        "gates": {"v_sink": _column(state.gates, 0), "rest": _column(state.gates, 2)},
+        "identity": state.gates.is_identity,
+        "learned": _learned(state),
+        "summary": state.sinks.summary(),
+        "cost": _cost(state),
     }
 
 
-def _learned(case: Case) -> JSON | None:
-    """What learned gates said: rho of every layer, 1 where no gate read; None where none are at work."""
-    if case.learned is None or case.rho is None:
+def _learned(state: QuestionState) -> JSON | None:
+    """Return the scales of learned gates for every layer, 1 where a layer has none; None without learned gates."""
+    if state.learned is None or state.rho is None:
         return None
     return {
-        "name": case.learned.name,
-        "layers": list(case.learned.layers),
-        "off": sorted(case.learned.off),
-        "rho": {"v_sink": _column(case.rho, 0), "rest": _column(case.rho, 2)},
+        "name": state.learned.name,
+        "layers": list(state.learned.layers),
+        "off": sorted(state.learned.off),
+        "rho": {"v_sink": _column(state.rho, 0), "rest": _column(state.rho, 2)},
     }
 
 
-def _cost(case: Case) -> str:
+def _cost(state: QuestionState) -> str:
     """Return the layers and the time that the last move of a fader took, in words."""
-    if not case.seconds:
+    if not state.seconds:
         return ""
-    layers = len(case.warm.vlm.adapter.all_layers)
-    first = layers - case.layers_run if case.warm.resumes else 0
-    return f"recomputed {in_layers(range(first, layers))} · {1000 * case.seconds:.0f} ms"
+    layers = len(state.prompt_session.vlm.adapter.all_layers)
+    first = layers - state.layers_run if state.prompt_session.resumes else 0
+    return f"recomputed {in_layers(range(first, layers))} · {1000 * state.seconds:.0f} ms"
 
 
-def answers(told: Told) -> JSON:
-    """Both answers, word by word, with those that differ marked once the texts are whole."""
-    first, second = told.unchanged.split(), told.gated.split()
+def answers(update: AnswerUpdate) -> JSON:
+    """Return both answers, word by word, with those that differ marked once the texts are complete."""
+    first, second = update.unchanged.split(), update.gated.split()
     changed: tuple[set[int], set[int]] = (set(), set())
-    if told.done:
+    if update.done:
         for kind, a, b, c, d in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
             if kind != "equal":
                 changed[0].update(range(a, b))
                 changed[1].update(range(c, d))
     return {
-        "sequence": told.sequence,
-        "done": told.done,
-        "cut": [MAX_NEW_TOKENS if cut else 0 for cut in told.limited],
+        "sequence": update.sequence,
+        "done": update.done,
+        "cut": [MAX_NEW_TOKENS if cut else 0 for cut in update.limited],
         "unchanged": [[word, index in changed[0]] for index, word in enumerate(first)],
         "gated": [[word, index in changed[1]] for index, word in enumerate(second)],
     }
 
 
 def view_urls(prompt: sg.Prompt, side: int = 448) -> list[str | None]:
-    """The part of the picture under each sheet, as data URLs small enough to send; None where tokens have no place."""
+    """Return the part of the picture under each sheet, as data URLs small enough to send; None where tokens have no place.
+
+    Args:
+        prompt: the prompt.
+        side: longest side, in pixels.
+    """
     views = [sheet.view(prompt.images) for sheet in prompt.sheets]
     for view in views:
         if view is not None:
@@ -138,28 +143,28 @@ def view_urls(prompt: sg.Prompt, side: int = 448) -> list[str | None]:
 
 
 def image_url(image: Image.Image) -> str:
-    """A picture as a JPEG data URL."""
+    """Return a picture as a JPEG data URL."""
     with io.BytesIO() as buffer:
         image.save(buffer, "JPEG", quality=88)
         return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def sentence(text: str) -> str:
-    """A message that begins in lower case and ends without a stop, as a sentence; nothing stays nothing."""
+    """Return a message with a capital letter and a full stop; an empty one stays empty."""
     return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
 
 
 def mixer_value(gates: sg.Gates) -> JSON:
-    """Gates as the mixer's value; raises `sinkgate.GateError` where it has no fader for them."""
+    """Return gates as the mixer's value; raises `sinkgate.GateError` where it has no fader for them."""
     if _column(gates, 1) != _column(gates, 2):
         raise sg.GateError(
-            "These gates treat L-sinks and ordinary tokens apart; the mixer has one fader for both and cannot show them."
+            "These gates scale L-sinks and ordinary tokens differently, and the mixer has one fader for both."
         )
     return {"v_sink": _column(gates, 0), "rest": _column(gates, 2)}
 
 
 def _map(trace: sg.Trace, lens: Lens, hidden: torch.Tensor | None) -> list[float | None] | None:
-    """Attention on the sheet, row-major, None in its holes; None altogether where this run has no such query yet."""
+    """Return attention on the sheet, row-major, None for cells without a token; None where this run has no such query."""
     if lens.row >= trace.attention.shape[2]:
         return None
     shares = trace.visual(lens.layer, lens.head, lens.row, hidden, lens.sheet)
@@ -168,15 +173,15 @@ def _map(trace: sg.Trace, lens: Lens, hidden: torch.Tensor | None) -> list[float
     return [share if token >= 0 else None for share, token in places]
 
 
-def _marks(case: Case, lens: Lens) -> tuple[list[JSON], str]:
-    """The sinks on the sheet, each with its cell and why it is one; and how many there are elsewhere, in words."""
-    layer, sheets = lens.layer, case.prompt.sheets
-    if layer not in case.reasons:
-        tokens = (case.sinks.v_sink | case.sinks.l_sink[layer]).nonzero().flatten().tolist()
-        case.reasons[layer] = {token: case.sinks.explain(token, layer) for token in tokens}
+def _marks(state: QuestionState, lens: Lens) -> tuple[list[JSON], str]:
+    """Return the sinks on the sheet, each with its cell and the reason; and the number of those elsewhere, in words."""
+    layer, sheets = lens.layer, state.prompt.sheets
+    if layer not in state.reasons:
+        tokens = (state.sinks.v_sink | state.sinks.l_sink[layer]).nonzero().flatten().tolist()
+        state.reasons[layer] = {token: state.sinks.explain(token, layer) for token in tokens}
     marks, away, outside = [], 0, 0
-    for token, why in case.reasons[layer].items():
-        kind = "v_sink" if case.sinks.v_sink[token] else "l_sink"
+    for token, why in state.reasons[layer].items():
+        kind = "v_sink" if state.sinks.v_sink[token] else "l_sink"
         if cell := sheets[lens.sheet].find(token):
             marks.append({"token": token, "cell": cell, "kind": kind, "why": why})
         elif any(sheet.find(token) for sheet in sheets):
@@ -184,22 +189,22 @@ def _marks(case: Case, lens: Lens) -> tuple[list[JSON], str]:
         else:
             outside += 1
     others = "on the other sheet" if len(sheets) == 2 else "on the other sheets"
-    counted = [(away, others), (outside, "outside of the picture")]
-    return marks, ", ".join(f"{n} more {'sink' if n == 1 else 'sinks'} {where}" for n, where in counted if n)
+    counts = [(away, others), (outside, "outside of the picture")]
+    return marks, ", ".join(f"{n} more {'sink' if n == 1 else 'sinks'} {where}" for n, where in counts if n)
 
 
-def _films(trace: sg.Trace, sheet: int) -> list[str]:
-    """One small picture a layer: the mean map of the first generated token, each on its own scale."""
-    films, holes = [], trace.sheets[sheet].tokens.flatten() < 0
+def _thumbnails(trace: sg.Trace, sheet: int) -> list[str]:
+    """Return one thumbnail a layer: the mean map of the first generated token, each on its own scale."""
+    thumbnails, holes = [], trace.sheets[sheet].tokens.flatten() < 0
     for layer in range(trace.attention.shape[0]):
         shares = trace.visual(layer, sheet=sheet).flatten()
         shades = (shares / shares.max().clamp_min(1e-9) * (HOLE - 1)).round().masked_fill(holes, HOLE)
-        films.append(base64.b64encode(shades.to(torch.uint8).numpy().tobytes()).decode())
-    return films
+        thumbnails.append(base64.b64encode(shades.to(torch.uint8).numpy().tobytes()).decode())
+    return thumbnails
 
 
 def sheet_names(sheets: tuple[Sheet, ...]) -> list[str]:
-    """What the sheets are called: of those of one picture the coarsest is its overview, the others are its tiles."""
+    """Return names of the sheets: of those of one picture the coarsest is the overview, the others are tiles."""
     images = {sheet.image for sheet in sheets}
     names = []
     for sheet in sheets:
@@ -214,9 +219,9 @@ def sheet_names(sheets: tuple[Sheet, ...]) -> list[str]:
     return names
 
 
-def _queries(case: Case) -> list[str]:
+def _queries(state: QuestionState) -> list[str]:
     """Return a name for each query: its token and the one that it generates, of both answers where these differ."""
-    answers = [trace.tokens for trace in (case.unchanged, case.gated)]
+    answers = [trace.tokens for trace in (state.unchanged, state.gated)]
     tokens = [_either(*pair) for pair in zip_longest(*answers)]
     if not tokens:
         return ["last prompt token"]
@@ -230,9 +235,9 @@ def _either(original: str | None, gated: str | None) -> str:
     return " / ".join(shown)
 
 
-def _words(case: Case) -> list[list[Any]]:
+def _words(state: QuestionState) -> list[list[Any]]:
     """Return the likeliest first tokens of either run: text, probability originally, probability gated."""
-    before, after = case.unchanged, case.gated
+    before, after = state.unchanged, state.gated
     names = {
         token: name
         for trace in (before, after)

@@ -97,7 +97,7 @@ def is_well(address: str) -> bool:
         return False
 
 
-def made_up_visitors(client: httpx.Client, address: str, count: int) -> list[int]:
+def requests_from_many(client: httpx.Client, address: str, count: int) -> list[int]:
     """So many requests within a minute, under many made-up addresses; their answers' codes."""
 
     def ask(number: int) -> int:

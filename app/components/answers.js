@@ -24,13 +24,13 @@ function draw() {
   freshness();
 }
 
-// An answer belongs to one setting of faders and scene: while they are elsewhere it is shown as out of date.
+// An answer belongs to one setting of faders and scene: after another one it is shown as outdated.
 function freshness() {
   const value = props.value || {};
   const older = (sequence) => Boolean(frame && value.sequence !== undefined && value.sequence < sequence);
   const stale = older(frame?.sequence);
   box.gated.classList.toggle("stale", stale);
-  box.unchanged.classList.toggle("stale", older(frame?.began)); // no fader moves it, another question or scene does
+  box.unchanged.classList.toggle("stale", older(frame?.began)); // only another question or scene changes it
   const same = JSON.stringify((value.unchanged || []).map(([word]) => word)) ===
     JSON.stringify((value.gated || []).map(([word]) => word));
   for (const side of SIDES) {
@@ -39,10 +39,10 @@ function freshness() {
     box[side].querySelector("small").textContent = parts.filter(Boolean).join(" · ");
   }
   element.dataset.done = String(Boolean(value.done) && !stale);
-  page.say("answers", { ...value, stale });
+  page.publish("answers", { ...value, stale });
 }
 
-page.hear("sync", (newest) => { sync = newest; freshness(); });
-page.hear("frame", (newest) => { frame = newest; freshness(); });
+page.subscribe("sync", (newest) => { sync = newest; freshness(); });
+page.subscribe("frame", (newest) => { frame = newest; freshness(); });
 draw();
 watch("value", draw);

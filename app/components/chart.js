@@ -2,7 +2,7 @@ const page = window.sinkgate;
 const plot = element.querySelector(".plot");
 const keys = element.querySelector(".keys");
 const reading = element.querySelector(".reading");
-const GROUPS = { // one colour, dash and marker each, so that none is told by colour alone
+const GROUPS = { // colour and marker, so that groups differ in more than colour
   v_sink: { name: "V-sinks", marker: "M0-4L4 3.5H-4Z" },
   l_sink: { name: "L-sinks", marker: "M-3-3H3V3H-3Z" },
   ordinary: { name: "ordinary tokens", marker: "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0" },
@@ -32,7 +32,7 @@ function across(layer, width) {
   return LEFT + ((width - LEFT - RIGHT) * layer) / Math.max(1, layers() - 1);
 }
 
-// Every share of a layer in words, for the line under the chart.
+// All shares of one layer in words, for the line under the chart.
 function words(layer) {
   const parts = groups().map((group) => {
     const [before, after] = [frame.shares.unchanged, frame.shares.gated].map((shares) => shares && shares[group][layer]);
@@ -101,7 +101,7 @@ plot.addEventListener("pointermove", (event) => {
 });
 plot.addEventListener("pointerleave", () => { reading.textContent = ""; });
 
-page.hear("frame", (newest) => {
+page.subscribe("frame", (newest) => {
   frame = newest;
   draw();
 });

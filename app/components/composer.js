@@ -1,6 +1,6 @@
 const page = window.sinkgate;
 const { shapes, colors, sizes, backgrounds, most, gap, margin } = props.world;
-const NOTE = 2500; // ms that a note stays
+const NOTE = 2500; // ms until a note disappears
 const STEP = 1 / 32; // of the picture's side: one press of an arrow key
 const NONE = -1;
 
@@ -10,12 +10,12 @@ const ghost = element.querySelector(".ghost");
 const things = element.querySelector(".things");
 const note = element.querySelector(".note");
 let scene = null;
-let picture = 0; // the server's number for the picture that is edited
-let turn = 0; // rises with every edit sent, so that the server can tell which of two is newer
+let picture = 0; // the server's index of the edited picture
+let revision = 0; // rises with every edit sent, so that the server can order them
 let open = false;
-let chosen = NONE; // index of the object that the tools change
-let brush = { shape: "circle", color: "red", size: "small" }; // the look of the chosen object, and of the next one
-let held = null; // {x, y, moved}: from the pointer to the centre of the object that it drags, and whether it has
+let chosen = NONE; // index of the selected object
+let brush = { shape: "circle", color: "red", size: "small" }; // properties of the selected object, and of the next one
+let held = null; // {x, y, moved}: offset from the pointer to the centre of the dragged object, and whether it has moved
 let noteTimer = null;
 
 function copy(value) {
@@ -25,8 +25,8 @@ function copy(value) {
 // ---- sending -------------------------------------------------------------------------------------------
 
 function send(event) {
-  turn += 1;
-  props.value = { scene: copy(scene), picture, turn };
+  revision += 1;
+  props.value = { scene: copy(scene), picture, revision };
   trigger(event);
 }
 
@@ -44,7 +44,7 @@ function apart(a, b) {
   return Math.max(Math.abs(a.x - b.x), Math.abs(a.y - b.y)) >= sizes[a.size] + sizes[b.size] + gap - 1e-6;
 }
 
-// The object at the free place nearest to where it is wanted: there, or along the edge of what stands in its way.
+// The object at the nearest free place: where it is dropped, or along the edge of another object.
 function nearest(wanted, index) {
   const others = scene.objects.filter((_, other) => other !== index);
   const low = sizes[wanted.size] + margin;
@@ -75,9 +75,9 @@ function choose(index) {
 }
 
 function add(x, y) {
-  if (scene.objects.length >= most) return say(most + " objects are the most.");
+  if (scene.objects.length >= most) return say("Limit: " + most + " objects.");
   const item = nearest({ ...brush, x, y }, NONE);
-  if (!item) return say("No room for a " + brush.size + " one.");
+  if (!item) return say("No room for a " + brush.size + " object.");
   scene.objects.push(item);
   choose(scene.objects.length - 1);
   settled();
@@ -85,7 +85,7 @@ function add(x, y) {
 
 function remove() {
   if (chosen === NONE) return;
-  if (scene.objects.length === 1) return say("The last one stays.");
+  if (scene.objects.length === 1) return say("A scene has at least one object.");
   scene.objects.splice(chosen, 1);
   const next = things.contains(document.activeElement) ? Math.min(chosen, scene.objects.length - 1) : NONE;
   choose(next);
@@ -96,7 +96,7 @@ function remove() {
 function restyle(change) {
   if (chosen !== NONE) {
     const item = nearest({ ...scene.objects[chosen], ...change }, chosen);
-    if (!item) return say("No room for a " + change.size + " one.");
+    if (!item) return say("No room for a " + change.size + " object.");
     scene.objects[chosen] = item;
   }
   brush = { ...brush, ...change };
@@ -157,7 +157,7 @@ function draw() {
   }
   element.querySelector(".add").disabled = scene.objects.length >= most;
   element.querySelector(".remove").disabled = chosen === NONE || scene.objects.length === 1;
-  element.scene = scene; // what is drawn, for the browser tests
+  element.scene = scene; // for the browser tests
 }
 
 // ---- pointer -------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ things.addEventListener("pointermove", (event) => {
   pace.moved();
 });
 
-// A finger on an object drags it and does not scroll the page. `touch-action` on a part of an SVG is not heeded.
+// A finger on an object drags it and does not scroll the page; `touch-action` has no effect within an SVG.
 things.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
 
 for (const name of ["pointerup", "pointercancel"]) {
@@ -212,7 +212,7 @@ ground.addEventListener("click", (event) => {
   add(x, y);
 });
 
-// Where the next object would land, while the mouse is over the ground.
+// Preview of the next object's place, while the mouse is over the ground.
 ground.addEventListener("pointermove", (event) => {
   const item = event.pointerType === "mouse" && scene.objects.length < most && nearest({ ...brush, ...pointAt(event) }, NONE);
   ghost.classList.toggle("shown", Boolean(item));
@@ -279,24 +279,24 @@ addTools("backgrounds", "background", Object.keys(backgrounds), (background) => 
 element.querySelector(".add").addEventListener("click", () => add(0.5, 0.5));
 element.querySelector(".remove").addEventListener("click", remove);
 
-// ---- what the server has -------------------------------------------------------------------------------
+// ---- values of the server -------------------------------------------------------------------------------
 
 function receive() {
   const value = props.value || {};
   const same = value.picture === picture;
-  if (same && (held || pace.busy() || value.turn < turn)) return; // the hand on the object wins
+  if (same && (held || pace.busy() || value.revision < revision)) return; // an object that the user is dragging is not overwritten
   if (same && JSON.stringify(value.scene) === JSON.stringify(scene)) return;
   pace.stop();
   held = null;
   scene = copy(value.scene || null);
   picture = value.picture || 0;
-  turn = Math.max(turn, value.turn || 0);
+  revision = Math.max(revision, value.revision || 0);
   if (!scene) open = false;
   if (!same || !scene?.objects[chosen]) chosen = NONE;
   draw();
 }
 
-page.hear("compose", (on) => {
+page.subscribe("compose", (on) => {
   if (!scene) return;
   open = on;
   chosen = NONE;

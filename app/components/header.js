@@ -4,7 +4,7 @@ element.querySelector(".model").textContent = props.value.model;
 element.querySelector(".share").addEventListener("click", () => {
   const fold = document.querySelector("#gates .label-wrap");
   if (!fold.classList.contains("open")) fold.click();
-  page.say("share", true);
+  page.publish("share", true);
 });
 
 // The status line covers the words, and neither the model's name nor the buttons.

@@ -29,13 +29,13 @@ offered.addEventListener("change", () => {
   choose({ chosen: chosen ? chosen.name : null, off: [] });
 });
 
-// A strip of the mixer asks for its layer.
-page.hear("switch", (layer) => {
+// Sent by a strip of the mixer.
+page.subscribe("switch", (layer) => {
   const off = props.value.off.includes(layer) ? props.value.off.filter((other) => other !== layer) : [...props.value.off, layer];
   choose({ off });
 });
 
-page.hear("frame", ({ learned }) => {
+page.subscribe("frame", ({ learned }) => {
   const chosen = learned ? learned.name : null;
   if (chosen === props.value.chosen) due = false;
   else if (!due) { // an expired session has lost its gates

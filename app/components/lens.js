@@ -73,7 +73,7 @@ function name(select, names) {
 }
 
 let began = null;
-page.hear("frame", (frame) => {
+page.subscribe("frame", (frame) => {
   // Queries belong to an answer: another question begins at its first, and one that no answer has is left.
   const gone = frame.finished && props.value.row >= frame.queries.length;
   if ((began !== frame.began || gone) && props.value.row !== frame.lens.row) {
@@ -90,7 +90,7 @@ page.hear("frame", (frame) => {
 });
 
 // The layer whose fader is touched; the mixer's own event brings the frame.
-page.hear("touched", (layer) => {
+page.subscribe("touched", (layer) => {
   if (!follow.checked || layer === props.value.layer) return;
   props.value = { ...props.value, layer };
   drawChoice();

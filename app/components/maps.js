@@ -8,7 +8,7 @@ const remark = element.querySelector(".remark");
 let pictures = []; // under the maps, one for each sheet
 let frame = null;
 
-// One patch of thousands has little: two digits that count, where the page elsewhere says "<0.1 %".
+// One of thousands of patches has a small share: two significant digits, where the page elsewhere shows "<0.1 %".
 function fine(share) {
   return share < 1e-5 || share >= 1e-3 ? page.percent(share) : (100 * share).toPrecision(2) + " %";
 }
@@ -20,7 +20,7 @@ for (let x = 0; x < 256; x++) {
   scale.fillRect(x, 0, 1, 1);
 }
 
-// Where tokens have no place in a picture there is none under them, and a gap between them: no neighbours.
+// Tokens without a place in a picture have no picture below them, and a gap between them: they have no neighbours.
 function paint(canvas, shares, picture, width, height, gap) {
   const [rows, columns] = frame.grid;
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
@@ -35,7 +35,7 @@ function paint(canvas, shares, picture, width, height, gap) {
     draw.fillStyle = `rgb(${red}, ${green}, ${blue})`;
     draw.fillRect(x(column) + gap, y(row) + gap, x(column + 1) - x(column) - 2 * gap, y(row + 1) - y(row) - 2 * gap);
   });
-  if (picture) { // grey and faint: colour here means attention and nothing else
+  if (picture) { // grey and faint, so that colour shows attention only
     draw.filter = "grayscale(1)";
     draw.globalAlpha = 0.25;
     draw.drawImage(picture, 0, 0, width, height);
@@ -54,13 +54,13 @@ function drawMarks(layer) {
   layer.replaceChildren(...frame.marks.map(({ cell, kind, why: reason }) => {
     const mark = page.el("i", { class: "mark " + kind, title: reason, tabindex: 0, role: "img", "aria-label": reason });
     stand(mark, cell);
-    for (const event of ["pointerenter", "focus"]) mark.addEventListener(event, () => page.say("why", reason));
-    for (const event of ["pointerleave", "blur"]) mark.addEventListener(event, () => page.say("why", ""));
+    for (const event of ["pointerenter", "focus"]) mark.addEventListener(event, () => page.publish("why", reason));
+    for (const event of ["pointerleave", "blur"]) mark.addEventListener(event, () => page.publish("why", ""));
     return mark;
   }));
 }
 
-// The picture under the maps, where there is one, and how wide either is for its height.
+// The picture under the maps, if there is one, and the aspect ratio of the maps.
 function ground() {
   const picture = frame.placed ? pictures[frame.lens.sheet] : null;
   return [picture, picture ? picture.naturalWidth / picture.naturalHeight : frame.grid[1] / frame.grid[0]];
@@ -94,7 +94,7 @@ function draw() {
   pair.classList.toggle("wide", aspect >= 4);
   const sides = [frame.before, frame.after];
   canvases.forEach((canvas, side) => {
-    canvas.classList.toggle("stale", !sides[side]); // this query exists only once the answer is written
+    canvas.classList.toggle("stale", !sides[side]); // this query is not generated yet
     if (!sides[side]) return;
     const ratio = window.devicePixelRatio || 1;
     const [width, height] = [canvas.clientWidth * ratio, canvas.clientHeight * ratio].map(Math.round);
@@ -119,7 +119,7 @@ function draw() {
   element.querySelector(".state").textContent = frame.after ? (frame.identity ? "all faders at 1" : "") : missing;
 }
 
-// A map in words, for whoever cannot see it.
+// A map in words, for screen readers.
 function described(side) {
   const shares = (frame.exact || [frame.before, frame.after])[side];
   const of = `${side ? "Gated" : "Original model"}, layer ${frame.lens.layer}, ${frame.lens.head === null ? "mean of the heads" : "head " + frame.lens.head}`;
@@ -133,7 +133,7 @@ function cellName(index) {
   return frame.placed ? `row ${Math.floor(index / columns)}, column ${index % columns}` : `token ${index}`;
 }
 
-// The cell that is pointed at, on both maps, with what either shows there.
+// The cell under the pointer, on both maps, with its share in either.
 function point(screen, event) {
   const [rows, columns] = frame.grid;
   const box = screen.getBoundingClientRect();
@@ -164,15 +164,15 @@ function receive() {
   const sent = props.value;
   if (!sent || !sent.grid || (frame && sent.tick < frame.tick)) return;
   frame = sent;
-  element.frame = frame; // what was drawn last, for the browser tests
+  element.frame = frame; // for the browser tests
   element.dataset.tick = frame.tick;
   draw();
-  page.say("frame", frame);
+  page.publish("frame", frame);
 }
 
-// The pictures stay until the next ones are decoded: while an object is dragged there are many.
+// The pictures stay until the next ones are decoded: dragging an object sends many.
 let newest = "";
-page.hear("view", (view) => {
+page.subscribe("view", (view) => {
   const urls = [view.url, ...view.others];
   if (newest === urls.join()) return;
   newest = urls.join();

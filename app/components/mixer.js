@@ -1,23 +1,23 @@
 const page = window.sinkgate;
-const { layers, presets } = props.desk;
+const { layers, presets } = props.mixer;
 const GROUPS = ["v_sink", "rest"];
 const NAMES = { v_sink: "V-sinks", rest: "Other visual tokens" };
-const RANGE = 2; // scales that a fader reaches; twice as many where gates from JSON or a link go beyond
+const RANGE = 2; // largest scale of a fader; doubled where gates from JSON or a link have a larger one
 const ALL = -1; // the master strip
-const GLIDE = 600; // ms that the faders take to follow learned gates, from the lowest layer up, as the gates read
+const GLIDE = 600; // ms of the animation that follows learned gates, from the lowest layer up, in the order in which they read
 
 const strips = element.querySelector(".strips");
 const link = element.querySelector(".link");
 const faders = new Map(); // "group:layer" -> its elements
-const rhos = new Map(); // layer -> the button that says rho
+const rhos = new Map(); // layer -> the button that shows rho
 let setting = copy(props.value);
 let held = null; // {group, layer, scale, master} while the pointer drags
 let tap = null; // {fader, y} of a finger that may scroll the page: faders move by their knobs or by a tap
 let pressed = null; // the fader that was pressed last
-let focus = 0; // the layer whose faders the tab key reaches
-let turn = 0; // rises with every setting sent, so that the server can tell which of two is newer
-let learned = null; // the scales of learned gates for this question, as the frames have it
-let glided = -Infinity; // when the faders last moved by themselves
+let focus = 0; // the layer whose faders are in the tab order
+let revision = 0; // rises with every setting sent, so that the server can order them
+let learned = null; // learned gates and their scales for this question, from the frames
+let glided = -Infinity; // time of the last animation
 let top_ = RANGE; // the scale at the upper end of the faders
 
 function copy(value) {
@@ -27,9 +27,9 @@ function copy(value) {
 // ---- sending -------------------------------------------------------------------------------------------
 
 function send(event) {
-  if (event === "input") turn += 1;
-  props.value = { ...copy(setting), turn };
-  page.say("setting", props.value);
+  if (event === "input") revision += 1;
+  props.value = { ...copy(setting), revision };
+  page.publish("setting", props.value);
   trigger(event);
 }
 
@@ -70,9 +70,9 @@ function addStrip(layer) {
     const parts = {
       fader, fill: page.el("i", { class: "fill" }), knob: page.el("i", { class: "knob" }),
       meter: page.el("i", { class: "meter" }), number: page.el("span", { class: "number " + group }),
-      said: page.el("i", { class: "said" }),
+      rho: page.el("i", { class: "learned-scale" }),
     };
-    fader.append(page.el("i", { class: "track" }), parts.fill, parts.said, parts.knob);
+    fader.append(page.el("i", { class: "track" }), parts.fill, parts.rho, parts.knob);
     const column = page.el("div", { class: "column" }, fader, parts.number);
     if (layer !== ALL) fader.append(page.el("i", { class: "meter-box" }, parts.meter));
     faders.set(group + ":" + layer, parts);
@@ -80,7 +80,7 @@ function addStrip(layer) {
   }
   strip.append(pair);
   if (layer !== ALL) {
-    const rho = page.el("button", { type: "button", class: "rho", onclick: () => page.say("switch", layer) });
+    const rho = page.el("button", { type: "button", class: "rho", onclick: () => page.publish("switch", layer) });
     rho.hidden = true;
     rhos.set(layer, rho);
     strip.append(rho);
@@ -129,12 +129,12 @@ function drawLearned() {
     rho.title = on ? `The gate of layer ${layer} scales V-sinks by ${v}, other visual tokens by ${rest}. Press to switch it off.`
       : `The gate of layer ${layer} is off. Press to switch it on.`;
     for (const group of GROUPS) {
-      faders.get(group + ":" + layer).said.style.bottom = (100 * Math.min(learned.rho[group][layer], top_)) / top_ + "%";
+      faders.get(group + ":" + layer).rho.style.bottom = (100 * Math.min(learned.rho[group][layer], top_)) / top_ + "%";
     }
   }
 }
 
-// Faders that the page moves glide, one layer after the other; while an object is dragged they follow at once.
+// Faders that the server moves are animated, one layer after the other; not while an object is dragged.
 function glide() {
   const now = performance.now();
   strips.classList.toggle("gliding", now - glided > 2 * GLIDE);
@@ -164,7 +164,7 @@ function scaleAt(fader, y) {
 function layerAt(x) {
   let nearest = held.layer;
   let distance = Infinity;
-  x = Math.max(x, strips.querySelector(".master").getBoundingClientRect().right); // which covers the strips that are scrolled under it
+  x = Math.max(x, strips.querySelector(".master").getBoundingClientRect().right); // it covers the strips that are scrolled under it
   for (const strip of strips.children) {
     const layer = Number(strip.dataset.layer);
     const box = strip.getBoundingClientRect();
@@ -199,7 +199,7 @@ function press(fader, y) {
   put(held.group, layer, held.scale);
   if (layer !== ALL) {
     focus = layer;
-    page.say("touched", layer);
+    page.publish("touched", layer);
   }
   draw();
   pace.moved();
@@ -213,7 +213,7 @@ strips.addEventListener("pointermove", (event) => {
   const scale = snap(scaleAt(faders.get(group + ":" + layer).fader, event.clientY));
   const step = Math.sign(layer - held.layer);
   for (let between = held.layer + step; step && between !== layer; between += step) {
-    const share = (between - held.layer) / (layer - held.layer); // a quick stroke skips strips: draw a line through them
+    const share = (between - held.layer) / (layer - held.layer); // a quick stroke skips strips: interpolate between them
     put(group, between, held.scale + share * (scale - held.scale));
   }
   put(group, layer, scale);
@@ -233,7 +233,7 @@ for (const name of ["pointerup", "pointercancel"]) {
   });
 }
 
-// The event itself goes to whatever captured the pointer, and not to the fader.
+// The target of the event is the element that captured the pointer, not the fader.
 strips.addEventListener("dblclick", () => {
   if (!pressed) return;
   put(pressed.dataset.group, Number(pressed.dataset.layer), 1);
@@ -262,7 +262,7 @@ strips.addEventListener("keydown", (event) => {
     target.scrollIntoView({ block: "nearest", inline: "nearest" });
   } else if (next !== undefined) {
     put(group, layer, next);
-    if (layer !== ALL) page.say("touched", layer);
+    if (layer !== ALL) page.publish("touched", layer);
     draw();
     pace.keyed();
   } else return;
@@ -290,17 +290,17 @@ addStrip(ALL);
 for (let layer = 0; layer < layers; layer++) addStrip(layer);
 strips.style.setProperty("--step", GLIDE / 2 / layers + "ms");
 draw();
-page.hear("frame", (frame) => {
+page.subscribe("frame", (frame) => {
   learned = frame.learned;
   drawLearned();
   drawMeters(frame.shares.gated);
   element.querySelector(".cost").textContent = frame.cost;
 });
 watch("value", () => {
-  turn = Math.max(turn, props.value.turn || 0);
-  if (held || pace.busy()) return; // a setting that the user is making wins
+  revision = Math.max(revision, props.value.revision || 0);
+  if (held || pace.busy()) return; // a setting that the user is changing is not overwritten
   if (GROUPS.some((group) => setting[group].some((scale, layer) => scale !== props.value[group][layer]))) glide();
   setting = copy(props.value);
-  page.say("setting", props.value);
+  page.publish("setting", props.value);
   draw();
 });

@@ -33,10 +33,10 @@ function draw() {
   truth.hidden = !value.truth;
   truth.querySelector("p").textContent = value.truth || "";
   element.dataset.asked = value.asked || "";
-  if (value.view) page.say("view", { url: value.view, others: value.other_views });
+  if (value.view) page.publish("view", { url: value.view, others: value.other_views });
 }
 
 truth.addEventListener("toggle", draw);
-page.hear("refused", (sentence) => choose("refused", { refused: sentence }));
+page.subscribe("refused", (sentence) => choose("refused", { refused: sentence }));
 draw();
 watch("value", draw);

@@ -2,26 +2,26 @@ const page = window.sinkgate;
 const link = element.querySelector(".link");
 const lacks = element.querySelector(".lacks");
 const code = element.querySelector("code");
-const told = element.querySelector(".told");
+const notice = element.querySelector(".notice");
 const [SIDE, GAP, MARGIN, SCALE] = [440, 24, 28, 2]; // of a figure, in pixels; SCALE of them to each
 const PATIENCE = 4000; // ms: browsers allow copying for a short time after a click
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
-const [INK, SOFT, LINE] = ["#1d2329", "#5c6770", "#e3e7eb"]; // figures are made for white paper
+const [INK, SOFT, LINE] = ["#1d2329", "#5c6770", "#e3e7eb"]; // figures are for white paper
 const SINKS = { v_sink: "#e8590c", l_sink: "#1c7ed6" };
 let frame = null;
 let answers = {};
 let quiet = null;
-let collected = null; // the view for which the link and the code were asked
-let pending = null; // resolves when they are here, or after a while
+let collected = null; // the view of the last request
+let pending = null; // resolves when link and code have arrived, or after a while
 let arrived = () => {};
 
-page.hear("answers", (newest) => { answers = newest; });
-page.hear("frame", (newest) => {
+page.subscribe("answers", (newest) => { answers = newest; });
+page.subscribe("frame", (newest) => {
   frame = newest;
   if (collected !== id()) collect();
 });
 
-// What is shown, for which a link and the code are built: not while something moves, and only while somebody can see them.
+// The view for which link and code are built: not while something moves, and only while they are visible.
 function id() {
   return frame && JSON.stringify([frame.sequence, frame.lens]);
 }
@@ -51,34 +51,34 @@ watch("value", () => {
   draw();
   arrived();
 });
-new ResizeObserver(() => collected !== id() && collect()).observe(element); // it is shown
+new ResizeObserver(() => collected !== id() && collect()).observe(element); // it becomes visible
 
-function tell(sentence) {
+function announce(sentence) {
   clearTimeout(quiet);
-  told.textContent = sentence;
-  quiet = setTimeout(() => { told.textContent = ""; }, 6000);
+  notice.textContent = sentence;
+  quiet = setTimeout(() => { notice.textContent = ""; }, 6000);
 }
 
-// The clipboard is there on secure pages only; elsewhere the text is selected and copied as by hand.
+// Only secure pages have a clipboard; elsewhere the text is selected and copied with the older command.
 async function copy(text, select, done) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
     select();
-    if (!document.execCommand("copy")) return tell("Copying is not allowed here: press Ctrl+C or ⌘C.");
+    if (!document.execCommand("copy")) return announce("The browser does not allow copying: press Ctrl+C or ⌘C.");
   }
-  tell(done);
+  announce(done);
 }
 
 element.querySelector(".copy-link").addEventListener("click", async () => {
   await pending;
-  if (!link.value) return tell("There is nothing to share yet.");
+  if (!link.value) return announce("Nothing to share yet.");
   history.replaceState(history.state, "", link.value); // a bookmark of the page keeps what is shown, too
-  copy(link.value, () => link.select(), "The link is in the clipboard.");
+  copy(link.value, () => link.select(), "Link copied.");
 });
 element.querySelector(".copy-python").addEventListener("click", async () => {
   await pending;
-  copy(code.textContent, () => getSelection().selectAllChildren(code), "The Python is in the clipboard.");
+  copy(code.textContent, () => getSelection().selectAllChildren(code), "Python code copied.");
 });
 link.addEventListener("focus", () => link.select());
 
@@ -92,7 +92,7 @@ function sheet(width, height) {
   return [canvas, draw];
 }
 
-// A text in at most `most` lines of a width.
+// Break a text into at most `most` lines of a width.
 function lines(draw, text, width, most) {
   const kept = [""];
   for (const word of text.split(/\s+/)) {
@@ -125,7 +125,7 @@ function mark(draw, kind, x, y, radius) {
   }
 }
 
-// The gates in words: the layers of each scale that is not 1.
+// The gates in words: each scale other than 1, with its layers.
 function gates() {
   if (frame.identity) return "all scales are 1";
   const parts = [];
@@ -142,7 +142,7 @@ function gates() {
   return (frame.learned ? `learned gates ${frame.learned.name}: ` : "") + parts.join("; ");
 }
 
-// Question, both maps with their sinks and answers, and what is looked at.
+// Question, both maps with their sinks and answers, and the view's settings.
 function figure() {
   const { sides, aspect, top, caption } = page.maps(SIDE * SCALE);
   const across = aspect < 4 ? 2 : 1;
@@ -157,12 +157,12 @@ function figure() {
   y = write(draw, `${model} · ${looked}${frame.lens.hide ? " · sinks masked" : ""}`, MARGIN, y, { most: 2, ...within }) + 2;
   y = write(draw, `Gates: ${gates()}`, MARGIN, y, { most: 3, ...within }) + 14;
   const settled = answers.done && !answers.stale;
-  const said = ["unchanged", "gated"].map((side) => settled ? (answers[side] || []).map(([word]) => word).join(" ") || "(empty answer)" : "…");
+  const texts = ["unchanged", "gated"].map((side) => settled ? (answers[side] || []).map(([word]) => word).join(" ") || "(empty answer)" : "…");
   const bold = { size: 15, color: INK, weight: 600, width: SIDE, most: 2 };
   sides.forEach((map, index) => {
     const x = MARGIN + (across === 2 ? index * (SIDE + GAP) : 0);
     write(draw, index ? "Gated" : "Original model", x, y);
-    const ends = said.map((text, side) => write(draw, text, side === index ? x : -1e4, y + 18, bold)); // both as high
+    const ends = texts.map((text, side) => write(draw, text, side === index ? x : -1e4, y + 18, bold)); // both at the same height
     const [from, [rows, columns]] = [Math.max(...ends) + 8, frame.grid];
     draw.fillStyle = LINE;
     draw.fillRect(x, from, width, height);
@@ -224,21 +224,21 @@ async function drawn(svg) {
 
 function save(name, canvas) {
   canvas.toBlob((picture) => page.save(name, picture), "image/png");
-  tell(`${name} is saved.`);
+  announce(`${name} saved.`);
 }
 
 element.querySelector(".save-maps").addEventListener("click", () => {
-  if (!frame) return tell("There is nothing to save yet.");
+  if (!frame) return announce("Nothing to save yet.");
   save(`sinkgate-layer-${frame.lens.layer}.png`, figure());
 });
 element.querySelector(".save-chart").addEventListener("click", async () => {
   const plot = document.querySelector("#chart .plot svg");
-  if (!plot) return tell("There is nothing to save yet.");
+  if (!plot) return announce("Nothing to save yet.");
   save("sinkgate-layers.png", await chart(plot));
 });
 
-// Asked for in the header; the fold above opens first.
-page.hear("share", () => requestAnimationFrame(() => {
+// Sent by the header's button, which opens the section first.
+page.subscribe("share", () => requestAnimationFrame(() => {
   element.scrollIntoView({ block: "nearest" });
   element.querySelector(".copy-link").focus();
 }));

@@ -1,4 +1,4 @@
-// Small helpers that every component of the page uses. Text always goes in through textContent.
+// Helpers of all components. Text is always set through textContent.
 window.sinkgate = {
   el(tag, attributes = {}, ...children) {
     const node = document.createElement(tag);
@@ -16,11 +16,11 @@ window.sinkgate = {
   // (the reason for the sink under the pointer), "switch" (the layer whose learned gate is to go off or on), "answers" (both,
   // as far as they are generated), "share" (open the section with links and files), "refused" (the reason why a file was not
   // uploaded).
-  say(topic, detail) {
+  publish(topic, detail) {
     this.last[topic] = detail;
     document.dispatchEvent(new CustomEvent("sinkgate:" + topic, { detail }));
   },
-  hear(topic, callback) {
+  subscribe(topic, callback) {
     document.addEventListener("sinkgate:" + topic, (event) => callback(event.detail));
     if (this.last[topic] !== undefined) callback(this.last[topic]);
   },
@@ -110,7 +110,7 @@ window.sinkgate = {
   },
 };
 
-window.sinkgate.hear("frame", ({ here }) => {
+window.sinkgate.subscribe("frame", ({ here }) => {
   if (here) history.replaceState({ ...history.state, sinkgate: here }, "");
 });
 
@@ -132,7 +132,7 @@ window.addEventListener("hashchange", () => {
     due = null;
     if (shown === state) return;
     shown = document.body.dataset.sync = state;
-    page.say("sync", state);
+    page.publish("sync", state);
   };
   const check = () => {
     if (offline) show("offline");
@@ -140,8 +140,8 @@ window.addEventListener("hashchange", () => {
     else if (shown === "offline") show("updating");
     else due = due || setTimeout(show, 300, "updating");
   };
-  page.hear("setting", (newest) => { setting = newest; check(); });
-  page.hear("frame", (newest) => {
+  page.subscribe("setting", (newest) => { setting = newest; check(); });
+  page.subscribe("frame", (newest) => {
     frame = newest;
     clearTimeout(due); // it follows
     due = null;
@@ -157,7 +157,7 @@ window.addEventListener("hashchange", () => {
     try {
       const answer = await fetch(...request);
       if (path.includes("/gradio_api/")) connected(true);
-      if (path.includes("/gradio_api/upload") && !answer.ok) page.say("refused", await answer.clone().text());
+      if (path.includes("/gradio_api/upload") && !answer.ok) page.publish("refused", await answer.clone().text());
       return answer;
     } catch (error) {
       if (path.includes("/gradio_api/") && error.name !== "AbortError") connected(false);

@@ -10,6 +10,6 @@ function draw() {
   line.className = "status " + (offline ? "warning" : text ? tone : "empty");
 }
 
-page.hear("sync", (newest) => { sync = newest; draw(); });
+page.subscribe("sync", (newest) => { sync = newest; draw(); });
 draw();
 watch("value", draw);

@@ -1,6 +1,6 @@
 const page = window.sinkgate;
 const bars = element.querySelector(".bars");
-const why = element.querySelector(".why"); // the sinks in words; the reason for one of them while it is pointed at
+const why = element.querySelector(".why"); // the sinks in words, or the reason for the one under the pointer
 let summary = "";
 
 function bar(kind, share) {
@@ -9,7 +9,7 @@ function bar(kind, share) {
   return fill;
 }
 
-page.hear("frame", (frame) => {
+page.subscribe("frame", (frame) => {
   bars.replaceChildren(...frame.words.map(([word, before, after]) =>
     page.el("div", { class: "word", title: "original model " + page.percent(before) + ", gated " + page.percent(after) },
       page.el("span", { class: "name", text: word.trim() || "␣" }),
@@ -17,7 +17,7 @@ page.hear("frame", (frame) => {
       page.el("span", { class: "number", text: page.change(before, after) }))));
 });
 
-page.hear("frame", (frame) => {
+page.subscribe("frame", (frame) => {
   if (frame.summary !== summary) why.textContent = summary = frame.summary;
 });
-page.hear("why", (reason) => { why.textContent = reason || summary; });
+page.subscribe("why", (reason) => { why.textContent = reason || summary; });

@@ -1,4 +1,4 @@
-"""What stands between strangers and the page: which requests come through, what they may hold, what every answer carries."""
+"""ASGI middleware for public deployments: path allow-list, request validation, security headers, cleanup of abandoned streams."""
 
 from .guard import Guard, Limits, address_of, middleware
 from .headers import scripts_of

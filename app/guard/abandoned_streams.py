@@ -1,4 +1,4 @@
-"""Answers that nobody fetches. Gradio keeps what was put out for a visitor until it is read; here it is let go."""
+"""Drop events that no client reads: Gradio keeps them for ever."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from gradio.queueing import Queue
 
 
-class Unread:
-    """Ends what was asked in sessions to which nobody listens.
+class AbandonedStreams:
+    """Events of sessions, dropped when no client reads them.
 
     Args:
-        seconds: from asking, or from the end of listening, until all of a session's events are forgotten.
-        most: messages that may lie unread in one session; more may not be asked before they are fetched.
+        seconds: from an event, or from the end of a stream, until all events of a session are dropped.
+        limit: unread messages of one session, from which on new events are refused.
     """
 
-    def __init__(self, seconds: float, most: int) -> None:
-        self.seconds, self.most = seconds, most
+    def __init__(self, seconds: float, limit: int) -> None:
+        self.seconds, self.limit = seconds, limit
         self._listeners: Counter[str] = Counter()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._callers: dict[
@@ -35,19 +35,19 @@ class Unread:
         self._callers[session] = address
 
     def too_many(self, queue: Queue, session: str) -> bool:
-        """Whether a visitor asks and asks, and fetches nothing."""
+        """Return whether a session has more unread messages than allowed."""
         waiting = queue.pending_messages_per_session.get(session)
-        return waiting is not None and waiting.qsize() > self.most
+        return waiting is not None and waiting.qsize() > self.limit
 
-    def asked(self, queue: Queue, session: str) -> None:
-        """Something was asked in this session."""
+    def joined(self, queue: Queue, session: str) -> None:
+        """Note a new event of a session."""
         if not self._listeners[session]:
             del self._listeners[session]
-            self._wind(queue, session)
+            self._start(queue, session)
 
     @contextmanager
     def listening(self, queue: Queue, session: str) -> Iterator[None]:
-        """Somebody fetches what is put out in this session."""
+        """Hold the events of a session while a client reads them."""
         self._listeners[session] += 1
         self._stop(session)
         try:
@@ -56,20 +56,20 @@ class Unread:
             self._listeners[session] -= 1
             if not self._listeners[session]:
                 del self._listeners[session]
-                self._wind(queue, session)
+                self._start(queue, session)
             if not queue.pending_event_ids_session.get(session):
                 self._callers.pop(session, None)
 
-    def _wind(self, queue: Queue, session: str) -> None:
+    def _start(self, queue: Queue, session: str) -> None:
         self._stop(session)
         run = asyncio.get_running_loop()
-        self._timers[session] = run.call_later(self.seconds, lambda: run.create_task(self._forget(queue, session)))
+        self._timers[session] = run.call_later(self.seconds, lambda: run.create_task(self._drop(queue, session)))
 
     def _stop(self, session: str) -> None:
         if timer := self._timers.pop(session, None):
             timer.cancel()
 
-    async def _forget(self, queue: Queue, session: str) -> None:
+    async def _drop(self, queue: Queue, session: str) -> None:
         self._timers.pop(session, None)
         self._callers.pop(session, None)
         await queue.clean_events(session_hash=session)

@@ -1,9 +1,8 @@
-"""What stands in front of the page: one ASGI middleware that lets through what the page and its clients use, and nothing else.
+"""The ASGI middleware: it passes on the requests that the page and API clients send, and refuses all others.
 
-It keeps the paths, sizes, times and rates of requests, reads every body before Gradio does (`payload`), lets go of answers
-that nobody fetches (`unread`), ends streams in step with the page (`streams`) and dresses every answer in headers (`headers`).
-Whoever is refused is told why in one sentence.
-Nothing here is logged or kept but numbers.
+It limits paths, sizes, times and rates of requests, validates every body before Gradio reads it (`payload`), drops events
+that no client reads (`abandoned_streams`), ends streams in step with the page (`streams`) and adds security headers
+(`headers`). A refusal is one sentence. Nothing but numbers is logged or stored.
 """
 
 from __future__ import annotations
@@ -35,61 +34,61 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..guard import payload
-from .abandoned_streams import Unread
-from .headers import SPACES, Dressed
+from .abandoned_streams import AbandonedStreams
+from .headers import SPACES, SecurityHeaders
 from .payload import Reader, Refused
-from .routes import ASKING, CALLS, HEALTH, MCP, ROUTES, Route
+from .routes import CALLS, HEALTH, MCP, QUEUED, ROUTES, Route
 from .streams import Streams
 
 MIB = 1 << 20
-CHUNK = 1 << 16  # bytes of a body that are handed on at once
+CHUNK = 1 << 16  # bytes of a body in one message
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_ROOM = "There is no room for uploads on this server just now: try again in an hour."
-# headers that Gradio would believe or stumble over; those of a proxy stay where there is one
+NO_ROOM = "The server has no room for uploads at present: try again in an hour."
+# headers that Gradio trusts or fails on; those of a proxy stay behind one
 NEVER, BEHIND_PROXY = {"range", "x-gradio-server", "transfer-encoding"}, {"x-forwarded-host", "x-forwarded-proto"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one address may send, and all together. A whole class may sit behind one address. All numbers are ours."""
+    """Limits of one address and of all together; a whole class may share one address. All chosen by us."""
 
     pages_per_minute: int = 300
-    events_per_minute: int = 15_000  # a moving fader sends twelve a second, each asked for in a second request
+    events_per_minute: int = 15_000  # a moving fader sends twelve a second, and each takes two requests
     uploads_per_minute: int = 300
     uploaded_mib_per_hour: int = 4096
-    others_per_minute: int = 60_000  # a page loads some seventy files
+    others_per_minute: int = 60_000  # a page loads about seventy files
     open_per_address: int = 400  # requests at once; an open page holds two
-    open_in_all: int = 900  # a process may often have 1024 files open
-    body_bytes: int = 8 * MIB  # of JSON; a picture may be among it
-    held_bytes: int = 256 * MIB  # of all bodies that are being read
+    open_in_all: int = 900  # a common limit is 1024 open files a process
+    body_bytes: int = 8 * MIB  # of JSON, which may hold a picture
+    held_bytes: int = 256 * MIB  # of all bodies being read
     file_bytes: int = 20 * MIB  # of one uploaded file
-    stall_seconds: float = 20.0  # without a byte of a body
-    body_seconds: float = 180.0  # for a whole body
-    spare_bytes: int = 512 * MIB  # of the disk that uploads leave free
-    unread_seconds: float = 60.0  # that answers are kept for a visitor who does not listen
-    unread_messages: int = 200  # that are put out and not fetched; an answer takes some ten
-    calls_per_address: int = 64  # of the JSON endpoint that run, wait or were not fetched
-    hang_up_seconds: float = 3.0  # for a page to put down a stream that ends
+    stall_seconds: float = 20.0  # without a byte of the body
+    body_seconds: float = 180.0  # for the whole body
+    spare_bytes: int = 512 * MIB  # of the disk, kept free of uploads
+    unread_seconds: float = 60.0  # that events wait for a client to read them
+    unread_messages: int = 200  # of one session; an answer takes about ten
+    calls_per_address: int = 64  # of the API that run, wait or were not fetched
+    hang_up_seconds: float = 3.0  # for a page to close a stream that ends
 
 
 def middleware(limits: Limits | None = None, **settings: Any) -> list[Middleware]:
-    """What ``launch(app_kwargs={"middleware": ...})`` takes; ``settings`` are those of `Guard`."""
+    """Return the middleware for ``launch(app_kwargs={"middleware": ...})``; ``settings`` are parameters of `Guard`."""
     return [Middleware(Guard, limits=limits or Limits(), **settings)]
 
 
 class Guard:
-    """The middleware itself.
+    """The middleware.
 
     Args:
-        app: what is guarded; Gradio's own application, found by its scope.
+        app: Gradio's application.
         limits: rates and sizes.
-        local: only a browser on this machine may ask, which keeps other sites' pages from posing as this one.
-        proxied: a proxy stands in front, whose word on host and protocol counts.
-        on_space: huggingface.co may frame the page.
-        scripts: hashes, by `scripts_of`, of what the page puts into its head by itself.
-        mcp: the Model Context Protocol is served too.
-        observe: told the HTTP status of every request that is refused here.
+        local: accept requests to this machine's own names only, which stops DNS rebinding.
+        proxied: trust host and protocol headers of a proxy.
+        on_space: let huggingface.co frame the page.
+        scripts: hashes, by `scripts_of`, of the scripts in the page's head.
+        mcp: serve the Model Context Protocol, too.
+        observe: called with the HTTP status of every refused request.
     """
 
     def __init__(
@@ -117,18 +116,18 @@ class Guard:
         self.meter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self.open: Counter[str] = Counter()  # requests under way, by address
         self.held = 0  # bytes of bodies in memory
-        self.unread = Unread(limits.unread_seconds, limits.unread_messages)
+        self.abandoned = AbandonedStreams(limits.unread_seconds, limits.unread_messages)
         self.streams = Streams(limits.hang_up_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or say why not."""
+        """Pass a request on, or refuse it with a sentence."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close"})
             return
-        send = Dressed(send, self.frames, self.scripts, uploaded="/file=" in scope["path"])
+        send = SecurityHeaders(send, self.frames, self.scripts, uploaded="/file=" in scope["path"])
         try:
             await self._admit(scope, receive, send)
         except Refused as refused:
@@ -149,7 +148,7 @@ class Guard:
             return
         address = address_of((scope.get("client") or ("",))[0])
         if self.open[address] >= self.limits.open_per_address or self.open.total() >= self.limits.open_in_all:
-            raise Refused(429, "Too many requests of yours are open at once: close other tabs of this page.")
+            raise Refused(429, "Too many requests from your address are open at once: close other tabs of this page.")
         self.open[address] += 1
         try:
             self._check_rate(self.rates[route.kind], address)
@@ -170,50 +169,48 @@ class Guard:
                 del self.open[address]
 
     def _route(self, method: str, path: str) -> Route:
-        found = [route for route, pattern in self.routes if pattern.fullmatch(path)]
-        if not found:
+        matches = [route for route, pattern in self.routes if pattern.fullmatch(path)]
+        if not matches:
             raise Refused(404, "There is nothing at this address.")
-        for route in found:
+        for route in matches:
             if method in route.methods:
                 return route
-        allowed = sorted({name for route in found for name in route.methods})
+        allowed = sorted({name for route in matches for name in route.methods})
         raise Refused(405, f"This address takes {' and '.join(allowed)} only.", Allow=", ".join(allowed))
 
     def _check_rate(self, rate: RateLimitItem, address: str, cost: int = 1) -> None:
         if not self.meter.hit(rate, address, cost=cost):
             wait = max(1, round(self.meter.get_window_stats(rate, address).reset_time - time.time()))
-            raise Refused(
-                429, f"Too much came from your address just now: try again in {wait} s.", Retry_After=f"{wait}"
-            )
+            raise Refused(429, f"Too many requests from your address: try again in {wait} s.", Retry_After=f"{wait}")
 
     def _cleaned(self, scope: Scope) -> Scope:
-        """The request without what Gradio would believe without asking."""
+        """Return the request without the headers and parameters that Gradio trusts unchecked."""
         headers = Headers(scope=scope)
         host = (self.proxied and headers.get("x-forwarded-host", "").split(",")[0].strip()) or headers.get("host", "")
         if not is_host(host):
-            raise Refused(400, "The Host of this request is no name of a machine.")
+            raise Refused(400, "The Host header of this request is not valid.")
         if self.local and re.sub(r":\d+$", "", host).lower() not in LOOPBACK:
-            raise Refused(421, "This page is for this machine alone: start it with --host, or --behind-proxy.")
+            raise Refused(421, "This page is served to this machine only: start it with --host, or --behind-proxy.")
         if scope["method"] not in ("GET", "HEAD") and headers.get("sec-fetch-site") == "cross-site":
-            raise Refused(403, "Another site's page may not ask here.")
+            raise Refused(403, "Requests from pages of other sites are not accepted.")
         if len(scope["query_string"]) > 2000:
-            raise Refused(414, "The query of this address is longer than 2000 characters.")
+            raise Refused(414, "The query string is too long, limit 2000 characters.")
         query = parse_qs(scope["query_string"].decode("latin-1"))
-        kept = {name: query[name][0] for name in ("session_hash", "__theme", "v") if name in query}
+        known = {name: query[name][0] for name in ("session_hash", "__theme", "v") if name in query}
         drop = NEVER if self.proxied else NEVER | BEHIND_PROXY
         raw = [(name, value) for name, value in scope["headers"] if name.decode("latin-1").lower() not in drop]
-        return {**scope, "headers": raw, "query_string": urlencode(kept).encode()}
+        return {**scope, "headers": raw, "query_string": urlencode(known).encode()}
 
     async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request without a body. A stream of events is there only for whoever has asked something."""
+        """Pass on a request without a body; a stream of events only for a session with events."""
         if not is_stream(scope["path"]):
             await self.app(scope, receive, send)
             return
         queue = scope["app"].get_blocks()._queue
         session = session_of(scope, queue)
         if session is None:
-            raise Refused(404, "Nothing was asked here, or its answer was fetched already.")
-        with self.unread.listening(queue, session):
+            raise Refused(404, "There are no events here, or they were fetched already.")
+        with self.abandoned.listening(queue, session):
             await self.streams.serve(self.app, scope, receive, send, session)
 
     async def _read(self, read: Reader, scope: Scope, receive: Receive, send: Send, address: str) -> None:
@@ -222,7 +219,7 @@ class Guard:
             async for chunk in self._chunks(receive, self.limits.body_bytes, declared(scope)):
                 self.held, size = self.held + len(chunk), size + len(chunk)
                 if self.held > self.limits.held_bytes:
-                    raise Refused(503, "This server is reading all it can hold just now: try again in a moment.")
+                    raise Refused(503, "The server is busy reading other requests: try again in a moment.")
                 body += chunk
             page = scope["app"].get_blocks()
             checked = read(payload.read_json(bytes(body)), page)
@@ -230,9 +227,9 @@ class Guard:
             return
         finally:
             self.held -= size
-        if read in ASKING:
-            if self.unread.too_many(page._queue, checked["session_hash"]):
-                raise Refused(429, "You have asked much and fetched no answer: fetch those that are there first.")
+        if read in QUEUED:
+            if self.abandoned.too_many(page._queue, checked["session_hash"]):
+                raise Refused(429, "Too many of your events were not fetched: fetch them first.")
             if read in CALLS:
                 self._count_call(checked["session_hash"], address)
             scope = {**scope, "path": scope["path"].replace("/v2/", "/")}
@@ -243,31 +240,31 @@ class Guard:
         try:
             await self.app({**scope, "headers": headers}, replayed(io.BytesIO(body), receive), send)
         finally:
-            if read in ASKING:
-                self.unread.asked(page._queue, checked["session_hash"])
+            if read in QUEUED:
+                self.abandoned.joined(page._queue, checked["session_hash"])
 
     def _count_call(self, session: str, address: str) -> None:
         """Each call has a session of its own, so that a limit for a client must be one for its address."""
-        if self.unread.calls(address) >= self.limits.calls_per_address:
+        if self.abandoned.calls(address) >= self.limits.calls_per_address:
             raise Refused(
                 429,
                 f"{self.limits.calls_per_address} calls from your address are not finished, or their answers were not fetched: "
                 "fetch them first.",
             )
-        self.unread.called(session, address)
+        self.abandoned.called(session, address)
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send, address: str) -> None:
-        """Take an upload whole before Gradio sees it: one that stalls, breaks off or is no picture leaves nothing behind."""
+        """Receive a whole upload before Gradio sees it, so that one that stalls, ends early or is refused leaves no file."""
         folder = Path(get_upload_folder())
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
-        most = payload.MOST_FILES * self.limits.file_bytes
-        if shutil.disk_usage(folder).free < self.limits.spare_bytes + most:
+        limit = payload.MAX_FILES * self.limits.file_bytes
+        if shutil.disk_usage(folder).free < self.limits.spare_bytes + limit:
             raise Refused(507, NO_ROOM)
         form = payload.Form(Headers(scope=scope).get("content-type", ""), self.limits.file_bytes)
         with SpooledTemporaryFile(max_size=MIB) as file:
             try:
-                async for chunk in self._chunks(receive, most + MIB, declared(scope)):
+                async for chunk in self._chunks(receive, limit + MIB, declared(scope)):
                     form.write(chunk)
                     file.write(chunk)
             except ConnectionAbortedError:
@@ -279,10 +276,10 @@ class Guard:
             headers += [(b"content-length", str(file.tell()).encode()), (b"content-type", kind)]
             await self.app({**scope, "headers": headers}, replayed(file, receive), send)
 
-    async def _chunks(self, receive: Receive, most: int, length: int) -> AsyncIterator[bytes]:
-        """The body of a request, refused when it is too long or too slow."""
-        if length > most:
-            raise Refused(413, f"The body of this request may have {most / MIB:.0f} MiB at most.")
+    async def _chunks(self, receive: Receive, limit: int, length: int) -> AsyncIterator[bytes]:
+        """Yield the body of a request; refuse one that is too long or too slow."""
+        if length > limit:
+            raise Refused(413, f"The body of this request is too long, limit {limit / MIB:.0f} MiB.")
         ends, size = time.monotonic() + self.limits.body_seconds, 0
         more = True
         while more:
@@ -290,12 +287,12 @@ class Guard:
                 wait = min(self.limits.stall_seconds, ends - time.monotonic())
                 message = await asyncio.wait_for(receive(), wait)
             except TimeoutError:
-                raise Refused(408, "The body of this request came too slowly: send it again.") from None
+                raise Refused(408, "The body of this request arrived too slowly: send it again.") from None
             if message["type"] == "http.disconnect":
                 raise ConnectionAbortedError
             size += len(chunk := message.get("body", b""))
-            if size > most:
-                raise Refused(413, f"The body of this request may have {most / MIB:.0f} MiB at most.")
+            if size > limit:
+                raise Refused(413, f"The body of this request is too long, limit {limit / MIB:.0f} MiB.")
             yield chunk
             more = message.get("more_body", False)
 
@@ -310,7 +307,7 @@ def address_of(host: str) -> str:
 
 
 def is_host(host: str) -> bool:
-    """Whether this is a host, perhaps with a port, of which an address can be made."""
+    """Return whether this is a valid host, perhaps with a port."""
     if not re.fullmatch(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?", host):
         return False
     try:
@@ -320,13 +317,13 @@ def is_host(host: str) -> bool:
 
 
 def declared(scope: Scope) -> int:
-    """The length that a request claims for its body; 0 where it does not say."""
+    """Return the length that a request declares for its body; 0 without one."""
     length = Headers(scope=scope).get("content-length", "0")
     return int(length) if length.isdecimal() and len(length) < 16 else 0
 
 
 def replayed(file: IO[bytes], receive: Receive) -> Receive:
-    """A body that was read, for whoever reads it next."""
+    """Return a ``receive`` that sends a body again."""
     file.seek(0)
     ended = False
 
@@ -342,25 +339,25 @@ def replayed(file: IO[bytes], receive: Receive) -> Receive:
 
 
 def sweep(folder: Path, older_than: float = 60.0) -> None:
-    """Take away what uploads left in pieces: Gradio keeps its temporary files where one fails."""
+    """Delete temporary files of failed uploads, which Gradio leaves."""
     for piece in folder.glob("tmp*"):
         if piece.is_file() and time.time() - piece.stat().st_mtime > older_than:
             piece.unlink(missing_ok=True)
 
 
 def is_stream(path: str) -> bool:
-    """Whether events are fetched here."""
+    """Return whether this is the path of a stream of events."""
     return path == "/gradio_api/queue/data" or "/call/" in path
 
 
 def session_of(scope: Scope, queue: Any) -> str | None:
-    """The session whose events a stream would fetch; None where nothing was asked in any."""
+    """Return the session whose events a stream reads; None without events."""
     if "/call/" not in scope["path"]:
         session = parse_qs(scope["query_string"].decode()).get("session_hash", [""])[0]
         return session if session in queue.pending_messages_per_session else None
-    asked = scope["path"].rpartition("/")[2]
-    event = queue.event_ids_to_events.get(asked)
-    sessions = (session for session, events in queue.pending_event_ids_session.items() if asked in events)
+    event_id = scope["path"].rpartition("/")[2]
+    event = queue.event_ids_to_events.get(event_id)
+    sessions = (session for session, events in queue.pending_event_ids_session.items() if event_id in events)
     return event.session_hash if event else next(sessions, None)
 
 

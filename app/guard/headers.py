@@ -1,4 +1,4 @@
-"""The headers that every answer carries: what a browser may do with it, and which scripts may run on the page."""
+"""Security headers of every response, and the Content-Security-Policy of the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POLICY = (  # Gradio's components need 'unsafe-eval'
     "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors {frames}"
 )
-LOCKED = "default-src 'none'; sandbox; frame-ancestors 'none'"  # for what visitors uploaded
+LOCKED = "default-src 'none'; sandbox; frame-ancestors 'none'"  # for uploaded files
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -23,17 +23,24 @@ HEADERS = {
 SPACES = "'self' https://huggingface.co https://*.huggingface.co https://*.hf.space"
 
 
-class Dressed:
-    """Sends an answer on with the headers that every answer has; the page's own scripts are let run by their hashes."""
+class SecurityHeaders:
+    """A ``send`` that adds security headers; a page's inline scripts are allowed by their hashes.
+
+    Args:
+        send: the server's ``send``.
+        frames: sources that may frame the page.
+        scripts: hashes of scripts that are allowed beside those of the page.
+        uploaded: whether the response is an uploaded file.
+    """
 
     def __init__(self, send: Send, frames: str, scripts: str, *, uploaded: bool) -> None:
         self.send, self.frames, self.scripts, self.uploaded = send, frames, scripts, uploaded
         self.started = False
-        self._start: Message | None = None  # of a page, held back until all of it is there
+        self._start: Message | None = None  # of a page, held back until its body is complete
         self._page = b""
 
     async def __call__(self, message: Message) -> None:
-        """Send one message of the protocol."""
+        """Send one ASGI message."""
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, value in HEADERS.items():
@@ -57,6 +64,6 @@ class Dressed:
 
 
 def scripts_of(page: bytes) -> str:
-    """The hashes of a page's inline scripts, as a policy names them."""
+    """Return the hashes of a page's inline scripts, as sources of a policy."""
     scripts = re.findall(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", page, re.DOTALL)
     return "".join(f" 'sha256-{b64encode(sha256(script).digest()).decode()}'" for script in scripts)

@@ -1,6 +1,6 @@
-"""What the body of a request may hold: events that Gradio takes without stumbling, and uploads of the few kinds that the page reads.
+"""Validation of request bodies: events that Gradio can read, and uploads of the kinds that the page uses.
 
-What goes on to Gradio is made anew from what was checked, so that nobody reads it in another way later.
+The body for Gradio is built from the checked values, so that no later reader can interpret it differently.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 JSON = dict[str, Any]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".json", ".safetensors")
-MOST_FILES = 4  # in an upload; the page sends two at most
-DEEPEST = 32  # lists within lists; a scene has four
-MOST_VALUES = 20_000
-MOST_TEXT = 250_000  # characters of a value that is no picture; the longest is the text of a gates file
+MAX_FILES = 4  # in an upload; the page sends at most two
+MAX_DEPTH = 32  # levels of JSON; a scene has four
+MAX_VALUES = 20_000
+MAX_TEXT = 250_000  # characters of a value other than a picture; the longest is a file of gates
 SESSION = r"[A-Za-z0-9-]{1,64}"
 PICTURE = r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}"
 META = {"_type": "gradio.FileData"}
@@ -43,7 +43,7 @@ STORED = stored_pattern(Path(get_upload_folder()))
 
 
 class Refused(Exception):  # noqa: N818
-    """A request that goes no further: the HTTP status and one sentence for whoever sent it."""
+    """A refused request: the HTTP status, a sentence for the client, and headers."""
 
     def __init__(self, status: int, sentence: str, **headers: str) -> None:
         super().__init__(sentence)
@@ -52,56 +52,58 @@ class Refused(Exception):  # noqa: N818
 
 
 def read_json(body: bytes) -> Any:
-    """JSON of bounded depth and size, every file in it one that was uploaded here.
+    """Return JSON of bounded depth and size in which every file is an upload.
 
     Raises:
-        Refused: anything else.
+        Refused: it is anything else.
     """
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
-        raise Refused(400, "The body of this request is no JSON.") from None
-    left = MOST_VALUES
+        raise Refused(400, "The body of this request is not valid JSON.") from None
+    left = MAX_VALUES
 
     def checked(part: Any, depth: int) -> Any:
         nonlocal left
         left -= 1
-        if depth > DEEPEST or left < 0:
-            raise Refused(400, f"More than {DEEPEST} levels, or {MOST_VALUES:,} values, of JSON are not read.")
+        if depth > MAX_DEPTH or left < 0:
+            raise Refused(400, f"The JSON is too large, limit {MAX_DEPTH} levels and {MAX_VALUES:,} values.")
         if isinstance(part, list):
             return [checked(item, depth + 1) for item in part]
         if isinstance(part, dict):
             part = {key: checked(item, depth + 1) for key, item in part.items()}
             return file(part) if "path" in part or "meta" in part or "url" in part else part
-        if isinstance(part, str) and len(part) > MOST_TEXT and not re.fullmatch(PICTURE, part):
-            raise Refused(413, f"A text has {len(part):,} characters; at most {MOST_TEXT:,} are read.")
+        if isinstance(part, str) and len(part) > MAX_TEXT and not re.fullmatch(PICTURE, part):
+            raise Refused(413, f"A text has {len(part):,} characters, limit {MAX_TEXT:,}.")
         return part
 
     return checked(value, 1)
 
 
 def file(value: JSON) -> JSON:
-    """A file as the page and clients name it: one that was uploaded, or the data of a picture. Nothing is fetched."""
+    """Return a file value: an upload, or a picture as a data URL. Nothing is fetched."""
     path, url, name = value.get("path"), value.get("url"), value.get("orig_name")
     drawn = isinstance(url, str) and re.fullmatch(PICTURE, url) is not None
     if path is None and not drawn:
-        raise Refused(400, "A file must be uploaded first, or be the data of a PNG, JPEG or WebP: nothing is fetched.")
+        raise Refused(
+            400, "A file must be uploaded first, or be a PNG, JPEG or WebP as a data URL: addresses are not fetched."
+        )
     if path is not None and not (isinstance(path, str) and is_stored(path)):
-        raise Refused(400, "This file is not here, or no longer: upload it again. Paths and addresses are not read.")
+        raise Refused(400, "This file is not on the server, or no longer: upload it again. Other paths are not read.")
     name = name[:200] if isinstance(name, str) else None
     return {"path": path, "url": url if drawn else None, "orig_name": name, "is_stream": False, "meta": META}
 
 
 def is_stored(path: str) -> bool:
-    """Whether this is the path of an upload, and the upload is still there."""
+    """Return whether this is the path of an upload that still exists."""
     return bool(re.fullmatch(STORED, path)) and Path(path).name not in ("", ".", "..") and Path(path).is_file()
 
 
 def event(value: Any, page: gr.Blocks) -> JSON:
-    """The body of ``queue/join``: which event, with which values."""
+    """Return the checked body of ``queue/join``: an event and its values."""
     index, session = _whole(value, "fn_index"), _session(value)
-    if index not in page.fns or page.fns[index].fn is None:  # what a browser does by itself is no event here
-        raise Refused(404, f"There is no event {index} on this page: load it again.")
+    if index not in page.fns or page.fns[index].fn is None:  # events that run in the browser alone
+        raise Refused(404, f"There is no event {index} on this page: reload it.")
     trigger = value.get("trigger_id")
     return {
         "data": _arguments(value, page.fns[index].inputs),
@@ -113,13 +115,13 @@ def event(value: Any, page: gr.Blocks) -> JSON:
 
 
 def call(value: Any, page: gr.Blocks) -> JSON:
-    """The body of ``call/answer``: the values alone. Each call is a session of its own."""
+    """Return the checked body of ``call/answer``: the values. Each call gets a session of its own."""
     endpoint = next(fn for fn in page.fns.values() if fn.api_name == "answer")
     return {"data": _arguments(value, endpoint.inputs), "session_hash": secrets.token_hex(16)}
 
 
 def call_by_name(value: Any, page: gr.Blocks) -> JSON:
-    """The body of ``call/v2/answer``, values by their names, as one of ``call/answer``."""
+    """Return the body of ``call/v2/answer``, whose values have names, as one of ``call/answer``."""
     try:
         data = construct_args(_parameters(page), (), _object(value))
     except TypeError:
@@ -135,18 +137,18 @@ def _parameters(page: gr.Blocks) -> list[Any]:
 
 
 def cancel(value: Any, page: gr.Blocks) -> JSON:  # noqa: ARG001
-    """The body of ``cancel``: whose run of which event."""
+    """Return the checked body of ``cancel``: session, handler and event."""
     index, session = _whole(value, "fn_index"), _session(value)
     return {"session_hash": session, "fn_index": index, "event_id": _event_id(value)}
 
 
 def reset(value: Any, page: gr.Blocks) -> JSON:  # noqa: ARG001
-    """The body of ``reset``, which does nothing any more but is still sent."""
+    """Return the checked body of ``reset``, which clients still send, without effect."""
     return {"event_id": _event_id(value)}
 
 
 def message(value: Any, page: gr.Blocks) -> Any:  # noqa: ARG001
-    """A message of the Model Context Protocol, which its own server reads."""
+    """Return a message of the Model Context Protocol, which its own server checks."""
     return value if isinstance(value, list) else _object(value)
 
 
@@ -154,13 +156,13 @@ Reader = Callable[[Any, gr.Blocks], Any]
 
 
 class Form:
-    """An upload as it comes in: up to four files, of bounded size, whose names end as they must.
+    """Incremental check of an upload: up to four files of bounded size with known suffixes.
 
-    Fed with `write`; the parser is the one that Gradio uses, so that both see the same parts.
+    The parser is the one that Gradio uses, so that both see the same parts.
     """
 
-    def __init__(self, content_type: str, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
+    def __init__(self, content_type: str, file_bytes: int) -> None:
+        self.file_bytes = file_bytes
         self.files = 0
         self._header, self._value, self._disposition = b"", b"", b""
         self._size, self._ended = 0, False
@@ -171,19 +173,19 @@ class Form:
         try:
             self._parser = MultipartParser(self.boundary, self._callbacks())  # pyright: ignore[reportArgumentType]
         except (FormParserError, ValueError):
-            raise Refused(400, "This upload names no usable boundary between its parts.") from None
+            raise Refused(400, "This upload declares no valid boundary between its parts.") from None
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes; raises `Refused` as soon as something is wrong with them."""
+        """Check the next bytes; raises `Refused` at the first error."""
         try:
             self._parser.write(data)
         except FormParserError:
             raise Refused(400, "This upload is malformed.") from None
 
     def finish(self) -> None:
-        """Raises `Refused` where the upload broke off, or held nothing."""
+        """Check the end; raises `Refused` if the upload is incomplete or empty."""
         if not self.files or not self._ended:
-            raise Refused(400, "This upload is incomplete, or holds no file.")
+            raise Refused(400, "This upload is incomplete, or has no file.")
 
     def _callbacks(self) -> dict[str, Callable[..., None]]:
         return {
@@ -213,28 +215,28 @@ class Form:
     def _named(self) -> None:
         _, options = parse_options_header(self._disposition)
         self.files += 1
-        if options.get(b"name") != b"files" or self.files > MOST_FILES:
-            raise Refused(400, f"An upload holds one to {MOST_FILES} files, each in a part named “files”.")
+        if options.get(b"name") != b"files" or self.files > MAX_FILES:
+            raise Refused(400, f"An upload has one to {MAX_FILES} files, each in a part named “files”.")
         name = options.get(b"filename", b"").decode("utf-8", errors="replace")
-        kept = strip_invalid_filename_characters(PurePosixPath(name).name)
-        if "\0" in name or PurePosixPath(kept).suffix.lower() not in SUFFIXES:
+        stored = strip_invalid_filename_characters(PurePosixPath(name).name)
+        if "\0" in name or PurePosixPath(stored).suffix.lower() not in SUFFIXES:
             raise Refused(415, "Use a PNG, JPEG or WebP picture; gates come as .json and .safetensors files.")
 
     def _data(self, data: bytes, start: int, end: int) -> None:  # noqa: ARG002
         self._size += end - start
-        if self._size > self.most_bytes:
-            raise Refused(413, f"A file may have {self.most_bytes / 2**20:.0f} MiB at most.")
+        if self._size > self.file_bytes:
+            raise Refused(413, f"The file is too large, limit {self.file_bytes / 2**20:.0f} MiB.")
 
     def _end(self) -> None:
         self._ended = True
 
 
 def _arguments(value: Any, components: Sequence[Any]) -> list[Any]:
-    """One value for every field that an event reads."""
+    """Return one value for every input of an event."""
     data = _object(value).get("data")
     if not isinstance(data, list) or len(data) != len(components):
         count = len(data) if isinstance(data, list) else "no list of"
-        raise Refused(400, f"This event takes {len(components)} values; {count} came.")
+        raise Refused(400, f"This event takes {len(components)} values, got {count}.")
     return [_field(component, part) for component, part in zip(components, data, strict=True)]
 
 
@@ -242,13 +244,13 @@ def _field(component: Any, value: Any) -> Any:
     model = getattr(component, "data_model", None)
     if isinstance(component, gr.Textbox):
         if not isinstance(value, str | None):
-            raise Refused(400, "A field that takes text was given something else.")
+            raise Refused(400, "A text input has a value of another type.")
         return value or ""
     if model is not None and value is not None:
         try:
             model.model_validate(value, context={"validate_meta": True})
         except ValidationError:
-            raise Refused(400, "A field that takes a file was given something else.") from None
+            raise Refused(400, "A file input has a value of another type.") from None
     return value
 
 
@@ -261,7 +263,7 @@ def _object(value: Any) -> JSON:
 def _whole(value: Any, name: str) -> int:
     number = _object(value).get(name)
     if type(number) is not int or not 0 <= number < math.inf:
-        raise Refused(400, f"{name} must be a whole number.")
+        raise Refused(400, f"{name} must be an integer.")
     return number
 
 
@@ -273,7 +275,7 @@ def _session(value: JSON) -> str:
 
 
 def _event_id(value: Any) -> str:
-    known = _object(value).get("event_id")
-    if not isinstance(known, str) or not re.fullmatch(SESSION, known):
+    event_id = _object(value).get("event_id")
+    if not isinstance(event_id, str) or not re.fullmatch(SESSION, event_id):
         raise Refused(400, "event_id must be up to 64 letters, digits or hyphens.")
-    return known
+    return event_id

@@ -1,4 +1,4 @@
-"""What may be asked for: every path that the page and its clients use, with what makes its bodies sound."""
+"""The allow-list: every path that the page and API clients use, with the check of its body."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .payload import SESSION, STORED, Reader
 
 @dataclass(frozen=True)
 class Route:
-    """One thing that may be asked for; ``kind`` says at which rate, ``read`` what makes its body sound."""
+    """An allowed request: ``kind`` selects the rate limit, ``read`` checks the body."""
 
     methods: tuple[str, ...]
     path: str  # a regular expression
@@ -19,7 +19,7 @@ class Route:
 
 
 CALLS = (payload.call, payload.call_by_name)
-ASKING = (payload.event, *CALLS)
+QUEUED = (payload.event, *CALLS)
 EVENT = r"[0-9a-f]{1,64}"
 ROUTES = (
     Route(("GET", "HEAD"), r"/", "page"),

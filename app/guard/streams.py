@@ -1,8 +1,8 @@
 """Streams of events that end in step with the page.
 
-Gradio ends a stream when nothing is pending, and the page opens another one when it asks again: unless it asks before it has
-read that the stream ends. Then it waits for ever on a stream that is no more. So the reply to what is asked meanwhile waits
-until the page has put the old stream down, which it does by hanging up.
+Gradio ends a stream when no event is pending, and the page opens another one with its next event. If it sends the event before
+it has read the end of the old stream, it waits for ever on a closed stream. So the reply to an event that arrives meanwhile is
+held back until the page has closed the old stream.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LAST = b'data: {"msg":"close_stream"'  # with what follows, the message that tells a page that its stream ends
+LAST = b'data: {"msg":"close_stream"'  # start of the message that announces the end of a stream
 
 
 class Streams:
-    """The streams that are about to end, by session.
+    """Streams that are about to end, by session.
 
     Args:
-        seconds: for a page to hang up; whoever reads on, or sits behind a proxy that does not tell, gets the end then.
+        seconds: for a page to close its stream; clients that read on, or whose proxy does not report it, get the end then.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -27,7 +27,15 @@ class Streams:
         self._ending: dict[str, asyncio.Event] = {}
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, session: str) -> None:
-        """Hand on a stream; its end comes after the page has hung up."""
+        """Pass a stream on; its end is sent after the page has closed it.
+
+        Args:
+            app: Gradio's application.
+            scope: of the request.
+            receive: of the request.
+            send: of the response.
+            session: Gradio's session.
+        """
         ended = None
 
         async def hand_on(message: Message) -> None:
@@ -50,7 +58,7 @@ class Streams:
                     del self._ending[session]
 
     def replying(self, send: Send, session: str) -> Send:
-        """A reply in this session, which begins when no stream of it is about to end."""
+        """Return a ``send`` that starts when no stream of this session is about to end."""
 
         async def reply(message: Message) -> None:
             if message["type"] == "http.response.start" and (ended := self._ending.get(session)):

@@ -10,4 +10,4 @@ import pytest
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--examples", type=int, default=10_000)
 os.environ["SINKGATE_ATTACKS"] = str(parser.parse_args().examples)
-sys.exit(pytest.main([str(Path(__file__).parent / "test_siege.py"), "-s", "-p", "no:cacheprovider"]))
+sys.exit(pytest.main([str(Path(__file__).parent / "test_hostile_inputs.py"), "-s", "-p", "no:cacheprovider"]))

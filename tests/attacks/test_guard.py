@@ -34,7 +34,7 @@ def uploaded(client, name="a picture.png", data=None) -> str:
 
 
 def joined(client, data, index=1, **more):
-    return client.post(JOIN, json={"data": data, "fn_index": index, "session_hash": "visitor", **more})
+    return client.post(JOIN, json={"data": data, "fn_index": index, "session_hash": "user", **more})
 
 
 # --- what gets through
@@ -78,7 +78,7 @@ def test_health_is_never_counted():
     "path",
     [
         "/monitoring", "/login", "/logout", "/gradio_api/run/answer", "/gradio_api/api/answer", "/gradio_api/vibe-edit/",
-        "/gradio_api/vibe-code", "/gradio_api/proxy=https://huggingface.co", "/gradio_api/deep_link?session_hash=visitor",
+        "/gradio_api/vibe-code", "/gradio_api/proxy=https://huggingface.co", "/gradio_api/deep_link?session_hash=user",
         "/gradio_api/process_recording", "/gradio_api/component_server", "/gradio_api/dev/reload", "/gradio_api/runs",
         "/gradio_api/stream/x", "/gradio_api/custom_component/a/client/b/c", "/gradio_api/mcp/", "/docs", "/svelte/x",
         "/gradio_api/file=http://127.0.0.1:1/", "/gradio_api/file=/etc/passwd", "/gradio_api/file/etc/passwd",
@@ -125,7 +125,7 @@ def test_a_body_that_is_none_of_an_event_is_refused_in_words(visit, body, path):
 
 
 def test_an_event_that_is_not_there(visit):
-    assert joined(visit(), [], index=99).json() == {"detail": "There is no event 99 on this page: load it again."}
+    assert joined(visit(), [], index=99).json() == {"detail": "There is no event 99 on this page: reload it."}
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_what_is_asked_while_a_stream_ends_is_replied_to_when_it_was_put_down(vi
     client = visit()
     assert joined(client, [{}, None]).status_code == 200
     with ThreadPoolExecutor(1) as threads:
-        with client.stream("GET", "/gradio_api/queue/data?session_hash=visitor") as stream:
+        with client.stream("GET", "/gradio_api/queue/data?session_hash=user") as stream:
             lines = stream.iter_lines()  # to let go of them is to hang up
             assert any("close_stream" in line for line in lines)
             asked = threads.submit(joined, client, [{}, None])
@@ -320,14 +320,14 @@ def test_what_is_asked_while_a_stream_ends_is_replied_to_when_it_was_put_down(vi
             with pytest.raises(TimeoutError):  # a page that has read no further would go on listening here
                 asked.result(timeout=0.5)
         assert asked.result(timeout=2).status_code == 200
-    with client.stream("GET", "/gradio_api/queue/data?session_hash=visitor") as stream:
+    with client.stream("GET", "/gradio_api/queue/data?session_hash=user") as stream:
         assert any("process_completed" in line for line in stream.iter_lines())
 
 
 def test_a_stream_ends_also_for_those_who_do_not_hang_up(visit):
     client = visit(Limits(hang_up_seconds=0.1))
     assert joined(client, [{}, None]).status_code == 200
-    said = client.get("/gradio_api/queue/data?session_hash=visitor").text
+    said = client.get("/gradio_api/queue/data?session_hash=user").text
     assert said.rstrip().splitlines()[-1].startswith('data: {"msg":"close_stream"')
     assert joined(client, [{}, None]).status_code == 200
 
@@ -374,7 +374,7 @@ def test_who_fetches_nothing_may_not_ask_for_ever(visit):
         answers.append(joined(client, [{}, None]).status_code)
         time.sleep(0.1)
     assert answers[0] == 200 and answers[-1] == 429
-    assert "process_completed" in client.get("/gradio_api/queue/data?session_hash=visitor").text
+    assert "process_completed" in client.get("/gradio_api/queue/data?session_hash=user").text
     assert joined(client, [{}, None]).status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""Faults of the wire and of the disk, against the real server: stalled uploads, visitors gone, a disk that is full."""
+"""Faults of the client and of the disk, against the real server: stalled uploads, users gone, a disk that is full."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 
 import httpx
 import pytest
-from app_process import made_up_visitors
-from siege import Siege, besieged, png
+from app_process import requests_from_many
+from hostile_clients import AttackedApp, attacked_app, png
 
 from app.guard import Limits
 
 
 @pytest.fixture(scope="module")
-def siege(tmp_path_factory):
+def app(tmp_path_factory):
     """An app whose files may have half a MiB: what is larger meets a disk that is full."""
-    with besieged(tmp_path_factory.mktemp("transport"), file_size=1 << 19) as siege:
-        yield siege
-        assert siege.unforeseen() == [] and siege.strays() == []
+    with attacked_app(tmp_path_factory.mktemp("transport"), file_size=1 << 19) as app:
+        yield app
+        assert app.unforeseen() == [] and app.strays() == []
 
 
-def wire(siege: Siege) -> socket.socket:
-    host, port = siege.address.removeprefix("http://").split(":")
+def client(app: AttackedApp) -> socket.socket:
+    host, port = app.address.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=60)
 
 
-def begun(siege: Siege, body: bytes, length: int) -> socket.socket:
+def begun(app: AttackedApp, body: bytes, length: int) -> socket.socket:
     """An upload that has said how long it will be, and sent this much."""
-    opened = wire(siege)
+    opened = client(app)
     head = (
         "POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         f"Content-Length: {length}\r\n\r\n"
@@ -39,57 +39,57 @@ def begun(siege: Siege, body: bytes, length: int) -> socket.socket:
     return opened
 
 
-def leftovers(siege: Siege) -> list[Path]:
-    return [path for path in (siege.folder / "gradio").glob("tmp*") if path.is_file()]
+def leftovers(app: AttackedApp) -> list[Path]:
+    return [path for path in (app.folder / "gradio").glob("tmp*") if path.is_file()]
 
 
 PART = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
 
 
-def test_an_upload_that_stalls_is_told_so_and_ends(siege):
-    with begun(siege, PART + b"x" * 1000, 100_000) as stalled:
+def test_an_upload_that_stalls_is_told_so_and_ends(app):
+    with begun(app, PART + b"x" * 1000, 100_000) as stalled:
         began = time.monotonic()
         answer = b"".join(iter(lambda: stalled.recv(4096), b"")).decode()  # until the line is closed
         assert answer.startswith("HTTP/1.1 408") and "too slowly" in answer
         assert 15 < time.monotonic() - began < 40
-    assert not leftovers(siege)
+    assert not leftovers(app)
 
 
-def test_a_visitor_who_goes_while_uploading_leaves_nothing(siege):
+def test_a_visitor_who_goes_while_uploading_leaves_nothing(app):
     for _ in range(20):
-        begun(siege, PART + b"x" * 50_000, 1_000_000).close()
-    assert siege.upload("a.png", png()) and not leftovers(siege)
+        begun(app, PART + b"x" * 50_000, 1_000_000).close()
+    assert app.upload("a.png", png()) and not leftovers(app)
 
 
-def test_many_half_open_uploads_keep_nobody_out(siege):
-    stalled = [begun(siege, PART, 100_000) for _ in range(60)]
+def test_many_half_open_uploads_keep_nobody_out(app):
+    stalled = [begun(app, PART, 100_000) for _ in range(60)]
     began = time.monotonic()
-    assert siege.upload("a.png", png())
+    assert app.upload("a.png", png())
     assert time.monotonic() - began < 10
     for opened in stalled:
         opened.close()
 
 
 @pytest.mark.parametrize("size", [700_000, 1 << 21])  # Gradio meets the full disk, or the guard does
-def test_a_full_disk_is_told_in_words_and_the_page_goes_on(siege, size):
-    answer = httpx.post(f"{siege.address}/gradio_api/upload", files={"files": ("a.png", b"x" * size)}, timeout=60)
-    assert answer.status_code == 507 and answer.text.startswith("There is no room for uploads")
-    assert siege.upload("a.png", png())
+def test_a_full_disk_is_told_in_words_and_the_page_goes_on(app, size):
+    answer = httpx.post(f"{app.address}/gradio_api/upload", files={"files": ("a.png", b"x" * size)}, timeout=60)
+    assert answer.status_code == 507 and answer.text.startswith("The server has no room for uploads")
+    assert app.upload("a.png", png())
 
 
-def test_a_visitor_who_goes_while_being_answered(siege):
-    config = siege.send("page", "GET", "/config").json()
+def test_a_visitor_who_goes_while_being_answered(app):
+    config = app.send("page", "GET", "/config").json()
     load = next(event for event in config["dependencies"] if event["targets"][0][1] == "load")
     parts = {part["id"]: part["props"].get("value") for part in config["components"]}
     body = {"data": [parts[part] for part in load["inputs"]], "fn_index": load["id"]}
-    for visitor in range(10):
-        answer = siege.send("event", "POST", "/gradio_api/queue/join", json=body | {"session_hash": f"gone{visitor}"})
+    for user in range(10):
+        answer = app.send("event", "POST", "/gradio_api/queue/join", json=body | {"session_hash": f"gone{user}"})
         assert answer.status_code == 200
-        path = f"/gradio_api/queue/data?session_hash=gone{visitor}"
-        with httpx.stream("GET", siege.address + path, timeout=60) as stream:
+        path = f"/gradio_api/queue/data?session_hash=gone{user}"
+        with httpx.stream("GET", app.address + path, timeout=60) as stream:
             next(stream.iter_lines())  # and the tab is closed
     data = [parts[part] for part in load["inputs"]]
-    assert siege.event(load["id"], data, "stays")
+    assert app.event(load["id"], data, "stays")
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_a_visitor_who_goes_while_being_answered(siege):
         b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
     ],
 )  # fmt: skip
-def test_what_is_hardly_http_gets_a_4xx(siege, sent):
-    with wire(siege) as opened:
+def test_what_is_hardly_http_gets_a_4xx(app, sent):
+    with client(app) as opened:
         opened.sendall(sent)
         opened.shutdown(socket.SHUT_WR)
         answer = opened.recv(1 << 16)
@@ -112,16 +112,16 @@ def test_what_is_hardly_http_gets_a_4xx(siege, sent):
     assert b"Traceback" not in answer
 
 
-def test_chunked_bodies_are_counted_too(siege):
+def test_chunked_bodies_are_counted_too(app):
     def chunks():
         for _ in range(40):
             yield json.dumps("x" * (1 << 18)).encode()
 
-    answer = httpx.post(f"{siege.address}/gradio_api/queue/join", content=chunks(), timeout=60)
+    answer = httpx.post(f"{app.address}/gradio_api/queue/join", content=chunks(), timeout=60)
     assert answer.status_code == 413
 
 
-def test_an_address_that_is_made_up_does_not_count(siege):
+def test_an_address_that_is_made_up_does_not_count(app):
     own = httpx.HTTPTransport(local_address="127.0.0.99")  # the other tests come from elsewhere
     with httpx.Client(transport=own) as client:
-        assert 429 in made_up_visitors(client, siege.address, Limits.pages_per_minute + 5)
+        assert 429 in requests_from_many(client, app.address, Limits.pages_per_minute + 5)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from app_process import running_app
-from visitor import Tab, chromium
+from page_user import Tab, chromium
 
 import sinkgate as sg
 from sinkgate.scenes.scene import Scene
@@ -40,7 +40,7 @@ def address(browser: Browser) -> Iterator[str]:
 
 @pytest.fixture
 def tab(browser: Browser, address: str) -> Iterator[Tab]:
-    """A fresh visitor; the test fails if the browser's console shows an error."""
+    """A fresh user; the test fails if the browser's console shows an error."""
     context = browser.new_context(viewport={"width": 1366, "height": 768}, color_scheme="light")
     tab = Tab(context.new_page(), address)
     yield tab

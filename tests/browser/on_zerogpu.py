@@ -9,7 +9,7 @@ TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS / "hosting")]
 os.environ["SPACES_ZERO_GPU"] = "true"
 
-from made_up_spaces import Spaces, made_up  # noqa: E402
+from fake_spaces import Spaces, made_up  # noqa: E402
 
 sys.modules["spaces"] = made_up(Spaces())
 

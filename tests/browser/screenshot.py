@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from page_user import Tab, chromium
 from playwright.sync_api import ViewportSize
-from visitor import Tab, chromium
 
 sys.path.append(str(Path(__file__).parents[1]))
 

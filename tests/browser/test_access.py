@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from visitor import Tab
+from page_user import Tab
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -1,4 +1,4 @@
-"""What visitors and models write is shown as text, in a real browser; other sites' pages reach nothing."""
+"""What users and models write is shown as text, in a real browser; other sites' pages reach nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from app_process import running_app
+from page_user import Tab
 from tiny import noise_image, tiny_llava
-from visitor import Tab
 
 if TYPE_CHECKING:
     pass
@@ -43,7 +43,7 @@ def address(browser, tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture
 def tab(browser, address) -> Iterator[Tab]:
-    """A visitor; at the end nothing that was thrown has become part of the page, or been run."""
+    """A user; at the end nothing that was thrown has become part of the page, or been run."""
     context = browser.new_context(viewport={"width": 1366, "height": 768})
     page = context.new_page()
     page.on("dialog", lambda dialog: pytest.fail(f"a script said {dialog.message}"))
@@ -91,7 +91,7 @@ def test_a_scene_in_markup(tab):
     tab.page.evaluate(
         """(scene) => {
           const composer = document.querySelector('#composer [data-composing]');
-          window.sinkgate.say('scene', scene);
+          window.sinkgate.publish('scene', scene);
           composer.scene = scene;
         }""",
         {"background": MORE, "objects": [thing]},
@@ -128,7 +128,7 @@ def test_the_policy_stops_what_slips_through(browser, address):
 
 
 def test_another_sites_page_reaches_nothing(browser, address):
-    """A page of another site neither frames this one nor asks in its visitors' name."""
+    """A page of another site neither frames this one nor asks in its users' name."""
 
     class Evil(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

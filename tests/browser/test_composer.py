@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from page_user import Tab
 from PIL import Image
 from test_live import LENS, setting
 from test_page import assert_shows, direct
-from visitor import Tab
 
 import sinkgate as sg
 from app.handlers import GALLERY, Handlers, composer_value, random_scene
-from app.state import Desk, Session
+from app.state import Engine, UserSession
 from sinkgate.scenes.questions import ask, describe
 from sinkgate.scenes.scene import MAX_OBJECTS, Scene
 
@@ -30,7 +30,7 @@ COUNTS = {ask(Scene.random(Random(1)), "count", Random(seed)).question for seed 
 
 @pytest.fixture
 def phone(browser: Browser, address: str) -> Iterator[Tab]:
-    """A visitor with a phone."""
+    """A user with a phone."""
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     tab = Tab(context.new_page(), address)
     yield tab
@@ -199,7 +199,7 @@ def test_a_broken_scene_gets_a_sentence_and_the_next_edit_works(tab: Any, vlm: s
     tab.thing(1).focus()
     tab.page.keyboard.press("ArrowLeft")
     tab.page.wait_for_selector("#status .warning")
-    assert "'pink'" in tab.status() and "unforeseen" not in tab.status()
+    assert "'pink'" in tab.status() and "Unexpected" not in tab.status()
     tab.page.wait_for_function("document.querySelector('#composer [data-composing]').scene.objects[0].color !== 'pink'")
     assert tab.scene() == good
     frame = tab.after(lambda: tab.page.keyboard.press("ArrowLeft"))
@@ -238,29 +238,31 @@ def test_the_stage_shows_what_the_model_sees(tab: Any) -> None:
 
 @pytest.fixture
 def handlers(vlm: sg.VLM) -> Handlers:
-    return Handlers(Desk(vlm))
+    return Handlers(Engine(vlm))
 
 
 @pytest.fixture
-def session(handlers: Handlers, vlm: sg.VLM) -> Session:
+def session(handlers: Handlers, vlm: sg.VLM) -> UserSession:
     return handlers.begin(setting(vlm), LENS)[0]
 
 
-def moved(session: Session, turn: int, **change: Any) -> dict[str, Any]:
+def moved(session: UserSession, turn: int, **change: Any) -> dict[str, Any]:
     """The composer's value after the first object changed."""
     value = composer_value(session)
     value["scene"]["objects"][0].update(change)
-    return {**value, "turn": turn}
+    return {**value, "revision": turn}
 
 
-def test_an_older_edit_or_one_of_another_picture_never_wins(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+def test_an_older_edit_or_one_of_another_picture_never_wins(
+    handlers: Handlers, session: UserSession, vlm: sg.VLM
+) -> None:
     early, late = moved(session, 1, color="red"), moved(session, 2, color="green")
     handlers.edit_scene(session, late, setting(vlm), LENS)
     handlers.edit_scene(session, early, setting(vlm), LENS)
     assert session.scene and session.scene.objects[0].color == "green"
     handlers.new_scene(session, setting(vlm), LENS)
     scene = session.scene
-    handlers.place_scene(session, {**late, "turn": 3}, setting(vlm), LENS)
+    handlers.commit_scene(session, {**late, "revision": 3}, setting(vlm), LENS)
     assert session.scene == scene
 
 
@@ -271,27 +273,29 @@ def test_an_older_edit_or_one_of_another_picture_never_wins(handlers: Handlers, 
         [],
         "text",
         {},
-        {"picture": 1, "turn": 1},
-        {"picture": 1, "turn": 1, "scene": 3},
-        {"picture": "1", "turn": None},
+        {"picture": 1, "revision": 1},
+        {"picture": 1, "revision": 1, "scene": 3},
+        {"picture": "1", "revision": None},
     ],
 )
-def test_bad_edits_get_a_sentence(handlers: Handlers, session: Session, vlm: sg.VLM, value: Any) -> None:
-    scene, case = session.scene, session.case
+def test_bad_edits_get_a_sentence(handlers: Handlers, session: UserSession, vlm: sg.VLM, value: Any) -> None:
+    scene, case = session.scene, session.state
     *_, status, _, composer = handlers.edit_scene(session, value, setting(vlm), LENS)
-    assert status["tone"] == "warning" and "unforeseen" not in status["text"]
-    assert composer["scene"] == scene.to_dict() and session.scene is scene and session.case is case
-    handlers.place_scene(session, moved(session, 2, color="green"), setting(vlm), LENS)
+    assert status["tone"] == "warning" and "Unexpected" not in status["text"]
+    assert composer["scene"] == scene.to_dict() and session.scene is scene and session.state is case
+    handlers.commit_scene(session, moved(session, 2, color="green"), setting(vlm), LENS)
     assert session.scene and session.scene.objects[0].color == "green"
 
 
-def test_the_question_keeps_its_words_and_its_truth_follows(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+def test_the_question_keeps_its_words_and_its_truth_follows(
+    handlers: Handlers, session: UserSession, vlm: sg.VLM
+) -> None:
     cross = {"shape": "cross", "color": "purple", "size": "small", "x": 0.2, "y": 0.2}
     for index in range(len(session.examples)):
         session = handlers.begin(setting(vlm), LENS)[0]
         question, before = session.examples[index]
         handlers.ask(session, question, setting(vlm), LENS)
-        value = {**composer_value(session), "turn": 1}
+        value = {**composer_value(session), "revision": 1}
         value["scene"]["objects"].append(cross)
         handlers.edit_scene(session, value, setting(vlm), LENS)
         assert session.question == question and question in dict(session.examples)
@@ -300,13 +304,13 @@ def test_the_question_keeps_its_words_and_its_truth_follows(handlers: Handlers, 
 
 
 def test_a_question_that_the_scene_no_longer_allows_comes_back(
-    handlers: Handlers, session: Session, vlm: sg.VLM
+    handlers: Handlers, session: UserSession, vlm: sg.VLM
 ) -> None:
     question = next(text for text, kind in session.kinds.items() if kind == "place")
     handlers.ask(session, question, setting(vlm), LENS)
     scene = composer_value(session)["scene"]
     midline = [{**item, "x": 0.5, "y": y} for item, y in zip(scene["objects"], (0.55, 0.215), strict=True)]
     for turn, (objects, asked) in enumerate(((midline, False), (scene["objects"], True)), start=1):
-        value = {**composer_value(session), "scene": {**scene, "objects": objects}, "turn": turn}
+        value = {**composer_value(session), "scene": {**scene, "objects": objects}, "revision": turn}
         assert handlers.edit_scene(session, value, setting(vlm), LENS)[2]["tone"] == "calm"
         assert (question in dict(session.examples)) == asked

@@ -1,4 +1,4 @@
-"""Learned gates on the page: they read each question and move the faders, until a hand or a switch says otherwise."""
+"""LearnedGates gates on the page: they read each question and move the faders, until a hand or a switch says otherwise."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from app_process import running_app
+from page_user import Tab
 from test_live import LENS, setting
-from visitor import Tab
 
 import sinkgate as sg
-from app.gate_library import CONFIG, WEIGHTS, Learned, gates_in, uploaded_gates, weight_bytes
-from app.handlers import FIRST_QUESTION, FIRST_SCENE, HAND_WINS, Handlers, random_scene
-from app.state import KEPT_UPLOADS, ROUND, Desk, Session
+from app.gate_library import CONFIG, WEIGHTS, LearnedGates, gates_in, uploaded_gates, weight_bytes
+from app.handlers import FIRST_QUESTION, FIRST_SCENE, MANUAL_SETTING, Handlers, random_scene
+from app.state import MAX_UPLOADED_GATES, ROUND, Engine, UserSession
 from sinkgate.methods.lsg import LSG
 from sinkgate.scenes.scene import Scene
 
@@ -183,14 +183,14 @@ def test_the_hand_wins_until_the_next_question(tab: Tab, vlm: sg.VLM, shipped: P
     tab.drag(4, 1.7)
     frame = tab.settle()
     assert tab.fader(4).bounding_box() == place  # no sentence moves the page under the hand
-    assert frame["gates"]["v_sink"][4] == pytest.approx(1.7, abs=0.05) and tab.status() == HAND_WINS
+    assert frame["gates"]["v_sink"][4] == pytest.approx(1.7, abs=0.05) and tab.status() == MANUAL_SETTING
     assert frame["learned"]["rho"] == rho  # what the gates said stays on the strips
     assert tab.page.locator("#mixer .strip[data-layer='4'] .rho").text_content() == f"{RHO} {rho['v_sink'][4]:.2f}"
     frame = tab.after(lambda: tab.ask(OTHER_QUESTION))
     assert_stands(tab, frame, told(vlm, lsg, OTHER_QUESTION))
-    assert tab.status() != HAND_WINS
+    assert tab.status() != MANUAL_SETTING
     tab.page.locator("#mixer .preset", has_text="All at 1").click()
-    assert tab.settle()["identity"] and tab.status() == HAND_WINS
+    assert tab.settle()["identity"] and tab.status() == MANUAL_SETTING
 
 
 def test_a_gate_folder_is_uploaded(tab: Tab, vlm: sg.VLM, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_broken_uploads_get_a_sentence_and_the_page_lives_on(tab: Tab, vlm: sg.V
     for name, (chosen, word) in spoiled(vlm, tmp_path).items():
         said = upload(tab, *chosen)
         assert tab.page.locator("#status .warning").count() == 1, name
-        assert word in said and "unforeseen" not in said and str(tmp_path) not in said and "/tmp" not in said, (
+        assert word in said and "Unexpected" not in said and str(tmp_path) not in said and "/tmp" not in said, (
             name,
             said,
         )
@@ -284,11 +284,11 @@ def test_two_visitors_have_their_own_gates(
 @pytest.fixture
 def handlers(vlm: sg.VLM, shipped: Path) -> Handlers:
     with pytest.warns(UserWarning, match="torn"):
-        return Handlers(Desk(vlm, gates_in(shipped, vlm)))
+        return Handlers(Engine(vlm, gates_in(shipped, vlm)))
 
 
 @pytest.fixture
-def session(handlers: Handlers, vlm: sg.VLM) -> Session:
+def session(handlers: Handlers, vlm: sg.VLM) -> UserSession:
     return handlers.begin(setting(vlm), LENS)[0]
 
 
@@ -300,67 +300,71 @@ def chosen(name: str | None, off: Any = ()) -> dict[str, Any]:
     "value",
     [None, [], {}, chosen("no such gates"), chosen("stack", ["x"]), chosen("stack", 3), {"chosen": 3, "off": []}],
 )
-def test_bad_choices_get_a_sentence(handlers: Handlers, session: Session, value: Any) -> None:
+def test_bad_choices_get_a_sentence(handlers: Handlers, session: UserSession, value: Any) -> None:
     handlers.choose_learned(session, chosen("stack"), LENS)
-    case = session.case
+    case = session.state
     picker, _, _, status = handlers.choose_learned(session, value, LENS)
-    assert status["tone"] == "warning" and "unforeseen" not in status["text"]
-    assert picker["chosen"] == "stack" and session.case is case
-    assert "slept" in handlers.choose_learned(None, value, LENS)[-1]["text"]
-    assert "slept" in handlers.upload_learned(None, [], LENS)[-1]["text"]
+    assert status["tone"] == "warning" and "Unexpected" not in status["text"]
+    assert picker["chosen"] == "stack" and session.state is case
+    assert "expired" in handlers.choose_learned(None, value, LENS)[-1]["text"]
+    assert "expired" in handlers.upload_learned(None, [], LENS)[-1]["text"]
 
 
-def test_layers_without_a_gate_cannot_be_switched_off(handlers: Handlers, session: Session) -> None:
+def test_layers_without_a_gate_cannot_be_switched_off(handlers: Handlers, session: UserSession) -> None:
     handlers.choose_learned(session, chosen("stack", (2, 7, -1)), LENS)
     assert session.learned is not None and session.learned.off == {2}
 
 
 def test_what_the_hand_sent_before_the_gates_read_comes_too_late(
-    handlers: Handlers, session: Session, vlm: sg.VLM
+    handlers: Handlers, session: UserSession, vlm: sg.VLM
 ) -> None:
-    handlers.turn(session, setting(vlm, 0.3, turn=4), LENS)
+    handlers.set_gates(session, setting(vlm, 0.3, turn=4), LENS)
     _, mixer, frame, _ = handlers.choose_learned(session, chosen("stack"), LENS)
-    assert mixer["turn"] == ROUND
-    stands = handlers.turn(session, setting(vlm, 0.7, turn=5), LENS)[0]
-    assert stands.get("gates") is None and handlers.look(session, LENS)[0]["gates"] == frame["gates"]
-    *_, last = handlers.tell(session, setting(vlm, 0.7, turn=5))  # no hand will ask again: what the gates set is told
+    assert mixer["revision"] == ROUND
+    stands = handlers.set_gates(session, setting(vlm, 0.7, turn=5), LENS)[0]
+    assert stands.get("gates") is None and handlers.set_lens(session, LENS)[0]["gates"] == frame["gates"]
+    *_, last = handlers.stream_answers(
+        session, setting(vlm, 0.7, turn=5)
+    )  # no hand will ask again: what the gates set is told
     assert last[0]["done"] and last[0]["sequence"] == session.sequence and last[1]["gates"] == frame["gates"]
-    assert handlers.turn(session, setting(vlm, 0.7, turn=ROUND + 1), LENS)[1]["text"] == HAND_WINS
+    assert handlers.set_gates(session, setting(vlm, 0.7, turn=ROUND + 1), LENS)[1]["text"] == MANUAL_SETTING
 
 
-def test_gates_find_sinks_by_their_own_criterion(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+def test_gates_find_sinks_by_their_own_criterion(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
     lsg = some_gates(vlm, [2], criterion="norm")
-    handlers.desk.learned.append(Learned("by norm", lsg))
-    before = session.case
+    handlers.engine.learned.append(LearnedGates("by norm", lsg))
+    before = session.state
     assert before and before.sinks.v_verdict and "norm" not in before.sinks.v_verdict.criterion
     _, mixer, _, _ = handlers.choose_learned(session, chosen("by norm"), LENS)
-    assert session.case and session.case.sinks.v_verdict and "norm" in session.case.sinks.v_verdict.criterion
+    assert session.state and session.state.sinks.v_verdict and "norm" in session.state.sinks.v_verdict.criterion
     assert mixer["v_sink"] == pytest.approx(told(vlm, lsg)["v_sink"], abs=CLOSE)
     handlers.choose_learned(session, chosen(None), LENS)
-    assert session.case.sinks.v_verdict.criterion == before.sinks.v_verdict.criterion
+    assert session.state.sinks.v_verdict.criterion == before.sinks.v_verdict.criterion
 
 
-def test_gates_that_cannot_read_leave_everything_as_it_was(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+def test_gates_that_cannot_read_leave_everything_as_it_was(
+    handlers: Handlers, session: UserSession, vlm: sg.VLM
+) -> None:
     class Broken(LSG):
         def only(self, layers: Any) -> LSG:
             raise sg.GateError("these gates cannot read")
 
-    case = session.case
+    case = session.state
     for criterion in ("auto", "norm"):
         lsg = Broken(some_gates(vlm, [2], criterion=criterion).config)
-        handlers.desk.learned.append(Learned(criterion, lsg))
+        handlers.engine.learned.append(LearnedGates(criterion, lsg))
         picker, _, _, status = handlers.choose_learned(session, chosen(criterion), LENS)
         assert status["text"] == "These gates cannot read." and picker["chosen"] is None
-        assert session.case is case and session.learned is None
+        assert session.state is case and session.learned is None
 
 
-def test_uploads_are_few_and_numbered(handlers: Handlers, session: Session, vlm: sg.VLM, tmp_path: Path) -> None:
+def test_uploads_are_few_and_numbered(handlers: Handlers, session: UserSession, vlm: sg.VLM, tmp_path: Path) -> None:
     some_gates(vlm, [1]).save_pretrained(tmp_path)
-    for _ in range(KEPT_UPLOADS + 1):
+    for _ in range(MAX_UPLOADED_GATES + 1):
         picker, _, _, status = handlers.upload_learned(session, [str(path) for path in files(tmp_path)], LENS)
         assert status["tone"] == "calm"
     names = [gates["name"] for gates in picker["offered"]]
-    assert names == ["layer-2", "stack", *(f"uploaded {number}" for number in range(2, KEPT_UPLOADS + 2))]
+    assert names == ["layer-2", "stack", *(f"uploaded {number}" for number in range(2, MAX_UPLOADED_GATES + 2))]
     assert picker["chosen"] == names[-1]
 
 

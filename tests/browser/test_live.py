@@ -19,26 +19,26 @@ from PIL import Image
 
 import sinkgate as sg
 from app import state
-from app.backend import Warm
+from app.backend import LocalSession
 from app.handlers import Handlers
 from app.scheduler import Limits
-from app.state import KEPT_CASES, Desk, Session
+from app.state import MAX_QUESTION_STATES, Engine, UserSession
 
 LENS = {"layer": 2, "head": None, "row": 0, "hide": False}
 
 
 @pytest.fixture
 def handlers(vlm: sg.VLM) -> Handlers:
-    return Handlers(Desk(vlm))
+    return Handlers(Engine(vlm))
 
 
 def setting(vlm: sg.VLM, v_sink: float = 1.0, turn: int | None = None) -> dict[str, Any]:
     value: dict[str, Any] = {"v_sink": [v_sink] * vlm.num_layers, "rest": [1.0] * vlm.num_layers}
-    return value if turn is None else {**value, "turn": turn}
+    return value if turn is None else {**value, "revision": turn}
 
 
 @pytest.fixture
-def session(handlers: Handlers, vlm: sg.VLM) -> Session:
+def session(handlers: Handlers, vlm: sg.VLM) -> UserSession:
     return handlers.begin(setting(vlm), LENS)[0]
 
 
@@ -50,12 +50,12 @@ def session(handlers: Handlers, vlm: sg.VLM) -> Session:
         *({"v_sink": [bad] + [1.0] * 7, "rest": [1.0] * 8} for bad in (math.nan, math.inf, -0.1, 5.0, None, "1x")),
     ],
 )  # fmt: skip
-def test_bad_settings_get_a_sentence(handlers: Handlers, session: Session, value: Any) -> None:
-    case = session.case
-    frame, status = handlers.turn(session, value, LENS)
-    assert isinstance(status, dict) and status["tone"] == "warning" and "unforeseen" not in status["text"]
-    assert frame == gr.skip() and session.case is case
-    told = list(handlers.tell(session, value))
+def test_bad_settings_get_a_sentence(handlers: Handlers, session: UserSession, value: Any) -> None:
+    case = session.state
+    frame, status = handlers.set_gates(session, value, LENS)
+    assert isinstance(status, dict) and status["tone"] == "warning" and "Unexpected" not in status["text"]
+    assert frame == gr.skip() and session.state is case
+    told = list(handlers.stream_answers(session, value))
     assert len(told) == 1 and told[0][-1]["tone"] == "warning"
 
 
@@ -71,47 +71,47 @@ def test_bad_settings_get_a_sentence(handlers: Handlers, session: Session, value
         {"sheet": 1},
     ],
 )
-def test_any_lens_can_be_looked_through(handlers: Handlers, session: Session, vlm: sg.VLM, lens: Any) -> None:
-    frame, _ = handlers.look(session, lens)
+def test_any_lens_can_be_looked_through(handlers: Handlers, session: UserSession, vlm: sg.VLM, lens: Any) -> None:
+    frame, _ = handlers.set_lens(session, lens)
     assert 0 <= frame["lens"]["layer"] < vlm.num_layers and frame["lens"]["hide"] is False
     assert frame["lens"]["sheet"] == 0
 
 
 def test_a_forgotten_page_says_so(handlers: Handlers, vlm: sg.VLM) -> None:
-    for status in (handlers.turn(None, setting(vlm), LENS)[1], handlers.look(None, LENS)[1]):
-        assert "slept" in status["text"]
-    assert "slept" in next(handlers.tell(None, setting(vlm)))[-1]["text"]
+    for status in (handlers.set_gates(None, setting(vlm), LENS)[1], handlers.set_lens(None, LENS)[1]):
+        assert "expired" in status["text"]
+    assert "expired" in next(handlers.stream_answers(None, setting(vlm)))[-1]["text"]
 
 
-def test_an_older_setting_never_replaces_a_newer_one(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
-    handlers.turn(session, setting(vlm, 0.3, turn=7), LENS)
-    assert handlers.turn(session, setting(vlm, 0.9, turn=6), LENS)[0] == gr.skip()
-    assert list(handlers.tell(session, setting(vlm, 0.9, turn=6))) == []
-    assert session.case is not None and session.case.gates.scales[0, 0].item() == pytest.approx(0.3)
+def test_an_older_setting_never_replaces_a_newer_one(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
+    handlers.set_gates(session, setting(vlm, 0.3, turn=7), LENS)
+    assert handlers.set_gates(session, setting(vlm, 0.9, turn=6), LENS)[0] == gr.skip()
+    assert list(handlers.stream_answers(session, setting(vlm, 0.9, turn=6))) == []
+    assert session.state is not None and session.state.gates.scales[0, 0].item() == pytest.approx(0.3)
 
 
-def test_an_answer_stops_when_something_newer_begins(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
-    answers = handlers.tell(session, setting(vlm, 0.3))
+def test_an_answer_stops_when_something_newer_begins(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
+    answers = handlers.stream_answers(session, setting(vlm, 0.3))
     next(answers)
-    handlers.turn(session, setting(vlm, 0.6), LENS)
+    handlers.set_gates(session, setting(vlm, 0.6), LENS)
     rest = list(answers)
     assert not any(isinstance(told[0], dict) and told[0].get("done") for told in rest)
-    assert session.case is not None and not session.case.gated_done
-    final = list(handlers.tell(session, setting(vlm, 0.6)))[-1]
+    assert session.state is not None and not session.state.gated_done
+    final = list(handlers.stream_answers(session, setting(vlm, 0.6)))[-1]
     assert final[0]["done"] and final[0]["sequence"] == session.sequence
 
 
 def test_an_answer_that_was_interrupted_is_never_kept_as_whole(
-    handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
+    handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fader moves away while the answer is generated, and back before the interruption is noticed."""
     handlers.ask(session, "Describe the picture.", setting(vlm), LENS)
-    list(handlers.tell(session, setting(vlm)))
-    session.case.unchanged_done = False
-    gates = handlers.desk.read_gates(setting(vlm, 0.4))
-    stream, moved_away = Warm.stream, sg.Gates.ones(vlm)
+    list(handlers.stream_answers(session, setting(vlm)))
+    session.state.unchanged_done = False
+    gates = handlers.engine.read_gates(setting(vlm, 0.4))
+    stream, moved_away = LocalSession.stream, sg.Gates.ones(vlm)
 
-    def interrupted(self: Warm, *arguments: Any, stop: Any, **options: Any) -> Any:
+    def interrupted(self: LocalSession, *arguments: Any, stop: Any, **options: Any) -> Any:
         tokens = 0
 
         def after_two_tokens() -> bool:
@@ -124,41 +124,43 @@ def test_an_answer_that_was_interrupted_is_never_kept_as_whole(
         session.wanted = gates
         return trace
 
-    monkeypatch.setattr(Warm, "stream", interrupted)
+    monkeypatch.setattr(LocalSession, "stream", interrupted)
     for side in ("unchanged_done", "gated_done"):
-        assert not any(told[0].get("done") for told in handlers.tell(session, setting(vlm, 0.4)))
-        assert not getattr(session.case, side)
-        session.case.unchanged_done = True  # so that the next answer to be generated is the gated one
-    monkeypatch.setattr(Warm, "stream", stream)
-    final = list(handlers.tell(session, setting(vlm, 0.4)))[-1][0]
-    expected = vlm.answer(session.case.prompt, gates, session.case.sinks, max_new_tokens=state.MAX_NEW_TOKENS)
+        assert not any(told[0].get("done") for told in handlers.stream_answers(session, setting(vlm, 0.4)))
+        assert not getattr(session.state, side)
+        session.state.unchanged_done = True  # so that the next answer to be generated is the gated one
+    monkeypatch.setattr(LocalSession, "stream", stream)
+    final = list(handlers.stream_answers(session, setting(vlm, 0.4)))[-1][0]
+    expected = vlm.answer(session.state.prompt, gates, session.state.sinks, max_new_tokens=state.MAX_NEW_TOKENS)
     assert final["done"] and [word for word, _ in final["gated"]] == expected.text.split()
     assert len(expected.tokens) > 2
 
 
-def test_what_is_written_is_drawn_through_the_newest_lens(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
-    answers = handlers.tell(session, setting(vlm, 0.3))
+def test_what_is_written_is_drawn_through_the_newest_lens(
+    handlers: Handlers, session: UserSession, vlm: sg.VLM
+) -> None:
+    answers = handlers.stream_answers(session, setting(vlm, 0.3))
     next(answers)
-    handlers.look(session, {**LENS, "layer": 5})
+    handlers.set_lens(session, {**LENS, "layer": 5})
     assert list(answers)[-1][1]["lens"]["layer"] == 5
 
 
-def test_both_tiers_at_once_settle_on_one_state(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+def test_both_tiers_at_once_settle_on_one_state(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
     told: list[Any] = []
-    slow = threading.Thread(target=lambda: told.extend(handlers.tell(session, setting(vlm, 0.2))))
+    slow = threading.Thread(target=lambda: told.extend(handlers.stream_answers(session, setting(vlm, 0.2))))
     slow.start()
-    handlers.turn(session, setting(vlm, 0.2), LENS)
+    handlers.set_gates(session, setting(vlm, 0.2), LENS)
     slow.join(timeout=60)
     assert told[-1][0]["done"]
-    assert session.case is not None and session.case.gated_done
+    assert session.state is not None and session.state.gated_done
 
 
 def test_one_setting_at_a_time_runs_on_the_model(
-    handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
+    handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predict, running, most = Warm.predict, [], []
+    predict, running, most = LocalSession.predict, [], []
 
-    def counted(self: Warm, gates: sg.Gates | None = None) -> sg.Trace:
+    def counted(self: LocalSession, gates: sg.Gates | None = None) -> sg.Trace:
         running.append(gates)
         most.append(len(running))
         time.sleep(0.01)  # long enough to be overtaken
@@ -166,70 +168,72 @@ def test_one_setting_at_a_time_runs_on_the_model(
         running.pop()
         return trace
 
-    monkeypatch.setattr(Warm, "predict", counted)
+    monkeypatch.setattr(LocalSession, "predict", counted)
     other = handlers.begin(setting(vlm), LENS)[0]
     with ThreadPoolExecutor(4) as hands:
         for number in range(1, 9):
-            hands.submit(handlers.turn, (session, other)[number % 2], setting(vlm, number / 10), LENS)
+            hands.submit(handlers.set_gates, (session, other)[number % 2], setting(vlm, number / 10), LENS)
     assert len(most) >= 8 and max(most) == 1
 
 
-def test_memory_is_bounded_and_what_was_dropped_comes_back(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
-    before = handlers.look(session, LENS)[0]["before"]
-    for _ in range(KEPT_CASES):
+def test_memory_is_bounded_and_what_was_dropped_comes_back(
+    handlers: Handlers, session: UserSession, vlm: sg.VLM
+) -> None:
+    before = handlers.set_lens(session, LENS)[0]["before"]
+    for _ in range(MAX_QUESTION_STATES):
         handlers.begin(setting(vlm), LENS)
-    assert session.case is None
-    frame, _ = handlers.turn(session, setting(vlm), LENS)
+    assert session.state is None
+    frame, _ = handlers.set_gates(session, setting(vlm), LENS)
     assert frame["before"] == pytest.approx(before, abs=1e-6)
 
 
 def test_what_was_dropped_comes_back_under_its_gates_when_it_is_looked_at(
-    handlers: Handlers, session: Session, vlm: sg.VLM
+    handlers: Handlers, session: UserSession, vlm: sg.VLM
 ) -> None:
-    handlers.turn(session, setting(vlm, 0.3), LENS)
-    for _ in range(KEPT_CASES):
+    handlers.set_gates(session, setting(vlm, 0.3), LENS)
+    for _ in range(MAX_QUESTION_STATES):
         handlers.begin(setting(vlm), LENS)
-    assert session.case is None
-    assert handlers.look(session, LENS)[0]["gates"]["v_sink"][0] == 0.3
+    assert session.state is None
+    assert handlers.set_lens(session, LENS)[0]["gates"]["v_sink"][0] == 0.3
 
 
-def test_whoever_moves_faders_is_not_idle(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
-    for _ in range(KEPT_CASES):
-        handlers.turn(session, setting(vlm), LENS)
+def test_whoever_moves_faders_is_not_idle(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
+    for _ in range(MAX_QUESTION_STATES):
+        handlers.set_gates(session, setting(vlm), LENS)
         handlers.begin(setting(vlm), LENS)
-    assert session.case is not None
+    assert session.state is not None
 
 
-@pytest.mark.parametrize("bound", ["KEPT_CASES", "KEPT_VISITORS"])
+@pytest.mark.parametrize("bound", ["MAX_QUESTION_STATES", "MAX_SESSIONS"])
 def test_nobody_is_forgotten_while_being_answered(
-    handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch, bound: str
+    handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     monkeypatch.setattr(state, bound, 1)
-    answers = handlers.tell(session, setting(vlm, 0.3))
+    answers = handlers.stream_answers(session, setting(vlm, 0.3))
     next(answers)
     for _ in range(2):
         handlers.begin(setting(vlm), LENS)
-    assert list(answers)[-1][0]["done"] and session.case is not None
+    assert list(answers)[-1][0]["done"] and session.state is not None
     handlers.begin(setting(vlm), LENS)
-    assert session.case is None
+    assert session.state is None
 
 
-@pytest.mark.parametrize(("bound", "least"), [("KEPT_VISITORS", 3), ("KEPT_BYTES", 2_500_000)])
+@pytest.mark.parametrize(("bound", "least"), [("MAX_SESSIONS", 3), ("MAX_SESSION_BYTES", 2_500_000)])
 def test_the_idlest_visitors_are_forgotten_and_told_so(
-    handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch, bound: str, least: int
+    handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch, bound: str, least: int
 ) -> None:
     monkeypatch.setattr(state, bound, least)
     for _ in range(3):
         handlers.begin(setting(vlm), LENS)
-    assert session.nbytes == 0 and handlers.desk.visitors == 3 and handlers.desk.kept_bytes < 2_500_000
-    assert "slept" in handlers.turn(session, setting(vlm, 0.5), LENS)[1]["text"]
+    assert session.nbytes == 0 and handlers.engine.sessions == 3 and handlers.engine.session_bytes < 2_500_000
+    assert "expired" in handlers.set_gates(session, setting(vlm, 0.5), LENS)[1]["text"]
     assert isinstance(handlers.new_scene(session, setting(vlm), LENS)[4], dict)  # a click, and it goes on
 
 
 def test_too_large_a_picture_is_made_smaller(tmp_path: Path) -> None:
     Image.new("RGB", (4000, 2000), "red").save(path := tmp_path / "large.png")
     image = state.open_picture(str(path))
-    assert image.size == (2000, 1000) and image.width * image.height <= state.MOST_PIXELS
+    assert image.size == (2000, 1000) and image.width * image.height <= state.MAX_PIXELS
     photograph = Image.new("RGB", (8064, 6048), "red")
     exif = photograph.getexif()
     exif[0x0112] = 6  # a phone held upright
@@ -238,47 +242,49 @@ def test_too_large_a_picture_is_made_smaller(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_takes_too_long_is_stopped_and_says_so(
-    handlers: Handlers, session: Session, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
+    handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state.Deadline, "__call__", lambda self: setattr(self, "passed", True) or True)
     handlers.ask(session, "What do you see?", setting(vlm), LENS)
-    *_, told = handlers.tell(session, setting(vlm))
+    *_, told = handlers.stream_answers(session, setting(vlm))
     assert told[0]["done"] and len(told[0]["unchanged"]) == 1 and "stopped after 20 seconds" in told[-1]["text"]
 
 
-def test_a_visitor_who_meets_a_full_queue_keeps_the_page(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
-    handlers.desk.turns.limits = Limits(places=0)
-    case = session.case
+def test_a_visitor_who_meets_a_full_queue_keeps_the_page(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
+    handlers.engine.scheduler.limits = Limits(queue=0)
+    case = session.state
     answers = [
-        handlers.turn(session, setting(vlm, 0.5), LENS)[1],
+        handlers.set_gates(session, setting(vlm, 0.5), LENS)[1],
         handlers.ask(session, "How many circles are there?", setting(vlm), LENS)[5],
         handlers.begin(setting(vlm), LENS)[5],
         handlers.new_scene(session, setting(vlm), LENS)[5],
-        next(handlers.tell(session, setting(vlm)))[-1],
+        next(handlers.stream_answers(session, setting(vlm)))[-1],
     ]
     assert all("every place in the queue is taken" in status["text"] for status in answers)
-    assert session.case is case
-    handlers.desk.turns.limits = Limits()
-    assert isinstance(handlers.turn(session, setting(vlm, 0.5), LENS)[0], dict)
+    assert session.state is case
+    handlers.engine.scheduler.limits = Limits()
+    assert isinstance(handlers.set_gates(session, setting(vlm, 0.5), LENS)[0], dict)
 
 
-def test_a_fader_runs_only_the_layers_from_its_own_upward(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
+def test_a_fader_runs_only_the_layers_from_its_own_upward(
+    handlers: Handlers, session: UserSession, vlm: sg.VLM
+) -> None:
     for layer in (6, 2):
-        handlers.turn(session, setting(vlm), LENS)
+        handlers.set_gates(session, setting(vlm), LENS)
         gates = sg.Gates.ones(vlm).set("v_sink", 0.3, layer)
-        value = {"v_sink": gates.scales[:, 0].tolist(), "rest": gates.scales[:, 2].tolist(), "turn": 100 - layer}
-        frame, _ = handlers.turn(session, value, LENS)
+        value = {"v_sink": gates.scales[:, 0].tolist(), "rest": gates.scales[:, 2].tolist(), "revision": 100 - layer}
+        frame, _ = handlers.set_gates(session, value, LENS)
         assert frame["cost"].startswith(f"recomputed layers {layer}-{vlm.num_layers - 1} · ")
 
 
-def test_warm_prompts_share_a_budget(handlers: Handlers, session: Session, vlm: sg.VLM) -> None:
-    desk = handlers.desk
-    assert session.case is not None and session.case.warm.nbytes > 0
-    desk.shelf.budget = session.case.warm.nbytes
+def test_warm_prompts_share_a_budget(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
+    engine = handlers.engine
+    assert session.state is not None and session.state.prompt_session.nbytes > 0
+    engine.cache.budget = session.state.prompt_session.nbytes
     handlers.begin(setting(vlm), LENS)
-    assert session.case.warm.nbytes == 0, "the newer visitor's prompt is held"
-    frame, _ = handlers.turn(session, setting(vlm, 0.3), LENS)
-    assert frame["identity"] is False and desk.shelf.nbytes <= desk.shelf.budget
+    assert session.state.prompt_session.nbytes == 0, "the newer user's prompt is held"
+    frame, _ = handlers.set_gates(session, setting(vlm, 0.3), LENS)
+    assert frame["identity"] is False and engine.cache.nbytes <= engine.cache.budget
 
 
 def test_calls_from_one_address_share_one_limit(
@@ -286,9 +292,9 @@ def test_calls_from_one_address_share_one_limit(
 ) -> None:
     """Each call of the endpoint has a session of its own, so that a session is no client."""
     clients: list[Any] = []
-    turn = handlers.desk.turns.turn
+    turn = handlers.engine.scheduler.turn
     monkeypatch.setattr(
-        handlers.desk.turns, "turn", lambda client, tier="": clients.append(client) or turn(client, tier)
+        handlers.engine.scheduler, "revision", lambda client, tier="": clients.append(client) or turn(client, tier)
     )
     for number, host in enumerate(("203.0.113.7", "203.0.113.7", "2001:db8::1:2", "2001:db8::5:6", "203.0.113.8")):
         request = gr.Request(session_hash=f"call {number}", client={"host": host, "port": number})

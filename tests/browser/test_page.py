@@ -1,4 +1,4 @@
-"""The page, used as a visitor uses it: claims are read off the screen or compared with a direct computation."""
+"""The page, used as a user uses it: claims are read off the screen or compared with a direct computation."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from page_user import Tab
 from PIL import Image
-from visitor import Tab
 
 import sinkgate as sg
 from app.page import preset_name
@@ -251,7 +251,7 @@ def test_gates_as_json_in_and_out(tab: Any, vlm: sg.VLM) -> None:
         text.fill(broken)
         tab.page.locator("#gates-apply").click()
         tab.page.wait_for_selector("#status .warning")
-        assert "unforeseen" not in tab.status(), broken
+        assert "Unexpected" not in tab.status(), broken
         assert tab.frame()["gates"] == frame["gates"], broken
         text.fill(good)
         tab.page.locator("#gates-apply").click()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from app_process import running_app
+from page_user import Tab
 from PIL import Image
 from tiny import tiny_llava
-from visitor import Tab
 
 import sinkgate as sg
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NAME = "a deep model"
 LAYERS = 30
 LIMIT = 32  # tokens of an answer
-HELD = """
+MAX_SESSIONS = """
 const { fetch } = window;
 window.held = null; // while it is a list, requests of events wait in it
 window.fetch = async (...request) => {
@@ -253,7 +253,7 @@ def test_a_new_visit_begins_anew(tab: Tab, address: str) -> None:
 
 def test_panels_that_wait_for_the_model_say_so(browser: Browser, address: str) -> None:
     page = browser.new_page()
-    page.add_init_script(HELD)
+    page.add_init_script(MAX_SESSIONS)
     tab = Tab(page, address)
     page.evaluate("window.held = []")
     tab.drag(2, 0.1)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from visitor import Tab
+from page_user import Tab
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -17,8 +17,8 @@ import gradio_client
 import httpx
 import pytest
 import yaml
-from app_process import ROOT, free_port, made_up_visitors, running_app
-from visitor import Tab
+from app_process import ROOT, free_port, requests_from_many, running_app
+from page_user import Tab
 
 from app.guard import Limits
 
@@ -61,7 +61,7 @@ def one():
 
 def test_addresses_count_as_the_proxy_tells_them(one):
     with httpx.Client() as client:
-        assert set(made_up_visitors(client, one.address, Limits.pages_per_minute + 5)) == {200}
+        assert set(requests_from_many(client, one.address, Limits.pages_per_minute + 5)) == {200}
 
 
 @by_haproxy

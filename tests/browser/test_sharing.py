@@ -19,8 +19,8 @@ from PIL import Image
 import sinkgate as sg
 from app.gate_library import gates_in
 from app.handlers import FIRST_QUESTION, FIRST_SCENE, Handlers
-from app.share_links import GATES_ARE_AWAY, MOST, NO_GATES, NO_PICTURE, STAND_IN, Link, LinkError, loading, shared
-from app.state import Desk, Session
+from app.share_links import GATES_MISSING, MAX_LENGTH, NO_GATES, NO_PICTURE, STAND_IN, Link, LinkError, loading, share_value
+from app.state import Engine, UserSession
 from app.view_model import Lens
 from sinkgate.scenes.questions import KINDS
 from sinkgate.scenes.scene import Scene
@@ -34,13 +34,13 @@ LENS = {"layer": 2, "head": None, "row": 0, "hide": False, "sheet": 0}
 
 
 @pytest.fixture(scope="module")
-def desk(vlm: sg.VLM) -> Desk:
-    return Desk(vlm, gates_in(ROOT / "sinkgate" / "demo" / "gates", vlm))
+def engine(vlm: sg.VLM) -> Engine:
+    return Engine(vlm, gates_in(ROOT / "sinkgate" / "demo" / "gates", vlm))
 
 
 @pytest.fixture(scope="module")
-def handlers(desk: Desk) -> Handlers:
-    return Handlers(desk)
+def handlers(engine: Engine) -> Handlers:
+    return Handlers(engine)
 
 
 def packed(content: Any) -> str:
@@ -55,9 +55,9 @@ def mixer(v_sink: float = 1.0) -> dict[str, Any]:
     return {"v_sink": [v_sink] * LAYERS, "rest": [1.0] * LAYERS}
 
 
-def arrive(handlers: Handlers, text: Any) -> tuple[Session, str, dict[str, Any]]:
-    """The session, the status line and the frame that a visitor with this link gets."""
-    session, _, _, _, frame, status, *_ = handlers.arrive(text, mixer(), LENS)
+def arrive(handlers: Handlers, text: Any) -> tuple[UserSession, str, dict[str, Any]]:
+    """The session, the status line and the frame that a user with this link gets."""
+    session, _, _, _, frame, status, *_ = handlers.load_page(text, mixer(), LENS)
     return session, status["text"], frame
 
 
@@ -86,10 +86,10 @@ links = st.builds(
 
 
 @given(link=links)
-def test_a_link_comes_back_as_it_was(desk: Desk, link: Link) -> None:
+def test_a_link_comes_back_as_it_was(engine: Engine, link: Link) -> None:
     text = link.to_text()
-    assert len(text) <= MOST and text.isascii() and text.replace("-", "").replace("_", "").isalnum()
-    assert Link.from_text(text, desk) == link
+    assert len(text) <= MAX_LENGTH and text.isascii() and text.replace("-", "").replace("_", "").isalnum()
+    assert Link.from_text(text, engine) == link
 
 
 GOOD = {"v": 1, "model": "demo", "question": "How many objects are there?", "seed": 26}
@@ -102,9 +102,9 @@ junk = st.recursive(
 
 
 @given(text=st.text(max_size=200) | st.text("ABCabc019-_", max_size=200) | junk)
-def test_what_is_no_link_is_refused_in_a_sentence(desk: Desk, text: Any) -> None:
+def test_what_is_no_link_is_refused_in_a_sentence(engine: Engine, text: Any) -> None:
     with pytest.raises(LinkError, match=r"^[A-Z].*\."):
-        Link.from_text(text, desk)
+        Link.from_text(text, engine)
 
 
 @settings(max_examples=300)
@@ -113,9 +113,9 @@ def test_what_is_no_link_is_refused_in_a_sentence(desk: Desk, text: Any) -> None
         st.sampled_from(["v", "model", "question", "seed", "kind", "scene", "gates", "learned", "off", "lens"]), junk
     )
 )
-def test_a_link_with_anything_in_it_opens_or_is_refused_in_a_sentence(desk: Desk, changes: dict[str, Any]) -> None:
+def test_a_link_with_anything_in_it_opens_or_is_refused_in_a_sentence(engine: Engine, changes: dict[str, Any]) -> None:
     try:
-        link = Link.from_text(packed(GOOD | changes), desk)
+        link = Link.from_text(packed(GOOD | changes), engine)
     except sg.SinkgateError as error:
         assert str(error)
     else:
@@ -125,7 +125,7 @@ def test_a_link_with_anything_in_it_opens_or_is_refused_in_a_sentence(desk: Desk
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("x" * (MOST + 1), "too long"),
+        ("x" * (MAX_LENGTH + 1), "too long"),
         ("%%%", "damaged"),
         (packed(GOOD)[:-7], "damaged"),
         (packed([1]), "damaged"),
@@ -133,11 +133,11 @@ def test_a_link_with_anything_in_it_opens_or_is_refused_in_a_sentence(desk: Desk
         ("W" * 4000, "damaged"),  # brackets in brackets
         (packed({**GOOD, "v": 2}), "another release"),
         (packed({**GOOD, "model": "llava-hf/llava-1.5-7b-hf"}), "llava-hf"),
-        (packed({**GOOD, "question": 3}), "which model, question and scene"),
+        (packed({**GOOD, "question": 3}), "lacks the model, the question or the scene"),
         (packed({**GOOD, "question": "why " * 200}), "800"),
         (packed({**GOOD, "question": " "}), "question"),
-        (packed({**GOOD, "seed": -1}), "which model, question and scene"),
-        (packed({**GOOD, "seed": True}), "which model, question and scene"),
+        (packed({**GOOD, "seed": -1}), "lacks the model, the question or the scene"),
+        (packed({**GOOD, "seed": True}), "lacks the model, the question or the scene"),
         (packed({**GOOD, "scene": FAR}), "9"),
         (packed({**GOOD, "gates": {"v_sink": [1.0] * 3, "rest": [1.0] * 3}}), "3 layers"),
         (packed({**GOOD, "gates": {"v_sink": [9.0] * 8, "rest": [1.0] * 8}}), "0 to 4"),
@@ -146,7 +146,7 @@ def test_a_link_with_anything_in_it_opens_or_is_refused_in_a_sentence(desk: Desk
 )
 def test_a_broken_link_is_told_and_the_page_opens_as_usual(handlers: Handlers, text: str, said: str) -> None:
     session, status, frame = arrive(handlers, text)
-    assert said in status and "unforeseen" not in status
+    assert said in status and "Unexpected" not in status
     assert (session.seed, session.question, frame["identity"]) == (FIRST_SCENE, FIRST_QUESTION, True)
 
 
@@ -155,20 +155,20 @@ def test_without_a_link_the_page_opens_as_usual(handlers: Handlers) -> None:
     assert (session.seed, session.question, status) == (FIRST_SCENE, FIRST_QUESTION, "")
 
 
-def test_learned_gates_and_the_hand_over_them(handlers: Handlers, desk: Desk) -> None:
+def test_learned_gates_and_the_hand_over_them(handlers: Handlers, engine: Engine) -> None:
     """A link brings the learned gates back to work, with the faders where the hand had left them."""
-    gates = desk.learned[0]
+    gates = engine.learned[0]
     link = Link(
-        "demo", FIRST_QUESTION, sg.Gates.ones(desk.vlm), Lens(layer=1), 26, learned=gates.name, off=gates.layers[:1]
+        "demo", FIRST_QUESTION, sg.Gates.ones(engine.vlm), Lens(layer=1), 26, learned=gates.name, off=gates.layers[:1]
     )
-    by_hand = Link.from_text(link.to_text(), desk)
-    session, _, frame = arrive(handlers, by_hand.to_text())
+    overridden = Link.from_text(link.to_text(), engine)
+    session, _, frame = arrive(handlers, overridden.to_text())
     assert frame["learned"]["name"] == gates.name and frame["learned"]["off"] == list(gates.layers[:1])
-    assert session.case and session.case.by_hand and frame["identity"]
+    assert session.state and session.state.overridden and frame["identity"]
     assert unpacked(frame["here"]) == unpacked(link.to_text())
     away = packed({**GOOD, "learned": "gone", "gates": mixer(0.5)})
     session, status, frame = arrive(handlers, away)
-    assert status == GATES_ARE_AWAY and session.learned is None and frame["gates"]["v_sink"] == [0.5] * LAYERS
+    assert status == GATES_MISSING and session.learned is None and frame["gates"]["v_sink"] == [0.5] * LAYERS
 
 
 def test_how_a_model_of_the_hub_is_loaded_again(tiny: sg.VLM, vlm: sg.VLM) -> None:
@@ -197,7 +197,7 @@ def takings(tab: Any) -> dict[str, str]:
 
 
 def opened(browser: Browser, tab: Any, link: str) -> Any:
-    """Another visitor, who follows a link."""
+    """Another user, who follows a link."""
     return type(tab)(browser.new_context(viewport={"width": 1366, "height": 768}).new_page(), link)
 
 
@@ -302,14 +302,14 @@ def test_an_uploaded_picture_is_not_in_a_link_and_the_page_says_so(
     assert_repeats(tab, taken["python"].replace("picture.png", picture.name))
 
 
-def test_uploaded_gates_are_not_in_a_link(desk: Desk, handlers: Handlers) -> None:
+def test_uploaded_gates_are_not_in_a_link(engine: Engine, handlers: Handlers) -> None:
     session, _, _ = arrive(handlers, packed(GOOD))
-    desk.learn(session, type(desk.learned[0])("uploaded 1", desk.learned[0].lsg))
-    taken = shared(session, Lens(), desk)
+    engine.set_learned(session, type(engine.learned[0])("uploaded 1", engine.learned[0].lsg))
+    taken = share_value(session, Lens(), engine)
     assert taken["lacks"] == NO_GATES and "learned" not in unpacked(taken["link"])
     _, _, frame = arrive(handlers, taken["link"])
-    assert session.case and frame["gates"]["v_sink"] == pytest.approx(
-        session.case.gates.scales[:, 0].tolist(), abs=1e-4
+    assert session.state and frame["gates"]["v_sink"] == pytest.approx(
+        session.state.gates.scales[:, 0].tolist(), abs=1e-4
     )
 
 
@@ -330,7 +330,7 @@ def test_copying_with_the_keyboard_alone(tab: Any) -> None:
     tab.page.keyboard.press("Enter")
     tab.page.wait_for_function("document.activeElement.textContent === 'Copy link'")
     tab.page.keyboard.press("Enter")
-    tab.page.get_by_text("The link is in the clipboard.").wait_for()
+    tab.page.get_by_text("Link copied.").wait_for()
     link = tab.page.evaluate("navigator.clipboard.readText()")
     assert link == takings(tab)["link"] == tab.page.get_by_label("Link", exact=True).input_value() == tab.page.url
     for _ in range(3):  # past both pictures
@@ -340,7 +340,7 @@ def test_copying_with_the_keyboard_alone(tab: Any) -> None:
     for _ in range(2):  # past the listing, which scrolls
         tab.page.keyboard.press("Tab")
     tab.page.keyboard.press("Enter")
-    tab.page.get_by_text("The Python is in the clipboard.").wait_for()
+    tab.page.get_by_text("Python code copied.").wait_for()
     assert tab.page.evaluate("navigator.clipboard.readText()") == takings(tab)["python"]
 
 
@@ -348,7 +348,7 @@ def test_copying_where_there_is_no_clipboard(tab: Any) -> None:
     tab.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     tab.page.get_by_role("button", name="Share", exact=True).click()
     tab.page.get_by_role("button", name="Copy link").click()
-    tab.page.get_by_text("The link is in the clipboard.").wait_for()
+    tab.page.get_by_text("Link copied.").wait_for()
     assert tab.page.evaluate("getSelection().toString()") == takings(tab)["link"]
 
 
@@ -378,4 +378,4 @@ def test_the_chart_that_is_not_there_yet(tab: Any) -> None:
     tab.page.get_by_role("button", name="Share", exact=True).click()
     tab.page.evaluate("document.querySelector('#chart').remove()")
     tab.page.get_by_role("button", name="Save chart").click()
-    tab.page.get_by_text("There is nothing to save yet.").wait_for()
+    tab.page.get_by_text("Nothing to save yet.").wait_for()

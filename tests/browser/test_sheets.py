@@ -16,15 +16,15 @@ import pytest
 import torch
 from app_process import running_app
 from models import QUERIES, save_listed, save_tiled
+from page_user import Tab
 from PIL import Image
 from test_page import CLOSE, QUESTION, asked, assert_shows, direct
 from tiny import noise_image, tiny_llava
-from visitor import Tab
 
 import sinkgate as sg
 from app import view_model
 from app.handlers import GENERAL_QUESTIONS, PLAIN_QUESTIONS, Handlers
-from app.state import Case, Desk, Session
+from app.state import Engine, QuestionState, UserSession
 from app.view_model import Lens, view_urls
 from sinkgate.images.layout import Sheet
 from sinkgate.scenes.scene import Scene
@@ -61,7 +61,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def visiting(browser: Browser, address: str) -> Iterator[Tab]:
-    """A visitor's page; fails if the browser's console shows an error."""
+    """A user's page; fails if the browser's console shows an error."""
     page = browser.new_page(viewport={"width": 1366, "height": 900})
     tab = Tab(page, address)
     yield tab
@@ -176,10 +176,10 @@ def test_tokens_without_a_place_are_a_list(browser: Browser, listed: tuple[str, 
         assert "separators" not in tab.page.locator("#chart .legendtext").all_text_contents()
 
 
-def case_of(vlm: sg.VLM, prompt: sg.Prompt) -> Case:
+def case_of(vlm: sg.VLM, prompt: sg.Prompt) -> QuestionState:
     sinks, gates = sg.find_sinks(vlm, prompt), sg.Gates.ones(vlm)
     trace = vlm.predict(prompt, None, sinks)
-    return Case(sg.Session(vlm, prompt, sinks), trace, gates, trace, 0, 0)
+    return QuestionState(sg.Session(vlm, prompt, sinks), trace, gates, trace, 0, 0)
 
 
 def seen(vlm: sg.VLM, prompt: sg.Prompt, sheet: int = 0) -> dict[str, Any]:
@@ -252,8 +252,8 @@ def test_questions_are_offered_that_the_model_has_words_for(
 ) -> None:
     def offered() -> list[str]:
         ones = [1.0] * demo.num_layers
-        returned = Handlers(Desk(demo)).new_picture(
-            Session(), {"path": str(wide)}, "", {"v_sink": ones, "rest": ones}, LENS
+        returned = Handlers(Engine(demo)).new_picture(
+            UserSession(), {"path": str(wide)}, "", {"v_sink": ones, "rest": ones}, LENS
         )
         return [chip["question"] for chip in returned[3]["chips"]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from app_process import running_app
-from visitor import Tab
+from page_user import Tab
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from random import Random
 
 import pytest
 import torch
-from made_up_spaces import put_in_place, visitor
+from fake_spaces import put_in_place, user
 
 import sinkgate as sg
 from app import backend
 from app.gate_library import gates_in
-from app.state import Desk, Session
+from app.state import Engine, UserSession
 from sinkgate.models.loading import DEMO
 from sinkgate.scenes.scene import Scene
 
@@ -38,7 +38,7 @@ def spaces(monkeypatch):
 def far_bench(spaces, demo):
     from app import backend_zerogpu
 
-    return backend_zerogpu.Bench(demo)
+    return backend_zerogpu.Backend(demo)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def gates(demo):
 
 @pytest.fixture(scope="module")
 def here(demo, image):
-    near = backend.Bench(demo)
+    near = backend.Backend(demo)
     return near.open(near.prompt(image, QUESTION), "auto")
 
 
@@ -92,7 +92,7 @@ def test_a_far_session_says_what_a_near_one_says(far_bench, spaces, here, image,
         assert_same(trace, here.answer(setting, max_new_tokens=8))
         assert texts[-1] == trace.text
     assert far.resumes == here.resumes
-    assert not far_bench._held  # nothing is held in this process
+    assert not far_bench._sessions  # nothing is held in this process
 
 
 def test_learned_gates_read_over_there(far_bench, demo, here, image):
@@ -146,7 +146,7 @@ def test_an_answer_that_was_cut_is_not_remembered(far_bench, spaces, image, monk
 def test_the_memory_is_bounded(spaces):
     from app import backend_zerogpu
 
-    memory = backend_zerogpu.Memory(2)
+    memory = backend_zerogpu.LRUCache(2)
     for key in "abac":
         memory.get(key)
         memory.put(key, key.upper())
@@ -185,10 +185,10 @@ def test_the_time_asked_for_grows_with_the_work_and_the_model(far_bench, spaces,
 
 
 def test_the_visitor_is_known_to_the_scheduler(far_bench, spaces, image):
-    visitor.set("somebody")
+    user.set("somebody")
     far = far_session(far_bench, image)
     told(far.stream(max_new_tokens=4))  # which runs in a thread of its own
-    assert spaces.visitors == ["somebody", "somebody"]
+    assert spaces.users == ["somebody", "somebody"]
 
 
 def test_stopping_gives_the_text_so_far_and_frees_the_process(far_bench, spaces, here, image):
@@ -228,7 +228,7 @@ def test_what_is_wrong_is_said_in_our_words(far_bench, spaces, demo, image):
     with pytest.raises(RuntimeError, match="TypeError on the GPU"):
         far._run(backend_zerogpu._predict, "a question of somebody's", "and more")
     spaces.quota = 1
-    with pytest.raises(backend_zerogpu.GPUError, match="no GPU for this just now: You have exceeded your quota"):
+    with pytest.raises(backend_zerogpu.GPUError, match="no GPU for this at present: You have exceeded your quota"):
         far.predict(sg.Gates.ones(demo).set("rest", 0.5))
 
 
@@ -236,7 +236,8 @@ def test_only_so_many_prompts_are_held(far_bench, image):
     from app import backend_zerogpu
 
     sessions = [
-        far_session(far_bench, image, f"Is there a circle {'?' * n}") for n in range(1, backend_zerogpu.HELD + 2)
+        far_session(far_bench, image, f"Is there a circle {'?' * n}")
+        for n in range(1, backend_zerogpu.MAX_SESSIONS + 2)
     ]
     before = sessions[0].layers_run
     sessions[0].predict(sg.Gates.ones(far_bench.vlm).set("rest", 0.9, layers=[3]))
@@ -249,15 +250,15 @@ def test_only_so_many_prompts_are_held(far_bench, image):
 def test_a_desk_works_there_as_here(far_bench, demo, image, gates):
     learned = gates_in(DEMO.parent / "gates", demo)
     frames = []
-    for desk in (Desk(demo, learned), Desk(demo, learned, far_bench)):
-        session = Session()
-        desk.ask(session, QUESTION, sg.Gates.ones(demo), image)
-        last = [*desk.tell(session, gates)][-1]
-        desk.learn(session, desk.learned[0])
-        assert session.case and session.case.rho is not None
-        trace, sinks = desk.answer("a program", image, QUESTION, gates)
+    for engine in (Engine(demo, learned), Engine(demo, learned, far_bench)):
+        session = UserSession()
+        engine.ask(session, QUESTION, sg.Gates.ones(demo), image)
+        last = [*engine.stream_answers(session, gates)][-1]
+        engine.set_learned(session, engine.learned[0])
+        assert session.state and session.state.rho is not None
+        trace, sinks = engine.answer("a program", image, QUESTION, gates)
         frames.append(
-            (last.unchanged, last.gated, session.case.rho.scales.tolist(), trace.text, int(sinks.v_sink.sum()))
+            (last.unchanged, last.gated, session.state.rho.scales.tolist(), trace.text, int(sinks.v_sink.sum()))
         )
     assert frames[0] == frames[1]
 
@@ -265,7 +266,7 @@ def test_a_desk_works_there_as_here(far_bench, demo, image, gates):
 def test_far_has_the_face_of_a_warm_session(far_bench, image):
     far = far_session(far_bench, image)
     for name in ("predict", "answer", "stream", "read", "drop"):
-        near = inspect.signature(getattr(backend.Warm, name)).parameters
+        near = inspect.signature(getattr(backend.LocalSession, name)).parameters
         assert inspect.signature(getattr(type(far), name)).parameters.keys() <= near.keys(), name
     for name in ("vlm", "prompt", "sinks", "resumes", "nbytes", "layers_run"):
         assert getattr(far, name) is not None
@@ -274,15 +275,15 @@ def test_far_has_the_face_of_a_warm_session(far_bench, image):
 def test_the_page_follows_no_moving_hand_there(far_bench, demo):
     from app.page import build_page
 
-    def moving(desk):
-        config = build_page(desk).get_config_file()
+    def moving(engine):
+        config = build_page(engine).get_config_file()
         names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
         targets = [target for wired in config["dependencies"] for target in wired["targets"]]
         return {(names.get(part), event) for part, event in targets if names.get(part) in ("mixer", "composer")}
 
     settled = {("mixer", "commit"), ("composer", "commit")}
-    assert moving(Desk(demo)) == settled | {("mixer", "input"), ("composer", "input")}
-    assert moving(Desk(demo, bench=far_bench)) == settled
+    assert moving(Engine(demo)) == settled | {("mixer", "input"), ("composer", "input")}
+    assert moving(Engine(demo, backend=far_bench)) == settled
 
 
 def test_nothing_else_imports_it():

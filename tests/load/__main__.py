@@ -1,7 +1,7 @@
-"""Many visitors on one app: ``python tests/load --visitors 20 --minutes 10``, or an hour with few for what grows.
+"""Many users on one app: ``python tests/load --users 20 --minutes 10``, or an hour with few for what grows.
 
-Prints latencies, replies that were not the visitor's own, refusals, and the server's memory, threads and files over time.
-The visitors run on the machine that serves, and take their share of it.
+Prints latencies, replies that were not the user's own, refusals, and the server's memory, threads and files over time.
+The users run on the machine that serves, and take their share of it.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ sys.path[:0] = [
 ]
 
 from app_process import running_app
-from crowd import Notes, Person, Program, Visitor, demo, errands
+from load_clients import Notes, PageClient, Person, Program, demo, errands
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Visit the app with many, and compare all that comes back.")
-    parser.add_argument("--visitors", type=int, default=20)
+    parser.add_argument("--users", type=int, default=20)
     parser.add_argument("--browsers", type=int, default=2, help="of them with a browser and a mouse")
     parser.add_argument(
         "--programs", type=int, default=3, help="of them with gradio_client; the others speak as a page does"
     )
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--errands", type=int, default=6, help="different scenes, questions and gates of a visitor")
+    parser.add_argument("--errands", type=int, default=6, help="different scenes, questions and gates of a user")
     parser.add_argument("--every", type=float, default=10, help="seconds between two looks at the server")
     parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
     options = parser.parse_args()
     vlm = demo()
-    planned = [errands(vlm, number, options.errands) for number in range(options.visitors)]
+    planned = [errands(vlm, number, options.errands) for number in range(options.users)]
     notes, stop = Notes(), threading.Event()
     with running_app() as app:
         server = psutil.Process(app.process.pid)
         kinds = [Person] * options.browsers + [Program] * options.programs
-        kinds += [Visitor] * (options.visitors - len(kinds))
+        kinds += [PageClient] * (options.users - len(kinds))
         crowd = [
             kind(app.address, plan, notes, stop, number)
             for number, (kind, plan) in enumerate(zip(kinds, planned, strict=True))
         ]
-        for visitor in crowd:
-            visitor.start()
+        for user in crowd:
+            user.start()
         looks, began = [], time.monotonic()
         while (now := time.monotonic() - began) < 60 * options.minutes:
             stop.wait(min(options.every, 60 * options.minutes - now))
@@ -68,8 +68,8 @@ def main() -> int:
                 f"{looks[-1]} right {notes.right} wrong {len(notes.wrong)} refused {sum(notes.refused.values())}\n"
             )
         stop.set()
-        for visitor in crowd:
-            visitor.join(90)
+        for user in crowd:
+            user.join(90)
     latencies = {
         name: {
             "count": len(seconds),
@@ -78,7 +78,7 @@ def main() -> int:
         for name, seconds in sorted(notes.seconds.items())
     }
     result = {
-        "visitors": options.visitors,
+        "users": options.users,
         "minutes": options.minutes,
         "right": notes.right,
         "wrong": notes.wrong,

@@ -11,7 +11,7 @@ from app_process import App, altered, running_app
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 
-from crowd import demo
+from load_clients import demo
 
 import sinkgate as sg
 

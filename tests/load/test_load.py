@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from crowd import Notes, Visitor, errands
+from load_clients import Notes, PageClient, errands
 
 import sinkgate as sg
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 def test_nobody_gets_an_answer_that_is_not_theirs(app: App, vlm: sg.VLM) -> None:
     notes, stop = Notes(), threading.Event()
-    crowd = [Visitor(app.address, errands(vlm, number, 2), notes, stop, number) for number in range(4)]
-    for visitor in crowd:
-        visitor.start()
+    crowd = [PageClient(app.address, errands(vlm, number, 2), notes, stop, number) for number in range(4)]
+    for user in crowd:
+        user.start()
     stop.wait(8)
     stop.set()
-    for visitor in crowd:
-        visitor.join(60)
-        assert not visitor.is_alive()
+    for user in crowd:
+        user.join(60)
+        assert not user.is_alive()
     assert notes.wrong == [] and not notes.refused
     assert notes.right >= 8

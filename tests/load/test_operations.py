@@ -1,4 +1,4 @@
-"""Health, metrics, logs; and what visitors see when something goes wrong: the next request works."""
+"""Health, metrics, logs; and what users see when something goes wrong: the next request works."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from wire import Wire
+from raw_client import RawClient
 
 if TYPE_CHECKING:
     from app_process import App
@@ -26,62 +26,62 @@ def wait_for(condition, seconds: float = 10) -> None:
 
 
 @pytest.fixture
-def wire(app: App):
-    wire = Wire(app.address)
-    yield wire
-    wire.close()
+def client(app: App):
+    client = RawClient(app.address)
+    yield client
+    client.close()
 
 
-def ask(wire: Wire, question: str) -> dict:
-    wire.values["question"] = question
-    return wire.send("ask", "click")
+def ask(client: RawClient, question: str) -> dict:
+    client.values["question"] = question
+    return client.send("ask", "click")
 
 
-def test_healthy_and_measured(app: App, wire: Wire) -> None:
+def test_healthy_and_measured(app: App, client: RawClient) -> None:
     assert httpx.get(f"{app.address}/healthz").json() == {"status": "ok", "waiting": 0}
-    turns = app.measured("sinkgate_turns_total")
-    wire.send("", "load")
-    wire.follow("", "load")
-    assert app.measured("sinkgate_turns_total") > turns
+    jobs = app.measured("sinkgate_jobs_total")
+    client.send("", "load")
+    client.follow("", "load")
+    assert app.measured("sinkgate_jobs_total") > jobs
     for tier in ("ask", "slow"):
         assert app.measured(f'sinkgate_run_seconds_count{{tier="{tier}"}}') >= 1
-    assert app.measured("sinkgate_visitors ") >= 1 and app.measured("sinkgate_warm_bytes ") > 0
+    assert app.measured("sinkgate_sessions ") >= 1 and app.measured("sinkgate_cache_bytes ") > 0
     assert app.measured("process_resident_memory_bytes") > 1e8
-    assert httpx.get(f"{app.address}/metrics").status_code == 404  # not for visitors
+    assert httpx.get(f"{app.address}/metrics").status_code == 404  # not for users
     assert app.measured('sinkgate_refused_total{status="404"}') == 1
 
 
-def test_logs_are_json_and_hold_nothing_that_visitors_wrote(app: App, wire: Wire) -> None:
-    wire.send("", "load")
-    ask(wire, "Is there a magenta hexagon-7731?")
-    ask(wire, "x" * 600)  # too long
-    wire.send("gates-apply", "click", **{"gates-text": '{"secret": "hexagon-7731"'})
+def test_logs_are_json_and_hold_nothing_that_visitors_wrote(app: App, client: RawClient) -> None:
+    client.send("", "load")
+    ask(client, "Is there a magenta hexagon-7731?")
+    ask(client, "x" * 600)  # too long
+    client.send("gates-apply", "click", **{"gates-text": '{"secret": "hexagon-7731"'})
     lines = [json.loads(line) for line in app.logged().splitlines() if line.startswith("{")]
     assert lines and all({"asctime", "levelname", "event"} <= line.keys() for line in lines)
     assert "hexagon" not in app.logged() and "x" * 50 not in app.logged()
-    assert {line["tier"] for line in lines if line["event"] == "turn"} >= {"ask"}
+    assert {line["tier"] for line in lines if line["event"] == "revision"} >= {"ask"}
 
 
 def test_a_model_that_raises_is_one_sentence_and_the_next_question_works(broken: App) -> None:
-    wire = Wire(broken.address)
-    wire.send("", "load")
-    told = ask(wire, "Which shapes are there?")
+    client = RawClient(broken.address)
+    client.send("", "load")
+    told = ask(client, "Which shapes are there?")
     assert told["status"] == {
-        "text": "Something unforeseen went wrong; the page goes on with what it had.",
+        "text": "Unexpected error: the page keeps its last result. Try again.",
         "tone": "warning",
     }
-    assert "maps" in ask(wire, "How many objects are there?")
-    assert broken.measured('sinkgate_turns_total{outcome="RuntimeError"') == 1
-    (line,) = [json.loads(line) for line in broken.logged().splitlines() if '"unforeseen"' in line]
+    assert "maps" in ask(client, "How many objects are there?")
+    assert broken.measured('sinkgate_jobs_total{outcome="RuntimeError"') == 1
+    (line,) = [json.loads(line) for line in broken.logged().splitlines() if '"unexpected error"' in line]
     assert line["kind"] == "RuntimeError" and any("broken" in where for where in line["where"])
     assert "secret" not in broken.logged()
-    wire.close()
+    client.close()
 
 
 def test_a_tab_that_closes_in_mid_answer_frees_the_model(slow: App) -> None:
-    leaving, staying = Wire(slow.address), Wire(slow.address)
-    for wire in (leaving, staying):
-        wire.send("", "load")
+    leaving, staying = RawClient(slow.address), RawClient(slow.address)
+    for client in (leaving, staying):
+        client.send("", "load")
     ask(leaving, LONG)
     stream = leaving.stream("mixer", "commit")
     next(stream)
@@ -97,10 +97,10 @@ def test_a_tab_that_closes_in_mid_answer_frees_the_model(slow: App) -> None:
 
 
 def test_sigterm_in_mid_answer_finishes_it_and_tells_those_who_wait(slow: App) -> None:
-    answered, waiting = Wire(slow.address), Wire(slow.address)
-    for wire in (answered, waiting):
-        wire.send("", "load")
-        ask(wire, LONG)
+    answered, waiting = RawClient(slow.address), RawClient(slow.address)
+    for client in (answered, waiting):
+        client.send("", "load")
+        ask(client, LONG)
     stream = answered.stream("mixer", "commit")
     next(stream)
     told: list[dict] = []
@@ -114,5 +114,5 @@ def test_sigterm_in_mid_answer_finishes_it_and_tells_those_who_wait(slow: App) -
     thread.join(10)
     assert "about to stop or restart" in told[0]["status"]["text"]
     assert slow.process.wait(20) == 0
-    for wire in (answered, waiting):
-        wire.close()
+    for client in (answered, waiting):
+        client.close()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "browser"))  # visitor.py: how browsers are started
+sys.path.append(str(Path(__file__).parents[1] / "browser"))  # page_user.py: how browsers are started
 TASKS = ["count", "a<b"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from laboratory import TOKEN, jupyter_lab, write_notebook
-from visitor import chromium
+from page_user import chromium
 
 for package in ("jupyterlab", "ipywidgets", "anywidget", "playwright"):
     pytest.importorskip(package)

@@ -22,21 +22,21 @@ from PIL import Image
 
 ANSWER_SECONDS = 30
 FILE_LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
-CANARY = "the-canary-that-no-visitor-may-hear"
+CANARY = "the-canary-that-no-user-may-hear"
 LEAKS = re.compile(
     rf"Traceback|File \"|site-packages|{re.escape(str(ROOT))}|/opt/|/usr/|root:x:0|{CANARY}|object at 0x|Error\("
 )
 
 
 @dataclass
-class Siege:
+class AttackedApp:
     """One app and the counts of what it answered."""
 
     address: str
     folder: Path  # all that the process may write to
     log: Path
     listener: Listener
-    clients: Iterator[httpx.Client]  # each at another address of this machine, so that no rate ends the siege
+    clients: Iterator[httpx.Client]  # each at another address of this machine, so that no rate ends the app
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     slowest: float = 0.0
 
@@ -82,7 +82,7 @@ class Siege:
         for value in result["output"].get("data") or ():
             if isinstance(value, dict) and "tone" in value.get("value", value):
                 text = json.dumps(value)
-                assert not LEAKS.search(text) and "unforeseen" not in text, text
+                assert not LEAKS.search(text) and "Unexpected" not in text, text
         return result["output"]
 
     def upload(self, name: str, data: bytes) -> str | None:
@@ -95,7 +95,7 @@ class Siege:
         text = self.log.read_text(errors="replace")
         raised = re.findall(r"Traceback \(most recent call last\):\n((?:[ |].*\n|\n)+)(\S.*)", text)
         lines = {f"{where.strip().splitlines()[-2].strip()}: {what[:200]}" for where, what in raised}
-        return sorted(lines | {line for line in text.splitlines() if '"unforeseen"' in line})
+        return sorted(lines | {line for line in text.splitlines() if '"unexpected error"' in line})
 
     def strays(self) -> list[Path]:
         """Files that the process wrote elsewhere than among uploads."""
@@ -127,7 +127,7 @@ class Listener:
 
 
 @contextmanager
-def besieged(folder: Path, *options: str, file_size: int | None = None) -> Iterator[Siege]:
+def attacked_app(folder: Path, *options: str, file_size: int | None = None) -> Iterator[AttackedApp]:
     """The app with a temporary folder of its own; ``file_size`` is the most bytes that a file of its may have."""
     temporary = folder / "temporary"
     temporary.mkdir()
@@ -136,7 +136,7 @@ def besieged(folder: Path, *options: str, file_size: int | None = None) -> Itera
     environment = {"TMPDIR": str(temporary), "GRADIO_TEMP_DIR": str(temporary / "gradio")}
     with closing(Listener()) as listener, running_app(*options, start=start, environment=environment) as app:
         clients = [httpx.Client(transport=httpx.HTTPTransport(local_address=f"127.0.0.{n}")) for n in range(1, 61)]
-        yield Siege(app.address, temporary, app.log, listener, itertools.cycle(clients))
+        yield AttackedApp(app.address, temporary, app.log, listener, itertools.cycle(clients))
         assert app.process.poll() is None, app.logged()[-2000:]  # it lives on
 
 

@@ -1,4 +1,4 @@
-"""Visitors who behave as people do, each with scenes and gates of their own; every reply is compared with a direct computation."""
+"""Users who behave as people do, each with scenes and gates of their own; every reply is compared with a direct computation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 
 import httpx
 from gradio_client import Client, handle_file
-from visitor import Tab, chromium
-from wire import Wire
+from page_user import Tab, chromium
+from raw_client import RawClient
 
 import sinkgate as sg
 from sinkgate.scenes.scene import Scene
@@ -23,7 +23,7 @@ from sinkgate.scenes.scene import Scene
 TICK = 0.08  # seconds between two settings of a fader that moves
 TICKS = 10
 QUESTIONS = ("How many objects are there?", "What color is the background?", "Which shapes are there?")
-MOST_TOKENS = 32
+MAX_TOKENS = 32
 CLOSE = 2e-3  # of probabilities: rounding, and another order of summation
 
 
@@ -49,7 +49,7 @@ class Errand:
 
 @dataclass
 class Notes:
-    """What the visitors have seen, all together."""
+    """What the users have seen, all together."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     wrong: list[str] = field(default_factory=list)
@@ -63,9 +63,9 @@ def demo() -> sg.VLM:
     return sg.load("demo")
 
 
-def errands(vlm: sg.VLM, visitor: int, count: int) -> list[Errand]:
-    """A visitor's errands, computed without the app."""
-    rng = Random(f"visitor {visitor}")
+def errands(vlm: sg.VLM, user: int, count: int) -> list[Errand]:
+    """A user's errands, computed without the app."""
+    rng = Random(f"user {user}")
     made = []
     for _ in range(count):
         scene, question = Scene.random(rng), rng.choice(QUESTIONS)
@@ -81,11 +81,11 @@ def errands(vlm: sg.VLM, visitor: int, count: int) -> list[Errand]:
 
 
 def _expected(vlm: sg.VLM, prompt: sg.Prompt, sinks: sg.SinkMap, gates: sg.Gates | None) -> Expected:
-    trace = vlm.answer(prompt, gates, sinks, max_new_tokens=MOST_TOKENS)
+    trace = vlm.answer(prompt, gates, sinks, max_new_tokens=MAX_TOKENS)
     return Expected(dict(trace.next_token), trace.text)
 
 
-class Visitor(threading.Thread):
+class PageClient(threading.Thread):
     """Runs errands until told to stop, as a page does."""
 
     def __init__(self, address: str, errands: list[Errand], notes: Notes, stop: threading.Event, seed: int) -> None:
@@ -100,20 +100,20 @@ class Visitor(threading.Thread):
             except httpx.HTTPStatusError as error:
                 self.notes.refused[f"HTTP {error.response.status_code}"] += 1
                 self.stop.wait(2)
-            except Exception as error:  # noqa: BLE001 - a visitor who meets a fault is a finding, not the end of the test
+            except Exception as error:  # noqa: BLE001 - a user who meets a fault is a finding, not the end of the test
                 self.notes.wrong.append(f"{type(error).__name__}: {error}"[:300])
                 self.stop.wait(2)
 
     def visit(self) -> None:
         """Arrive, run all errands once, leave."""
-        self.wire = Wire(self.address)
+        self.client = RawClient(self.address)
         self.turn = self.edits = 0
         try:
-            self.timed("arrive", lambda: self.wire.send("", "load"))
+            self.timed("arrive", lambda: self.client.send("", "load"))
             for errand in self.planned():
                 self.do(errand)
         finally:
-            self.wire.close()
+            self.client.close()
 
     def planned(self) -> Iterator[Errand]:
         """The errands in some order, with time to look at each; ends when it is time to stop."""
@@ -125,14 +125,14 @@ class Visitor(threading.Thread):
 
     def do(self, errand: Errand) -> None:
         """Ask, look, draw the faders, let go."""
-        self.wire.values["question"] = errand.question
-        self.timed("ask", lambda: self.wire.send("ask", "click"))
+        self.client.values["question"] = errand.question
+        self.timed("ask", lambda: self.client.send("ask", "click"))
         self.faders([1.0] * len(errand.rest), [1.0] * len(errand.rest), "input")
         self.edits += 1
-        scene = {"scene": errand.scene.to_dict(), "picture": 1, "turn": self.edits}
-        placed = self.timed("edit", lambda: self.wire.send("composer", "commit", composer=scene))
+        scene = {"scene": errand.scene.to_dict(), "picture": 1, "revision": self.edits}
+        placed = self.timed("edit", lambda: self.client.send("composer", "commit", composer=scene))
         self.note_status(placed)
-        self.timed("answer", lambda: self.wire.follow("composer", "commit"))
+        self.timed("answer", lambda: self.client.follow("composer", "commit"))
         for tick in range(1, TICKS + 1):
             if self.stop.is_set():
                 return
@@ -158,9 +158,9 @@ class Visitor(threading.Thread):
     def faders(self, v_sink: list[float], rest: list[float], trigger: str) -> dict:
         """One setting of the mixer."""
         self.turn += trigger == "input"
-        turn = max(self.turn, (self.wire.values["mixer"] or {}).get("turn", 0))
+        turn = max(self.turn, (self.client.values["mixer"] or {}).get("revision", 0))
         self.turn = turn
-        return self.wire.send("mixer", trigger, mixer={"v_sink": v_sink, "rest": rest, "turn": turn})
+        return self.client.send("mixer", trigger, mixer={"v_sink": v_sink, "rest": rest, "revision": turn})
 
     def timed(self, name: str, act: Callable[[], dict]) -> dict:
         """Do it and note how long it took."""
@@ -182,14 +182,14 @@ class Visitor(threading.Thread):
         self.compare(what, same, True, errand)
 
     def compare(self, what: str, got: object, expected: object, errand: Errand) -> None:
-        """Note whether a reply is this visitor's own."""
+        """Note whether a reply is this user's own."""
         if got == expected:
             self.notes.right += 1
         else:
             self.notes.wrong.append(f"{what}: got {got}, expected {expected} ({errand.question})"[:400])
 
 
-class Program(Visitor):
+class Program(PageClient):
     """Asks through ``gradio_client``."""
 
     def visit(self) -> None:
@@ -204,7 +204,7 @@ class Program(Visitor):
                 self.check("api's first words", dict(told["next_token"]), errand.gated.words, errand)
 
 
-class Person(Visitor):
+class Person(PageClient):
     """Draws faders with a mouse, in a browser of their own, on the first picture; errands are of that picture."""
 
     def visit(self) -> None:

@@ -13,8 +13,8 @@ API = "/gradio_api"
 WAIT = httpx.Timeout(60, connect=10)
 
 
-class Wire:
-    """One visitor's connection to a running app. Inputs of events are the newest values, as in a page."""
+class RawClient:
+    """One user's connection to a running app. Inputs of events are the newest values, as in a page."""
 
     def __init__(self, address: str) -> None:
         self.http = httpx.Client(base_url=address, timeout=WAIT)

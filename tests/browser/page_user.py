@@ -1,4 +1,4 @@
-"""A visitor of the page, with a real browser."""
+"""A user of the page, with a real browser."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Tab:
-    """One visitor's page, with the questions that the tests ask of it."""
+    """One user's page, with the questions that the tests ask of it."""
 
     def __init__(self, page: Page, address: str) -> None:
         self.page = page

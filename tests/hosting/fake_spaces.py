@@ -23,7 +23,7 @@ from typing import Any
 import gradio as gr
 
 FORK = multiprocessing.get_context("fork")
-visitor: ContextVar[str] = ContextVar("visitor", default="nobody")  # `spaces` reads Gradio's request in this way
+user: ContextVar[str] = ContextVar("user", default="nobody")  # `spaces` reads Gradio's request in this way
 
 
 class Spaces:
@@ -33,7 +33,7 @@ class Spaces:
         self.keep = True  # whether a process serves the next job too
         self.quota = float("inf")  # seconds left
         self.asked: list[float] = []
-        self.visitors: list[str] = []
+        self.users: list[str] = []
         self.forks = 0
         self.process: Any = None
         self.crossed: list[Any] = []  # what came back
@@ -47,7 +47,7 @@ class Spaces:
         def handler(*arguments: Any) -> Iterator[Any]:
             seconds = duration(*arguments)
             self.asked.append(seconds)
-            self.visitors.append(visitor.get())
+            self.users.append(user.get())
             if seconds > self.quota:
                 raise gr.Error(f"You have exceeded your quota ({seconds}s requested vs. {self.quota}s left).")
             with self.alone:
@@ -116,7 +116,7 @@ def serve(task: Callable[..., Iterator[Any]], jobs: Any, said: Any, closed: Any)
 
 
 def close_connections() -> None:
-    """Visitors' connections belong to the server: what it closes stays open to them as long as a fork has it."""
+    """Users' connections belong to the server: what it closes stays open to them as long as a fork has it."""
     for number in range(3, 4096):
         with suppress(OSError):
             if stat.S_ISSOCK(os.fstat(number).st_mode):
@@ -133,4 +133,5 @@ def made_up(spaces: Spaces) -> ModuleType:
 def put_in_place(monkeypatch: Any) -> Spaces:
     monkeypatch.setitem(sys.modules, "spaces", made_up(spaces := Spaces()))
     monkeypatch.delitem(sys.modules, "app.backend_zerogpu", raising=False)
+    monkeypatch.delattr(sys.modules.get("app", object()), "backend_zerogpu", raising=False)  # imported anew for this one
     return spaces
