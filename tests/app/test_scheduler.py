@@ -57,7 +57,7 @@ def crowd() -> Iterator[Crowd]:
     assert crowd.scheduler.idle and len(crowd.scheduler) == 0
 
 
-def test_a_visitor_who_sends_much_waits_behind_everyone_elses_next(crowd: Crowd) -> None:
+def test_a_user_who_sends_much_waits_behind_everyone_elses_next(crowd: Crowd) -> None:
     with crowd.scheduler.slot("host"):
         for job in range(3):
             crowd.comes("greedy", job)
@@ -87,11 +87,13 @@ def test_everyone_comes_through_once_and_nobody_overtakes_twice(arrivals: list[s
         )
 
 
-def test_a_full_queue_and_a_visitor_with_too_much_are_told_so(crowd: Crowd) -> None:
+def test_a_full_queue_and_a_user_with_too_much_are_told_so(crowd: Crowd) -> None:
     with crowd.scheduler.slot("host"):
         for job in range(4):
             crowd.comes("greedy", job)
-        assert [user for user, _ in crowd.faults] == ["greedy"] and "3 of your requests are waiting" in crowd.faults[0][1]
+        assert [user for user, _ in crowd.faults] == ["greedy"] and "3 of your requests are waiting" in crowd.faults[0][
+            1
+        ]
         for job in range(8):
             crowd.comes(f"user {job}")
         assert crowd.faults[1][0] == "user 7" and "every place in the queue is taken" in crowd.faults[1][1]

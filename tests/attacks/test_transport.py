@@ -55,7 +55,7 @@ def test_an_upload_that_stalls_is_told_so_and_ends(app):
     assert not leftovers(app)
 
 
-def test_a_visitor_who_goes_while_uploading_leaves_nothing(app):
+def test_a_user_who_goes_while_uploading_leaves_nothing(app):
     for _ in range(20):
         begun(app, PART + b"x" * 50_000, 1_000_000).close()
     assert app.upload("a.png", png()) and not leftovers(app)
@@ -77,7 +77,7 @@ def test_a_full_disk_is_told_in_words_and_the_page_goes_on(app, size):
     assert app.upload("a.png", png())
 
 
-def test_a_visitor_who_goes_while_being_answered(app):
+def test_a_user_who_goes_while_being_answered(app):
     config = app.send("page", "GET", "/config").json()
     load = next(event for event in config["dependencies"] if event["targets"][0][1] == "load")
     parts = {part["id"]: part["props"].get("value") for part in config["components"]}

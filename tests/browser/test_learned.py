@@ -262,7 +262,7 @@ def test_broken_uploads_get_a_sentence_and_the_page_lives_on(tab: Tab, vlm: sg.V
     tab.settle()
 
 
-def test_two_visitors_have_their_own_gates(
+def test_two_users_have_their_own_gates(
     browser: Browser, address: str, tab: Tab, vlm: sg.VLM, tmp_path: Path
 ) -> None:
     some_gates(vlm, [1]).save_pretrained(tmp_path)

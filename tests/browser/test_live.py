@@ -219,7 +219,7 @@ def test_nobody_is_forgotten_while_being_answered(
 
 
 @pytest.mark.parametrize(("bound", "least"), [("MAX_SESSIONS", 3), ("MAX_SESSION_BYTES", 2_500_000)])
-def test_the_idlest_visitors_are_forgotten_and_told_so(
+def test_the_idlest_users_are_forgotten_and_told_so(
     handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch, bound: str, least: int
 ) -> None:
     monkeypatch.setattr(state, bound, least)
@@ -250,7 +250,7 @@ def test_an_answer_that_takes_too_long_is_stopped_and_says_so(
     assert told[0]["done"] and len(told[0]["unchanged"]) == 1 and "stopped after 20 seconds" in told[-1]["text"]
 
 
-def test_a_visitor_who_meets_a_full_queue_keeps_the_page(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
+def test_a_user_who_meets_a_full_queue_keeps_the_page(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
     handlers.engine.scheduler.limits = Limits(queue=0)
     case = session.state
     answers = [

@@ -317,7 +317,7 @@ def test_light_and_dark(browser: Browser, address: str, tab: Any) -> None:
     context.close()
 
 
-def test_two_visitors_never_share_a_setting(browser: Browser, address: str, tab: Any) -> None:
+def test_two_users_never_share_a_setting(browser: Browser, address: str, tab: Any) -> None:
     context = browser.new_context(viewport={"width": 1366, "height": 768})
     other = type(tab)(context.new_page(), address)
     tab.page.locator("#mixer .preset", has_text="V-sinks × 0").click()

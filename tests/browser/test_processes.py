@@ -65,7 +65,7 @@ def test_addresses_count_as_the_proxy_tells_them(one):
 
 
 @by_haproxy
-def test_visitors_are_spread_and_stay(browser, picture, one):
+def test_users_are_spread_and_stay(browser, picture, one):
     with ExitStack() as second:
         two = second.enter_context(running_app("--behind-proxy", "127.0.0.1"))
         with proxy(host(one.address), host(two.address)) as front:

@@ -19,7 +19,17 @@ from PIL import Image
 import sinkgate as sg
 from app.gate_library import gates_in
 from app.handlers import FIRST_QUESTION, FIRST_SCENE, Handlers
-from app.share_links import GATES_MISSING, MAX_LENGTH, NO_GATES, NO_PICTURE, STAND_IN, Link, LinkError, loading, share_value
+from app.share_links import (
+    GATES_MISSING,
+    MAX_LENGTH,
+    NO_GATES,
+    NO_PICTURE,
+    STAND_IN,
+    Link,
+    LinkError,
+    loading,
+    share_value,
+)
 from app.state import Engine, UserSession
 from app.view_model import Lens
 from sinkgate.scenes.questions import KINDS

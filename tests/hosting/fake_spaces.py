@@ -133,5 +133,7 @@ def made_up(spaces: Spaces) -> ModuleType:
 def put_in_place(monkeypatch: Any) -> Spaces:
     monkeypatch.setitem(sys.modules, "spaces", made_up(spaces := Spaces()))
     monkeypatch.delitem(sys.modules, "app.backend_zerogpu", raising=False)
-    monkeypatch.delattr(sys.modules.get("app", object()), "backend_zerogpu", raising=False)  # imported anew for this one
+    monkeypatch.delattr(
+        sys.modules.get("app", object()), "backend_zerogpu", raising=False
+    )  # imported anew for this one
     return spaces

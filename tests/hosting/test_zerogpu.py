@@ -184,7 +184,7 @@ def test_the_time_asked_for_grows_with_the_work_and_the_model(far_bench, spaces,
     assert all(type(seconds) is int for seconds in spaces.asked)
 
 
-def test_the_visitor_is_known_to_the_scheduler(far_bench, spaces, image):
+def test_the_user_is_known_to_the_scheduler(far_bench, spaces, image):
     user.set("somebody")
     far = far_session(far_bench, image)
     told(far.stream(max_new_tokens=4))  # which runs in a thread of its own

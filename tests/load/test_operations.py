@@ -51,7 +51,7 @@ def test_healthy_and_measured(app: App, client: RawClient) -> None:
     assert app.measured('sinkgate_refused_total{status="404"}') == 1
 
 
-def test_logs_are_json_and_hold_nothing_that_visitors_wrote(app: App, client: RawClient) -> None:
+def test_logs_are_json_and_hold_nothing_that_users_wrote(app: App, client: RawClient) -> None:
     client.send("", "load")
     ask(client, "Is there a magenta hexagon-7731?")
     ask(client, "x" * 600)  # too long
