@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import sinkgate as sg
 from sinkgate.methods.lsg import LSG, LSGConfig
-from sinkgate.sinks.classify import ranges
+from sinkgate.sinks import words
 
 from .backend import LocalSession
 
@@ -53,7 +53,7 @@ class LearnedGates:
     def about(self) -> str:
         """Layers, size and input of the gates, in a few words."""
         count = sum(parameter.numel() for parameter in self.lsg.parameters())
-        return f"{in_layers(self.layers)} · {count:,} parameters · read {SIGNALS[self.lsg.config.signal]}"
+        return f"{words.layers(list(self.layers))} · {count:,} parameters · read {SIGNALS[self.lsg.config.signal]}"
 
     def without(self, off: Sequence[int]) -> LearnedGates:
         """Return the same gates with these layers, and no others, off."""
@@ -65,11 +65,6 @@ class LearnedGates:
             return sg.Gates.ones(session.vlm)
         gates = session.read(self.lsg.only(self.on))
         return sg.Gates(gates.scales.double().round(decimals=DIGITS), gates.model)
-
-
-def in_layers(layers: Sequence[int]) -> str:
-    """Return layers in words: "layer 3" or "layers 1-3, 7"."""
-    return f"layer{'' if len(layers) == 1 else 's'} {ranges(list(layers))}"
 
 
 def weight_bytes(vlm: sg.VLM) -> int:

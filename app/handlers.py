@@ -19,10 +19,11 @@ import sinkgate as sg
 from sinkgate.scenes import questions
 from sinkgate.scenes.questions import Question
 from sinkgate.scenes.scene import Scene
+from sinkgate.sinks.words import layers as in_layers
 
 from .api import answer
 from .components import uploaded
-from .gate_library import LearnedGates, in_layers, uploaded_gates
+from .gate_library import LearnedGates, uploaded_gates
 from .guard import address_of
 from .metrics import log_unexpected
 from .share_links import GATES_MISSING, STAND_IN, Link, share_value

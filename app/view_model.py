@@ -16,8 +16,8 @@ from PIL import Image
 
 import sinkgate as sg
 from sinkgate.images.layout import Sheet
+from sinkgate.sinks import words
 
-from .gate_library import in_layers
 from .state import MAX_NEW_TOKENS, AnswerUpdate, QuestionState
 
 JSON = dict[str, Any]
@@ -107,7 +107,7 @@ def _cost(state: QuestionState) -> str:
         return ""
     layers = len(state.prompt_session.vlm.adapter.all_layers)
     first = layers - state.layers_run if state.prompt_session.resumes else 0
-    return f"recomputed {in_layers(range(first, layers))} · {1000 * state.seconds:.0f} ms"
+    return f"recomputed {words.layers(list(range(first, layers)))} · {1000 * state.seconds:.0f} ms"
 
 
 def answers(update: AnswerUpdate) -> JSON:
