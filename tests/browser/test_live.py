@@ -292,9 +292,9 @@ def test_calls_from_one_address_share_one_limit(
 ) -> None:
     """Each call of the endpoint has a session of its own, so that a session is no client."""
     clients: list[Any] = []
-    turn = handlers.engine.scheduler.turn
+    slot = handlers.engine.scheduler.slot
     monkeypatch.setattr(
-        handlers.engine.scheduler, "revision", lambda client, tier="": clients.append(client) or turn(client, tier)
+        handlers.engine.scheduler, "slot", lambda client, tier="": clients.append(client) or slot(client, tier)
     )
     for number, host in enumerate(("203.0.113.7", "203.0.113.7", "2001:db8::1:2", "2001:db8::5:6", "203.0.113.8")):
         request = gr.Request(session_hash=f"call {number}", client={"host": host, "port": number})
