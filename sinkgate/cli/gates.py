@@ -42,6 +42,9 @@ def train(
     ] = None,
     report_to: Annotated[str, typer.Option(help="none, tensorboard or wandb.")] = "none",
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time.")] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Train even if no image has the sinks that the gates are for.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a gate in each of some layers, by default each by itself as in the paper. A killed run goes on with the same command.
@@ -83,6 +86,7 @@ def train(
         activation_checkpointing=checkpointing,
         report_to=report_to,
         seed=seed,
+        allow_empty=allow_empty,
     )
     if not processes.is_main_process:
         return
@@ -91,6 +95,7 @@ def train(
     told = {name.removeprefix("eval_"): value for name, value in looked.items() if "/" in name}
     lsg.save_pretrained(out / "gates", training={**facts, "learning rate": learning_rate, "validation": told})
     (out / "report.json").write_text(report.to_json(), encoding="utf-8")
+    typer.echo(report.sinks, err=True)
     if as_json:
         print_json(gates=str(out / "gates"), skipped=report.skipped, seconds=report.seconds, **facts, validation=told)
         return
@@ -125,6 +130,7 @@ def stack(
     lsg.config = replace(lsg.config, criterion=criteria.replaced(lsg.config.criterion))
     found = stack_gates(lsg.to(vlm.device), vlm, samples, score=by, margin=margin)
     layers = list(found.lsg.config.layers)
+    typer.echo(found.sinks, err=True)
     told = {by: abs(found.score), f"{by} of the unmodified model": abs(found.unmodified), "samples": len(samples)}
     if as_json:
         steps = [vars(step) for step in found.steps]

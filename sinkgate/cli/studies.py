@@ -164,6 +164,7 @@ def sweep(
     With several GPUs: accelerate launch -m sinkgate sweep --out DIR ...
     """
     from sinkgate.analysis.sweep import CONTROLS, LINE, grid
+    from sinkgate.studies.base import sinks_of
     from sinkgate.studies.sweep import Sweep, confirmed
 
     points: Sequence[tuple[float, ...]] = (*LINE, *CONTROLS)
@@ -182,7 +183,9 @@ def sweep(
     study = Sweep(vlm, asked.items, read_layers(layers, vlm.num_layers), points, batch_size, find, about)
     with ExitStack() as scratch:
         if results := kept.run(study, scratch):
-            _show(confirmed(results.table("items"), results.table("answers"), seed=data.seed), as_json)
+            items = results.table("items")
+            _show(confirmed(items, results.table("answers"), seed=data.seed), as_json)
+            typer.echo(sinks_of(items) or "", err=True)
 
 
 @unfolded
@@ -212,6 +215,7 @@ def evaluate(
     from sinkgate.methods.registry import published, read_method
     from sinkgate.models.dimensions import WEIGHTS
     from sinkgate.sinks.gates import Gates
+    from sinkgate.studies.base import sinks_of
     from sinkgate.studies.evaluation import Examination, accuracies, scores
     from sinkgate.studies.provenance import checksum_of
 
@@ -247,6 +251,7 @@ def evaluate(
             return
         tables = results.table("items"), results.table("answers")
         by_task, named = accuracies(*tables), scores(benchmark, *tables)
+        typer.echo(sinks_of(tables[0]) or "", err=True)
     if as_json:
         told = by_task.set_index("task")
         each = {

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any, Literal, get_args
 
-from sinkgate.data.sample import Sample
+from sinkgate.data.sample import PLACEHOLDER, Sample
 from sinkgate.errors import SinkgateError
 
 Turns = Literal["first", "all"]
 Broken = Literal["stop", "skip"]
-PLACEHOLDER = "<image>"
 
 
 class RecordError(SinkgateError):
@@ -58,16 +59,32 @@ def read_llava(
     path, folder = Path(path), image_folder(images)
     one_of("turns", turns, Turns)
     one_of("broken", broken, Broken)
-    if not path.is_file():
-        raise SinkgateError(f"there is no file {path}; expected a JSON list or JSONL of LLaVA-format records")
+    if not exists(path):
+        raise SinkgateError(f"there is no file {named(path)}; expected a JSON list or JSONL of LLaVA-format records")
     return _read(path, folder, turns, broken, Counter() if passed is None else passed)
 
 
 def image_folder(folder: str | Path) -> Path:
     """The folder as an absolute path without ``..``; raises SinkgateError where there is none."""
-    if not Path(folder).is_dir():
-        raise SinkgateError(f"there is no folder {folder}; expected the one that the records' image paths start from")
+    if not exists(folder, "dir"):
+        raise SinkgateError(
+            f"there is no folder {named(folder)}; expected the one that the records' image paths start from"
+        )
     return Path(os.path.normpath(Path(folder).absolute()))
+
+
+def exists(path: str | Path, kind: Literal["file", "dir"] = "file") -> bool:
+    """Return whether there is such a file or folder; False for what cannot be a path, such as a text of many thousand characters."""
+    try:
+        return Path(path).is_file() if kind == "file" else Path(path).is_dir()
+    except (OSError, ValueError):  # too long a name, or a character that no path may hold
+        return False
+
+
+def named(path: str | Path) -> str:
+    """Return a path for a message: short, and without characters that cannot be printed."""
+    text = str(path).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= 300 else f"{text[:100]}... ({len(text):,} characters)"
 
 
 def one_of(name: str, value: str, choices: Any) -> None:
@@ -85,24 +102,49 @@ def decode(line: str | bytes) -> Any:
         raise RecordError(f"no JSON ({error}); expected one record a line") from error
 
 
-def samples_of(record: Any, folder: Path, turns: Turns = "first") -> list[Sample]:
-    """The samples of one record, none where it is text-only; raises RecordError. ``folder`` is of `image_folder`."""
+def samples_of(record: Any, folder: Path, turns: Turns = "first", passed: Counter[str] | None = None) -> list[Sample]:
+    """Return the samples of one record, none if it is text-only.
+
+    Args:
+        record: a decoded record.
+        folder: an image folder as `image_folder` returns it.
+        turns: "first" reads no further than the first question and its answer.
+        passed: counts, under "empty turn", questions of "all" turns that are left out because they or their answers are empty.
+
+    Raises:
+        RecordError: the record makes no sample.
+    """
     if not isinstance(record, dict):
         raise RecordError(f"{short(record)}; expected an object with 'image' and 'conversations'")
-    dialogue = _dialogue(record)
+    dialogue = [*islice(_dialogue(record), 1 if turns == "first" else None)]
     if is_text_only(record):
         if any(PLACEHOLDER in question for question, _ in dialogue):
             raise RecordError(f"field 'image' is missing though a question holds {PLACEHOLDER}; {_found(record)}")
         return []
     images = tuple(_pictures(record["image"], folder))
-    asked = [(question.replace(PLACEHOLDER, "").strip(), answer.strip()) for question, answer in dialogue]
-    if not all(question and answer for question, answer in asked):
+    pairs = [(_placed(question, len(images)), answer.strip()) for question, answer in dialogue]
+    whole = [(question, answer) for question, answer in pairs if question and answer]
+    if not whole:
         raise RecordError(
             f"field 'conversations': a question or an answer is empty but for {PLACEHOLDER}; expected words"
         )
+    if passed is not None and len(whole) < len(pairs):
+        passed["empty turn"] += len(pairs) - len(whole)
     source = record.get("source")
     kind = source if isinstance(source, str) else ""
-    return [Sample(images, question, answer, kind) for question, answer in (asked if turns == "all" else asked[:1])]
+    return [Sample(images, question, answer, kind) for question, answer in whole]
+
+
+def _placed(question: str, images: int) -> str:
+    """The question without placeholders before and behind it, where LLaVA puts images first; with all of them if any stands within."""
+    plain = re.sub(rf"^(\s|{PLACEHOLDER})+|(\s|{PLACEHOLDER})+$", "", question)
+    if PLACEHOLDER not in plain:
+        return plain
+    if (count := question.count(PLACEHOLDER)) != images:
+        raise RecordError(
+            f"field 'conversations': a question holds {PLACEHOLDER} {count} times; expected {images}, as there are images"
+        )
+    return question.strip()
 
 
 def is_text_only(record: dict[str, Any]) -> bool:
@@ -116,7 +158,7 @@ def _read(path: Path, folder: Path, turns: Turns, broken: Broken, passed: Counte
         empty = False
         try:
             record = decode(record) if isinstance(record, bytes) else record
-            samples = samples_of(record, folder, turns)
+            samples = samples_of(record, folder, turns, passed)
         except RecordError as error:
             if broken == "stop":
                 name = f" (id {short(record['id'])})" if isinstance(record, dict) and "id" in record else ""
@@ -147,30 +189,33 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
     yield from ((f"record {number}", record) for number, record in enumerate(records, 1))
 
 
-def _dialogue(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Questions with their answers; a last question without an answer is left out."""
+def _dialogue(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Questions with their answers, one pair at a time: what follows may be broken. A last question without an answer is left out."""
     turns = record.get("conversations")
     if not isinstance(turns, list):
         got = short(turns) if "conversations" in record else "missing"
         raise RecordError(f"field 'conversations' is {got}; expected a list of turns; {_found(record)}")
+    roles: list[str] = []
+    values: list[str] = []
     for index, turn in enumerate(turns):
-        if (
-            not isinstance(turn, dict)
-            or not isinstance(turn.get("value"), str)
-            or not isinstance(turn.get("from"), str)
-        ):
-            raise RecordError(
-                f"field 'conversations[{index}]' is {short(turn)}; expected 'from' and 'value', both text"
-            )
-    first = next((index for index, turn in enumerate(turns) if turn["from"] == "human"), len(turns))
-    for index, turn in enumerate(turns[first:], first):
-        expected = ("human", "gpt")[(index - first) % 2]
-        if turn["from"] != expected:
-            raise RecordError(f"field 'conversations[{index}].from' is {short(turn['from'])}; expected {expected!r}")
-    values = [turn["value"] for turn in turns[first:]]
+        match turn:
+            case {"from": str(role), "value": str(value)}:
+                pass
+            case _:
+                raise RecordError(
+                    f"field 'conversations[{index}]' is {short(turn)}; expected 'from' and 'value', both text"
+                )
+        if not roles and role != "human":
+            continue
+        expected = ("human", "gpt")[len(roles) % 2]
+        if role != expected:
+            raise RecordError(f"field 'conversations[{index}].from' is {short(role)}; expected {expected!r}")
+        roles.append(role)
+        values.append(value)
+        if len(values) % 2 == 0:
+            yield values[-2], value
     if len(values) < 2:
         raise RecordError(f"field 'conversations' has {len(turns)} turns; expected one of 'human', then one of 'gpt'")
-    return list(zip(values[::2], values[1::2], strict=False))
 
 
 def _pictures(names: Any, folder: Path) -> Iterator[Path]:
@@ -182,8 +227,11 @@ def _pictures(names: Any, folder: Path) -> Iterator[Path]:
             raise RecordError(
                 f"field 'image' is {short(name)}, which leads out of the image folder; expected a path in it"
             )
-        if not path.is_file():
-            raise RecordError(f"field 'image' is {short(name)}, but there is no file {path}", "missing image")
+        if not exists(path):
+            base64 = "" if len(name) < 256 else "; is it the picture itself, in base64? expected the name of its file"
+            raise RecordError(
+                f"field 'image' is {short(name)}, but there is no file {named(path)}{base64}", "missing image"
+            )
         yield path
 
 

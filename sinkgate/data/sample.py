@@ -1,4 +1,4 @@
-"""One thing to learn from, or to be examined on: images, a question, its right answer."""
+"""Examples: images, a question and its right answer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 
 from sinkgate.images.io import Picture, is_one_picture
 
+PLACEHOLDER = "<image>"
+
 
 @dataclass(frozen=True)
 class Sample:
-    """Images (whatever `open_image` reads) with a question and its answer; ``kind`` is what accuracy is told apart by.
+    """Images (whatever `open_image` reads) with a question and its answer; accuracy is reported by ``kind``.
 
-    ``options``: what may be said, such as "A" to "D", the answer among them; () where the answer is open.
+    ``question``: ``<image>`` in it, as often as there are images, is the place of each; images stand in front of it otherwise.
+    ``options``: the permitted answers, such as "A" to "D", the right one among them; () if the answer is open.
     """
 
     images: tuple[Picture, ...]
@@ -22,9 +25,17 @@ class Sample:
     kind: str = ""
     options: tuple[str, ...] = ()
 
+    @property
+    def parts(self) -> str | list[str | None]:
+        """The question as `VLM.prompt` takes it: a text, or parts of it with None at the place of each image."""
+        texts = self.question.split(PLACEHOLDER)
+        if len(texts) == 1 or len(texts) != len(self.images) + 1:
+            return self.question
+        return [part for text in texts for part in (text, None) if part != ""][:-1]
+
     @classmethod
     def of(cls, value: Sample | tuple[Any, ...]) -> Sample:
-        """A sample from itself or from ``(image or images, question, answer[, kind[, options]])``."""
+        """Return a sample: itself, or one from ``(image or images, question, answer[, kind[, options]])``."""
         if isinstance(value, Sample):
             return value
         images, *rest = value
@@ -32,5 +43,5 @@ class Sample:
 
     @classmethod
     def list_of(cls, values: Iterable[Sample | tuple[Any, ...]]) -> list[Sample]:
-        """``of`` for each of an iterable."""
+        """Apply ``of`` to each of an iterable."""
         return [cls.of(value) for value in values]

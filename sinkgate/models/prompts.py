@@ -117,20 +117,30 @@ class Prompter:
         self._tokens: dict[tuple[Any, ...], Tensor] = {}
         self._sheets: dict[tuple[Any, ...], tuple[Sheet, ...]] = {}
 
-    def ask(self, images: Picture | Sequence[Picture], question: str, system: str = "") -> Prompt:
+    def ask(
+        self, images: Picture | Sequence[Picture], question: str | Sequence[str | None], system: str = ""
+    ) -> Prompt:
         """See `sinkgate.VLM.prompt`."""
-        _refuse_swapped(images, question)
-        pictures = open_images(images)
-        question, system = question.strip(), system.strip()  # line breaks within stay: benchmarks list options on lines
+        if isinstance(question, str):
+            _refuse_swapped(images, question)
+        pictures, system = open_images(images), system.strip()
+        parts = [None] * len(pictures) + [question.strip()] if isinstance(question, str) else list(question)
+        if parts.count(None) != len(pictures):
+            raise PromptError(
+                f"the question has {parts.count(None)} places for images; expected {len(pictures)}, as many as images"
+            )
+        question = "".join(
+            part for part in parts if part is not None
+        )  # line breaks stay: benchmarks list options on lines
         if not pictures:
             raise PromptError("there is no image; a prompt needs at least one")
-        if not question:
+        if not question.strip():
             raise PromptError("the question is empty; ask something about the image")
         if len(question) > MAX_QUESTION:
             raise PromptError(f"the question has {len(question)} characters; at most {MAX_QUESTION:,} can be asked")
         self.chat.refuse_commands(question, "question")
         self.chat.refuse_commands(system, "system turn")
-        text = self.chat.text([None] * len(pictures) + [question], system)
+        text = self.chat.text(parts, system)
         try:
             inputs = self.chat.inputs(text, pictures)
         except Exception as error:  # processors raise whatever a picture drives them to

@@ -104,12 +104,15 @@ class VLM:
 
     # --- prompts
 
-    def prompt(self, images: Picture | Sequence[Picture], question: str, *, system: str = "") -> Prompt:
+    def prompt(
+        self, images: Picture | Sequence[Picture], question: str | Sequence[str | None], *, system: str = ""
+    ) -> Prompt:
         """Put a question to an image, or to several, in the model's own chat format.
 
         Args:
-            images: one, or several in their order; they stand in front of the question.
-            question: 1 to 20,000 characters; line breaks within are kept.
+            images: one, or several in their order.
+            question: 1 to 20,000 characters; line breaks within are kept. Images stand in front of a text; in a list of texts each
+                stands where None is.
             system: text of the system turn; what the chat template writes by itself where empty.
 
         Raises:

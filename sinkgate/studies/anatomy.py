@@ -137,7 +137,7 @@ class Anatomy:
         start = unit * self.chunk
         each = []
         for number, sample in enumerate(self.samples[start : start + self.chunk], start):
-            prompt = self.vlm.prompt(sample.images, sample.question)
+            prompt = self.vlm.prompt(sample.images, sample.parts)
             held = {"v_sink": self.criteria.v_sink, "l_sink": self.criteria.l_sink}
             each.append(dissect(self.vlm, prompt, self.dimensions, **held, merged=self.merged, sample=number))
         return {name: self._kept(pd.concat([tables[name] for tables in each], ignore_index=True)) for name in TABLES}

@@ -1,8 +1,9 @@
-"""What studies share that put a benchmark's items to a model."""
+"""Common parts of the studies that put a benchmark's items to a model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,9 @@ from sinkgate.models.finder import SinkFinder
 from sinkgate.models.vlm import VLM, Finder, find_sinks
 from sinkgate.studies.provenance import checksum, facts_of, facts_of_samples
 from sinkgate.studies.runner import chunks
-from sinkgate.training.dataset import Lesson, Lessons
+from sinkgate.training.dataset import ImageSinks, Lesson, Lessons, SinkCounts
+
+NO_KIND = "no kind"  # the task of items without a kind
 
 
 class OfItems:
@@ -49,13 +52,31 @@ def finder_settings(find: Finder, vlm: VLM) -> dict[str, str]:
     return dict.fromkeys(("v_sink", "l_sink"), getattr(find, "__qualname__", type(find).__qualname__))
 
 
-def frame_of(items: Sequence[Item], first: int = 0) -> pd.DataFrame:
-    """One row an item: sample, task, id, answer, and the columns that its scores group by."""
-    return pd.DataFrame(
-        [
-            {"sample": number, "task": item.sample.kind, "id": item.id, "answer": item.sample.answer, **item.columns}
-            for number, item in enumerate(items, first)
-        ]
+def frame_of(items: Sequence[Item], lessons: Lessons, first: int = 0) -> pd.DataFrame:
+    """Return one row an item: sample, task, id, answer, the columns that its scores group by, its sinks and the criteria that named them."""
+    rows = [
+        {
+            "sample": number,
+            "task": item.sample.kind or NO_KIND,
+            "id": item.id,
+            "answer": item.sample.answer,
+            **item.columns,
+        }
+        | vars(lessons.found[item.id])
+        for number, item in enumerate(items, first)
+    ]
+    return pd.DataFrame(rows).astype({"v_sinks": "int32", "l_sinks": "Int32"})
+
+
+def sinks_of(items: pd.DataFrame) -> SinkCounts | None:
+    """Count the images with sinks in a table of items; None if it was written before they were counted."""
+    columns = [field.name for field in fields(ImageSinks)]
+    if not set(columns) <= set(items.columns):
+        return None
+    table = items[columns].astype({"l_sinks": object})
+    return SinkCounts.of(
+        ImageSinks(int(v_sinks), None if pd.isna(l_sinks) else int(l_sinks), *criteria)
+        for v_sinks, l_sinks, *criteria in table.itertuples(index=False)
     )
 
 

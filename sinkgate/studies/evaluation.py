@@ -89,7 +89,7 @@ class Examination(OfItems):
         answers = [
             pd.DataFrame({"sample": numbers, "method": name, **told}) for name, told in ask(part, lessons).items()
         ]
-        return {"items": frame_of(part, start), "answers": pd.concat(answers, ignore_index=True)}
+        return {"items": frame_of(part, lessons, start), "answers": pd.concat(answers, ignore_index=True)}
 
     def _forced(self, part: Sequence[Item], lessons: Lessons) -> dict[str, dict[str, Any]]:
         ready(lessons, part)

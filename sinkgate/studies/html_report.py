@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from sinkgate.errors import SinkgateError
 from sinkgate.plots import export
+from sinkgate.studies.base import sinks_of
 from sinkgate.studies.claims import claims, table_of
 from sinkgate.studies.results import Results
 from sinkgate.studies.sections import SECTIONS, Section
@@ -111,7 +112,12 @@ def _state(results: Results, folder: Path) -> str:
     about, done = results.about, len(results.parts)
     place = f"<code>{escape(results.folder.relative_to(folder).as_posix())}</code>"
     if results.finished:
-        return f"<p>Folder {place}, finished {escape(about['finished'])}.</p>"
+        items = results.table("items") if (results.folder / "items.parquet").is_file() else pd.DataFrame()
+        lines = [
+            f"Folder {place}, finished {escape(about['finished'])}.",
+            *escape(str(sinks_of(items) or "")).splitlines(),
+        ]
+        return "".join(f"<p>{line}</p>" for line in lines)
     return (
         f'<p>Folder {place}, begun {escape(about["started"])}.</p><p class="unfinished">Not finished: {done} of '
         f"{about['units']} parts are there. The command that began it goes on with it.</p>"

@@ -91,7 +91,7 @@ class Sweep(OfItems):
             )
             for cell, method in zip(cells, methods, strict=True)
         ]
-        return {"items": frame_of(part, start), "answers": pd.concat(answers, ignore_index=True)}
+        return {"items": frame_of(part, lessons, start), "answers": pd.concat(answers, ignore_index=True)}
 
     @property
     def finder(self) -> Finder:

@@ -24,9 +24,73 @@ from sinkgate.models.batch import GRIDS, IGNORED, TEXT_INPUTS, Batch
 from sinkgate.models.prompts import Prompt
 from sinkgate.models.session import Session
 from sinkgate.models.vlm import VLM, Finder, find_sinks
-from sinkgate.sinks.classify import SinkMasks
+from sinkgate.sinks.classify import SinkMap, SinkMasks
 
 BUDGET = 2 << 30  # bytes of encoded images kept from one epoch to the next
+
+
+@dataclass(frozen=True)
+class ImageSinks:
+    """Number of sinks among a sample's visual tokens, and the criteria that named them.
+
+    ``l_sinks``: tokens that are L-sinks in any layer, None if only the encoder was looked at. Criteria are "" if unknown.
+    """
+
+    v_sinks: int
+    l_sinks: int | None
+    v_criterion: str = ""
+    l_criterion: str = ""
+
+    @classmethod
+    def of(cls, masks: SinkMasks) -> ImageSinks:
+        """Count the sinks of one prompt."""
+        v_sinks, l_sinks = int(masks.v_sink.sum()), int(masks.l_sink.any(0).sum())
+        if not isinstance(masks, SinkMap):
+            return cls(v_sinks, l_sinks or None)
+        v_criterion = masks.v_verdict.criterion if masks.v_verdict else ""
+        return cls(v_sinks, l_sinks, v_criterion, masks.l_verdict.criterion)
+
+
+@dataclass(frozen=True)
+class SinkCounts:
+    """Numbers of images: all, those with V-sinks, and those with L-sinks (None if they were not looked for)."""
+
+    images: int
+    v_sink: int
+    l_sink: int | None
+    v_criterion: str = ""
+    l_criterion: str = ""
+
+    @classmethod
+    def of(cls, each: Iterable[ImageSinks]) -> SinkCounts:
+        """Count images."""
+        each = list(each)
+        known = [one.l_sinks for one in each if one.l_sinks is not None]
+        criteria = (
+            ", ".join(sorted({getattr(one, name) for one in each} - {""})) for name in ("v_criterion", "l_criterion")
+        )
+        return cls(
+            len(each), sum(one.v_sinks > 0 for one in each), sum(n > 0 for n in known) if known else None, *criteria
+        )
+
+    def count(self, group: str) -> int | None:
+        """Images that have a group, "v_sink" or "l_sink"."""
+        return self.v_sink if group == "v_sink" else self.l_sink
+
+    def __str__(self) -> str:
+        """One line a group, with the consequence if no image has it."""
+        lines = []
+        for name, count, criterion in (
+            ("V-sinks", self.v_sink, self.v_criterion),
+            ("L-sinks", self.l_sink, self.l_criterion),
+        ):
+            if count is not None:
+                by = f" by {criterion}" if criterion else ""
+                empty = f": scaling {name} changes nothing here, and gates for them scale all visual tokens alike"
+                lines.append(
+                    f"{name} in {count} of {self.images} images{by}{'' if count or not self.images else empty}"
+                )
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -43,6 +107,7 @@ class Lesson:
     kind: str
     options: Mapping[str, int] = field(default_factory=dict)
     deciding: int = 0
+    found: ImageSinks = field(default_factory=lambda: ImageSinks(0, None))
 
     @property
     def nbytes(self) -> int:
@@ -56,24 +121,28 @@ class Lessons:
     """Makes lessons of samples, and keeps them while a budget of memory lasts.
 
     A sample that cannot be used (a broken or missing image, an empty answer, a question that cannot be asked) is passed over and
-    noted in ``skipped``, by its name, with the reason.
+    noted in ``skipped``, by its name, with the reason. ``found``: the sinks of each sample that was used, by its name.
     """
 
     def __init__(self, vlm: VLM, find: Finder = find_sinks, budget: int = BUDGET) -> None:
         self.vlm, self.find, self.budget = vlm, find, budget
         self.skipped: dict[str, str] = {}
+        self.found: dict[str, ImageSinks] = {}
         self._kept: dict[int, tuple[Sample, Lesson]] = {}  # by the sample's identity, which lasts while it is held here
         self._held = 0
 
     def ready(self, sample: Sample, name: str) -> Lesson | None:
         """The lesson of a sample; None where it has to be passed over."""
         if id(sample) in self._kept:
-            return self._kept[id(sample)][1]
+            lesson = self._kept[id(sample)][1]
+            self.found[name] = lesson.found
+            return lesson
         try:
             lesson = self._make(sample)
         except (ImageError, PromptError) as error:
             self.skipped[name] = str(error)
             return None
+        self.found[name] = lesson.found
         if self._held + lesson.nbytes <= self.budget:
             self._kept[id(sample)] = sample, lesson
             self._held += lesson.nbytes
@@ -81,7 +150,7 @@ class Lessons:
 
     def _make(self, sample: Sample) -> Lesson:
         vlm = self.vlm
-        prompt = vlm.prompt(sample.images, sample.question)
+        prompt = vlm.prompt(sample.images, sample.parts)
         answer = vlm.encode_answer(prompt, sample.answer)
         options, deciding = self._options(prompt, sample) if sample.options else ({}, 0)
         found = self.find(vlm, prompt)
@@ -90,7 +159,7 @@ class Lessons:
             vlm.warm_inputs(prompt)
             text = {name: value for name, value in prompt.inputs.items() if name in (*TEXT_INPUTS, *GRIDS)}
             prompt = replace(prompt, images=[], sheets=(), inputs=text, sinks=None)
-        return Lesson(prompt, sinks, tuple(answer), sample.kind, options, deciding)
+        return Lesson(prompt, sinks, tuple(answer), sample.kind, options, deciding, ImageSinks.of(found))
 
     def _options(self, prompt: Prompt, sample: Sample) -> tuple[dict[str, int], int]:
         """The token that decides for each option, and its place in the answer."""

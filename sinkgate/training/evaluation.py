@@ -8,7 +8,7 @@ probable of theirs, at the first place where they differ.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -20,7 +20,7 @@ from sinkgate.errors import SinkgateError
 from sinkgate.methods.base import Method, finder_of
 from sinkgate.models.vlm import VLM
 from sinkgate.output import track
-from sinkgate.training.dataset import Lesson, Lessons, Prefix, batches
+from sinkgate.training.dataset import ImageSinks, Lesson, Lessons, Prefix, SinkCounts, batches
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,19 @@ class Marks:
     """What each method did with each sample, in order: ``right``, ``loss`` and ``said`` by the method's name.
 
     The loss is in nats a token; of an answer with options in nats, the surprise at it among them. ``said``: the option chosen, None
-    for an open answer.
+    for an open answer. ``found``: the sinks of each sample.
     """
 
     kinds: list[str]
     right: dict[str, list[bool]]
     loss: dict[str, list[float]]
     said: dict[str, list[str | None]]
+    found: list[ImageSinks] = field(default_factory=list)
+
+    @property
+    def sinks(self) -> SinkCounts:
+        """In how many of the images there are sinks."""
+        return SinkCounts.of(self.found)
 
     def accuracy(self, name: str) -> float:
         """Share of right answers, in [0, 1]."""
@@ -74,7 +80,7 @@ def evaluate(
         SinkgateError: no sample can be used, or methods name different criteria.
     """
     lessons = lessons or Lessons(vlm, finder_of(methods.values()))
-    marks = Marks([], *({name: [] for name in methods} for _ in range(3)))
+    marks = Marks([], {name: [] for name in methods}, {name: [] for name in methods}, {name: [] for name in methods})
     given = Sample.list_of(samples)
     starts = range(0, len(given), batch_size)
     for start in track(starts, "evaluate", unit="batches", show=progress):
@@ -92,6 +98,7 @@ def _mark(vlm: VLM, methods: Mapping[str, Method], ready: list[Lesson], marks: M
         for part, batch in batches(vlm, ready):
             prefix, chosen = Prefix(vlm, batch), ready[part]
             marks.kinds.extend(lesson.kind for lesson in chosen)
+            marks.found.extend(lesson.found for lesson in chosen)
             for name, method in methods.items():
                 right, loss, said = _judged(prefix, prefix.run(method), chosen)
                 marks.right[name] += right

@@ -12,7 +12,7 @@ from sinkgate.methods.lsg.model import LSG
 from sinkgate.models.vlm import VLM
 from sinkgate.output import track
 from sinkgate.sinks.gates import Gates
-from sinkgate.training.dataset import Lessons
+from sinkgate.training.dataset import Lessons, SinkCounts
 from sinkgate.training.evaluation import Marks, evaluate
 
 Score = Literal["accuracy", "loss"]
@@ -32,13 +32,15 @@ class Step:
 class Stack:
     """What stacking found. Scores are higher where better: accuracy in [0, 1], or the loss in nats a token with its sign turned.
 
-    ``unmodified`` is the model's own score, ``singles`` each gate's by itself; ``steps`` are in the order of trying.
+    ``unmodified`` is the model's own score, ``singles`` each gate's by itself; ``steps`` are in the order of trying; ``sinks`` counts the
+    images that have any.
     """
 
     lsg: LSG
     unmodified: float
     singles: dict[int, float]
     steps: list[Step]
+    sinks: SinkCounts
 
     @property
     def score(self) -> float:
@@ -89,7 +91,7 @@ def stack(
         steps.append(Step(tried, got, kept))
         if kept:
             chosen, reached = tried, got
-    return Stack(lsg.only(chosen), _score(marks, UNMODIFIED, score), singles, steps)
+    return Stack(lsg.only(chosen), _score(marks, UNMODIFIED, score), singles, steps, marks.sinks)
 
 
 def _score(marks: Marks, name: str, score: Score) -> float:

@@ -32,8 +32,11 @@ from sinkgate.methods.base import Method, finder_of
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.vlm import VLM, Finder
 from sinkgate.output import track, writable_folder
-from sinkgate.training.dataset import BUDGET, Lesson, Lessons, Prefix, batches, labels_of
+from sinkgate.training.dataset import BUDGET, Lesson, Lessons, Prefix, SinkCounts, batches, labels_of
 
+UNMODIFIED = "unmodified"
+PROBED = 32  # samples that are looked at for sinks before training
+GATED = {"v_sink": ("v_sink",), "l_sink": ("l_sink",), "three": ("v_sink", "l_sink")}  # groups of sinks, by grouping
 #: What is not said is `TrainingArguments`' own. Gradients are not clipped: a common norm would tie methods to each other.
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 2,  # the paper's
@@ -57,8 +60,9 @@ class TrainingReport:
     """What a run of training did.
 
     ``history``: one entry a log, as `Trainer` keeps it: ``loss/<method>`` in nats a token while training, ``eval_loss/<method>`` and
-    ``eval_accuracy/<method>`` (share of answers that greedy decoding gets right) on the validation samples. ``skipped``: samples
-    of this process that could not be used, by number, with the reason.
+    ``eval_accuracy/<method>`` (share of answers that greedy decoding gets right) on the validation samples, beside them those of the
+    "unmodified" model. ``skipped``: samples of this process that could not be used, by number, with the reason. ``sinks``: in how many of
+    the images that this process used there are any.
     """
 
     samples: int
@@ -67,6 +71,7 @@ class TrainingReport:
     seconds: float
     history: list[dict[str, float]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    sinks: SinkCounts = field(default_factory=lambda: SinkCounts(0, 0, None))
 
     def to_json(self) -> str:
         """The report as JSON."""
@@ -89,6 +94,7 @@ def train(
     patience: int | None = None,
     find: Finder | None = None,
     budget: int = BUDGET,
+    allow_empty: bool = False,
     progress: bool = True,
     **options: Any,
 ) -> TrainingReport:
@@ -109,12 +115,14 @@ def train(
         patience: stop early after so many looks at the validation samples without a lower loss, and take the best weights back.
         find: finds the sinks; by the gates' own criterion where None.
         budget: bytes of encoded images that may be kept between epochs.
+        allow_empty: train gates though none of some samples spread over the data has the sinks that they are for; they then scale all
+            visual tokens alike.
         progress: show a bar.
         options: arguments of transformers' `TrainingArguments` in place of ``DEFAULTS``; ``activation_checkpointing`` runs each
             layer again for the gradient instead of keeping its activations; ``report_to="tensorboard"`` or ``"wandb"`` logs there.
 
     Raises:
-        TrainingError: the loss is not finite, no sample can be used, early stopping without validation samples, fp16, workers that load
+        TrainingError: no image looked at has sinks, the loss is not finite, no sample can be used, early stopping without validation samples, fp16, workers that load
             data, or ``out`` holds checkpoints of other methods.
         SinkgateError: ``out`` cannot be written, or an option that `TrainingArguments` does not know or cannot use.
     """
@@ -128,6 +136,8 @@ def train(
     out = writable_folder(out)
     arguments = _arguments(out, bool(len(checks)), patience, vlm, options)
     learners = Learners(vlm, parts)
+    if not allow_empty:
+        _refuse_empty(learners.methods.values(), lessons, data)
     try:
         trainer = _Trainer(
             model=learners,
@@ -155,7 +165,22 @@ def train(
         seconds=result.metrics.get("train_runtime", 0.0),
         history=cast(Any, trainer.state.log_history),
         skipped=lessons.skipped,
+        sinks=SinkCounts.of(lessons.found.values()),
     )
+
+
+def _refuse_empty(methods: Iterable[nn.Module], lessons: Lessons, data: _Samples) -> None:
+    """Look for sinks in samples spread over the data, before hours of training gates for a group that no image has."""
+    groups = {group for method in methods if isinstance(method, LSG) for group in GATED[method.config.grouping]}
+    if not groups:
+        return
+    spread = sorted({number * len(data) // PROBED for number in range(PROBED)})
+    looked_at = [lesson.found for row in map(data.__getitem__, spread) if (lesson := lessons.ready(*row))]
+    counts = SinkCounts.of(looked_at)
+    if looked_at and not any(counts.count(group) for group in groups):
+        raise TrainingError(
+            f"{counts}\nThere is nothing to gate: choose another criterion or other images, or say allow_empty=True (--allow-empty)"
+        )
 
 
 @contextmanager
@@ -186,12 +211,17 @@ class Learners(nn.Module):
     def forward(self, lessons: Sequence[Lesson | None], labels: Tensor) -> dict[str, Tensor]:
         """Losses (B, M) in nats, summed over an answer's tokens, and whether each answer is right (B, M); zero where no lesson is.
 
+        Without gradients the unmodified model's are a last column.
+
         Gradients are taken at once, while a method is attached, and given to ``backward`` later: activations of one
         method at a time are held.
         """
         present = [index for index, lesson in enumerate(lessons) if lesson is not None]
-        losses = torch.zeros(len(lessons), len(self.methods), device=labels.device)
-        right = torch.zeros(len(lessons), len(self.methods), dtype=torch.bool, device=labels.device)
+        columns = len(self.methods) + (
+            not torch.is_grad_enabled()
+        )  # last the unmodified model, which costs nothing more
+        losses = torch.zeros(len(lessons), columns, device=labels.device)
+        right = torch.zeros(len(lessons), columns, dtype=torch.bool, device=labels.device)
         gradients: dict[nn.Parameter, Tensor] = {}
         for part, batch in batches(self.vlm, [lesson for lesson in lessons if lesson is not None]):
             prefix, rows = Prefix(self.vlm, batch, self.checkpoint), present[part]
@@ -205,7 +235,10 @@ class Learners(nn.Module):
                             gradients[parameter] = gradients.get(parameter, 0) + gradient
                 losses[rows, column] = each.detach().to(losses.device)
                 right[rows, column] = prefix.right(logits.detach()).to(right.device)
-        total = losses.sum()
+            if columns > len(self.methods):
+                losses[rows, -1] = prefix.losses(prefix.plain).to(losses.device)
+                right[rows, -1] = prefix.right(prefix.plain).to(right.device)
+        total = losses[:, : len(self.methods)].sum()
         if torch.is_grad_enabled():
             trained = [parameter for parameter in self.methods.parameters() if parameter.requires_grad]
             found = [gradients.get(parameter, torch.zeros_like(parameter)) for parameter in trained]
@@ -213,14 +246,14 @@ class Learners(nn.Module):
         return {"loss": total, "losses": losses, "right": right}
 
     def metrics(self, seen: EvalPrediction) -> dict[str, float]:
-        """Loss in nats a token and accuracy of each method over the validation samples."""
+        """Return loss in nats a token and accuracy of each method, and of the unmodified model, over the validation samples."""
         (losses, right), tokens = cast(Any, seen.predictions), cast(Any, seen.label_ids)
         used = tokens > 0
         found = {}
-        for column, name in enumerate(self.methods):
+        for column, name in enumerate([*self.methods, UNMODIFIED]):
             found[f"loss/{name}"] = float(losses[:, column].sum() / max(tokens.sum(), 1))
             found[f"accuracy/{name}"] = float(right[used, column].mean()) if used.any() else 0.0
-        mean = sum(value for name, value in found.items() if name.startswith("loss/")) / len(self.methods)
+        mean = sum(found[f"loss/{name}"] for name in self.methods) / len(self.methods)
         return {"loss": mean, **found}
 
 

@@ -321,7 +321,9 @@ def test_gates_are_trained_stacked_examined_and_asked(sinkgate, made, tmp_path, 
         ).stdout
     )
     assert told["steps"] == 2 and told["samples"] == 12 and told["skipped"] == {}
-    assert set(told["validation"]) == {f"{what}/layer-{layer}" for what in ("loss", "accuracy") for layer in (2, 6, 7)}
+    assert set(told["validation"]) == {
+        f"{what}/{name}" for what in ("loss", "accuracy") for name in ("layer-2", "layer-6", "layer-7", "unmodified")
+    }
     assert "12" in (run / "gates" / "README.md").read_text()
     lsg = LSG.from_pretrained(run / "gates")
     assert lsg.config.layers == (2, 6, 7) and lsg.config.start == "identity" and lsg.config.base_model == "demo"

@@ -217,7 +217,8 @@ def test_early_stopping_takes_the_best_weights_back(vlm, tmp_path):
     ready = [lessons.ready(sample, "") for sample in samples(6, start=50)]
     singles = {f"layer-{layer}": lsg.only([layer]) for layer in (0, 1, 2)}
     with torch.no_grad():
-        mean = Learners(vlm, singles)(ready, labels_of(ready))["losses"].sum() / (labels_of(ready) >= 0).sum() / 3
+        losses = Learners(vlm, singles)(ready, labels_of(ready))["losses"][:, :3]
+        mean = losses.sum() / (labels_of(ready) >= 0).sum() / 3
     assert mean.item() == pytest.approx(min(losses), rel=1e-5)
 
 
@@ -234,6 +235,44 @@ def test_what_cannot_be_used_is_passed_over_and_counted(vlm, tmp_path):
         run(vlm, fresh(vlm), tmp_path / "none", data=bad[1:2])
     with pytest.raises(TrainingError, match="no samples"):
         run(vlm, fresh(vlm), tmp_path / "none", data=[])
+
+
+def no_sinks(vlm, prompt):
+    masks = few_v_sinks(vlm, prompt)
+    return sg.SinkMasks(torch.zeros_like(masks.v_sink), masks.l_sink)
+
+
+@pytest.mark.parametrize("grouping", ["v_sink", "l_sink", "three"])
+def test_gates_for_sinks_that_no_image_has_are_not_trained_unless_allowed(vlm, tmp_path, grouping):
+    lsg = fresh(vlm, [1], grouping=grouping)
+    begin = weights(lsg)
+    with pytest.raises(TrainingError, match=r"(?s)V-sinks in 0 of 12 images: scaling V-sinks.*allow_empty=True"):
+        run(vlm, lsg, tmp_path, find=no_sinks)
+    assert same(begin, weights(lsg)) and not list(tmp_path.iterdir())
+    report = run(vlm, lsg, tmp_path, find=no_sinks, allow_empty=True)
+    assert (report.sinks.images, report.sinks.v_sink) == (12, 0) and "V-sinks in 0 of 12 images" in str(report.sinks)
+    assert json.loads(report.to_json())["sinks"]["v_sink"] == 0
+
+
+def test_images_with_sinks_are_counted(vlm, tmp_path):
+    report = run(vlm, fresh(vlm, [1]), tmp_path, validation=samples(2, start=30))
+    with_sinks = sum(
+        bool(few_v_sinks(vlm, vlm.prompt(each.images, each.question)).v_sink.any())
+        for each in [*samples(), *samples(2, start=30)]
+    )
+    assert 0 < with_sinks < 14 and (report.sinks.images, report.sinks.v_sink) == (14, with_sinks)
+    assert str(report.sinks) == f"V-sinks in {with_sinks} of 14 images"
+
+
+def test_the_unmodified_model_is_told_beside_the_gates(vlm, tmp_path):
+    report = run(vlm, fresh(vlm, [1]), tmp_path, validation=samples(5, start=50))
+    lessons = Lessons(vlm, few_v_sinks)
+    ready = [lessons.ready(sample, "") for sample in samples(5, start=50)]
+    prefix = Prefix(vlm, next(batches(vlm, ready))[1])
+    expected = prefix.losses(prefix.plain).sum() / (labels_of(ready) >= 0).sum()
+    assert report.last("eval_loss/unmodified") == pytest.approx(expected.item(), rel=1e-5)
+    assert report.last("eval_accuracy/unmodified") == prefix.right(prefix.plain).float().mean()
+    assert report.last("eval_loss") == pytest.approx(report.last("eval_loss/layer-1"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(vlm, tmp_path):
