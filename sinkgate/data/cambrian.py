@@ -18,7 +18,17 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sinkgate.data.llava import Broken, RecordError, decode, image_folder, is_text_only, one_of, samples_of
+from sinkgate.data.llava import (
+    Broken,
+    RecordError,
+    decode,
+    exists,
+    image_folder,
+    is_text_only,
+    named,
+    one_of,
+    samples_of,
+)
 from sinkgate.data.sample import Sample
 from sinkgate.errors import SinkgateError
 from sinkgate.output import track
@@ -196,8 +206,8 @@ def _lines(file: str | Path) -> Iterator[str]:
         from datasets import load_dataset
     except ImportError as error:
         raise SinkgateError('reading Cambrian needs datasets: run `pip install "sinkgate[train]"`') from error
-    if "://" not in str(file) and not Path(file).is_file():
-        raise SinkgateError(f"there is no file {file}; expected a copy of {CAMBRIAN}")
+    if "://" not in str(file) and not exists(file):
+        raise SinkgateError(f"there is no file {named(file)}; expected a copy of {CAMBRIAN}")
     try:
         rows = load_dataset("text", data_files=str(file), split="train", streaming=True, encoding_errors="replace")
         yield from (row["text"] for row in rows if row["text"].strip())

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sinkgate.data.llava import RecordError, image_folder, one_of
+from sinkgate.data.llava import RecordError, exists, image_folder, named, one_of
 from sinkgate.data.probe_example import Pictured, Target
 from sinkgate.errors import SinkgateError
 
@@ -77,8 +77,8 @@ def read_clevr(
 
 def _scenes(path: Path) -> list[Any]:
     expected = "expected CLEVR's scene file, such as CLEVR_val_scenes.json"
-    if not path.is_file():
-        raise SinkgateError(f"there is no file {path}; {expected}")
+    if not exists(path):
+        raise SinkgateError(f"there is no file {named(path)}; {expected}")
     try:
         held = json.loads(path.read_bytes())
     except ValueError as error:
@@ -130,8 +130,8 @@ def _image(scene: dict[str, Any], folder: Path) -> Path:
     name = scene.get("image_filename")
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise RecordError(f"field 'image_filename' is {_got(scene, 'image_filename')}; expected the name of a file")
-    if not (folder / name).is_file():
-        raise RecordError(f"field 'image_filename' is {name!r}, but there is no file {folder / name}")
+    if not exists(folder / name):
+        raise RecordError(f"field 'image_filename' is {short(name)}, but there is no file {named(folder / name)}")
     return folder / name
 
 

@@ -136,15 +136,17 @@ def samples_of(record: Any, folder: Path, turns: Turns = "first", passed: Counte
 
 
 def _placed(question: str, images: int) -> str:
-    """The question without placeholders before and behind it, where LLaVA puts images first; with all of them if any stands within."""
-    plain = re.sub(rf"^(\s|{PLACEHOLDER})+|(\s|{PLACEHOLDER})+$", "", question)
-    if PLACEHOLDER not in plain:
-        return plain
+    """The question without placeholders if all stand before it, or all behind it: images go first, as LLaVA puts them. Else with all."""
+    question = question.strip()
+    for pattern in (rf"^(\s|{PLACEHOLDER})+", rf"(\s|{PLACEHOLDER})+$"):
+        plain = re.sub(pattern, "", question)
+        if PLACEHOLDER not in plain:
+            return plain
     if (count := question.count(PLACEHOLDER)) != images:
         raise RecordError(
             f"field 'conversations': a question holds {PLACEHOLDER} {count} times; expected {images}, as there are images"
         )
-    return question.strip()
+    return question
 
 
 def is_text_only(record: dict[str, Any]) -> bool:

@@ -178,6 +178,8 @@ def chunks(count: int, size: int) -> int:
 
 
 def _begun(study: Study, out: Path, resume: bool, shard: Shard) -> Results:
+    if not (out / "study.json").exists():
+        writable_folder(out / "parts")  # before settings, which may run the model
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -206,7 +208,8 @@ def _keep(about: dict[str, Any], out: Path) -> dict[str, Any]:
     """What the folder says it is; ``about`` where it says nothing yet."""
     if (out / "study.json").exists():
         return Results.load(out).about
-    writable_folder(out / "parts")
+    with disk_errors(f"the folder {out} cannot be written; give another one"):
+        (out / "parts").mkdir(parents=True, exist_ok=True)
     fresh = {**about, "finished": None}
     _write_about(fresh, out)
     return fresh

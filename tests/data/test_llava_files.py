@@ -63,6 +63,35 @@ def test_of_many_turns_the_first_or_all(written):
     assert [(s.question, s.answer) for s in written(record(talk=talk), turns="all")] == [("One?", "1"), ("Two?", "2")]
 
 
+def test_a_broken_later_turn_does_not_discard_the_first(written):
+    talk = ("<image>\nOne?", "1", "Two?", " ", "Three?", "3")
+    assert [(s.question, s.answer) for s in written(record(talk=talk))] == [("One?", "1")]
+    passed = Counter()
+    assert [s.answer for s in written(record(talk=talk), turns="all", passed=passed)] == ["1", "3"]
+    assert passed == {"empty turn": 1}
+    for later in ({"from": "human", "value": None}, {"from": "gpt", "value": "again"}, "no turn"):
+        spoken = {**record(), "conversations": [*turns("<image>\nOne?", "1"), later]}
+        assert [s.question for s in written(spoken)] == ["One?"]
+        with pytest.raises(SinkgateError, match=r"conversations\[2\]"):
+            written(spoken, turns="all")
+
+
+def test_places_within_a_question_are_kept(written, folder):
+    both = ["coco/a.png", "b.png"]
+    named = "First <image>, then <image>: which is larger?"
+    samples = written(
+        record(both, (named, "B")), record(both, ("<image>\n<image>\nWhich?", "B")), record(talk=("In <image>, what?", "A")),
+        record(both, ("<image> or <image>", "A")), record(both, ("A: <image>\nB: <image>", "A")),
+    )  # fmt: skip
+    assert [sample.question for sample in samples] == [
+        named, "Which?", "In <image>, what?", "<image> or <image>", "A: <image>\nB: <image>",
+    ]  # fmt: skip
+    assert samples[0].parts == ["First ", None, ", then ", None, ": which is larger?"]
+    assert samples[1].parts == "Which?" and samples[3].parts == [None, " or ", None]
+    with pytest.raises(SinkgateError, match="holds <image> 2 times; expected 1"):
+        written(record(talk=("First <image>, then <image>?", "B")))
+
+
 def test_turns_before_the_first_human_one_are_left_out(written):
     spoken = [{"from": "gpt", "value": "Hello."}, *turns("<image>\nOne?", "1")]
     assert [s.question for s in written({**record(), "conversations": spoken})] == ["One?"]
@@ -93,6 +122,10 @@ BROKEN = [
     (record(["b.png", "../secret.png"]), ("leads out",)),
     (record("coco/none.png"), ("'image' is 'coco/none.png'", "no file")),
     (record("coco"), ("no file",)),
+    (record("iVBORw0KGgo" * 500), ("no file", "5,5", "base64")),
+    (record("data:image/png;base64," + "A" * 5000), ("no file", "base64")),
+    (record("a\0b.png"), ("no file",)),
+    (record("a\ud800.png"), ("no file",)),
 ]  # fmt: skip
 
 
@@ -103,7 +136,7 @@ def test_a_broken_record_stops_with_its_place_or_is_counted(written, wrong, name
     assert all(part in str(error.value) for part in (*named, "train.json", " 2")), error.value
     passed = Counter()
     assert len(written(record(), wrong, record("b.png"), broken="skip", passed=passed)) == 2
-    assert passed == {"missing image" if "no file" in named[-1] else "broken": 1}
+    assert passed == {"missing image" if "no file" in named else "broken": 1}
 
 
 def test_samples_before_a_broken_line_are_given_first(folder):
@@ -152,6 +185,8 @@ def test_wrong_arguments_are_told_at_once(folder):
     for arguments, options, named in (
         ((folder / "none.json", folder), {}, "no file"),
         ((path, folder / "none"), {}, "no folder"),
+        (("x" * 5000, folder), {}, r"no file x+\.\.\. \(5,000 characters\)"),
+        ((path, "x" * 5000), {}, r"no folder x+\.\.\. \(5,000 characters\)"),
         ((path, folder), {"turns": "last"}, "turns is 'last'; expected \"first\" or \"all\""),
         ((path, folder), {"broken": "ignore"}, "broken is 'ignore'"),
     ):  # fmt: skip
