@@ -25,7 +25,9 @@ Picture = Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")]
 Model = Annotated[
     str, typer.Option("--model", help='"demo", a name that `sinkgate models` lists, a Hub id or a folder.')
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps, ...; a GPU when there is one if left out, or auto.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, mps, ...; a GPU when there is one if left out, or auto.")
+]
 DeviceMap = Annotated[
     str | None,
     typer.Option("--device-map", help="auto: spread the model over GPUs, memory and disk, as far as needed."),

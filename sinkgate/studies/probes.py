@@ -236,7 +236,9 @@ class Probes:
                 train, test = usable & ~tests[draw], usable & tests[draw]
                 keys.append((target, place, group, draw))
                 calls.append(delayed(_probe)(states[slot], labels, train, test, (self.seed, draw, 1), options))
-        with threadpool_limits(1):  # joblib does so with several jobs; beside other load, BLAS threads cost ten times the time
+        with threadpool_limits(
+            1
+        ):  # joblib does so with several jobs; beside other load, BLAS threads cost ten times the time
             reached: Any = Parallel(n_jobs=self.jobs)(calls)
         rows = [
             {**dict(zip(KEY, key, strict=True)), "labels": labels, **score._asdict()}

@@ -18,7 +18,7 @@ from test_live import LENS, setting
 import sinkgate as sg
 from app.gate_library import CONFIG, WEIGHTS, LearnedGates, gates_in, uploaded_gates, weight_bytes
 from app.handlers import FIRST_QUESTION, FIRST_SCENE, MANUAL_SETTING, Handlers, random_scene
-from app.state import MAX_UPLOADED_GATES, ROUND, Engine, UserSession
+from app.state import MAX_UPLOADED_GATES, OWN_REVISION_STEP, Engine, UserSession
 from sinkgate.methods.lsg import LSG
 from sinkgate.scenes.scene import Scene
 
@@ -262,9 +262,7 @@ def test_broken_uploads_get_a_sentence_and_the_page_lives_on(tab: Tab, vlm: sg.V
     tab.settle()
 
 
-def test_two_users_have_their_own_gates(
-    browser: Browser, address: str, tab: Tab, vlm: sg.VLM, tmp_path: Path
-) -> None:
+def test_two_users_have_their_own_gates(browser: Browser, address: str, tab: Tab, vlm: sg.VLM, tmp_path: Path) -> None:
     some_gates(vlm, [1]).save_pretrained(tmp_path)
     upload(tab, *files(tmp_path))
     assert not tab.settle()["identity"]
@@ -320,14 +318,14 @@ def test_what_the_hand_sent_before_the_gates_read_comes_too_late(
 ) -> None:
     handlers.set_gates(session, setting(vlm, 0.3, turn=4), LENS)
     _, mixer, frame, _ = handlers.choose_learned(session, chosen("stack"), LENS)
-    assert mixer["revision"] == ROUND
+    assert mixer["revision"] == OWN_REVISION_STEP
     stands = handlers.set_gates(session, setting(vlm, 0.7, turn=5), LENS)[0]
     assert stands.get("gates") is None and handlers.set_lens(session, LENS)[0]["gates"] == frame["gates"]
     *_, last = handlers.stream_answers(
         session, setting(vlm, 0.7, turn=5)
     )  # no hand will ask again: what the gates set is told
     assert last[0]["done"] and last[0]["sequence"] == session.sequence and last[1]["gates"] == frame["gates"]
-    assert handlers.set_gates(session, setting(vlm, 0.7, turn=ROUND + 1), LENS)[1]["text"] == MANUAL_SETTING
+    assert handlers.set_gates(session, setting(vlm, 0.7, turn=OWN_REVISION_STEP + 1), LENS)[1]["text"] == MANUAL_SETTING
 
 
 def test_gates_find_sinks_by_their_own_criterion(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
