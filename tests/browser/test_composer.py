@@ -19,6 +19,7 @@ from test_page import assert_shows, direct
 import sinkgate as sg
 from app.handlers import GALLERY, Handlers, composer_value, random_scene
 from app.state import Engine, UserSession
+from app.view_model import sentence
 from sinkgate.scenes.questions import ask, describe
 from sinkgate.scenes.scene import MAX_OBJECTS, Scene
 
@@ -56,7 +57,7 @@ def assert_about(tab: Any, frame: dict[str, Any], vlm: sg.VLM, folder: Path) -> 
     assert {m["token"] for m in frame["marks"] if m["kind"] == "v_sink"} == set(
         expected["sinks"].v_sink.nonzero().flatten().tolist()
     )
-    assert tab.page.locator("#questions .truth p").text_content() == f"{describe(scene)}."
+    assert tab.page.locator("#questions .truth p").text_content() == sentence(describe(scene))
     return scene
 
 

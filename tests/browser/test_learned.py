@@ -150,13 +150,13 @@ def test_a_layer_is_switched_off_and_the_gates_above_read_again(tab: Tab, vlm: s
     frame = switch(tab, 2)
     expected = told(vlm, lsg.only([4, 5]))
     assert_stands(tab, frame, expected)
-    assert frame["gates"]["v_sink"][2] == 1 and "layer 2 switched off" in tab.status()
+    assert frame["gates"]["v_sink"][2] == 1 and "Off, at 1: layer 2" in tab.status()
     assert abs(expected["v_sink"][4] - whole["gates"]["v_sink"][4]) > CLOSE  # the gate above did read something else
     frame = tab.after(lambda: tab.ask(OTHER_QUESTION))  # it stays off
     assert_stands(tab, frame, told(vlm, lsg.only([4, 5]), OTHER_QUESTION))
     switch(tab, 4, key="Enter")
     switch(tab, 5, key=" ")
-    assert tab.frame()["identity"] and "switched off" in tab.status()
+    assert tab.frame()["identity"] and "Off, at 1: layers 2, 4-5" in tab.status()
     for layer in (2, 4, 5):
         frame = switch(tab, layer)
     assert_stands(tab, frame, told(vlm, lsg, OTHER_QUESTION))
