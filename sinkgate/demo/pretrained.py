@@ -41,7 +41,7 @@ FROZEN = 3  # layers that no stage trains; layer 2 writes the massive activation
 ANSWER_FROZEN = 4  # layers that the first stage leaves alone
 RATES = {"tower": 1e-4, "projector": 1e-3, "layers": 4e-4, "words": 3e-4}
 GROUNDING_RATES = {"layers": 5e-4, "readouts": 1e-3}
-HOLD = 0.2  # share of the second stage's steps at the full rate
+HOLD = 0.26  # share of the second stage's steps at the full rate
 GROUNDING_MIX = TurnMix(
     questions=16,
     kinds={
@@ -179,7 +179,7 @@ def main(
     tower: Annotated[Path, typer.Option(help="Folder of the small demo model, whose vision tower is taken.")] = DEMO,
     layers: Annotated[int, typer.Option(help="Layers of the language model to take.")] = LAYERS,
     answer_steps: Annotated[int, typer.Option(help="Steps of the first stage.")] = 3000,
-    grounding_steps: Annotated[int, typer.Option(help="Steps of the second stage.")] = 3000,
+    grounding_steps: Annotated[int, typer.Option(help="Steps of the second stage.")] = 2350,
     answer_batch: Annotated[int, typer.Option(help="Scenes a step, first stage.")] = 16,
     grounding_batch: Annotated[int, typer.Option(help="Scenes a step, second stage.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
