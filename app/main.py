@@ -90,7 +90,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Ask a vision-language model questions while you scale its attention sinks, in a browser."
     )
-    parser.add_argument("--model", default="demo", help="demo, a Hub id or a folder (default: %(default)s)")
+    parser.add_argument("--model", default="demo", help="demo, demo-large, a Hub id or a folder (default: %(default)s)")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub; main by default")
     parser.add_argument("--device", help="cpu, cuda, mps, ...; a GPU if there is one by default, or auto")
     parser.add_argument("--device-map", help="auto: spread the model over GPUs, memory and disk, as far as needed")

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import sinkgate as sg
+from sinkgate.models.loading import BUILT_IN
 from sinkgate.scenes import questions
 from sinkgate.scenes.scene import Scene
 
@@ -184,8 +185,8 @@ def python(session: UserSession, lens: Lens, vlm: sg.VLM) -> str:
 
 def loading(vlm: sg.VLM) -> list[str]:
     """Return the lines that load the same weights again; the path of a folder is left to the user."""
-    if vlm.name == "demo":
-        return ['vlm = sg.load("demo")']
+    if vlm.name in BUILT_IN:
+        return [f'vlm = sg.load("{vlm.name}")']
     config = vlm.model.config
     quantization = getattr(config, "quantization_config", None)
     bits = next((bits for bits in ("4bit", "8bit") if getattr(quantization, f"load_in_{bits}", False)), None)

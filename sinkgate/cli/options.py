@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 Picture = Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")]
 Model = Annotated[
-    str, typer.Option("--model", help='"demo", a name that `sinkgate models` lists, a Hub id or a folder.')
+    str,
+    typer.Option("--model", help='"demo", "demo-large", a name that `sinkgate models` lists, a Hub id or a folder.'),
 ]
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, mps, ...; a GPU when there is one if left out, or auto.")

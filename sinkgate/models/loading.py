@@ -25,6 +25,8 @@ from sinkgate.models.load_errors import first_sentence, in_words
 from sinkgate.models.vlm import VLM
 
 DEMO = Path(__file__).parents[1] / "demo" / "weights"
+#: Models inside the package, by name: the demo model, and a larger one with the L-sinks of a pretrained LLM.
+BUILT_IN = {"demo": DEMO, "demo-large": DEMO.with_name("weights-large")}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 #: Short names: Hub id (``id``) and what to know of it (``note``). The ids are fixed, the revision is the caller's.
 KNOWN_MODELS: dict[str, dict[str, str]] = json.loads(
@@ -50,7 +52,7 @@ def load(
     """Load a vision-language model.
 
     Args:
-        source: ``"demo"``, which is part of this package; a name of ``sinkgate models`` such as ``"llava-1.5-7b"``; a Hub id; a
+        source: ``"demo"`` or ``"demo-large"``, parts of this package; a name of ``sinkgate models`` such as ``"llava-1.5-7b"``; a Hub id; a
             folder as ``save_pretrained`` or ``hf download`` writes it; or (model, processor), taken as they are.
         device: where to put the model; None or ``"auto"`` takes an accelerator (CUDA, MPS, XPU, ...) where there is one, else the CPU.
         device_map: spread it over several devices, CPU memory and disk: ``"auto"`` or a map of modules, as
@@ -84,7 +86,7 @@ def load(
             raise UnsupportedModelError(
                 f"attn_implementation is {attn_implementation!r}; expected {' or '.join(IMPLEMENTATIONS)}: no other can be gated"
             )
-        wanted = _dtype(dtype or ("float32" if source == "demo" else None))
+        wanted = _dtype(dtype or ("float32" if isinstance(source, str) and source in BUILT_IN else None))
         spread = _spread(device, device_map)
         files: dict[str, Any] = {
             "revision": revision,
@@ -136,8 +138,8 @@ def load(
 
 def _find(source: str | Path) -> tuple[str, str]:
     """Return folder or Hub id of a model, and its name."""
-    if source == "demo":
-        return str(DEMO), "demo"
+    if isinstance(source, str) and source in BUILT_IN:
+        return str(BUILT_IN[source]), source
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not any((folder / file).exists() for file in ("config.json", ADAPTER)):

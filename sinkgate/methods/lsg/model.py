@@ -26,6 +26,7 @@ from sinkgate.methods.lsg.config import LSGConfig
 from sinkgate.methods.lsg.gate import SinkGate
 from sinkgate.methods.lsg.model_card import card
 from sinkgate.models.batch import Batch
+from sinkgate.models.loading import BUILT_IN
 from sinkgate.models.prompts import Prompt
 from sinkgate.models.vlm import VLM
 from sinkgate.models.weights import ANYWAY, origin_mismatch
@@ -130,7 +131,7 @@ class LSG(nn.Module):
         if None not in (revision, self.config.revision) and revision != self.config.revision:
             text = f"these gates were trained on revision {self.config.revision} of {name}, this is {revision}"
             warnings.warn(text, stacklevel=3)
-        if name != "demo" and "/" not in name and vlm.weights_checksum:
+        if name not in BUILT_IN and "/" not in name and vlm.weights_checksum:
             text = f"these gates name no checksum of weights: they are accepted because the model's folder is called {name}, too"
             warnings.warn(text, stacklevel=3)
 

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from sinkgate.methods.lsg.config import LSGConfig
+from sinkgate.models.loading import BUILT_IN
 
 #: In every card written here; a card without it is the user's own and never overwritten.
 MARK = "<!-- Written by sinkgate; saving again overwrites this file unless this line is gone. -->"
@@ -124,7 +125,7 @@ def _source(base: str | None) -> str:
     """Return what loads the base model; of one in a folder only the folder's name is known, not its place."""
     if base is None:
         return "the model that these gates were trained on"
-    return base if base == "demo" or "/" in base else f"path/to/{base}"
+    return base if base in BUILT_IN or "/" in base else f"path/to/{base}"
 
 
 def _text(value: str) -> str:
