@@ -23,6 +23,7 @@ def ask(
 ) -> None:
     """Answer a question about an image, with the Keys gated if gates are given; learned ones read the question first."""
     from sinkgate.methods.lsg import LSG
+    from sinkgate.models.vlm import find_sinks
     from sinkgate.sinks.gates import Gates
 
     learned = LSG.from_pretrained(gates) if gates and gates.is_dir() else None
@@ -32,7 +33,8 @@ def ask(
         learned.to(vlm.device).check_fits(vlm, any_model)
     table = (fixed or Gates.ones(vlm)).for_model(vlm, any_model)
     prompt = vlm.prompt(image, question)
-    sinks = criteria.finder([learned])(vlm, prompt)
+    finder = criteria.finder([learned])
+    sinks = find_sinks(vlm, prompt, v_sink=finder.v_sink, l_sink=finder.l_sink)
     if learned:
         table = learned.read(vlm, prompt, sinks)
     trace = vlm.answer(prompt, table, sinks, max_new_tokens=max_new_tokens)

@@ -89,14 +89,13 @@ class Anatomy:
     @cached_property
     def criteria(self) -> SinkCriteria:
         """The criteria of sinks, the same for every sample."""
-        sides = ((self.v_sink, "vision"), (self.l_sink, "llm"))
-        v_sink, l_sink = (self._on_dims(each, side) for each, side in sides)
+        v_sink, l_sink = self._on_dims(self.v_sink, "vision"), self._on_dims(self.l_sink, "llm")
         return sink_criteria(self.vlm, v_sink=v_sink, l_sink=l_sink)
 
     def _on_dims(self, criterion: str | Criterion | Choice, side: Side) -> str | Criterion | Choice:
         if self.dims is None or criterion != "dimensions":
             return criterion
-        return " ".join([criterion, *map(str, dims)]) if (dims := self.dims.get(side)) else SinkDimensions(())
+        return " ".join(["dimensions", *map(str, dims)]) if (dims := self.dims.get(side)) else SinkDimensions(())
 
     @cached_property
     def dimensions(self) -> Dims:
