@@ -121,7 +121,7 @@ class Prompter:
         self, images: Picture | Sequence[Picture], question: str | Sequence[str | None], system: str = ""
     ) -> Prompt:
         """See `sinkgate.VLM.prompt`."""
-        if isinstance(question, str):
+        if not isinstance(question, list | tuple):
             _refuse_swapped(images, question)
         pictures, system = open_images(images), system.strip()
         parts = [None] * len(pictures) + [question.strip()] if isinstance(question, str) else list(question)

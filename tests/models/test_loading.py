@@ -590,7 +590,7 @@ def test_a_processor_that_needs_torchvision_says_so(folder):
 
 
 def test_torchvision_is_in_the_vision_extra_only():
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     holding = [name for name, lines in extras.items() if any("torchvision" in line for line in lines)]
     assert holding == ["vision"] and not any("torchvision" in line for line in project["dependencies"])

@@ -211,15 +211,15 @@ def test_early_stopping_takes_the_best_weights_back(vlm, tmp_path):
     lsg = fresh(vlm)
     options = {"num_train_epochs": 30, "learning_rate": 3.0, "lr_scheduler_type": "constant", "patience": 2}
     report = run(vlm, lsg, tmp_path, validation=samples(6, start=50), **options)
-    losses = [entry["eval_loss"] for entry in report.history if "eval_loss" in entry]
-    assert len(losses) < 30
+    eval_losses = [entry["eval_loss"] for entry in report.history if "eval_loss" in entry]
+    assert len(eval_losses) < 30
     lessons = Lessons(vlm, few_v_sinks)
     ready = [lessons.ready(sample, "") for sample in samples(6, start=50)]
     singles = {f"layer-{layer}": lsg.only([layer]) for layer in (0, 1, 2)}
     with torch.no_grad():
         losses = Learners(vlm, singles)(ready, labels_of(ready))["losses"][:, :3]
         mean = losses.sum() / (labels_of(ready) >= 0).sum() / 3
-    assert mean.item() == pytest.approx(min(losses), rel=1e-5)
+    assert mean.item() == pytest.approx(min(eval_losses), rel=1e-5)
 
 
 def test_what_cannot_be_used_is_passed_over_and_counted(vlm, tmp_path):

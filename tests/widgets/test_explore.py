@@ -194,7 +194,7 @@ def test_it_can_begin_with_bad_input_and_recover(demo, image):
     assert "nowhere.png" in explorer.message.value and explorer.unchanged is None
     explorer.faders["v_sink"][2].value = 0.2
     assert explorer.settle(30)
-    assert "no picture yet" in explorer.message.value
+    assert "No image yet" in explorer.message.value
     explorer._take(image)
     assert explorer.settle(30)
     assert not explorer.message.value and (explorer.unchanged.text, explorer.gated.text) == ("2", "1")
