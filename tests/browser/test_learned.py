@@ -240,7 +240,7 @@ def spoiled(vlm: sg.VLM, folder: Path) -> dict[str, tuple[list[Path], str]]:
         "bomb": (files(bomb), "claims more parameters"),
         "grouping": (files(like("three", grouping="three")), "'three'"),
         "model": (files(like("model", base_model=markup, weights=None)), markup),
-        "one": ([good / WEIGHTS], "1 file came"),
+        "one": ([good / WEIGHTS], "got 1 file"),
     }
 
 
