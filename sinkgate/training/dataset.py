@@ -21,6 +21,7 @@ from sinkgate.data import Sample
 from sinkgate.errors import ImageError, PromptError
 from sinkgate.methods.base import Method
 from sinkgate.models.batch import GRIDS, IGNORED, TEXT_INPUTS, Batch
+from sinkgate.models.finder import SinkFinder
 from sinkgate.models.prompts import Prompt
 from sinkgate.models.session import Session
 from sinkgate.models.vlm import VLM, Finder, find_sinks
@@ -42,13 +43,15 @@ class ImageSinks:
     l_criterion: str = ""
 
     @classmethod
-    def of(cls, masks: SinkMasks) -> ImageSinks:
-        """Count the sinks of one prompt."""
+    def of(cls, masks: SinkMasks, find: Finder, vlm: VLM) -> ImageSinks:
+        """Count the sinks that a finder named in one prompt."""
         v_sinks, l_sinks = int(masks.v_sink.sum()), int(masks.l_sink.any(0).sum())
-        if not isinstance(masks, SinkMap):
-            return cls(v_sinks, l_sinks or None)
-        v_criterion = masks.v_verdict.criterion if masks.v_verdict else ""
-        return cls(v_sinks, l_sinks, v_criterion, masks.l_verdict.criterion)
+        if isinstance(masks, SinkMap):
+            return cls(
+                v_sinks, l_sinks, masks.v_verdict.criterion if masks.v_verdict else "", masks.l_verdict.criterion
+            )
+        named = find.criteria(vlm).v_sink.criterion.name if isinstance(find, SinkFinder) else ""
+        return cls(v_sinks, l_sinks or None, named)
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,9 @@ class Lessons:
             vlm.warm_inputs(prompt)
             text = {name: value for name, value in prompt.inputs.items() if name in (*TEXT_INPUTS, *GRIDS)}
             prompt = replace(prompt, images=[], sheets=(), inputs=text, sinks=None)
-        return Lesson(prompt, sinks, tuple(answer), sample.kind, options, deciding, ImageSinks.of(found))
+        return Lesson(
+            prompt, sinks, tuple(answer), sample.kind, options, deciding, ImageSinks.of(found, self.find, vlm)
+        )
 
     def _options(self, prompt: Prompt, sample: Sample) -> tuple[dict[str, int], int]:
         """The token that decides for each option, and its place in the answer."""
