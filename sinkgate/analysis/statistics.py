@@ -131,5 +131,8 @@ def score_interval(
     for _ in range(draws):
         drawn = rng.integers(0, len(frame), len(frame))
         changes.append(score(frame.iloc[drawn]) - score(base.iloc[drawn]))
-    low, high = np.nanquantile(changes, [(1 - level) / 2, (1 + level) / 2])
+    defined = [change for change in changes if not np.isnan(change)]  # a group may be missing from a draw
+    if not defined:
+        return float("nan"), float("nan")
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""What a benchmark is: where its questions lie, how a row becomes one, how free text is read, and its published scores."""
+"""Benchmarks: files of questions, items made of their rows, extractors of answers, and published scores."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from random import Random
 import numpy as np
 import pandas as pd
 
-from sinkgate.benchmarks import hub
 from sinkgate.benchmarks.extraction import without_reasoning
-from sinkgate.benchmarks.tables import Row, Table, files_in
+from sinkgate.benchmarks.reading import Fetched, Row, Table, fetch, files_in, with_images
 from sinkgate.data import Sample
 from sinkgate.errors import BenchmarkError
 from sinkgate.images.io import Picture
 
-#: What was said in free text, given what may be said and what that stands for; None where nothing, or two things, were said.
+#: Reads an option from a text, given the options and their choices; None if the text names none, or two.
 Extractor = Callable[[str, Sequence[str], Sequence[str]], str | None]
 #: A number in [0, 1] from a table with one row an item: task, answer, the item's columns and ``right``. NaN where it is not defined.
 Score = Callable[[pd.DataFrame], float]
@@ -27,8 +26,7 @@ Score = Callable[[pd.DataFrame], float]
 class Item:
     """A question of a benchmark.
 
-    ``sample.kind`` is its task; ``columns`` are what scores group by; ``choices`` are what ``sample.options`` stand for, () where
-    that is not known.
+    ``sample.kind`` is its task; scores group by ``columns``; ``choices`` are the texts of ``sample.options``, () if they are not known.
     """
 
     sample: Sample
@@ -39,10 +37,11 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A benchmark whose questions are parquet files on the Hub.
+    """A benchmark whose questions are files on the Hub.
 
-    ``patterns`` say which files of the repository ``hub`` are the split, ``columns`` what a row must hold; ``item_of`` makes an item of a
-    row. ``scores`` and ``extractors`` are the published ways to score, by name; the extractor "robust" is ours.
+    ``patterns`` are the files of the split in the repository ``hub``, ``columns`` those that a row has to have, ``renamed`` other names of
+    them in other files, and ``of_file`` those that follow from a file's name. ``item_of`` makes an item of a row. ``scores`` and
+    ``extractors`` are the published ways to score, by name; the extractor "robust" is our own.
     """
 
     name: str
@@ -50,6 +49,8 @@ class Benchmark:
     hub: str = ""
     patterns: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    of_file: Callable[[Path], Row] = field(default=lambda _: {}, repr=False)
     item_of: Callable[[Row], Item] = field(repr=False)
     scores: Mapping[str, Score] = field(repr=False)
     extractors: Mapping[str, Extractor] = field(repr=False)
@@ -61,17 +62,23 @@ class Benchmark:
         seed: int = 0,
         *,
         revision: str | None = None,
+        images: str | Path | None = None,
     ) -> list[Item]:
-        """The questions, in the files' order. Equal pictures are held once.
+        """Return the questions, in the files' order. Equal pictures are held once.
 
         Args:
-            files: a parquet file, or a folder of them; None fetches them from the Hub (see ``fetch``, which tells the commit).
-            limit: so many at most, drawn at random, as files are ordered by task; a larger limit holds a smaller one.
+            files: a Parquet or JSON file, or a folder of them; None fetches them from the Hub (see ``fetch``, which returns the commit).
+            limit: the most items, drawn at random, as files are ordered by task; a larger limit holds a smaller one.
             seed: another seed, another draw.
-            revision: branch, tag or commit on the Hub, where ``files`` is None.
+            revision: branch, tag or commit on the Hub, if ``files`` is None.
+            images: folder of the images that the files name; not needed for files that hold their images.
 
         Raises:
             BenchmarkError: nothing can be fetched or read, a column or an image is missing, a row makes no question, or one is there twice.
+
+        Example:
+            >>> from sinkgate.benchmarks import benchmark
+            >>> items = benchmark("pope").items("coco_pope_random.json", limit=100, images="val2014")
         """
         if limit is not None and limit < 1:
             raise BenchmarkError(f"limit is {limit}; expected 1 or more, or None for all")
@@ -79,24 +86,24 @@ class Benchmark:
         held: dict[Picture, Picture] = {}
         for place, row in self._rows(files, limit, seed, revision):
             try:
-                item = self.item_of(row)
+                item = self.item_of(with_images(row, images))
             except BenchmarkError as error:
                 raise BenchmarkError(f"{self.name}: {place}: {error}") from error
             if item.id in items:
                 raise BenchmarkError(
                     f"{self.name}: {place}: item {item.id} is there twice; are these two copies of the data?"
                 )
-            images = tuple(held.setdefault(image, image) for image in item.sample.images)
-            items[item.id] = replace(item, sample=replace(item.sample, images=images))
+            once = tuple(held.setdefault(image, image) for image in item.sample.images)
+            items[item.id] = replace(item, sample=replace(item.sample, images=once))
         return list(items.values())
 
-    def fetch(self, revision: str | None = None) -> hub.Fetched:
-        """The files from the Hub, as a folder to give to ``items``, and their commit.
+    def fetch(self, revision: str | None = None) -> Fetched:
+        """Return the files from the Hub, as a folder to give to ``items``, and their commit.
 
         Raises:
             BenchmarkError: they cannot be fetched.
         """
-        return hub.fetch(self.hub, self.patterns, revision)
+        return fetch(self.hub, self.patterns, revision)
 
     def read(self, item: Item, text: str, extractor: str = "robust") -> str | None:
         """Return an item's answer in a text: one of its options (of an open item, the text in its plainest form), or None.
@@ -115,7 +122,7 @@ class Benchmark:
     ) -> Iterator[tuple[str, Row]]:
         """Rows to make items of, each with its place in words."""
         place = self.fetch(revision).folder if files is None else files
-        table = Table(files_in(place, self.patterns), self.columns)
+        table = Table(files_in(place, self.patterns), self.columns, self.renamed, self.of_file)
         shuffled = Random(seed).sample(range(len(table)), len(table))  # whole, so that limits nest
         return table.rows(shuffled[:limit])
 
@@ -124,12 +131,12 @@ class Benchmark:
 
 
 def micro(answers: pd.DataFrame) -> float:
-    """Share of right answers over all items."""
+    """Return the share of right answers over all items."""
     return float(_column(answers, "right").mean())
 
 
 def mean_over(column: str) -> Score:
-    """Share of right answers in each group of a column, averaged over the groups that are there, each of the same weight."""
+    """Return the score that averages the share of right answers over the groups of a column, each of the same weight."""
 
     def score(answers: pd.DataFrame) -> float:
         groups, _ = pd.factorize(_column(answers, column))
@@ -139,7 +146,7 @@ def mean_over(column: str) -> Score:
 
 
 def among(column: str, value: str, score: Score = micro) -> Score:
-    """A score of the items that hold a value in a column; NaN where there are none."""
+    """Return a score of the items with a value in a column; NaN if there are none."""
 
     def part(answers: pd.DataFrame) -> float:
         chosen = np.flatnonzero(_column(answers, column) == value)

@@ -14,7 +14,7 @@ import re
 
 from sinkgate.benchmarks.base import Benchmark, Item, among, mean_over, micro
 from sinkgate.benchmarks.extraction import first_letter, letter
-from sinkgate.benchmarks.tables import Row, pictures, text
+from sinkgate.benchmarks.reading import Row, pictures, text
 from sinkgate.data import Sample
 from sinkgate.errors import BenchmarkError
 

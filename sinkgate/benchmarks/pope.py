@@ -5,17 +5,20 @@ the positive answer. As in VLMEvalKit, what is neither yes nor no counts as no "
 
 The prompt is lmms-eval's: the question, and a line that asks for a single word or phrase. Extractors: "lmms-eval" wants the bare word, so "Yes."
 is nothing; "official" (the authors' evaluate.py) takes for yes whatever holds no "no" or "not" before its first full stop, so "I cannot tell." is yes.
-lmms-eval's own yes ratio is that of the true answers; ours is, as the authors', of what was said.
+The questions are read from lmms-eval's files on the Hub, or from the authors' JSON lines (coco_pope_random.json ...) with the pictures of COCO
+val2014 in a folder. lmms-eval's own yes ratio is that of the true answers; ours is, as the authors', of what was said.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from sinkgate.benchmarks.base import Benchmark, Item, Score, among, micro
 from sinkgate.benchmarks.extraction import bare, no_or_else_yes, yes_no
-from sinkgate.benchmarks.tables import Row, pictures, text
+from sinkgate.benchmarks.reading import Row, pictures, text
 from sinkgate.data import Sample
 from sinkgate.errors import BenchmarkError
 
@@ -30,6 +33,12 @@ def _item(row: Row) -> Item:
         raise BenchmarkError(f"column answer is {answer!r}; expected yes or no")
     sample = Sample(pictures(row), text(row, "question") + INSTRUCTION, answer, category, OPTIONS)
     return Item(sample, f"{category}/{text(row, 'question_id')}", {"category": category}, OPTIONS)
+
+
+def _of_file(file: Path) -> Row:
+    """The category in the name of an official file, such as coco_pope_popular.json."""
+    category = next((each for each in CATEGORIES if each in file.stem.lower()), None)
+    return {"category": category} if category else {}
 
 
 def _yes(answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -78,6 +87,8 @@ POPE = Benchmark(
     split="test",
     patterns=("data/test-*.parquet",),
     columns=("question_id", "question", "answer", "image", "category"),
+    renamed={"text": "question", "label": "answer"},
+    of_file=_of_file,
     item_of=_item,
     scores=_WHOLE
     | {

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sinkgate.benchmarks.base import Benchmark, Item, micro
 from sinkgate.benchmarks.extraction import plain
-from sinkgate.benchmarks.tables import Row
+from sinkgate.benchmarks.reading import Row
 from sinkgate.data import Sample
 
 

@@ -9,7 +9,7 @@ from typing import cast
 
 from sinkgate.benchmarks.base import Benchmark, Item, among, mean_over, micro
 from sinkgate.benchmarks.extraction import plain
-from sinkgate.benchmarks.tables import Row
+from sinkgate.benchmarks.reading import Row
 from sinkgate.data import scene_samples
 from sinkgate.data.scenes import Split
 from sinkgate.errors import BenchmarkError

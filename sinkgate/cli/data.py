@@ -42,13 +42,15 @@ class DataChoice:
     ] = "scenes"
     files: Annotated[
         Path | None,
-        typer.Option("--files", help="The benchmark's parquet file, or a folder of them; from the Hub if left out."),
+        typer.Option(
+            "--files", help="The benchmark's file (Parquet or JSON), or a folder of such files; from the Hub if left out."
+        ),
     ] = None
     data_revision: Annotated[
         str | None, typer.Option("--data-revision", help="Branch, tag or commit of the benchmark on the Hub.")
     ] = None
     images: Annotated[
-        Path | None, typer.Option("--images", help="Folder that a JSON file's image paths start from.")
+        Path | None, typer.Option("--images", help="Folder that the image paths of a JSON file start from.")
     ] = None
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Samples at most.")] = None
     haze: Annotated[float, typer.Option("--haze", min=0, max=0.95, help="Most haze in the demo world's pictures.")] = (
@@ -56,14 +58,19 @@ class DataChoice:
     )
     seed: Annotated[int, typer.Option("--seed", help="Another seed: other scenes, another draw, another order.")] = 0
 
-    def samples(self, split: Split) -> list[Sample]:
-        """Samples of the demo world's split, of a benchmark, of Cambrian or of a file, with a bar while they are read.
+    def samples(self, split: Split, on_test_split: bool = False) -> list[Sample]:
+        """Return samples of the demo world's split, of a benchmark, of Cambrian or of a file, and show how far their reading is.
+
+        Args:
+            split: their use; files have one split for every use.
+            on_test_split: allow that a benchmark's only split, which is for testing, is used otherwise.
 
         Raises:
-            SinkgateError: images are needed, or what reading raises.
+            SinkgateError: there is no such benchmark or file, images are needed, a benchmark is to be trained on, or what reading raises.
         """
         from sinkgate.benchmarks import BENCHMARKS
         from sinkgate.data import read_cambrian, read_llava, scene_samples
+        from sinkgate.data.llava import exists, named
 
         if self.data == "scenes":
             count = self.limit or SCENES
@@ -71,9 +78,18 @@ class DataChoice:
             return list(track(drawn, "scenes", count, unit="samples"))
         if self.data in BENCHMARKS:
             chosen = BENCHMARKS[self.data]
-            return [
-                item.sample for item in chosen.items(self.files, self.limit, self.seed, revision=self.data_revision)
-            ]
+            if split != "test" and not on_test_split:
+                raise SinkgateError(
+                    f"{chosen.name} has one split, {chosen.split!r}, and it is for testing: gates that are trained or chosen on it make its "
+                    "scores meaningless; name other data, or say --on-test-split"
+                )
+            items = chosen.items(self.files, self.limit, self.seed, revision=self.data_revision, images=self.images)
+            return [item.sample for item in items]
+        if self.data != "cambrian" and not exists(self.data):
+            known = ", ".join((*BENCHMARKS, "cambrian"))
+            raise SinkgateError(
+                f"--data is {named(self.data)}; there is no such benchmark or file: expected {known}, or a JSON or JSONL file in LLaVA's format"
+            )
         if self.images is None:
             raise SinkgateError("say with --images in which folder the pictures lie")
         if self.data == "cambrian":
@@ -87,7 +103,7 @@ class DataChoice:
         return found
 
     def asked(self) -> Asked:
-        """The benchmark with its items; samples of none are one of their own, which scores accuracy.
+        """Return the benchmark with its items; samples of none are one of their own, which scores accuracy.
 
         Raises:
             SinkgateError: as ``samples``.
@@ -103,7 +119,7 @@ class DataChoice:
         chosen, files, about = BENCHMARKS[self.data], self.files, self.about
         if files is None:
             files, about["data_revision"] = chosen.fetch(self.data_revision)
-        return Asked(chosen, chosen.items(files, self.limit, self.seed), about)
+        return Asked(chosen, chosen.items(files, self.limit, self.seed, images=self.images), about)
 
     @property
     def about(self) -> dict[str, Any]:

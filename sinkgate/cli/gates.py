@@ -42,6 +42,9 @@ def train(
     ] = None,
     report_to: Annotated[str, typer.Option(help="none, tensorboard or wandb.")] = "none",
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time.")] = False,
+    on_test_split: Annotated[
+        bool, typer.Option("--on-test-split", help="Use a benchmark's only split, though it is for testing.")
+    ] = False,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Train even if no image has the sinks that the gates are for.")
     ] = False,
@@ -60,8 +63,8 @@ def train(
 
     processes = PartialState(cpu=not torch.cuda.is_available())
     writable_folder(out / "gates")  # before the work
-    samples, seed = data.samples("train"), data.seed
-    checks = replace(data, data=str(validation)).samples("validation") if validation else []
+    samples, seed = data.samples("train", on_test_split), data.seed
+    checks = replace(data, data=str(validation)).samples("validation", on_test_split) if validation else []
     if data.data == "scenes" and not validation:
         checks = replace(data, limit=min(data.limit or SCENES, SCENES) // 4 or 1).samples("validation")
     vlm = chosen.load()
@@ -114,6 +117,9 @@ def stack(
     out: Annotated[Path, typer.Option(help="Folder for the stack.")],
     by: Annotated[str, typer.Option(help="loss or accuracy: what decides.")] = "loss",
     margin: Annotated[float, typer.Option(help="What a gate has to add to be kept; more than that.")] = 0.0,
+    on_test_split: Annotated[
+        bool, typer.Option("--on-test-split", help="Use a benchmark's only split, though it is for testing.")
+    ] = False,
     any_model: AnyModel = False,
     as_json: AsJson = False,
 ) -> None:
@@ -123,7 +129,7 @@ def stack(
 
     if by not in ("accuracy", "loss"):
         raise SinkgateError(f"--by is {by!r}; expected accuracy or loss")
-    lsg, samples = LSG.from_pretrained(gates), data.samples("validation")
+    lsg, samples = LSG.from_pretrained(gates), data.samples("validation", on_test_split)
     writable_folder(out)  # before the work
     vlm = chosen.load()
     lsg.check_fits(vlm, any_model)

@@ -299,9 +299,12 @@ def _sinks(find: SinkFinder, vlm: VLM) -> dict[str, str]:
 
 def _pictures(data: str, images: Path | None, limit: int, seed: int) -> list[Any]:
     from sinkgate.data import read_clevr, scene_facts
+    from sinkgate.data.llava import exists, named
 
     if data == "scenes":
         return list(scene_facts(limit, seed, split="test"))
+    if not exists(data):
+        raise SinkgateError(f'--data is {named(data)}; there is no such file: expected "scenes", or a scene file of CLEVR')
     if images is None:
         raise SinkgateError("say with --images in which folder CLEVR's pictures lie")
     return read_clevr(data, images, limit=limit)

@@ -160,12 +160,15 @@ def changes(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: 
 def scores(benchmark: Benchmark, items: pd.DataFrame, answers: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Every named score of a benchmark for every method, in [0, 1], and its change from the unmodified model with a 95 % interval.
 
-    Columns score, method, value, change, low, high; the last three are 0 for the unmodified model.
+    Columns score, method, value, change, low, high; the last three are 0 for the unmodified model. A score that these items do not define,
+    such as that of a category of which there is none, has no rows.
     """
     frames = {str(name): items.merge(rows, on="sample") for name, rows in answers.groupby("method", sort=False)}
     rows = []
     for label, score in benchmark.scores.items():
         plain = score(frames[BASE])
+        if np.isnan(plain):
+            continue
         for name, frame in frames.items():
             value = score(frame)
             low, high = (0.0, 0.0) if name == BASE else score_interval(score, frame, frames[BASE], seed=seed)

@@ -1,5 +1,7 @@
 """Questions from parquet files: what becomes of a row, which rows are drawn, and the sentence for everything that is wrong."""
 
+import json
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -84,6 +86,74 @@ def test_pope(tmp_path):
     question = "Is there a dog in the image?\nAnswer the question using a single word or phrase."
     assert item.sample == Sample((files.png(),), question, "Yes", "popular", ("Yes", "No"))
     assert item.id == "popular/1" and item.columns == {"category": "popular"}
+
+
+def test_popes_own_json_lines(tmp_path):
+    images = tmp_path / "val2014"
+    images.mkdir()
+    (images / "COCO_val2014_000000310196.jpg").write_bytes(files.png())
+    lines = [
+        {
+            "question_id": number,
+            "image": "COCO_val2014_000000310196.jpg",
+            "text": f"Is there a {name}?",
+            "label": answer,
+        }
+        for number, (name, answer) in enumerate([("dog", "yes"), ("cat", "no")], 1)
+    ]
+    for category in ("random", "popular"):
+        text = "\n".join(map(json.dumps, lines))
+        (tmp_path / f"coco_pope_{category}.json").write_text(text)
+    items = benchmark("pope").items(tmp_path, images=images)
+    assert [(item.id, item.sample.answer, item.columns["category"]) for item in items] == [
+        ("popular/1", "Yes", "popular"), ("popular/2", "No", "popular"), ("random/1", "Yes", "random"), ("random/2", "No", "random")
+    ]  # fmt: skip
+    assert items[0].sample.question == "Is there a dog?\nAnswer the question using a single word or phrase."
+    assert open_image(items[0].sample.images[0]).size == (4, 4)
+    with pytest.raises(SinkgateError, match=r"is a name.*--images"):
+        benchmark("pope").items(tmp_path)
+    with pytest.raises(SinkgateError, match="there is no such file in"):
+        benchmark("pope").items(tmp_path / "coco_pope_random.json", images=tmp_path)
+    (tmp_path / "questions.json").write_text(text)
+    with pytest.raises(SinkgateError, match="no column category; found question_id, image, text, label"):
+        benchmark("pope").items(tmp_path / "questions.json", images=images)
+    for leaving in ("../val2014/COCO_val2014_000000310196.jpg", str(images / "COCO_val2014_000000310196.jpg")):
+        (tmp_path / "coco_pope_random.json").write_text(json.dumps({**lines[0], "image": leaving}))
+        with pytest.raises(SinkgateError, match="there is no such file in"):
+            benchmark("pope").items(tmp_path / "coco_pope_random.json", images=images)
+
+
+def test_a_json_list_is_read_like_lines_and_a_broken_one_is_named(tmp_path):
+    rows = [{"question_id": 1, "question": "Is there a dog?", "answer": "no", "category": "random", "image": "a.png"}]
+    (tmp_path / "a.png").write_bytes(files.png())
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (item,) = benchmark("pope").items(tmp_path / "a.json", images=tmp_path)
+    assert item.id == "random/1" and item.sample.images == (tmp_path / "a.png",)
+    (tmp_path / "a.json").write_text('[{"question_id": 1, "quest')
+    with pytest.raises(SinkgateError, match=r"a\.json cannot be read as json: "):
+        benchmark("pope").items(tmp_path / "a.json", images=tmp_path)
+
+
+def test_pictures_stay_as_they_are_stored_where_the_hub_marks_them_as_images(tmp_path):
+    """Such files would be decoded by datasets."""
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([files.mmstar(number) for number in range(3)])
+    rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "a.parquet")
+    assert [item.sample.images for item in benchmark("mmstar").items(tmp_path / "a.parquet")] == [(files.png(),)] * 3
+
+
+def test_a_folder_with_a_name_like_a_pattern(tmp_path):
+    path = files.write(tmp_path / "data[1] *" / "a.parquet", [files.mmstar(0)])
+    assert ids(benchmark("mmstar").items(path)) == ["0"]
+
+
+def test_without_datasets(tmp_path, monkeypatch):
+    path = files.write(tmp_path / "a.parquet", [files.mmstar(0)])
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        SinkgateError, match=r'reading a benchmark needs datasets: run `pip install "sinkgate\[studies\]"`'
+    ):
+        benchmark("mmstar").items(path)
 
 
 def test_pictures_open_and_equal_ones_are_held_once(tmp_path):
@@ -200,7 +270,7 @@ def test_a_file_cut_short(tmp_path):
 
 def test_no_files_and_no_place(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(SinkgateError, match=r"holds no parquet files; expected mmstar\.parquet"):
+    with pytest.raises(SinkgateError, match=r"holds no Parquet or JSON files; expected mmstar\.parquet"):
         benchmark("mmstar").items(tmp_path)
     with pytest.raises(SinkgateError, match="there is no file or folder"):
         benchmark("mmstar").items(tmp_path / "nothing")

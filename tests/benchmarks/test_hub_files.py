@@ -6,7 +6,7 @@ from httpx import Request, Response
 from huggingface_hub import errors
 
 from sinkgate import SinkgateError
-from sinkgate.benchmarks import benchmark, hub
+from sinkgate.benchmarks import benchmark, reading
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def asked(monkeypatch, tmp_path):
         files.write(folder / "test_2d.parquet", map(files.cvbench, range(4)))
         return str(folder)
 
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(reading, "snapshot_download", snapshot_download)
     return calls
 
 
@@ -60,6 +60,6 @@ def test_what_the_hub_refuses(monkeypatch, kind, said):
             raise OSError(28, "No space left on device")
         raise kind("404", response=Response(404, request=Request("GET", "https://huggingface.co")))
 
-    monkeypatch.setattr(hub, "snapshot_download", refuse)
+    monkeypatch.setattr(reading, "snapshot_download", refuse)
     with pytest.raises(SinkgateError, match=f"lmms-lab/POPE cannot be fetched: .*{said}"):
         benchmark("pope").items()

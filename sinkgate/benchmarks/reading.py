@@ -1,0 +1,245 @@
+"""Questions in Parquet or JSON files, fetched from the Hub and read row by row by the ``datasets`` library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from sinkgate.data.llava import exists, named
+from sinkgate.errors import BenchmarkError
+from sinkgate.images.io import Picture
+from sinkgate.models.load_errors import first_sentence
+
+Row = Mapping[str, Any]
+BATCH = 16  # rows of Parquet read at a time; a picture in them may take megabytes
+FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}  # readers of datasets, by a file's suffix
+
+_REASONS: list[tuple[type[Exception], str]] = [
+    (
+        GatedRepoError,
+        "it is gated: accept its terms on https://huggingface.co/datasets/{hub}, then log in with `hf auth login`",
+    ),
+    (
+        RepositoryNotFoundError,
+        "the Hub has no public data set of that name; give files of your own, or log in with `hf auth login` if it is private",
+    ),
+    (RevisionNotFoundError, "it has no such revision; https://huggingface.co/datasets/{hub}/commits/main lists them"),
+    (
+        LocalEntryNotFoundError,
+        "it is not in the local cache and the Hub cannot be reached: run `hf download --repo-type dataset {hub}` where there is a "
+        "network, or give a folder that holds its parquet files",
+    ),
+]
+
+
+class Fetched(NamedTuple):
+    """A local copy of a data set, and its commit on the Hub."""
+
+    folder: Path
+    commit: str
+
+
+def fetch(hub: str, patterns: Sequence[str], revision: str | None = None) -> Fetched:
+    """Fetch the files of a data set that fit the patterns, from the local cache if they are there.
+
+    Not by ``load_dataset(hub, revision=...)``, which tells no commit, copies all pictures into a second cache, and finds nothing
+    offline that ``hf download`` has fetched.
+
+    Raises:
+        BenchmarkError: the Hub cannot be reached, or has no such data set or revision.
+    """
+    try:
+        folder = Path(snapshot_download(hub, repo_type="dataset", revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:
+        reasons = (reason for kind, reason in _REASONS if isinstance(error, kind))
+        raise BenchmarkError(
+            f"{hub} cannot be fetched: {next(reasons, first_sentence(error)).format(hub=hub)}"
+        ) from error
+    return Fetched(folder, folder.name)  # the cache names a snapshot's folder by its commit
+
+
+def files_in(place: str | Path, patterns: Sequence[str] = ("*.parquet",)) -> list[Path]:
+    """Return the files at a place, sorted: the file itself; in a folder those that fit the patterns, else all Parquet files, else all JSON.
+
+    Raises:
+        BenchmarkError: there is no such place, or no such file in the folder.
+    """
+    path = Path(place).expanduser()
+    if exists(path):
+        return [path]
+    if not exists(path, "dir"):
+        raise BenchmarkError(
+            f"there is no file or folder {named(place)}; give a Parquet or JSON file, or a folder of them"
+        )
+    for choice in (patterns, ("*.parquet",), ("*.json", "*.jsonl")):
+        if files := sorted({file for pattern in choice for file in path.glob(pattern)}):
+            return files
+    raise BenchmarkError(f"the folder {place} holds no Parquet or JSON files; expected {' or '.join(patterns)}")
+
+
+class Table:
+    """Files with the same columns as one table.
+
+    Args:
+        files: in their order.
+        columns: those that every file has to have; no others are read.
+        renamed: columns by the names that some files give them.
+        of_file: columns that follow from the file itself.
+
+    Raises:
+        BenchmarkError: a file cannot be read or lacks a column, or there are no rows at all.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        columns: Sequence[str],
+        renamed: Mapping[str, str] | None = None,
+        of_file: Callable[[Path], Row] = lambda _: {},
+    ) -> None:
+        self.columns, self.renamed, self.of_file = list(columns), renamed or {}, of_file
+        self.lengths = {file: self._length(file) for file in files}
+        if not len(self):
+            raise BenchmarkError(f"{', '.join(file.name for file in files)}: there are no rows; is the split empty?")
+
+    def __len__(self) -> int:
+        return sum(self.lengths.values())
+
+    def rows(self, numbers: Iterable[int]) -> Iterator[tuple[str, Row]]:
+        """Yield the rows of some numbers, counted from 0 over all files, in the files' order; each with its place in words.
+
+        Raises:
+            BenchmarkError: a file is broken.
+        """
+        wanted, start = set(numbers), 0
+        for file, length in self.lengths.items():
+            more = self.of_file(file)
+            for number, row in enumerate(_stream(file, self._names(file)), start):
+                if number in wanted:
+                    renamed = {self.renamed.get(name, name): value for name, value in row.items()}
+                    yield f"{file.name}, row {number - start} (from 0)", {**more, **renamed}
+            start += length
+
+    def _length(self, file: Path) -> int:
+        """The rows of a file that has all columns."""
+        found, length = _shape(file)
+        known = {*(self.renamed.get(name, name) for name in found), *self.of_file(file)}
+        missing = [column for column in self.columns if column not in known]
+        if missing and (found or not length):
+            raise BenchmarkError(
+                f"{file}: no column {', '.join(missing)}; found {', '.join(found) or 'none'}, expected {', '.join(self.columns)}"
+            )
+        return length
+
+    def _names(self, file: Path) -> list[str]:
+        """The columns to read, by the file's own names for them."""
+        return [name for name in _shape(file)[0] if self.renamed.get(name, name) in self.columns]
+
+
+def _shape(file: Path) -> tuple[list[str], int]:
+    """The columns of a file and the number of its rows."""
+    if _format(file) == "json":
+        rows = list(_stream(file, None))
+        return (list(rows[0]) if rows else []), len(rows)
+    from pyarrow import parquet
+
+    with _reading(file):
+        metadata = parquet.read_metadata(file)
+        return metadata.schema.to_arrow_schema().names, metadata.num_rows
+
+
+def _stream(file: Path, columns: Sequence[str] | None) -> Iterator[Row]:
+    """The rows of a file, with these columns or all; pictures as they are stored. Nothing is copied to the disk."""
+    options = {} if _format(file) == "json" else {"batch_size": BATCH, "columns": columns}
+    with _reading(file) as datasets:
+        rows = datasets.load_dataset(
+            _format(file), data_files=escape(str(file)), split="train", streaming=True, **cast(Any, options)
+        )
+        rows = iter(rows.decode(False) if rows.features is not None else rows)
+    while True:
+        with _reading(file):
+            row = next(rows, None)
+        if row is None:
+            return
+        yield {name: row[name] for name in columns} if columns else row
+
+
+def _format(file: Path) -> str:
+    return FORMATS.get(file.suffix.lower(), "parquet")
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[Any]:
+    """Yield the ``datasets`` library, imported when needed. Its errors become sentences and its log stays silent."""
+    try:
+        import datasets
+        from datasets.exceptions import DatasetsError
+    except ImportError as error:
+        raise BenchmarkError('reading a benchmark needs datasets: run `pip install "sinkgate[studies]"`') from error
+    before = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield datasets
+    except (DatasetsError, OSError, ValueError) as error:  # pyarrow's are among the last two
+        raise BenchmarkError(f"{file} cannot be read as {_format(file)}: {first_sentence(error)}") from error
+    finally:
+        datasets.logging.set_verbosity(before)
+
+
+def text(row: Row, column: str) -> str:
+    """Return the text or number in a column, as text without blanks around it.
+
+    Raises:
+        BenchmarkError: it is empty, or neither text nor number.
+    """
+    value = row[column]
+    if not isinstance(value, str | int | float) or not str(value).strip():
+        raise BenchmarkError(f"column {column} is {value!r:.60}; expected text")
+    return str(value).strip()
+
+
+def with_images(row: Row, folder: str | Path | None, column: str = "image") -> Row:
+    """Return the row with the path of its image, if it holds a name and there is a folder of images.
+
+    Raises:
+        BenchmarkError: there is no such file in the folder.
+    """
+    name = row.get(column)
+    if folder is None or not isinstance(name, str):
+        return row
+    path = Path(folder) / name
+    if Path(name).is_absolute() or ".." in Path(name).parts or not exists(path):
+        raise BenchmarkError(f"column {column} is {name!r:.60}, but there is no such file in {folder}")
+    return {**row, column: path}
+
+
+def pictures(row: Row, column: str = "image") -> tuple[Picture, ...]:
+    """Return the images of a row: paths, bytes, the Hub's ``{"bytes", "path"}``, or a list of them; a name alone is no image.
+
+    Raises:
+        BenchmarkError: one is missing.
+    """
+    value = row[column]
+    listed = value if isinstance(value, list) else [value]
+    files = [each.get("bytes") if isinstance(each, dict) else each for each in listed]
+    images = tuple(file for file in files if isinstance(file, bytes | Path) and file)
+    if isinstance(value, str):
+        raise BenchmarkError(
+            f"the image in column {column} is a name, {value!r:.60}; say in which folder the images lie (--images)"
+        )
+    if not files or len(images) < len(files):
+        raise BenchmarkError(
+            f"the image in column {column} is missing; expected the bytes of an image file in every row"
+        )
+    return images
