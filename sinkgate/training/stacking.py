@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sinkgate.data import Sample
-from sinkgate.methods.base import Fixed, Method
+from sinkgate.methods.base import Fixed, Method, finder_of
 from sinkgate.methods.lsg.model import LSG
 from sinkgate.models.vlm import VLM
 from sinkgate.output import track
@@ -75,7 +75,7 @@ def stack(
     Raises:
         SinkgateError: no sample can be used.
     """
-    lessons = lessons or Lessons(vlm, lsg.find_sinks)
+    lessons = lessons or Lessons(vlm, finder_of([lsg], l_sinks=False))
     alone: dict[str, Method] = {str(layer): lsg.only([layer]) for layer in lsg.config.layers}
     marks = evaluate(vlm, {UNMODIFIED: Fixed(Gates.ones(vlm)), **alone}, samples, lessons=lessons, progress=progress)
     singles = {layer: _score(marks, str(layer), score) for layer in lsg.config.layers}

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass, replace
 from io import BytesIO, TextIOWrapper
 
+import pandas as pd
+import parquet_files
 import pytest
 
 import sinkgate as sg
@@ -377,7 +379,9 @@ def test_gates_are_trained_on_files_in_llavas_format(sinkgate, made, tmp_path):
         (["train", "--layers", "2-9"], "layers are '2-9'.*0 to 7"),
         (["train", "--layers", "first"], "numbers such as"),
         (["train", "--signal", "first"], "signal is 'first'"),
-        (["train", "--data", "nowhere.json"], "--images"),
+        (["train", "--data", "nowhere.json"], "--data is nowhere.json; there is no such benchmark or file"),
+        (["eval", "--data", "mmbench"], "expected mmstar, cvbench, pope, scenes, cambrian, or a JSON"),
+        (["eval", "--data", "cambrian"], "--images"),
         (["eval", "--method", "magic"], "no method is called 'magic'.*var"),
         (["eval", "--gates", "nowhere"], "cannot be read"),
         (["stack", "nowhere"], "cannot be read|no gates"),
@@ -388,6 +392,49 @@ def test_what_is_wrong_with_gates_is_one_sentence(sinkgate, tmp_path, args, word
     done = sinkgate(*args, *out, "--limit", 2, code=2)
     assert re.search(words, done.stderr), done.stderr
     assert done.stderr.splitlines()[-1].startswith("sinkgate: ")
+
+
+def test_a_group_that_no_image_has_is_named(sinkgate, tmp_path):
+    options = ["--limit", 6, "--criterion", "massive", "--layers", 2, "--epochs", 1]
+    refused = sinkgate("train", "--out", tmp_path / "run", *options, code=2).stderr
+    assert "V-sinks in 0 of 6 images by massive activations" in refused and "--allow-empty" in refused
+    trained = sinkgate("train", "--out", tmp_path / "run", *options, "--allow-empty")
+    sentence = "V-sinks in 0 of 6 images by massive activations: scaling V-sinks changes nothing here"
+    assert "V-sinks in 0 of 7 images" in trained.stderr, "six to train on and one to look at"
+    gates = tmp_path / "run" / "gates"
+    for command in (
+        ["stack", gates, "--out", tmp_path / "stack"],
+        ["sweep", "--layers", 2, "--v-sink", "massive", "--out", tmp_path / "studies" / "sweep"],
+        ["eval", "--gates", gates, "--out", tmp_path / "studies" / "eval"],
+    ):
+        assert sentence in sinkgate(*command, "--limit", 6).stderr, command
+    page = tmp_path / "studies" / "report.html"
+    sinkgate("report", tmp_path / "studies")
+    assert page.read_text(encoding="utf-8").count(sentence) == 2
+    for study in ("sweep", "eval"):
+        items = pd.read_parquet(tmp_path / "studies" / study / "items.parquet")
+        assert (items["v_sinks"] == 0).all() and set(items["v_criterion"]) == {"massive activations"}
+
+
+def test_a_benchmark_is_not_trained_on_unless_told(sinkgate, tmp_path):
+    gates = sg.LSG.for_vlm(sg.load("demo"), [2])
+    gates.save_pretrained(tmp_path / "gates")
+    parquet_files.write(tmp_path / "a.parquet", map(parquet_files.mmstar, range(4)))
+    data = ["--data", "mmstar", "--files", tmp_path / "a.parquet", "--out", tmp_path / "out"]
+    for command in (["train", "--layers", 2, "--epochs", 1], ["stack", tmp_path / "gates"]):
+        refused = sinkgate(*command, *data, code=2).stderr
+        assert "mmstar has one split, 'val', and it is for testing" in refused and "--on-test-split" in refused
+        sinkgate(*command, *data, "--on-test-split")
+
+
+def test_items_without_a_kind_have_a_task(sinkgate, made, tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps(LLAVA))
+    options = ["--data", tmp_path / "data.json", "--images", made, "--layers", 2]
+    assert "no kind" in sinkgate("eval", *options[:4]).stdout
+    sinkgate("sweep", *options, "--out", tmp_path / "sweep")
+    sinkgate("report", tmp_path / "sweep")
+    page = (tmp_path / "sweep" / "report.html").read_text(encoding="utf-8")
+    assert "no kind, layer by layer" in page and ">, layer by layer" not in page
 
 
 @pytest.mark.parametrize("command", [("train",), ("stack", "{gates}"), ("sweep",), ("eval",), ("anatomy",)])
@@ -467,7 +514,7 @@ def test_shards_are_merged(sinkgate, tmp_path):
         (["sweep", "--grid", "9"], "9; expected a finite number from 0 to 4"),
         (["sweep", "--layers", "9"], "layers 0 to 7"),
         (["anatomy", "--l-sink", "loud"], "no criterion is called 'loud'"),
-        (["probe", "--data", "scenes.json"], "--images"),
+        (["probe", "--data", "scenes.json"], "--data is scenes.json; there is no such file"),
         (["eval", "--asking", "written", "--extractor", "strict"], "no extractor 'strict'"),
         (["report", "."], "no study"),
     ],

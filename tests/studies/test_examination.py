@@ -88,6 +88,14 @@ def test_scores_and_changes_by_hand():
     assert by_task.loc["all", "unmodified"] == pytest.approx(2 / 6)
 
 
+def test_scores_that_few_items_do_not_define_are_left_out(recwarn):
+    items, answers = frames()
+    few = items.assign(scope="local")
+    table = scores(SCENES, few, answers)
+    assert set(table["score"]) == {"micro", "kind mean", "local"} and table.notna().all(axis=None)
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
 def test_what_is_wrong_is_said_before_anything_runs(demo, items, methods):
     with pytest.raises(SinkgateError, match="one called 'unmodified'"):
         Examination(demo, SCENES, items, {"var": VAR()})
