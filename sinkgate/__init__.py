@@ -33,7 +33,7 @@ from sinkgate.sinks.evidence import discover_dimensions, gather_evidence
 from sinkgate.sinks.gates import PRESETS, Gates
 from sinkgate.sinks.known_dimensions import known
 from sinkgate.sinks.sink_map import SinkMap, SinkMasks
-from sinkgate.training.evaluation import Marks, evaluate
+from sinkgate.training.evaluation import EvaluationResult, Marks, evaluate
 from sinkgate.training.stacking import stack
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ __all__ = [
     "PRESETS",
     "VLM",
     "Discovery",
+    "EvaluationResult",
     "GateError",
     "Gates",
     "ImageError",

@@ -55,7 +55,7 @@ from sinkgate.methods import VAR, Fixed, LoRA, Suppress
 from sinkgate.plots.evaluation import changes_figure
 from sinkgate.plots.style import COLORWAY, DIVERGING, SOFT, dressed, panels
 from sinkgate.scenes.questions import KINDS
-from sinkgate.training.dataset import Lessons
+from sinkgate.training.dataset import ExampleCache
 
 # bfloat16 and eager attention are the fastest on a CPU for a model as small as the demo
 vlm = sg.load(MODEL, device=DEVICE, dtype="bfloat16", attn_implementation="eager" if MODEL == "demo" else None)
@@ -127,11 +127,11 @@ sg.LSG.for_vlm(vlm, LAYERS).print_trainable_parameters()
 # > **Before you run the next cell:** both lines are tried in one layer, fixed for all questions. Where on the paper's line do you expect the lowest loss, and will it be below the unmodified model's?
 
 # %%
-lessons = Lessons(vlm)  # samples made ready once, for everything that follows
+examples = ExampleCache(vlm)  # samples made ready once, for everything that follows
 DOUBLE = tuple((2 * v, 2 * rest) for v, rest in LINE)  # through (1, 1)
 points = [*LINE, *DOUBLE]
 fixed = {str(point): Fixed(Setting(LAYER, *point).gates(vlm)) for point in points}
-marks = sg.evaluate(vlm, fixed, choosing, lessons=lessons, progress=False)
+marks = sg.evaluate(vlm, fixed, choosing, examples=examples, progress=False)
 loss = {point: marks.mean_loss(name) for point, name in zip(points, fixed, strict=True)}
 print("(0.5, 0.5) has the higher loss than (1, 1):", loss[0.5, 0.5] > loss[1.0, 1.0])
 
@@ -248,7 +248,7 @@ print("layers with a scale other than 1:", (scales != 1).any(1).nonzero().flatte
 # > **Before you run the next cell:** who should turn V-sinks down, and who should keep them? (Notebook 3 has the oracle's view.)
 
 # %%
-rho = mean_rho(vlm, {"LSG": gates["paper"], "LSG from 1": gates["identity"]}, tests["hazed"], lessons)
+rho = mean_rho(vlm, {"LSG": gates["paper"], "LSG from 1": gates["identity"]}, tests["hazed"], examples)
 rho = {"paper": pd.DataFrame(rho["LSG"]).T, "identity": pd.DataFrame(rho["LSG from 1"]).T}
 kinds = sorted(KINDS, key=lambda kind: KINDS[kind].scope)
 
@@ -310,7 +310,7 @@ ablation_figure()
 # not said; we go by the **loss**, because among a few hundred right-or-wrong marks a difference of two decides. Code: [sinkgate/training/stacking.py](../sinkgate/training/stacking.py).
 
 # %%
-found = sg.stack(gates["identity"], vlm, choosing, lessons=lessons, progress=False)
+found = sg.stack(gates["identity"], vlm, choosing, examples=examples, progress=False)
 print("tried:", len(found.steps), "| no worse than the best gate alone:", found.score >= max(found.singles.values()))
 
 # %% [markdown]
@@ -344,7 +344,7 @@ methods = {
     "V-sinks suppressed": Suppress(),
     "LoRA": learning["LoRA"],
 }
-seen = {world: sg.evaluate(vlm, methods, samples, lessons=lessons, progress=False) for world, samples in tests.items()}
+seen = {world: sg.evaluate(vlm, methods, samples, examples=examples, progress=False) for world, samples in tests.items()}
 print({world: f"{marks.accuracy('unmodified'):.0%} right unmodified" for world, marks in seen.items()})
 
 # %% [markdown]
@@ -447,7 +447,7 @@ print("the same scales for both questions:", torch.equal(first, second))
 # your code here
 
 # %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
-strict = sg.stack(gates["identity"], vlm, choosing, lessons=lessons, margin=0.01, progress=False)
+strict = sg.stack(gates["identity"], vlm, choosing, examples=examples, margin=0.01, progress=False)
 print("layers that are left:", list(strict.lsg.config.layers))
 # The best single gate stays, even where it is worse than the unmodified model: compare `score` with `unmodified`.
 

@@ -1,4 +1,4 @@
-"""Paired comparisons: the same samples under two settings, and what chance alone would make of it.
+"""Statistics of paired comparisons: the same samples under two settings.
 
 Shapes: S samples, M settings.
 """
@@ -19,7 +19,7 @@ LEVEL, POWER = 0.05, 0.8  # of tests; the chance to find the smallest effect
 
 
 def intervals(differences: Any, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> tuple[Floats, Floats]:
-    """Percentile bootstrap intervals of the mean over samples; all settings share their draws, so they stay paired.
+    """Return percentile bootstrap intervals of the mean over samples; all settings share their draws, so they stay paired.
 
     Shapes: differences (S, M) -> low (M,), high (M,).
     """
@@ -37,13 +37,13 @@ def intervals(differences: Any, level: float = 0.95, draws: int = DRAWS, seed: i
 
 
 def sign_test(wins: Any, losses: Any) -> Floats:
-    """Exact two-sided p of paired yes-or-no outcomes (McNemar's exact test): how many samples changed for the better, and for the worse."""
+    """Return the exact two-sided p of paired yes-or-no outcomes (McNemar's exact test), from the numbers of samples that became right and wrong."""
     wins, losses = np.asarray(wins), np.asarray(losses)
     return np.minimum(1.0, 2 * binom.cdf(np.minimum(wins, losses), wins + losses, 0.5))
 
 
 def holm(p: Any) -> Floats:
-    """p values corrected for their number (Holm, 1979): the chance of any false finding among all stays below the level."""
+    """Return p values corrected for their number (Holm, 1979): the chance of any false positive among all stays below the level."""
     p = np.asarray(p, dtype=np.float64)
     order = np.argsort(p)
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -79,7 +79,7 @@ def smallest_effect(differences: Any, tests: int = 1, level: float = LEVEL, powe
 
 
 def compared(right: pd.DataFrame, base: pd.Series, seed: int = 0) -> pd.DataFrame:
-    """Each setting against the unmodified model on the same samples.
+    """Compare each setting with the unmodified model on the same samples.
 
     Args:
         right: one row a sample, one column a setting; whether the answer was right.
@@ -91,8 +91,8 @@ def compared(right: pd.DataFrame, base: pd.Series, seed: int = 0) -> pd.DataFram
         losses (samples that became right, and wrong), effect (mean over standard deviation of the paired differences, 0
         where nothing changed), p of the sign test.
     """
-    told, plain = right.to_numpy(dtype=np.int8), base.to_numpy(dtype=np.int8)[:, None]
-    differences = told - plain
+    correct, plain = right.to_numpy(dtype=np.int8), base.to_numpy(dtype=np.int8)[:, None]
+    differences = correct - plain
     low, high = intervals(differences, seed=seed)
     wins, losses = (differences > 0).sum(0), (differences < 0).sum(0)
     spread = differences.std(0, ddof=1) if len(differences) > 1 else np.zeros(differences.shape[1])
@@ -101,7 +101,7 @@ def compared(right: pd.DataFrame, base: pd.Series, seed: int = 0) -> pd.DataFram
         {
             "samples": len(differences),
             "base": plain.mean(),
-            "accuracy": told.mean(0),
+            "accuracy": correct.mean(0),
             "change": change,
             "low": low,
             "high": high,
@@ -122,7 +122,7 @@ def score_interval(
     draws: int = 500,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Bootstrap interval of the change of any score, such as a mean over categories: samples are drawn alike for both.
+    """Return the bootstrap interval of the change of any score, such as a mean over categories; both share their draws.
 
     ``frame`` and ``base`` hold what the score reads, one row a sample, in the same order.
     """

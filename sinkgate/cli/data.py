@@ -43,7 +43,8 @@ class DataChoice:
     files: Annotated[
         Path | None,
         typer.Option(
-            "--files", help="The benchmark's file (Parquet or JSON), or a folder of such files; from the Hub if left out."
+            "--files",
+            help="The benchmark's file (Parquet or JSON), or a folder of such files; from the Hub if left out.",
         ),
     ] = None
     data_revision: Annotated[

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -200,12 +200,19 @@ def evaluate(
     method: Annotated[
         list[str] | None, typer.Option(help="var, front, suppress or remove, beside the gates; once for each.")
     ] = None,
-    asking: Annotated[
-        Literal["forced", "written"],
-        typer.Option(help="forced: the most probable option, in one forward; written: the answer in full, read."),
-    ] = "forced",
-    extractor: Annotated[str, typer.Option(help="Who reads written answers: robust, or a published rule.")] = "robust",
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest written answer, in tokens.")] = 32,
+    scoring: Annotated[
+        str,
+        typer.Option(
+            "--scoring",
+            "--asking",
+            help="likelihood: the most probable option, in one forward; generate: the generated answer, read by an extractor. "
+            "Also by their old names, forced and written.",
+        ),
+    ] = "likelihood",
+    extractor: Annotated[
+        str, typer.Option(help="Rule that reads generated answers: robust, or a published one.")
+    ] = "robust",
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Most tokens of a generated answer.")] = 32,
     batch_size: Chunk = 16,
     any_model: AnyModel = False,
     as_json: AsJson = False,
@@ -216,9 +223,10 @@ def evaluate(
     from sinkgate.models.dimensions import WEIGHTS
     from sinkgate.sinks.gates import Gates
     from sinkgate.studies.base import sinks_of
-    from sinkgate.studies.evaluation import Examination, accuracies, scores
+    from sinkgate.studies.evaluation import Evaluation, accuracies, scores, scoring_named
     from sinkgate.studies.provenance import checksum_of
 
+    scoring_named(scoring)  # refuse a wrong name before the model is loaded
     methods: dict[str, Method] = {name: published(name) for name in method or ()}
     benchmark, items, about = data.asked()
     vlm = chosen.load()
@@ -232,12 +240,12 @@ def evaluate(
     methods = {"unmodified": Fixed(Gates.ones(vlm)), **methods}
     find = criteria.finder(methods.values())
     about |= {"gates": [str(path) for path in gates or ()], **_sinks(find, vlm)}
-    study = Examination(
+    study = Evaluation(
         vlm,
         benchmark,
         items,
         methods,
-        asking,
+        scoring_named(scoring),
         extractor,
         max_new_tokens,
         batch_size,
@@ -304,7 +312,9 @@ def _pictures(data: str, images: Path | None, limit: int, seed: int) -> list[Any
     if data == "scenes":
         return list(scene_facts(limit, seed, split="test"))
     if not exists(data):
-        raise SinkgateError(f'--data is {named(data)}; there is no such file: expected "scenes", or a scene file of CLEVR')
+        raise SinkgateError(
+            f'--data is {named(data)}; there is no such file: expected "scenes", or a scene file of CLEVR'
+        )
     if images is None:
         raise SinkgateError("say with --images in which folder CLEVR's pictures lie")
     return read_clevr(data, images, limit=limit)

@@ -28,8 +28,8 @@ from sinkgate.models.loading import load
 from sinkgate.models.vlm import VLM, find_sinks
 from sinkgate.scenes.questions import KINDS
 from sinkgate.sinks.gates import Gates
-from sinkgate.training.dataset import Lessons, Prefix, batches
-from sinkgate.training.evaluation import Marks, evaluate
+from sinkgate.training.dataset import ExampleCache, Prefix, batches
+from sinkgate.training.evaluation import EvaluationResult, evaluate
 from sinkgate.training.stacking import Stack, stack
 from sinkgate.training.trainer import train
 
@@ -77,7 +77,7 @@ def fixed(vlm: VLM) -> dict[str, Method]:
 def run_seed(vlm: VLM, seed: int, out: Path, count: int, choosing: int, asked: int) -> Report:
     """Train everything once and examine it; shares are in [0, 1]."""
     began = time.time()
-    lessons = Lessons(vlm, find_sinks)
+    examples = ExampleCache(vlm, find_sinks)
     set_seed(seed)
     gates = learners(vlm)
     apart = {
@@ -102,7 +102,7 @@ def run_seed(vlm: VLM, seed: int, out: Path, count: int, choosing: int, asked: i
         lsg.save_pretrained(out / f"seed-{seed}" / _key(name))
     validation = list(scene_samples(choosing, seed, split="validation", haze=HAZE, per_scene=3, size=SIZE))
     stacks = {
-        name: stack(gates[name], vlm, validation, score="accuracy", lessons=lessons) for name in ("LSG", "LSG from 1")
+        name: stack(gates[name], vlm, validation, score="accuracy", examples=examples) for name in ("LSG", "LSG from 1")
     }
     methods: dict[str, Method] = {**fixed(vlm), **cast(dict[str, Method], learning)}
     methods |= {f"{name}, stack": found.lsg for name, found in stacks.items()}
@@ -110,8 +110,8 @@ def run_seed(vlm: VLM, seed: int, out: Path, count: int, choosing: int, asked: i
     for world, haze in WORLDS.items():
         number = asked if world == "hazed" else asked // 3
         test = list(scene_samples(number, seed, split="test", haze=haze, per_scene=3, size=SIZE))
-        marks = evaluate(vlm, methods, test, lessons=lessons)
-        worlds[world] = {"marks": _table(marks), "rho": mean_rho(vlm, gates, test, lessons)}
+        marks = evaluate(vlm, methods, test, examples=examples)
+        worlds[world] = {"marks": _table(marks), "rho": mean_rho(vlm, gates, test, examples)}
     history = [{k: v for k, v in entry.items() if "loss" in k or k == "step"} for entry in report.history]
     return {
         "seed": seed,
@@ -126,13 +126,13 @@ def run_seed(vlm: VLM, seed: int, out: Path, count: int, choosing: int, asked: i
 
 def run_more(vlm: VLM, seed: int, out: Path, count: int, choosing: int, asked: int) -> Report:
     """What the first results asked for: stacks chosen by loss, all gates at once, and the best layer with five times the samples."""
-    lessons = Lessons(vlm, find_sinks)
+    examples = ExampleCache(vlm, find_sinks)
     validation = list(scene_samples(choosing, seed, split="validation", haze=HAZE, per_scene=3, size=SIZE))
     methods: dict[str, Method] = {}
     stacks = {}
     for name in ("LSG", "LSG from 1"):
         lsg = LSG.from_pretrained(out / f"seed-{seed}" / _key(name))
-        found = stack(lsg, vlm, validation, lessons=lessons)
+        found = stack(lsg, vlm, validation, examples=examples)
         methods |= {f"{name}, stack by loss": found.lsg, f"{name}, all layers at once": lsg}
         stacks[name] = _stack(found)
     set_seed(seed)
@@ -153,16 +153,16 @@ def run_more(vlm: VLM, seed: int, out: Path, count: int, choosing: int, asked: i
     for world, haze in WORLDS.items():
         number = asked if world == "hazed" else asked // 3
         test = list(scene_samples(number, seed, split="test", haze=haze, per_scene=3, size=SIZE))
-        worlds[world] = _table(evaluate(vlm, methods, test, lessons=lessons))
+        worlds[world] = _table(evaluate(vlm, methods, test, examples=examples))
     return {"seed": seed, "stacks": stacks, "worlds": worlds}
 
 
-def mean_rho(vlm: VLM, gates: Mapping[str, LSG], samples: list[Sample], lessons: Lessons) -> Report:
+def mean_rho(vlm: VLM, gates: Mapping[str, LSG], samples: list[Sample], examples: ExampleCache) -> Report:
     """Mean scale of V-sinks that each single gate gives, by kind of question and layer."""
     seen: dict[str, dict[str, dict[int, list[float]]]] = {
         name: defaultdict(lambda: defaultdict(list)) for name in ("LSG", "LSG from 1")
     }
-    made = [lesson for sample in samples if (lesson := lessons.ready(sample, "")) is not None]
+    made = [example for sample in samples if (example := examples.prepare(sample, "")) is not None]
     with torch.no_grad():
         for start in range(0, len(made), 32):
             for part, batch in batches(vlm, made[start : start + 32]):
@@ -172,8 +172,8 @@ def mean_rho(vlm: VLM, gates: Mapping[str, LSG], samples: list[Sample], lessons:
                         gate = gates[name].only([layer])
                         with gate.applied(vlm, batch) as trace:
                             prefix.within(gate)
-                        for lesson, scale in zip(chosen, trace.scales[layer][:, 0].tolist(), strict=True):
-                            table[lesson.kind][layer].append(scale)
+                        for example, scale in zip(chosen, trace.scales[layer][:, 0].tolist(), strict=True):
+                            table[example.kind][layer].append(scale)
     return {
         name: {kind: [fmean(of[layer]) for layer in sorted(of)] for kind, of in table.items()}
         for name, table in seen.items()
@@ -185,11 +185,11 @@ def measure_oracle(vlm: VLM, seed: int, asked: int) -> Report:
 
     ``paper`` chooses from the paper's line with its controls, ``free`` also around one.
     """
-    lessons = Lessons(vlm, find_sinks)
+    examples = ExampleCache(vlm, find_sinks)
     choosing = list(scene_samples(asked, seed, split="validation", haze=WORLDS["hazed"], per_scene=3, size=SIZE))
     settings = oracle(vlm, points=(*LINE, *CONTROLS, *AROUND_ONE))
     methods: dict[str, Method] = {str(number): Fixed(setting.gates(vlm)) for number, setting in enumerate(settings)}
-    marks = evaluate(vlm, methods, choosing, lessons=lessons)
+    marks = evaluate(vlm, methods, choosing, examples=examples)
     by_kind = {name: marks.by_kind(name) for name in methods}
     line = {str(i) for i, setting in enumerate(settings) if (setting.v_sink, setting.rest) not in AROUND_ONE}
     best = {}
@@ -203,7 +203,7 @@ def measure_oracle(vlm: VLM, seed: int, asked: int) -> Report:
 
 def examine_oracle(vlm: VLM, best: Report, seed: int, asked: int) -> Report:
     """Which test questions the oracle's setting for their kind gets right, by way: right answers in the order of ``run_seed``."""
-    lessons = Lessons(vlm, find_sinks)
+    examples = ExampleCache(vlm, find_sinks)
     test = list(scene_samples(asked, seed, split="test", haze=WORLDS["hazed"], per_scene=3, size=SIZE))
     found: Report = {}
     for way, cells in best.items():
@@ -211,7 +211,7 @@ def examine_oracle(vlm: VLM, best: Report, seed: int, asked: int) -> Report:
         for kind, cell in cells.items():
             places = [index for index, sample in enumerate(test) if sample.kind == kind]
             method: Method = Fixed(Setting(**cell).gates(vlm))
-            marks = evaluate(vlm, {"it": method}, [test[i] for i in places], lessons=lessons, progress=False)
+            marks = evaluate(vlm, {"it": method}, [test[i] for i in places], examples=examples, progress=False)
             for place, mark in zip(places, marks.right["it"], strict=True):
                 right[place] = int(mark)
         found[way] = right
@@ -228,7 +228,7 @@ def _stack(found: Stack) -> Report:
     }
 
 
-def _table(marks: Marks) -> Report:
+def _table(marks: EvaluationResult) -> Report:
     return {"kinds": marks.kinds, "right": {name: [int(each) for each in row] for name, row in marks.right.items()}}
 
 

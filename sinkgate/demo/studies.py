@@ -26,7 +26,7 @@ from sinkgate.plots import export
 from sinkgate.sinks.gates import Gates
 from sinkgate.studies.anatomy import Anatomy
 from sinkgate.studies.claims import claims
-from sinkgate.studies.evaluation import Examination
+from sinkgate.studies.evaluation import Evaluation
 from sinkgate.studies.features import Features
 from sinkgate.studies.html_report import write_page
 from sinkgate.studies.probes import Probes
@@ -90,7 +90,7 @@ def studies(vlm: VLM, fast: VLM, scale: float) -> dict[str, Callable[[Path], Res
     def examined(out: Path) -> Results:
         about = {"data": "scenes", "seed": 5, "haze": HAZE}
         items = asked(many(2600), 5, HAZE)
-        return run(Examination(fast, SCENES, items, methods(fast), chunk=32, about=about), out)
+        return run(Evaluation(fast, SCENES, items, methods(fast), chunk=32, about=about), out)
 
     samples = [item.sample for item in asked(many(390), 0)]
     return {

@@ -14,13 +14,13 @@ from sinkgate.models.finder import SinkFinder
 from sinkgate.models.vlm import VLM, Finder, find_sinks
 from sinkgate.studies.provenance import checksum, facts_of, facts_of_samples
 from sinkgate.studies.runner import chunks
-from sinkgate.training.dataset import ImageSinks, Lesson, Lessons, SinkCounts
+from sinkgate.training.dataset import ExampleCache, ImageSinks, PreparedExample, SinkCounts
 
 NO_KIND = "no kind"  # the task of items without a kind
 
 
 class OfItems:
-    """The part of a study that is the same for all that put items to a model; see `sinkgate.studies.runner.Study`."""
+    """Model, data and units of a study of items; see `sinkgate.studies.runner.Study`."""
 
     vlm: VLM
     items: Sequence[Item]
@@ -28,18 +28,18 @@ class OfItems:
 
     @property
     def model(self) -> dict[str, Any]:
-        """Facts of the model."""
+        """Name, revision, class, layers and precision of the model."""
         return facts_of(self.vlm)
 
     @property
     def data(self) -> dict[str, Any]:
-        """How many items there are, and a checksum of what is asked."""
+        """Number of items, and checksums of their content and ids."""
         facts = facts_of_samples([item.sample for item in self.items])
         return {**facts, "ids": checksum([item.id for item in self.items])}
 
     @property
     def units(self) -> int:
-        """Chunks of items."""
+        """Number of chunks of items."""
         return chunks(len(self.items), self.chunk)
 
 
@@ -52,7 +52,7 @@ def finder_settings(find: Finder, vlm: VLM) -> dict[str, str]:
     return dict.fromkeys(("v_sink", "l_sink"), getattr(find, "__qualname__", type(find).__qualname__))
 
 
-def frame_of(items: Sequence[Item], lessons: Lessons, first: int = 0) -> pd.DataFrame:
+def frame_of(items: Sequence[Item], examples: ExampleCache, first: int = 0) -> pd.DataFrame:
     """Return one row an item: sample, task, id, answer, the columns that its scores group by, its sinks and the criteria that named them."""
     rows = [
         {
@@ -62,7 +62,7 @@ def frame_of(items: Sequence[Item], lessons: Lessons, first: int = 0) -> pd.Data
             "answer": item.sample.answer,
             **item.columns,
         }
-        | vars(lessons.found[item.id])
+        | vars(examples.counts[item.id])
         for number, item in enumerate(items, first)
     ]
     return pd.DataFrame(rows).astype({"v_sinks": "int32", "l_sinks": "Int32"})
@@ -80,14 +80,16 @@ def sinks_of(items: pd.DataFrame) -> SinkCounts | None:
     )
 
 
-def ready(lessons: Lessons, items: Sequence[Item]) -> list[Lesson]:
-    """The items made ready for the model. One that cannot be stops a study: a score without it would be another score.
+def prepared(examples: ExampleCache, items: Sequence[Item]) -> list[PreparedExample]:
+    """Return the items' examples. An item that cannot be prepared stops a study: a score without it is another score.
 
     Raises:
-        SinkgateError: an item cannot be put to the model.
+        SinkgateError: an item cannot be prepared for the model.
     """
-    made = [(item, lessons.ready(item.sample, item.id)) for item in items]
-    for item, lesson in made:
-        if lesson is None:
-            raise SinkgateError(f"item {item.id} cannot be put to the model: {lessons.skipped[item.id]}")
-    return [lesson for _, lesson in made if lesson is not None]
+    result = []
+    for item in items:
+        example = examples.prepare(item.sample, item.id)
+        if example is None:
+            raise SinkgateError(f"item {item.id} cannot be put to the model: {examples.skipped[item.id]}")
+        result.append(example)
+    return result

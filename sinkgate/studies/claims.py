@@ -75,7 +75,7 @@ class _Estimate:
         return cls(float(values.mean()), 2 * float(values.std()) if len(values) > 1 else np.inf, len(values))
 
     def exceeds(self, threshold: float) -> Verdict:
-        """Whether the value lies above a threshold, as a verdict."""
+        """Return the verdict on the claim that the value is above a threshold."""
         if self.value - self.margin > threshold:
             return "reproduced"
         return "not reproduced" if self.value + self.margin < threshold else "undecided"
@@ -101,10 +101,10 @@ def _anatomy(results: Results) -> Iterator[Claim]:
     norm = _Estimate.over_images(peaks["norm_after"]["v_sink"])
     spikes = before.exceeds(2) if dimensions["vision"] else "not reproduced"
     named = f"sink dimensions {dimensions['vision']}" if dimensions["vision"] else "the encoder has no sink dimensions"
-    found = f"largest channel over the token's median, times that of other tokens: {before}"
-    yield Claim(source, claim, spikes, f"{named}; {found}")
+    spike = f"largest channel over the token's median, times that of other tokens: {before}"
+    yield Claim(source, claim, spikes, f"{named}; {spike}")
     claim = "the projector spreads the spike over all dimensions and leaves a large norm"
-    numbers = f"{found}; after the projector {after}; norm {norm} times the median token's"
+    numbers = f"{spike}; after the projector {after}; norm {norm} times the median token's"
     if spikes != "reproduced":
         yield Claim(source, claim, "not testable", f"there is no spike to spread: {numbers}")
     else:
@@ -281,34 +281,34 @@ def _reasoning(leans: pd.DataFrame) -> Claim:
 
 def _best(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
     claim = "some layer and setting makes a task better (up to +12.02)"
-    found = confirmed(items, answers)
-    if found.empty:
+    best = confirmed(items, answers)
+    if best.empty:
         return Claim("section 3.3", claim, "undecided", "each task needs two items at least")
-    clear = found[(found["confirmed"] > 0) & (found["corrected"] < LEVEL)]
+    clear = best[(best["confirmed"] > 0) & (best["corrected"] < LEVEL)]
     numbers = "; ".join(
         f"{row.task} {_points(row.searched)} where chosen, {_points(row.confirmed)} on other items"
         for row in clear.itertuples()
     )
-    summed = f"mean over tasks {_points(found['searched'].mean())} where chosen, {_points(found['confirmed'].mean())} on other items"
-    return _decided(claim, bool(len(clear)), "; ".join(filter(None, (numbers, summed))), "gain", found)
+    summed = f"mean over tasks {_points(best['searched'].mean())} where chosen, {_points(best['confirmed'].mean())} on other items"
+    return _decided(claim, bool(len(clear)), "; ".join(filter(None, (numbers, summed))), "gain", best)
 
 
 def _three(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
     claim = "O3: scaling L-sinks and ordinary tokens apart adds little"
-    found = confirmed(items, answers, families=groups_apart)
-    if found.empty or "three groups" not in set(found["family"]):
+    best = confirmed(items, answers, families=groups_apart)
+    if best.empty or "three groups" not in set(best["family"]):
         return Claim(
             "section 3.3", claim, "not testable", "the sweep has no settings of three groups (--grid with --three)"
         )
-    table = found.pivot(index="task", columns="family", values="confirmed")
+    table = best.pivot(index="task", columns="family", values="confirmed")
     apart = table["three groups"] - table["two groups"]
     more, spread = apart.mean(), 2 * apart.std() / len(apart) ** 0.5  # over tasks
     numbers = (
         f"best setting on items that did not choose it, mean over tasks: {_points(table['two groups'].mean())} with two groups, "
         f"{_points(table['three groups'].mean())} with three; difference {_points(more)} ± {100 * spread:.1f}"
     )
-    if np.isinf(found["smallest"].median()):
-        return Claim("section 3.3", claim, "undecided", f"{numbers}; {_why_blind(found)}")
+    if np.isinf(best["smallest"].median()):
+        return Claim("section 3.3", claim, "undecided", f"{numbers}; {_why_blind(best)}")
     if more + spread < LITTLE:
         return Claim("section 3.3", claim, "reproduced", numbers)
     if more - spread > LITTLE:
@@ -316,10 +316,10 @@ def _three(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
     return Claim("section 3.3", claim, "undecided", f"{numbers}; {_could_show('difference', abs(more) + spread)}")
 
 
-def _decided(claim: str, found: bool, numbers: str, effect: str, table: pd.DataFrame) -> Claim:
+def _decided(claim: str, present: bool, numbers: str, effect: str, table: pd.DataFrame) -> Claim:
     """A claim of the sweep that something exists. Its absence is only a result if the study could have shown it in most rows."""
     smallest = table["smallest"].median()
-    verdict: Verdict = "reproduced" if found else _absent(smallest)
+    verdict: Verdict = "reproduced" if present else _absent(smallest)
     if verdict == "undecided":
         numbers += f"; {_could_show(effect, smallest) if np.isfinite(smallest) else _why_blind(table)}"
     return Claim("section 3.3", claim, verdict, numbers)
@@ -348,13 +348,13 @@ def _points(share: Any) -> str:
     return f"{100 * share:+.1f}"
 
 
-def table_of(found: Iterable[Claim]) -> pd.DataFrame:
+def table_of(checked: Iterable[Claim]) -> pd.DataFrame:
     """Return one row a claim.
 
     Raises:
         SinkgateError: there is none.
     """
-    rows = [vars(claim) for claim in found]
+    rows = [vars(claim) for claim in checked]
     if not rows:
         raise SinkgateError("no finished study here bears on a claim of the paper: run anatomy, probe or sweep")
     return pd.DataFrame(rows)

@@ -1,10 +1,10 @@
-"""Methods examined on a benchmark: what each says to every item, and how the scores change with it."""
+"""Evaluation of methods on a benchmark: answers to every item, scores, and their changes against the unmodified model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,23 +15,53 @@ from sinkgate.benchmarks import Benchmark, Item
 from sinkgate.errors import SinkgateError
 from sinkgate.methods import Method, finder_of
 from sinkgate.models.vlm import VLM, Finder
-from sinkgate.studies.base import OfItems, finder_settings, frame_of, ready
+from sinkgate.studies.base import OfItems, finder_settings, frame_of, prepared
 from sinkgate.studies.runner import Tables
-from sinkgate.training.dataset import Lessons, batches
+from sinkgate.training.dataset import ExampleCache, batches
 from sinkgate.training.evaluation import evaluate
 
-#: "forced": the most probable of the options, or, where there are none, whether greedy decoding would write the answer; one forward.
-#: "written": the greedy answer in full, read by the benchmark's extractor; what public harnesses do.
-Asking = Literal["forced", "written"]
+#: "likelihood": the most probable option, or, of open items, whether greedy decoding writes the answer; one forward.
+#: "generate": the greedy answer, read by the benchmark's extractor, as public harnesses do.
+Scoring = Literal["likelihood", "generate"]
+ALIASES: dict[str, Scoring] = {"forced": "likelihood", "written": "generate"}  # names of the first releases
 BASE = "unmodified"
 
 
-@dataclass(frozen=True)
-class Examination(OfItems):
-    """Every method on every item; one of them has to be called "unmodified".
+def scoring_named(name: str) -> Scoring:
+    """Return the way of scoring with this name or alias.
 
-    ``extractor``: which of the benchmark's rules reads written answers. ``chunk``: items side by side in a forward, and in a part of the
-    results. ``find`` finds the sinks; by the methods' own criterion where None. ``origins``: a checksum of what a method was read from. ``about``: what else is to be told.
+    Raises:
+        SinkgateError: there is none.
+    """
+    name = ALIASES.get(name, name)
+    if name not in get_args(Scoring):
+        raise SinkgateError(f"scoring is {name!r}; expected {' or '.join(get_args(Scoring))}")
+    return cast(Scoring, name)
+
+
+@dataclass(frozen=True)
+class Evaluation(OfItems):
+    """Every method on every item.
+
+    Args:
+        vlm: the model.
+        benchmark: with the extractors.
+        items: questions.
+        methods: by name; one has to be called "unmodified".
+        scoring: "likelihood" or "generate".
+        extractor: name of the benchmark's rule that reads generated answers.
+        max_new_tokens: most tokens of a generated answer.
+        chunk: items side by side in a forward, and in a part of the results.
+        find: finder of sinks; by the methods' own criterion if None.
+        origins: checksums of the methods' files, part of the study's identity.
+        about: further facts for the record, such as paths.
+
+    Raises:
+        SinkgateError: no method is called "unmodified", or scoring or extractor are unknown.
+
+    Example:
+        >>> study = Evaluation(vlm, SCENES, SCENES.items(limit=100), {"unmodified": Fixed(sg.Gates.ones(vlm)), "VAR": VAR()})
+        >>> results = run(study, "runs/eval")
     """
 
     kind: ClassVar[str] = "eval"
@@ -39,7 +69,7 @@ class Examination(OfItems):
     benchmark: Benchmark
     items: Sequence[Item]
     methods: Mapping[str, Method]
-    asking: Asking = "forced"
+    scoring: Scoring = "likelihood"
     extractor: str = "robust"
     max_new_tokens: int = 32
     chunk: int = 16
@@ -50,24 +80,19 @@ class Examination(OfItems):
     def __post_init__(self) -> None:
         if BASE not in self.methods:
             raise SinkgateError(f"methods are {', '.join(self.methods)}; expected one called {BASE!r} among them")
-        if self.asking not in get_args(Asking):
-            raise SinkgateError(f"asking is {self.asking!r}; expected {' or '.join(get_args(Asking))}")
-        if self.asking == "written" and self.extractor not in self.benchmark.extractors:
+        object.__setattr__(self, "scoring", scoring_named(self.scoring))
+        if self.scoring == "generate" and self.extractor not in self.benchmark.extractors:
             known = ", ".join(self.benchmark.extractors)
             raise SinkgateError(f"{self.benchmark.name} has no extractor {self.extractor!r}; there are: {known}")
 
     @property
     def settings(self) -> dict[str, Any]:
         """See `sinkgate.studies.runner.Study`."""
-        told = {
-            "methods": list(self.methods),
-            "asking": self.asking,
-            "chunk": self.chunk,
-            **finder_settings(self.finder, self.vlm),
-        }
-        if self.asking == "written":
-            told |= {"extractor": self.extractor, "max_new_tokens": self.max_new_tokens}
-        return {**told, **({"origins": dict(self.origins)} if self.origins else {})}
+        settings = {"methods": list(self.methods), "scoring": self.scoring, "chunk": self.chunk}
+        settings |= finder_settings(self.finder, self.vlm)
+        if self.scoring == "generate":
+            settings |= {"extractor": self.extractor, "max_new_tokens": self.max_new_tokens}
+        return {**settings, **({"origins": dict(self.origins)} if self.origins else {})}
 
     @property
     def finder(self) -> Finder:
@@ -80,36 +105,36 @@ class Examination(OfItems):
         return {"benchmark": self.benchmark.name, **super().data}
 
     def work(self, unit: int) -> Tables:
-        """Tables ``items`` and ``answers`` of one chunk; raises SinkgateError where an item cannot be asked."""
+        """Return tables ``items`` and ``answers`` of one chunk; raises SinkgateError if an item cannot be prepared."""
         start = unit * self.chunk
         part = self.items[start : start + self.chunk]
-        lessons = Lessons(self.vlm, self.finder)
-        ask = self._forced if self.asking == "forced" else self._written
+        examples = ExampleCache(self.vlm, self.finder)
+        score = self._by_likelihood if self.scoring == "likelihood" else self._by_generation
         numbers = np.arange(start, start + len(part), dtype=np.int32)
         answers = [
-            pd.DataFrame({"sample": numbers, "method": name, **told}) for name, told in ask(part, lessons).items()
+            pd.DataFrame({"sample": numbers, "method": name, **columns})
+            for name, columns in score(part, examples).items()
         ]
-        return {"items": frame_of(part, lessons, start), "answers": pd.concat(answers, ignore_index=True)}
+        return {"items": frame_of(part, examples, start), "answers": pd.concat(answers, ignore_index=True)}
 
-    def _forced(self, part: Sequence[Item], lessons: Lessons) -> dict[str, dict[str, Any]]:
-        ready(lessons, part)
+    def _by_likelihood(self, part: Sequence[Item], examples: ExampleCache) -> dict[str, dict[str, Any]]:
+        prepared(examples, part)
         samples = [item.sample for item in part]
-        marks = evaluate(self.vlm, self.methods, samples, lessons=lessons, batch_size=self.chunk, progress=False)
+        result = evaluate(self.vlm, self.methods, samples, examples=examples, batch_size=self.chunk, progress=False)
         return {
             name: {
-                "said": marks.said[name],
-                "right": marks.right[name],
-                "loss": np.array(marks.loss[name], dtype=np.float32),
+                "said": result.chosen[name],
+                "right": result.right[name],
+                "loss": np.array(result.loss[name], dtype=np.float32),
             }
             for name in self.methods
         }
 
-    def _written(self, part: Sequence[Item], lessons: Lessons) -> dict[str, dict[str, Any]]:
-        vlm = self.vlm
-        made = ready(lessons, part)
+    def _by_generation(self, part: Sequence[Item], examples: ExampleCache) -> dict[str, dict[str, Any]]:
+        vlm, ready = self.vlm, prepared(examples, part)
         texts: dict[str, list[str]] = {name: [] for name in self.methods}
-        for chosen, _ in batches(vlm, made):
-            batch = vlm.batch([lesson.prompt for lesson in made[chosen]], [lesson.sinks for lesson in made[chosen]])
+        for rows, _ in batches(vlm, ready):
+            batch = vlm.batch([example.prompt for example in ready[rows]], [example.sinks for example in ready[rows]])
             for name, method in self.methods.items():
                 with torch.no_grad(), method.applied(vlm, batch):
                     ids = vlm.model.generate(
@@ -119,12 +144,12 @@ class Examination(OfItems):
                         num_beams=1,
                     )
                 texts[name] += vlm.tokenizer.batch_decode(ids[:, batch.length :], skip_special_tokens=True)
+        true = [self.benchmark.read(item, item.sample.answer) for item in part]
         answers = {}
-        for name, told in texts.items():
-            said = [self.benchmark.read(item, text, self.extractor) for item, text in zip(part, told, strict=True)]
-            true = [self.benchmark.read(item, item.sample.answer) for item in part]
-            right = [word == answer for word, answer in zip(said, true, strict=True)]
-            answers[name] = {"text": [text.strip() for text in told], "said": said, "right": right}
+        for name, generated in texts.items():
+            read = [self.benchmark.read(item, text, self.extractor) for item, text in zip(part, generated, strict=True)]
+            right = [answer == truth for answer, truth in zip(read, true, strict=True)]
+            answers[name] = {"text": [text.strip() for text in generated], "said": read, "right": right}
         return answers
 
 
@@ -132,18 +157,20 @@ class Examination(OfItems):
 
 
 def accuracies(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task") -> pd.DataFrame:
-    """Share of right answers: a row a task and one for "all", a column a method."""
-    told = answers.merge(items[["sample", by]], on="sample")
+    """Return the share of right answers: a row a task and one for "all", a column a method."""
+    merged = answers.merge(items[["sample", by]], on="sample")
     methods = answers["method"].unique()
-    table = told.pivot_table("right", by, "method", "mean", sort=False)[methods]
-    table.loc["all"] = told.groupby("method")["right"].mean()
+    table = merged.pivot_table("right", by, "method", "mean", sort=False)[methods]
+    table.loc["all"] = merged.groupby("method")["right"].mean()
     table.columns.name = None
     return table.reset_index()
 
 
 def changes(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0) -> pd.DataFrame:
-    """Each method against the unmodified model, by task and over "all" items: the columns of `sinkgate.analysis.statistics.compared`,
-    ``corrected``, p by Holm over all rows, with ``task`` and ``method``."""
+    """Compare each method with the unmodified model, by task and over "all" items.
+
+    Columns: those of `sinkgate.analysis.statistics.compared`, ``corrected`` (p by Holm over all rows), ``task`` and ``method``.
+    """
     right = answers.pivot(index="sample", columns="method", values="right").astype(np.int8)
     tasks = [("all", items["sample"]), *((str(task), rows["sample"]) for task, rows in items.groupby(by, sort=False))]
     tables = [
@@ -153,12 +180,12 @@ def changes(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: 
         .assign(task=task)
         for task, chosen in tasks
     ]
-    found = pd.concat(tables, ignore_index=True)
-    return found.assign(corrected=holm(found["p"]))
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(corrected=holm(table["p"]))
 
 
 def scores(benchmark: Benchmark, items: pd.DataFrame, answers: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Every named score of a benchmark for every method, in [0, 1], and its change from the unmodified model with a 95 % interval.
+    """Return every named score of a benchmark for every method, in [0, 1], and its change from the unmodified model with a 95 % interval.
 
     Columns score, method, value, change, low, high; the last three are 0 for the unmodified model. A score that these items do not define,
     such as that of a category of which there is none, has no rows.

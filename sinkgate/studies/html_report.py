@@ -1,7 +1,4 @@
-"""One page of all that was found: complete in itself, it opens without a network and years later.
-
-All text that comes from files is escaped.
-"""
+"""Report of studies as one self-contained HTML page, which needs no network. Text from files is escaped."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ NAMES = {
     "features": "Hidden states for probes",
     "probes": "Probes",
     "sweep": "Oracle sweep",
-    "eval": "Examination",
+    "eval": "Evaluation",
 }
 NUMBER = re.compile(r"[-+]?[\d.,]+(e-?\d+)?%?|")
 MOST_ROWS = 24  # of a table that is open when the page is
@@ -37,25 +34,25 @@ TOP, SAVED = 34, 50  # pixels: above a figure without its title, and what that s
 
 
 def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
-    """One HTML page of every study in a folder and below: ``report.html`` in that folder, or ``out``.
+    """Write one HTML page of every study in a folder and below: ``report.html`` in that folder, or ``out``.
 
-    Studies that are not finished are named as such, with their progress.
+    Unfinished studies are listed with their progress.
 
     Raises:
         SinkgateError: there is no study, or one that cannot be read; the page cannot be written.
     """
     folder = Path(folder)
-    found = Results.find(folder)
+    studies = Results.find(folder)
     out = folder / "report.html" if out is None else Path(out)
     numbers = count(1)
-    chapters = [_chapter(f"study-{number}", each, folder, numbers) for number, each in enumerate(found, 1)]
-    asked = claims(found)
-    if asked:
+    chapters = [_chapter(f"study-{number}", each, folder, numbers) for number, each in enumerate(studies, 1)]
+    checked = claims(studies)
+    if checked:
         sentence = (
             "The paper's claims, checked against these results. “Undecided”: the study could not have shown the effect. "
             "The thresholds are our choice."
         )
-        body = f'<h2 id="claims">Claims of the paper</h2><p>{sentence}</p>{_table(table_of(asked))}'
+        body = f'<h2 id="claims">Claims of the paper</h2><p>{sentence}</p>{_table(table_of(checked))}'
         chapters.insert(0, (_link("claims", "Claims of the paper"), body))
     page = PAGE.format(
         title=escape(f"Studies in {folder.resolve().name}"),
@@ -72,7 +69,7 @@ def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
 
 
 def write_figures(folder: str | Path, suffix: str) -> list[Path]:
-    """Every figure of the page as a file of its own, in its study's folder: "svg", "png", "pdf" or "html".
+    """Write every figure of the page to a file in its study's folder: "svg", "png", "pdf" or "html".
 
     Raises:
         SinkgateError: there is no study; no such kind of file, or nothing here can draw it (see `sinkgate.plots.export`).
@@ -87,7 +84,7 @@ def write_figures(folder: str | Path, suffix: str) -> list[Path]:
 
 
 def _chapter(mark: str, results: Results, folder: Path, numbers: Iterator[int]) -> tuple[str, str]:
-    """A study's entry in the table of contents, and what stands there; ``numbers`` name the figures."""
+    """The entry in the table of contents and the chapter of a study; ``numbers`` name the figures."""
     title = f"{NAMES.get(results.study, results.study)}: {results.about['model'].get('name', 'no model named')}"
     if results.folder != folder:
         title += f" ({results.folder.relative_to(folder).as_posix()})"
@@ -108,7 +105,7 @@ def _sections(results: Results) -> Iterable[Section]:
 
 
 def _state(results: Results, folder: Path) -> str:
-    """Where it lies, and how far it is."""
+    """Folder and progress of a study."""
     about, done = results.about, len(results.parts)
     place = f"<code>{escape(results.folder.relative_to(folder).as_posix())}</code>"
     if results.finished:
@@ -120,7 +117,7 @@ def _state(results: Results, folder: Path) -> str:
         return "".join(f"<p>{line}</p>" for line in lines)
     return (
         f'<p>Folder {place}, begun {escape(about["started"])}.</p><p class="unfinished">Not finished: {done} of '
-        f"{about['units']} parts are there. The command that began it goes on with it.</p>"
+        f"{about['units']} parts are there. The same command continues it.</p>"
     )
 
 
@@ -129,22 +126,22 @@ def _link(mark: str, title: str) -> str:
 
 
 def _facts(about: dict[str, Any]) -> str:
-    """What was run, as a small table."""
+    """Model, data, settings and versions as a small table."""
     made_with = about["made_with"]
-    told = {key: about[key] for key in ("model", "data", "settings", "units")}
+    facts = {key: about[key] for key in ("model", "data", "settings", "units")}
     if about.get("about"):
-        told["about"] = about["about"]  # seeds, limits, where things lay
-    told |= {"made with": made_with[0]} if len(made_with) == 1 else {"made with": dict(enumerate(made_with, 1))}
-    told |= {"started": about["started"], "finished": about["finished"] or "not yet"}
+        facts["about"] = about["about"]  # seeds, limits, paths
+    facts["made with"] = made_with[0] if len(made_with) == 1 else dict(enumerate(made_with, 1))
+    facts |= {"started": about["started"], "finished": about["finished"] or "not yet"}
     rows = [
         f"<tr><th>{escape(str(name))}</th><td>{escape(shorten(str(value), 300))}</td></tr>"
-        for name, value in pd.json_normalize(told, sep=", ").iloc[0].items()
+        for name, value in pd.json_normalize(facts, sep=", ").iloc[0].items()
     ]
     return f"<details><summary>What was run</summary><div class='table'><table>{''.join(rows)}</table></div></details>"
 
 
 def _figure(figure: go.Figure, numbers: Iterator[int]) -> str:
-    """A figure on the page's own paper, without its title, which stands above it as a heading."""
+    """A figure on the page's background, without its title, which is a heading above it."""
     shown = go.Figure(figure).update_layout(
         title=None,
         margin_t=TOP,
@@ -162,7 +159,7 @@ def _figure(figure: go.Figure, numbers: Iterator[int]) -> str:
 
 
 def _table(frame: pd.DataFrame) -> str:
-    """A table, numbers to the right; folded where it is long."""
+    """A table, numbers aligned right; collapsed if it is long."""
     columns = []
     for name, values in frame.items():
         cells = [_text(value) for value in values]
@@ -177,7 +174,7 @@ def _table(frame: pd.DataFrame) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value with as many digits as one reads."""
+    """A value with three significant digits."""
     if isinstance(value, float):
         return "" if pd.isna(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return str(value)

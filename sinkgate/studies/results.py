@@ -1,4 +1,4 @@
-"""What lies in a study's folder, finished or not."""
+"""Results of a study, read from its folder, finished or not."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ KEYS = ("study", "settings", "model", "data", "units", "made_with", "started", "
 
 @dataclass(frozen=True)
 class Results:
-    """A study's folder, read. ``about`` is its study.json."""
+    """The folder of a study and its record, ``about``, from study.json."""
 
     folder: Path
     about: dict[str, Any]
 
     @classmethod
     def load(cls, folder: str | Path) -> Results:
-        """What lies in a folder, finished or not.
+        """Return the results in a folder, finished or not.
 
         Raises:
             SinkgateError: there is no study.
@@ -45,15 +45,15 @@ class Results:
 
     @classmethod
     def find(cls, folder: str | Path) -> list[Results]:
-        """All studies in a folder and below, by path.
+        """Return all studies in a folder and below, by path.
 
         Raises:
             SinkgateError: there is none.
         """
-        found = [cls.load(file.parent) for file in sorted(Path(folder).rglob("study.json"))]
-        if not found:
+        studies = [cls.load(file.parent) for file in sorted(Path(folder).rglob("study.json"))]
+        if not studies:
             raise SinkgateError(f"there is no study in {folder}; a study's folder holds a study.json")
-        return found
+        return studies
 
     @property
     def study(self) -> str:
@@ -62,7 +62,7 @@ class Results:
 
     @property
     def finished(self) -> bool:
-        """Whether the tables are put together."""
+        """True if the tables are joined."""
         return self.about["finished"] is not None
 
     @property
@@ -71,7 +71,7 @@ class Results:
         return sorted(path for path in (self.folder / "parts").glob("[0-9]*") if path.is_dir())
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table of a finished study.
+        """Return a table of a finished study.
 
         Raises:
             SinkgateError: the study is not finished, or has no such table.
@@ -79,7 +79,7 @@ class Results:
         if not self.finished:
             raise SinkgateError(
                 f"the {self.study} in {self.folder} is not finished ({len(self.parts)} of {self.about['units']} parts are there); "
-                "the command that began it goes on with it"
+                "the same command continues it"
             )
         path = self.folder / f"{name}.parquet"
         if not path.is_file():
@@ -89,5 +89,5 @@ class Results:
             return pd.read_parquet(path)
         except (pa.ArrowException, OSError) as error:
             raise SinkgateError(
-                f'{path} cannot be read ({error}); set "finished" to null in study.json and run again: its parts are put together anew'
+                f'{path} cannot be read ({error}); set "finished" to null in study.json and run again: its parts are joined anew'
             ) from error

@@ -1,10 +1,10 @@
-"""A study's folder: long work is written into it as it goes, goes on from it after a kill, and is shared out over processes.
+"""Runs of studies: written to a folder part by part, resumed after a kill, and divided among processes.
 
-Work is cut into units, and a finished unit is a folder of its own, written aside and then renamed: it is there as a whole or not at
-all. So nothing is lost but the unit at work, nothing is done twice, and processes need not talk: each does its share of
-the units that are missing, on one machine or on many that share the disk, and whoever finds all of them done puts the tables together.
+A study is a number of units, and a finished unit is a folder of its own, written under another name and then renamed: it exists as a whole
+or not at all. So a kill loses only the unit in progress, nothing is computed twice, and processes need no communication: each does its
+share of the missing units, on one machine or on several with a common disk, and the process that finishes the last unit joins the tables.
 
-    DIR/study.json              what is studied, on which model and data, with which versions
+    DIR/study.json              study, settings, model, data and versions
     DIR/parts/00007/            one finished unit: TABLE.parquet, TENSORS.safetensors
     DIR/TABLE.parquet           each table's parts in order, once all units are done
 """
@@ -34,15 +34,15 @@ from sinkgate.output import disk_errors, track, writable_folder
 from sinkgate.studies.provenance import versions
 from sinkgate.studies.results import FORMAT, VERSION, Results
 
-IDENTITY = ("study", "settings", "model", "data", "units")  # what a continued run has to share
+IDENTITY = ("study", "settings", "model", "data", "units")  # equal in all runs of one folder
 CRITERIA = {"settings.v_sink": "V-sinks", "settings.l_sink": "L-sinks"}  # settings that are criteria of sinks
 Tables = Mapping[str, pd.DataFrame | dict[str, Tensor]]
 
 
 class Study(Protocol):
-    """What can be run: ``work`` gives a unit's tables, the same whoever does it and whenever.
+    """A study: ``work`` returns the tables of a unit, in every process and run the same.
 
-    A study may have a dictionary ``about`` beside: what is told of it and need not be the same when it goes on, such as paths.
+    A study may have a dictionary ``about``: further facts that may differ between runs, such as paths.
     """
 
     kind: ClassVar[str]
@@ -64,7 +64,7 @@ class Study(Protocol):
 
 @dataclass(frozen=True)
 class Shard:
-    """One process's share of the units: every ``of``-th from ``rank`` on."""
+    """One process's share of the units: every ``of``-th from ``rank``."""
 
     rank: int = 0
     of: int = 1
@@ -75,15 +75,15 @@ class Shard:
 
     @classmethod
     def here(cls) -> Shard:
-        """This process's, as ``accelerate launch`` and ``torchrun`` number processes; the whole where neither was used."""
+        """Return the share of this process under ``accelerate launch`` or ``torchrun``; the whole without a launcher."""
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """From "3/8", the fourth of eight.
+        """Return the share that a text names: "3/8" is the fourth of eight.
 
         Raises:
-            SinkgateError: it is nothing of the kind.
+            SinkgateError: it is no such text.
         """
         rank, _, of = text.partition("/")
         if not (rank.isdecimal() and of.isdecimal()):
@@ -94,20 +94,24 @@ class Shard:
 def run(
     study: Study, out: str | Path, *, shard: Shard | None = None, resume: bool = True, progress: bool = True
 ) -> Results:
-    """Do the units of a study that are not there yet, and put the tables together once all are.
+    """Compute the missing units of a study, and join the tables when all are finished.
 
     Args:
-        study: what to do.
+        study: the study.
         out: its folder.
-        shard: this process's share; `Shard.here` where None.
-        resume: go on with what lies in the folder; False refuses a folder that holds any.
+        shard: this process's share; `Shard.here` if None.
+        resume: continue the study in the folder; False refuses a folder with a study.
         progress: show how far it is, with the time left: a bar on the terminal of the first process, a line a part in a log.
 
     Raises:
-        SinkgateError: the folder holds another study, or any where ``resume`` is False; as ``study.work``.
+        SinkgateError: the folder cannot be written, or holds another study, or any if ``resume`` is False; as ``study.work``.
+
+    Example:
+        >>> results = run(Sweep(vlm, items, layers=[2]), "runs/sweep")
+        >>> results.table("answers")
     """
     out, shard = Path(out), shard or Shard.here()
-    results = _begun(study, out, resume, shard)
+    results = _start(study, out, resume, shard)
     if results.finished:
         return results
     share = range(shard.rank, study.units, shard.of)
@@ -120,7 +124,7 @@ def run(
 
 
 def finish(out: str | Path) -> Results:
-    """Put the tables together if all units are done; the same bytes whoever does it.
+    """Join the tables if all units are finished; the same bytes in every process.
 
     Raises:
         SinkgateError: there is no study, or a part cannot be read.
@@ -133,7 +137,7 @@ def finish(out: str | Path) -> Results:
         tables = [_read(part / name) for part in parts if (part / name).exists()]
         whole = pa.concat_tables(tables, promote_options="permissive")
         _replace(results.folder / name, lambda place, whole=whole: _save(whole, place))
-    with suppress(OSError):  # what killed runs left there stays: another process may be writing
+    with suppress(OSError):  # files of killed runs stay: another process may be writing there
         (results.folder / "parts" / "tmp").rmdir()
     about = {**results.about, "finished": _now()}
     _write_about(about, results.folder)
@@ -141,7 +145,7 @@ def finish(out: str | Path) -> Results:
 
 
 def gather(folders: Iterable[str | Path], out: str | Path) -> Results:
-    """One study of the parts that lie in several folders, such as those of machines that share no disk.
+    """Join the parts of one study from several folders, such as those of machines without a common disk.
 
     Raises:
         SinkgateError: they are not of one study.
@@ -149,11 +153,11 @@ def gather(folders: Iterable[str | Path], out: str | Path) -> Results:
     out = Path(out)
     for folder in folders:
         results = Results.load(folder)
-        kept = _keep(results.about, out)
-        _agree(kept, results.about, out)
-        more = [each for each in results.about["made_with"] if each not in kept["made_with"]]
+        stored = _stored(results.about, out)
+        _check_same(stored, results.about, out)
+        more = [each for each in results.about["made_with"] if each not in stored["made_with"]]
         if more:
-            _write_about({**kept, "made_with": kept["made_with"] + more}, out)
+            _write_about({**stored, "made_with": stored["made_with"] + more}, out)
         for part in results.parts:
             place = out / "parts" / part.name
             if not place.is_dir():
@@ -164,7 +168,7 @@ def gather(folders: Iterable[str | Path], out: str | Path) -> Results:
 
 
 def chunks(count: int, size: int) -> int:
-    """How many units of ``size`` samples there are.
+    """Return the number of units of ``size`` samples.
 
     Raises:
         SinkgateError: there is no sample.
@@ -177,7 +181,7 @@ def chunks(count: int, size: int) -> int:
 # --- inside
 
 
-def _begun(study: Study, out: Path, resume: bool, shard: Shard) -> Results:
+def _start(study: Study, out: Path, resume: bool, shard: Shard) -> Results:
     if not (out / "study.json").exists():
         writable_folder(out / "parts")  # before settings, which may run the model
     about = {
@@ -193,19 +197,19 @@ def _begun(study: Study, out: Path, resume: bool, shard: Shard) -> Results:
         "started": _now(),
         "finished": None,
     }
-    about = json.loads(json.dumps(about))  # as it will be read again: tuples are lists
+    about = json.loads(json.dumps(about))  # as it is read again: tuples are lists
     if not resume and shard.rank == 0 and (out / "study.json").exists():
         raise SinkgateError(f"{out} holds a study already; name another folder, or let it go on (--resume)")
-    kept = _keep(about, out)
-    _agree(kept, about, out)
-    if about["made_with"][0] not in kept["made_with"] and kept["finished"] is None:
-        kept = {**kept, "made_with": kept["made_with"] + about["made_with"]}
-        _write_about(kept, out)
-    return Results(out, kept)
+    stored = _stored(about, out)
+    _check_same(stored, about, out)
+    if about["made_with"][0] not in stored["made_with"] and stored["finished"] is None:
+        stored = {**stored, "made_with": stored["made_with"] + about["made_with"]}
+        _write_about(stored, out)
+    return Results(out, stored)
 
 
-def _keep(about: dict[str, Any], out: Path) -> dict[str, Any]:
-    """What the folder says it is; ``about`` where it says nothing yet."""
+def _stored(about: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The record in the folder; ``about``, written there, if there is none."""
     if (out / "study.json").exists():
         return Results.load(out).about
     with disk_errors(f"the folder {out} cannot be written; give another one"):
@@ -215,8 +219,9 @@ def _keep(about: dict[str, Any], out: Path) -> dict[str, Any]:
     return fresh
 
 
-def _agree(kept: dict[str, Any], about: dict[str, Any], out: Path) -> None:
-    there, here = _flat({key: kept[key] for key in IDENTITY}), _flat({key: about[key] for key in IDENTITY})
+def _check_same(stored: dict[str, Any], about: dict[str, Any], out: Path) -> None:
+    """Raise if the folder holds another study."""
+    there, here = _flat({key: stored[key] for key in IDENTITY}), _flat({key: about[key] for key in IDENTITY})
     for key in [*here, *there]:
         if there.get(key) != here.get(key):
             if group := CRITERIA.get(key):
@@ -249,7 +254,7 @@ def _aside(out: Path) -> Path:
 
 
 def _write(tables: Tables, place: Path) -> None:
-    """A finished unit, whole or not at all."""
+    """Write a finished unit, whole or not at all."""
     aside = _aside(place.parents[1])
     with disk_errors(f"{place} cannot be written"):
         aside.mkdir(parents=True)
@@ -267,7 +272,7 @@ def _settle(aside: Path, place: Path) -> None:
     except OSError:
         if not place.is_dir():
             raise
-        shutil.rmtree(aside)  # another process was quicker with the same
+        shutil.rmtree(aside)  # another process has written the same
 
 
 def _save(table: pa.Table, place: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a page shows of each kind of study: figures and tables, each under a sentence that tells how to read it."""
+"""Sections of the report on each kind of study: figures and tables, each with a sentence on how to read it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHANGES = ["change", "low", "high"]
 
 @dataclass(frozen=True)
 class Section:
-    """A figure or a table, under a title, with a sentence that tells how to read it."""
+    """A figure or a table, with a title and a sentence on how to read it."""
 
     title: str
     sentence: str
@@ -36,7 +36,7 @@ class Section:
 
     @property
     def slug(self) -> str:
-        """The title as a file's name."""
+        """The title as a file name."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
@@ -63,13 +63,13 @@ def _anatomy(results: Results) -> Iterator[Section]:
     )
     yield Section(
         "Length of Values",
-        "How much a group can give to whoever attends to it: near 0 its attention is parked there (no-op), near 1 it gives as others do.",
+        "Mean length of a group's Values over the mean of all Values. Near 0, attention to the group changes nothing (no-op); near 1 it adds as much as to other tokens.",
         anatomy_plots.value_ratio_figure(tokens),
     )
     yield Section(
         "Broadcast or no-op, head by head",
-        "Each dot is a head. Far to the right it looks at V-sinks; at the bottom (1) its output is the same for every query, so it hands one "
-        "content around (broadcast). Together with short Values, attention on sinks is a no-op.",
+        "Each dot is a head. Far to the right it attends to V-sinks; at the bottom (1) its output is the same for every query, so all queries get one "
+        "content (broadcast). Together with short Values, attention on sinks is a no-op.",
         anatomy_plots.broadcast_figure(heads),
     )
     if len(projector):
@@ -79,18 +79,17 @@ def _anatomy(results: Results) -> Iterator[Section]:
             anatomy_plots.projector_figure(projector),
         )
         yield Section(
-            "Through the projector, in numbers", "Mean and deviation over images.", _told(flattening(projector))
+            "Through the projector, in numbers", "Mean and deviation over images.", _readable(flattening(projector))
         )
     yield Section(
         "Sinks in an image, by criterion",
-        "Each dot is an image: how many of its visual tokens a criterion calls sinks. Hundreds are no sinks any more, but a criterion that "
-        "does not fit this model.",
+        "Each dot is an image: the number of its visual tokens that a criterion calls sinks. Hundreds mean that the criterion does not fit this model.",
         anatomy_plots.sinks_figure(images),
     )
     yield Section(
         "Sinks in an image, in numbers",
         "Mean and deviation over images.",
-        _told(sinks_per_image(images), shares=["some"]),
+        _readable(sinks_per_image(images), shares=["some"]),
     )
     if len(agreement):
         yield Section(
@@ -101,60 +100,60 @@ def _anatomy(results: Results) -> Iterator[Section]:
 
 
 def _probes(results: Results) -> Iterator[Section]:
-    told = results.table("scores")
-    means = summary(told)
+    scored = results.table("scores")
+    means = summary(scored)
     means = means[means["train"] >= RARE * means["train"].max()]
     sentence = (
-        "How well a linear probe reads the scene from the mean hidden state of a group. Compare the lines with each other, and with the grey ones: "
-        "what the same probe reaches when labels are shuffled, and what the most frequent answer reaches. Points of fewer than a tenth of the "
+        "Accuracy of a linear probe on the mean hidden state of a group. Compare the lines with each other, and with the grey ones: "
+        "the same probe with shuffled labels, and the most frequent answer. Points of fewer than a tenth of the "
         "pictures are left out; L-sinks are probed on the pictures that have any, which are others from layer to layer."
     )
     yield Section("What tokens know of the scene: accuracy", sentence, probes_plots.probes_figure(means))
     yield Section(
         "What tokens know of the scene: mean average precision",
-        "The same probes, judged by how well they rank the pictures, which needs no threshold.",
+        "The same probes, scored by their ranking of the pictures, which needs no threshold.",
         probes_plots.probes_figure(means, "mean_average_precision"),
     )
     yield Section(
         "Lead over ordinary tokens",
         "Differences on the same split of pictures, mean and deviation over draws, in points.",
-        _told(advantage(told), points=[*MEASURES, *(f"{measure}_std" for measure in MEASURES)]),
+        _readable(advantage(scored), points=[*MEASURES, *(f"{measure}_std" for measure in MEASURES)]),
     )
 
 
 def _sweep(results: Results) -> Iterator[Section]:
     items, answers = results.table("items"), results.table("answers")
-    found, leans = gains(items, answers), leaning(items, answers)
-    limit = 100 * float(found["change"].abs().max()) or None
+    cells, leans = gains(items, answers), leaning(items, answers)
+    limit = 100 * float(cells["change"].abs().max()) or None
     if len(leans):
         yield Section(
             "Which way each task leans, layer by layer",
             "Accuracy where V-sinks outweigh the rest, minus accuracy where they are outweighed. Teal wants sinks up, brown wants them down.",
             sweep_plots.lean_figure(leans),
         )
-    best = found.loc[found.groupby(["task", "layer"], sort=False)["change"].idxmax()]
+    best = cells.loc[cells.groupby(["task", "layer"], sort=False)["change"].idxmax()]
     yield Section(
         "The best setting of each layer",
-        "The largest change that any setting of a layer brings. The best of many is never the worst: a few points above 0 are to be expected "
-        "of chance alone, so look at the marked cells, and at what the other half of the items confirms below.",
+        "The largest change of any setting of a layer. The best of many is biased upwards: chance alone gives a few points above 0, "
+        "so see the marked cells, and below the changes that the other half of the items confirms.",
         sweep_plots.layers_figure(best, limit),
     )
     yield Section(
         "Every setting of the sweep",
         "The whole map in one picture; point at a cell to read its setting and its interval.",
-        sweep_plots.settings_figure(found, limit),
+        sweep_plots.settings_figure(cells, limit),
     )
     chosen = confirmed(items, answers)
     if len(chosen):
         yield Section(
             "Searched against confirmed",
-            "Half of the items chooses the best setting, the other half tries it, both ways round. What counts is the diamond with its interval.",
+            "Half of the items chooses the best setting, or none, and the other half is answered under it, both ways round. The diamond with its interval counts.",
             sweep_plots.confirmation_figure(chosen),
         )
         yield Section(
             "Searched against confirmed, in numbers",
-            "Changes in points.",
-            _told(chosen, ["searched", "confirmed", "low", "high", "smallest"], ["base"]),
+            "Changes in points; smallest is the change that so many items could have shown.",
+            _readable(chosen, ["searched", "confirmed", "low", "high", "smallest"], ["base"]),
         )
         if groups_apart(answers).nunique() > 1:
             yield Section(
@@ -162,57 +161,57 @@ def _sweep(results: Results) -> Iterator[Section]:
                 "Does a scale of their own for L-sinks bring more, on items that had no part in the choice?",
                 sweep_plots.confirmation_figure(confirmed(items, answers, families=groups_apart)),
             )
-    changed = found[found["change"] != 0].nsmallest(MOST, "p")
+    changed = cells[cells["change"] != 0].nsmallest(MOST, "p")
     if len(changed):
         yield Section(
             "The surest changes",
             "Settings with the smallest p of the sign test, and the same corrected for the number of settings; changes in points.",
-            _told(
+            _readable(
                 changed[["task", *CELL, "samples", "base", "accuracy", *CHANGES, "p", "corrected"]],
                 CHANGES,
                 ["base", "accuracy"],
             ),
         )
-    for task in dict.fromkeys(found["task"]):
+    for task in dict.fromkeys(cells["task"]):
         yield Section(
             f"{task}, layer by layer",
             "V-sinks scaled by rho, all other visual tokens by 1 - rho; 0 points is the unmodified model.",
-            sweep_plots.curves_figure(found, task),
+            sweep_plots.curves_figure(cells, task),
         )
 
 
-def _examination(results: Results) -> Iterator[Section]:
+def _evaluation(results: Results) -> Iterator[Section]:
     items, answers = results.table("items"), results.table("answers")
     if answers["method"].nunique() > 1:
         yield Section(
             "What each method changes",
-            "Right of 0 a method answers more of the same questions than the unmodified model; an interval that reaches across 0 leaves it open.",
+            "Right of 0 a method answers more of the same questions rightly than the unmodified model; an interval across 0 leaves it open.",
             evaluation_plots.changes_figure(changes(items, answers)),
         )
     right = accuracies(items, answers)
-    yield Section("Accuracy", "Share of right answers, by task.", _told(right, shares=list(right.columns[1:])))
+    yield Section("Accuracy", "Share of right answers, by task.", _readable(right, shares=list(right.columns[1:])))
     benchmark = BENCHMARKS.get(results.about["data"].get("benchmark"))
     if benchmark is not None:
-        told = scores(benchmark, items, answers)
+        named = scores(benchmark, items, answers)
         yield Section(
             "Scores",
-            "All scores that the benchmark is known by, each named; changes in points with 95 % intervals.",
-            _told(told, CHANGES, ["value"]),
+            "All published scores of the benchmark by name; changes in points with 95 % intervals.",
+            _readable(named, CHANGES, ["value"]),
         )
 
 
-#: What a kind of study shows, in order. Another kind: one more function.
+#: The sections of each kind of study. To add a kind, add a function.
 SECTIONS: dict[str, Callable[[Results], Iterable[Section]]] = {
     "anatomy": _anatomy,
     "features": lambda _: (),
     "probes": _probes,
     "sweep": _sweep,
-    "eval": _examination,
+    "eval": _evaluation,
 }
 
 
-def _told(frame: pd.DataFrame, points: Sequence[str] = (), shares: Sequence[str] = ()) -> pd.DataFrame:
-    """The frame as one reads it: groups by name, differences of shares in points, other shares in percent."""
+def _readable(frame: pd.DataFrame, points: Sequence[str] = (), shares: Sequence[str] = ()) -> pd.DataFrame:
+    """The frame in readable form: groups by name, differences of shares in points, other shares in percent."""
     words = {name: (100 * frame[name]).map("{:+z.1f}".format, na_action="ignore") for name in points}
     words |= {name: frame[name].map("{:.1%}".format, na_action="ignore") for name in shares}
     return frame.assign(**words).replace({"group": GROUP_NAMES})

@@ -1,6 +1,6 @@
 """The oracle sweep: every layer alone under every setting, on every item of a benchmark (paper, section 3).
 
-The best of hundreds of settings flatters itself. So changes come with intervals, p values are corrected for the number of
+The best of hundreds of settings is biased upwards. So changes come with intervals, p values are corrected for the number of
 settings, and the best setting of each task is chosen on one half of the items and confirmed on the other.
 
 Shapes: S samples, M settings.
@@ -23,9 +23,9 @@ from sinkgate.methods import Fixed
 from sinkgate.models.finder import SinkFinder
 from sinkgate.models.vlm import VLM, Finder
 from sinkgate.sinks.gates import Gates
-from sinkgate.studies.base import OfItems, finder_settings, frame_of, ready
+from sinkgate.studies.base import OfItems, finder_settings, frame_of, prepared
 from sinkgate.studies.runner import Tables
-from sinkgate.training.dataset import Lessons
+from sinkgate.training.dataset import ExampleCache
 from sinkgate.training.evaluation import evaluate
 
 UNMODIFIED = -1  # its layer in the tables
@@ -69,10 +69,10 @@ class Sweep(OfItems):
         part = self.items[start : start + self.chunk]
         methods = {"": Fixed(Gates.ones(self.vlm))}
         methods |= {str(number): Fixed(setting.gates(self.vlm)) for number, setting in enumerate(self.choices)}
-        lessons = Lessons(self.vlm, self.finder)
-        ready(lessons, part)  # before hours of work
+        examples = ExampleCache(self.vlm, self.finder)
+        prepared(examples, part)  # before hours of work
         samples = [item.sample for item in part]
-        marks = evaluate(self.vlm, methods, samples, lessons=lessons, batch_size=self.chunk, progress=False)
+        result = evaluate(self.vlm, methods, samples, examples=examples, batch_size=self.chunk, progress=False)
         cells = [
             (UNMODIFIED, 1.0, 1.0, 1.0),
             *((s.layer, s.scales["v_sink"], s.scales["l_sink"], s.scales["ordinary"]) for s in self.choices),
@@ -85,13 +85,13 @@ class Sweep(OfItems):
                         name: np.full(len(part), value, np.int16 if name == "layer" else np.float32)
                         for name, value in zip(CELL, cell, strict=True)
                     },
-                    "right": marks.right[method],
-                    "loss": np.array(marks.loss[method], dtype=np.float32),
+                    "right": result.right[method],
+                    "loss": np.array(result.loss[method], dtype=np.float32),
                 }
             )
             for cell, method in zip(cells, methods, strict=True)
         ]
-        return {"items": frame_of(part, lessons, start), "answers": pd.concat(answers, ignore_index=True)}
+        return {"items": frame_of(part, examples, start), "answers": pd.concat(answers, ignore_index=True)}
 
     @property
     def finder(self) -> Finder:
@@ -106,7 +106,7 @@ class Sweep(OfItems):
 
 
 def gains(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0) -> pd.DataFrame:
-    """What each setting does to each task: the columns of `sinkgate.analysis.statistics.compared`, and ``corrected``, p by Holm over all rows.
+    """Compare each setting with the unmodified model by task: `sinkgate.analysis.statistics.compared`, and ``corrected``, p by Holm over all rows.
 
     Tables of a sweep -> one row a task and setting, with ``task``, ``layer``, ``v_sink``, ``l_sink``, ``ordinary``.
     """
@@ -115,8 +115,8 @@ def gains(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: in
         compared(right.loc[chosen], base.loc[chosen], seed).reset_index().assign(task=task)
         for task, chosen in _tasks(items, by)
     ]
-    found = pd.concat(tables, ignore_index=True)
-    return found.assign(corrected=holm(found["p"]))
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(corrected=holm(table["p"]))
 
 
 def confirmed(
@@ -169,11 +169,11 @@ def confirmed(
             searched = np.concatenate([changed[half, cell] for half, cell in zip(halves, best, strict=True)])
             other = np.concatenate([changed[half, cell] for half, cell in zip(halves, best[::-1], strict=True)])
             low, high = intervals(other[:, None], seed=seed)
-            told = {"task": task, "family": name, "samples": len(mixed), "base": base.loc[chosen].mean()}
+            row: dict[str, Any] = {"task": task, "family": name, "samples": len(mixed), "base": base.loc[chosen].mean()}
             words = [in_words(cells.iloc[cell]) if cell < len(cells) else "unmodified" for cell in best]
-            told |= {"first": words[0], "second": words[1]}
-            told |= {"searched": searched.mean(), "confirmed": other.mean(), "low": low[0], "high": high[0]}
-            rows.append(told | {"p": float(sign_test((other > 0).sum(), (other < 0).sum())), "smallest": other})
+            row |= {"first": words[0], "second": words[1]}
+            row |= {"searched": searched.mean(), "confirmed": other.mean(), "low": low[0], "high": high[0]}
+            rows.append(row | {"p": float(sign_test((other > 0).sum(), (other < 0).sum())), "smallest": other})
     columns = [
         "task",
         "family",
@@ -202,7 +202,7 @@ def in_words(cell: Any) -> str:
 def leaning(
     items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0, together: bool = False
 ) -> pd.DataFrame:
-    """Which way each task wants the sinks: accuracy where V-sinks outweigh the rest, minus where they are outweighed.
+    """Return the direction of each task: accuracy where V-sinks outweigh the rest, minus where they are outweighed.
 
     Over the cells of the line, v_sink + rest = 1, but the middle. One row a task and layer, or a task and "all" layers ``together``:
     ``lean`` in [-1, 1], above 0 where the task wants sinks up, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test over samples,
@@ -217,10 +217,10 @@ def leaning(
     chosen_layers = {"all": layers} if together and layers else {layer: [layer] for layer in layers}
     rows = []
     for task, chosen in _tasks(items, by):
-        told = right.loc[chosen].to_numpy(dtype=float)
+        correct = right.loc[chosen].to_numpy(dtype=float)
         for layer, among in chosen_layers.items():
             here = cells["layer"].isin(among).to_numpy()
-            sides = [told[:, side & here].mean(1) for side in (up, down)]
+            sides = [correct[:, side & here].mean(1) for side in (up, down)]
             difference = sides[0] - sides[1]
             low, high = intervals(difference[:, None], seed=seed)
             p = float(sign_test((difference > 0).sum(), (difference < 0).sum()))
@@ -241,7 +241,7 @@ def groups_apart(cells: pd.DataFrame) -> pd.Series:
 
 
 def _wide(answers: pd.DataFrame, values: str = "right") -> tuple[pd.DataFrame, pd.Series]:
-    """Whether answers were right, or another column, (S, M) with the cells as columns; and under the unmodified model, (S,)."""
+    """Correctness of answers, or another column, (S, M) with the cells as columns; and of the unmodified model, (S,)."""
     rounded = answers.assign(**{name: answers[name].astype(float).round(4) for name in SCALES})
     wide = rounded.pivot(index="sample", columns=CELL, values=values).astype(float if values == "loss" else np.int8)
     plain = (UNMODIFIED, 1.0, 1.0, 1.0)

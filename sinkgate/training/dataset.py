@@ -1,7 +1,7 @@
-"""Samples made ready for a model, and the part of a forward that all methods share.
+"""Training examples (tokenised, images encoded, sinks marked) and the forward prefix that all methods share.
 
-A method changes nothing below its lowest layer. So a batch is run once unmodified, and each method goes on from the input of
-the layer at which it begins: to compare or to train many methods costs what lies below them once.
+A method changes nothing below its first layer. So a batch runs once unmodified, and each method continues from the input of its first
+layer: the layers below cost the same for one method as for many.
 
 Shapes: B samples, A longest answer, D LLM width.
 """
@@ -27,14 +27,14 @@ from sinkgate.models.session import Session
 from sinkgate.models.vlm import VLM, Finder, find_sinks
 from sinkgate.sinks.classify import SinkMap, SinkMasks
 
-BUDGET = 2 << 30  # bytes of encoded images kept from one epoch to the next
+BUDGET = 2 << 30  # bytes of encoded images in the cache
 
 
 @dataclass(frozen=True)
 class ImageSinks:
     """Number of sinks among a sample's visual tokens, and the criteria that named them.
 
-    ``l_sinks``: tokens that are L-sinks in any layer, None if only the encoder was looked at. Criteria are "" if unknown.
+    ``l_sinks``: tokens that are L-sinks in any layer, None if only the encoder was observed. Criteria are "" if unknown.
     """
 
     v_sinks: int
@@ -44,19 +44,18 @@ class ImageSinks:
 
     @classmethod
     def of(cls, masks: SinkMasks, find: Finder, vlm: VLM) -> ImageSinks:
-        """Count the sinks that a finder named in one prompt."""
+        """Count the sinks of one prompt."""
         v_sinks, l_sinks = int(masks.v_sink.sum()), int(masks.l_sink.any(0).sum())
         if isinstance(masks, SinkMap):
-            return cls(
-                v_sinks, l_sinks, masks.v_verdict.criterion if masks.v_verdict else "", masks.l_verdict.criterion
-            )
-        named = find.criteria(vlm).v_sink.criterion.name if isinstance(find, SinkFinder) else ""
-        return cls(v_sinks, l_sinks or None, named)
+            v_criterion = masks.v_verdict.criterion if masks.v_verdict else ""
+            return cls(v_sinks, l_sinks, v_criterion, masks.l_verdict.criterion)
+        v_criterion = find.criteria(vlm).v_sink.criterion.name if isinstance(find, SinkFinder) else ""
+        return cls(v_sinks, l_sinks or None, v_criterion)
 
 
 @dataclass(frozen=True)
 class SinkCounts:
-    """Numbers of images: all, those with V-sinks, and those with L-sinks (None if they were not looked for)."""
+    """Numbers of images: all, those with V-sinks, and those with L-sinks (None if only the encoder was observed)."""
 
     images: int
     v_sink: int
@@ -68,20 +67,17 @@ class SinkCounts:
     def of(cls, each: Iterable[ImageSinks]) -> SinkCounts:
         """Count images."""
         each = list(each)
-        known = [one.l_sinks for one in each if one.l_sinks is not None]
-        criteria = (
-            ", ".join(sorted({getattr(one, name) for one in each} - {""})) for name in ("v_criterion", "l_criterion")
-        )
-        return cls(
-            len(each), sum(one.v_sinks > 0 for one in each), sum(n > 0 for n in known) if known else None, *criteria
-        )
+        l_sinks = [one.l_sinks > 0 for one in each if one.l_sinks is not None]
+        v_criteria, l_criteria = ({one.v_criterion for one in each}, {one.l_criterion for one in each})
+        names = (", ".join(sorted(criteria - {""})) for criteria in (v_criteria, l_criteria))
+        return cls(len(each), sum(one.v_sinks > 0 for one in each), sum(l_sinks) if l_sinks else None, *names)
 
     def count(self, group: str) -> int | None:
-        """Images that have a group, "v_sink" or "l_sink"."""
+        """Return the number of images with a group, "v_sink" or "l_sink"."""
         return self.v_sink if group == "v_sink" else self.l_sink
 
     def __str__(self) -> str:
-        """One line a group, with the consequence if no image has it."""
+        """Return one line a group, with the consequence if no image has it."""
         lines = []
         for name, count, criterion in (
             ("V-sinks", self.v_sink, self.v_criterion),
@@ -97,11 +93,11 @@ class SinkCounts:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A sample made ready: its prompt read and encoded, its sinks found, its answer spelled in ids.
+class PreparedExample:
+    """A sample as the model takes it: prompt tokenised, images encoded, sinks marked, answer in ids.
 
-    ``options``: each option with the token that decides for it, all different; empty where the answer is open. That token stands at
-    ``deciding`` in the answer: behind what all options begin with.
+    ``options``: each option with the token that decides for it, all different; empty if the answer is open. That token stands at
+    position ``deciding`` of the answer, behind the common beginning of all options.
     """
 
     prompt: Prompt
@@ -110,64 +106,75 @@ class Lesson:
     kind: str
     options: Mapping[str, int] = field(default_factory=dict)
     deciding: int = 0
-    found: ImageSinks = field(default_factory=lambda: ImageSinks(0, None))
+    counts: ImageSinks = field(default_factory=lambda: ImageSinks(0, None))
 
     @property
     def nbytes(self) -> int:
-        """Memory held, in bytes, most of it the encoded image."""
-        encoded = self.prompt.encoded
-        kept = [value for value in (encoded or {}).values() if isinstance(value, Tensor)]
-        return sum(t.nbytes for t in [*kept, *self.prompt.inputs.values(), self.sinks.v_sink, self.sinks.l_sink])
+        """Memory in bytes, most of it of the encoded images."""
+        encoded = [value for value in (self.prompt.encoded or {}).values() if isinstance(value, Tensor)]
+        return sum(t.nbytes for t in [*encoded, *self.prompt.inputs.values(), self.sinks.v_sink, self.sinks.l_sink])
 
 
-class Lessons:
-    """Makes lessons of samples, and keeps them while a budget of memory lasts.
+class ExampleCache:
+    """Prepare samples for a model, and cache the examples within a budget of memory.
 
-    A sample that cannot be used (a broken or missing image, an empty answer, a question that cannot be asked) is passed over and
-    noted in ``skipped``, by its name, with the reason. ``found``: the sinks of each sample that was used, by its name.
+    A sample that cannot be used (a broken or missing image, an empty answer, a question that the prompt refuses) is skipped: ``skipped``
+    holds the reasons, by name. ``counts`` holds the numbers of sinks of the others, by name.
+
+    Args:
+        vlm: the model.
+        find: finder of sinks.
+        budget: bytes of encoded images in the cache.
+
+    Example:
+        >>> examples = ExampleCache(vlm)
+        >>> result = sg.evaluate(vlm, methods, samples, examples=examples)
+        >>> examples.skipped
+        {}
     """
 
     def __init__(self, vlm: VLM, find: Finder = find_sinks, budget: int = BUDGET) -> None:
         self.vlm, self.find, self.budget = vlm, find, budget
         self.skipped: dict[str, str] = {}
-        self.found: dict[str, ImageSinks] = {}
-        self._kept: dict[int, tuple[Sample, Lesson]] = {}  # by the sample's identity, which lasts while it is held here
-        self._held = 0
+        self.counts: dict[str, ImageSinks] = {}
+        self._cache: dict[
+            int, tuple[Sample, PreparedExample]
+        ] = {}  # by the sample's identity, which lasts while it is cached
+        self._size = 0
 
-    def ready(self, sample: Sample, name: str) -> Lesson | None:
-        """The lesson of a sample; None where it has to be passed over."""
-        if id(sample) in self._kept:
-            lesson = self._kept[id(sample)][1]
-            self.found[name] = lesson.found
-            return lesson
-        try:
-            lesson = self._make(sample)
-        except (ImageError, PromptError) as error:
-            self.skipped[name] = str(error)
-            return None
-        self.found[name] = lesson.found
-        if self._held + lesson.nbytes <= self.budget:
-            self._kept[id(sample)] = sample, lesson
-            self._held += lesson.nbytes
-        return lesson
+    def prepare(self, sample: Sample, name: str) -> PreparedExample | None:
+        """Return the example of a sample, None if it is skipped; ``name`` stands for the sample in the records."""
+        if id(sample) in self._cache:
+            example = self._cache[id(sample)][1]
+        else:
+            try:
+                example = self._prepare(sample)
+            except (ImageError, PromptError) as error:
+                self.skipped[name] = str(error)
+                return None
+            if self._size + example.nbytes <= self.budget:
+                self._cache[id(sample)] = sample, example
+                self._size += example.nbytes
+        self.counts[name] = example.counts
+        return example
 
-    def _make(self, sample: Sample) -> Lesson:
+    def _prepare(self, sample: Sample) -> PreparedExample:
         vlm = self.vlm
         prompt = vlm.prompt(sample.images, sample.parts)
         answer = vlm.encode_answer(prompt, sample.answer)
         options, deciding = self._options(prompt, sample) if sample.options else ({}, 0)
-        found = self.find(vlm, prompt)
-        sinks = SinkMasks(found.v_sink, found.l_sink)
+        found_sinks = self.find(vlm, prompt)
+        sinks = SinkMasks(found_sinks.v_sink, found_sinks.l_sink)
         if vlm.adapter.takes_encoded is not None:
             vlm.warm_inputs(prompt)
             text = {name: value for name, value in prompt.inputs.items() if name in (*TEXT_INPUTS, *GRIDS)}
             prompt = replace(prompt, images=[], sheets=(), inputs=text, sinks=None)
-        return Lesson(
-            prompt, sinks, tuple(answer), sample.kind, options, deciding, ImageSinks.of(found, self.find, vlm)
+        return PreparedExample(
+            prompt, sinks, tuple(answer), sample.kind, options, deciding, ImageSinks.of(found_sinks, self.find, vlm)
         )
 
     def _options(self, prompt: Prompt, sample: Sample) -> tuple[dict[str, int], int]:
-        """The token that decides for each option, and its place in the answer."""
+        """The token that decides for each option, and its position in the answer."""
         encoded = self.vlm.encode_options(prompt, sample.options)
         if not encoded.decided_at_once or sample.answer not in encoded.ids:
             raise PromptError(
@@ -177,17 +184,17 @@ class Lessons:
         return dict(zip(encoded.ids, encoded.deciding, strict=True)), encoded.shared
 
 
-def batches(vlm: VLM, lessons: Sequence[Lesson]) -> Iterator[tuple[slice, Batch]]:
-    """The lessons side by side; one by one for models that encode images anew in every call."""
-    size = len(lessons) if vlm.adapter.takes_encoded is not None else 1
-    for start in range(0, len(lessons), max(size, 1)):
-        part = lessons[start : start + size]
+def batches(vlm: VLM, examples: Sequence[PreparedExample]) -> Iterator[tuple[slice, Batch]]:
+    """Yield examples side by side, with their slice; one by one for models that encode images anew in every call."""
+    size = len(examples) if vlm.adapter.takes_encoded is not None else 1
+    for start in range(0, len(examples), max(size, 1)):
+        part = examples[start : start + size]
         prompts, sinks, answers = zip(*((each.prompt, each.sinks, each.answer) for each in part), strict=True)
         yield slice(start, start + size), vlm.batch(prompts, sinks, answers)
 
 
 class Prefix:
-    """A batch run once on the unmodified model; methods go on from where they begin."""
+    """Forward of a batch on the unmodified model, from which methods continue at their first layers."""
 
     def __init__(self, vlm: VLM, batch: Batch, checkpoint: bool = False) -> None:
         assert batch.labels is not None
@@ -199,12 +206,12 @@ class Prefix:
             self.plain = self._logits()
 
     def run(self, method: Method) -> Tensor:
-        """Logits at the answers' places under a method, (B, A, vocabulary)."""
+        """Return the logits at the answers' positions under a method, (B, A, vocabulary)."""
         with method.applied(self.vlm, self.batch):
             return self.within(method)
 
     def within(self, method: Method) -> Tensor:
-        """The same where the method is applied already."""
+        """Return the same within ``method.applied``."""
         layers = self.vlm.adapter.all_layers
         start = method.first_layer(self.vlm) if self.resumes else 0
         if start == len(layers):
@@ -216,17 +223,14 @@ class Prefix:
             return self._logits()
 
     def losses(self, logits: Tensor) -> Tensor:
-        """Cross entropy of each answer, summed over its tokens, (B,), in nats."""
+        """Return the cross entropy of each answer, summed over its tokens, (B,), in nats."""
         flat = cross_entropy(
             logits.float().flatten(0, 1), self.labels.flatten(), ignore_index=IGNORED, reduction="none"
         )
         return flat.view_as(self.labels).sum(1)
 
     def right(self, logits: Tensor) -> Tensor:
-        """Whether each answer, its end included, is what greedy decoding would write, (B,) boolean.
-
-        Any token that ends an answer is as good as another.
-        """
+        """Return whether greedy decoding writes each answer, its end included, (B,) boolean. Any end token counts as the end."""
         ends = torch.tensor(self.vlm.prompter.chat.ends, device=self.labels.device, dtype=self.labels.dtype)
         written = logits.argmax(-1)
         both_end = torch.isin(written, ends) & torch.isin(self.labels, ends)
@@ -238,8 +242,8 @@ class Prefix:
         return output.logits[:, -count - 1 : -1]
 
 
-def labels_of(lessons: Iterable[Lesson | None]) -> Tensor:
-    """The answers' ids, one row a lesson, ``IGNORED`` where there is none, (B, A)."""
-    rows = [torch.tensor(lesson.answer if lesson else [], dtype=torch.long) for lesson in lessons]
+def labels_of(examples: Iterable[PreparedExample | None]) -> Tensor:
+    """Return the answers' ids, one row an example, padded with ``IGNORED``, (B, A)."""
+    rows = [torch.tensor(example.answer if example else [], dtype=torch.long) for example in examples]
     longest = max([1, *map(len, rows)])
     return torch.stack([pad(row, (0, longest - len(row)), value=IGNORED) for row in rows])

@@ -1,4 +1,4 @@
-"""Stacks of gates that were trained apart (paper, section 4): greedily, from the best, without training again."""
+"""Stacks of gates that were trained separately (paper, section 4): chosen greedily from the best, without further training."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sinkgate.methods.lsg.model import LSG
 from sinkgate.models.vlm import VLM
 from sinkgate.output import track
 from sinkgate.sinks.gates import Gates
-from sinkgate.training.dataset import Lessons, SinkCounts
-from sinkgate.training.evaluation import Marks, evaluate
+from sinkgate.training.dataset import ExampleCache, SinkCounts
+from sinkgate.training.evaluation import EvaluationResult, evaluate
 
 Score = Literal["accuracy", "loss"]
 UNMODIFIED = "unmodified"
@@ -21,7 +21,7 @@ UNMODIFIED = "unmodified"
 
 @dataclass(frozen=True)
 class Step:
-    """One try: these layers together, their score, and whether the layer added last was kept."""
+    """One trial: the layers, their score together, and whether the layer added last was kept."""
 
     layers: tuple[int, ...]
     score: float
@@ -30,10 +30,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Stack:
-    """What stacking found. Scores are higher where better: accuracy in [0, 1], or the loss in nats a token with its sign turned.
+    """Result of stacking. Higher scores are better: accuracy in [0, 1], or the negative loss in nats a token.
 
-    ``unmodified`` is the model's own score, ``singles`` each gate's by itself; ``steps`` are in the order of trying; ``sinks`` counts the
-    images that have any.
+    ``unmodified`` is the model's own score, ``singles`` that of each gate alone; ``steps`` are in the order of trials; ``sinks`` counts the
+    images with sinks.
     """
 
     lsg: LSG
@@ -55,44 +55,48 @@ def stack(
     *,
     score: Score = "loss",
     margin: float = 0.0,
-    lessons: Lessons | None = None,
+    examples: ExampleCache | None = None,
     progress: bool = True,
 ) -> Stack:
-    """Start from the best single gate and add the others in order of their single gain; keep what helps.
+    """Start from the best single gate, try the others in order of their single scores, and keep each that improves the stack.
 
-    Gates that are worse alone than the unmodified model are tried as well, last. The best single gate is the stack where no other
-    helps, even where it is worse than the model itself: compare ``score`` with ``unmodified``.
+    Gates that are worse alone than the unmodified model are tried too, last. If no other gate helps, the stack is the best single gate,
+    even if it is worse than the model itself: compare ``score`` with ``unmodified``.
 
     Args:
-        lsg: gates that were trained apart.
+        lsg: gates that were trained separately.
         vlm: the model.
-        samples: validation samples; neither those of training nor those to report on.
-        score: what decides. The paper does not say which score; loss is ours: it is less of a lottery than accuracy on few samples.
-        margin: how much a gate has to add to be kept; more than that.
-        lessons: see `evaluate`.
+        samples: validation samples, other than those of training and of the final report.
+        score: criterion of improvement. Default chosen by us; the paper does not say. The loss varies less than accuracy on few samples.
+        margin: least improvement of a gate that is kept, exclusive; in units of the score.
+        examples: see `evaluate`.
         progress: show a bar.
 
     Raises:
         SinkgateError: no sample can be used.
+
+    Example:
+        >>> result = sg.stack(lsg, vlm, validation)
+        >>> result.lsg.save_pretrained("runs/stack")
     """
-    lessons = lessons or Lessons(vlm, finder_of([lsg], l_sinks=False))
+    examples = examples or ExampleCache(vlm, finder_of([lsg], l_sinks=False))
     alone: dict[str, Method] = {str(layer): lsg.only([layer]) for layer in lsg.config.layers}
-    marks = evaluate(vlm, {UNMODIFIED: Fixed(Gates.ones(vlm)), **alone}, samples, lessons=lessons, progress=progress)
-    singles = {layer: _score(marks, str(layer), score) for layer in lsg.config.layers}
+    results = evaluate(
+        vlm, {UNMODIFIED: Fixed(Gates.ones(vlm)), **alone}, samples, examples=examples, progress=progress
+    )
+    singles = {layer: _score(results, str(layer), score) for layer in lsg.config.layers}
     best, *others = sorted(singles, key=lambda layer: -singles[layer])
-    chosen, reached = (best,), singles[best]
-    steps = [Step(chosen, reached, True)]
+    chosen, best_value = (best,), singles[best]
+    steps = [Step(chosen, best_value, True)]
     for layer in track(others, "stack", unit="gates", show=progress):
         tried = (*chosen, layer)
-        got = _score(
-            evaluate(vlm, {"tried": lsg.only(tried)}, samples, lessons=lessons, progress=False), "tried", score
-        )
-        kept = got > reached + margin
-        steps.append(Step(tried, got, kept))
-        if kept:
-            chosen, reached = tried, got
-    return Stack(lsg.only(chosen), _score(marks, UNMODIFIED, score), singles, steps, marks.sinks)
+        result = evaluate(vlm, {"tried": lsg.only(tried)}, samples, examples=examples, progress=False)
+        value = _score(result, "tried", score)
+        steps.append(Step(tried, value, kept=value > best_value + margin))
+        if steps[-1].kept:
+            chosen, best_value = tried, value
+    return Stack(lsg.only(chosen), _score(results, UNMODIFIED, score), singles, steps, results.sinks)
 
 
-def _score(marks: Marks, name: str, score: Score) -> float:
-    return marks.accuracy(name) if score == "accuracy" else -marks.mean_loss(name)
+def _score(result: EvaluationResult, name: str, score: Score) -> float:
+    return result.accuracy(name) if score == "accuracy" else -result.mean_loss(name)

@@ -14,9 +14,9 @@ from sinkgate.data import scene_samples
 from sinkgate.methods import VAR, Fixed, LoRA, Remove, Reweight, Suppress, criterion_of, finder_of
 from sinkgate.models import loading
 from sinkgate.models.vlm import find_sinks
-from sinkgate.studies.evaluation import Examination
+from sinkgate.studies.evaluation import Evaluation
 from sinkgate.studies.runner import run
-from sinkgate.training.dataset import Lessons
+from sinkgate.training.dataset import ExampleCache
 from sinkgate.training.stacking import stack
 
 CRITERION = "norm"  # names no sink in the demo world, where the default names two in most images
@@ -46,8 +46,8 @@ def losses(demo, lsg, samples):
     """Losses under the gates with sinks by either criterion, which differ."""
     results = {}
     for name in (CRITERION, "auto"):
-        lessons = Lessons(demo, by(name))
-        results[name] = sg.evaluate(demo, {"lsg": lsg}, samples, lessons=lessons, progress=False).loss["lsg"]
+        examples = ExampleCache(demo, by(name))
+        results[name] = sg.evaluate(demo, {"lsg": lsg}, samples, examples=examples, progress=False).loss["lsg"]
     assert results[CRITERION] != pytest.approx(results["auto"], abs=1e-3)
     return results
 
@@ -96,17 +96,17 @@ def test_stack(demo, lsg, samples, losses):
     assert -both.score == pytest.approx(sum(losses[CRITERION]) / len(samples), abs=1e-5)
 
 
-@pytest.mark.parametrize("asking", ["forced", "written"])
-def test_studies(demo, lsg, samples, tmp_path, asking):
+@pytest.mark.parametrize("scoring", ["likelihood", "generate"])
+def test_studies(demo, lsg, samples, tmp_path, scoring):
     items = [Item(sample, str(number), {"scope": "local"}) for number, sample in enumerate(samples)]
     methods = {"unmodified": Fixed(sg.Gates.ones(demo)), "lsg": lsg}
     tables = [
-        run(Examination(demo, SCENES, items, methods, asking, find=find), tmp_path / name, progress=False)
+        run(Evaluation(demo, SCENES, items, methods, scoring, find=find), tmp_path / name, progress=False)
         for name, find in (("default", None), ("own", by(CRITERION)), ("other", by("auto")))
     ]
     default, own, other = (each.table("answers") for each in tables)
     assert default.equals(own)
-    assert asking == "written" or not default.equals(other)
+    assert scoring == "generate" or not default.equals(other)
 
 
 def test_ask(demo, lsg, samples, tmp_path, monkeypatch, capsys):

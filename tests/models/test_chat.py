@@ -15,7 +15,7 @@ import sinkgate as sg
 from sinkgate.methods import Fixed
 from sinkgate.models.describe import describe, greedy_answer
 from sinkgate.models.vlm import VLM
-from sinkgate.training.dataset import Lessons, Prefix, batches
+from sinkgate.training.dataset import ExampleCache, Prefix, batches
 
 QUESTION = "What is in the picture?\nIt's “nice”."
 ENDS = {
@@ -216,10 +216,10 @@ def test_tokens_with_a_meaning_are_refused_everywhere(tokenizer, token):
     ):
         with pytest.raises(sg.PromptError, match="holds .*, which the model reads as a command"):
             ask()
-    lessons = Lessons(vlm)
+    examples = ExampleCache(vlm)
     good = (noise_image(), QUESTION, "yes")
-    sg.evaluate(vlm, {"plain": Fixed(sg.Gates.ones(vlm))}, [(noise_image(), QUESTION, text), good], lessons=lessons)
-    assert list(lessons.skipped) == ["sample 0"] and token in lessons.skipped["sample 0"]
+    sg.evaluate(vlm, {"plain": Fixed(sg.Gates.ones(vlm))}, [(noise_image(), QUESTION, text), good], examples=examples)
+    assert list(examples.skipped) == ["sample 0"] and token in examples.skipped["sample 0"]
 
 
 def test_an_end_that_is_no_special_token_is_refused_within_an_answer():
@@ -284,18 +284,18 @@ def test_options_are_chosen_alike_by_sweeps_and_scores(tokenizer, template):
         chosen += [options[index] for index in sg.choose(sg.Session(vlm, prompt), tables, options)]
         methods = {str(index): Fixed(table) for index, table in enumerate(tables)}
         marks = sg.evaluate(vlm, methods, [sg.Sample((image,), QUESTION, "no", "", tuple(options))], progress=False)
-        scored += [marks.said[name][0] for name in methods]
+        scored += [marks.chosen[name][0] for name in methods]
         assert [right for (right,) in marks.right.values()] == [word == "no" for word in scored[-len(tables) :]]
     assert chosen == scored and len(set(chosen)) > 1
 
 
 def test_options_that_differ_late_cannot_be_scored_in_one_forward(tokenizer):
     vlm = vlm_with(tokenizer, CHATML)
-    lessons = Lessons(vlm)
-    assert lessons.ready(sg.Sample((noise_image(),), "Why?", "a cat", "", ("a cat", "a dog")), "shared") is not None
-    assert lessons.ready(sg.Sample((noise_image(),), "Why?", "no", "", ("a cat", "a dog", "no")), "late") is None
-    assert "differ in the first token behind what all begin with" in lessons.skipped["late"]
-    assert lessons.ready(sg.Sample((noise_image(),), "Why?", "why", "", ("yes", "no")), "absent") is None
+    examples = ExampleCache(vlm)
+    assert examples.prepare(sg.Sample((noise_image(),), "Why?", "a cat", "", ("a cat", "a dog")), "shared") is not None
+    assert examples.prepare(sg.Sample((noise_image(),), "Why?", "no", "", ("a cat", "a dog", "no")), "late") is None
+    assert "differ in the first token behind what all begin with" in examples.skipped["late"]
+    assert examples.prepare(sg.Sample((noise_image(),), "Why?", "why", "", ("yes", "no")), "absent") is None
 
 
 def test_a_greedy_answer_is_compared_with_its_encoding(demo, monkeypatch):
@@ -314,19 +314,19 @@ def test_a_greedy_answer_is_compared_with_its_encoding(demo, monkeypatch):
 
 def test_any_token_that_ends_an_answer_is_right(tokenizer):
     vlm = vlm_with(tokenizer, CHATML, ends=(EOS, "<|im_end|>"))
-    lesson = Lessons(vlm).ready(sg.Sample((noise_image(),), "Why?", "yes"), "")
-    assert lesson is not None
+    example = ExampleCache(vlm).prepare(sg.Sample((noise_image(),), "Why?", "yes"), "")
+    assert example is not None
     with torch.no_grad():
-        prefix = Prefix(vlm, next(batches(vlm, [lesson]))[1])
-    assert lesson.answer[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+        prefix = Prefix(vlm, next(batches(vlm, [example]))[1])
+    assert example.answer[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
     def right(*last):
-        logits = torch.nn.functional.one_hot(torch.tensor([[*lesson.answer[:-1], *last]]), len(tokenizer)).float()
+        logits = torch.nn.functional.one_hot(torch.tensor([[*example.answer[:-1], *last]]), len(tokenizer)).float()
         return prefix.right(logits).tolist()
 
-    assert right(lesson.answer[-1]) == [True]
+    assert right(example.answer[-1]) == [True]
     assert right(tokenizer.convert_tokens_to_ids(EOS)) == [True]
-    assert right(lesson.answer[0]) == [False]
+    assert right(example.answer[0]) == [False]
 
 
 def test_rows_of_attention_stay_with_their_tokens_behind_a_special_one(tokenizer):

@@ -12,7 +12,7 @@ from sinkgate.methods import Fixed, finder_of
 from sinkgate.methods.lsg import LSGConfig
 from sinkgate.models.finder import SinkFinder
 from sinkgate.sinks.criteria import CRITERIA, SinkDimensions, by_side, read_criterion, tau_for
-from sinkgate.studies.evaluation import Examination
+from sinkgate.studies.evaluation import Evaluation
 from sinkgate.studies.sweep import Sweep
 
 
@@ -88,5 +88,5 @@ def test_studies_are_identified_by_the_criteria_that_they_use(demo):
     by_norm = Sweep(demo, items, [1], two, find=SinkFinder("norm", "massive")).settings
     assert by_norm["v_sink"] == "NormOutliers(times=2.0, threshold=None)" and "l_sink" not in by_norm
     gates = sg.LSG.for_vlm(demo, [1], criterion="norm; massive")
-    study = Examination(demo, SCENES, items, {"unmodified": Fixed(sg.Gates.ones(demo)), "gates": gates})
+    study = Evaluation(demo, SCENES, items, {"unmodified": Fixed(sg.Gates.ones(demo)), "gates": gates})
     assert study.settings.items() >= SinkFinder("norm", "massive").settings(demo).items()

@@ -19,7 +19,7 @@ from zoo import PINPOINTS, ZOO
 import sinkgate as sg
 from sinkgate.demo.build import build_tokenizer
 from sinkgate.methods import Fixed
-from sinkgate.training.dataset import Lessons
+from sinkgate.training.dataset import ExampleCache
 
 QUESTION = "What color is the circle?"
 #: A place for each image, then the question.
@@ -256,9 +256,9 @@ def test_pictures_that_a_model_refuses_are_named(name, size, message, request):
         with pytest.raises(sg.ImageError, match=f"picture 2 of 3, {size[0]} x {size[1]} pixels"):
             vlm.prompt([noise_image(), odd, noise_image()], QUESTION)
     good = sg.Sample((noise_image(),), QUESTION, "red")
-    lessons = Lessons(vlm)
-    sg.evaluate(vlm, {"plain": Fixed(sg.Gates.ones(vlm))}, [(odd, QUESTION, "red"), good], lessons=lessons)
-    assert list(lessons.skipped) == ["sample 0"] and f"{size[0]} x {size[1]} pixels" in lessons.skipped["sample 0"]
+    examples = ExampleCache(vlm)
+    sg.evaluate(vlm, {"plain": Fixed(sg.Gates.ones(vlm))}, [(odd, QUESTION, "red"), good], examples=examples)
+    assert list(examples.skipped) == ["sample 0"] and f"{size[0]} x {size[1]} pixels" in examples.skipped["sample 0"]
 
 
 def test_a_processor_that_takes_no_picture_at_all_keeps_its_own_words(qwen2_vl, monkeypatch):

@@ -11,7 +11,7 @@ from sinkgate.benchmarks import SCENES, Item
 from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError
 from sinkgate.methods import VAR, Fixed, Remove
-from sinkgate.studies.evaluation import Examination, accuracies, changes, scores
+from sinkgate.studies.evaluation import Evaluation, accuracies, changes, scores
 from sinkgate.studies.runner import run
 
 
@@ -27,7 +27,7 @@ def methods(demo):
 
 
 def test_written_answers_are_those_of_one_question_at_a_time(demo, items, methods, tmp_path):
-    study = Examination(demo, SCENES, items, methods, "written", chunk=4)
+    study = Evaluation(demo, SCENES, items, methods, "generate", chunk=4)
     answers = run(study, tmp_path, progress=False).table("answers").set_index(["method", "sample"])
     off = sg.Gates.ones(demo).set("v_sink", 0.0, [2])
     for number, item in enumerate(items):
@@ -39,19 +39,27 @@ def test_written_answers_are_those_of_one_question_at_a_time(demo, items, method
 
 def test_forced_and_written_agree_where_answers_are_open(demo, items, methods, tmp_path):
     both = [
-        run(Examination(demo, SCENES, items, methods, asking, chunk=5), tmp_path / asking, progress=False)
-        for asking in ("forced", "written")
+        run(Evaluation(demo, SCENES, items, methods, scoring, chunk=5), tmp_path / scoring, progress=False)
+        for scoring in ("likelihood", "generate")
     ]
     forced, written = (each.table("answers").set_index(["method", "sample"])["right"] for each in both)
     assert forced.equals(written[forced.index])
     assert 0 < forced.mean() < 1, "a test of both sides"
 
 
+def test_old_names_of_scoring_are_the_same_study(demo, items, methods, tmp_path):
+    for old, new in (("forced", "likelihood"), ("written", "generate")):
+        assert (
+            Evaluation(demo, SCENES, items, methods, old).settings
+            == Evaluation(demo, SCENES, items, methods, new).settings
+        )
+
+
 def test_an_option_is_said(demo, methods, tmp_path):
     options = ("1", "2", "3", "4", "5")
     asked = [item.sample for item in scene_items(5, kinds=["count"])]
     items = [Item(replace(sample, options=options), str(i), {"scope": "global"}) for i, sample in enumerate(asked)]
-    answers = run(Examination(demo, SCENES, items, methods), tmp_path, progress=False).table("answers")
+    answers = run(Evaluation(demo, SCENES, items, methods), tmp_path, progress=False).table("answers")
     told = answers.merge(pd.DataFrame({"sample": range(5), "true": [sample.answer for sample in asked]}), on="sample")
     assert told["said"].isin(options).all()
     assert (told["right"] == (told["said"] == told["true"])).all()
@@ -98,28 +106,28 @@ def test_scores_that_few_items_do_not_define_are_left_out(recwarn):
 
 def test_what_is_wrong_is_said_before_anything_runs(demo, items, methods):
     with pytest.raises(SinkgateError, match="one called 'unmodified'"):
-        Examination(demo, SCENES, items, {"var": VAR()})
-    with pytest.raises(SinkgateError, match="asking is 'sung'"):
-        Examination(demo, SCENES, items, methods, "sung")
+        Evaluation(demo, SCENES, items, {"var": VAR()})
+    with pytest.raises(SinkgateError, match="scoring is 'sung'; expected likelihood or generate"):
+        Evaluation(demo, SCENES, items, methods, "sung")
     with pytest.raises(SinkgateError, match="no extractor 'strict'.*robust"):
-        Examination(demo, SCENES, items, methods, "written", "strict")
+        Evaluation(demo, SCENES, items, methods, "written", "strict")
 
 
 def test_other_pictures_are_another_study(demo, items, methods, tmp_path):
     plain = {"unmodified": methods["unmodified"]}
-    run(Examination(demo, SCENES, items[:3], plain), tmp_path, progress=False)
+    run(Evaluation(demo, SCENES, items[:3], plain), tmp_path, progress=False)
     swapped = [replace(items[0], sample=replace(items[0].sample, images=items[1].sample.images)), *items[1:3]]
     with pytest.raises(SinkgateError, match=r"data\.checksum"):
-        run(Examination(demo, SCENES, swapped, plain), tmp_path, progress=False)
+        run(Evaluation(demo, SCENES, swapped, plain), tmp_path, progress=False)
     with pytest.raises(SinkgateError, match=r"settings\.origins"):
-        run(Examination(demo, SCENES, items[:3], plain, origins={"gates": "1"}), tmp_path, progress=False)
+        run(Evaluation(demo, SCENES, items[:3], plain, origins={"gates": "1"}), tmp_path, progress=False)
     assert run(
-        Examination(demo, SCENES, items[:3], plain, about={"path": "elsewhere"}), tmp_path, progress=False
+        Evaluation(demo, SCENES, items[:3], plain, about={"path": "elsewhere"}), tmp_path, progress=False
     ).finished
 
 
 def test_an_item_that_cannot_be_asked_is_named(demo, items, methods, tmp_path):
     broken = Item(Sample((b"",), "How many objects are there?", "1"), "q-7", {})
-    for asking in ("forced", "written"):
+    for scoring in ("likelihood", "generate"):
         with pytest.raises(SinkgateError, match="item q-7"):
-            run(Examination(demo, SCENES, [*items[:2], broken], methods, asking), tmp_path / asking, progress=False)
+            run(Evaluation(demo, SCENES, [*items[:2], broken], methods, scoring), tmp_path / scoring, progress=False)

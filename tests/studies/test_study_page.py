@@ -44,7 +44,7 @@ def page(tmp_path_factory):
 
 
 def test_every_study_is_on_it(page):
-    for name in ("Anatomy: demo", "Probes: demo", "Oracle sweep: demo", "Examination: demo", "Claims of the paper"):
+    for name in ("Anatomy: demo", "Probes: demo", "Oracle sweep: demo", "Evaluation: demo", "Claims of the paper"):
         assert name in page.text
     assert len(page.figures) == 8 + 2 + 4 + 2 + 1  # anatomy, probes, sweep and its two tasks, examination
     assert "revision" in page.text and "1234" in page.text and "torch" in page.text

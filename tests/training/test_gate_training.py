@@ -17,8 +17,8 @@ import sinkgate as sg
 from sinkgate.data import Sample
 from sinkgate.errors import TrainingError
 from sinkgate.methods.lsg import LSG
-from sinkgate.training.dataset import Lessons, Prefix, batches, labels_of
-from sinkgate.training.trainer import Learners, frozen, train
+from sinkgate.training.dataset import ExampleCache, Prefix, batches, labels_of
+from sinkgate.training.trainer import MethodEnsemble, frozen, train
 
 HERE = Path(__file__).parent
 #: The worker finds what the tests find; processes of one run meet on the loopback device.
@@ -71,11 +71,11 @@ def run(vlm, lsg, out, **options):
 def test_gradients_are_those_of_one_forward_and_backward(vlm):
     """What is delivered through a resumed forward equals plain autograd through the whole model."""
     lsg = fresh(vlm)
-    lessons = Lessons(vlm, few_v_sinks)
-    ready = [lessons.ready(sample, "") for sample in samples(5)]
+    examples = ExampleCache(vlm, few_v_sinks)
+    ready = [examples.prepare(sample, "") for sample in samples(5)]
     single = {f"layer-{layer}": lsg.only([layer]) for layer in (0, 1, 2)}
     with frozen(vlm):
-        found = Learners(vlm, single)(ready, labels_of(ready))
+        found = MethodEnsemble(vlm, single)(ready, labels_of(ready))
         found["loss"].backward()
         delivered = {name: parameter.grad.clone() for name, parameter in lsg.named_parameters()}
         lsg.zero_grad()
@@ -213,11 +213,11 @@ def test_early_stopping_takes_the_best_weights_back(vlm, tmp_path):
     report = run(vlm, lsg, tmp_path, validation=samples(6, start=50), **options)
     eval_losses = [entry["eval_loss"] for entry in report.history if "eval_loss" in entry]
     assert len(eval_losses) < 30
-    lessons = Lessons(vlm, few_v_sinks)
-    ready = [lessons.ready(sample, "") for sample in samples(6, start=50)]
+    examples = ExampleCache(vlm, few_v_sinks)
+    ready = [examples.prepare(sample, "") for sample in samples(6, start=50)]
     singles = {f"layer-{layer}": lsg.only([layer]) for layer in (0, 1, 2)}
     with torch.no_grad():
-        losses = Learners(vlm, singles)(ready, labels_of(ready))["losses"][:, :3]
+        losses = MethodEnsemble(vlm, singles)(ready, labels_of(ready))["losses"][:, :3]
         mean = losses.sum() / (labels_of(ready) >= 0).sum() / 3
     assert mean.item() == pytest.approx(min(eval_losses), rel=1e-5)
 
@@ -266,8 +266,8 @@ def test_images_with_sinks_are_counted(vlm, tmp_path):
 
 def test_the_unmodified_model_is_told_beside_the_gates(vlm, tmp_path):
     report = run(vlm, fresh(vlm, [1]), tmp_path, validation=samples(5, start=50))
-    lessons = Lessons(vlm, few_v_sinks)
-    ready = [lessons.ready(sample, "") for sample in samples(5, start=50)]
+    examples = ExampleCache(vlm, few_v_sinks)
+    ready = [examples.prepare(sample, "") for sample in samples(5, start=50)]
     prefix = Prefix(vlm, next(batches(vlm, ready))[1])
     expected = prefix.losses(prefix.plain).sum() / (labels_of(ready) >= 0).sum()
     assert report.last("eval_loss/unmodified") == pytest.approx(expected.item(), rel=1e-5)
@@ -361,13 +361,13 @@ def test_lessons_are_kept_within_their_budget(vlm):
         return few_v_sinks(vlm, prompt)
 
     data = samples(4)
-    everything, two = Lessons(vlm, find), Lessons(vlm, find, budget=1)
-    size = everything.ready(data[0], "").nbytes
+    everything, two = ExampleCache(vlm, find), ExampleCache(vlm, find, budget=1)
+    size = everything.prepare(data[0], "").nbytes
     two.budget = 2 * size + size // 2
-    for lessons, runs in ((everything, 4), (two, 4 + 2)):
+    for examples, runs in ((everything, 4), (two, 4 + 2)):
         calls.clear()
         for _ in range(2):
-            kept = [lessons.ready(sample, "") for sample in data]
-        assert len(calls) == runs - (lessons is everything)
+            kept = [examples.prepare(sample, "") for sample in data]
+        assert len(calls) == runs - (examples is everything)
     batch = next(batches(vlm, kept))[1]
     assert Prefix(vlm, batch).plain.shape[:2] == batch.labels[:, batch.length :].shape

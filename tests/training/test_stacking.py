@@ -7,7 +7,7 @@ from tiny import noise_image
 import sinkgate as sg
 from sinkgate.data import scene_samples
 from sinkgate.methods import Fixed
-from sinkgate.training.dataset import Lessons
+from sinkgate.training.dataset import ExampleCache
 from sinkgate.training.evaluation import evaluate
 from sinkgate.training.stacking import stack
 
@@ -30,10 +30,10 @@ def samples():
 def test_the_stack_is_what_greedy_choice_by_hand_gives(demo, samples, score):
     lsg = leaning(demo, [0, 2, 3, 6], [0, 1, 0, 1])
     found = stack(lsg, demo, samples, score=score, progress=False)
-    lessons = Lessons(demo, lsg.find_sinks)
+    examples = ExampleCache(demo, lsg.find_sinks)
 
     def value(layers):
-        marks = evaluate(demo, {"it": lsg.only(layers)}, samples, lessons=lessons, progress=False)
+        marks = evaluate(demo, {"it": lsg.only(layers)}, samples, examples=examples, progress=False)
         return marks.accuracy("it") if score == "accuracy" else -marks.mean_loss("it")
 
     alone = {layer: value([layer]) for layer in lsg.config.layers}
@@ -46,7 +46,7 @@ def test_the_stack_is_what_greedy_choice_by_hand_gives(demo, samples, score):
     assert found.lsg.config.layers == tuple(sorted(chosen))
     assert found.score == pytest.approx(reached)
     assert len(found.steps) == 4 and found.steps[0].kept
-    plain = evaluate(demo, {"plain": Fixed(sg.Gates.ones(demo))}, samples, lessons=lessons, progress=False)
+    plain = evaluate(demo, {"plain": Fixed(sg.Gates.ones(demo))}, samples, examples=examples, progress=False)
     expected = plain.accuracy("plain") if score == "accuracy" else -plain.mean_loss("plain")
     assert found.unmodified == pytest.approx(expected)
 
@@ -67,7 +67,7 @@ def test_the_score_is_that_of_the_returned_stack_under_a_negative_margin(demo, s
     lsg = leaning(demo, [2, 3, 6], [1, 0, 1])
     found = stack(lsg, demo, samples, margin=-1.0, progress=False)
     assert len(found.lsg.config.layers) == 3 and all(step.kept for step in found.steps)
-    lessons = Lessons(demo, lsg.find_sinks)
-    marks = evaluate(demo, {"it": found.lsg}, samples, lessons=lessons, progress=False)
+    examples = ExampleCache(demo, lsg.find_sinks)
+    marks = evaluate(demo, {"it": found.lsg}, samples, examples=examples, progress=False)
     assert found.score == pytest.approx(-marks.mean_loss("it"))
     assert found.score < max(step.score for step in found.steps), "the case needs a step that made it worse"

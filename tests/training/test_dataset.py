@@ -10,7 +10,7 @@ from sinkgate.data import Sample
 from sinkgate.methods import Fixed
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.vlm import VLM, find_v_sinks
-from sinkgate.training.dataset import Lessons, Prefix, batches
+from sinkgate.training.dataset import ExampleCache, Prefix, batches
 from sinkgate.training.evaluation import evaluate
 from sinkgate.training.trainer import frozen
 
@@ -52,22 +52,22 @@ def test_an_answer_in_one_forward_is_what_decoding_gives(name):
 def test_side_by_side_is_as_alone(tower):
     vlm = sg.load(tiny_llava(tower, dtype=torch.float64))
     lsg = shaken(LSG.for_vlm(vlm, [0, 1, 2], start="identity")).double()
-    lessons = Lessons(vlm, some_masks)
+    examples = ExampleCache(vlm, some_masks)
     samples = [
         Sample((noise_image(1),), QUESTION, "red"),
         Sample((noise_image(2),), "Count the small red objects.", "a small red circle and two"),
         Sample((noise_image(3),), "Where is the large green square?", "top left"),
     ]
-    ready = [lessons.ready(sample, "") for sample in samples]
+    ready = [examples.prepare(sample, "") for sample in samples]
     with torch.no_grad():
         together = Prefix(vlm, next(batches(vlm, ready))[1])
         for method in (lsg, lsg.only([2])):
             logits = together.run(method)
             losses, right = together.losses(logits), together.right(logits)
-            for row, lesson in enumerate(ready):
-                alone = Prefix(vlm, next(batches(vlm, [lesson]))[1])
+            for row, example in enumerate(ready):
+                alone = Prefix(vlm, next(batches(vlm, [example]))[1])
                 single = alone.run(method)
-                count = len(lesson.answer)
+                count = len(example.answer)
                 assert torch.allclose(logits[row, :count], single[0], atol=1e-5)
                 assert losses[row].item() == pytest.approx(alone.losses(single)[0].item(), abs=1e-5)
                 assert right[row] == alone.right(single)[0]
@@ -97,8 +97,8 @@ def test_evaluation_says_right_where_generation_does(demo):
         for asked in ask_all(scene, rng)
     ]
     gates = sg.Gates.ones(demo).set("rest", 0.0, [2])  # wrong often
-    lessons = Lessons(demo, lambda vlm, prompt: find_v_sinks(vlm, prompt))
-    marks = evaluate(demo, {"off": Fixed(gates), "plain": Fixed(sg.Gates.ones(demo))}, samples, lessons=lessons)
+    examples = ExampleCache(demo, lambda vlm, prompt: find_v_sinks(vlm, prompt))
+    marks = evaluate(demo, {"off": Fixed(gates), "plain": Fixed(sg.Gates.ones(demo))}, samples, examples=examples)
     for name, table in (("off", gates), ("plain", None)):
         said = []
         for sample in samples:
@@ -111,7 +111,7 @@ def test_evaluation_says_right_where_generation_does(demo):
     counts = {kind: marks.kinds.count(kind) for kind in by_kind}
     assert sum(by_kind[kind] * counts[kind] for kind in counts) == pytest.approx(sum(marks.right["off"]))
     with pytest.raises(sg.SinkgateError, match="no sample can be used.*empty"):
-        evaluate(demo, {"off": Fixed(gates)}, [(noise_image(), "What?", "")], lessons=lessons)
+        evaluate(demo, {"off": Fixed(gates)}, [(noise_image(), "What?", "")], examples=examples)
 
 
 def test_the_vision_encoder_alone_finds_the_same_v_sinks(demo):
