@@ -424,7 +424,8 @@ def test_a_benchmark_is_not_trained_on_unless_told(sinkgate, tmp_path):
     for command in (["train", "--layers", 2, "--epochs", 1], ["stack", tmp_path / "gates"]):
         refused = sinkgate(*command, *data, code=2).stderr
         assert "mmstar has one split, 'val', and it is for testing" in refused and "--on-test-split" in refused
-        sinkgate(*command, *data, "--on-test-split")
+        allowed = sinkgate(*command, *data, "--on-test-split", code=2).stderr
+        assert "no sample c" in allowed, "the demo model has no words for letters, but its samples were tried"
 
 
 def test_items_without_a_kind_have_a_task(sinkgate, made, tmp_path):

@@ -22,7 +22,7 @@ from sinkgate.training.trainer import MethodEnsemble, frozen, train
 
 HERE = Path(__file__).parent
 #: The worker finds what the tests find; processes of one run meet on the loopback device.
-WORKER = {**os.environ, "PYTHONPATH": str(HERE.parent), "GLOO_SOCKET_IFNAME": "lo"}
+WORKER = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, HERE.parents[:2])), "GLOO_SOCKET_IFNAME": "lo"}
 ANSWERS = ("red", "two", "top left", "a small red circle", "yes")
 QUESTIONS = ("What color is the circle?", "How many objects are there?", "Where is the square?")
 
