@@ -344,7 +344,9 @@ methods = {
     "V-sinks suppressed": Suppress(),
     "LoRA": learning["LoRA"],
 }
-seen = {world: sg.evaluate(vlm, methods, samples, examples=examples, progress=False) for world, samples in tests.items()}
+seen = {
+    world: sg.evaluate(vlm, methods, samples, examples=examples, progress=False) for world, samples in tests.items()
+}
 print({world: f"{marks.accuracy('unmodified'):.0%} right unmodified" for world, marks in seen.items()})
 
 # %% [markdown]
