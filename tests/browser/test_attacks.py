@@ -65,7 +65,7 @@ def test_a_question_in_markup(tab):
     tab.after(lambda: tab.ask(MORE))
     assert tab.page.locator("#question textarea").input_value() == MORE
     tab.page.evaluate("document.querySelector('#gates .label-wrap').click()")
-    tab.page.wait_for_function("document.querySelector('#share code').textContent.includes('pwned')")
+    tab.page.wait_for_function("document.querySelector('#share code')?.textContent.includes('pwned')")
 
 
 def test_a_file_named_in_markup(tab, tmp_path):

@@ -82,7 +82,7 @@ def test_a_click_adds_an_object_and_the_count_goes_up(tab: Any, vlm: sg.VLM, tmp
     assert not tab.page.locator("#composer .add").is_enabled()
     full = tab.scene()
     tab.page.mouse.click(*tab.at(0.01, 0.01))
-    tab.page.wait_for_function("document.querySelector('#composer .note').textContent.includes('most')")
+    tab.page.wait_for_function("document.querySelector('#composer .note').textContent.startsWith('Limit: ')")
     assert tab.scene() == full
 
 

@@ -182,7 +182,7 @@ def test_an_answer_that_was_cut_says_so(deep: Tab, tab: Tab) -> None:
 
 def test_code_for_a_model_from_a_folder_says_where_its_path_goes(deep: Tab) -> None:
     deep.page.get_by_role("button", name="Share", exact=True).click()
-    deep.page.wait_for_function("document.querySelector('#share code').textContent")
+    deep.page.wait_for_function("document.querySelector('#share code')?.textContent")
     code = deep.page.locator("#share code").text_content() or ""
     assert f'folder = "{NAME}"  # the path of the model\'s folder\n' in code and "sg.load(folder, dtype=" in code
 
