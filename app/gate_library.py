@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import sinkgate as sg
+from sinkgate.errors import ModelMismatchError
 from sinkgate.methods.lsg import LSG, LSGConfig
 from sinkgate.sinks import words
 
@@ -120,7 +121,10 @@ def open_gates(folder: Path, vlm: sg.VLM) -> LSG:
     claimed, size = len(config.layers) * config.bottleneck * config.hidden_size, (folder / WEIGHTS).stat().st_size
     if claimed > size:  # a parameter takes at least one byte
         raise sg.GateError(f"{CONFIG} claims more parameters than the {size:,} bytes of {WEIGHTS} can hold")
-    LSG(config.only(config.layers[-1:])).check_fits(vlm)  # before a gate is built for each layer that the file claims
+    try:  # before a gate is built for each layer that the file claims
+        LSG(config.only(config.layers[-1:])).check_fits(vlm)
+    except ModelMismatchError as error:
+        raise sg.GateError(error.reason) from error  # its remedy is an option that the page does not have
     if config.grouping != "v_sink":
         raise sg.GateError(
             f"they group tokens by {config.grouping!r}; the mixer has one fader for L-sinks and ordinary tokens, "

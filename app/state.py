@@ -21,6 +21,7 @@ from typing import Any
 from PIL import Image
 
 import sinkgate as sg
+from sinkgate.errors import ModelMismatchError
 from sinkgate.models.session import Shelf
 from sinkgate.scenes.scene import Scene
 
@@ -308,7 +309,10 @@ class Engine:
         """Return gates from JSON, checked against this model; raises `sinkgate.GateError`."""
         if len(text) > MAX_GATES_TEXT:
             raise sg.GateError(f"The gates have {len(text):,} characters, limit {MAX_GATES_TEXT:,}.")
-        return sg.Gates.from_json(text).for_model(self.vlm)
+        try:
+            return sg.Gates.from_json(text).for_model(self.vlm)
+        except ModelMismatchError as error:
+            raise sg.GateError(error.reason) from error  # its remedy is an option that the page does not have
 
     @property
     def sessions(self) -> int:

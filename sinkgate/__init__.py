@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import sinkgate._threads  # noqa: F401 - first, before anything imports torch
 from sinkgate._version import __version__ as __version__
+from sinkgate.analysis.logit_lens import LogitLens, logit_lens
 from sinkgate.analysis.report import Report, report
 from sinkgate.analysis.sweep import Setting, choose, oracle
 from sinkgate.attention.patch import attached
@@ -51,6 +52,7 @@ __all__ = [
     "Gates",
     "ImageError",
     "LSGConfig",
+    "LogitLens",
     "Marks",
     "Prompt",
     "PromptError",
@@ -80,6 +82,7 @@ __all__ = [
     "gather_evidence",
     "known",
     "load",
+    "logit_lens",
     "open_image",
     "oracle",
     "report",

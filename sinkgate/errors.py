@@ -21,6 +21,14 @@ class GateError(SinkgateError):
     """Scales that are no valid gates, or not for this model."""
 
 
+class ModelMismatchError(GateError):
+    """Gates, or another small method, of another model. ``reason`` is the message without the remedy."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}; {remedy}")
+        self.reason = reason
+
+
 class UnsupportedModelError(SinkgateError):
     """A model that sinkgate cannot read, or that failed a check on load."""
 

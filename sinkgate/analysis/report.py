@@ -49,7 +49,7 @@ class Report:
 
     Shapes: vision (N,) by criterion name, over the patches that feed tokens, empty where the encoder cannot be looked
     into; llm (L, V) by criterion name, V-sinks counted too. "sink dimensions" is missing where the model has none.
-    ``sinks``: by the criteria that are held for the model.
+    ``sinks``: by the criteria that were asked for, those held for the model where none were.
     """
 
     question: str
@@ -102,14 +102,35 @@ class Report:
 
 
 @overload
-def report(vlm: VLM, prompt: Prompt, discovery: Discovery | None = None) -> Report: ...
+def report(
+    vlm: VLM,
+    prompt: Prompt,
+    discovery: Discovery | None = None,
+    *,
+    v_sink: str | Criterion | Choice = "auto",
+    l_sink: str | Criterion | Choice = "auto",
+) -> Report: ...
 
 
 @overload
-def report(vlm: VLM, prompt: Iterable[Prompt], discovery: Discovery | None = None) -> list[Report]: ...
+def report(
+    vlm: VLM,
+    prompt: Iterable[Prompt],
+    discovery: Discovery | None = None,
+    *,
+    v_sink: str | Criterion | Choice = "auto",
+    l_sink: str | Criterion | Choice = "auto",
+) -> list[Report]: ...
 
 
-def report(vlm: VLM, prompt: Any, discovery: Discovery | None = None) -> Any:
+def report(
+    vlm: VLM,
+    prompt: Any,
+    discovery: Discovery | None = None,
+    *,
+    v_sink: str | Criterion | Choice = "auto",
+    l_sink: str | Criterion | Choice = "auto",
+) -> Any:
     """Judge a prompt by all criteria; the model runs once for it.
 
     Args:
@@ -117,6 +138,8 @@ def report(vlm: VLM, prompt: Any, discovery: Discovery | None = None) -> Any:
         prompt: image and question, or several such prompts.
         discovery: the model's sink dimensions, which then decide by which criteria its sinks are named; those held for the model where
             None (see `sinkgate.sink_criteria`): six prompts run unless the result is on disk.
+        v_sink: criterion by which V-sinks are named, compared with all others, as in `sinkgate.find_sinks`.
+        l_sink: criterion of L-sinks, likewise.
 
     Returns:
         One report for a prompt, a list for several.
@@ -129,8 +152,11 @@ def report(vlm: VLM, prompt: Any, discovery: Discovery | None = None) -> Any:
         >>> print(sg.report(vlm, vlm.prompt("cat.png", "What is this?")))
     """
     if not is_one_prompt(prompt):
-        return [report(vlm, each, discovery) for each in prompt]
-    held = discovery.criteria if discovery else sink_criteria(vlm, prompt=prompt)
+        return [report(vlm, each, discovery, v_sink=v_sink, l_sink=l_sink) for each in prompt]
+    if discovery:
+        v_sink = discovery.criteria.v_sink if v_sink == "auto" else v_sink
+        l_sink = discovery.criteria.l_sink if l_sink == "auto" else l_sink
+    held = sink_criteria(vlm, v_sink=v_sink, l_sink=l_sink, prompt=prompt)
     discovery = discovery or held_discovery(vlm, prompt)
     seen = vlm.observe(prompt)
     criteria: list[tuple[Criterion, Criterion]] = [(CRITERIA[name], CRITERIA[name]) for name in AUTO]

@@ -85,6 +85,27 @@ def kept_inputs(layers: Sequence[nn.Module], inputs: list[Tensor]) -> Iterator[N
 
 
 @contextmanager
+def kept_output(layer: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
+    """Append the output of a layer to ``outputs`` as it runs."""
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        outputs.append(output if isinstance(output, Tensor) else output[0])
+
+    hook = layer.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def without_layers(layers: Sequence[nn.Module], state: Tensor) -> Iterator[None]:
+    """Skip all layers: what stands behind the last one gets this state."""
+    with _replaced(layers, lambda *_, **__: state):
+        yield
+
+
+@contextmanager
 def checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Activation checkpointing: layers store only their input and recompute the rest for the gradient.
 

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from sinkgate.cli.options import AnyModel, AsJson, GatesFile, ModelChoice, Picture, SinkChoice, print_json, unfolded
+from sinkgate.cli.options import (
+    AnyModel,
+    AsJson,
+    GatesFile,
+    ModelChoice,
+    Picture,
+    SinkChoice,
+    System,
+    print_json,
+    unfolded,
+)
 
 
 @unfolded
@@ -18,6 +28,7 @@ def ask(
     criteria: SinkChoice,
     gates: GatesFile = None,
     any_model: AnyModel = False,
+    system: System = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest answer, in tokens.")] = 64,
     as_json: AsJson = False,
 ) -> None:
@@ -32,7 +43,7 @@ def ask(
     if learned:
         learned.to(vlm.device).check_fits(vlm, any_model)
     table = (fixed or Gates.ones(vlm)).for_model(vlm, any_model)
-    prompt = vlm.prompt(image, question)
+    prompt = vlm.prompt(image, question, system=system)
     finder = criteria.finder([learned])
     sinks = find_sinks(vlm, prompt, v_sink=finder.v_sink, l_sink=finder.l_sink)
     if learned:
@@ -62,6 +73,7 @@ def sinks(
     question: Annotated[
         str, typer.Option(help="The question that the LLM reads behind the image.")
     ] = "What is in the picture?",
+    system: System = "",
     everything: Annotated[
         bool, typer.Option("--report", help="Print the verdicts of all criteria, and where they disagree.")
     ] = False,
@@ -73,9 +85,9 @@ def sinks(
 
     finder = criteria.finder()
     vlm = chosen.load()
-    prompt = vlm.prompt(image, question)
+    prompt = vlm.prompt(image, question, system=system)
     if everything:
-        typer.echo(str(report(vlm, prompt)))
+        typer.echo(str(report(vlm, prompt, v_sink=finder.v_sink, l_sink=finder.l_sink)))
         return
     found = find_sinks(vlm, prompt, v_sink=finder.v_sink, l_sink=finder.l_sink)
     v_sinks = found.v_sink.nonzero()[:, 0].tolist()

@@ -39,6 +39,7 @@ Dtype = Annotated[
 Quantize = Annotated[str | None, typer.Option("--quantize", help="4bit or 8bit, by bitsandbytes.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub; main if left out.")]
 GatesFile = Annotated[Path | None, typer.Option("--gates", help="JSON file of fixed gates, or folder of learned ones.")]
+System = Annotated[str, typer.Option("--system", help="Text of the system turn; the chat template's own if left out.")]
 AnyModel = Annotated[bool, typer.Option("--any-model", help="Accept gates that were made for another model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

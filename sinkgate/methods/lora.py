@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sinkgate.attention.recorder import Recorder
-from sinkgate.errors import GateError, SinkgateError
+from sinkgate.errors import ModelMismatchError, SinkgateError
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
 from sinkgate.models.weights import ANYWAY, origin_mismatch
@@ -136,7 +136,7 @@ class LoRA(nn.Module):
             base = str(config.base_model_name_or_path or vlm.name)
             base = base if base == vlm.name else Path(base).name if Path(base).is_dir() else base
             if not any_model and (why := origin_mismatch(vlm, base, origin)):
-                raise GateError(f"this LoRA was {why}; {ANYWAY}")
+                raise ModelMismatchError(f"this LoRA was {why}", ANYWAY)
             at = sorted(config.target_modules)[0].rpartition(".")[0]
             layer = [_path(vlm, attention) for attention in vlm.attention].index(at)
             lora = cls(vlm, layer, config)

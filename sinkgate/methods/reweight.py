@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sinkgate.attention.recorder import Recorder
-from sinkgate.errors import GateError
+from sinkgate.errors import GateError, ModelMismatchError
 from sinkgate.methods.decoder_inputs import (
     Arguments,
     beams,
@@ -112,7 +112,7 @@ class Reweight(nn.Module):
         """
         width, config = vlm.model.config.get_text_config().hidden_size, self.config
         if not any_model and (why := origin_mismatch(vlm, config.base_model, config.weights)):
-            raise GateError(f"this Reweight was {why}; {ANYWAY}")
+            raise ModelMismatchError(f"this Reweight was {why}", ANYWAY)
         if width != config.hidden_size:
             raise GateError(
                 f"this Reweight reads embeddings {config.hidden_size} wide, those of {vlm.name} are {width}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sinkgate.models.dimensions import sink_criteria
 from sinkgate.models.prompts import Prompt
-from sinkgate.models.vlm import VLM, find_sinks, find_v_sinks
+from sinkgate.models.vlm import VLM, Finder, find_sinks, find_v_sinks
 from sinkgate.sinks.criteria import Choice, Criterion, SinkCriteria, SinkDimensions
 from sinkgate.sinks.sink_map import SinkMasks
 
@@ -54,6 +54,15 @@ class SinkFinder:
             return f"V-sinks by {_named(held.v_sink)}."
         named = f"V-sinks by {_named(held.v_sink)}, L-sinks by {_named(held.l_sink)}."
         return " ".join([named, *held.sentences()])
+
+
+def finder_settings(find: Finder, vlm: VLM) -> dict[str, str]:
+    """Return the criteria by which a function finds sinks, with all their arguments; its name where it is no `SinkFinder`."""
+    if find is find_sinks:
+        find = SinkFinder()
+    if isinstance(find, SinkFinder):
+        return find.settings(vlm)
+    return dict.fromkeys(("v_sink", "l_sink"), getattr(find, "__qualname__", type(find).__qualname__))
 
 
 def _named(choice: Choice) -> str:

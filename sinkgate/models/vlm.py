@@ -555,7 +555,7 @@ class VLM:
     def trace(self, prompt: Prompt, logits: Tensor, generated: list[int], attention: dict[int, list[Tensor]]) -> Trace:
         probabilities = logits.float().softmax(-1).cpu()
         top = probabilities.topk(min(10, len(probabilities)))
-        names = [self._name_of(int(index)) for index in top.indices]
+        names = [self.token_name(int(index)) for index in top.indices]
         special = set(self.tokenizer.all_special_ids) if self.processor else set()
         shown = [row for row, index in enumerate(generated) if index not in special]
         rows = stack_rows(attention) if attention else torch.zeros(self.num_layers, self.num_heads, 0, prompt.num_keys)
@@ -563,7 +563,7 @@ class VLM:
         return Trace(
             text=self.tokenizer.decode(generated, skip_special_tokens=True).strip() if self.processor else "",
             ids=generated,
-            tokens=[self._name_of(generated[row]).strip() for row in shown],
+            tokens=[self.token_name(generated[row]).strip() for row in shown],
             next_token=list(zip(names, top.values.tolist(), strict=True)),
             probabilities=probabilities,
             attention=rows[:, :, recorded],
@@ -572,7 +572,8 @@ class VLM:
             sheets=prompt.sheets,
         )
 
-    def _name_of(self, token: int) -> str:
+    def token_name(self, token: int) -> str:
+        """Return the text of a token, quoted where it is blank; its number where the model has no processor."""
         if self.processor is None:
             return str(token)
         text = self.tokenizer.decode([token])

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sinkgate.errors import GateError
+from sinkgate.errors import GateError, ModelMismatchError
 from sinkgate.sinks.classify import SinkMasks
 
 Group = Literal["v_sink", "l_sink", "ordinary", "rest"]
@@ -181,9 +181,9 @@ class Gates:
         if len(self.scales) != vlm.num_layers:
             raise GateError(f"the gates have {len(self.scales)} layers, {vlm.name} has {vlm.num_layers}")
         if self.model not in (None, vlm.name):
-            raise GateError(
-                f"the gates were made for {self.model}, this is {vlm.name}; say any_model=True, or set their `model` to null, "
-                "to use them all the same"
+            raise ModelMismatchError(
+                f"the gates were made for {self.model}, this is {vlm.name}",
+                "say any_model=True (--any-model), or set their `model` to null, to use them all the same",
             )
         return self
 

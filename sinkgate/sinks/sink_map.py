@@ -43,6 +43,11 @@ class SinkMasks:
             return ~self.v_sink
         return self.v_sink if name == "v_sink" else getattr(self, name)[layer]
 
+    def names(self, layer: int) -> list[str]:
+        """Return the group of each visual token at a layer: ``v_sink``, ``l_sink`` or ``ordinary``."""
+        pairs = zip(self.v_sink.tolist(), self.l_sink[layer].tolist(), strict=True)
+        return ["v_sink" if v_sink else "l_sink" if l_sink else "ordinary" for v_sink, l_sink in pairs]
+
 
 @dataclass(frozen=True)
 class TextTokens:
@@ -257,12 +262,7 @@ class SinkMap(SinkMasks):
         for index, sheet in enumerate(self.sheets):
             for row, column in (sheet.tokens >= 0).nonzero().tolist():
                 cells.setdefault(int(sheet.tokens[row, column]), (index, row, column))
-        v_sink = self.v_sink.tolist()
-        group = [
-            "v_sink" if v_sink[token] else "l_sink" if is_l_sink else "ordinary"
-            for row in self.l_sink.tolist()
-            for token, is_l_sink in enumerate(row)
-        ]
+        group = [name for layer in range(depth) for name in self.names(layer)]
 
         def each_layer(values: Any) -> list[Any]:
             return list(values) * depth

@@ -10,8 +10,7 @@ import pandas as pd
 
 from sinkgate.benchmarks import Item
 from sinkgate.errors import SinkgateError
-from sinkgate.models.finder import SinkFinder
-from sinkgate.models.vlm import VLM, Finder, find_sinks
+from sinkgate.models.vlm import VLM
 from sinkgate.studies.provenance import checksum, facts_of, facts_of_samples
 from sinkgate.studies.runner import chunks
 from sinkgate.training.dataset import ExampleCache, ImageSinks, PreparedExample, SinkCounts
@@ -41,15 +40,6 @@ class OfItems:
     def units(self) -> int:
         """Number of chunks of items."""
         return chunks(len(self.items), self.chunk)
-
-
-def finder_settings(find: Finder, vlm: VLM) -> dict[str, str]:
-    """Return what identifies how a study finds sinks; of a function that is no `SinkFinder`, its name."""
-    if find is find_sinks:
-        find = SinkFinder()
-    if isinstance(find, SinkFinder):
-        return find.settings(vlm)
-    return dict.fromkeys(("v_sink", "l_sink"), getattr(find, "__qualname__", type(find).__qualname__))
 
 
 def frame_of(items: Sequence[Item], examples: ExampleCache, first: int = 0) -> pd.DataFrame:

@@ -14,8 +14,9 @@ from sinkgate.analysis.statistics import compared, holm, score_interval
 from sinkgate.benchmarks import Benchmark, Item
 from sinkgate.errors import SinkgateError
 from sinkgate.methods import Method, finder_of
+from sinkgate.models.finder import finder_settings
 from sinkgate.models.vlm import VLM, Finder
-from sinkgate.studies.base import OfItems, finder_settings, frame_of, prepared
+from sinkgate.studies.base import OfItems, frame_of, prepared
 from sinkgate.studies.runner import Tables
 from sinkgate.training.dataset import ExampleCache, batches
 from sinkgate.training.evaluation import evaluate

@@ -20,10 +20,10 @@ from sinkgate.analysis.statistics import compared, holm, intervals, sign_test, s
 from sinkgate.analysis.sweep import CONTROLS, LINE, Setting, oracle
 from sinkgate.benchmarks import Item
 from sinkgate.methods import Fixed
-from sinkgate.models.finder import SinkFinder
+from sinkgate.models.finder import SinkFinder, finder_settings
 from sinkgate.models.vlm import VLM, Finder
 from sinkgate.sinks.gates import Gates
-from sinkgate.studies.base import OfItems, finder_settings, frame_of, prepared
+from sinkgate.studies.base import OfItems, frame_of, prepared
 from sinkgate.studies.runner import Tables
 from sinkgate.training.dataset import ExampleCache
 from sinkgate.training.evaluation import evaluate

@@ -30,11 +30,13 @@ from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError, TrainingError
 from sinkgate.methods.base import Method, finder_of
 from sinkgate.methods.lsg import LSG
+from sinkgate.models.finder import finder_settings
 from sinkgate.models.vlm import VLM, Finder
 from sinkgate.output import track, writable_folder
 from sinkgate.training.dataset import BUDGET, ExampleCache, Prefix, PreparedExample, SinkCounts, batches, labels_of
 
 UNMODIFIED = "unmodified"
+RUN = "run.json"  # in a checkpoint: what a run that resumes there has to agree with
 PROBED = 32  # samples in which sinks are looked for before training
 GATED = {"v_sink": ("v_sink",), "l_sink": ("l_sink",), "three": ("v_sink", "l_sink")}  # groups of sinks, by grouping
 #: Other options have the defaults of `TrainingArguments`. Gradients are not clipped: a common norm would tie methods to each other.
@@ -122,7 +124,8 @@ def train(
 
     Raises:
         TrainingError: no image has sinks, the loss is not finite, no sample can be used, early stopping without validation samples,
-            fp16, data loaders in other processes, or ``out`` holds checkpoints of other methods.
+            fp16, data loaders in other processes, or ``out`` holds checkpoints of other methods, another model, other criteria of sinks or
+            another number of samples.
         SinkgateError: ``out`` cannot be written, or `TrainingArguments` refuses an option.
 
     Example:
@@ -132,7 +135,8 @@ def train(
         True
     """
     parts = _parts(methods, vlm, together)
-    examples = ExampleCache(vlm, find or finder_of(parts.values(), l_sinks=False), budget)
+    find = find or finder_of(parts.values(), l_sinks=False)
+    examples = ExampleCache(vlm, find, budget)
     data, checks = _Samples("train", Sample.list_of(samples)), _Samples("validation", Sample.list_of(validation))
     if not len(data):
         raise TrainingError("there are no samples to train on")
@@ -141,10 +145,12 @@ def train(
     out = writable_folder(out)
     arguments = _arguments(out, bool(len(checks)), patience, vlm, options)
     ensemble = MethodEnsemble(vlm, parts)
+    facts = _facts(parts, vlm, find, len(data))
     if not allow_empty:
         _refuse_empty(ensemble.methods.values(), examples, data)
     try:
         trainer = _Trainer(
+            facts,
             model=ensemble,
             args=arguments,
             train_dataset=cast(Any, data),
@@ -158,7 +164,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     if progress:
         trainer.add_callback(_Progress)
-    checkpoint = _newest(out, ensemble) if resume else None
+    checkpoint = _newest(out, ensemble, facts) if resume else None
     with frozen(vlm):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     if sum(name.startswith("train ") for name in examples.skipped) == len(data):
@@ -326,8 +332,9 @@ class _Progress(TrainerCallback):
 class _Trainer(Trainer):
     """`Trainer` for a `MethodEnsemble`: losses by the token and by method, and an error if one is not finite."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, facts: Mapping[str, str], **options: Any) -> None:
         super().__init__(**options)
+        self._facts = facts
         self.model_accepts_loss_kwargs = True  # losses are divided by all tokens of a step
         self._loss_shifts_labels = False
         self._limit, self.args.save_total_limit = self.args.save_total_limit, None  # see `_save_checkpoint`
@@ -365,6 +372,10 @@ class _Trainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save, then delete the oldest whole checkpoints beyond the limit. Transformers would delete any folder ``checkpoint-*``."""
+        if self.args.should_save:  # before the state, which is written last
+            folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / RUN).write_text(json.dumps(self._facts, indent=1), encoding="utf-8")
         super()._save_checkpoint(model, trial)
         if self.args.should_save and self._limit:
             best = self.state.best_model_checkpoint
@@ -435,8 +446,20 @@ def _saved_at(folder: Path) -> int:
     return (folder / TRAINER_STATE_NAME).stat().st_mtime_ns
 
 
-def _newest(out: Path, ensemble: MethodEnsemble) -> str | None:
-    """The whole checkpoint of the last step, None if there is none."""
+def _facts(methods: Mapping[str, nn.Module], vlm: VLM, find: Finder, samples: int) -> dict[str, str]:
+    """Return what a run that resumes has to agree with, by name."""
+    settings = {f"criterion {side}": criterion for side, criterion in finder_settings(find, vlm).items()}
+    facts = {"model": vlm.name, "weights": vlm.weights_checksum, "samples": samples, **settings}
+    facts |= {f"method {name}": getattr(method, "config", type(method).__name__) for name, method in methods.items()}
+    return {name: str(value) for name, value in facts.items()}
+
+
+def _newest(out: Path, ensemble: MethodEnsemble, facts: Mapping[str, str]) -> str | None:
+    """Return the whole checkpoint of the last step, None if there is none.
+
+    Raises:
+        TrainingError: it is of another run. Checkpoints of releases that wrote no facts are compared by shapes alone.
+    """
     for folder in _checkpoints(out)[-1:]:
         shapes = {name: value.shape for name, value in load_file(folder / SAFE_WEIGHTS_NAME).items()}
         if shapes != {name: value.shape for name, value in ensemble.state_dict().items()}:
@@ -444,5 +467,12 @@ def _newest(out: Path, ensemble: MethodEnsemble) -> str | None:
                 f"{folder} is of other gates than these, which are {', '.join(ensemble.methods)}; "
                 "give another folder, or resume=False to begin anew"
             )
+        before = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else facts
+        for name in sorted({*facts, *before}):
+            if before.get(name) != facts.get(name):
+                raise TrainingError(
+                    f"{folder} is of another run: {name} is {before.get(name)} there and {facts.get(name)} here; "
+                    "give another folder, or resume=False to begin anew"
+                )
         return str(folder)
     return None

@@ -378,6 +378,14 @@ def test_broken_configurations_are_refused_before_anything_is_built(
         uploaded_gates([str(path) for path in files(tmp_path)], vlm)
 
 
+def test_gates_of_another_model_are_refused_without_an_option_that_the_page_lacks(vlm: sg.VLM, tmp_path: Path) -> None:
+    some_gates(vlm, [1]).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(content | {"base_model": "other", "weights": None}))
+    with pytest.raises(sg.GateError, match=f"trained on other, this is {vlm.name}$"):
+        uploaded_gates([str(path) for path in files(tmp_path)], vlm)
+
+
 def test_memory_that_only_the_configuration_claims_is_never_taken(vlm: sg.VLM, tmp_path: Path) -> None:
     some_gates(vlm, [1]).save_pretrained(tmp_path)
     content = json.loads((tmp_path / CONFIG).read_text())

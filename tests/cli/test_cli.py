@@ -210,7 +210,11 @@ def test_dimensions_and_the_report_of_all_criteria(sinkgate, made):
     assert "has no sink dimensions" in sinkgate("dimensions").stdout
     found = json.loads(sinkgate("dimensions", "--no-cache", "--json").stdout)
     assert found["prompts"] == 6 and found["llm"]["dimensions"] == []
-    assert "Where they disagree:" in sinkgate("sinks", made / "0000.png", "--report").stdout
+    image = made / "0000.png"
+    assert "Where they disagree:" in sinkgate("sinks", image, "--report").stdout
+    chosen = sinkgate("sinks", image, "--report", "--v-sink", "attention", "--l-sink", "norm").stdout
+    alone = sinkgate("sinks", image, "--v-sink", "attention", "--l-sink", "norm").stdout
+    assert alone.splitlines()[0] in chosen and "attention share calls" in chosen
 
 
 def test_info_tells_the_facts_in_plain_words(sinkgate):
@@ -241,6 +245,22 @@ def test_models_lists_known_names(sinkgate):
     known = json.loads(sinkgate("models", "--json").stdout)
     assert len(lines) == len(known) == len(loading.KNOWN_MODELS)
     assert known["smolvlm-256m"]["id"] == "HuggingFaceTB/SmolVLM-256M-Instruct"
+
+
+@pytest.mark.parametrize("command", [("ask", "{image}", "What?"), ("sinks", "{image}")])
+def test_a_system_turn_reaches_the_prompt(sinkgate, made, demo, monkeypatch, command):
+    systems, prompt = [], demo.prompt
+
+    def asked(*arguments, system):
+        systems.append(system)
+        return prompt(*arguments)
+
+    monkeypatch.setattr(loading, "load", lambda *_, **__: demo)
+    monkeypatch.setattr(demo, "prompt", asked)
+    command = [part.format(image=made / "0000.png") for part in command]
+    sinkgate(*command)
+    sinkgate(*command, "--system", "Answer with one word.")
+    assert systems == ["", "Answer with one word."]
 
 
 @pytest.mark.parametrize("command", [("ask", "{image}", "What?"), ("sinks", "{image}"), ("info",)])

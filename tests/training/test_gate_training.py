@@ -17,8 +17,9 @@ import sinkgate as sg
 from sinkgate.data import Sample
 from sinkgate.errors import TrainingError
 from sinkgate.methods.lsg import LSG
+from sinkgate.models.finder import SinkFinder
 from sinkgate.training.dataset import ExampleCache, Prefix, batches, labels_of
-from sinkgate.training.trainer import MethodEnsemble, frozen, train
+from sinkgate.training.trainer import RUN, MethodEnsemble, frozen, train
 
 HERE = Path(__file__).parent
 #: The worker finds what the tests find; processes of one run meet on the loopback device.
@@ -342,6 +343,24 @@ def test_checkpoints_of_other_gates_are_not_gone_on_from(vlm, tmp_path):
     assert same(begin, weights(other), atol=0, rtol=0)
     run(vlm, other, tmp_path, resume=False)
     assert not same(begin, weights(other), atol=1e-4)
+
+
+def test_checkpoints_of_another_run_are_refused(vlm, tmp_path):
+    run(vlm, fresh(vlm), tmp_path)
+    for change, name in (
+        ({"find": SinkFinder("norm", v_only=True)}, "criterion v_sink is few_v_sinks there and NormOutliers"),
+        ({"data": samples(8)}, "samples is 12 there and 8 here"),
+    ):
+        with pytest.raises(TrainingError, match=f"checkpoint-3 is of another run: {name}.*resume=False"):
+            run(vlm, fresh(vlm), tmp_path, **change)
+    with pytest.raises(TrainingError, match="method layer-0 is .*signal='last'.* there and .*signal='mean'"):
+        run(vlm, fresh(vlm, signal="mean"), tmp_path)
+    with pytest.raises(TrainingError, match="model is .* there and other here"):
+        other = sg.load(tiny_llava("siglip"))
+        other.name = "other"
+        run(other, fresh(vlm), tmp_path)
+    (tmp_path / "checkpoint-3" / RUN).unlink()  # of an earlier release
+    run(vlm, fresh(vlm), tmp_path, data=samples(8))
 
 
 def test_a_seed_repeats_a_run(vlm, tmp_path):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sinkgate.attention.patch import Attached
 from sinkgate.attention.recorder import Recorder
-from sinkgate.errors import GateError
+from sinkgate.errors import GateError, ModelMismatchError
 from sinkgate.methods.base import finder_of
 from sinkgate.methods.lsg import serialization
 from sinkgate.methods.lsg.config import LSGConfig
@@ -110,7 +110,7 @@ class LSG(nn.Module):
         config, width = self.config, vlm.model.config.get_text_config().hidden_size
         if not any_model:
             if why := origin_mismatch(vlm, config.base_model, config.weights):
-                raise GateError(f"these gates were {why}; {ANYWAY}")
+                raise ModelMismatchError(f"these gates were {why}", ANYWAY)
             self._warn_of_names(vlm)
         if width != config.hidden_size:
             raise GateError(

@@ -1,0 +1,170 @@
+"""The logit lens on visual tokens: words that their hidden states decode to, layer by layer.
+
+A state goes through the model's own final norm and vocabulary as if it left the last layer (nostalgebraist 2020, "interpreting GPT: the
+logit lens"; on visual tokens: Neo et al. 2024, arXiv 2410.07149). Deep layers write the next token into a state, so a word there is no
+proof of what a token holds.
+
+Shapes: L LLM layers, P prompt positions, V visual tokens, T words of a token, D LLM width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sinkgate.attention.partial_forward import kept_inputs, kept_output, without_layers
+from sinkgate.errors import SinkgateError, UnsupportedModelError
+from sinkgate.models.prompts import Prompt, refuse_several
+from sinkgate.models.vlm import VLM, find_sinks
+from sinkgate.sinks.gates import Gates
+from sinkgate.sinks.sink_map import SinkMap, SinkMasks
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK = 256  # visual tokens decoded at a time: their logits over the whole vocabulary lie in memory
+
+
+@dataclass(frozen=True)
+class LogitLens:
+    """Most probable words of visual tokens. Row l of the tensors is the input of layer ``layers[l]``, which is the state that the
+    criteria of L-sinks judge; the number of LLM layers stands for the output of the last one.
+
+    Shapes: ids and probabilities (rows, V, T), in falling order; probabilities in [0, 1], over the whole vocabulary.
+    """
+
+    layers: tuple[int, ...]
+    ids: Tensor
+    probabilities: Tensor
+    words_by_id: dict[int, str] = field(repr=False)
+
+    def words(self, token: int, layer: int) -> list[tuple[str, float]]:
+        """Return the words of one visual token at the input of a layer, with their probabilities.
+
+        Raises:
+            SinkgateError: that layer was not decoded, or there is no such token.
+        """
+        if layer not in self.layers or not -self.ids.shape[1] <= token < self.ids.shape[1]:
+            raise SinkgateError(
+                f"token {token} at layer {layer} was not decoded; expected tokens 0 to {self.ids.shape[1] - 1} and one of the layers "
+                f"{', '.join(map(str, self.layers))}"
+            )
+        row = self.layers.index(layer)
+        ids, probabilities = self.ids[row, token].tolist(), self.probabilities[row, token].tolist()
+        return [(self.words_by_id[index], share) for index, share in zip(ids, probabilities, strict=True)]
+
+    def to_frame(self, sinks: SinkMasks | None = None) -> pd.DataFrame:
+        """Return one line for each layer, token and word: ``layer``, ``token``, ``rank`` from 0, ``word``, ``probability``, and with
+        ``sinks`` the ``group`` of the token in that layer (behind the last layer: as in it). Needs pandas.
+        """
+        import pandas as pd
+
+        _, tokens, ranks = self.ids.shape
+        index = pd.MultiIndex.from_product([self.layers, range(tokens), range(ranks)], names=["layer", "token", "rank"])
+        table = index.to_frame(index=False)
+        table["word"] = [self.words_by_id[each] for each in self.ids.flatten().tolist()]
+        table["probability"] = self.probabilities.flatten().tolist()
+        if sinks is not None:
+            groups = [names for layer in self.layers for names in sinks.names(min(layer, len(sinks.l_sink) - 1))]
+            table["group"] = pd.Series(groups).repeat(ranks).to_numpy()
+        return table
+
+    def by_group(self, sinks: SinkMasks, most: int = 3) -> pd.DataFrame:
+        """Return the first words of each group of tokens, layer by layer: ``layer``, ``group``, ``tokens`` in it, ``words`` (the ``most``
+        common first words of its tokens) and ``share`` of its tokens that have one of these words first. Needs pandas.
+        """
+        import pandas as pd
+
+        table = self.to_frame(sinks)
+        lines = []
+        for (layer, group), part in table[table["rank"] == 0].groupby(["layer", "group"]):
+            common = part["word"].value_counts().head(most)
+            lines.append(
+                {"layer": layer, "group": group, "tokens": len(part), "words": ", ".join(common.index)}
+                | {"share": common.sum() / len(part)}
+            )
+        return pd.DataFrame(lines)
+
+
+def logit_lens(
+    vlm: VLM,
+    prompt: Prompt,
+    *,
+    layers: Sequence[int] | None = None,
+    top: int = 5,
+    gates: Gates | None = None,
+    sinks: SinkMap | None = None,
+) -> LogitLens:
+    """Decode the hidden states of a prompt's visual tokens to words; the model runs once.
+
+    Args:
+        vlm: the model.
+        prompt: image and question. Visual tokens in front of the question cannot depend on it.
+        layers: numbers of LLM layers, whose inputs are decoded; ``vlm.num_layers`` stands for the output of the last one. All where None.
+        top: words of a token, at least 1.
+        gates: scales of the Keys under which the model runs; None leaves it as it is.
+        sinks: the groups of visual tokens for the gates; found by the default criteria where None.
+
+    Raises:
+        SinkgateError: a layer is not there, or ``top`` is below 1.
+        GateError: the gates do not fit this model.
+        UnsupportedModelError: visual tokens have no hidden states in the LLM, since it reads them by cross-attention.
+
+    Example:
+        >>> lens = sg.logit_lens(vlm, vlm.prompt("cat.png", "What is this?"), layers=[4, 8])
+        >>> lens.words(token=17, layer=8)
+        [('cat', 0.31), ('fur', 0.08), ...]
+    """
+    refuse_several(prompt, "the logit lens")
+    adapter, depth = vlm.adapter, vlm.num_layers
+    if adapter.cross_attention:
+        raise UnsupportedModelError(
+            f"{vlm.name} reads images by cross-attention: visual tokens have no hidden states in its LLM to decode"
+        )
+    chosen = tuple(range(depth + 1)) if layers is None else tuple(layers)
+    wrong = [layer for layer in chosen if not 0 <= layer <= depth]
+    if wrong or not chosen or top < 1:
+        raise SinkgateError(
+            f"layers is {list(chosen)} and top is {top}; expected layers from 0 to {depth}, at least one, and at least 1 word"
+        )
+    states = _states(vlm, prompt, gates, sinks)
+    numbers = [*adapter.layer_numbers, len(adapter.all_layers)]
+    top = min(top, vlm.model.get_output_embeddings().weight.shape[0])
+    decoded = [_decode(vlm, prompt, states[numbers[layer]], top) for layer in chosen]
+    ids, probabilities = (torch.stack(parts) for parts in zip(*decoded, strict=True))
+    names = {index: vlm.token_name(index) for index in ids.unique().tolist()}
+    return LogitLens(chosen, ids, probabilities, names)
+
+
+def _states(vlm: VLM, prompt: Prompt, gates: Gates | None, sinks: SinkMap | None) -> list[Tensor]:
+    """Return the input of each layer and the output of the last one, (1, P, D) each."""
+    layers = vlm.adapter.all_layers
+    inputs: list[Tensor] = []
+    gated = vlm.gated(prompt, sinks or find_sinks(vlm, prompt), gates) if gates else nullcontext()
+    with (
+        vlm.lock,
+        torch.no_grad(),
+        gated,
+        kept_inputs(layers, inputs),
+        kept_output(layers[-1], inputs),
+    ):
+        vlm.adapter.run(**vlm.warm_inputs(prompt))
+    return inputs
+
+
+def _decode(vlm: VLM, prompt: Prompt, state: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Return the first words of the visual tokens by the model's own forward behind its last layer: ids and probabilities, (V, T)."""
+    inputs: dict[str, Any] = vlm.warm_inputs(prompt)
+    ids, probabilities = [], []
+    with vlm.lock, torch.no_grad(), without_layers(vlm.adapter.all_layers, state):
+        for positions in prompt.visual.to(vlm.device).split(CHUNK):
+            logits = vlm.model(**inputs, use_cache=False, logits_to_keep=positions).logits[0]
+            best = logits.float().softmax(-1).topk(top)
+            ids.append(best.indices.cpu())
+            probabilities.append(best.values.cpu())
+    return torch.cat(ids), torch.cat(probabilities)
