@@ -146,6 +146,7 @@ def train(
     arguments = _arguments(out, bool(len(checks)), patience, vlm, options)
     ensemble = MethodEnsemble(vlm, parts)
     facts = _facts(parts, vlm, find, len(data))
+    checkpoint = _newest(out, ensemble, facts) if resume else None
     if not allow_empty:
         _refuse_empty(ensemble.methods.values(), examples, data)
     try:
@@ -164,7 +165,6 @@ def train(
     trainer.remove_callback(PrinterCallback)
     if progress:
         trainer.add_callback(_Progress)
-    checkpoint = _newest(out, ensemble, facts) if resume else None
     with frozen(vlm):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     if sum(name.startswith("train ") for name in examples.skipped) == len(data):

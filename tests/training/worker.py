@@ -1,5 +1,6 @@
 """A run of training in a process of its own, to be killed or launched twice: ``worker.py OUT OPTIONS``."""
 
+import functools
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from tiny import tiny_llava
 import sinkgate as sg
 
 
+@functools.wraps(tests.few_v_sinks)
 def slowly(vlm, prompt):
     time.sleep(float(os.environ.get("SLOW", "0")) / 4)
     return tests.few_v_sinks(vlm, prompt)
