@@ -24,6 +24,7 @@ from sinkgate.sinks.criteria import (
     MassiveActivations,
     NormOutliers,
     SinkDimensions,
+    reduction_of,
     tau_for,
 )
 from sinkgate.sinks.discovery import AUTO, Discovery
@@ -158,18 +159,18 @@ def report(
         l_sink = discovery.criteria.l_sink if l_sink == "auto" else l_sink
     held = sink_criteria(vlm, v_sink=v_sink, l_sink=l_sink, prompt=prompt)
     discovery = discovery or held_discovery(vlm, prompt)
-    seen = vlm.observe(prompt)
     criteria: list[tuple[Criterion, Criterion]] = [(CRITERIA[name], CRITERIA[name]) for name in AUTO]
     criteria.append((_dimensions(held.v_sink, discovery, "vision"), _dimensions(held.l_sink, discovery, "llm")))
+    observation = vlm.observe(prompt, reduction_of([held.l_sink.criterion, *(l_sink for _, l_sink in criteria)]))
     vision: dict[str, Tensor] = {}
     llm: dict[str, Tensor] = {}
     for v_sink, l_sink in criteria:
-        found = classify(seen, prompt.sheets, v_sink=v_sink, l_sink=l_sink)
+        found = classify(observation, prompt.sheets, v_sink=v_sink, l_sink=l_sink)
         if found.v_verdict and getattr(v_sink, "dims", None) != ():
             vision[v_sink.name] = found.v_verdict.mask[0]
         if getattr(l_sink, "dims", None) != ():
             llm[l_sink.name] = found.l_verdict.mask
-    sinks = classify(seen, prompt.sheets, v_sink=held.v_sink, l_sink=held.l_sink)
+    sinks = classify(observation, prompt.sheets, v_sink=held.v_sink, l_sink=held.l_sink)
     if sinks.v_verdict:
         vision[sinks.v_verdict.criterion] = sinks.v_verdict.mask[0]
     llm[sinks.l_verdict.criterion] = sinks.l_verdict.mask

@@ -30,8 +30,9 @@ from sinkgate.models.prompts import Prompt, refuse_several
 from sinkgate.sinks.classify import Observation, classify_patches, criterion
 from sinkgate.sinks.criteria import Choice, Criterion, Signals, SinkCriteria, SinkDimensions, by_side, tau_for
 from sinkgate.sinks.discovery import AUTO, Discovery, known_criterion
-from sinkgate.sinks.evidence import Evidence, combine, gather_evidence
+from sinkgate.sinks.evidence import RATIO, Evidence, combine, gather_evidence
 from sinkgate.sinks.known_dimensions import Side
+from sinkgate.sinks.states import Reduction
 
 if TYPE_CHECKING:
     from sinkgate.models.vlm import VLM
@@ -76,27 +77,27 @@ def discover(vlm: VLM, prompts: Prompt | Iterable[Prompt] | None = None, *, cach
 
 
 def _look(vlm: VLM, prompt: Prompt) -> tuple[Evidence | None, Evidence]:
-    seen = vlm.observe(prompt)
-    if not seen.hidden.isfinite().all():
+    observation = vlm.observe(prompt, Reduction(ratio=RATIO))
+    if not observation.states.finite:
         raise SinkgateError(
             f"{vlm.name}: hidden states are not finite in {vlm.model.dtype}; load it in float32 or bfloat16"
         )
-    vision = None if seen.features is None else gather_evidence(seen.features[None])
-    llm = gather_evidence(seen.hidden)
-    return vision and replace(vision, finds=_finds(seen, vision, "vision")), replace(
-        llm, finds=_finds(seen, llm, "llm")
+    vision = None if observation.features is None else gather_evidence(observation.features[None])
+    llm = observation.states.evidence()
+    return vision and replace(vision, finds=_finds(observation, vision, "vision")), replace(
+        llm, finds=_finds(observation, llm, "llm")
     )
 
 
-def _finds(seen: Observation, evidence: Evidence, side: Side) -> dict[str, int]:
+def _finds(observation: Observation, evidence: Evidence, side: Side) -> dict[str, int]:
     """Return 1 for each criterion of ``AUTO`` that finds a sink on this side, else 0."""
 
     def found(name: str) -> bool:
         if name == "massive" and not evidence.dimensions:  # it needs dimensions of ten times the spike
             return False
         if side == "llm":
-            return criterion(name)(Signals(seen.hidden, seen.visual, seen.attention)).found
-        verdict = classify_patches(seen, len(seen.visual), name).verdict
+            return criterion(name)(Signals(observation.states, observation.visual, observation.attention)).found
+        verdict = classify_patches(observation, len(observation.visual), name).verdict
         return verdict is not None and verdict.found
 
     return {name: int(found(name)) for name in AUTO}

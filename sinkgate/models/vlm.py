@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +40,16 @@ from sinkgate.sinks.classify import (
     classify,
     classify_patches,
 )
-from sinkgate.sinks.criteria import Choice, Criterion, SinkCriteria
+from sinkgate.sinks.criteria import Choice, Criterion, SinkCriteria, reduction_of
 from sinkgate.sinks.discovery import Discovery
 from sinkgate.sinks.gates import Gates
+from sinkgate.sinks.states import HiddenStates, Reduction
 
 #: Gates for all of several prompts, or one for each.
 Tables = Gates | Sequence[Gates | None] | None
 #: Sinks for each of several prompts.
 Maps = Sequence[SinkMap | None] | None
+Result = TypeVar("Result")
 MAX_ROWS = 128  # tokens whose attention is kept; one row takes layers x heads x Keys x 4 bytes
 
 
@@ -67,6 +69,7 @@ class VLM:
         self.lock = model_lock(model)
         self.discovery: Discovery | None = None  # of its sink dimensions, once needed
         self.criteria: SinkCriteria | None = None  # held for every image, once decided; see ``sink_criteria``
+        self._channels: set[int] = set()  # that some prompt had to run again for; kept in the first run from then on
 
     def __repr__(self) -> str:
         dtype = str(self.model.dtype).removeprefix("torch.")
@@ -402,44 +405,81 @@ class VLM:
 
     # --- looking inside
 
-    def observe(self, prompt: Prompt) -> Observation:
-        """Run the unmodified model once and keep what criteria look at."""
-        return self._observe(prompt, Recorder(self._rows_after_image(prompt), mean=True, values=True))
+    def observe(self, prompt: Prompt, reduction: Reduction | None = None) -> Observation:
+        """Run the unmodified model once and keep what criteria look at; of hidden states, summaries.
 
-    def observe_heads(self, prompt: Prompt) -> HeadObservation:
+        Args:
+            prompt: what to read.
+            reduction: what to keep of each layer's states, as `sinkgate.sinks.criteria.reduction_of` returns it for criteria. Norms and
+                a sample are always kept; a criterion that needs more runs the model again.
+        """
+        return self._observe(prompt, Recorder(self._rows_after_image(prompt), mean=True, values=True), reduction)
+
+    def observe_heads(self, prompt: Prompt, reduction: Reduction | None = None) -> HeadObservation:
         """``observe``, each head apart: where it looks, and how alike what it gives the queries is."""
         ids = prompt.inputs["input_ids"]
         counts = prompt.inputs.get("attention_mask", torch.ones_like(ids)).bool()
         llm = Recorder(self._rows_after_image(prompt), mean="rows", values=True, outputs=counts)
-        seen = self._observe(prompt, llm)
+        observation = self._observe(prompt, llm, reduction)
         return HeadObservation(
-            **vars(seen), head_attention=_of_layers(llm.attention), stable_rank=_of_layers(llm.stable_ranks)
+            **vars(observation), head_attention=_of_layers(llm.attention), stable_rank=_of_layers(llm.stable_ranks)
         )
 
-    def _observe(self, prompt: Prompt, llm: Recorder) -> Observation:
-        adapter, visual = self.adapter, prompt.visual.cpu()
-        hidden: list[Tensor] = []
-        with self.lock, torch.no_grad():
+    def _observe(self, prompt: Prompt, llm: Recorder, reduction: Reduction | None) -> Observation:
+        def layers(reduce: Callable[[Tensor], Result], /) -> list[Result]:
+            results = self.each_layer(prompt, reduce)
+            if isinstance(reduce, Reduction):
+                self._channels.update(reduce.channels)
+            return results
+
+        reduction = Reduction(tuple(self._channels)).joined(reduction or Reduction())
+        visual = prompt.visual.cpu()
+        with self.lock:
             patches = self.observe_encoder(prompt)
-            hooks = [layer.register_forward_pre_hook(_keep_input(hidden), with_kwargs=True) for layer in adapter.layers]
-            try:
-                with self.attached(None, llm):
-                    adapter.run(**self.warm_inputs(prompt))
-            finally:
-                for hook in hooks:
-                    hook.remove()
-        seen = torch.cat([each.float().cpu() for each in hidden])
+            summaries = self.each_layer(prompt, reduction, llm)
         attention = _of_layers(llm.attention)  # L, K or L, H, K
         if llm.mean is not True:
             attention = attention.mean(1)
         return Observation(
             **vars(patches),
-            hidden=adapter.hidden_of_keys(seen, prompt.encoded),
+            states=HiddenStates(layers, reduction, summaries),
             visual=visual,
             attention=attention[:, visual],
             value_norms=_of_layers(llm.value_norms),
             key_attention=attention,
         )
+
+    def each_layer(
+        self, prompt: Prompt, reduce: Callable[[Tensor], Result], recorder: Recorder | None = None
+    ) -> list[Result]:
+        """Run the unmodified model once and reduce each layer's input as it passes; nothing else of it is held.
+
+        Args:
+            prompt: what to read.
+            reduce: function of the states that the Keys of a layer are made from, (P, D), on the model's device and in its dtype.
+            recorder: takes attention rows.
+
+        Returns:
+            One result a layer.
+
+        Example:
+            >>> largest = vlm.each_layer(prompt, lambda states: float(states.abs().max()))
+        """
+        results: list[Result] = []
+
+        def before_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states = args[0] if args else kwargs["hidden_states"]
+            results.append(reduce(self.adapter.states_of_keys(states[0], prompt.encoded)))
+
+        with self.lock, torch.no_grad():
+            hooks = [layer.register_forward_pre_hook(before_layer, with_kwargs=True) for layer in self.adapter.layers]
+            try:
+                with self.attached(None, recorder):
+                    self.adapter.run(**self.warm_inputs(prompt))
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        return results
 
     def _rows_after_image(self, prompt: Prompt) -> range:
         return self.adapter.rows_after_image(prompt.inputs, prompt.visual)
@@ -642,7 +682,8 @@ def find_sinks(
     known: SinkMap | None = prompt.sinks if default else None
     if known is not None and known.criteria == criteria and prompt.sinks_under == model_state(vlm.adapter):
         return known
-    sinks = classify(vlm.observe(prompt), prompt.sheets, v_sink=criteria.v_sink, l_sink=criteria.l_sink, merged=merged)
+    observation = vlm.observe(prompt, reduction_of([criteria.l_sink.criterion]))
+    sinks = classify(observation, prompt.sheets, v_sink=criteria.v_sink, l_sink=criteria.l_sink, merged=merged)
     if default:
         prompt.sinks, prompt.sinks_under = sinks, model_state(vlm.adapter)
     return sinks
@@ -675,13 +716,6 @@ def find_v_sinks(
 def _of_layers(recorded: dict[int, list[Tensor]]) -> Tensor:
     """What was recorded of a single sample in the first call of each layer, one under the other."""
     return torch.cat([recorded[layer][0].float().cpu() for layer in sorted(recorded)])
-
-
-def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    def before_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kept.append(args[0] if args else kwargs["hidden_states"])
-
-    return before_layer
 
 
 def _keep_output(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:

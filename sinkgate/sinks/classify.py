@@ -11,8 +11,8 @@ Shapes: L LLM layers, V visual tokens, N patches, P prompt positions, E encoder 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -32,8 +32,8 @@ from sinkgate.sinks.criteria import (
     over_median,
     read_criterion,
 )
-from sinkgate.sinks.evidence import TINY
 from sinkgate.sinks.sink_map import SinkMap, SinkMasks, TextTokens
+from sinkgate.sinks.states import HiddenStates
 
 __all__ = [
     "HeadObservation",
@@ -49,7 +49,6 @@ __all__ = [
 ]
 
 Merged = Literal["any", "most", "all"]
-_SAMPLED = 1 << 16  # values of a layer that its median is estimated from, to within about one percent
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,23 @@ class PatchObservation:
 class Observation(PatchObservation):
     """One prompt seen by the unmodified model: the raw material of every criterion.
 
-    Shapes: as `PatchObservation`; hidden (L, P, D) at the input of each LLM layer; visual (V,) positions; attention (L, V), the mean over heads
+    ``states`` at the input of each LLM layer are reduced as they pass; ``hidden`` returns them whole, by another run.
+
+    Shapes: as `PatchObservation`; states (L, P, D); visual (V,) positions; attention (L, V), the mean over heads
     and the text queries after the image; value_norms (L, P), the mean over heads; key_attention (L, P), as ``attention`` on every Key, None
     where it was not kept.
     """
 
-    hidden: Tensor
+    states: HiddenStates
     visual: Tensor
     attention: Tensor
     value_norms: Tensor
     key_attention: Tensor | None = field(default=None, kw_only=True)
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """Hidden states, (L, P, D) float32 on the CPU: the model runs again, and they take L P D x 4 bytes from then on."""
+        return self.states.tensor()
 
 
 @dataclass(frozen=True)
@@ -118,10 +124,9 @@ def classify(
         SinkgateError: no criterion has that name, or ``merged`` is none of the three.
     """
     patches = classify_patches(seen, len(seen.visual), v_sink, merged)
-    signals = Signals(seen.hidden, seen.visual, seen.attention)
+    signals = Signals(seen.states, seen.visual, seen.attention)
     l_verdict = criterion(l_sink)(signals)
     choices = SinkCriteria(_choice(v_sink, patches.verdict), _choice(l_sink, l_verdict))
-    median = _medians(seen.hidden) if l_verdict.dimensions else None
     return SinkMap(
         v_sink=patches.v_sink,
         l_sink=l_verdict.mask & ~patches.v_sink,
@@ -135,8 +140,8 @@ def classify(
         value_ratio=seen.value_norms[:, seen.visual] / seen.value_norms.mean(1, keepdim=True),
         criteria=choices,
         positions=seen.visual,
-        spike=None if median is None else _spike(signals.judged_hidden, l_verdict, median),
-        text=_text_tokens(seen, choices.l_sink, l_verdict, median),
+        spike=_spike(signals, l_verdict),
+        text=_text_tokens(seen, choices.l_sink, l_verdict),
     )
 
 
@@ -150,31 +155,26 @@ def _choice(decided: str | Criterion | Choice, verdict: Verdict | None) -> Choic
     return Choice(judge)
 
 
-def _text_tokens(seen: Observation, choice: Choice, verdict: Verdict, median: Tensor | None) -> TextTokens:
+def _text_tokens(seen: Observation, choice: Choice, verdict: Verdict) -> TextTokens:
     """Judge the Keys that are no visual tokens, where the criterion judges a token by its own state."""
-    is_text = torch.ones(seen.hidden.shape[1], dtype=torch.bool)
+    is_text = torch.ones(seen.value_norms.shape[1], dtype=torch.bool)
     is_text[seen.visual] = False
     positions = is_text.nonzero()[:, 0]
     received = None if seen.key_attention is None else seen.key_attention[:, positions]
     judge = choice.criterion
-    if median is None or not len(positions) or not isinstance(judge, SinkDimensions | MassiveActivations):
+    if not verdict.dimensions or not len(positions) or not isinstance(judge, SinkDimensions | MassiveActivations):
         return TextTokens(positions, received)
     judge = replace(judge, dims=verdict.dimensions)  # those of the L-sinks, discovered once
-    signals = Signals(seen.hidden, positions, torch.zeros(len(seen.hidden), len(positions)))
+    signals = Signals(seen.states, positions, torch.zeros(len(verdict.mask), len(positions)))
     judged = judge(signals)
-    return TextTokens(positions, received, judged, _spike(signals.judged_hidden, judged, median))
+    return TextTokens(positions, received, judged, _spike(signals, judged))
 
 
-def _spike(hidden: Tensor, verdict: Verdict, median: Tensor) -> Tensor:
-    return hidden[..., list(verdict.dimensions)].float().abs().amax(-1) / median[:, None]
-
-
-def _medians(hidden: Tensor) -> Tensor:
-    """Return the median magnitude of each layer, from a sample of its values where they are many."""
-    step = max(1, hidden[0].numel() // _SAMPLED)
-    while math.gcd(step, hidden.shape[-1]) > 1:  # so that every channel is in the sample
-        step += 1
-    return torch.stack([layer.flatten()[::step].float().abs().median() for layer in hidden]).clamp_min(TINY)
+def _spike(signals: Signals, verdict: Verdict) -> Tensor | None:
+    """Return the magnitude in the loudest sink dimension over the layer's median, (L, N); None without sink dimensions."""
+    if not verdict.dimensions:
+        return None
+    return signals.values(verdict.dimensions).abs().amax(-1) / signals.states.sampled_medians[:, None]
 
 
 @dataclass(frozen=True)

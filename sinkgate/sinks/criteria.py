@@ -11,37 +11,57 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from sinkgate.errors import SinkgateError
-from sinkgate.sinks.evidence import TINY, discover_dimensions
+from sinkgate.sinks.evidence import RATIO, TINY
+from sinkgate.sinks.states import HiddenStates, Reduction
 from sinkgate.sinks.words import listed, numbered
 
 TAU = 20.0  # of |h[d]| / RMS(h): Kang et al.; the paper does not say
 FILLED = 0.7  # of a token's squared norm, where ``TAU`` would ask for more: 20 fills that much in SmolLM2, 576 wide
 
 
-@dataclass(frozen=True)
 class Signals:
-    """What is known about tokens before any of them is called a sink.
+    """Measurements of tokens, from which criteria decide.
 
-    Shapes: hidden (G, T, D) at the input of each layer (or the encoder's feature layer, G = 1);
-    judged (N,) indices into T of the tokens to decide on; attention (G, N), the mean attention that each of them
-    receives, in [0, 1].
+    A criterion that reads no more than ``norms``, ``values`` and ``attention`` costs one run of the model; one that reads whole
+    states, a second.
+
+    Args:
+        states: hidden states at the input of each layer (or of the encoder's feature layer, G = 1), also as a tensor (G, T, D).
+        judged: (N,) indices into T of the tokens to decide on.
+        attention: (G, N), the mean attention that each of them receives, in [0, 1].
     """
 
-    hidden: Tensor
-    judged: Tensor
-    attention: Tensor
+    def __init__(self, states: Tensor | HiddenStates, judged: Tensor, attention: Tensor) -> None:
+        self.states = HiddenStates.of(states) if isinstance(states, Tensor) else states
+        self.judged, self.attention = judged, attention
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """Hidden states of all tokens, (G, T, D) float32, by a second run of the model."""
+        return self.states.tensor()
 
     @property
     def judged_hidden(self) -> Tensor:
-        """Hidden states of the judged tokens, (G, N, D)."""
+        """Hidden states of the judged tokens, (G, N, D), likewise."""
         return self.hidden[:, self.judged]
+
+    @property
+    def norms(self) -> Tensor:
+        """L2 norms of the judged tokens, (G, N)."""
+        return self.states.norms[:, self.judged]
+
+    def values(self, dims: tuple[int, ...]) -> Tensor:
+        """Return the judged tokens' states in some channels, (G, N, len(dims))."""
+        return self.states.values(dims)[:, self.judged]
 
 
 @dataclass(frozen=True)
@@ -89,13 +109,18 @@ class SinkDimensions:
     normalize: bool = True
     name: ClassVar[str] = "sink dimensions"
 
+    @property
+    def reduction(self) -> Reduction:
+        """What one run has to keep of each layer."""
+        return Reduction(self.dims or (), None if self.dims is not None else RATIO)
+
     def __call__(self, signals: Signals) -> Verdict:
-        dims = discover_dimensions(signals.hidden) if self.dims is None else self.dims
-        hidden, threshold = signals.judged_hidden.float(), torch.tensor(self.tau)
+        dims = signals.states.dimensions() if self.dims is None else self.dims
+        threshold = torch.tensor(self.tau)
         if not self.normalize:
-            return _by_dimensions(self.name, "|h[d]|", hidden, torch.tensor(1.0), dims, threshold)
-        rms = hidden.square().mean(-1, keepdim=True).sqrt().clamp_min(TINY)
-        return _by_dimensions(self.name, "|h[d]| / RMS(h)", hidden, rms, dims, threshold)
+            return _by_dimensions(self.name, "|h[d]|", signals, dims, torch.tensor(1.0), threshold)
+        rms = (signals.norms / math.sqrt(signals.states.width)).clamp_min(TINY)[..., None]
+        return _by_dimensions(self.name, "|h[d]| / RMS(h)", signals, dims, rms, threshold)
 
 
 @dataclass(frozen=True)
@@ -112,13 +137,16 @@ class MassiveActivations:
     dims: tuple[int, ...] | None = None
     name: ClassVar[str] = "massive activations"
 
+    @property
+    def reduction(self) -> Reduction:
+        """What one run has to keep of each layer."""
+        return Reduction(self.dims or (), self.ratio)
+
     def __call__(self, signals: Signals) -> Verdict:
-        dims = discover_dimensions(signals.hidden, ratio=self.ratio) if self.dims is None else self.dims
-        median = _median_magnitude(signals.hidden)
-        threshold = torch.maximum(torch.tensor(self.ratio), self.minimum / median)[:, None]
-        return _by_dimensions(
-            self.name, "|h[d]| / median |h|", signals.judged_hidden, median[:, None, None], dims, threshold
-        )
+        dims = signals.states.dimensions(self.ratio) if self.dims is None else self.dims
+        medians = signals.states.measures(self.ratio)[:, 9, 0].clamp_min(TINY)
+        threshold = torch.maximum(torch.tensor(self.ratio), self.minimum / medians)[:, None]
+        return _by_dimensions(self.name, "|h[d]| / median |h|", signals, dims, medians[:, None, None], threshold)
 
 
 @dataclass(frozen=True)
@@ -133,7 +161,7 @@ class NormOutliers:
     name: ClassVar[str] = "norm outliers"
 
     def __call__(self, signals: Signals) -> Verdict:
-        norms = torch.linalg.vector_norm(signals.judged_hidden.float(), dim=-1)
+        norms = signals.norms
         if self.threshold is not None:
             score, threshold, unit = norms, torch.tensor(self.threshold), "||h||"
         else:
@@ -168,6 +196,11 @@ class FirstThatFinds:
     criteria: tuple[Criterion, ...] = (SinkDimensions(), MassiveActivations(), NormOutliers(), AttentionShare())
     name: ClassVar[str] = "auto"
 
+    @property
+    def reduction(self) -> Reduction:
+        """What one run has to keep of each layer."""
+        return reduction_of(self.criteria)
+
     def __call__(self, signals: Signals) -> Verdict:
         verdict = self.criteria[0](signals)
         for criterion in self.criteria[1:]:
@@ -175,6 +208,12 @@ class FirstThatFinds:
                 break
             verdict = criterion(signals)
         return verdict
+
+
+def reduction_of(criteria: Iterable[Criterion]) -> Reduction:
+    """Return what one run has to keep of each layer for some criteria: the union of their ``reduction``, where they have one."""
+    reductions = [getattr(criterion, "reduction", Reduction()) for criterion in criteria]
+    return reduce(Reduction.joined, reductions, Reduction())
 
 
 @dataclass(frozen=True)
@@ -287,24 +326,15 @@ def by_side(text: str) -> tuple[str, str]:
 
 
 def _by_dimensions(
-    name: str, unit: str, hidden: Tensor, scale: Tensor, dims: tuple[int, ...], threshold: Tensor
+    name: str, unit: str, signals: Signals, dims: tuple[int, ...], scale: Tensor, threshold: Tensor
 ) -> Verdict:
-    width = hidden.shape[-1]
-    outside = [d for d in dims if not 0 <= d < width]
-    if outside:
-        raise SinkgateError(
-            f"there is no dimension {outside[0]}: hidden states here are {width} wide; give dims of this model"
-        )
-    threshold = threshold.expand(len(hidden), 1)
-    if not dims:
-        none = torch.zeros(hidden.shape[:2], dtype=torch.bool)
-        return Verdict(name, unit, none, torch.zeros(hidden.shape[:2]), threshold)
-    score, loudest = (hidden[..., list(dims)].float().abs() / scale).max(-1)
-    return Verdict(name, unit, score >= threshold, score, threshold, torch.tensor(dims)[loudest], dims)
-
-
-def _median_magnitude(hidden: Tensor) -> Tensor:
-    return torch.stack([layer.float().abs().median() for layer in hidden]).clamp_min(TINY)
+    score, loudest = torch.zeros_like(signals.norms), None
+    if dims:
+        score, index = (signals.values(dims).abs() / scale).max(-1)
+        loudest = torch.tensor(dims)[index]
+    threshold = threshold.expand(len(score), 1)
+    mask = (score >= threshold) & bool(dims)
+    return Verdict(name, unit, mask, score, threshold, loudest, dims)
 
 
 def over_median(values: Tensor) -> Tensor:

@@ -30,9 +30,19 @@ from sinkgate.errors import SinkgateError
 from sinkgate.models.dimensions import held_discovery, sink_criteria
 from sinkgate.models.prompts import Prompt
 from sinkgate.models.vlm import VLM
-from sinkgate.sinks.classify import HeadObservation, Merged, SinkMap, classify
-from sinkgate.sinks.criteria import CRITERIA, Choice, Criterion, SinkCriteria, SinkDimensions, over_median, tau_for
+from sinkgate.sinks.classify import HeadObservation, Merged, SinkMap, classify, criterion
+from sinkgate.sinks.criteria import (
+    CRITERIA,
+    Choice,
+    Criterion,
+    SinkCriteria,
+    SinkDimensions,
+    over_median,
+    reduction_of,
+    tau_for,
+)
 from sinkgate.sinks.known_dimensions import SIDES, Side
+from sinkgate.sinks.states import Reduction, peaks
 from sinkgate.studies.provenance import facts_of, facts_of_samples
 from sinkgate.studies.runner import Tables, chunks
 
@@ -171,19 +181,20 @@ def dissect(
     Raises:
         SinkgateError: no criterion has that name, a dimension is outside of the hidden states, or those are not finite.
     """
-    seen = vlm.observe_heads(prompt)
-    if not seen.hidden.isfinite().all():
+    vision, llm = dims.get("vision", ()), dims.get("llm", ())
+    choices = {name: (name, name) for name in NAMED} | {"chosen": (v_sink, l_sink)}
+    reduction = reduction_of(criterion(l_sink) for _, l_sink in choices.values())
+    seen = vlm.observe_heads(prompt, reduction.joined(Reduction(tuple(llm), peaks=True)))
+    if not seen.states.finite:
         raise SinkgateError(
             f"{vlm.name}: hidden states are not finite in {vlm.model.dtype}; load it in float32 or bfloat16"
         )
-    vision, llm = dims.get("vision", ()), dims.get("llm", ())
-    choices = {name: (name, name) for name in NAMED} | {"chosen": (v_sink, l_sink)}
     found = {
         name: classify(
             seen,
             prompt.sheets,
-            v_sink=_with(vision, one, seen.features),
-            l_sink=_with(llm, other, seen.hidden),
+            v_sink=_with(vision, one, None if seen.features is None else seen.features.shape[-1]),
+            l_sink=_with(llm, other, seen.states.width),
             merged=merged,
         )
         for name, (one, other) in choices.items()
@@ -206,11 +217,11 @@ def dissect(
 # --- what is measured
 
 
-def _with(dims: Sequence[int], criterion: str | Criterion | Choice, states: Tensor | None) -> str | Criterion | Choice:
-    """Return the criterion, on these dimensions and with the tau of states (..., D) where it is called "dimensions"."""
-    if criterion != "dimensions":
-        return criterion
-    return SinkDimensions(tuple(dims)) if states is None else SinkDimensions(tuple(dims), tau_for(states.shape[-1]))
+def _with(dims: Sequence[int], choice: str | Criterion | Choice, width: int | None) -> str | Criterion | Choice:
+    """Return the criterion, on these dimensions and with the tau of states of a width where it is called "dimensions"."""
+    if choice != "dimensions":
+        return choice
+    return SinkDimensions(tuple(dims)) if width is None else SinkDimensions(tuple(dims), tau_for(width))
 
 
 def _members(prompt: Prompt, sinks: SinkMap, keys: int) -> Tensor:
@@ -233,14 +244,15 @@ def _tokens(seen: HeadObservation, members: Tensor, dims: Sequence[int]) -> dict
         return (members * values[:, None]).sum(-1)[layer, group]
 
     tokens, share = counts[layer, group], total(seen.head_attention.mean(1))
-    spike = seen.hidden[..., list(dims)].abs().amax(-1) if dims else torch.full(seen.hidden.shape[:2], torch.nan)
+    states = seen.states
+    spike = states.values(dims).abs().amax(-1) if dims else torch.full_like(states.norms, torch.nan)
     return _numpy(
         layer=layer,
         group=[GROUPS[index] for index in group],
         tokens=tokens,
-        norm=total(torch.linalg.vector_norm(seen.hidden, dim=-1)) / tokens,
+        norm=total(states.norms) / tokens,
         spike=total(spike) / tokens,
-        peak=total(torch.stack([_peak(hidden) for hidden in seen.hidden])) / tokens,
+        peak=total(states.peaks) / tokens,
         share=share,
         per_token=share / tokens,
         value_ratio=total(seen.value_norms) / tokens / seen.value_norms.mean(1)[layer],
@@ -264,8 +276,8 @@ def _projector(vlm: VLM, prompt: Prompt, seen: HeadObservation, sinks: SinkMap) 
     values = {
         "norm_before": sinks.norm_ratio,
         "norm_after": over_median(torch.linalg.vector_norm(after, dim=-1)),
-        "peak_before": _peak(before),
-        "peak_after": _peak(after),
+        "peak_before": peaks(before),
+        "peak_after": peaks(after),
     }
     return [
         {"group": name, "tokens": int(mask.sum())} | {key: float(each[mask].mean()) for key, each in values.items()}
@@ -304,12 +316,6 @@ def _agreement(found: Mapping[str, SinkMap]) -> list[dict[str, Any]]:
         for place, masks in places.items()
         for first, second in combinations(masks, 2)
     ]
-
-
-def _peak(states: Tensor) -> Tensor:
-    """Largest over median magnitude of each state: (K, D) -> (K,)."""
-    magnitude = states.abs()
-    return magnitude.amax(-1) / magnitude.median(-1).values.clamp_min(1e-12)
 
 
 def _numpy(**columns: Any) -> dict[str, Any]:

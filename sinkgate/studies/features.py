@@ -30,7 +30,7 @@ from sinkgate.errors import SinkgateError
 from sinkgate.models.dimensions import sink_criteria
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.classify import Merged, Observation, SinkMasks, classify
-from sinkgate.sinks.criteria import Choice, Criterion, SinkCriteria
+from sinkgate.sinks.criteria import Choice, Criterion, SinkCriteria, reduction_of
 from sinkgate.studies.provenance import checksum, facts_of, mark_of
 from sinkgate.studies.runner import chunks
 
@@ -132,20 +132,21 @@ class Features:
             prompt = self.vlm.prompt(picture.image, self.question)
         except SinkgateError as error:
             raise SinkgateError(f"picture {number}: {error}") from error
-        seen = self.vlm.observe(prompt)
-        if not seen.hidden.isfinite().all():
+        held = self.criteria
+        seen = self.vlm.observe(prompt, reduction_of([held.l_sink.criterion]))
+        if not seen.states.finite:
             raise SinkgateError(
                 f"picture {number}: hidden states are not finite in {self.vlm.model.dtype}; load the model in float32 or bfloat16"
             )
-        held = self.criteria
         sinks = classify(seen, prompt.sheets, v_sink=held.v_sink, l_sink=held.l_sink, merged=self.merged)
         drawn = draw_ordinary(sinks, self.tokens, self.draws, f"{self.seed}/{number}")
         pooled = {}
         if (tokens := encoder_states(seen)) is not None:
             pooled[ENCODER] = _means(tokens, [sinks.v_sink, torch.zeros_like(sinks.v_sink), *drawn])
-        for layer in self._layers:
-            pooled[str(layer)] = _means(seen.hidden[layer, seen.visual], [sinks.v_sink, sinks.l_sink[layer], *drawn])
-        return pooled
+        groups = ([sinks.v_sink, l_sink, *drawn] for l_sink in sinks.l_sink)  # layer by layer
+        visual = prompt.visual
+        means = self.vlm.each_layer(prompt, lambda states: _means(states[visual].float().cpu(), next(groups)))
+        return pooled | {str(layer): means[layer] for layer in self._layers}
 
     def _stored(self, states: Tensor) -> Tensor:
         stored = states.to(getattr(torch, self.dtype))

@@ -11,6 +11,7 @@ from sinkgate.analysis.report import report
 from sinkgate.models.dimensions import discover
 from sinkgate.sinks.classify import Observation
 from sinkgate.sinks.discovery import Discovery
+from sinkgate.sinks.states import HiddenStates
 
 LAYERS, VISUAL, TEXT, WIDTH = 4, 40, 8, 64
 
@@ -22,7 +23,7 @@ class Seen:
         self.seen, self.name, self.runs = seen, "made up", 0
         self.model = SimpleNamespace(config=SimpleNamespace(_name_or_path="", _commit_hash=None), dtype=torch.float32)
 
-    def observe(self, prompt):
+    def observe(self, prompt, reduction=None):
         self.runs += 1
         return self.seen
 
@@ -36,7 +37,7 @@ def observation(**changes) -> Observation:
         "features": noise(VISUAL, WIDTH),
         "encoder_attention": torch.ones(VISUAL),
         "token_of_patch": torch.arange(VISUAL),
-        "hidden": noise(LAYERS, TEXT + VISUAL, WIDTH),
+        "states": HiddenStates.of(noise(LAYERS, TEXT + VISUAL, WIDTH)),
         "visual": torch.arange(TEXT, TEXT + VISUAL),
         "attention": torch.full((LAYERS, VISUAL), 0.01),
         "value_norms": torch.ones(LAYERS, TEXT + VISUAL),
@@ -63,7 +64,7 @@ def test_sinks_of_every_kind():
     features[7, 30] = 5000
     features[[1, 2, 3]] *= 4
     hidden[2:, [0, TEXT + 5, TEXT + 6], 11] = 8000
-    text = told(observation(features=features, hidden=hidden))
+    text = told(observation(features=features, states=HiddenStates.of(hidden)))
     assert "1 of 40 visual tokens is a V-sink (sink dimensions, dimension 30 discovered on 1 prompt)" in text
     assert "L-sinks in layers 2-3, at most 2 in one (sink dimensions, dimension 11 discovered on 1 prompt)" in text
     assert "Text sink: position 0, in layers 2-3, dimension 11, up to 11," in text
@@ -97,7 +98,7 @@ def test_an_encoder_that_cannot_be_looked_into():
 def test_dimensions_of_low_confidence_are_told_but_not_used(tokens):
     hidden = noise(LAYERS, TEXT + VISUAL, WIDTH)
     hidden[2:, TEXT : TEXT + tokens, 11] = 90
-    text = told(observation(hidden=hidden))
+    text = told(observation(states=HiddenStates.of(hidden)))
     assert "dimension 11, confidence 0.3" in text and "(low)" in text and "LLM: has no sink dimensions" in text
 
 

@@ -19,6 +19,7 @@ from sinkgate.sinks.criteria import Choice, Signals, SinkDimensions, tau_for
 from sinkgate.sinks.discovery import Discovery
 from sinkgate.sinks.evidence import combine, gather_evidence
 from sinkgate.sinks.known_dimensions import known
+from sinkgate.sinks.states import HiddenStates
 
 LAYERS, TOKENS, WIDTH = 3, 40, 64
 
@@ -35,7 +36,7 @@ class Counted:
     def prompt(self, image, question):
         return bare_prompt(question, [image])
 
-    def observe(self, prompt):
+    def observe(self, prompt, reduction=None):
         assert not any(ref() is not None for ref in self.alive), "the last prompt's tensors are still held"
         hidden = torch.randn(LAYERS, TOKENS, WIDTH, generator=torch.Generator().manual_seed(self.runs))
         if self.runs in self.spike:
@@ -47,7 +48,7 @@ class Counted:
             features,
             None if features is None else even,
             torch.arange(TOKENS),
-            hidden,
+            HiddenStates.of(hidden),
             torch.arange(TOKENS),
             even.expand(LAYERS, -1),
             even.expand(LAYERS, -1),
@@ -124,7 +125,8 @@ def test_no_prompts_and_overflow_are_said():
     with pytest.raises(sg.SinkgateError, match="no prompts"):
         discover(Counted(), [])
     vlm = Counted()
-    vlm.observe = lambda prompt: SimpleNamespace(hidden=torch.full((1, 2, 3), torch.inf))
+    infinite = HiddenStates.of(torch.full((1, 2, 3), torch.inf))
+    vlm.observe = lambda prompt, reduction: SimpleNamespace(states=infinite)
     with pytest.raises(sg.SinkgateError, match="not finite in torch.float32"):
         discover(vlm)
 

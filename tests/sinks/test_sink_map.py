@@ -11,6 +11,7 @@ import sinkgate as sg
 from sinkgate.images.layout import Sheet, list_sheet
 from sinkgate.sinks.classify import Observation, classify
 from sinkgate.sinks.criteria import AttentionShare, Choice, NormOutliers, SinkDimensions
+from sinkgate.sinks.states import HiddenStates
 from sinkgate.sinks.words import count, layers, listed, number, numbered, ranges, span
 
 LAYERS, VISUAL, TEXT, WIDTH = 6, 12, 4, 600
@@ -36,7 +37,7 @@ def observed(text_first: bool = False, spikes=((0, 2, 6, 3000.0), (5, 3, 5, 1000
         torch.ones(VISUAL, 8),
         torch.ones(VISUAL),
         torch.arange(VISUAL),
-        hidden,
+        HiddenStates.of(hidden),
         visual,
         attention,
         values,
@@ -72,10 +73,12 @@ def test_the_text_sink_has_a_sentence():
     (sentence,) = [each for each in judged(observed(text_first=True)).sentences() if each.startswith("Text sink")]
     assert sentence.startswith("Text sink: position 0, in layers 2-5, dimension 7, up to 7,"), sentence
     seen = observed(text_first=True)
-    seen.hidden[4, 1:4, 7] = 2000
-    assert "Text sinks: positions 0, 1, 2, 3, in layers 2-5" in judged(seen).summary()
-    seen.hidden[:, :4, 7] = 0
-    assert "No text token is a sink." in judged(seen).summary()
+    hidden = seen.hidden
+    hidden[4, 1:4, 7] = 2000
+    summary = judged(replace(seen, states=HiddenStates.of(hidden))).summary()
+    assert "Text sinks: positions 0, 1, 2, 3, in layers 2-5" in summary
+    hidden[:, :4, 7] = 0
+    assert "No text token is a sink." in judged(replace(seen, states=HiddenStates.of(hidden))).summary()
     by_attention = judged(observed(text_first=True), "attention").summary()
     assert "The first text token receives 40% of the attention of the text in layer 3" in by_attention
     assert "text" not in judged(replace(observed(text_first=True), key_attention=None), "attention").summary()
@@ -148,9 +151,10 @@ def test_a_table_of_layers_and_tokens():
 
 def test_the_estimated_median_is_close_to_the_exact_one():
     seen = observed(spikes=((5, 3, 5, 1000.0),))
-    wide = replace(seen, hidden=torch.randn(2, 600, 1024, generator=torch.Generator().manual_seed(1)))
-    wide.hidden[1, 0, 7] = 1000
-    exact = 1000 / float(wide.hidden[1].abs().median())
+    hidden = torch.randn(2, 600, 1024, generator=torch.Generator().manual_seed(1))
+    hidden[1, 0, 7] = 1000
+    exact = 1000 / float(hidden[1].abs().median())
+    wide = replace(seen, states=HiddenStates.of(hidden))
     wide = replace(wide, attention=seen.attention[:2], value_norms=torch.ones(2, 600), key_attention=None)
     assert float(judged(wide).spike[1, 0]) == pytest.approx(exact, rel=0.02)
 

@@ -111,12 +111,10 @@ def test_a_picture_with_too_few_ordinary_tokens_goes_without(tiny):
 def test_half_precision_is_refused_where_it_does_not_reach(tiny, monkeypatch):
     kept = Features(tiny, pictures(1), dtype="float16", **SOME).work(0)["states"]["0"]
     assert kept.dtype == torch.float16
-    real = tiny.observe
-
-    def huge(prompt):
-        return SimpleNamespace(**{**vars(seen := real(prompt)), "hidden": 1e6 * seen.hidden})
-
-    monkeypatch.setattr(tiny, "observe", huge)
+    real = tiny.each_layer
+    monkeypatch.setattr(
+        tiny, "each_layer", lambda prompt, reduce, *rest: real(prompt, lambda states: reduce(1e6 * states), *rest)
+    )
     with pytest.raises(SinkgateError, match='float16 does not hold; use dtype="float32"'):
         Features(tiny, pictures(1), dtype="float16", **SOME).work(0)
 

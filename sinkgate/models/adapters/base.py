@@ -113,8 +113,8 @@ class Adapter:
         length = inputs["input_ids"].shape[1]
         return range(min(int(visual[-1]) + 1, length - 1), length)
 
-    def hidden_of_keys(self, hidden: Tensor, encoded: Any) -> Tensor:  # noqa: ARG002 - some families need it
-        """What the Keys of each layer are made from, out of the layers' inputs: (L, P, D) -> (L, Keys, D)."""
+    def states_of_keys(self, hidden: Tensor, encoded: Any) -> Tensor:  # noqa: ARG002 - some families need it
+        """Return the states that a layer's Keys are made from, out of the layer's input: (P, D) -> (Keys, D)."""
         return hidden
 
     # --- the encoder's side

@@ -40,8 +40,8 @@ class CrossAttentionAdapter(Adapter):
         ids = inputs["input_ids"][0]
         return range(min(int((ids == self.image_token_id).nonzero()[-1]) + 1, len(ids) - 1), len(ids))
 
-    def hidden_of_keys(self, hidden: Tensor, encoded: Any) -> Tensor:
-        return self.projected(encoded).float().cpu().expand(len(hidden), -1, -1)
+    def states_of_keys(self, hidden: Tensor, encoded: Any) -> Tensor:  # noqa: ARG002 - the same in every layer
+        return self.projected(encoded)
 
     def join(self, encoded: Sequence[Any]) -> Any:
         return torch.cat(list(encoded))
