@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 import torch
@@ -125,7 +126,7 @@ class HiddenStates:
         """Channels of a state, D."""
         return self._summarised()[0].width
 
-    @property
+    @cached_property
     def norms(self) -> Tensor:
         """L2 norms, (G, T) float32."""
         return _stacked([layer.norms for layer in self._summarised()])
@@ -135,7 +136,7 @@ class HiddenStates:
         """Return whether all states are finite numbers, and their norms too."""
         return bool(self.norms.isfinite().all())
 
-    @property
+    @cached_property
     def sampled_medians(self) -> Tensor:
         """Median magnitude of each layer, (G,), estimated from `SAMPLED` values, to within about one percent."""
         samples = _stacked([layer.sample for layer in self._summarised()])

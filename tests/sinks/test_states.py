@@ -125,18 +125,17 @@ def runs_of(vlm: VLM, monkeypatch) -> list[object]:
 def test_one_run_is_enough(vlm, criterion, monkeypatch):
     vlm.discovery = sg.discover(vlm, cache=False)
     runs = runs_of(vlm, monkeypatch)
-    sg.find_sinks(vlm, vlm.prompt(noise_image(), "count"), l_sink=criterion)
+    sg.find_sinks(vlm, vlm.prompt(noise_image(), "count"), v_sink="norm", l_sink=criterion)
     assert len(runs) == 1
 
 
 def test_dimensions_of_the_prompt_itself_take_a_second_run_once(vlm, monkeypatch):
-    with torch.no_grad():
-        vlm.decoder.layers[0].mlp.down_proj.weight[5] *= 0
-        vlm.decoder.layers[0].mlp.down_proj.bias = torch.nn.Parameter(torch.zeros(vlm.decoder.config.hidden_size))
-        vlm.decoder.layers[0].mlp.register_forward_hook(_spike)
+    vlm.decoder.layers[0].mlp.register_forward_hook(_spike)
     runs = runs_of(vlm, monkeypatch)
     for expected in (2, 3):
-        sinks = sg.find_sinks(vlm, vlm.prompt(noise_image(), "count"), l_sink=MassiveActivations(ratio=50))
+        sinks = sg.find_sinks(
+            vlm, vlm.prompt(noise_image(), "count"), v_sink="norm", l_sink=MassiveActivations(ratio=50)
+        )
         assert 5 in sinks.l_verdict.dimensions and len(runs) == expected
 
 
