@@ -1,9 +1,10 @@
-"""Wrapper around transformers' attention function that scales Keys, rewrites probabilities and passes queries to a recorder.
+"""Wrapper around transformers' attention function that scales Keys or logits, rewrites probabilities and passes queries to a recorder.
 
 Every architecture calls that function after QK-norm and rotary embedding and before KV heads are
 repeated, so the model stays on its own kernel and the KV cache keeps the unscaled Keys. If the caller owns
-the cache (``own_cache``), Keys are scaled once, in the cache, and decode steps use the scaled Keys. This module
-depends on modules and positions only, not on sinks, images or the app.
+the cache (``own_cache``), Keys are scaled once, in the cache, and decode steps use the scaled Keys. Scales limited to rows or heads
+(`LogitScales`) leave the kernel and the Keys alone: the limited rows and heads are computed again, in O(rows x Keys), and replace
+the kernel's; all others stay bit-identical. This module depends on modules and positions only, not on sinks, images or the app.
 
 Shapes: L layers, B samples, H heads, Q queries, K keys, R recorded rows, P prompt positions, d head width.
 """
@@ -16,13 +17,15 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from sinkgate.attention.recorder import Recorder, attention_rows
+from sinkgate.attention.recorder import CHUNK, Recorder, attention_rows
+from sinkgate.attention.scales import LayerScales, LogitScales, Scales
 from sinkgate.errors import UnsupportedModelError
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
@@ -74,28 +77,32 @@ class _Call:
 class _Tap:
     call: _Call
     layer: int
-    scales: Tensor | None  # (B, P); None if all are 1
+    scales: Tensor | None  # of the Keys, (B, P) or (B, KV, P); None if all are 1
+    limited: LayerScales | None = None  # of the logits
     stored: int | None = None  # positions whose Keys are scaled in the cache; None: the cache must stay unscaled
     rewrite: Rewrite | None = None
     rewrite_from: int = 0  # position of the first query that ``rewrite`` may change
 
+    def first_key(self, keys: int) -> int:
+        """Return the position of the first of the running forward's Keys."""
+        return 0 if self.call.cross else max(0, (self.call.end or keys) - keys)
+
     def scale(self, module: nn.Module, key: Tensor) -> Tensor:
         """Return the scaled Keys of the running forward."""
         assert self.scales is not None
-        keys = key.shape[2]
+        keys, first = key.shape[2], self.first_key(key.shape[2])
         end_position = keys if self.call.cross else self.call.end or keys
-        first = max(0, end_position - keys)
         self.scales = self.scales.to(key.device)  # layers may lie on several devices
         if self.stored is None and self.call.own_cache and self._lies_in_cache(module, key):
             self.stored = self.call.stored
         if self.stored is not None:
-            start, end = max(first, self.stored), min(end_position, self.scales.shape[1])
+            start, end = max(first, self.stored), min(end_position, self.scales.shape[-1])
             if start < end:
                 part = key[:, :, start - first : end - first]
                 torch.mul(part, _window(self.scales, start, part), out=part)
             self.stored = end_position
             return key
-        if self.scales.shape[1] < first + keys:  # pad for many decode steps at once
+        if self.scales.shape[-1] < first + keys:  # pad for many decode steps at once
             self.scales = nn.functional.pad(self.scales, (0, first + keys), value=1.0)
         out = None if self.scales.requires_grad else self.call.memory_for(key)
         return scale_keys(key, self.scales, first, out)
@@ -138,7 +145,7 @@ def attached(
     modules: Sequence[nn.Module],
     *,
     decoder: nn.Module | None = None,
-    key_scales: Tensor | None = None,
+    key_scales: Scales | None = None,
     recorder: Recorder | None = None,
     cross: bool = False,
     own_cache: bool = False,
@@ -158,7 +165,7 @@ def attached(
         modules: attention modules in layer order; entry i is layer i.
         decoder: the model whose forward runs these layers, from which the number of cached positions is
             read; needed for scales or rows by position. None for a vision encoder.
-        key_scales: scales of the Keys by layer, sample and position.
+        key_scales: scales of the Keys by layer, sample and position; or scales of the logits limited to rows and heads.
         recorder: receives the attention rows, after scaling.
         cross: the modules attend to separate Keys, numbered from 0, not to positions of the sequence.
         own_cache: the KV cache is used with these scales alone, one row for each sample: it may hold scaled Keys, and rows of decode
@@ -172,13 +179,14 @@ def attached(
     """
     call = _Call(recorder, cross, own_cache, stored)
     # one comparison for all layers: each synchronises with the device
-    active = [] if key_scales is None else (key_scales != 1).flatten(1).any(1).nonzero()[:, 0].tolist()
+    table = key_scales.scales if isinstance(key_scales, LogitScales) else key_scales
+    active = [] if table is None else (table != 1).flatten(1).any(1).nonzero()[:, 0].tolist()
     if recorder is None and not active and not live:
         yield Attached(call, {})
         return
     names = {_implementation(module) for module in modules}
     taps = {
-        module: _Tap(call, layer, key_scales[layer] if key_scales is not None and layer in active else None)
+        module: _Tap(call, layer, *_of_layer(key_scales, layer, layer in active))
         for layer, module in enumerate(modules)
         if recorder is not None or layer in active or layer in live
     }
@@ -208,10 +216,17 @@ def attached(
                 _uninstall()
 
 
+def _of_layer(scales: Scales | None, layer: int, active: bool) -> tuple[Tensor | None, LayerScales | None]:
+    """Return the scales of a layer's Keys and those of its logits."""
+    if scales is None or not active:
+        return None, None
+    return (None, scales.layer(layer)) if isinstance(scales, LogitScales) else (scales[layer], None)
+
+
 def scale_keys(key: Tensor, scales: Tensor, first: int = 0, out: Tensor | None = None) -> Tensor:
     """Return diag(s) K for the Keys from absolute position ``first`` on; multiplied in at least float32.
 
-    Shapes: key (B n, KV, K, d), scales (B, P) -> (B n, KV, K, d); n beams for each sample; positions past P keep 1.
+    Shapes: key (B n, KV, K, d), scales (B, P) or (B, KV, P) -> (B n, KV, K, d); n beams for each sample; positions past P keep 1.
     ``out``, of the key's dtype and at least its number of elements, receives the result.
     """
     window = _window(scales, first, key)
@@ -221,13 +236,13 @@ def scale_keys(key: Tensor, scales: Tensor, first: int = 0, out: Tensor | None =
 
 
 def _window(scales: Tensor, first: int, key: Tensor) -> Tensor:
-    """Return the scales of these Keys, (B n, 1, K, 1)."""
-    window = scales[:, first : first + key.shape[2]]
-    if window.shape[1] < key.shape[2]:
-        window = nn.functional.pad(window, (0, key.shape[2] - window.shape[1]), value=1.0)
+    """Return the scales of these Keys, (B n, 1 or KV, K, 1)."""
+    window = scales[..., first : first + key.shape[2]]
+    if window.shape[-1] < key.shape[2]:
+        window = nn.functional.pad(window, (0, key.shape[2] - window.shape[-1]), value=1.0)
     if window.shape[0] != key.shape[0]:
         window = window.repeat_interleave(key.shape[0] // window.shape[0], dim=0)
-    return window[:, None, :, None]
+    return window[:, None, :, None] if window.dim() == 2 else window[..., None]
 
 
 def _attend(original: AttentionFunction | None) -> AttentionFunction:
@@ -243,32 +258,41 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
                 "continuous batching stores Keys inside the attention function and would keep them scaled; use generate() instead"
             )
         end = tap.call.end if tap.call.end is not None else key.shape[2]
+        if tap.limited is not None and (of_keys := tap.limited.of_keys(key.shape[1])) is not None:
+            tap.scales, tap.limited = of_keys, None  # no limit that Keys could not express
         if tap.scales is not None:
             key = tap.scale(module, key)
         mask = args[0] if args else kwargs.get("attention_mask")
-        options = {"scaling": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
+        options = {name: kwargs.get(name) for name in ("scaling", "softcap", "is_causal")}
         first, count = end - query.shape[2], query.shape[2]
+        first_key = tap.first_key(key.shape[2])
+        limited = tap.limited.limited(first, end) if tap.limited is not None else None
 
         def rows_of(which: slice | Tensor) -> tuple[Tensor, Tensor]:
-            """Return rows as the kernel computes them, and as rewritten."""
-            rows = attention_rows(module, query, key, mask, is_causal=kwargs.get("is_causal"), rows=which, **options)
+            """Return rows with their logits scaled, and as rewritten."""
+            rule = None
+            if tap.limited is not None and limited is not None:
+                rule = partial(tap.limited.scaled, rows=limited[:, which], first_key=first_key)
+            rows = attention_rows(module, query, key, mask, rows=which, rule=rule, **options)
             if tap.rewrite is None:
                 return rows, rows
             position = torch.arange(first, end, device=query.device)[which]
-            return rows, tap.rewrite(rows, position, max(0, end - key.shape[2]))
+            return rows, tap.rewrite(rows, position, first_key)
 
         recorder = tap.call.recorder
         wanted = recorder and recorder.wanted(tap.layer, first, count)
         if recorder is not None and wanted is not None:
             # one query over all Keys of a growing cache: its row can be computed later
             whole = tap.call.own_cache and not tap.call.cross and mask is None and key.shape[2] == end
-            if whole and count == 1 and recorder.defers and tap.rewrite is None:
+            if whole and count == 1 and recorder.defers and tap.rewrite is None and tap.limited is None:
                 recorder.defer(tap.layer, module, query, key, options)
             else:
                 with torch.no_grad():
                     size = query.shape[0] * query.shape[1] * key.shape[2]
                     recorder.record(tap.layer, wanted, lambda which: rows_of(which)[1], size, value)
         output, weights = attend(module, query, key, value, *args, **kwargs)
+        if tap.limited is not None and limited is not None:
+            output = _limited(tap.limited, limited, first_key, module, query, key, value, mask, output, options)
         start = max(0, tap.rewrite_from - first)
         if tap.rewrite is not None and start < count:
             old, new = rows_of(slice(start, count))
@@ -279,6 +303,43 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
         return output, weights
 
     return sinkgate_attention
+
+
+def _limited(
+    scales: LayerScales,
+    limited: Tensor,
+    first_key: int,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    output: Tensor,
+    options: dict[str, Any],
+) -> Tensor:
+    """Return the kernel's output (B n, Q, H, d) with the limited rows and heads computed from scaled logits."""
+    rows, heads = limited.any(0).nonzero()[:, 0], scales.heads
+    if not len(rows):
+        return output
+    samples, width = query.shape[0], torch.promote_types(query.dtype, torch.float32)
+    if heads is not None:
+        shared = heads * key.shape[1] // query.shape[1]  # the Key head of each
+        query, key, value = query[:, heads], key[:, shared], value[:, shared]
+        mask = mask[:, heads] if mask is not None and mask.shape[1] > 1 else mask
+    query, key, value = query.to(width), key.to(width), value.to(width)
+    output = output.clone() if output.requires_grad else output
+    for part in rows.split(max(1, CHUNK // (samples * query.shape[1] * key.shape[2]))):
+        which = slice(int(part[0]), int(part[-1]) + 1) if int(part[-1]) - int(part[0]) == len(part) - 1 else part
+        rule = partial(scales.scaled, rows=limited[:, which], first_key=first_key, heads=heads)
+        weights = attention_rows(module, query, key, mask, rows=which, rule=rule, **options)
+        mixed = (weights.reshape(samples, key.shape[1], -1, key.shape[2]) @ value).view(*weights.shape[:3], -1)
+        mixed = mixed.transpose(1, 2).to(output.dtype)  # B n, R, H, d
+        at = (slice(None), part[:, None], torch.arange(output.shape[2]) if heads is None else heads)
+        if not limited[:, which].all():
+            inside = limited[:, which].to(output.device).repeat_interleave(samples // len(limited), 0)
+            mixed = torch.where(inside[:, :, None, None], mixed, output[at])
+        output[at] = mixed
+    return output
 
 
 def _mixed(old: Tensor, new: Tensor, value: Tensor, output: Tensor) -> Tensor:

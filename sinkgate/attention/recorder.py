@@ -177,8 +177,11 @@ def attention_rows(
     softcap: float | None = None,
     is_causal: bool | None = None,
     rows: slice | Tensor = slice(None),
+    rule: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Return attention probabilities of selected query rows, equal to eager attention, in O(R K).
+
+    ``rule`` changes the logits (B, H, R, K) before softcap and mask.
 
     Shapes: query (B, H, Q, d), key (B, KV, K, d), mask (B or 1, H or 1, Q, >= K) boolean or additive, or None
     -> (B, H, R, K), float32 (float64 for a float64 model), rows sum to one.
@@ -190,6 +193,8 @@ def attention_rows(
     grouped = chosen.reshape(samples, key.shape[1], -1, width)
     scores = (grouped @ key.transpose(-1, -2)).view(samples, heads, -1, keys)
     scores = scores * (width**-0.5 if scaling is None else scaling)
+    if rule is not None:
+        scores = rule(scores)
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     lowest = torch.finfo(scores.dtype).min  # not -inf: the row of a padded query, without any Key, must not be NaN

@@ -14,7 +14,7 @@ from sinkgate.errors import SinkgateError
 from sinkgate.models.batch import Batch
 from sinkgate.models.finder import SinkFinder
 from sinkgate.models.vlm import VLM
-from sinkgate.sinks.gates import Gates
+from sinkgate.sinks.fine_gates import AnyGates
 
 
 class Method(Protocol):
@@ -82,19 +82,19 @@ def finder_of(
 
 @dataclass(frozen=True)
 class Fixed:
-    """Fixed `Gates` as a method; all ones is the unmodified model."""
+    """`Gates` or `FineGates` as a method; all ones is the unmodified model."""
 
-    gates: Gates
+    gates: AnyGates
     criterion: str | None = None
 
     @property
     def uses_l_sinks(self) -> bool:
         """See `Method`."""
-        return not torch.equal(self.gates.scales[:, 1], self.gates.scales[:, 2])
+        return not torch.equal(self.gates.scales[..., 1], self.gates.scales[..., 2])
 
     def first_layer(self, vlm: VLM) -> int:
         """See `Method`."""
-        changed = (self.gates.for_model(vlm).scales != 1).any(1).nonzero()[:, 0]
+        changed = (self.gates.for_model(vlm).scales != 1).flatten(1).any(1).nonzero()[:, 0]
         return vlm.adapter.layer_numbers[int(changed[0])] if len(changed) else len(vlm.adapter.all_layers)
 
     @contextmanager
@@ -103,9 +103,8 @@ class Fixed:
         scales = None
         if not self.gates.is_identity:
             tables = [
-                self.gates.key_scales(sinks, prompt.visual, prompt.num_keys)
-                for prompt, sinks in zip(batch.prompts, batch.sinks, strict=True)
+                vlm.scales(prompt, self.gates, sinks) for prompt, sinks in zip(batch.prompts, batch.sinks, strict=True)
             ]
-            scales = batch.key_scales(tables).to(vlm.device)
+            scales = batch.key_scales([table for table in tables if table is not None])
         with vlm.attached(scales, recorder):
             yield

@@ -8,7 +8,7 @@ from sinkgate.errors import SinkgateError
 from sinkgate.methods import VAR, Fixed, LoRA, Method, Remove, Reweight, SinkToTheFront, Suppress
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.vlm import VLM
-from sinkgate.sinks.gates import Gates
+from sinkgate.sinks.fine_gates import load_gates
 
 PUBLISHED: dict[str, type[Method]] = {"var": VAR, "front": SinkToTheFront, "suppress": Suppress, "remove": Remove}
 
@@ -37,7 +37,7 @@ def read_method(path: str | Path, vlm: VLM, any_model: bool = False) -> Method:
     """
     path = Path(path)
     if not path.is_dir():
-        return Fixed(Gates.load(path).for_model(vlm, any_model))
+        return Fixed(load_gates(path).for_model(vlm, any_model))
     if (path / "adapter_config.json").exists():
         return LoRA.from_pretrained(path, vlm, any_model)
     kind = Reweight if (path / "reweight_config.json").exists() else LSG

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sinkgate.attention.scales import LogitScales, Scales
 from sinkgate.models.adapters import Adapter
 from sinkgate.models.prompts import Prompt
 from sinkgate.sinks.classify import SinkMasks
@@ -84,16 +85,22 @@ class Batch:
             rows.append(row)
         return torch.stack(rows, -2)
 
-    def key_scales(self, tables: Sequence[Tensor]) -> Tensor:
-        """Tables of scales (L, 1, K) of the single prompts as one (L, B, P), 1 for padding."""
-        width = max(table.shape[2] + start for table, start in zip(tables, self.starts, strict=True))
-        return torch.cat(
-            [
-                pad(table, (start, width - start - table.shape[2]), value=1.0)
-                for table, start in zip(tables, self.starts, strict=True)
-            ],
-            1,
-        )
+    def key_scales(self, tables: Sequence[Scales]) -> Scales:
+        """Scales of the single prompts side by side, 1 for padding.
+
+        Tables (L, 1, K) become one (L, B, P); where some are limited to rows or heads, all become `LogitScales`.
+        """
+        ends = [table.scales.shape[-1] if isinstance(table, LogitScales) else table.shape[-1] for table in tables]
+        width = max(end + start for end, start in zip(ends, self.starts, strict=True))
+        plain = [table for table in tables if isinstance(table, Tensor)]
+        if len(plain) == len(tables):
+            padded = zip(plain, self.starts, ends, strict=True)
+            return torch.cat([pad(table, (start, width - start - end), value=1.0) for table, start, end in padded], 1)
+        parts = []
+        for table, prompt, start in zip(tables, self.prompts, self.starts, strict=True):
+            limited = table if isinstance(table, LogitScales) else LogitScales.unlimited(table, prompt.length)
+            parts.append(limited.padded(start, width, self.length - prompt.length))
+        return LogitScales.concatenated(parts)
 
 
 def _padded(value: Tensor, length: int, fill: int) -> Tensor:

@@ -24,6 +24,7 @@ from transformers import DynamicCache
 
 from sinkgate.attention.partial_forward import cache_tensors, copied_layer, kept_inputs, prefilled, resumed
 from sinkgate.attention.recorder import Recorder
+from sinkgate.attention.scales import LogitScales, Scales
 from sinkgate.models.batch import Batch
 from sinkgate.models.generation import generate_options, streamed
 from sinkgate.models.model_state import model_state
@@ -31,16 +32,16 @@ from sinkgate.models.prompts import Prompt, refuse_several
 from sinkgate.models.trace import Trace
 from sinkgate.models.vlm import MAX_ROWS, VLM, find_sinks
 from sinkgate.sinks.classify import SinkMap
-from sinkgate.sinks.gates import Gates
+from sinkgate.sinks.fine_gates import AnyGates
 
 BATCH = 32  # settings side by side at first; fewer where memory does not suffice
 
 
 @dataclass(frozen=True)
 class _State:
-    """What one prefill left behind. scales (L, 1, K); inputs: one (1, P, D) a layer of the LLM; rows: one (1, H, 1, K) a layer."""
+    """What one prefill left behind. scales (L, 1, K), or limited; inputs: one (1, P, D) a layer of the LLM; rows: one (1, H, 1, K) a layer."""
 
-    scales: Tensor
+    scales: Scales
     inputs: list[Tensor]
     rows: dict[int, list[Tensor]]
     output: Any  # the model's, with logits (1, 1, vocabulary) and the cache
@@ -88,7 +89,7 @@ class Session:
 
     # --- one setting
 
-    def predict(self, gates: Gates | None = None) -> Trace:
+    def predict(self, gates: AnyGates | None = None) -> Trace:
         """The next-token distribution and the last row's attention under these gates.
 
         Raises:
@@ -101,7 +102,7 @@ class Session:
 
     def answer(
         self,
-        gates: Gates | None = None,
+        gates: AnyGates | None = None,
         *,
         max_new_tokens: int = 64,
         max_rows: int = MAX_ROWS,
@@ -150,7 +151,7 @@ class Session:
 
     def stream(
         self,
-        gates: Gates | None = None,
+        gates: AnyGates | None = None,
         *,
         max_new_tokens: int = 64,
         stop: Callable[[], bool] = lambda: False,
@@ -172,7 +173,7 @@ class Session:
 
     # --- many settings
 
-    def predict_all(self, tables: Sequence[Gates], batch_size: int = BATCH) -> Tensor:
+    def predict_all(self, tables: Sequence[AnyGates], batch_size: int = BATCH) -> Tensor:
         """Next-token logits under each of many settings, side by side from the lowest layer that each changes.
 
         Settings that start at the same layer share a forward; the batch is halved where memory does not suffice.
@@ -201,7 +202,7 @@ class Session:
         return result
 
     def _in_batches(
-        self, base: _State, scales: list[Tensor], start: int, batch_size: int
+        self, base: _State, scales: list[Scales], start: int, batch_size: int
     ) -> Iterator[tuple[range, Tensor]]:
         done, size = 0, batch_size
         while done < len(scales):
@@ -216,20 +217,20 @@ class Session:
             yield part, logits
             done = part.stop
 
-    def _logits(self, base: _State, scales: list[Tensor], start: int) -> Tensor:
+    def _logits(self, base: _State, scales: list[Scales], start: int) -> Tensor:
         vlm, count = self.vlm, len(scales)
         if count == 1:
             return self._run(base, scales[0], start, keep=False).output.logits[:, -1].float().cpu()
         batch = Batch.of([self.prompt] * count, vlm.adapter, vlm.pad_token)
         begin = base.inputs[start].expand(count, *base.inputs[start].shape[1:])
-        with vlm.attached(torch.cat(scales, 1), None), resumed(vlm.adapter.all_layers, start, begin):
+        with vlm.attached(batch.key_scales(scales), None), resumed(vlm.adapter.all_layers, start, begin):
             logits = vlm.model(**batch.inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
         self.layers_run += count * (len(vlm.adapter.all_layers) - start)
         return logits.float().cpu()
 
     # --- inside
 
-    def _settle(self, gates: Gates | None) -> _State:
+    def _settle(self, gates: AnyGates | None) -> _State:
         """The state under these gates, resumed from the one at hand where there is one."""
         with self.vlm.lock, torch.no_grad():
             scales = self._scales(gates)
@@ -241,18 +242,27 @@ class Session:
                 self._state = replace(self._run(self._state, scales, start), model=now)
             return self._state
 
-    def _scales(self, gates: Gates | None) -> Tensor:
-        if gates is None or gates.for_model(self.vlm).is_identity:
+    def _scales(self, gates: AnyGates | None) -> Scales:
+        scales = self.vlm.scales(self.prompt, gates, self._sinks)
+        if scales is None:
             return torch.ones(self.vlm.num_layers, 1, self.prompt.num_keys)
-        return gates.key_scales(self.sinks, self.prompt.visual, self.prompt.num_keys)
+        return scales if isinstance(scales, LogitScales) else scales.cpu()
 
-    def _first_change(self, old: Tensor, new: Tensor) -> int:
+    def _first_change(self, old: Scales, new: Scales) -> int:
         """Number of the lowest LLM layer whose scales differ; the number of layers where none does."""
-        changed = (old != new).flatten(1).any(1).nonzero()[:, 0]
+        if isinstance(old, Tensor) and isinstance(new, Tensor):
+            differs = (old != new).flatten(1).any(1)
+        else:
+            limited = [
+                each if isinstance(each, LogitScales) else LogitScales.unlimited(each, self.prompt.length)
+                for each in (old, new)
+            ]
+            differs = limited[0].changed_layers(limited[1])
+        changed = differs.nonzero()[:, 0]
         numbers = self.vlm.adapter.layer_numbers
         return numbers[int(changed[0])] if len(changed) else len(self.vlm.adapter.all_layers)
 
-    def _run(self, old: _State | None, scales: Tensor, start: int, keep: bool = True) -> _State:
+    def _run(self, old: _State | None, scales: Scales, start: int, keep: bool = True) -> _State:
         """One prefill from layer ``start`` on; below, everything is as in ``old``."""
         vlm, layers, recorder = self.vlm, self.vlm.adapter.all_layers, Recorder("last")
         inputs = list(old.inputs[:start]) if old else []

@@ -19,6 +19,7 @@ from transformers import TextIteratorStreamer
 
 from sinkgate.attention.patch import Attached, attached, model_lock
 from sinkgate.attention.recorder import Recorder
+from sinkgate.attention.scales import Scales
 from sinkgate.errors import ImageError, PromptError, SinkgateError, UnsupportedModelError
 from sinkgate.images.io import Picture
 from sinkgate.models.adapters import Adapter, adapt
@@ -42,11 +43,12 @@ from sinkgate.sinks.classify import (
 )
 from sinkgate.sinks.criteria import Choice, Criterion, SinkCriteria, reduction_of
 from sinkgate.sinks.discovery import Discovery
+from sinkgate.sinks.fine_gates import AnyGates
 from sinkgate.sinks.gates import Gates
 from sinkgate.sinks.states import HiddenStates, Reduction
 
 #: Gates for all of several prompts, or one for each.
-Tables = Gates | Sequence[Gates | None] | None
+Tables = AnyGates | Sequence[AnyGates | None] | None
 #: Sinks for each of several prompts.
 Maps = Sequence[SinkMap | None] | None
 Result = TypeVar("Result")
@@ -162,7 +164,9 @@ class VLM:
     # --- running
 
     @contextmanager
-    def gated(self, prompt: Prompt, sinks: SinkMap, gates: Gates, recorder: Recorder | None = None) -> Iterator[None]:
+    def gated(
+        self, prompt: Prompt, sinks: SinkMap, gates: AnyGates, recorder: Recorder | None = None
+    ) -> Iterator[None]:
         """Within the block every forward and ``generate`` call on this prompt runs with the gates.
 
         Holds the model's lock; the gates are gone when the block ends, also by an exception.
@@ -170,11 +174,11 @@ class VLM:
         Raises:
             GateError: the gates do not fit this model.
         """
-        with self.attached(self._scales(prompt, gates, sinks), recorder):
+        with self.attached(self.scales(prompt, gates, sinks), recorder):
             yield
 
     @overload
-    def predict(self, prompt: Prompt, gates: Gates | None = None, sinks: SinkMap | None = None) -> Trace: ...
+    def predict(self, prompt: Prompt, gates: AnyGates | None = None, sinks: SinkMap | None = None) -> Trace: ...
 
     @overload
     def predict(self, prompt: Sequence[Prompt], gates: Tables = None, sinks: Maps = None) -> list[Trace]: ...
@@ -194,7 +198,7 @@ class VLM:
     def next_logits(
         self,
         prompt: Prompt,
-        gates: Gates | None = None,
+        gates: AnyGates | None = None,
         sinks: SinkMap | None = None,
         recorder: Recorder | None = None,
     ) -> Tensor:
@@ -209,7 +213,7 @@ class VLM:
         Raises:
             GateError: the gates do not fit this model.
         """
-        with torch.no_grad(), self.attached(self._scales(prompt, gates, sinks), recorder, own_cache=True):
+        with torch.no_grad(), self.attached(self.scales(prompt, gates, sinks), recorder, own_cache=True):
             return self.model(**self.warm_inputs(prompt), use_cache=False, logits_to_keep=1).logits[0, -1]
 
     def predict_all(self, prompts: Sequence[Prompt], gates: Tables = None, sinks: Maps = None) -> list[Trace]:
@@ -231,7 +235,7 @@ class VLM:
             return [self.predict(*case) for case in cases]
         recorder = Recorder("last")
         with self.lock, torch.no_grad():
-            scales = [self._scales(*case) for case in cases]
+            scales = [self.scales(*case) for case in cases]
             ones = [torch.ones(self.num_layers, 1, prompt.num_keys, device=self.device) for prompt in prompts]
             scales = [one if scale is None else scale for scale, one in zip(scales, ones, strict=True)]
             batch = self.batch(prompts)
@@ -300,7 +304,7 @@ class VLM:
     def answer(
         self,
         prompt: Prompt,
-        gates: Gates | None = None,
+        gates: AnyGates | None = None,
         sinks: SinkMap | None = None,
         *,
         max_new_tokens: int = 64,
@@ -363,7 +367,7 @@ class VLM:
         recorder = Recorder("last", most=min(max_rows, 1) if beams else max_rows, since=prompt.length - 1)
         with (
             torch.no_grad(),
-            self.attached(self._scales(prompt, gates, sinks), recorder if max_rows else None, own_cache=not beams),
+            self.attached(self.scales(prompt, gates, sinks), recorder if max_rows else None, own_cache=not beams),
         ):
             output = self.model.generate(
                 **(prompt.inputs if raw else self.warm_inputs(prompt)),
@@ -378,7 +382,7 @@ class VLM:
     def stream(
         self,
         prompt: Prompt,
-        gates: Gates | None = None,
+        gates: AnyGates | None = None,
         sinks: SinkMap | None = None,
         *,
         max_new_tokens: int = 64,
@@ -563,7 +567,7 @@ class VLM:
     @contextmanager
     def attached(
         self,
-        scales: Tensor | None,
+        scales: Scales | None,
         recorder: Recorder | None,
         own_cache: bool = False,
         stored: int = 0,
@@ -586,11 +590,28 @@ class VLM:
         ):
             yield block
 
-    def _scales(self, prompt: Prompt, gates: Gates | None, sinks: SinkMap | None) -> Tensor | None:
-        """Scales of the prompt's Keys, (L, 1, Keys); None where all are one."""
+    def scales(self, prompt: Prompt, gates: AnyGates | None, sinks: SinkMasks | None = None) -> Scales | None:
+        """Spread gates over the Keys of a prompt; None where all scales are 1.
+
+        Shapes: (L, 1, Keys) for `Gates`, on the model's device.
+
+        Args:
+            prompt: what they are to act on.
+            gates: None leaves the model as it is.
+            sinks: the groups of visual tokens; found by the default criteria where None.
+
+        Raises:
+            GateError: the gates do not fit this model.
+        """
         if gates is None or gates.for_model(self).is_identity:
             return None
-        return gates.key_scales(sinks or find_sinks(self, prompt), prompt.visual, prompt.num_keys).to(self.device)
+        masks = sinks or find_sinks(self, prompt)
+        if isinstance(gates, Gates):
+            return gates.key_scales(masks, prompt.visual, prompt.num_keys).to(self.device)
+        image, apart = torch.zeros(prompt.length, dtype=torch.bool), self.adapter.cross_attention
+        if not apart:
+            image[torch.cat([prompt.visual, prompt.separators]).cpu()] = True
+        return gates.logit_scales(masks, prompt.visual, image, prompt.num_keys, apart=apart)
 
     def trace(self, prompt: Prompt, logits: Tensor, generated: list[int], attention: dict[int, list[Tensor]]) -> Trace:
         probabilities = logits.float().softmax(-1).cpu()
@@ -689,9 +710,11 @@ def find_sinks(
     return sinks
 
 
-def _cases(prompts: Sequence[Prompt], gates: Tables, sinks: Maps) -> list[tuple[Prompt, Gates | None, SinkMap | None]]:
+def _cases(
+    prompts: Sequence[Prompt], gates: Tables, sinks: Maps
+) -> list[tuple[Prompt, AnyGates | None, SinkMap | None]]:
     """Each prompt with its gates and sinks."""
-    tables = [gates] * len(prompts) if gates is None or isinstance(gates, Gates) else list(gates)
+    tables = [gates] * len(prompts) if gates is None or isinstance(gates, AnyGates) else list(gates)
     maps = [None] * len(prompts) if sinks is None else list(sinks)
     if not len(prompts) == len(tables) == len(maps):
         raise PromptError(

@@ -2,7 +2,7 @@
 
 A scale multiplies the Keys of its group in its layer (paper, section 2). Note what that does: a scale
 below 1 lowers a positive logit but raises a negative one, and a scale of 0 sets the logit to 0, which
-is not removal.
+is not removal. `sinkgate.sinks.fine_gates` has tables limited to query rows and heads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Group = Literal["v_sink", "l_sink", "ordinary", "rest"]
 GROUPS = ("v_sink", "l_sink", "ordinary")
 MAX_SCALE = 4.0
 FORMAT = "sinkgate-gates"
-VERSION = 1
+VERSION, FINE_VERSION = 1, 2  # of the JSON format: fixed gates, and those limited to rows or heads
 
 _COLUMNS = {"v_sink": [0], "l_sink": [1], "ordinary": [2], "rest": [1, 2]}
 
@@ -64,12 +64,7 @@ class Gates:
     model: str | None = None
 
     def __post_init__(self) -> None:
-        try:
-            scales = torch.as_tensor(self.scales, dtype=torch.float32).detach().cpu().clone()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise GateError(
-                f"gates are a table of numbers, layers x {len(GROUPS)}; got {type(self.scales).__name__}: {error}"
-            ) from error
+        scales = checked_table(self.scales)
         if scales.dim() != 2 or scales.shape[1] != len(GROUPS) or not len(scales):
             raise GateError(f"gates are a table of layers x {len(GROUPS)} scales, got shape {tuple(scales.shape)}")
         wrong = ~((scales >= 0) & (scales <= MAX_SCALE))  # NaN compares false, so it is wrong too
@@ -94,7 +89,7 @@ class Gates:
         if hasattr(layers, "num_layers"):
             model: Any = layers
             return cls(torch.ones(model.num_layers, len(GROUPS)), model.name)
-        return cls(torch.ones(_index(layers, "the number of layers"), len(GROUPS)))
+        return cls(torch.ones(index(layers, "the number of layers"), len(GROUPS)))
 
     @classmethod
     def preset(cls, name: str, layers: int | Model) -> Gates:
@@ -132,9 +127,8 @@ class Gates:
         if any(len(column) != count for column in columns):
             lengths = ", ".join(str(len(column)) for column in columns)
             raise GateError(f"each group needs {count} scales, one a layer; got lists of {lengths}")
-        if model is not None and not isinstance(model, str):
-            raise GateError(f'"model" is a name or null, got {model!r}')
-        return cls(torch.tensor(columns, dtype=torch.float32).reshape(len(columns), -1).T, model)
+        table = torch.tensor(columns, dtype=torch.float32).reshape(len(columns), -1).T
+        return cls(table, model_of({"model": model}))
 
     def set(self, group: Group, scale: float, layers: Iterable[int] | int | str | None = None) -> Gates:
         """Return these gates with the scale of one group changed.
@@ -152,14 +146,7 @@ class Gates:
         """
         if group not in _COLUMNS:
             raise GateError(f"no group is called {group!r}; there are: {', '.join(_COLUMNS)}")
-        chosen = _layer_numbers(layers, len(self.scales))
-        try:
-            value = float(scale)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise GateError(f"a scale is a number from 0 to {MAX_SCALE:g}; got {scale!r}") from error
-        outside = [layer for layer in chosen if not -len(self.scales) <= layer < len(self.scales)]
-        if outside:
-            raise GateError(f"there is no layer {outside[0]}; the table has layers 0 to {len(self.scales) - 1}")
+        chosen, value = numbers_in_range(layers, len(self.scales), "layer"), number(scale)
         scales = self.scales.clone()
         for layer in chosen:
             scales[layer, _COLUMNS[group]] = value
@@ -176,16 +163,8 @@ class Gates:
         Raises:
             GateError: another number of layers, or made for another model.
         """
-        if any_model:
-            return Gates(self.scales).for_model(vlm)
-        if len(self.scales) != vlm.num_layers:
-            raise GateError(f"the gates have {len(self.scales)} layers, {vlm.name} has {vlm.num_layers}")
-        if self.model not in (None, vlm.name):
-            raise ModelMismatchError(
-                f"the gates were made for {self.model}, this is {vlm.name}",
-                "say any_model=True (--any-model), or set their `model` to null, to use them all the same",
-            )
-        return self
+        check_model(len(self.scales), None if any_model else self.model, vlm)
+        return Gates(self.scales) if any_model else self
 
     def key_scales(self, sinks: SinkMasks, positions: Tensor, length: int) -> Tensor:
         """Spread the table over the positions of a prompt.
@@ -199,15 +178,8 @@ class Gates:
 
     def to_json(self) -> str:
         """The table as JSON, with a format name and version."""
-        columns = {group: _short(self.scales[:, i]) for i, group in enumerate(GROUPS)}
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": self.model,
-            "layers": len(self.scales),
-            "scales": columns,
-        }
-        return json.dumps(content, indent=1)
+        columns = {group: short(self.scales[:, i]) for i, group in enumerate(GROUPS)}
+        return to_json(VERSION, self.model, len(self.scales), {"scales": columns})
 
     @classmethod
     def from_json(cls, text: str) -> Gates:
@@ -216,18 +188,7 @@ class Gates:
         Raises:
             GateError: no JSON, another format or version, missing groups, lists of unequal length, scales out of range.
         """
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise GateError(f"the gates are no valid JSON: {error}") from error
-        if not isinstance(content, dict) or not isinstance(content.get("scales"), dict):
-            raise GateError('gates are a JSON object with "scales" by group; write one with Gates.to_json()')
-        if content.get("format", FORMAT) != FORMAT:
-            raise GateError(f"the file's format is {content['format']!r}, expected {FORMAT!r}")
-        if content.get("version", VERSION) != VERSION:
-            raise GateError(
-                f"gates of version {content['version']!r} need another release of sinkgate; this one reads version {VERSION}"
-            )
+        content = read_content(text, VERSION)
         return cls._of_columns(_columns(content["scales"]), content.get("layers"), content.get("model"))
 
     def save(self, path: str | Path) -> None:
@@ -236,11 +197,7 @@ class Gates:
         Raises:
             GateError: the file cannot be written.
         """
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
-        except OSError as error:
-            raise GateError(f"the gates cannot be written to {path}: {error.strerror or error}") from error
+        save_text(self.to_json(), path)
 
     @classmethod
     def load(cls, path: str | Path) -> Gates:
@@ -249,17 +206,138 @@ class Gates:
         Raises:
             GateError: the file cannot be read, or as ``from_json``.
         """
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise GateError(f"the gates file cannot be read: {error}") from error
+        return cls.from_json(load_text(path))
 
 
-def read_layers(text: str, count: int) -> list[int]:
-    """Return layers as they are typed: "all", "3,6,7", "4-10".
+# --- tables and files, shared with fine gates
+
+
+def checked_table(scales: Any) -> Tensor:
+    """Return a table of scales as float32 on the CPU.
 
     Raises:
-        GateError: anything else, or a layer that the model does not have.
+        GateError: this is no table of numbers.
+    """
+    try:
+        return torch.as_tensor(scales, dtype=torch.float32).detach().cpu().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise GateError(
+            f"gates are a table of numbers, a row a layer and a column a group; got {type(scales).__name__}: {error}"
+        ) from error
+
+
+def check_model(layers: int, model: str | None, vlm: Model) -> None:
+    """Refuse a model that gates were not made for.
+
+    Args:
+        layers: of the gates.
+        model: name of the model that they were made for; None for any.
+        vlm: the model at hand.
+
+    Raises:
+        GateError: another number of layers, or another name.
+    """
+    if layers != vlm.num_layers:
+        raise GateError(f"the gates have {layers} layers, {vlm.name} has {vlm.num_layers}")
+    if model not in (None, vlm.name):
+        raise ModelMismatchError(
+            f"the gates were made for {model}, this is {vlm.name}",
+            "say any_model=True (--any-model), or set their `model` to null, to use them all the same",
+        )
+
+
+def to_json(version: int, model: str | None, layers: int, content: Mapping[str, Any]) -> str:
+    """Return gates as JSON text."""
+    return json.dumps({"format": FORMAT, "version": version, "model": model, "layers": layers, **content}, indent=1)
+
+
+def read_content(text: str, version: int) -> dict[str, Any]:
+    """Return the JSON object of gates of this version.
+
+    Raises:
+        GateError: no JSON, or another format or version.
+    """
+    content = _json_object(text)
+    if not isinstance(content, dict) or not isinstance(content.get("scales"), dict):
+        raise GateError('gates are a JSON object with "scales" by group; write one with Gates.to_json()')
+    if content.get("format", FORMAT) != FORMAT:
+        raise GateError(f"the file's format is {content['format']!r}, expected {FORMAT!r}")
+    given = content.get("version", VERSION)
+    if given == version:
+        return content
+    readers = {
+        VERSION: "fixed gates: read them with Gates",
+        FINE_VERSION: "limited to rows or heads: read them with FineGates",
+    }
+    known = isinstance(given, int) and given in readers
+    why = (
+        f"are {readers[given]}"
+        if known
+        else f"need another release of sinkgate; this one reads versions {VERSION} and {FINE_VERSION}"
+    )
+    raise GateError(f"gates of version {given!r} {why}")
+
+
+def version_of(text: str) -> Any:
+    """Return the version that JSON text names; None if it names none or is no JSON object."""
+    content = _json_object(text)
+    return content.get("version") if isinstance(content, dict) else None
+
+
+def model_of(content: Mapping[str, Any]) -> str | None:
+    """Return the name of the model that gates were made for.
+
+    Raises:
+        GateError: it is no name.
+    """
+    model = content.get("model")
+    if model is not None and not isinstance(model, str):
+        raise GateError(f'"model" is a name or null, got {model!r}')
+    return model
+
+
+def save_text(text: str, path: str | Path) -> None:
+    """Write gates to a file, whose folder is created if it is missing.
+
+    Raises:
+        GateError: the file cannot be written.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise GateError(f"the gates cannot be written to {path}: {error.strerror or error}") from error
+
+
+def load_text(path: str | Path) -> str:
+    """Read a file of gates.
+
+    Raises:
+        GateError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GateError(f"the gates file cannot be read: {error}") from error
+
+
+def _json_object(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GateError(f"the gates are no valid JSON: {error}") from error
+
+
+def read_layers(text: str, count: int, kind: str = "layer") -> list[int]:
+    """Return layers or heads as they are typed: "all", "3,6,7", "4-10".
+
+    Args:
+        text: as typed.
+        count: how many there are.
+        kind: "layer" or "head".
+
+    Raises:
+        GateError: anything else, or one that the model does not have.
     """
     if text == "all":
         return list(range(count))
@@ -267,26 +345,56 @@ def read_layers(text: str, count: int) -> list[int]:
         pairs = [[int(end) for end in part.split("-")] for part in text.split(",")]
         chosen = sorted({layer for pair in pairs for layer in range(pair[0], pair[-1] + 1)})
     except ValueError:
-        raise GateError(f'layers are "all" or numbers such as 3,6,7 or 4-10; got {text!r}') from None
+        raise GateError(f'{kind}s are "all" or numbers such as 3,6,7 or 4-10; got {text!r}') from None
     if not chosen or chosen[-1] >= count:
-        raise GateError(f"layers are {text!r}; the model has layers 0 to {count - 1}")
+        raise GateError(f"{kind}s are {text!r}; the model has {kind}s 0 to {count - 1}")
     return chosen
 
 
-def _layer_numbers(layers: Any, count: int) -> list[int]:
-    if layers is None:
+def numbers_in_range(numbers: Any, count: int, kind: str) -> list[int]:
+    """Return layers or heads as a list of indices.
+
+    Args:
+        numbers: one or several, negative from the end; as typed ("3,6,7" or "12-29"); None for all.
+        count: how many there are.
+        kind: "layer" or "head".
+
+    Raises:
+        GateError: something else, or one that does not exist.
+    """
+    if numbers is None:
         return list(range(count))
-    if isinstance(layers, str):
-        return read_layers(layers, count)
+    if isinstance(numbers, str):
+        return read_layers(numbers, count, kind)
     try:
-        numbers = list(layers)
+        given = list(numbers)
     except TypeError:  # a single one, maybe numpy's or torch's
-        numbers = [layers]
-    return [_index(number, "a layer") for number in numbers]
+        given = [numbers]
+    chosen = [index(each, f"a {kind}") for each in given]
+    outside = [each for each in chosen if not -count <= each < count]
+    if outside:
+        raise GateError(f"there is no {kind} {outside[0]}; the table has {kind}s 0 to {count - 1}")
+    return chosen
 
 
-def _index(number: Any, kind: str) -> int:
-    """A whole number of any kind as Python's own."""
+def number(scale: Any) -> float:
+    """Return a scale of any kind as Python's own.
+
+    Raises:
+        GateError: it is no number.
+    """
+    try:
+        return float(scale)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise GateError(f"a scale is a number from 0 to {MAX_SCALE:g}; got {scale!r}") from error
+
+
+def index(number: Any, kind: str) -> int:
+    """Return a whole number of any kind as Python's own.
+
+    Raises:
+        GateError: it is none.
+    """
     plain = number.item() if isinstance(number, np.ndarray | Tensor) and number.ndim == 0 else number
     if isinstance(plain, bool) or not isinstance(plain, int | np.integer):
         raise GateError(f"{kind} is a whole number; got {number!r}")
@@ -318,22 +426,26 @@ def _columns(scales: dict[str, Any]) -> list[list[float]]:
         )
     for name in names:
         column = scales[name]
-        if not isinstance(column, list) or not column or not all(_is_number(value) for value in column):
+        if not is_column(column):
             raise GateError(f"the scales of {name} must be a list of numbers, one a layer")
-    return [[_to_float(value) for value in scales[name]] for name in names]
+    return [[to_float(value) for value in scales[name]] for name in names]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_column(values: object) -> bool:
+    """Return whether this is a list of numbers, one at least."""
+    numbers = isinstance(values, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
+    return bool(numbers and values)
 
 
-def _to_float(value: float) -> float:
+def to_float(value: float) -> float:
+    """Return a number of a JSON file; infinity for integers that no float holds."""
     try:
         return float(value)
     except OverflowError:  # JSON allows integers that no float holds
         return math.inf
 
 
-def _short(column: Tensor) -> list[float]:
+def short(column: Tensor) -> list[float]:
+    """Return float32 numbers with the fewest digits that read back."""
     # numpy prints the fewest digits that read back: 0.2 stays 0.2
     return [float(str(value)) for value in column.numpy()]

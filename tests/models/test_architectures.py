@@ -13,8 +13,10 @@ import sinkgate.attention.patch as attention_module
 import sinkgate.attention.recorder as recorder_module
 from sinkgate.attention.patch import attached
 from sinkgate.attention.recorder import Recorder
+from sinkgate.attention.scales import LogitScales
 from sinkgate.models.token_map import measure_tokens
 from sinkgate.models.vlm import VLM
+from sinkgate.sinks.fine_gates import FineGates
 
 MAPPED = [name for name, family in ZOO.items() if family.rule in ("blocks", "runs")]
 
@@ -65,16 +67,13 @@ class FromScratch:
         self.seen += queries if self.layer[module] == 0 else 0
         keys = key.shape[2]
         first = 0 if self.vlm.adapter.cross_attention else max(0, self.seen - keys)
-        scales = torch.ones(samples, first + keys, dtype=query.dtype)
-        known = self.scales[self.layer[module]][:, : first + keys]
-        scales[:, : known.shape[1]] = known
         repeat = heads // key.shape[1]
         out = torch.zeros(samples, queries, heads, value.shape[-1], dtype=query.dtype)
         last = torch.zeros(samples, heads, keys, dtype=query.dtype)
         for sample in range(samples):
             for head in range(heads):
                 scores = query[sample, head] @ key[sample, head // repeat].T * scaling
-                scores = scores * scales[sample, first:]
+                scores = self.scaled(scores, self.layer[module], sample, head, first)
                 if softcap:
                     scores = softcap * (scores / softcap).tanh()
                 if attention_mask is not None:
@@ -86,6 +85,10 @@ class FromScratch:
                 last[sample, head] = weights[-1]
         self.last_rows[self.layer[module]].append(last)
         return out, None
+
+    def scaled(self, scores, layer, sample, head, first):
+        known = self.scales[layer][sample, first : first + scores.shape[1]]
+        return torch.cat([scores[:, : len(known)] * known, scores[:, len(known) :]], 1)
 
     def __enter__(self):
         self.before = self.vlm.model.config.get_text_config()._attn_implementation
@@ -101,6 +104,57 @@ class FromScratch:
     def __exit__(self, *_):
         del AttentionInterface._global_mapping["eager"]
         self.vlm.model.set_attn_implementation({"text_config": self.before})
+
+
+class LimitedFromScratch(FromScratch):
+    """The same with scales by head (L, B, H, P) for some rows; a sample's rule may be the monotone one."""
+
+    def __init__(self, vlm, limits):
+        super().__init__(vlm, limits.scales.double())
+        self.limits = limits
+
+    def scaled(self, scores, layer, sample, head, first):
+        scores = scores.clone()
+        scales = self.scales[layer][sample, min(head, self.scales.shape[2] - 1)]
+        for row in range(len(scores)):
+            position = self.seen - len(scores) + row
+            within = self.limits.rows[sample]
+            if not (within[position] if position < len(within) else self.limits.later[sample]):
+                continue
+            for key in range(min(scores.shape[1], len(scales) - first)):
+                z, s = scores[row, key].clone(), scales[first + key]
+                scores[row, key] = z + (s - 1) * abs(z) if self.limits.monotone[sample] else s * z
+        return scores
+
+
+def random_limits(vlm, inputs, samples, heads, seed=0):
+    """Random scales in some heads and rows, each sample under its own rule; the last sample's decode steps are left alone."""
+    scales = random_scales(vlm, inputs, samples, seed)
+    generator = torch.Generator().manual_seed(seed)
+    by_head = scales[:, :, None].repeat(1, 1, heads, 1) * torch.linspace(0.5, 1.5, heads)[:, None]
+    by_head[:, :, 1:2] = 1  # of more heads than one, this one stays
+    rows = torch.rand(samples, inputs["input_ids"].shape[1], generator=generator) < 0.4
+    rows[:, -1] = True
+    later = torch.tensor([True, False][:samples])
+    return LogitScales(by_head, rows, later, torch.tensor([False, True][-samples:]))
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_limited_logits_and_rows_equal_attention_written_from_scratch(family, samples):
+    """Query rows, heads and rules of each sample's own, left padding, prefill and decode steps, fp64."""
+    vlm = vlm_of(family, dtype=torch.float64)
+    inputs = cast(together([family.sample(0, words=5), family.sample(1, words=3)][:samples]), torch.float64)
+    limits, recorder = random_limits(vlm, inputs, samples, 1 if samples == 1 else vlm.num_heads), Recorder("last")
+    with attached_to(vlm, limits, recorder, own_cache=True):
+        limited = generated(vlm, inputs)
+    with LimitedFromScratch(vlm, limits) as reference:
+        expected = generated(vlm, inputs)
+    plain = generated(vlm, inputs)
+    assert (limited - expected).abs().max() < 1e-6
+    assert (limited - plain).abs().max() > 1e-3, "the scales must matter, or the test shows nothing"
+    for layer in range(vlm.num_layers):
+        for rows, weights in zip(recorder.attention[layer], reference.last_rows[layer], strict=True):
+            assert (rows[:, :, 0] - weights).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("own_cache", [False, True])
@@ -222,11 +276,14 @@ def test_prompts_side_by_side_equal_prompts_one_by_one(family):
         for prompt in prompts
     ]
     gates = [sg.Gates.ones(vlm).set("rest", 0.3), None, sg.Gates.ones(vlm).set("rest", 1.8, layers=1)]
-    together_ = vlm.predict_all(prompts, gates, sinks)
-    for prompt, table, found, trace in zip(prompts, gates, sinks, together_, strict=True):
-        alone = vlm.predict(prompt, table, found)
-        assert torch.allclose(trace.probabilities, alone.probabilities, atol=1e-6)
-        assert torch.allclose(trace.attention, alone.attention, atol=1e-6)
+    last = FineGates.ones(vlm, rows="last").set("visual", 0.2, heads=0)
+    generated_rows = FineGates.ones(vlm, rows="text, generated", rule="monotone").set("rest", 1.8)
+    for tables in (gates, [last, gates[0], generated_rows]):
+        together_ = vlm.predict_all(prompts, tables, sinks)
+        for prompt, table, found, trace in zip(prompts, tables, sinks, together_, strict=True):
+            alone = vlm.predict(prompt, table, found)
+            assert torch.allclose(trace.probabilities, alone.probabilities, atol=1e-6)
+            assert torch.allclose(trace.attention, alone.attention, atol=1e-6)
 
 
 def test_a_session_resumes_bit_by_bit_or_runs_in_full(family):
@@ -236,7 +293,8 @@ def test_a_session_resumes_bit_by_bit_or_runs_in_full(family):
     warm = sg.Session(vlm, prompt, sinks)
     options = {"max_new_tokens": 4, "suppress_tokens": [IMAGE]}
     high = sg.Gates.ones(vlm).set("rest", 0.3, layers=vlm.num_layers - 1)
-    for gates in (None, high, high.set("rest", 1.7, layers=0), None):
+    fine = FineGates.ones(vlm, rows="last, generated", rule="monotone").set("visual", 0.3, -1, heads=[0])
+    for gates in (None, high, high.set("rest", 1.7, layers=0), fine, FineGates.of(high, rows="text"), None):
         fresh = sg.Session(vlm, prompt, sinks)
         warm_trace, fresh_trace = warm.predict(gates), fresh.predict(gates)
         assert torch.equal(warm_trace.probabilities, fresh_trace.probabilities)
@@ -250,8 +308,9 @@ def test_a_session_resumes_bit_by_bit_or_runs_in_full(family):
         before = warm.layers_run
         warm.predict(high)
         assert warm.layers_run - before == len(vlm.adapter.all_layers) - vlm.adapter.layer_numbers[-1]
-    many = warm.predict_all([high, sg.Gates.ones(vlm)]).softmax(-1)
-    assert torch.allclose(many[0], vlm.predict(prompt, high, sinks).probabilities, atol=1e-5)
+    tables = [high, sg.Gates.ones(vlm), fine, FineGates.of(high, rows="last")]
+    for row, table in zip(warm.predict_all(tables).softmax(-1), tables, strict=True):
+        assert torch.allclose(row, vlm.predict(prompt, table, sinks).probabilities, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MAPPED)
