@@ -16,7 +16,6 @@ import limits
 import torch
 from models import SUBJECTS, Subject, onevision
 from timing import Row, duration, ratio, take_turns, wait_for_device
-from torch import Tensor
 
 import sinkgate as sg
 from sinkgate.attention.recorder import Recorder
@@ -24,6 +23,8 @@ from sinkgate.attention.recorder import Recorder
 STEPS = 16  # tokens of a decode
 ROUNDS, FEW = (60, 60), (6, 10)  # of prefill and decode: the demo model's, a large one's
 PLAIN, GATED, ROWS, EAGER = "plain", "gated", "rows", "eager"
+#: Gates limited to the rows of the text, to one head of each layer, to every other head; and the monotone rule for the text's rows.
+LIMITED = ("text rows", "one head", "half the heads", "text rows, monotone")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
@@ -32,6 +33,7 @@ def measure(subject: Subject, rounds: float = 1) -> list[Row]:
     name = subject.name
     often, often_decode = (max(2, round(rounds * times)) for times in (ROUNDS if name == "demo" else FEW))
     read = take_turns({variant: prefill(subject, variant) for variant in (PLAIN, GATED, ROWS)}, often)
+    limited = take_turns({variant: prefill(subject, variant) for variant in (PLAIN, *LIMITED)}, often)
     # apart: the memory that eager attention gives back would slow down whoever comes next
     against = take_turns({variant: prefill(subject, variant) for variant in (ROWS, EAGER)}, max(2, often // 2))
     use(subject, "sdpa")
@@ -41,6 +43,17 @@ def measure(subject: Subject, rounds: float = 1) -> list[Row]:
     of_step = f"{duration(median(step[PLAIN]))} a token plain, {often_decode} rounds of {STEPS} tokens"
     return [
         ratio("gated prefill / plain sdpa", name, read[GATED], read[PLAIN], "<= 1.02", note=of_prefill),
+        *(
+            ratio(
+                f"prefill with gates limited to {variant} / plain sdpa",
+                name,
+                limited[variant],
+                limited[PLAIN],
+                "<= 1.10" if "head" in variant else "<= 1.05",
+                note=of_prefill,
+            )
+            for variant in LIMITED
+        ),
         ratio("gated decode / plain sdpa", name, step[GATED], step[PLAIN], "<= 1.02", note=of_step),
         ratio("rows in prefill / plain sdpa", name, read[ROWS], read[PLAIN], "<= 1.05", note=of_prefill),
         ratio("rows in decode / plain sdpa", name, step[ROWS], step[PLAIN], "<= 1.05", note=of_step),
@@ -62,14 +75,14 @@ def measure_memory(key: str = "onevision") -> list[Row]:
 
 def prefill(subject: Subject, variant: str) -> Callable[[], float]:
     """Seconds of one prefill of the encoded prompt; spreading gates over the Keys is part of it."""
-    gates = _gates(subject)
+    gates = _limited(subject, variant) if variant in LIMITED else _gates(subject)
 
     def run() -> float:
         use(subject, "eager" if variant == EAGER else "sdpa")
         inputs = subject.encoded
         wait_for_device()
         start = time.perf_counter()
-        scales = subject.scales(gates) if variant == GATED else None
+        scales = subject.scales(gates) if variant in (GATED, *LIMITED) else None
         _forward(subject, variant, inputs, scales)
         wait_for_device()
         return time.perf_counter() - start
@@ -107,13 +120,20 @@ def _gates(subject: Subject) -> sg.Gates:
     return sg.Gates.ones(subject.vlm).set("v_sink", 0.5).set("rest", 0.5)
 
 
-def _forward(subject: Subject, variant: str, inputs: dict[str, Any], scales: Tensor | None) -> Any:
+def _limited(subject: Subject, variant: str) -> sg.FineGates:
+    """Every visual token of every layer halved, in the rows or heads that a variant names."""
+    rows, rule = ("text" if "rows" in variant else "all"), ("monotone" if "monotone" in variant else "scale")
+    heads = {"one head": 0, "half the heads": range(0, subject.vlm.num_heads, 2)}.get(variant)
+    return sg.FineGates.ones(subject.vlm, rows=rows, rule=rule).set("visual", 0.5, heads=heads)  # pyright: ignore[reportArgumentType]
+
+
+def _forward(subject: Subject, variant: str, inputs: dict[str, Any], scales: Any) -> Any:
     with torch.no_grad(), _attached(subject, variant, scales):
         return subject.model(**inputs, use_cache=True, logits_to_keep=1, output_attentions=variant == EAGER)
 
 
-def _attached(subject: Subject, variant: str, scales: Tensor | None, stored: int = 0) -> AbstractContextManager[None]:
-    if variant == GATED:
+def _attached(subject: Subject, variant: str, scales: Any, stored: int = 0) -> AbstractContextManager[None]:
+    if variant in (GATED, *LIMITED):
         return subject.vlm.attached(scales, None, own_cache=True, stored=stored)
     if variant == ROWS:
         return subject.vlm.attached(None, Recorder("last"), own_cache=True)

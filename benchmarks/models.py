@@ -68,9 +68,9 @@ class Subject:
         """The prompt with its picture encoded."""
         return self.vlm.warm_inputs(self.prompt)
 
-    def scales(self, gates: sg.Gates) -> Tensor:
-        """Scales of the Keys by layer and position, (L, 1, K)."""
-        return gates.key_scales(self.sinks, self.prompt.visual, self.prompt.num_keys).to(self.vlm.device)
+    def scales(self, gates: sg.Gates | sg.FineGates) -> Any:
+        """Scales of the Keys by layer and position, (L, 1, K); or limited ones."""
+        return self.vlm.scales(self.prompt, gates, self.sinks)
 
 
 def demo() -> Subject:

@@ -31,6 +31,7 @@ from sinkgate.models.vlm import VLM, find_sinks
 from sinkgate.sinks.criteria import CRITERIA, SinkCriteria, SinkDimensions
 from sinkgate.sinks.discovery import Discovery
 from sinkgate.sinks.evidence import discover_dimensions, gather_evidence
+from sinkgate.sinks.fine_gates import FineGates
 from sinkgate.sinks.gates import PRESETS, Gates
 from sinkgate.sinks.known_dimensions import known
 from sinkgate.sinks.sink_map import SinkMap, SinkMasks
@@ -48,6 +49,7 @@ __all__ = [
     "VLM",
     "Discovery",
     "EvaluationResult",
+    "FineGates",
     "GateError",
     "Gates",
     "ImageError",

@@ -35,10 +35,11 @@ def ask(
     """Answer a question about an image, with the Keys gated if gates are given; learned ones read the question first."""
     from sinkgate.methods.lsg import LSG
     from sinkgate.models.vlm import find_sinks
+    from sinkgate.sinks.fine_gates import load_gates
     from sinkgate.sinks.gates import Gates
 
     learned = LSG.from_pretrained(gates) if gates and gates.is_dir() else None
-    fixed = Gates.load(gates) if gates and not learned else None
+    fixed = load_gates(gates) if gates and not learned else None
     vlm = chosen.load()
     if learned:
         learned.to(vlm.device).check_fits(vlm, any_model)
