@@ -7,18 +7,20 @@ checks which models support it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy, deepcopy
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+_checkpointing: Any = checkpoint  # torch gives no complete types for it
 
 
 @contextmanager
-def resumed(layers: Sequence[nn.Module], start: int, begin: Tensor | None) -> Iterator[None]:
+def resumed(layers: Sequence[nn.Module], start: int, begin: Tensor | None) -> Generator[None]:
     """Skip the layers below ``start``, and give that layer the input ``begin``."""
     if begin is None or start == 0:
         yield
@@ -38,7 +40,7 @@ def resumed(layers: Sequence[nn.Module], start: int, begin: Tensor | None) -> It
 
 
 @contextmanager
-def prefilled(model: nn.Module, output: Any) -> Iterator[None]:
+def prefilled(model: nn.Module, output: Any) -> Generator[None]:
     """Replace the model's first forward by this output, with a copy of its cache to continue with."""
     cache, begun = copy(output.past_key_values), copy(output)
     cache.layers = [copied_layer(layer) for layer in cache.layers]
@@ -54,7 +56,7 @@ def prefilled(model: nn.Module, output: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+def _replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Generator[None]:
     """Replace forwards; restore those set on the modules before (as accelerate does)."""
     before = [module.__dict__.get("forward") for module in modules]
     try:
@@ -70,7 +72,7 @@ def _replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iter
 
 
 @contextmanager
-def kept_inputs(layers: Sequence[nn.Module], inputs: list[Tensor]) -> Iterator[None]:
+def kept_inputs(layers: Sequence[nn.Module], inputs: list[Tensor]) -> Generator[None]:
     """Append the input of each layer to ``inputs`` as it runs."""
 
     def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -85,7 +87,7 @@ def kept_inputs(layers: Sequence[nn.Module], inputs: list[Tensor]) -> Iterator[N
 
 
 @contextmanager
-def kept_output(layer: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
+def kept_output(layer: nn.Module, outputs: list[Tensor]) -> Generator[None]:
     """Append the output of a layer to ``outputs`` as it runs."""
 
     def keep(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -99,21 +101,21 @@ def kept_output(layer: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def without_layers(layers: Sequence[nn.Module], state: Tensor) -> Iterator[None]:
+def without_layers(layers: Sequence[nn.Module], state: Tensor) -> Generator[None]:
     """Skip all layers: what stands behind the last one gets this state."""
     with _replaced(layers, lambda *_, **__: state):
         yield
 
 
 @contextmanager
-def checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
+def checkpointed(layers: Sequence[nn.Module]) -> Generator[None]:
     """Activation checkpointing: layers store only their input and recompute the rest for the gradient.
 
     Take the gradient within the block in which scales are attached: the second run needs them too.
     """
     with ExitStack() as stack:
         for layer in layers:
-            run = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+            run: Callable[..., Any] = functools.partial(_checkpointing.checkpoint, layer.forward, use_reentrant=False)
             stack.enter_context(_replaced([layer], run))
         yield
 
@@ -129,4 +131,5 @@ def copied_layer(layer: Any) -> Any:
 
 def cache_tensors(cache: Any) -> list[Tensor]:
     """Return all tensors of a cache."""
-    return [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, Tensor)]
+    held: list[dict[str, Any]] = [vars(layer) for layer in cache.layers]
+    return [value for values in held for value in values.values() if isinstance(value, Tensor)]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from sinkgate.attention.recorder import CHUNK, Recorder, attention_rows
+from sinkgate.attention.recorder import CHUNK, Recorder, attention_rows, chunks
 from sinkgate.attention.scales import LayerScales, LogitScales, Scales
 from sinkgate.errors import UnsupportedModelError
 
@@ -34,6 +34,7 @@ Rewrite = Callable[[Tensor, Tensor, int], Tensor]
 IMPLEMENTATIONS = ("sdpa", "eager")
 _SMALL = 1 << 16  # elements; allocating smaller tensors costs nothing
 
+_interface: Any = AttentionInterface  # its table of functions is private
 _taps: dict[nn.Module, _Tap] = {}
 _originals: dict[str, AttentionFunction | None] = {}  # functions registered before wrapping; None: no entry (eager)
 _registry_lock = threading.RLock()
@@ -151,7 +152,7 @@ def attached(
     own_cache: bool = False,
     stored: int = 0,
     live: Collection[int] = (),
-) -> Iterator[Attached]:
+) -> Generator[Attached]:
     """Scale the Keys of, and record, the given attention modules while the block runs.
 
     Attn(Q, diag(s) K, V) = softmax(Q (diag(s) K)^T / sqrt(d)) V (paper, section 2): the same s for all
@@ -180,7 +181,8 @@ def attached(
     call = _Call(recorder, cross, own_cache, stored)
     # one comparison for all layers: each synchronises with the device
     table = key_scales.scales if isinstance(key_scales, LogitScales) else key_scales
-    active = [] if table is None else (table != 1).flatten(1).any(1).nonzero()[:, 0].tolist()
+    changed: Any = None if table is None else (table != 1).flatten(1).any(1).nonzero()[:, 0]
+    active: list[int] = [] if changed is None else changed.tolist()
     if recorder is None and not active and not live:
         yield Attached(call, {})
         return
@@ -328,18 +330,27 @@ def _limited(
         mask = mask[:, heads] if mask is not None and mask.shape[1] > 1 else mask
     query, key, value = query.to(width), key.to(width), value.to(width)
     output = output.clone() if output.requires_grad else output
-    for part in rows.split(max(1, CHUNK // (samples * query.shape[1] * key.shape[2]))):
-        which = slice(int(part[0]), int(part[-1]) + 1) if int(part[-1]) - int(part[0]) == len(part) - 1 else part
+    span = slice(int(rows[0]), int(rows[-1]) + 1)  # slices cost no copies
+    most = max(1, CHUNK // (samples * query.shape[1] * key.shape[2]))
+    for which, _ in chunks(span if span.stop - span.start == len(rows) else rows, most):
         rule = partial(scales.scaled, rows=limited[:, which], first_key=first_key, heads=heads)
         weights = attention_rows(module, query, key, mask, rows=which, rule=rule, **options)
         mixed = (weights.reshape(samples, key.shape[1], -1, key.shape[2]) @ value).view(*weights.shape[:3], -1)
         mixed = mixed.transpose(1, 2).to(output.dtype)  # B n, R, H, d
-        at = (slice(None), part[:, None], torch.arange(output.shape[2]) if heads is None else heads)
+        at = (
+            slice(None),
+            which if heads is None else _indices(which)[:, None],
+            slice(None) if heads is None else heads,
+        )
         if not limited[:, which].all():
             inside = limited[:, which].to(output.device).repeat_interleave(samples // len(limited), 0)
             mixed = torch.where(inside[:, :, None, None], mixed, output[at])
         output[at] = mixed
     return output
+
+
+def _indices(rows: slice | Tensor) -> Tensor:
+    return torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
 
 
 def _mixed(old: Tensor, new: Tensor, value: Tensor, output: Tensor) -> Tensor:
@@ -374,16 +385,16 @@ def _implementation(module: nn.Module) -> str:
 
 def _install(name: str) -> None:
     if name not in _originals:
-        _originals[name] = AttentionInterface._global_mapping.get(name)
-        AttentionInterface.register(name, _attend(_originals[name]))
+        _originals[name] = _interface._global_mapping.get(name)
+        _interface.register(name, _attend(_originals[name]))
 
 
 def _uninstall() -> None:
     for name, original in _originals.items():
         if original is None:
-            AttentionInterface._global_mapping.pop(name, None)
+            _interface._global_mapping.pop(name, None)
         else:
-            AttentionInterface.register(name, original)
+            _interface.register(name, original)
     _originals.clear()
 
 

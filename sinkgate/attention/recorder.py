@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+_linalg: Any = torch.linalg  # torch gives no types for it
 CHUNK = 1 << 24  # elements of attention rows computed at once if only their mean is stored: 64 MB
 
 
@@ -39,10 +40,10 @@ class Recorder:
     most: int | None = None
     outputs: Tensor | None = None
     since: int = 0
-    attention: dict[int, list[Tensor]] = field(default_factory=dict)
-    value_norms: dict[int, list[Tensor]] = field(default_factory=dict)
-    stable_ranks: dict[int, list[Tensor]] = field(default_factory=dict)
-    _deferred: dict[int, _Deferred] = field(default_factory=dict, repr=False)
+    attention: dict[int, list[Tensor]] = field(default_factory=dict[int, list[Tensor]])
+    value_norms: dict[int, list[Tensor]] = field(default_factory=dict[int, list[Tensor]])
+    stable_ranks: dict[int, list[Tensor]] = field(default_factory=dict[int, list[Tensor]])
+    _deferred: dict[int, _Deferred] = field(default_factory=lambda: dict[int, _Deferred](), repr=False)
 
     @property
     def defers(self) -> bool:
@@ -82,12 +83,12 @@ class Recorder:
         rows = self._mean(wanted, rows_of, max(1, CHUNK // row_size)) if self.mean else rows_of(wanted)
         self.attention.setdefault(layer, []).append(rows)
         if self.values and value is not None:
-            norms = torch.linalg.vector_norm(value.float(), dim=-1).mean(1)
+            norms: Tensor = _linalg.vector_norm(value.float(), dim=-1).mean(1)
             self.value_norms.setdefault(layer, []).append(norms)
 
     def _mean(self, wanted: slice | Tensor, rows_of: Callable[[slice | Tensor], Tensor], most: int) -> Tensor:
         total, count = torch.tensor(0.0), 0
-        for part, size in _chunks(wanted, most):
+        for part, size in chunks(wanted, most):
             mean = self._reduced(rows_of(part))
             count += size
             total = (
@@ -137,14 +138,16 @@ class _Deferred:
     module: nn.Module
     options: dict[str, Any]
     key: Tensor
-    queries: list[Tensor] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
+    queries: list[Tensor] = field(default_factory=list[Tensor])
+    ends: list[int] = field(default_factory=list[int])
 
 
-def _chunks(wanted: slice | Tensor, most: int) -> Iterator[tuple[slice | Tensor, int]]:
+def chunks(wanted: slice | Tensor, most: int) -> Iterator[tuple[slice | Tensor, int]]:
     """Yield parts of at most ``most`` rows, each with its number of rows."""
     if isinstance(wanted, Tensor):
-        yield from ((part, len(part)) for part in wanted.split(most))
+        yield from (
+            (wanted[start : start + most], min(most, len(wanted) - start)) for start in range(0, len(wanted), most)
+        )
         return
     for start in range(wanted.start, wanted.stop, most):
         end = min(start + most, wanted.stop)
@@ -163,7 +166,7 @@ def stable_rank(output: Tensor) -> Tensor:
     each = each.to(torch.promote_types(each.dtype, torch.float32))
     each = each / each.abs().amax((-1, -2), keepdim=True)  # squares of half precision may be too small or too large
     gram = (each.transpose(-1, -2) @ each).cpu()  # small, and not every device has eigenvalues
-    largest = torch.linalg.eigvalsh(gram.nan_to_num(0, 0, 0))[..., -1]
+    largest: Tensor = _linalg.eigvalsh(gram.nan_to_num(0, 0, 0))[..., -1]
     return gram.diagonal(dim1=-2, dim2=-1).sum(-1) / largest
 
 

@@ -95,7 +95,8 @@ class LayerScales:
             return None
         if self.scales.shape[1] == 1:
             return self.scales[:, 0]
-        grouped = self.scales.unflatten(1, (key_heads, -1))  # B, KV, heads that share Keys, P
+        samples, _, keys = self.scales.shape
+        grouped = self.scales.reshape(samples, key_heads, -1, keys)  # heads that share Keys side by side
         alike = (grouped == grouped[:, :, :1]).all()
         return grouped[:, :, 0] if alike else None
 
