@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import sinkgate._threads  # noqa: F401 - first, before anything imports torch
 from sinkgate._version import __version__ as __version__
 from sinkgate.analysis.logit_lens import LogitLens, logit_lens
+from sinkgate.analysis.relevancy import Relevancy, relevancy
 from sinkgate.analysis.report import Report, report
 from sinkgate.analysis.sweep import Setting, choose, oracle
 from sinkgate.attention.patch import attached
@@ -59,6 +60,7 @@ __all__ = [
     "Prompt",
     "PromptError",
     "Recorder",
+    "Relevancy",
     "Report",
     "Sample",
     "SceneError",
@@ -87,6 +89,7 @@ __all__ = [
     "logit_lens",
     "open_image",
     "oracle",
+    "relevancy",
     "report",
     "sink_criteria",
     "stack",

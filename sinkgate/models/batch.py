@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import cross_entropy, pad
 
 from sinkgate.attention.scales import LogitScales, Scales
 from sinkgate.models.adapters import Adapter
@@ -74,6 +74,13 @@ class Batch:
         position = torch.arange(width)
         first = torch.tensor([self.length - prompt.length for prompt in self.prompts])
         return (position >= first[:, None]) & (position < self.length)
+
+    def losses(self, logits: Tensor) -> Tensor:
+        """Return the cross entropy of each answer, summed over its tokens, (B,), in nats, from logits (B, T - P, vocabulary)."""
+        assert self.labels is not None
+        labels = self.labels[:, self.length :].to(logits.device)
+        flat = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        return flat.view_as(labels).sum(1)
 
     def spread(self, tokens: Sequence[Tensor]) -> Tensor:
         """What is said of the visual tokens of each prompt, put in their places among the Keys: B of (..., V) -> (..., B, K)."""

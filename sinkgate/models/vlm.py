@@ -270,6 +270,12 @@ class VLM:
         with self.lock:
             return Batch.of(prompts, self.adapter, self.pad_token, sinks, answers)
 
+    def answer_logits(self, batch: Batch) -> Tensor:
+        """Return the logits at the positions of a batch's answers, (B, T - P, vocabulary)."""
+        count = batch.inputs["input_ids"].shape[1] - batch.length
+        output = self.model(**batch.inputs, use_cache=False, logits_to_keep=count + 1)
+        return output.logits[:, -count - 1 : -1]
+
     def encode_answer(self, prompt: Prompt, answer: str) -> list[int]:
         """Return the ids of an answer as the model itself would write it behind the prompt, with the token that ends it.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 
 from sinkgate.attention.partial_forward import checkpointed, kept_inputs, resumed
 from sinkgate.data import Sample
@@ -203,7 +203,7 @@ class Prefix:
         self.resumes = vlm.adapter.takes_encoded is not None and Session(vlm, batch.prompts[0]).resumes
         self._inputs: list[Tensor] = []
         with torch.no_grad(), vlm.attached(None, None), kept_inputs(vlm.adapter.all_layers, self._inputs):
-            self.plain = self._logits()
+            self.plain = vlm.answer_logits(batch)
 
     def run(self, method: Method) -> Tensor:
         """Return the logits at the answers' positions under a method, (B, A, vocabulary)."""
@@ -220,14 +220,11 @@ class Prefix:
             stack.enter_context(resumed(layers, start, self._inputs[start] if start else None))
             if self.checkpoint and torch.is_grad_enabled():
                 stack.enter_context(checkpointed(layers[start:]))
-            return self._logits()
+            return self.vlm.answer_logits(self.batch)
 
     def losses(self, logits: Tensor) -> Tensor:
         """Return the cross entropy of each answer, summed over its tokens, (B,), in nats."""
-        flat = cross_entropy(
-            logits.float().flatten(0, 1), self.labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return flat.view_as(self.labels).sum(1)
+        return self.batch.losses(logits)
 
     def right(self, logits: Tensor) -> Tensor:
         """Return whether greedy decoding writes each answer, its end included, (B,) boolean. Any end token counts as the end."""
@@ -235,11 +232,6 @@ class Prefix:
         written = logits.argmax(-1)
         both_end = torch.isin(written, ends) & torch.isin(self.labels, ends)
         return ((written == self.labels) | both_end | (self.labels == IGNORED)).all(1)
-
-    def _logits(self) -> Tensor:
-        count = self.labels.shape[1]
-        output = self.vlm.model(**self.batch.inputs, use_cache=False, logits_to_keep=count + 1)
-        return output.logits[:, -count - 1 : -1]
 
 
 def labels_of(examples: Iterable[PreparedExample | None]) -> Tensor:

@@ -1,0 +1,107 @@
+"""Relevancy is a difference of log-probabilities that a plain computation gives too; its gradient is the limit of small scales."""
+
+import pytest
+import torch
+from tiny import noise_image
+from zoo import ZOO
+
+import sinkgate as sg
+from sinkgate.models.vlm import VLM
+
+
+@pytest.fixture(scope="module")
+def prompt(demo: sg.VLM) -> sg.Prompt:
+    return demo.prompt(noise_image(0), "How many objects are there?")
+
+
+def log_probability(vlm, prompt, ids, token=None, scale=0.0, layers=None):
+    """By hand: one forward of prompt and answer, Keys scaled by hooks on ``k_proj`` where tokens are given."""
+
+    def scaled(_module, _args, output):
+        output = output.clone()
+        output[:, prompt.visual[token]] *= scale
+        return output
+
+    chosen = [] if token is None else [vlm.attention[layer] for layer in layers or range(vlm.num_layers)]
+    hooks = [attention.k_proj.register_forward_hook(scaled) for attention in chosen]
+    inputs = dict(prompt.inputs)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], 1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    with torch.no_grad():
+        logits = vlm.model(**inputs).logits[0, prompt.length - 1 : -1].float().log_softmax(-1)
+    for hook in hooks:
+        hook.remove()
+    return float(logits[range(len(ids)), ids].sum())
+
+
+def test_leave_out_is_the_difference_that_hooks_give(demo, prompt):
+    ids = demo.encode_answer(prompt, "3")
+    plain = log_probability(demo, prompt, ids)
+    found = sg.relevancy(demo, prompt, "3", batch_size=10)
+    assert found.values.shape == (64,) and found.log_probability == pytest.approx(plain, abs=1e-4)
+    for token in (0, 9, 63):
+        assert float(found.values[token]) == pytest.approx(plain - log_probability(demo, prompt, ids, token), abs=1e-4)
+    halved = sg.relevancy(demo, prompt, "3", scale=0.5, layers=[2, 5])
+    expected = plain - log_probability(demo, prompt, ids, 9, 0.5, [2, 5])
+    assert float(halved.values[9]) == pytest.approx(expected, abs=1e-4)
+    assert found.map().shape == (8, 8) and float(found.map()[1, 1]) == float(found.values[9])
+
+
+def test_batches_and_singles_agree_and_scale_one_changes_nothing(demo, prompt):
+    alone, beside = (sg.relevancy(demo, prompt, "3", batch_size=size) for size in (1, 64))
+    torch.testing.assert_close(alone.values, beside.values, atol=1e-4, rtol=0)
+    assert sg.relevancy(demo, prompt, "3", scale=1.0).values.abs().max() < 1e-4
+
+
+def test_the_gradient_is_the_limit_of_small_changes(demo, prompt):
+    near = 0.99
+    gradient = sg.relevancy(demo, prompt, "3", estimate="gradient", scale=near)
+    measured = sg.relevancy(demo, prompt, "3", scale=near)
+    torch.testing.assert_close(gradient.values, measured.values, atol=2e-4, rtol=0.05)
+    assert all(parameter.grad is None for parameter in demo.model.parameters())
+    together = sg.relevancy(
+        demo, prompt, "3", estimate="gradient", scale=near, groups=torch.ones(1, 64, dtype=torch.bool)
+    )
+    assert float(together.values) == pytest.approx(float(gradient.values.sum()), rel=1e-3)
+
+
+def test_groups_are_scaled_together_and_the_own_answer_is_the_default(demo, prompt):
+    groups = torch.zeros(2, 64, dtype=torch.bool)
+    groups[0, [3, 9]] = groups[1, 20:40] = True
+    found = sg.relevancy(demo, prompt, groups=groups)
+    trace = demo.answer(prompt)
+    assert found.answer == trace.text and found.values.shape == (2,)
+    plain = log_probability(demo, prompt, trace.ids)
+    assert float(found.values[0]) == pytest.approx(plain - log_probability(demo, prompt, trace.ids, [3, 9]), abs=1e-4)
+    assert found.map()[0, 3] == found.map()[1, 1] == found.values[0] and found.map()[7, 7] == 0
+
+
+def test_wrong_arguments_are_named(demo, prompt):
+    cases = {
+        "estimate is 'shap'; expected one of leave-out, gradient": {"estimate": "shap"},
+        r"layers is \[8\]; expected numbers from 0 to 7": {"layers": [8]},
+        r"groups is torch.float32 of shape \(1, 64\); expected torch.bool of shape \(groups, 64\)": {
+            "groups": torch.ones(1, 64)
+        },
+        "scale is nan": {"scale": float("nan")},
+        "batch_size 0; expected": {"batch_size": 0},
+    }
+    for words, options in cases.items():
+        with pytest.raises(sg.SinkgateError, match=words):
+            sg.relevancy(demo, prompt, "3", **options)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "mllama", "gemma3", "qwen3_vl", "instructblip"])
+def test_architectures(name):
+    family = ZOO[name]
+    model = family.model()
+    vlm = VLM(model, None, model.config.model_type)
+    prompt = vlm.read(family.sample())
+    groups = torch.arange(len(prompt.visual))[None] % 3 == torch.arange(3)[:, None]
+    found = sg.relevancy(vlm, prompt, groups=groups, scale=0.5)
+    small = [
+        sg.relevancy(vlm, prompt, groups=groups, scale=0.999, estimate=each).values
+        for each in ("leave-out", "gradient")
+    ]
+    assert found.values.isfinite().all() and found.values.abs().max() > 1e-6
+    torch.testing.assert_close(*small, atol=2e-4, rtol=0.1)
