@@ -1,8 +1,8 @@
-"""What can be wrong with what a user hands in; every message is a sentence to show as it is."""
+"""Errors in a user's input; every message is a sentence to show as it is."""
 
 
 class SinkgateError(ValueError):
-    """Base of all errors that a user can mend."""
+    """Base of all errors that a user can correct."""
 
 
 class ImageError(SinkgateError):
@@ -10,15 +10,15 @@ class ImageError(SinkgateError):
 
 
 class PromptError(SinkgateError):
-    """A question that cannot be asked."""
+    """A prompt that the model cannot take."""
 
 
 class SceneError(SinkgateError):
-    """Data that describe no scene of the demo world."""
+    """Data that do not describe a scene of the demo world."""
 
 
 class GateError(SinkgateError):
-    """Scales that are no valid gates, or not for this model."""
+    """Scales that are no valid gates, or gates of another model."""
 
 
 class ModelMismatchError(GateError):
@@ -34,7 +34,7 @@ class UnsupportedModelError(SinkgateError):
 
 
 class TrainingError(SinkgateError):
-    """Training that cannot begin, or cannot go on."""
+    """Training that cannot begin or continue."""
 
 
 class BenchmarkError(SinkgateError):

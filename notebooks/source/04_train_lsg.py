@@ -321,7 +321,7 @@ tries = pd.DataFrame(
     {
         "layers": [", ".join(map(str, step.layers)) for step in found.steps],
         "gain": [f"{1000 * (step.score - found.unmodified):+.1f}" for step in found.steps],
-        "kept": ["yes" if step.kept else "no" for step in found.steps],
+        "kept": ["yes" if step.accepted else "no" for step in found.steps],
     }
 )
 display(HTML(tries.to_html(index=False)))

@@ -1,4 +1,4 @@
-"""Verdicts of all criteria on one prompt, side by side and in plain words: for a reader without the paper at hand.
+"""Verdicts of all criteria on one prompt, side by side and in plain words.
 
 Shapes: L LLM layers, V visual tokens, N patches.
 """
@@ -48,9 +48,9 @@ _INTRODUCTION = (
 class Report:
     """The verdicts of all criteria on one prompt; ``str`` puts them in words.
 
-    Shapes: vision (N,) by criterion name, over the patches that feed tokens, empty where the encoder cannot be looked
-    into; llm (L, V) by criterion name, V-sinks counted too. "sink dimensions" is missing where the model has none.
-    ``sinks``: by the criteria that were asked for, those held for the model where none were.
+    Shapes: vision (N,) by criterion name, over the patches that feed tokens, empty if the encoder's states are not
+    available; llm (L, V) by criterion name, V-sinks included. "sink dimensions" is missing if the model has none.
+    ``sinks``: by the criteria of the call, those stored for the model by default.
     """
 
     question: str
@@ -60,26 +60,28 @@ class Report:
     discovery: Discovery
 
     def __str__(self) -> str:
-        found, tokens = self.sinks, len(self.sinks.v_sink)
-        asked = f', asked "{self.question}"' if self.question else ""
+        sinks, tokens = self.sinks, len(self.sinks.v_sink)
+        question = f' for the question "{self.question}"' if self.question else ""
         lines = [
-            f"Attention sinks in {self.discovery.model}{asked} ({count(tokens, 'visual token')}, {count(len(found.l_sink), 'LLM layer')})",
+            f"Attention sinks in {self.discovery.model}{question} ({count(tokens, 'visual token')}, {count(len(sinks.l_sink), 'LLM layer')})",
             "",
             _INTRODUCTION,
             "",
-            found.summary(),
+            sinks.summary(),
         ]
-        if AttentionShare.name in _decided(found):
-            lines.append("Where attention alone decides, a token may be attended to for its content, and be no sink.")
-        lines += ["", "Criterion by criterion, V-sinks counted in the LLM too:"]
+        if AttentionShare.name in _decided(sinks):
+            lines.append(
+                "Attention share alone does not separate a sink from a token that is attended to for its content."
+            )
+        lines += ["", "Each criterion, V-sinks included in the LLM:"]
         for name, meaning in _MEANING.items():
             lines += [f"  {name}: {meaning}", f"    encoder: {self._patches(name)}; LLM: {self._tokens(name)}"]
-        lines += ["", "Where they disagree:", *(self._disagreements() or ["  nowhere"])]
+        lines += ["", "Disagreements:", *(self._disagreements() or ["  none"])]
         return "\n".join([*lines, "", self.discovery.summary()])
 
     def _patches(self, name: str) -> str:
         if not self.vision:
-            return "cannot be looked into"
+            return "states not available"
         if name not in self.vision:
             return "has no sink dimensions"
         mask = self.vision[name]
@@ -89,12 +91,12 @@ class Report:
         if name not in self.llm:
             return "has no sink dimensions"
         mask = self.llm[name]
-        found = mask.any(1).nonzero()[:, 0].tolist()
-        where = f", in {layers(found)}" if found else ""
+        with_sinks = mask.any(1).nonzero()[:, 0].tolist()
+        where = f", in {layers(with_sinks)}" if with_sinks else ""
         return f"{int(mask.any(0).sum()) or 'none'} of {mask.shape[1]} visual tokens{where}"
 
     def _disagreements(self) -> list[str]:
-        """The other criteria against the one that decided: in the encoder by patch, in the LLM by token in any layer."""
+        """Compare the other criteria with the one that decided: in the encoder by patch, in the LLM by token in any layer."""
         lines = []
         if self.sinks.v_verdict:
             lines += _compare("encoder", "patch", self.sinks.v_verdict.criterion, self.vision)
@@ -132,14 +134,14 @@ def report(
     v_sink: str | Criterion | Choice = "auto",
     l_sink: str | Criterion | Choice = "auto",
 ) -> Any:
-    """Judge a prompt by all criteria; the model runs once for it.
+    """Classify a prompt's tokens by all criteria; the model runs once for it.
 
     Args:
         vlm: the model.
         prompt: image and question, or several such prompts.
-        discovery: the model's sink dimensions, which then decide by which criteria its sinks are named; those held for the model where
-            None (see `sinkgate.sink_criteria`): six prompts run unless the result is on disk.
-        v_sink: criterion by which V-sinks are named, compared with all others, as in `sinkgate.find_sinks`.
+        discovery: the model's sink dimensions, which select its criteria; if None, those stored for the model (see
+            `sinkgate.sink_criteria`): six prompts run unless the result is on disk.
+        v_sink: criterion of V-sinks to compare with all others, as in `sinkgate.find_sinks`.
         l_sink: criterion of L-sinks, likewise.
 
     Returns:
@@ -165,11 +167,11 @@ def report(
     vision: dict[str, Tensor] = {}
     llm: dict[str, Tensor] = {}
     for v_sink, l_sink in criteria:
-        found = classify(observation, prompt.sheets, v_sink=v_sink, l_sink=l_sink)
-        if found.v_verdict and getattr(v_sink, "dims", None) != ():
-            vision[v_sink.name] = found.v_verdict.mask[0]
+        by_criterion = classify(observation, prompt.sheets, v_sink=v_sink, l_sink=l_sink)
+        if by_criterion.v_verdict and getattr(v_sink, "dims", None) != ():
+            vision[v_sink.name] = by_criterion.v_verdict.mask[0]
         if getattr(l_sink, "dims", None) != ():
-            llm[l_sink.name] = found.l_verdict.mask
+            llm[l_sink.name] = by_criterion.l_verdict.mask
     sinks = classify(observation, prompt.sheets, v_sink=held.v_sink, l_sink=held.l_sink)
     if sinks.v_verdict:
         vision[sinks.v_verdict.criterion] = sinks.v_verdict.mask[0]
@@ -178,20 +180,20 @@ def report(
 
 
 def _dimensions(held: Choice, discovery: Discovery, side: Side) -> SinkDimensions:
-    """Return the paper's criterion for one side: the one that is held, or one of the dimensions that were measured."""
+    """Return the paper's criterion for one side, with the model's stored dimensions or else the measured ones."""
     if isinstance(held.criterion, SinkDimensions):
         return held.criterion
     evidence = discovery.side(side)
     return SinkDimensions(discovery.dimensions(side), tau_for(evidence.width) if evidence and evidence.width else TAU)
 
 
-def _decided(found: SinkMap) -> set[str]:
-    """The criteria that named any sink."""
-    return {verdict.criterion for verdict in (found.v_verdict, found.l_verdict) if verdict and verdict.found}
+def _decided(sinks: SinkMap) -> set[str]:
+    """Return the criteria that named any sink."""
+    return {verdict.criterion for verdict in (sinks.v_verdict, sinks.l_verdict) if verdict and verdict.found}
 
 
 def _compare(place: str, thing: str, decided: str, masks: dict[str, Tensor]) -> list[str]:
-    """A line for each set of tokens that is called sinks on one side only, with all criteria that agree on it."""
+    """Return a line for each set of tokens that only one side calls sinks, with all criteria that agree on it."""
     more: dict[tuple[int, ...], list[str]] = {}
     fewer: dict[tuple[int, ...], list[str]] = {}
     for name, mask in masks.items():

@@ -1,8 +1,8 @@
-"""Many settings of one prompt: the paper's oracle sweep, and which option is chosen under each setting.
+"""Many settings of one prompt: the paper's oracle sweep, and the chosen option under each setting.
 
 The image is encoded once and the prompt run once; settings then run side by side from the layer that each changes
-(`sinkgate.models.session`). Options are encoded as the model would write them (`VLM.encode_options`): where
-they begin with different tokens, one forward decides; else each is written out.
+(`sinkgate.models.session`). Options are encoded as the model would write them (`VLM.encode_options`): if they begin with
+different tokens, one forward pass decides; otherwise the answer is generated.
 
 Shapes: S settings, O options.
 """
@@ -21,13 +21,13 @@ from sinkgate.sinks.gates import Gates, Group, Model
 
 #: (V-sink, rest) along the paper's line: from (0, 1) to (1, 0) in steps of 0.1 (section 3).
 LINE = tuple((step / 10, (10 - step) / 10) for step in range(11))
-#: The line never meets the unmodified model: (1, 1), and (0.5, 0.5), where a learned gate starts, are its controls.
+#: The line does not contain the unmodified model. Controls: (1, 1), and (0.5, 0.5), the start of a learned gate.
 CONTROLS = ((1.0, 1.0), (0.5, 0.5))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One layer with its two scales; all other layers unmodified. With ``l_sink`` three: ``rest`` is then for ordinary tokens alone."""
+    """Scales of one layer; all other layers stay unmodified. With ``l_sink`` there are three groups, and ``rest`` is for ordinary tokens."""
 
     layer: int
     v_sink: float
@@ -44,7 +44,7 @@ class Setting:
         }
 
     def gates(self, model: Model) -> Gates:
-        """The setting as gates of a model."""
+        """Return the setting as gates of a model."""
         gates = Gates.ones(model)
         for group, scale in self.scales.items():
             gates = gates.set(group, scale, self.layer)
@@ -54,21 +54,34 @@ class Setting:
 def oracle(
     model: Model, layers: Iterable[int] | None = None, points: Sequence[tuple[float, ...]] = (*LINE, *CONTROLS)
 ) -> list[Setting]:
-    """Every layer alone at every point (paper, section 3): L x 13 settings where nothing else is said.
+    """Return every layer alone at every point (paper, section 3): L x 13 settings by default.
 
-    A point is (V-sink, rest), or (V-sink, ordinary, L-sink).
+    Args:
+        model: the model, or anything with ``num_layers``.
+        layers: layers to gate, counted from 0; all if None.
+        points: scales as (V-sink, rest), or (V-sink, ordinary, L-sink).
+
+    Example:
+        >>> len(sg.oracle(vlm, layers=[2]))
+        13
     """
     chosen = range(model.num_layers) if layers is None else layers
     return [Setting(layer, *point) for layer in chosen for point in points]
 
 
 def grid(values: Iterable[float], groups: Literal[2, 3] = 2) -> list[tuple[float, ...]]:
-    """Every combination of scales, as points: (V-sink, rest), or (V-sink, ordinary, L-sink) where ``groups`` is 3."""
+    """Return every combination of scales, as points: (V-sink, rest), or (V-sink, ordinary, L-sink) if ``groups`` is 3."""
     return list(product(dict.fromkeys(values), repeat=groups))
 
 
 def choose(session: Session, tables: Sequence[Gates], options: Sequence[str], batch_size: int = BATCH) -> list[int]:
-    """Which option the model says under each setting, when it may say nothing else: S indices into the options.
+    """Return the option that the model chooses under each setting, as S indices into the options.
+
+    Args:
+        session: the prompt.
+        tables: gates of the settings.
+        options: permitted answers, two or more.
+        batch_size: settings side by side.
 
     Raises:
         PromptError: fewer than two options, or two that are the same in tokens.
@@ -81,7 +94,12 @@ def choose(session: Session, tables: Sequence[Gates], options: Sequence[str], ba
 
 
 def choose_by_generation(session: Session, gates: Gates | None, options: Sequence[str]) -> int:
-    """The same for one setting, token by token: greedy among what continues some option.
+    """Return the same for one setting, by greedy decoding among the tokens that continue some option.
+
+    Args:
+        session: the prompt.
+        gates: the setting; None is the unmodified model.
+        options: permitted answers, two or more.
 
     Raises:
         PromptError: fewer than two options, or two that are the same in tokens.
@@ -100,7 +118,7 @@ def choose_by_generation(session: Session, gates: Gates | None, options: Sequenc
 
 
 def _continues(encoded: list[list[int]], start: int) -> Callable[[int, Tensor], list[int]]:
-    """The tokens with which some option goes on behind what was written."""
+    """Return the function that permits the tokens with which some option continues the generated ones."""
 
     def allowed(_sample: int, ids: Tensor) -> list[int]:
         written = ids[start:].tolist()

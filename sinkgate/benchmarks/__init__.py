@@ -1,4 +1,4 @@
-"""Benchmarks: one small file each. `sinkgate.benchmarks.lmms` brings all of lmms-eval's to a gated model."""
+"""Benchmarks, one small file each. `sinkgate.benchmarks.lmms` runs all of lmms-eval's on a gated model."""
 
 from sinkgate.benchmarks.base import Benchmark, Item
 from sinkgate.benchmarks.cvbench import CVBENCH
@@ -13,7 +13,7 @@ BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in (MMSTAR, CVBENCH
 
 
 def benchmark(name: str) -> Benchmark:
-    """The benchmark of a name.
+    """Return the benchmark with a name.
 
     Raises:
         BenchmarkError: there is none.

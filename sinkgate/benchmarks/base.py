@@ -39,9 +39,20 @@ class Item:
 class Benchmark:
     """A benchmark whose questions are files on the Hub.
 
-    ``patterns`` are the files of the split in the repository ``hub``, ``columns`` those that a row has to have, ``renamed`` other names of
-    them in other files, and ``of_file`` those that follow from a file's name. ``item_of`` makes an item of a row. ``scores`` and
-    ``extractors`` are the published ways to score, by name; the extractor "robust" is our own.
+    Args:
+        name: name on the command line.
+        split: name of the split.
+        hub: repository on the Hub.
+        patterns: files of the split there.
+        columns: columns that every row must have.
+        renamed: other names of these columns in some files.
+        of_file: columns that follow from the name of a file.
+        item_of: makes an item of a row; raises BenchmarkError if it is not possible.
+        scores: published scores by name; each is a function of a table with one row for each item.
+        extractors: published rules that read an answer, by name; "robust" is our own.
+
+    Example:
+        >>> BENCHMARKS["pope"].scores["F1"]
     """
 
     name: str
@@ -64,17 +75,17 @@ class Benchmark:
         revision: str | None = None,
         images: str | Path | None = None,
     ) -> list[Item]:
-        """Return the questions, in the files' order. Equal pictures are held once.
+        """Return the questions, in the files' order. Equal pictures are stored once.
 
         Args:
             files: a Parquet or JSON file, or a folder of them; None fetches them from the Hub (see ``fetch``, which returns the commit).
-            limit: the most items, drawn at random, as files are ordered by task; a larger limit holds a smaller one.
-            seed: another seed, another draw.
+            limit: most items, drawn at random because files are ordered by task; a larger limit includes the items of a smaller one.
+            seed: of the draw.
             revision: branch, tag or commit on the Hub, if ``files`` is None.
             images: folder of the images that the files name; not needed for files that hold their images.
 
         Raises:
-            BenchmarkError: nothing can be fetched or read, a column or an image is missing, a row makes no question, or one is there twice.
+            BenchmarkError: files cannot be fetched or read, a column or an image is missing, a row is invalid, or an item occurs twice.
 
         Example:
             >>> from sinkgate.benchmarks import benchmark
@@ -83,7 +94,7 @@ class Benchmark:
         if limit is not None and limit < 1:
             raise BenchmarkError(f"limit is {limit}; expected 1 or more, or None for all")
         items: dict[str, Item] = {}
-        held: dict[Picture, Picture] = {}
+        unique: dict[Picture, Picture] = {}
         for place, row in self._rows(files, limit, seed, revision):
             try:
                 item = self.item_of(with_images(row, images))
@@ -91,9 +102,9 @@ class Benchmark:
                 raise BenchmarkError(f"{self.name}: {place}: {error}") from error
             if item.id in items:
                 raise BenchmarkError(
-                    f"{self.name}: {place}: item {item.id} is there twice; are these two copies of the data?"
+                    f"{self.name}: {place}: item {item.id} occurs twice; are these two copies of the data?"
                 )
-            once = tuple(held.setdefault(image, image) for image in item.sample.images)
+            once = tuple(unique.setdefault(image, image) for image in item.sample.images)
             items[item.id] = replace(item, sample=replace(item.sample, images=once))
         return list(items.values())
 
@@ -120,10 +131,10 @@ class Benchmark:
     def _rows(
         self, files: str | Path | None, limit: int | None, seed: int, revision: str | None
     ) -> Iterator[tuple[str, Row]]:
-        """Rows to make items of, each with its place in words."""
+        """Yield the rows to make items of, each with its place in words."""
         place = self.fetch(revision).folder if files is None else files
         table = Table(files_in(place, self.patterns), self.columns, self.renamed, self.of_file)
-        shuffled = Random(seed).sample(range(len(table)), len(table))  # whole, so that limits nest
+        shuffled = Random(seed).sample(range(len(table)), len(table))  # of all rows, so that limits nest
         return table.rows(shuffled[:limit])
 
 

@@ -1,10 +1,10 @@
 """CV-Bench (Tong et al. 2024, arXiv 2406.16860): 2,638 questions in four tasks, on pictures of ADE20K and COCO (2D) and Omni3D (3D).
 
-Its card averages sources: 1/2 ((ADE20K + COCO) / 2 + Omni3D), here "official"; VLMEvalKit tells its two halves, here "2D" and "3D". lmms-eval
-counts all items alike, here "micro". The sink paper does not say which it tells; 57.29 % is no multiple of 1/2638.
+Its card averages sources: 1/2 ((ADE20K + COCO) / 2 + Omni3D), here "official"; VLMEvalKit reports the two halves, here "2D" and "3D". lmms-eval
+weights all items equally, here "micro". The sink paper does not say which one it reports; 57.29 % is no multiple of 1/2638.
 
-The prompt is lmms-eval's: a note that asks for a letter, an empty line, and the data set's own prompt (question and options); VLMEvalKit
-leaves the note out. Extractor "lmms-eval" is its rule: the first letter of the text, after blanks and "(", case ignored; so "bottle" is B.
+The prompt is lmms-eval's: an instruction to answer with a letter, an empty line, and the data set's own prompt (question and options); VLMEvalKit
+omits the instruction. Extractor "lmms-eval" is its rule: the first letter of the text, after blanks and "(", case ignored; so "bottle" is B.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # ruff: noqa: RUF001 (words of other alphabets)
 r"""Rules that read an option's letter, yes or no from free text. None for a text that names nothing, or two things at once.
 
-Every extractor takes the text, the permitted answers (``options``), and what those stand for (``choices``, () if unknown). The rules called
-"robust" are our own: they skip the model's reasoning, prefer ``\boxed{...}`` and ``<answer>...</answer>``, ignore what is denied, and
-know the usual sentences of some other languages.
+Every extractor takes the text, the permitted answers (``options``), and their texts (``choices``, () if unknown). The rules called
+"robust" are our own: they skip the model's reasoning, prefer ``\boxed{...}`` and ``<answer>...</answer>``, ignore denied options, and
+read the usual sentences of some other languages.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def without_reasoning(text: str) -> str:
 
 
 def robust(extract: Extract) -> Extract:
-    """Make an extractor read the final answer: what is boxed, else what is tagged as the answer, else all that follows the reasoning."""
+    """Make an extractor read the final answer: boxed text, else text in answer tags, else the text after the reasoning."""
 
     @wraps(extract)
     def read(text: str, *known: Sequence[str]) -> str | None:
@@ -198,7 +198,7 @@ def no_or_else_yes(text: str, *_: Sequence[str]) -> str | None:
 
 
 def _boxed(text: str) -> str:
-    r"""The content of the last ``\boxed{...}`` or ``<|begin_of_box|>...<|end_of_box|>``, "" if there is none."""
+    r"""Return the content of the last ``\boxed{...}`` or ``<|begin_of_box|>...<|end_of_box|>``, "" if there is none."""
     start = text.rfind(r"\boxed{")
     if start < 0:
         return _last(r"<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|\Z)", text)
@@ -220,7 +220,7 @@ def _last(pattern: str, text: str) -> str:
 
 
 def _normal(text: str) -> str:
-    """The text with plain apostrophes, letters and punctuation, and without negative words that deny nothing."""
+    """Return the text with plain apostrophes, letters and punctuation, and without idioms whose negative words deny nothing."""
     text = normalize("NFKC", text).translate({0x2019: "'", 0x3002: ". ", 0x3001: ", "})
     for idiom, instead in _IDIOMS.items():
         text = re.sub(f"(?i:{idiom})", instead, text)
@@ -228,7 +228,7 @@ def _normal(text: str) -> str:
 
 
 def _raised(text: str, letters: str) -> str:
-    """The text without markup, and with small letters raised that are marked or that end a clause after "answer" and the like."""
+    """Return the text without markup, with capitals for small letters that are marked or end a clause after "answer" and the like."""
     text = re.sub(r"\\(?:text|mathrm|mathbf)\b|[*_`$\\{}]|</?\w+>", " ", text).strip()
     small = f"[{letters.lower()}]" if letters else r"[^\s\S]"
     for pattern in (
@@ -242,12 +242,12 @@ def _raised(text: str, letters: str) -> str:
 
 
 def _lists(text: str, letters: str) -> bool:
-    """Whether a text begins by repeating the options."""
+    """Return whether a text begins with a list of the options."""
     return bool(re.match(rf"(?s)\W*{letters[:1]}[).:].*\s\W*{letters[1:2]}[).:]", text))
 
 
 def _finder(letters: str) -> Callable[[str, Sequence[str]], Iterator[re.Match[str]]]:
-    """A search for patterns that hold ``{one}``, ``{several}`` ("A", "A or B") or ``{named}`` ("option A"); group 1 holds the letters."""
+    """Return a search for patterns with ``{one}``, ``{several}`` ("A", "A or B") or ``{named}`` ("option A"); group 1 is the letters."""
     one = rf"(?<!{_WORD})(?<!['-])[{letters}](?!{_WORD}|'|-\w)(?!(?<=[AI])[ \t]+(?!{_AFTER})[A-Za-z])"
     one = one if letters else r"[^\s\S]"
     marked = rf"[(\[\"']?{one}[)\]\"']?"
@@ -266,7 +266,7 @@ def _finder(letters: str) -> Callable[[str, Sequence[str]], Iterator[re.Match[st
 
 
 def _in_words(text: str, options: Sequence[str], choices: Sequence[str]) -> tuple[set[str], set[str]]:
-    """The options whose choice is all that the text says, and those whose choice is among its words and in no longer choice there."""
+    """Return the options whose choice is the whole text, and those whose choice is part of it and not of a longer choice there."""
     words = _words(text)
     known = [(option, _words(choice)) for option, choice in zip(options, choices, strict=False)]
     known = [(option, choice) for option, choice in known if choice and choice != ["nan"]]

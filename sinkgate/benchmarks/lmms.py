@@ -1,4 +1,4 @@
-"""A gated model in lmms-eval, for all of its tasks that ask about images: `pip install "sinkgate[lmms]"`, then
+"""A gated model for all image tasks of lmms-eval: `pip install "sinkgate[lmms]"`, then
 
     python -m lmms_eval --model sinkgate --model_args model=llava-1.5-7b,gates=runs/stack --tasks mmstar --batch_size 8
 
@@ -32,28 +32,28 @@ except ImportError as error:
     raise ImportError(f'the adapter needs lmms-eval ({error}): run `pip install "sinkgate[lmms]"`') from error
 
 NAME = "sinkgate"
-PLACE = "<image>"  # where a task's text wants an image
-MAX_NEW_TOKENS = 1024  # where a task says nothing; as lmms-eval's LLaVA
+PLACE = "<image>"  # marks the place of an image in a task's text
+MAX_NEW_TOKENS = 1024  # default of lmms-eval's LLaVA
 
 
 class GatedModel(lmms):
-    """A model of `sinkgate.load` under a method, as lmms-eval's "simple" models are: text and images in, text out.
+    """A model of `sinkgate.load` under a method, with lmms-eval's interface of "simple" models: text and images in, text out.
 
-    Sinks are found in the images of each request. A request without images runs unmodified: there is nothing to gate.
+    Sinks are found in the images of each request. A request without images runs unmodified, since it has no tokens to gate.
 
     Args:
         model: as `sinkgate.load` takes it: a known name, a Hub id or a folder.
         gates: folder of learned gates, of a LoRA or a reweighting, or JSON file of fixed gates; None is the unmodified model.
-        device: as `sinkgate.load` takes it. Of several processes each takes a GPU of its own.
-        batch_size: requests side by side; 1 for models that encode images anew in every call, whatever is given.
+        device: as `sinkgate.load` takes it. Each of several processes takes its own GPU.
+        batch_size: requests side by side; always 1 for models that encode images anew in every call.
         device_map: as `sinkgate.load` takes it.
         dtype: as `sinkgate.load` takes it.
         revision: as `sinkgate.load` takes it.
         quantize: as `sinkgate.load` takes it.
-        any_model: gates of another model too.
-        v_sink: criterion of V-sinks, such as ``dimensions 650 tau 20``; by that of the gates where None.
+        any_model: accept gates of another model.
+        v_sink: criterion of V-sinks, such as ``dimensions 650 tau 20``; that of the gates if None.
         l_sink: criterion of L-sinks, likewise.
-        max_batch_size: what lmms-eval hands to every model; not used.
+        max_batch_size: an argument that lmms-eval passes to every model; not used.
 
     Raises:
         SinkgateError: the model or the gates cannot be loaded, or do not fit each other.
@@ -94,43 +94,43 @@ class GatedModel(lmms):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """Device of the model."""
         return self.vlm.device
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The answers, in the requests' order, each under the gates that its own images and question get.
+        """Return the answers in the requests' order, each under the gates for its own images and question.
 
-        Greedy unless a task sets a temperature. An answer ends where a stop string begins; a blank line, which lmms-eval sets where a task
-        names none, is no stop string, as for its own Qwen2.5-VL.
+        Decoding is greedy unless a task sets a temperature. An answer ends at a stop string; a blank line, lmms-eval's default, is no
+        stop string, as for its own Qwen2.5-VL.
 
         Raises:
-            SinkgateError: a request holds something else than images.
+            SinkgateError: a request has visuals other than images.
         """
         answers = [""] * len(requests)
         with tqdm(total=len(requests), desc=NAME, disable=self.rank != 0) as bar:
             for numbers in _batches([request.args[1] for request in requests], self.batch_size):
                 chosen = [requests[number].args for number in numbers]
                 options = chosen[0][1]
-                asked = [(context, self._images(*place)) for context, _, *place in chosen]
-                prompts = [self._prompt(context, images) for context, images in asked if images]
+                contexts = [(context, self._images(*place)) for context, _, *place in chosen]
+                prompts = [self._prompt(context, images) for context, images in contexts if images]
                 gated = iter(self._gated(prompts, options) if prompts else ())
-                for number, (context, images) in zip(numbers, asked, strict=True):
+                for number, (context, images) in zip(numbers, contexts, strict=True):
                     answers[number] = _until(next(gated) if images else self._plain(context, options), options)
                 bar.update(len(numbers))
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not offered: lmms-eval's interface asks for a log-likelihood, and its tasks take the least for the best."""
+        """Raise NotImplementedError: lmms-eval's interface expects a log-likelihood, but its tasks prefer the smallest value."""
         raise NotImplementedError(_not_offered("loglikelihood", requests))
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not offered: a prompt is one question."""
+        """Raise NotImplementedError: a prompt is one question."""
         raise NotImplementedError(_not_offered("generate_until_multi_round", requests))
 
     # --- inside
 
     def _images(self, visuals_of: Callable[[Any], Any], document: Any, task: str, split: str) -> list[Image.Image]:
-        """The images of a document, which lmms-eval leaves to the model to fetch."""
+        """Return the images of a document, which lmms-eval expects the model to fetch."""
         visuals = visuals_of(self.task_dict[task][split][document]) or []
         for visual in visuals:
             if not isinstance(visual, Image.Image):
@@ -140,7 +140,7 @@ class GatedModel(lmms):
         return [visual.convert("RGB") for visual in visuals]
 
     def _prompt(self, context: str, images: list[Image.Image]) -> Prompt:
-        """As `VLM.prompt`, with the task's text as it is and several images where it wants them."""
+        """Return a prompt as `VLM.prompt` does, with the task's unchanged text and several images at their places."""
         return self.vlm.read(self._inputs(context, images), question=context)
 
     def _text(self, context: str, images: int) -> str:
@@ -175,12 +175,12 @@ class GatedModel(lmms):
             do_sample=temperature > 0,
             **sampling,
         )
-        told = ids[:, length:]
-        return [text.strip() for text in self.vlm.tokenizer.batch_decode(told, skip_special_tokens=True)]
+        texts = self.vlm.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
 
 def _batches(options: Sequence[Mapping[str, Any]], size: int) -> Iterator[list[int]]:
-    """Numbers of requests, so many at most together, and only those with equal options."""
+    """Yield the numbers of requests with equal options, ``size`` at most together."""
     alike: dict[str, list[int]] = {}
     for number, each in enumerate(options):
         alike.setdefault(repr(sorted(each.items())), []).append(number)
@@ -197,19 +197,19 @@ def _until(text: str, options: Mapping[str, Any]) -> str:
 
 def _not_offered(kind: str, requests: Sequence[Any]) -> str:
     task = requests[0].task_name if requests else "this task"
-    return f"{task} asks for {kind}, which a gated model does not offer; take a task of the kind generate_until"
+    return f"{task} needs {kind}, which gated models do not offer; choose a task of the kind generate_until"
 
 
 # --- registration
 
 
 def manifest() -> ModelManifest:
-    """What lmms-eval's entry point ``lmms_eval.models`` asks for."""
+    """Return the manifest for lmms-eval's entry point ``lmms_eval.models``."""
     return ModelManifest(model_id=NAME, simple_class_path=f"sinkgate.benchmarks.lmms.{GatedModel.__name__}")
 
 
 def main() -> None:
-    """lmms-eval's command line with this model known and chosen."""
+    """Run lmms-eval's command line with this model registered and selected."""
     from lmms_eval.cli.dispatch import main as lmms_eval  # pyright: ignore[reportMissingImports]
     from lmms_eval.models import MODEL_REGISTRY_V2  # pyright: ignore[reportMissingImports]
 

@@ -1,11 +1,11 @@
 """MMStar (Chen et al. 2024, arXiv 2403.20330): 1,500 questions that need the picture, 250 in each of six categories, 18 sub-categories.
 
-The prompt is lmms-eval's: the question, whose options stand in it, and a line that asks for the letter (without a full stop). The paper's scores fit
-lmms-eval's mean over sub-categories; VLMEvalKit counts all items alike. Some questions are padded with options that read "nan"; like
-both harnesses we ask them as they are.
+The prompt is lmms-eval's: the question, which includes the options, and an instruction to answer with the letter (without a full stop). The paper's
+scores fit lmms-eval's mean over sub-categories; VLMEvalKit weights all items equally. Some questions are padded with options "nan"; like
+both harnesses we do not change them.
 
 Extractor "lmms-eval" is the rule of its releases up to 0.7.1: the first character of the text, or the one after "(", "option " or "the answer is ", case
-ignored; so "Bottle" is B. Releases from 0.7.2 rank many formats instead, which is not done again here: run lmms-eval itself (`sinkgate.benchmarks.lmms`).
+ignored; so "Bottle" is B. Releases from 0.7.2 rank many formats instead, which is not repeated here: run lmms-eval itself (`sinkgate.benchmarks.lmms`).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def _item(row: Row) -> Item:
     question, answer, category = text(row, "question"), text(row, "answer").upper(), text(row, "category")
     if answer not in LETTERS:
         raise BenchmarkError(f"column answer is {answer!r}; expected one of {', '.join(LETTERS)}")
-    asked = question.replace(" Please answer yes or no.", "") + INSTRUCTION  # as lmms-eval does
-    sample = Sample(pictures(row), asked, answer, category, LETTERS)
+    prompt = question.replace(" Please answer yes or no.", "") + INSTRUCTION  # as lmms-eval does
+    sample = Sample(pictures(row), prompt, answer, category, LETTERS)
     columns = {"category": category, "l2_category": text(row, "l2_category")}
     return Item(sample, text(row, "index"), columns, choices_in(question))
 
 
 def choices_in(question: str) -> tuple[str, ...]:
-    """What A, B, ... stand for, from a question that ends in "Options: A: one, B: two, ..." or in "(A) one (B) two ..."; () from any other."""
+    """Return the texts of A, B, ... in a question that ends in "Options: A: one, B: two, ..." or in "(A) one (B) two ..."; () for any other."""
     for form in (r"(?:^|[,\s])([A-D]):\s", r"(?:^|\s)\(([A-D])\)\s?"):
         marks = list(re.finditer(form, question))
         first = max((place for place, mark in enumerate(marks) if mark[1] == "A"), default=0)

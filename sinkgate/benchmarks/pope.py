@@ -1,12 +1,12 @@
-"""POPE (Li et al. 2023, arXiv 2305.10355): is there such an object in the picture? 9,000 questions on 500 pictures of COCO.
+"""POPE (Li et al. 2023, arXiv 2305.10355): 9,000 questions on 500 pictures of COCO, each on the presence of an object.
 
-3,000 each ask for absent objects drawn at random, the most popular ones, and those that go along with what is there ("adversarial"). "Yes" is
-the positive answer. As in VLMEvalKit, what is neither yes nor no counts as no "yes": it lowers recall.
+3,000 each ask for absent objects drawn at random, the most popular ones, and those that often occur with the present ones ("adversarial"). "Yes" is
+the positive answer. As in VLMEvalKit, an answer that is neither yes nor no does not count as "yes": it lowers recall.
 
-The prompt is lmms-eval's: the question, and a line that asks for a single word or phrase. Extractors: "lmms-eval" wants the bare word, so "Yes."
-is nothing; "official" (the authors' evaluate.py) takes for yes whatever holds no "no" or "not" before its first full stop, so "I cannot tell." is yes.
+The prompt is lmms-eval's: the question, and an instruction to answer with a single word or phrase. Extractors: "lmms-eval" accepts the bare word only, so
+"Yes." is no answer; "official" (the authors' evaluate.py) reads every text without "no" or "not" before its first full stop as yes, "I cannot tell." too.
 The questions are read from lmms-eval's files on the Hub, or from the authors' JSON lines (coco_pope_random.json ...) with the pictures of COCO
-val2014 in a folder. lmms-eval's own yes ratio is that of the true answers; ours is, as the authors', of what was said.
+val2014 in a folder. lmms-eval's own yes ratio is that of the true answers; ours, like the authors', is that of the model's answers.
 """
 
 from __future__ import annotations
@@ -36,40 +36,43 @@ def _item(row: Row) -> Item:
 
 
 def _of_file(file: Path) -> Row:
-    """The category in the name of an official file, such as coco_pope_popular.json."""
+    """Return the category in the name of an official file, such as coco_pope_popular.json."""
     category = next((each for each in CATEGORIES if each in file.stem.lower()), None)
     return {"category": category} if category else {}
 
 
 def _yes(answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Where yes is true, and where it was said. Without a column ``said`` one of the two was: the true answer where right, else the other."""
+    """Return masks of the items whose true answer, and whose given answer is "yes".
+
+    Without a column ``said``, the given answer is the true one if it is right, else the other of the two.
+    """
     true = np.asarray(answers["answer"].str.lower() == "yes")
-    said = (
+    answered = (
         answers["said"].str.lower() == "yes" if "said" in answers else true == np.asarray(answers["right"], dtype=bool)
     )
-    return true, np.asarray(said)
+    return true, np.asarray(answered)
 
 
 def precision(answers: pd.DataFrame) -> float:
-    """Share of the said "yes" that are true; 0 where none was said."""
-    true, said = _yes(answers)
-    return float((true & said).sum() / max(1, said.sum()))
+    """Return the share of answers "yes" that are right; 0 if there are none."""
+    true, answered = _yes(answers)
+    return float((true & answered).sum() / max(1, answered.sum()))
 
 
 def recall(answers: pd.DataFrame) -> float:
-    """Share of the true "yes" that were said; 0 where there are none."""
-    true, said = _yes(answers)
-    return float((true & said).sum() / max(1, true.sum()))
+    """Return the share of items with the true answer "yes" that were answered so; 0 if there are none."""
+    true, answered = _yes(answers)
+    return float((true & answered).sum() / max(1, true.sum()))
 
 
 def f1(answers: pd.DataFrame) -> float:
-    """Harmonic mean of precision and recall; 0 where one of them is."""
-    true, said = _yes(answers)
-    return float(2 * (true & said).sum() / max(1, true.sum() + said.sum()))
+    """Return the harmonic mean of precision and recall; 0 if one of them is 0."""
+    true, answered = _yes(answers)
+    return float(2 * (true & answered).sum() / max(1, true.sum() + answered.sum()))
 
 
 def yes_share(answers: pd.DataFrame) -> float:
-    """Share of items to which "yes" was said."""
+    """Return the share of items that were answered with "yes"."""
     return float(_yes(answers)[1].mean())
 
 

@@ -51,10 +51,10 @@ class Fetched(NamedTuple):
 
 
 def fetch(hub: str, patterns: Sequence[str], revision: str | None = None) -> Fetched:
-    """Fetch the files of a data set that fit the patterns, from the local cache if they are there.
+    """Fetch the files of a data set that match the patterns, from the local cache if it holds them.
 
-    Not by ``load_dataset(hub, revision=...)``, which tells no commit, copies all pictures into a second cache, and finds nothing
-    offline that ``hf download`` has fetched.
+    ``load_dataset(hub, revision=...)`` is not used: it does not report the commit, copies all pictures into a second cache, and does not
+    find the files of ``hf download`` offline.
 
     Raises:
         BenchmarkError: the Hub cannot be reached, or has no such data set or revision.
@@ -70,10 +70,10 @@ def fetch(hub: str, patterns: Sequence[str], revision: str | None = None) -> Fet
 
 
 def files_in(place: str | Path, patterns: Sequence[str] = ("*.parquet",)) -> list[Path]:
-    """Return the files at a place, sorted: the file itself; in a folder those that fit the patterns, else all Parquet files, else all JSON.
+    """Return the files at a place, sorted: the file itself; in a folder those that match the patterns, else all Parquet files, else all JSON.
 
     Raises:
-        BenchmarkError: there is no such place, or no such file in the folder.
+        BenchmarkError: the path does not exist, or the folder has no such file.
     """
     path = Path(place).expanduser()
     if exists(path):
@@ -93,12 +93,12 @@ class Table:
 
     Args:
         files: in their order.
-        columns: those that every file has to have; no others are read.
-        renamed: columns by the names that some files give them.
-        of_file: columns that follow from the file itself.
+        columns: columns that every file must have; no others are read.
+        renamed: column by its other name in some files.
+        of_file: columns that follow from the name of a file.
 
     Raises:
-        BenchmarkError: a file cannot be read or lacks a column, or there are no rows at all.
+        BenchmarkError: a file cannot be read or lacks a column, or there are no rows.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Table:
         return sum(self.lengths.values())
 
     def rows(self, numbers: Iterable[int]) -> Iterator[tuple[str, Row]]:
-        """Yield the rows of some numbers, counted from 0 over all files, in the files' order; each with its place in words.
+        """Yield the rows with some numbers, counted from 0 over all files, in the files' order; each with its place in words.
 
         Raises:
             BenchmarkError: a file is broken.
@@ -132,23 +132,23 @@ class Table:
             start += length
 
     def _length(self, file: Path) -> int:
-        """The rows of a file that has all columns."""
-        found, length = _shape(file)
-        known = {*(self.renamed.get(name, name) for name in found), *self.of_file(file)}
+        """Return the number of rows of a file; raise BenchmarkError if it lacks a column."""
+        names, length = _shape(file)
+        known = {*(self.renamed.get(name, name) for name in names), *self.of_file(file)}
         missing = [column for column in self.columns if column not in known]
-        if missing and (found or not length):
+        if missing and (names or not length):
             raise BenchmarkError(
-                f"{file}: no column {', '.join(missing)}; found {', '.join(found) or 'none'}, expected {', '.join(self.columns)}"
+                f"{file}: no column {', '.join(missing)}; found {', '.join(names) or 'none'}, expected {', '.join(self.columns)}"
             )
         return length
 
     def _names(self, file: Path) -> list[str]:
-        """The columns to read, by the file's own names for them."""
+        """Return the columns to read, by their names in the file."""
         return [name for name in _shape(file)[0] if self.renamed.get(name, name) in self.columns]
 
 
 def _shape(file: Path) -> tuple[list[str], int]:
-    """The columns of a file and the number of its rows."""
+    """Return the columns of a file and the number of its rows."""
     if _format(file) == "json":
         rows = list(_stream(file, None))
         return (list(rows[0]) if rows else []), len(rows)
@@ -160,7 +160,7 @@ def _shape(file: Path) -> tuple[list[str], int]:
 
 
 def _stream(file: Path, columns: Sequence[str] | None) -> Iterator[Row]:
-    """The rows of a file, with these columns or all; pictures as they are stored. Nothing is copied to the disk."""
+    """Yield the rows of a file, with these columns or all, pictures as stored; without a copy on disk."""
     options = {} if _format(file) == "json" else {"batch_size": BATCH, "columns": columns}
     with _reading(file) as datasets:
         rows = datasets.load_dataset(
@@ -181,7 +181,7 @@ def _format(file: Path) -> str:
 
 @contextmanager
 def _reading(file: Path) -> Iterator[Any]:
-    """Yield the ``datasets`` library, imported when needed. Its errors become sentences and its log stays silent."""
+    """Yield the ``datasets`` library, imported when needed, without its log; turn its errors into BenchmarkError."""
     try:
         import datasets
         from datasets.exceptions import DatasetsError
@@ -236,7 +236,7 @@ def pictures(row: Row, column: str = "image") -> tuple[Picture, ...]:
     images = tuple(file for file in files if isinstance(file, bytes | Path) and file)
     if isinstance(value, str):
         raise BenchmarkError(
-            f"the image in column {column} is a name, {value!r:.60}; say in which folder the images lie (--images)"
+            f"the image in column {column} is a name, {value!r:.60}; name the folder of the images (images=, --images)"
         )
     if not files or len(images) < len(files):
         raise BenchmarkError(

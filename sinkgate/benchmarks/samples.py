@@ -11,7 +11,7 @@ from sinkgate.data import Sample
 
 
 def of_samples(name: str, samples: Iterable[Sample]) -> tuple[Benchmark, list[Item]]:
-    """A benchmark with its items, numbered in their order."""
+    """Return a benchmark of samples, and its items, numbered in their order."""
     benchmark = Benchmark(name=name, split="", scores={"micro": micro}, extractors={"robust": plain}, item_of=_item)
     return benchmark, [_item({"sample": sample, "id": number}) for number, sample in enumerate(samples)]
 

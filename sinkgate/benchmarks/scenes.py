@@ -15,13 +15,13 @@ from sinkgate.data.scenes import Split
 from sinkgate.errors import BenchmarkError
 from sinkgate.scenes.questions import KINDS
 
-COUNT = 2600  # where no limit is given: 200 of each kind
-SIZE = 128  # side of a picture in pixels; the demo model takes no more
+COUNT = 2600  # default limit: 200 of each kind
+SIZE = 128  # side of a picture in pixels, the demo model's largest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenes(Benchmark):
-    """Scenes of one split of the demo world; ``haze`` is the least and most of it in a picture, in [0, 1). Another seed, other scenes."""
+    """Scenes of one split of the demo world; ``haze`` is its minimum and maximum in a picture, in [0, 1)."""
 
     haze: tuple[float, float] = (0.0, 0.0)
 
@@ -29,9 +29,7 @@ class Scenes(Benchmark):
         self, files: str | Path | None, limit: int | None, seed: int, revision: str | None
     ) -> Iterator[tuple[str, Row]]:
         if files is not None or revision is not None:
-            raise BenchmarkError(
-                "scenes are drawn, not read: leave files and revision out, and change seed, split or haze"
-            )
+            raise BenchmarkError("scenes are drawn, not read: omit files and revision, and change seed, split or haze")
         samples = scene_samples(limit or COUNT, seed, split=cast(Split, self.split), haze=self.haze, size=SIZE)
         for number, sample in enumerate(samples):
             name = f"{self.split}/{seed}/{number}"

@@ -1,4 +1,4 @@
-"""The ``sinkgate`` command: ask, look at sinks, train gates, run the studies, describe and list models, make scenes, start the app."""
+"""The ``sinkgate`` command."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ cli.command(add_help_option=False, context_settings={"allow_extra_args": True, "
 )
 
 
-EXTRAS = {  # top-level package: the extra that brings it
+EXTRAS = {  # top-level package: the extra that installs it
     **dict.fromkeys(("pandas", "pyarrow", "scipy", "sklearn"), "studies"),
     **dict.fromkeys(("gradio", "limits", "prometheus_client", "pythonjsonlogger"), "app"),
     "plotly": "plots",
@@ -49,10 +49,7 @@ EXTRAS = {  # top-level package: the extra that brings it
 
 def main() -> None:
     """Run the command. Invalid input and missing extras are reported in one sentence on stderr; the exit code is 2."""
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a redirected stream may have a code page that lacks a character of an answer
+    for stream in (sys.stdout, sys.stderr):  # the code page of a redirected stream may lack a character of an answer
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

@@ -1,4 +1,4 @@
-"""Commands that put a question to a model and look at its sinks."""
+"""Commands for one question: the answer of a model, and its sinks."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from sinkgate.cli.options import (
 def ask(
     chosen: ModelChoice,
     image: Picture,
-    question: Annotated[str, typer.Argument(help="What to ask about the image.")],
+    question: Annotated[str, typer.Argument(help="Question about the image.")],
     criteria: SinkChoice,
     gates: GatesFile = None,
     any_model: AnyModel = False,
     system: System = "",
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Most tokens of the answer.")] = 64,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a question about an image, with the Keys gated if gates are given; learned ones read the question first."""
+    """Answer a question about an image, with gated Keys if gates are given; learned gates set them for the question."""
     from sinkgate.methods.lsg import LSG
     from sinkgate.models.vlm import find_sinks
     from sinkgate.sinks.fine_gates import load_gates
@@ -62,7 +62,7 @@ def ask(
         )
         return
     if unknown:
-        typer.echo(f"The model never learnt: {', '.join(unknown)}.", err=True)
+        typer.echo(f"Words outside the vocabulary of the model: {', '.join(unknown)}.", err=True)
     typer.echo(trace.text)
 
 
@@ -71,16 +71,14 @@ def sinks(
     chosen: ModelChoice,
     image: Picture,
     criteria: SinkChoice,
-    question: Annotated[
-        str, typer.Option(help="The question that the LLM reads behind the image.")
-    ] = "What is in the picture?",
+    question: Annotated[str, typer.Option(help="Question to the LLM behind the image.")] = "What is in the picture?",
     system: System = "",
     everything: Annotated[
-        bool, typer.Option("--report", help="Print the verdicts of all criteria, and where they disagree.")
+        bool, typer.Option("--report", help="Print the verdicts of all criteria, and their disagreements.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the visual tokens of an image that are sinks, a line each, with the reasons."""
+    """List the visual tokens of an image that are sinks, one on a line, with the reasons."""
     from sinkgate.analysis.report import report
     from sinkgate.models.vlm import find_sinks
 
@@ -90,26 +88,26 @@ def sinks(
     if everything:
         typer.echo(str(report(vlm, prompt, v_sink=finder.v_sink, l_sink=finder.l_sink)))
         return
-    found = find_sinks(vlm, prompt, v_sink=finder.v_sink, l_sink=finder.l_sink)
-    v_sinks = found.v_sink.nonzero()[:, 0].tolist()
+    sink_map = find_sinks(vlm, prompt, v_sink=finder.v_sink, l_sink=finder.l_sink)
+    v_sinks = sink_map.v_sink.nonzero()[:, 0].tolist()
     if as_json:
-        verdict = found.v_verdict  # None where the vision encoder cannot be looked into
+        verdict = sink_map.v_verdict  # None if the vision encoder's states are not available
         print_json(
-            summary=found.summary(),
+            summary=sink_map.summary(),
             criteria=finder.settings(vlm),
             grid=list(prompt.grid),
-            v_sink=_positions(found.v_sink, prompt.visual),
-            l_sink=[_positions(mask, prompt.visual) for mask in found.l_sink],
+            v_sink=_positions(sink_map.v_sink, prompt.visual),
+            l_sink=[_positions(mask, prompt.visual) for mask in sink_map.l_sink],
             v_criterion=verdict.criterion if verdict else None,
-            l_criterion=found.l_verdict.criterion,
+            l_criterion=sink_map.l_verdict.criterion,
             v_score=verdict.score[0].tolist() if verdict else [],
-            evidence=[found.explain(token) for token in v_sinks],
+            evidence=[sink_map.explain(token) for token in v_sinks],
         )
         return
-    typer.echo(found.summary())
-    l_sinks = found.l_sink.any(0).nonzero()[:, 0].tolist()
+    typer.echo(sink_map.summary())
+    l_sinks = sink_map.l_sink.any(0).nonzero()[:, 0].tolist()
     for token in [*v_sinks, *(token for token in l_sinks if token not in v_sinks)]:
-        typer.echo(f"  {found.explain(token)}")
+        typer.echo(f"  {sink_map.explain(token)}")
 
 
 def _positions(mask: Any, visual: Any) -> list[int]:

@@ -1,4 +1,4 @@
-"""Where a command's questions come from."""
+"""Options of a command that name its questions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from sinkgate.benchmarks import Benchmark, Item
     from sinkgate.data import Sample
 
-SCENES = 2600  # where no limit is given
+SCENES = 2600  # samples without --limit
 Split = Literal["train", "validation", "test"]
 
 
-class Asked(NamedTuple):
-    """What is asked: the benchmark, its items, and the choice of them in words."""
+class Questions(NamedTuple):
+    """A benchmark, its items, and the options that chose them."""
 
     benchmark: Benchmark
     items: list[Item]
@@ -31,7 +31,7 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class DataChoice:
-    """The questions that a command's options name."""
+    """Options of a command that name its questions."""
 
     data: Annotated[
         str,
@@ -51,20 +51,20 @@ class DataChoice:
         str | None, typer.Option("--data-revision", help="Branch, tag or commit of the benchmark on the Hub.")
     ] = None
     images: Annotated[
-        Path | None, typer.Option("--images", help="Folder that the image paths of a JSON file start from.")
+        Path | None, typer.Option("--images", help="Folder to which the image paths of a JSON file are relative.")
     ] = None
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Samples at most.")] = None
-    haze: Annotated[float, typer.Option("--haze", min=0, max=0.95, help="Most haze in the demo world's pictures.")] = (
-        0.0
-    )
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most samples.")] = None
+    haze: Annotated[
+        float, typer.Option("--haze", min=0, max=0.95, help="Maximum haze in the demo world's pictures.")
+    ] = 0.0
     seed: Annotated[int, typer.Option("--seed", help="Another seed: other scenes, another draw, another order.")] = 0
 
     def samples(self, split: Split, on_test_split: bool = False) -> list[Sample]:
-        """Return samples of the demo world's split, of a benchmark, of Cambrian or of a file, and show how far their reading is.
+        """Return samples of the demo world's split, of a benchmark, of Cambrian or of a file, and show the progress of reading.
 
         Args:
-            split: their use; files have one split for every use.
-            on_test_split: allow that a benchmark's only split, which is for testing, is used otherwise.
+            split: their use; files have one split for all uses.
+            on_test_split: allow training and choices on a benchmark's only split, which is for testing.
 
         Raises:
             SinkgateError: there is no such benchmark or file, images are needed, a benchmark is to be trained on, or what reading raises.
@@ -82,7 +82,7 @@ class DataChoice:
             if split != "test" and not on_test_split:
                 raise SinkgateError(
                     f"{chosen.name} has one split, {chosen.split!r}, and it is for testing: gates that are trained or chosen on it make its "
-                    "scores meaningless; name other data, or say --on-test-split"
+                    "scores meaningless; name other data, or add --on-test-split"
                 )
             items = chosen.items(self.files, self.limit, self.seed, revision=self.data_revision, images=self.images)
             return [item.sample for item in items]
@@ -92,19 +92,19 @@ class DataChoice:
                 f"--data is {named(self.data)}; there is no such benchmark or file: expected {known}, or a JSON or JSONL file in LLaVA's format"
             )
         if self.images is None:
-            raise SinkgateError("say with --images in which folder the pictures lie")
+            raise SinkgateError("--images is missing; expected the folder of the pictures")
         if self.data == "cambrian":
             return read_cambrian(self.images, count=self.limit or 10_000, seed=self.seed)
-        passed: Counter[str] = Counter()
-        read = read_llava(self.data, self.images, broken="skip", passed=passed)
-        found = list(track(islice(read, self.limit), "samples", self.limit, unit="samples"))
-        if passed:
-            reasons = ", ".join(f"{number} {reason}" for reason, number in passed.items())
-            typer.echo(f"Records of {self.data} passed over: {reasons}.", err=True)
-        return found
+        skipped: Counter[str] = Counter()
+        read = read_llava(self.data, self.images, broken="skip", passed=skipped)
+        samples = list(track(islice(read, self.limit), "samples", self.limit, unit="samples"))
+        if skipped:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in skipped.items())
+            typer.echo(f"Skipped records of {self.data}: {reasons}.", err=True)
+        return samples
 
-    def asked(self) -> Asked:
-        """Return the benchmark with its items; samples of none are one of their own, which scores accuracy.
+    def questions(self) -> Questions:
+        """Return the benchmark with its items; other samples become a benchmark that scores accuracy.
 
         Raises:
             SinkgateError: as ``samples``.
@@ -114,15 +114,15 @@ class DataChoice:
 
         if self.data == SCENES.name:
             chosen = replace(SCENES, haze=(0.0, self.haze))
-            return Asked(chosen, chosen.items(self.files, self.limit, self.seed), self.about)
+            return Questions(chosen, chosen.items(self.files, self.limit, self.seed), self.about)
         if self.data not in BENCHMARKS:
-            return Asked(*of_samples(Path(self.data).name, self.samples("test")), self.about)
+            return Questions(*of_samples(Path(self.data).name, self.samples("test")), self.about)
         chosen, files, about = BENCHMARKS[self.data], self.files, self.about
         if files is None:
             files, about["data_revision"] = chosen.fetch(self.data_revision)
-        return Asked(chosen, chosen.items(files, self.limit, self.seed, images=self.images), about)
+        return Questions(chosen, chosen.items(files, self.limit, self.seed, images=self.images), about)
 
     @property
     def about(self) -> dict[str, Any]:
-        """The choice in words, for the record of a study."""
+        """Values of the options, for the record of a study."""
         return {"data": self.data, "limit": self.limit, "seed": self.seed, "haze": self.haze}

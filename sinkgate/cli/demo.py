@@ -16,11 +16,11 @@ from sinkgate.output import track, writable_folder
 
 def scenes(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and scenes.jsonl.")],
-    count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 10,
+    count: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same scenes.")] = 0,
     size: Annotated[int, typer.Option(min=16, max=4096, help="Side of the pictures in pixels.")] = 448,
 ) -> None:
-    """Make random scenes of the demo world, with questions and true answers."""
+    """Draw random scenes of the demo world, with questions and true answers."""
     from sinkgate.scenes.questions import ask_all
     from sinkgate.scenes.scene import Scene
 
@@ -36,7 +36,7 @@ def scenes(
 
 
 def app(context: typer.Context) -> None:
-    """Start the app; its options are those of ``app/main.py``, `--help` among them."""
+    """Start the app, with the options of ``app/main.py``; list them with `--help`."""
     root = Path(__file__).parents[2]
     in_clone = (root / "pyproject.toml").exists() and (root / "app").is_dir()
     started = [str(root / "app" / "main.py")] if in_clone else ["-m", "sinkgate.app.main"]

@@ -22,26 +22,32 @@ def train(
     chosen: ModelChoice,
     data: DataChoice,
     criteria: SinkChoice,
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints; the gates will lie in its gates/.")],
-    validation: Annotated[Path | None, typer.Option(help="File in LLaVA's format to look at after each epoch.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints; the gates are written to its gates/.")],
+    validation: Annotated[Path | None, typer.Option(help="File in LLaVA's format, evaluated after each epoch.")] = None,
     layers: Annotated[str, typer.Option(help='"all", or numbers from 0 such as 3,6,7 or 4-10.')] = "all",
-    grouping: Annotated[str, typer.Option(help="v_sink, l_sink or three: who is scaled apart.")] = "v_sink",
-    signal: Annotated[str, typer.Option(help="last, mean or visual: what a gate reads.")] = "last",
+    grouping: Annotated[
+        str, typer.Option(help="Groups with separate scales: v_sink (and rest), l_sink (and rest) or three.")
+    ] = "v_sink",
+    signal: Annotated[str, typer.Option(help="Hidden state that a gate reads: last, mean or visual.")] = "last",
     start: Annotated[
-        str, typer.Option(help="paper: scales sum to 1; identity: begins as the unmodified model.")
+        str, typer.Option(help="paper: scales sum to 1; identity: starts as the unmodified model.")
     ] = "paper",
     criterion: Annotated[
         str, typer.Option(help="Criterion of both V-sinks and L-sinks, where no other is named.")
     ] = "auto",
-    together: Annotated[bool, typer.Option("--together", help="The gates learn as one, not each by itself.")] = False,
-    epochs: Annotated[float, typer.Option(min=0.01, help="Times that each sample is seen.")] = 2,
-    learning_rate: Annotated[float, typer.Option(help="Its highest; cosine to zero.")] = 1e-3,
+    together: Annotated[
+        bool, typer.Option("--together", help="Train the gates as one method, not each by itself.")
+    ] = False,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the samples.")] = 2,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate; cosine decay to zero.")] = 1e-3,
     batch_size: BatchSize = 16,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many epochs without a lower validation loss.")
+        int | None, typer.Option(help="Stop after this many epochs without a lower validation loss.")
     ] = None,
     report_to: Annotated[str, typer.Option(help="none, tensorboard or wandb.")] = "none",
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time.")] = False,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Store no activations; less memory, more time.")
+    ] = False,
     on_test_split: Annotated[
         bool, typer.Option("--on-test-split", help="Use a benchmark's only split, though it is for testing.")
     ] = False,
@@ -50,7 +56,7 @@ def train(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a gate in each of some layers, by default each by itself as in the paper. A killed run goes on with the same command.
+    """Train one gate in each of some layers, by default each by itself as in the paper. The same command resumes a killed run.
 
     With several GPUs: torchrun --nproc-per-node 8 -m sinkgate train ...
     """
@@ -94,18 +100,20 @@ def train(
     if not processes.is_main_process:
         return
     facts = {"data": data.data, "samples": report.samples, "epochs": report.epochs, "steps": report.steps, "seed": seed}
-    looked = next((entry for entry in reversed(report.history) if "eval_loss" in entry), {})
-    told = {name.removeprefix("eval_"): value for name, value in looked.items() if "/" in name}
-    lsg.save_pretrained(out / "gates", training={**facts, "learning rate": learning_rate, "validation": told})
+    evaluated = next((entry for entry in reversed(report.history) if "eval_loss" in entry), {})
+    metrics = {name.removeprefix("eval_"): value for name, value in evaluated.items() if "/" in name}
+    lsg.save_pretrained(out / "gates", training={**facts, "learning rate": learning_rate, "validation": metrics})
     (out / "report.json").write_text(report.to_json(), encoding="utf-8")
     typer.echo(report.sinks, err=True)
     if as_json:
-        print_json(gates=str(out / "gates"), skipped=report.skipped, seconds=report.seconds, **facts, validation=told)
+        print_json(
+            gates=str(out / "gates"), skipped=report.skipped, seconds=report.seconds, **facts, validation=metrics
+        )
         return
-    for name, value in told.items():
+    for name, value in metrics.items():
         typer.echo(f"  {name:<24}{value:.4f}")
-    passed = f", {len(report.skipped)} samples passed over (see report.json)" if report.skipped else ""
-    typer.echo(f"{report.steps} steps in {report.seconds:.0f} s{passed}; the gates lie in {out / 'gates'}")
+    passed = f", {len(report.skipped)} samples skipped (see report.json)" if report.skipped else ""
+    typer.echo(f"{report.steps} steps in {report.seconds:.0f} s{passed}; the gates are in {out / 'gates'}")
 
 
 @unfolded
@@ -113,17 +121,17 @@ def stack(
     chosen: ModelChoice,
     data: DataChoice,
     criteria: SinkChoice,
-    gates: Annotated[Path, typer.Argument(help="Folder of gates that were trained apart.")],
+    gates: Annotated[Path, typer.Argument(help="Folder of gates that were trained separately.")],
     out: Annotated[Path, typer.Option(help="Folder for the stack.")],
-    by: Annotated[str, typer.Option(help="loss or accuracy: what decides.")] = "loss",
-    margin: Annotated[float, typer.Option(help="What a gate has to add to be kept; more than that.")] = 0.0,
+    by: Annotated[str, typer.Option(help="Criterion of improvement: loss or accuracy.")] = "loss",
+    margin: Annotated[float, typer.Option(help="Improvement that an added gate must exceed.")] = 0.0,
     on_test_split: Annotated[
         bool, typer.Option("--on-test-split", help="Use a benchmark's only split, though it is for testing.")
     ] = False,
     any_model: AnyModel = False,
     as_json: AsJson = False,
 ) -> None:
-    """Stack gates from the best, greedily by validation score; nothing is trained again."""
+    """Stack gates greedily by validation score, the best first, without further training."""
     from sinkgate.methods.lsg import LSG
     from sinkgate.training.stacking import stack as stack_gates
 
@@ -134,51 +142,57 @@ def stack(
     vlm = chosen.load()
     lsg.check_fits(vlm, any_model)
     lsg.config = replace(lsg.config, criterion=criteria.replaced(lsg.config.criterion))
-    found = stack_gates(lsg.to(vlm.device), vlm, samples, score=by, margin=margin)
-    layers = list(found.lsg.config.layers)
-    typer.echo(found.sinks, err=True)
-    told = {by: abs(found.score), f"{by} of the unmodified model": abs(found.unmodified), "samples": len(samples)}
+    stacked = stack_gates(lsg.to(vlm.device), vlm, samples, score=by, margin=margin)
+    layers = list(stacked.lsg.config.layers)
+    typer.echo(stacked.sinks, err=True)
+    validation = {
+        by: abs(stacked.score),
+        f"{by} of the unmodified model": abs(stacked.unmodified),
+        "samples": len(samples),
+    }
     if as_json:
-        steps = [vars(step) for step in found.steps]
-        print_json(layers=layers, score=found.score, unmodified=found.unmodified, singles=found.singles, steps=steps)
-        found.lsg.save_pretrained(out, training=told)
+        steps = [{"layers": step.layers, "score": step.score, "kept": step.accepted} for step in stacked.steps]
+        print_json(
+            layers=layers, score=stacked.score, unmodified=stacked.unmodified, singles=stacked.singles, steps=steps
+        )
+        stacked.lsg.save_pretrained(out, training=validation)
         return
-    typer.echo(f"unmodified      {by} {abs(found.unmodified):.4f}")
-    for step in found.steps:
-        typer.echo(f"{'kept' if step.kept else 'left':<6}{step.layers!s:<24}{by} {abs(step.score):.4f}")
-    found.lsg.save_pretrained(out, training=told)
+    typer.echo(f"unmodified      {by} {abs(stacked.unmodified):.4f}")
+    for step in stacked.steps:
+        typer.echo(f"{'kept' if step.accepted else 'left':<6}{step.layers!s:<24}{by} {abs(step.score):.4f}")
+    stacked.lsg.save_pretrained(out, training=validation)
     typer.echo(f"a stack of layers {layers}, saved in {out}")
-    if found.score <= found.unmodified:
+    if stacked.score <= stacked.unmodified:
         typer.echo("It is no better than the unmodified model on these samples.")
 
 
 def convert(
     folder: Annotated[Path, typer.Argument(help="Folder with non_lora_trainables.bin and sink_cfg.json.")],
     out: Annotated[Path, typer.Option(help="Folder for the gates in sinkgate's format.")],
-    base_model: Annotated[str | None, typer.Option(help="The model they are for, as --model would name it.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="The gates' model, named as for --model.")] = None,
     layer: Annotated[
-        list[int] | None, typer.Option(help="Layer of a gate where the files leave it open; once for each, in order.")
+        list[int] | None, typer.Option(help="Layer of a gate if the files do not say; once for each, in order.")
     ] = None,
-    offset: Annotated[int, typer.Option(help="Added to the layers that the files tell.")] = 0,
+    offset: Annotated[int, typer.Option(help="Added to the layer numbers in the files.")] = 0,
     swapped: Annotated[bool, typer.Option("--swapped", help="The second output is for V-sinks.")] = False,
-    activation: Annotated[str | None, typer.Option(help="gelu, silu or relu; what the files say if left out.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Leave out what was not understood.")] = False,
+    activation: Annotated[str | None, typer.Option(help="gelu, silu or relu; that of the files if left out.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Ignore entries that the importer does not know.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert gates in the files of the paper's authors, with a report of what everything was taken for."""
+    """Convert gates from the files of the paper's authors, and report how each entry was read."""
     from sinkgate.methods.lsg.importer import import_gates
 
-    found = import_gates(
+    imported = import_gates(
         folder, layers=layer or None, offset=offset, swapped=swapped, activation=activation, base_model=base_model
     )
     if as_json:
         print_json(
-            layers=list(found.gates.config.layers) if found.gates else [],
-            **{name: value for name, value in vars(found).items() if name != "gates"},
+            layers=list(imported.gates.config.layers) if imported.gates else [],
+            **{name: value for name, value in vars(imported).items() if name != "gates"},
         )
     else:
-        typer.echo(str(found))
-    lsg = found.to_lsg(force)
+        typer.echo(str(imported))
+    lsg = imported.to_lsg(force)
     lsg.save_pretrained(out)
     if not as_json:
         typer.echo(f"{lsg.trainable_parameters()}, saved in {out}")

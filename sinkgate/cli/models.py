@@ -14,14 +14,14 @@ from sinkgate.cli.options import AsJson, ModelChoice, print_json, unfolded
 @unfolded
 def dimensions(
     chosen: ModelChoice,
-    cache: Annotated[bool, typer.Option(help="Take the result from disk, and keep it there.")] = True,
+    cache: Annotated[bool, typer.Option(help="Read the result from disk, and store it there.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Look for a model's sink dimensions on six plain prompts, and say how sure they are."""
+    """Find a model's sink dimensions on six plain prompts, with a confidence for each."""
     from sinkgate.models.dimensions import discover
 
-    found = discover(chosen.load(), cache=cache)
-    typer.echo(found.to_json() if as_json else found.summary())
+    discovery = discover(chosen.load(), cache=cache)
+    typer.echo(discovery.to_json() if as_json else discovery.summary())
 
 
 @unfolded
@@ -29,7 +29,7 @@ def info(
     chosen: ModelChoice,
     as_json: AsJson = False,
 ) -> None:
-    """Describe a model as sinkgate sees it, once it has passed the checks on load."""
+    """Describe a model after its checks on load: layers, image tokens, sinks, gates, versions."""
     from sinkgate.models.checks import noise_picture
     from sinkgate.models.describe import describe
 
@@ -47,7 +47,7 @@ def info(
 
 
 def models(as_json: AsJson = False) -> None:
-    """List well-known models by their short names. Any other of the Hub is named by its id."""
+    """List well-known models by their short names. Any other model of the Hub is named by its id."""
     from sinkgate.models.loading import KNOWN_MODELS
 
     if as_json:

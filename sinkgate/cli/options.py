@@ -1,4 +1,4 @@
-"""What the commands share: their common options, and how they load a model."""
+"""Options that the commands share, and the loading of a model by them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Model = Annotated[
     typer.Option("--model", help='"demo", "demo-large", a name that `sinkgate models` lists, a Hub id or a folder.'),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, mps, ...; a GPU when there is one if left out, or auto.")
+    str | None, typer.Option("--device", help="cpu, cuda, mps, ...; a GPU, if there is one, if left out or auto.")
 ]
 DeviceMap = Annotated[
     str | None,
-    typer.Option("--device-map", help="auto: spread the model over GPUs, memory and disk, as far as needed."),
+    typer.Option("--device-map", help="auto: spread the model over GPUs, memory and disk as needed."),
 ]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="float32, bfloat16, float16; the checkpoint's own if left out.")
@@ -46,7 +46,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The model that a command's options name."""
+    """Options of a command that name the model."""
 
     model: Model = "demo"
     device: Device = None
@@ -56,7 +56,7 @@ class ModelChoice:
     revision: Revision = None
 
     def load(self) -> VLM:
-        """Load it, on this process's own GPU where a launcher started several; no bars where nobody looks.
+        """Load the model, on this process's own GPU under a launcher of several; without bars unless stderr is a terminal.
 
         Raises:
             SinkgateError: see `sinkgate.load`.
@@ -77,10 +77,10 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class SinkChoice:
-    """The criteria of sinks that a command's options name.
+    """Options of a command that name the criteria of sinks.
 
     Raises:
-        SinkgateError: no criterion has that name, or options do not go together.
+        SinkgateError: no criterion has that name, or options contradict each other.
     """
 
     v_sink: Annotated[
@@ -115,40 +115,40 @@ class SinkChoice:
     def __post_init__(self) -> None:
         from sinkgate.sinks.criteria import read_criterion
 
-        for criterion in self.given:
+        for criterion in self.criteria:
             if criterion:
                 read_criterion(criterion)
         if self.tau is not None and (
-            not 0 < self.tau < math.inf or "dimensions" not in " ".join(filter(None, self.given))
+            not 0 < self.tau < math.inf or "dimensions" not in " ".join(filter(None, self.criteria))
         ):
             raise SinkgateError(
                 f"--tau is {self.tau:g}; expected a positive number with --v-sink dimensions, --l-sink dimensions or dimensions given"
             )
 
     @property
-    def given(self) -> tuple[str | None, str | None]:
-        """The criteria of V-sinks and L-sinks, each None where the options leave it open."""
+    def criteria(self) -> tuple[str | None, str | None]:
+        """Criteria of V-sinks and L-sinks, each None if no option names it."""
         return (
             self._side("--v-sink", self.v_sink, "--vision-dimensions", self.vision_dimensions),
             self._side("--l-sink", self.l_sink, "--dimensions", self.dimensions),
         )
 
     def finder(self, methods: Iterable[Any] = (), *, l_sinks: bool = True) -> SinkFinder:
-        """Return a finder of sinks by these criteria, by those of the methods where they are left open.
+        """Return a finder of sinks by these criteria; a side that no option names has that of the methods.
 
         Raises:
             SinkgateError: see `sinkgate.methods.finder_of`.
         """
         from sinkgate.methods import finder_of
 
-        v_sink, l_sink = self.given
+        v_sink, l_sink = self.criteria
         return finder_of(methods, v_sink=v_sink, l_sink=l_sink, l_sinks=l_sinks)
 
     def replaced(self, criterion: str) -> str:
-        """Return the criterion of gates with the sides replaced that the options name."""
+        """Return the criterion of gates, with the sides that the options name replaced."""
         from sinkgate.sinks.criteria import by_side
 
-        v_sink, l_sink = (given or own for given, own in zip(self.given, by_side(criterion), strict=True))
+        v_sink, l_sink = (chosen or own for chosen, own in zip(self.criteria, by_side(criterion), strict=True))
         return v_sink if v_sink == l_sink else f"{v_sink}; {l_sink}"
 
     def _side(self, option: str, criterion: str | None, numbers: str, dimensions: str | None) -> str | None:
@@ -165,7 +165,7 @@ class SinkChoice:
 
 
 def unfolded(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, for each parameter that is a dataclass such as `ModelChoice`, the options that are its fields."""
+    """Replace each parameter of a command that is a dataclass, such as `ModelChoice`, by options for its fields."""
     own = inspect.signature(command, eval_str=True).parameters.values()
     choices: dict[str, Any] = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
     parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own if each.name not in choices]
@@ -177,17 +177,17 @@ def unfolded(command: Callable[..., None]) -> Callable[..., None]:
             parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name]))
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
+    def run(**options: Any) -> None:
         for name, choice in choices.items():
-            given[name] = choice(**{field.name: given.pop(field.name) for field in fields(choice)})
-        command(**given)
+            options[name] = choice(**{field.name: options.pop(field.name) for field in fields(choice)})
+        command(**options)
 
-    # typer reads a command's options off its signature and its annotations
+    # typer reads the options of a command from its signature and annotations
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
 
 
 def print_json(**content: Any) -> None:
-    """One JSON object on the screen."""
+    """Print one JSON object."""
     typer.echo(json.dumps(content))

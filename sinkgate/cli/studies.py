@@ -1,4 +1,4 @@
-"""Commands of the studies: anatomy, probe, sweep, eval; report makes a page of what they found, merge one study of its parts."""
+"""Commands of the studies: anatomy, probe, sweep, eval; report writes a page of their results, merge joins the parts of one study."""
 
 from __future__ import annotations
 
@@ -27,35 +27,39 @@ if TYPE_CHECKING:
     from sinkgate.studies.runner import Shard, Study
 
 Layers = Annotated[str, typer.Option("--layers", help='"all", or numbers from 0 such as 3,6,7 or 4-10.')]
-Chunk = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Samples side by side, and in each part of the results.")
-]
+Chunk = Annotated[int, typer.Option("--batch-size", min=1, help="Samples side by side, and in a part of the results.")]
 
 
 @dataclass(frozen=True)
 class RunChoice:
-    """Where results go, and which share of the work is this process's."""
+    """Options of a command that name the folder of results and this process's share of the work."""
 
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the results; they are shown and not kept if left out.")
+        Path | None, typer.Option("--out", help="Folder for the results; if left out, they are printed and not stored.")
     ] = None
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on with what lies in the folder, or refuse it.")
+        bool, typer.Option("--resume/--no-resume", help="Continue the study in the folder, or refuse the folder.")
     ] = True
     shard: Annotated[
         str | None,
-        typer.Option("--shard", help="This process's share, such as 0/8; as the launcher says if left out."),
+        typer.Option("--shard", help="This process's share, such as 0/8; that of the launcher if left out."),
     ] = None
 
     @property
     def share(self) -> Shard:
-        """This process's share."""
+        """Share of this process."""
         from sinkgate.studies.runner import Shard
 
         return Shard.parse(self.shard) if self.shard else Shard.here()
 
     def run(self, study: Study, scratch: ExitStack, below: str = "", shard: Shard | None = None) -> Results | None:
-        """Carry the study out, by default this process's share; None where other processes are still at work on it.
+        """Run this process's share of a study; return its results, None if other processes have not finished theirs.
+
+        Args:
+            study: the study.
+            scratch: closes the temporary folder that holds the results without --out.
+            below: subfolder of --out.
+            shard: the share; that of the options if None.
 
         Raises:
             SinkgateError: as `sinkgate.studies.runner.run`.
@@ -64,14 +68,14 @@ class RunChoice:
 
         shard = shard or self.share
         if self.out is None and shard.of > 1:
-            raise SinkgateError("several processes share their work through a folder: name it with --out")
+            raise SinkgateError("--out is missing; several processes share their work through a folder")
         out = self.out or Path(scratch.enter_context(TemporaryDirectory()))
         results = run(study, out / below, shard=shard, resume=self.resume)
         if results.finished:
             if self.out and not below:
-                typer.echo(f"written to {out}; `sinkgate report {out}` makes a page of it", err=True)
+                typer.echo(f"written to {out}; `sinkgate report {out}` writes a page of it", err=True)
             return results
-        typer.echo(f"share {shard.rank}/{shard.of} is done; others of {out} are not", err=True)
+        typer.echo(f"share {shard.rank}/{shard.of} is finished; others of {out} are not", err=True)
         return None
 
 
@@ -79,23 +83,23 @@ class RunChoice:
 def anatomy(
     chosen: ModelChoice,
     data: DataChoice,
-    kept: RunChoice,
+    runs: RunChoice,
     criteria: SinkChoice,
     layers: Layers = "all",
     batch_size: Chunk = 8,
     as_json: AsJson = False,
 ) -> None:
-    """Norms, spikes, attention, Values and outputs of V-sinks, L-sinks and ordinary tokens, layer by layer."""
+    """Measure norms, spikes, attention, Values and outputs of V-sinks, L-sinks and ordinary tokens, layer by layer."""
     from sinkgate.studies.anatomy import Anatomy, by_layer, means_by_layer
 
-    asked, find = data.asked(), criteria.finder()
-    samples = [item.sample for item in asked.items]
+    questions, find = data.questions(), criteria.finder()
+    samples = [item.sample for item in questions.items]
     vlm = chosen.load()
     at = read_layers(layers, vlm.num_layers)
-    about = asked.about | _sinks(find, vlm)
+    about = questions.about | _sinks(find, vlm)
     study = Anatomy(vlm, samples, v_sink=find.v_sink, l_sink=find.l_sink, layers=at, chunk=batch_size, about=about)
     with ExitStack() as scratch:
-        if results := kept.run(study, scratch):
+        if results := runs.run(study, scratch):
             tokens = results.table("tokens")
             _show(by_layer(tokens) if as_json else means_by_layer(tokens), as_json)
 
@@ -103,22 +107,22 @@ def anatomy(
 @unfolded
 def probe(
     chosen: ModelChoice,
-    kept: RunChoice,
+    runs: RunChoice,
     criteria: SinkChoice,
     data: Annotated[
         str, typer.Option("--data", help='"scenes" (the demo world), or a scene file of CLEVR.')
     ] = "scenes",
     images: Annotated[Path | None, typer.Option("--images", help="Folder of CLEVR's images.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=10, help="Pictures at most.")] = 2000,
+    limit: Annotated[int, typer.Option("--limit", min=10, help="Most pictures.")] = 2000,
     seed: Annotated[int, typer.Option("--seed", help="Another seed: other scenes, other draws, other splits.")] = 0,
     layers: Layers = "all",
     tokens: Annotated[int, typer.Option(min=1, help="Ordinary tokens in a draw.")] = 5,
     draws: Annotated[int, typer.Option(min=2, help="Draws of ordinary tokens, and splits into train and test.")] = 5,
     batch_size: Chunk = 16,
-    jobs: Annotated[int, typer.Option(help="Processes that fit probes side by side; -1 is one a core.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Processes that fit probes side by side; -1 is one for each core.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """What V-sinks, L-sinks and ordinary tokens know of the picture: linear probes in every layer."""
+    """Fit linear probes on V-sinks, L-sinks and ordinary tokens in every layer."""
     from sinkgate.studies.features import Features
     from sinkgate.studies.probes import Probes, against_shuffled, summary
     from sinkgate.studies.results import Results
@@ -133,14 +137,14 @@ def probe(
     about = {"data": data, "limit": limit, "seed": seed}
     features = Features(vlm, pictures, about, **options, seed=seed, chunk=batch_size)
     with ExitStack() as scratch:
-        before = kept.out / "features" if kept.out else None
+        before = runs.out / "features" if runs.out else None
         complete = before is not None and (before / "study.json").exists() and Results.load(before).finished
-        found = kept.run(features, scratch, "features")
-        if found is None:
+        results_of_features = runs.run(features, scratch, "features")
+        if results_of_features is None:
             return
-        fits = Probes.of(found, seed=seed, jobs=jobs)
-        # who sees the features finished fits all probes, the others being gone; where they were there before, all are here
-        if results := kept.run(fits, scratch, shard=kept.share if complete else Shard()):
+        fits = Probes.of(results_of_features, seed=seed, jobs=jobs)
+        # the process that finishes the features fits all probes, since the others have stopped; features of an earlier run are shared
+        if results := runs.run(fits, scratch, shard=runs.share if complete else Shard()):
             scores = results.table("scores")
             _show(summary(scores) if as_json else against_shuffled(scores), as_json)
 
@@ -149,17 +153,17 @@ def probe(
 def sweep(
     chosen: ModelChoice,
     data: DataChoice,
-    kept: RunChoice,
+    runs: RunChoice,
     criteria: SinkChoice,
     layers: Layers = "all",
     free: Annotated[
         str | None, typer.Option("--grid", help="Scales such as 0,0.5,1,2: every pair of them beside the paper's line.")
     ] = None,
-    three: Annotated[bool, typer.Option("--three", help="With --grid: L-sinks get a scale of their own.")] = False,
+    three: Annotated[bool, typer.Option("--three", help="With --grid: a separate scale for L-sinks.")] = False,
     batch_size: Chunk = 8,
     as_json: AsJson = False,
 ) -> None:
-    """The oracle sweep: every layer alone, V-sinks against the rest along the paper's line; which task gains where.
+    """Run the oracle sweep: every layer alone, V-sinks against the rest along the paper's line.
 
     With several GPUs: accelerate launch -m sinkgate sweep --out DIR ...
     """
@@ -169,20 +173,20 @@ def sweep(
 
     points: Sequence[tuple[float, ...]] = (*LINE, *CONTROLS)
     if three and not free:
-        raise SinkgateError("--three asks for scales of three groups: name them with --grid, such as --grid 0,0.5,1,2")
+        raise SinkgateError("--three needs the scales of --grid, such as --grid 0,0.5,1,2")
     if free:
         points = (*points, *grid(_scales(free)), *(grid(_scales(free), 3) if three else ()))
     if not three and (criteria.l_sink or criteria.dimensions):
         typer.echo(
-            "L-sinks are scaled as the rest here, whatever their criterion; --grid with --three sets them apart",
+            "L-sinks are scaled as the rest here, by any criterion; --grid with --three scales them separately",
             err=True,
         )
-    asked, find = data.asked(), criteria.finder(l_sinks=three)
+    questions, find = data.questions(), criteria.finder(l_sinks=three)
     vlm = chosen.load()
-    about = asked.about | _sinks(find, vlm)
-    study = Sweep(vlm, asked.items, read_layers(layers, vlm.num_layers), points, batch_size, find, about)
+    about = questions.about | _sinks(find, vlm)
+    study = Sweep(vlm, questions.items, read_layers(layers, vlm.num_layers), points, batch_size, find, about)
     with ExitStack() as scratch:
-        if results := kept.run(study, scratch):
+        if results := runs.run(study, scratch):
             items = results.table("items")
             _show(confirmed(items, results.table("answers"), seed=data.seed), as_json)
             typer.echo(sinks_of(items) or "", err=True)
@@ -192,13 +196,13 @@ def sweep(
 def evaluate(
     chosen: ModelChoice,
     data: DataChoice,
-    kept: RunChoice,
+    runs: RunChoice,
     criteria: SinkChoice,
     gates: Annotated[
         list[Path] | None, typer.Option(help="Folder of learned gates, or JSON file of fixed ones; once for each.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="var, front, suppress or remove, beside the gates; once for each.")
+        list[str] | None, typer.Option(help="Published method: var, front, suppress or remove; once for each.")
     ] = None,
     scoring: Annotated[
         str,
@@ -217,7 +221,7 @@ def evaluate(
     any_model: AnyModel = False,
     as_json: AsJson = False,
 ) -> None:
-    """The scores of a benchmark: the unmodified model beside gates and published methods."""
+    """Score the unmodified model, gates and published methods on a benchmark."""
     from sinkgate.methods import Fixed
     from sinkgate.methods.registry import published, read_method
     from sinkgate.models.dimensions import WEIGHTS
@@ -228,13 +232,13 @@ def evaluate(
 
     scoring_named(scoring)  # refuse a wrong name before the model is loaded
     methods: dict[str, Method] = {name: published(name) for name in method or ()}
-    benchmark, items, about = data.asked()
+    benchmark, items, about = data.questions()
     vlm = chosen.load()
     origins: dict[str, str | None] = {}
     for path in gates or ():
         name = path.name if path.name not in (*methods, "unmodified") else str(path)
         if name in (*methods, "unmodified"):
-            raise SinkgateError(f"two methods would be called {name!r}; rename the folder or file {path}")
+            raise SinkgateError(f"two methods have the name {name!r}; rename the folder or file {path}")
         methods[name] = read_method(path, vlm, any_model)
         origins[name] = checksum_of(path, (*WEIGHTS, ".json"))
     methods = {"unmodified": Fixed(Gates.ones(vlm)), **methods}
@@ -254,16 +258,16 @@ def evaluate(
         about=about,  # pyright: ignore[reportArgumentType]
     )
     with ExitStack() as scratch:
-        results = kept.run(study, scratch)
+        results = runs.run(study, scratch)
         if results is None:
             return
         tables = results.table("items"), results.table("answers")
         by_task, named = accuracies(*tables), scores(benchmark, *tables)
         typer.echo(sinks_of(tables[0]) or "", err=True)
     if as_json:
-        told = by_task.set_index("task")
+        shares = by_task.set_index("task")
         each = {
-            name: {"accuracy": told.loc["all", name], "kinds": told[name].drop("all").to_dict()} for name in methods
+            name: {"accuracy": shares.loc["all", name], "kinds": shares[name].drop("all").to_dict()} for name in methods
         }
         print_json(samples=len(tables[0]), methods=each, scores=_records(named))
         return
@@ -275,10 +279,10 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a study, or of many.")],
     out: Annotated[Path | None, typer.Option("--out", help="The page; report.html in the folder if left out.")] = None,
     figures: Annotated[
-        str | None, typer.Option("--figures", help="svg, png, pdf or html: each figure also as a file of its own.")
+        str | None, typer.Option("--figures", help="svg, png, pdf or html: also write each figure to a file.")
     ] = None,
 ) -> None:
-    """One page of figures and tables, complete in itself, of every study in a folder."""
+    """Write one self-contained page of figures and tables on every study in a folder."""
     from sinkgate.studies.html_report import write_figures, write_page
 
     typer.echo(f"written to {write_page(folder, out)}")
@@ -287,19 +291,19 @@ def report(
 
 
 def merge(
-    folders: Annotated[list[Path], typer.Argument(help="Folders that each hold some parts of one study.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the whole.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders with parts of one study.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the joined study.")],
 ) -> None:
-    """Put together the parts that machines without a common disk made of one study (see --shard)."""
+    """Join the parts of one study from machines without a common disk (see --shard)."""
     from sinkgate.studies.runner import gather
 
-    found = gather(folders, out)
-    state = "finished" if found.finished else "not finished"
-    typer.echo(f"{len(found.parts)} of {found.about['units']} parts in {out}: {state}")
+    results = gather(folders, out)
+    state = "finished" if results.finished else "not finished"
+    typer.echo(f"{len(results.parts)} of {results.about['units']} parts in {out}: {state}")
 
 
 def _sinks(find: SinkFinder, vlm: VLM) -> dict[str, str]:
-    """Print by which criteria sinks are found, and return it for the record of a study."""
+    """Print the criteria of sinks, and return them for the record of a study."""
     words = find.describe(vlm)
     typer.echo(words, err=True)
     return {"sinks": words}
@@ -316,7 +320,7 @@ def _pictures(data: str, images: Path | None, limit: int, seed: int) -> list[Any
             f'--data is {named(data)}; there is no such file: expected "scenes", or a scene file of CLEVR'
         )
     if images is None:
-        raise SinkgateError("say with --images in which folder CLEVR's pictures lie")
+        raise SinkgateError("--images is missing; expected the folder of CLEVR's pictures")
     return read_clevr(data, images, limit=limit)
 
 
@@ -331,7 +335,7 @@ def _show(table: pd.DataFrame, as_json: bool) -> None:
     if as_json:
         print_json(rows=_records(table))
     elif table.empty:
-        typer.echo("There are too few samples for a summary; the tables hold them all the same.")
+        typer.echo("Too few samples for a summary; the tables hold the measurements.")
     else:
         typer.echo(table.to_string(index=False, float_format=number, na_rep=""))
 

@@ -1,4 +1,4 @@
-"""Where images with questions and answers, or with what is known of them, come from: one small file a source."""
+"""Readers of data: images with questions and answers, or with targets for probes. One small file for each source."""
 
 from sinkgate.data.cambrian import category_of, read_cambrian
 from sinkgate.data.clevr import read_clevr

@@ -1,8 +1,8 @@
-"""Cambrian-7M in equal shares of six categories: what the paper trains its gates on (section 4).
+"""Cambrian-7M in equal shares of six categories, the paper's training data (section 4).
 
-The file is a JSONL in LLaVA's format of some 7 million records, read once and never held in memory. It has no field for the
-category: that follows from ``source``. Where the paper is silent, the choices are ours: which records are drawn, and that
-of a conversation the first turn is asked.
+The file is a JSONL in LLaVA's format of about 7 million records, read once, line by line. It has no field for the
+category: that follows from ``source``. Chosen by us, since the paper does not say: the draw of records, and the first
+turn of each conversation.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ _MIXED = "idefics375k"  # many data sets under one name; the image's folder, hfd
 
 
 def source_name(source: str, image: str = "") -> str:
-    """The data set that a record's ``source`` names: without extension and size, ``clevr_700k.json`` is ``clevr``.
+    """Return the data set that a record's ``source`` names: without extension and size, ``clevr_700k.json`` is ``clevr``.
 
-    ``image`` is the record's image path. It matters for the one source that is a mixture, ``idefics375k.json``.
+    ``image`` is the record's image path. It is used for the one source that is a mixture, ``idefics375k.json``.
     """
     name = re.sub(r"(_\d+[km]?)?(_modified)?$", "", re.sub(r"\.jsonl?$", "", source.strip().lower()))
     folders = PurePosixPath(image).parts[:-1]
@@ -62,7 +62,7 @@ def source_name(source: str, image: str = "") -> str:
 
 
 def category_of(source: str, image: str = "") -> str:
-    """One of `CATEGORIES` for a record's ``source`` (and image path); "general" for all that `SOURCES` does not list."""
+    """Return one of `CATEGORIES` for a record's ``source`` and image path; "general" if `SOURCES` does not list it."""
     return _CATEGORY.get(source_name(source, image), "general")
 
 
@@ -79,33 +79,36 @@ def read_cambrian(
     partial: bool = False,
     passed: Counter[str] | None = None,
 ) -> list[Sample]:
-    """Samples of Cambrian-7M in equal shares of its categories, ``kind`` being the category.
+    """Return samples of Cambrian-7M in equal shares of its categories; ``kind`` is the category.
 
-    Every record is given a rank by a seeded hash of its line, and each category keeps its lowest: a uniform choice without
-    replacement in one pass and in memory for ``count`` samples. The same seed chooses the same records wherever they stand in the
-    file; records that are alike to the letter count once; and the first n of a larger choice are the choice of n. The
-    categories take turns, so that any first n are balanced too; where ``count`` does not divide, the first ones have one more.
+    A seeded hash of its line ranks every record, and each category takes the records of lowest rank: a uniform choice without
+    replacement in one pass, in memory for ``count`` samples. The same seed chooses the same records at any place in the file; identical
+    records count once; and the first n of a larger choice are the choice of n. The categories take turns, so that any first n are
+    balanced too; if ``count`` does not divide, the first ones have one more.
 
-    CLEVR is in the counting share, and the larger part of it (350 of 600 thousand by Cambrian-1's figure 9). Where the
-    paper's probes (on CLEVR scenes) are to be run on what was trained, leave it out: ``without=["clevr"]`` also drops
-    records of other sources whose image lies in a folder ``clevr``.
+    CLEVR is the larger part of the counting share (350 of 600 thousand by Cambrian-1's figure 9). To run the paper's probes (on CLEVR
+    scenes) on the trained gates, leave it out: ``without=["clevr"]`` also drops records of other sources with images in a folder
+    ``clevr``.
 
     Args:
-        images: folder into which the archives of nyu-visionx/Cambrian-10M were unpacked. Records whose image is not there are passed over.
-        file: the JSONL: a path, or an address that the ``datasets`` library can stream, as the default one on the Hub.
-        count: samples in all.
-        seed: another seed, another choice.
-        categories: those to draw from, of `CATEGORIES`.
-        without: data sets or image folders to leave out, named as `source_name` does.
-        records: look at so many records only, from the beginning; None is all of them.
-        broken: what a record that makes no sample does: "skip" passes it over (among millions there may be some), "stop" raises.
-        partial: whether a category may stay short of its share.
-        passed: counts records that were passed over, by reason: "text only", "left out", "broken", "missing image". The
-            last of these, and some of the broken, come to light only among records that are about to be chosen.
+        images: folder into which the archives of nyu-visionx/Cambrian-10M were unpacked. Records without their image are skipped.
+        file: the JSONL: a path, or an address that the ``datasets`` library can stream, such as the default one on the Hub.
+        count: number of samples.
+        seed: of the choice.
+        categories: categories to draw from, of `CATEGORIES`.
+        without: data sets or image folders to leave out, named as by `source_name`.
+        records: number of records to read, from the beginning; all if None.
+        broken: for an invalid record, "skip" skips it (millions of records may contain some), "stop" raises.
+        partial: accept categories with fewer samples than their share.
+        passed: counts skipped records by reason: "text only", "left out", "broken", "missing image". Only records of low rank are
+            checked for missing images and some faults.
 
     Raises:
         SinkgateError: ``datasets`` is missing, the file cannot be read or holds no records, a category is short of its share (unless
             ``partial``), or an argument is wrong.
+
+    Example:
+        >>> samples = read_cambrian("cambrian/images", count=6000, without=["clevr"])
     """
     folder, left_out = image_folder(images), {name.lower() for name in without}
     one_of("broken", broken, Broken)
@@ -142,12 +145,12 @@ def read_cambrian(
         )
     short = {name: stratum.size - len(stratum.chosen) for name, stratum in strata.items()}
     if any(short.values()) and not partial:
-        told = ", ".join(f"{name} ({missing} of {strata[name].size})" for name, missing in short.items() if missing)
+        shares = ", ".join(f"{name} ({missing} of {strata[name].size})" for name, missing in short.items() if missing)
         fits = len(strata) * min(len(stratum.chosen) for stratum in strata.values())
         raise SinkgateError(
-            f"too few records with an image for {told}; {passed['missing image']} images were missing: unpack more of them, "
-            + (f"ask for count={fits}, " if fits else "")
-            + "leave a category out with categories=, or take what there is with partial=True"
+            f"too few records with an image for {shares}; {passed['missing image']} images were missing: unpack more of them, "
+            + (f"reduce to count={fits}, " if fits else "")
+            + "leave a category out with categories=, or accept fewer with partial=True"
         )
     ranked = [[stratum.chosen[rank] for rank in sorted(stratum.chosen)] for stratum in strata.values()]
     turns = range(max(map(len, ranked)))
@@ -156,7 +159,7 @@ def read_cambrian(
 
 @dataclass
 class _Stratum:
-    """The ``size`` samples of lowest rank among those offered."""
+    """The ``size`` samples of lowest rank."""
 
     size: int
     chosen: dict[int, Sample] = field(default_factory=dict)
@@ -188,7 +191,7 @@ def _rank(line: str, seed: int) -> int:
 
 
 def _origin(record: Any) -> tuple[str, str]:
-    """A record's source and its (first) image path, empty where it has none."""
+    """Return a record's source and its first image path, "" if it has none."""
     if not isinstance(record, dict) or not isinstance(record.get("source"), str):
         raise RecordError("field 'source' is missing or no text; expected a name such as 'clevr_700k.json'")
     image = record.get("image")
@@ -197,10 +200,10 @@ def _origin(record: Any) -> tuple[str, str]:
 
 
 def _lines(file: str | Path) -> Iterator[str]:
-    """The lines of a file, here or on the Hub.
+    """Yield the lines of a file, local or on the Hub.
 
-    As text, not by the "json" reader: that one wants a column to keep one type, fails on the first broken line with all
-    records around it, and took 17 times as long over records of mixed types (datasets 5.2).
+    They are read as text, not by the "json" reader, which needs one type in a column, loses all records of a block with a broken
+    line, and took 17 times as long for records of mixed types (datasets 5.2).
     """
     try:
         from datasets import load_dataset
@@ -213,5 +216,5 @@ def _lines(file: str | Path) -> Iterator[str]:
         yield from (row["text"] for row in rows if row["text"].strip())
     except (OSError, ValueError) as error:
         raise SinkgateError(
-            f"{file} cannot be read ({error}); is there a network? else give the path of a copy"
+            f"{file} cannot be read ({error}); check the network, or give the path of a copy"
         ) from error

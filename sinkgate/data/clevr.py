@@ -1,8 +1,8 @@
-"""CLEVR's scenes: rendered pictures of 3 to 10 objects, with the truth about each, as the paper probes for it (section 3).
+"""CLEVR's scenes: rendered pictures of 3 to 10 objects with the paper's probe targets (section 3).
 
-The scene file is ``{"info", "scenes": [{"image_filename", "objects": [{"shape", "size", "color", "pixel_coords", ...}], ...}]}``; those
-of training and validation are published, that of the test split is not. Cambrian-7M asks questions about CLEVR's pictures in its
-counting share: what is to be probed on them should not have been trained on them. Leave them out there
+The scene file is ``{"info", "scenes": [{"image_filename", "objects": [{"shape", "size", "color", "pixel_coords", ...}], ...}]}``; the
+files of training and validation are published, that of the test split is not. Cambrian-7M has questions about CLEVR's pictures in its
+counting share. Gates to be probed on these pictures should not be trained on them: leave them out there
 (``read_cambrian(..., without=["clevr"])``) and probe on the validation split.
 """
 
@@ -33,21 +33,24 @@ def read_clevr(
     largest: Largest = "apparent",
     edges: tuple[float, float] | None = None,
 ) -> list[Pictured]:
-    """Pictures of a scene file, in its order, with the paper's four targets.
+    """Return the pictures of a scene file, in its order, with the paper's four targets.
 
-    ``count`` (a class: "3" to "10") and ``largest`` (a class), ``colors`` and ``shapes`` (which of the 8 and the 3 are present).
-    Images are checked to be there, not opened. The file is held in memory while it is read.
+    ``count`` (a class: "3" to "10") and ``largest`` (a class), ``colors`` and ``shapes`` (the present ones of 8 and 3).
+    Images must exist, but are not opened. The whole file is read into memory.
 
-    The paper names "the bin of the largest object's size" and not its bins. Ours: the largest apparent size, an object's size in
-    CLEVR's units over its depth from the camera, in three bins.
+    The paper uses "the bin of the largest object's size" and does not give the bins. Default chosen by us: the largest apparent size, an
+    object's size in CLEVR's units over its depth from the camera, in three bins.
 
     Args:
         scenes: such as ``CLEVR_v1.0/scenes/CLEVR_val_scenes.json``.
         images: the folder of its pictures, such as ``CLEVR_v1.0/images/val``.
-        limit: the first so many scenes (CLEVR's are in random order); None is all.
+        limit: number of scenes, from the first (CLEVR's are in random order); all if None.
         largest: "apparent", or "named": whether any object is "large", else "small".
-        edges: where the bins of apparent size meet, rising; None takes the thirds of the scenes read, so that the bins hold
-            alike many. What is compared over several files needs the same edges.
+        edges: the two rising edges of the bins of apparent size; the terciles of these scenes if None. Comparisons of several files
+            need the same edges.
+
+    Example:
+        >>> pictures = read_clevr("scenes/CLEVR_val_scenes.json", "images/val", limit=1000)
 
     Raises:
         SinkgateError: no such file or folder, a file of another form or without scenes, a scene whose field is wrong or
@@ -80,12 +83,12 @@ def _scenes(path: Path) -> list[Any]:
     if not exists(path):
         raise SinkgateError(f"there is no file {named(path)}; {expected}")
     try:
-        held = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except ValueError as error:
         raise SinkgateError(f"{path} is no JSON ({error}); {expected}") from error
-    scenes = held.get("scenes") if isinstance(held, dict) else None
+    scenes = content.get("scenes") if isinstance(content, dict) else None
     if not isinstance(scenes, list):
-        raise SinkgateError(f"{path}: field 'scenes' is {_got(held, 'scenes')}, not a list; {expected}")
+        raise SinkgateError(f"{path}: field 'scenes' is {_got(content, 'scenes')}, not a list; {expected}")
     if not scenes:
         raise SinkgateError(f"{path} holds no scenes; {expected}")
     return scenes
@@ -114,7 +117,7 @@ def _targets(objects: list[dict[str, Any]]) -> dict[str, Target]:
 
 
 def _apparent_sizes(objects: list[dict[str, Any]]) -> Iterator[float]:
-    """Size over depth of each; the depth is the third of an object's pixel coordinates."""
+    """Yield size over depth of each object; the depth is the third of its pixel coordinates."""
     for index, item in enumerate(objects):
         match item.get("pixel_coords"):
             case [_, _, int() | float() as depth] if depth > 0:

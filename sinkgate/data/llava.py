@@ -24,7 +24,7 @@ Broken = Literal["stop", "skip"]
 
 
 class RecordError(SinkgateError):
-    """A record that makes no sample; ``reason`` is what it is counted under."""
+    """A record that is no valid sample; ``reason`` is its category in the counts."""
 
     def __init__(self, message: str, reason: str = "broken") -> None:
         super().__init__(message)
@@ -39,22 +39,24 @@ def read_llava(
     broken: Broken = "stop",
     passed: Counter[str] | None = None,
 ) -> Iterator[Sample]:
-    """Samples of a LLaVA-format file, in its order; ``kind`` is the record's ``source``, or empty.
+    """Return the samples of a LLaVA-format file, in its order; ``kind`` is the record's ``source``, or empty.
 
-    JSONL is read line by line and never held in memory; a JSON list is. Images are checked to be there, not opened.
+    JSONL is read line by line; a JSON list is read into memory. Images must exist, but are not opened.
 
     Args:
-        path: the file; whether it is a JSON list or JSONL is seen in it, not in its name.
-        images: folder that image paths start from. A path that leads out of it is refused; links in it are followed.
-        turns: "first", the first question and its answer; "all", every question of a conversation as a sample of its
-            own, which knows nothing of the turns before. Turns before the first human one are left out, as in LLaVA.
-        broken: what a record that makes no sample does: "stop" raises, "skip" passes it over.
-        passed: counts the records that were passed over, by reason: "text only" (always passed over), "broken",
-            "missing image".
+        path: the file; its content decides between a JSON list and JSONL, not its name.
+        images: folder to which image paths are relative. A path that leads out of it is an error; links in it are followed.
+        turns: "first", the first question and its answer; "all", every question of a conversation as a separate sample without
+            the turns before. Turns before the first human one are left out, as in LLaVA.
+        broken: for an invalid record, "stop" raises, "skip" skips it.
+        passed: counts skipped records by reason: "text only" (always skipped), "broken", "missing image".
 
     Raises:
-        SinkgateError: no such file or folder, a file without records or, under "stop", a record that makes no sample;
-            the message names the file, the record and the field.
+        SinkgateError: no such file or folder, a file without records or, under "stop", an invalid record; the message names the
+            file, the record and the field.
+
+    Example:
+        >>> samples = list(read_llava("train.jsonl", "images", broken="skip"))
     """
     path, folder = Path(path), image_folder(images)
     one_of("turns", turns, Turns)
@@ -65,16 +67,16 @@ def read_llava(
 
 
 def image_folder(folder: str | Path) -> Path:
-    """The folder as an absolute path without ``..``; raises SinkgateError where there is none."""
+    """Return the folder as an absolute path without ``..``; raise SinkgateError if it does not exist."""
     if not exists(folder, "dir"):
         raise SinkgateError(
-            f"there is no folder {named(folder)}; expected the one that the records' image paths start from"
+            f"there is no folder {named(folder)}; expected the one to which the records' image paths are relative"
         )
     return Path(os.path.normpath(Path(folder).absolute()))
 
 
 def exists(path: str | Path, kind: Literal["file", "dir"] = "file") -> bool:
-    """Return whether there is such a file or folder; False for what cannot be a path, such as a text of many thousand characters."""
+    """Return whether a file or folder exists; False for an impossible path, such as a text of many thousand characters."""
     try:
         return Path(path).is_file() if kind == "file" else Path(path).is_dir()
     except (OSError, ValueError):  # too long a name, or a character that no path may hold
@@ -88,14 +90,14 @@ def named(path: str | Path) -> str:
 
 
 def one_of(name: str, value: str, choices: Any) -> None:
-    """Raises SinkgateError where an argument is none of a Literal's values."""
+    """Raise SinkgateError if an argument is none of a Literal's values."""
     if value not in get_args(choices):
         expected = " or ".join(f'"{choice}"' for choice in get_args(choices))
         raise SinkgateError(f"{name} is {value!r}; expected {expected}")
 
 
 def decode(line: str | bytes) -> Any:
-    """A record from its line of JSON; raises RecordError."""
+    """Return a record from its line of JSON; raise RecordError if it is none."""
     try:
         return json.loads(line)
     except ValueError as error:
@@ -108,11 +110,11 @@ def samples_of(record: Any, folder: Path, turns: Turns = "first", passed: Counte
     Args:
         record: a decoded record.
         folder: an image folder as `image_folder` returns it.
-        turns: "first" reads no further than the first question and its answer.
-        passed: counts, under "empty turn", questions of "all" turns that are left out because they or their answers are empty.
+        turns: "first" or "all", as in `read_llava`.
+        passed: counts, as "empty turn", questions of "all" turns that are skipped because they or their answers are empty.
 
     Raises:
-        RecordError: the record makes no sample.
+        RecordError: the record is invalid.
     """
     if not isinstance(record, dict):
         raise RecordError(f"{short(record)}; expected an object with 'image' and 'conversations'")
@@ -136,7 +138,7 @@ def samples_of(record: Any, folder: Path, turns: Turns = "first", passed: Counte
 
 
 def _placed(question: str, images: int) -> str:
-    """The question without placeholders if all stand before it, or all behind it: images go first, as LLaVA puts them. Else with all."""
+    """Return the question without placeholders if all are before it or all behind it, since LLaVA puts images first; else with all of them."""
     question = question.strip()
     for pattern in (rf"^(\s|{PLACEHOLDER})+", rf"(\s|{PLACEHOLDER})+$"):
         plain = re.sub(pattern, "", question)
@@ -150,7 +152,7 @@ def _placed(question: str, images: int) -> str:
 
 
 def is_text_only(record: dict[str, Any]) -> bool:
-    """Whether a record names no image."""
+    """Return whether a record names no image."""
     return not record.get("image")
 
 
@@ -175,7 +177,7 @@ def _read(path: Path, folder: Path, turns: Turns, broken: Broken, passed: Counte
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Every record with its place in the file: members of a JSON list, or undecoded lines of JSONL."""
+    """Yield every record with its place in the file: members of a JSON list, or undecoded lines of JSONL."""
     with path.open("rb") as file:
         begin = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
         file.seek(0)
@@ -192,7 +194,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _dialogue(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Questions with their answers, one pair at a time: what follows may be broken. A last question without an answer is left out."""
+    """Yield questions with their answers; errors in later turns are raised only when reached. Skip a last question without an answer."""
     turns = record.get("conversations")
     if not isinstance(turns, list):
         got = short(turns) if "conversations" in record else "missing"

@@ -1,4 +1,4 @@
-"""A picture with what is known of it: what probes are trained to read off hidden states."""
+"""Examples for probes: a picture with its targets."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from sinkgate.images.io import Picture
 
-#: A text is one class of many; a frozenset holds those of many labels that are present.
+#: A text is a class; a frozenset holds the present ones of many labels.
 Target = str | frozenset[str]
 
 
 @dataclass(frozen=True)
 class Pictured:
-    """An image (whatever `open_image` reads) and what is true of it, by target; a target that is not known of it is left out.
+    """An image (any type that `open_image` reads) and its targets by name; unknown targets are left out.
 
-    Any target may be probed for: ``{"count": "3", "colors": frozenset({"red", "blue"})}``.
+    Any name is possible: ``{"count": "3", "colors": frozenset({"red", "blue"})}``.
     """
 
     image: Picture

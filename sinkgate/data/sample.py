@@ -13,9 +13,9 @@ PLACEHOLDER = "<image>"
 
 @dataclass(frozen=True)
 class Sample:
-    """Images (whatever `open_image` reads) with a question and its answer; accuracy is reported by ``kind``.
+    """Images (any type that `open_image` reads) with a question and its answer; accuracy is reported by ``kind``.
 
-    ``question``: ``<image>`` in it, as often as there are images, is the place of each; images stand in front of it otherwise.
+    ``question``: one ``<image>`` for each image marks its place; without them, images stand before the question.
     ``options``: the permitted answers, such as "A" to "D", the right one among them; () if the answer is open.
     """
 

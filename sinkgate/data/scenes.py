@@ -1,4 +1,4 @@
-"""The demo world as samples: scenes of shapes, with questions whose answers are known or with facts to probe for."""
+"""The demo world as samples: scenes of shapes, with questions and answers, or with targets for probes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sinkgate.scenes.scene import MAX_OBJECTS, SIZES, Scene
 Split = Literal["train", "validation", "test"]
 SPLITS = get_args(Split)
 CROWDED = (6, 8)  # objects; the demo model was trained on 1 to 5
-_MAX_DRAWS = 3000  # in vain, and the questions are held to be impossible
+_MAX_DRAWS = 3000  # scenes without the questions, after which these are considered impossible
 
 
 def scene_samples(
@@ -35,24 +35,27 @@ def scene_samples(
     haze: tuple[float, float] = (0.0, 0.0),
     size: int = 448,
 ) -> Iterator[Sample]:
-    """Questions about random scenes, drawn as they are asked for; ``kind`` is the kind of question.
+    """Yield questions about random scenes; ``kind`` is the kind of question.
 
     The kinds take turns in random order: among any first n samples the numbers of two kinds differ by one at
-    most, and the first n of more samples are the same. A scene belongs to one split by a checksum of what it holds, so
-    no scene is in two splits, whatever the seeds. Pictures are PNG bytes, some 5 to 10 kB each, so that many can be kept.
+    most, and the first n of more samples are the same. A checksum of its content assigns each scene to a split, so
+    no scene is in two splits, for any seeds. Pictures are PNG bytes, about 5 to 10 kB each, so that many fit into memory.
 
     Args:
-        count: samples in all.
-        seed: another seed, other scenes.
+        count: number of samples.
+        seed: of the scenes and questions.
         split: "train", "validation" or "test"; a third of all scenes each.
         kinds: of `sinkgate.scenes.questions.KINDS`; None is all of them.
         per_scene: questions about each scene, of different kinds. A scene is drawn again until it allows all of them.
         counts: least and most objects, as in `Scene.random`; `CROWDED` are more than the demo model was trained on.
-        haze: least and most of it in a picture, in [0, 1): how much of the contrast is gone. The demo model was trained without.
+        haze: minimum and maximum of it in a picture, in [0, 1): the lost share of contrast. The demo model was trained without haze.
         size: side of the picture in pixels; 448 as in the app.
 
     Raises:
         SinkgateError: an argument is wrong, or scenes of so few objects hardly ever allow a kind.
+
+    Example:
+        >>> samples = list(scene_samples(1000, split="train", kinds=["count"]))
     """
     names = list(KINDS) if kinds is None else list(dict.fromkeys(kinds))
     if not names or set(names) - set(KINDS):
@@ -73,11 +76,11 @@ def scene_facts(
     haze: tuple[float, float] = (0.0, 0.0),
     size: int = 128,
 ) -> Iterator[Pictured]:
-    """Random scenes with what a probe may ask of them, drawn as they are asked for.
+    """Yield random scenes with targets for probes.
 
-    Classes: ``count``, ``largest`` (the size of the largest object: large or small), ``background``, ``majority_color`` (left out where
-    two colours are level). Labels: ``colors`` and ``shapes`` that are present. The arguments are those of `scene_samples`, and so are the splits;
-    128 pixels are twice what the demo model looks at.
+    Classes: ``count``, ``largest`` (the size of the largest object: large or small), ``background``, ``majority_color`` (left out if
+    two colours tie). Labels: ``colors`` and ``shapes``. Arguments and splits are those of `scene_samples`; 128 pixels are twice the
+    resolution of the demo model.
 
     Raises:
         SinkgateError: an argument is wrong.
@@ -88,7 +91,7 @@ def scene_facts(
 
 
 def _check(count: int, split: str, counts: tuple[int, int], haze: tuple[float, float]) -> None:
-    """Raises for wrong arguments now and not at the first sample."""
+    """Raise SinkgateError for wrong arguments at the call, not at the first sample."""
     if split not in SPLITS:
         raise SinkgateError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
     if count < 0:
@@ -130,27 +133,27 @@ def _samples(
     while True:
         order = rng.sample(kinds, len(kinds))
         for start in range(0, len(order), per_scene):
-            scene, asked = _draw(rng, split, order[start : start + per_scene], counts)
+            scene, questions = _draw(rng, split, order[start : start + per_scene], counts)
             picture = _picture(scene, rng, haze, size)
-            yield from (Sample((picture,), item.question, item.answer, item.kind) for item in asked)
+            yield from (Sample((picture,), item.question, item.answer, item.kind) for item in questions)
 
 
 def _draw(rng: Random, split: Split, kinds: list[str], counts: tuple[int, int]) -> tuple[Scene, list[Question]]:
-    """A scene of the split that allows all of the kinds, with a question of each."""
+    """Draw a scene of the split that allows all of the kinds, with a question of each."""
     for _ in range(_MAX_DRAWS):
         scene = Scene.random(rng, counts)
         if split_of(scene) == split:
-            asked = [question for kind in kinds if (question := ask(scene, kind, rng))]
-            if len(asked) == len(kinds):
-                return scene, asked
+            questions = [question for kind in kinds if (question := ask(scene, kind, rng))]
+            if len(questions) == len(kinds):
+                return scene, questions
     raise SinkgateError(
         f"in {_MAX_DRAWS} scenes of {counts[0]} to {counts[1]} objects none allowed {' and '.join(kinds)}: "
-        "ask other kinds, fewer per scene, or draw more objects"
+        "choose other kinds, fewer per scene, or more objects"
     )
 
 
 def split_of(scene: Scene) -> Split:
-    """The split that a scene belongs to: a checksum of its data in thirds."""
+    """Return the split of a scene: a checksum of its data in thirds."""
     return SPLITS[crc32(repr(scene).encode()) % len(SPLITS)]
 
 
@@ -159,7 +162,7 @@ def _picture(scene: Scene, rng: Random, haze: tuple[float, float], size: int) ->
 
 
 def _hazed(picture: Image.Image, haze: float) -> Image.Image:
-    """The picture with that share of its contrast gone, into the grey of its own mean."""
+    """Return the picture with a share of its contrast replaced by the grey of its mean."""
     mean = round(fmean(ImageStat.Stat(picture).mean))
     return Image.blend(picture, Image.new("RGB", picture.size, (mean, mean, mean)), haze) if haze else picture
 

@@ -1,7 +1,7 @@
 """Questions about scenes: kinds with paraphrases and ground truth.
 
-*Global* kinds need the gist of the whole picture, *local* kinds the detail of one place: the
-two sides between which the paper finds that sinks help or hurt (section 3).
+*Global* kinds need an overview of the whole picture, *local* kinds the detail of one place: the paper
+reports that sinks help the former and hurt the latter (section 3).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Literal
 from sinkgate.scenes.scene import COLORS, SHAPES, SIZES, Scene, SceneObject
 
 Scope = Literal["global", "local"]
-Asked = tuple[str, str] | None  # question and answer; None where the scene does not allow the kind
+QuestionAndAnswer = tuple[str, str] | None  # None if the scene does not allow the kind
 
-_APART = 0.16  # least distance along the asked axis for left-of and its like
+_APART = 0.16  # least distance along an axis for left-of, above, ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Kind:
 
     name: str
     scope: Scope
-    ask: Callable[[Scene, Random], Asked]
+    ask: Callable[[Scene, Random], QuestionAndAnswer]
 
 
 def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
@@ -74,7 +74,7 @@ def line_up(scene: Scene, rng: Random) -> tuple[str, str]:
     return request.format(words), " and ".join(f"{item.size} {item.color} {item.shape}" for item in ordered)
 
 
-def _count(scene: Scene, rng: Random) -> Asked:
+def _count(scene: Scene, rng: Random) -> QuestionAndAnswer:
     text = rng.choice(
         (
             "How many objects are there?",
@@ -93,7 +93,7 @@ def majority_color(scene: Scene) -> str | None:
     return None if others and others[0][1] == most else color
 
 
-def _majority_color(scene: Scene, rng: Random) -> Asked:
+def _majority_color(scene: Scene, rng: Random) -> QuestionAndAnswer:
     color = majority_color(scene)
     if color is None:
         return None
@@ -108,7 +108,7 @@ def _majority_color(scene: Scene, rng: Random) -> Asked:
     return text, color
 
 
-def _background(scene: Scene, rng: Random) -> Asked:
+def _background(scene: Scene, rng: Random) -> QuestionAndAnswer:
     text = rng.choice(
         (
             "What color is the background?",
@@ -120,10 +120,10 @@ def _background(scene: Scene, rng: Random) -> Asked:
     return text, scene.background
 
 
-def _which(attribute: str, names: Iterable[str], *texts: str) -> Callable[[Scene, Random], Asked]:
+def _which(attribute: str, names: Iterable[str], *texts: str) -> Callable[[Scene, Random], QuestionAndAnswer]:
     """Build a question for the names that some object has; the answer lists them in the order of the names."""
 
-    def ask(scene: Scene, rng: Random) -> Asked:
+    def ask(scene: Scene, rng: Random) -> QuestionAndAnswer:
         present = {getattr(item, attribute) for item in scene.objects}
         return rng.choice(texts), " and ".join(name for name in names if name in present)
 
@@ -148,7 +148,7 @@ _colors = _which(
 )
 
 
-def _color(scene: Scene, rng: Random) -> Asked:
+def _color(scene: Scene, rng: Random) -> QuestionAndAnswer:
     reference = _refer(scene, rng, ("size", "shape"))
     if not reference:
         return None
@@ -164,7 +164,7 @@ def _color(scene: Scene, rng: Random) -> Asked:
     return text.format(name), item.color
 
 
-def _shape(scene: Scene, rng: Random) -> Asked:
+def _shape(scene: Scene, rng: Random) -> QuestionAndAnswer:
     reference = _refer(scene, rng, ("size", "color"))
     if not reference:
         return None
@@ -175,7 +175,7 @@ def _shape(scene: Scene, rng: Random) -> Asked:
     return text.format(name), item.shape
 
 
-def _size(scene: Scene, rng: Random) -> Asked:
+def _size(scene: Scene, rng: Random) -> QuestionAndAnswer:
     reference = _refer(scene, rng, ("color", "shape"))
     if not reference:
         return None
@@ -186,7 +186,7 @@ def _size(scene: Scene, rng: Random) -> Asked:
     return text.format(name), item.size
 
 
-def _place(scene: Scene, rng: Random) -> Asked:
+def _place(scene: Scene, rng: Random) -> QuestionAndAnswer:
     reference = _refer(scene, rng, ("size", "color", "shape"))
     if not reference or not reference[0].in_corner:
         return None
@@ -195,7 +195,7 @@ def _place(scene: Scene, rng: Random) -> Asked:
     return text.format(name), item.place
 
 
-def _relation(scene: Scene, rng: Random) -> Asked:
+def _relation(scene: Scene, rng: Random) -> QuestionAndAnswer:
     words, axis, sign = rng.choice((
         ("left of", "x", 1), ("to the left of", "x", 1), ("right of", "x", -1), ("to the right of", "x", -1), ("above", "y", 1), ("below", "y", -1),
     ))  # fmt: skip
@@ -215,7 +215,7 @@ def _relation(scene: Scene, rng: Random) -> Asked:
     return None
 
 
-def _presence(scene: Scene, rng: Random) -> Asked:
+def _presence(scene: Scene, rng: Random) -> QuestionAndAnswer:
     present = {(item.color, item.shape) for item in scene.objects}
     if rng.random() < 0.5:
         color, shape = rng.choice(sorted(present))
@@ -234,7 +234,7 @@ def _presence(scene: Scene, rng: Random) -> Asked:
     return text.format(f"{color} {shape}"), "yes" if (color, shape) in present else "no"
 
 
-def _count_color(scene: Scene, rng: Random) -> Asked:
+def _count_color(scene: Scene, rng: Random) -> QuestionAndAnswer:
     colors = Counter(item.color for item in scene.objects)
     color = rng.choice(list(colors)) if rng.random() < 0.75 else rng.choice(list(COLORS))
     text = rng.choice(
@@ -248,7 +248,7 @@ def _count_color(scene: Scene, rng: Random) -> Asked:
     return text.format(color), str(colors[color])
 
 
-def _count_shape(scene: Scene, rng: Random) -> Asked:
+def _count_shape(scene: Scene, rng: Random) -> QuestionAndAnswer:
     shapes = Counter(item.shape for item in scene.objects)
     shape = rng.choice(list(shapes)) if rng.random() < 0.75 else rng.choice(SHAPES)
     plural = "crosses" if shape == "cross" else f"{shape}s"
@@ -312,7 +312,6 @@ def _matching(scene: Scene, item: SceneObject, attributes: tuple[str, ...]) -> l
     return [o for o in scene.objects if all(getattr(o, a) == getattr(item, a) for a in attributes)]
 
 
-@cache
 @cache
 def words() -> tuple[str, ...]:
     """Return the vocabulary of questions, answers and descriptions, sorted."""

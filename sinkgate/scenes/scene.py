@@ -39,7 +39,7 @@ MAX_CROWD = 8  # with more, hardly an arrangement fits
 GAP = 2 / 64  # between the bounding boxes of two objects
 MARGIN = 1 / 64  # between a bounding box and the picture's edge
 
-_SLACK = 1e-4  # what rounding may take from a gap or a margin
+_SLACK = 1e-4  # tolerance for gaps and margins after rounding
 _SQUARE, _TRIANGLE, _ARM = 0.88, 2 / math.sqrt(3), 0.36  # half widths, in radii
 _MIDLINE = 3 / 64  # no centre lies nearer than this to a midline, so that corners are unambiguous
 
@@ -86,9 +86,9 @@ class Scene:
         """Draw a scene, half of the time from a palette of two or three colours.
 
         Args:
-            rng: where chance comes from; the same state draws the same scene.
-            counts: least and most objects, each number between as likely. More than five make the scene *crowded*:
-                the demo model was not trained on its like, and what finds room is mostly small (98 in 100 of eight).
+            rng: random generator; the same state draws the same scene.
+            counts: least and most objects, every number in between equally likely. More than five make the scene *crowded*: the
+                demo model was not trained on such scenes, and most objects are small, to fit (98 in 100 of eight).
 
         Raises:
             SceneError: ``counts`` is no range within 1 to 8.
@@ -115,8 +115,8 @@ class Scene:
     def from_dict(cls, value: Any) -> Scene:
         """Read a scene from the value of `to_dict`; raise `sinkgate.SceneError` for anything else.
 
-        Made for values from anywhere, such as a browser. Gaps and margins are those of random scenes; only
-        the midlines of the picture are free to stand on.
+        For untrusted values, such as those of a browser. Gaps and margins are those of random scenes, but objects may stand on the
+        midlines of the picture.
         """
         if not isinstance(value, Mapping):
             raise SceneError(f"A scene is a background and a list of objects, but this is {short(value)}: send both.")

@@ -1,1 +1,1 @@
-"""The paper's analyses as studies that are written as they go, go on when they were stopped, and share the work among processes."""
+"""The paper's analyses as studies: written part by part, resumed after a stop, divided among processes."""

@@ -1,14 +1,15 @@
-"""The anatomy of sinks: norms, spikes, attention, Values and outputs by layer and group; what the projector does (paper, sections 1 and 3.1).
+"""Anatomy of sinks: norms, spikes, attention, Values and outputs by layer and group, and the projector (paper, sections 1 and 3.1).
 
-Four measurements are kept apart because they come apart. A sink that *broadcasts* gives all queries its content: its Value is as
-long as others (``value_ratio`` near 1), and the outputs of a head that looks at it are alike (``stable_rank`` near 1). A sink that is a
-*no-op* parks attention that is not needed: its Value is short (``value_ratio`` near 0), and the little that its head still gives need not
-be alike. Both take a large ``share``. Values that have much in common lower the stable rank without any sink, so a head is compared with
-others, not with 1.
+The four measurements are separate because they differ between kinds of sinks. A *broadcast* sink gives all queries its content: its Value
+is as long as others (``value_ratio`` near 1), and the outputs of a head that attends to it are alike (``stable_rank`` near 1). A *no-op*
+sink takes attention and returns almost nothing: its Value is short (``value_ratio`` near 0), and the small output of its head need not be
+alike for all queries. Both take a large ``share``. Values with much in common lower the stable rank without any sink, so compare a head
+with other heads, not with 1.
 
-What cannot be measured gives no rows: a closed encoder has no V-sinks, no projector and no agreement; where tokens mix patches no token
-is a V-sink and none can be followed through the projector, though patches are judged and counted; where the image is read by
-cross-attention the Keys are visual tokens and separators only, and their hidden states are the same in every layer.
+Measurements that are not possible give no rows. If the encoder's states are not available, there are no V-sinks, no projector and no
+agreement. If tokens mix patches, no token is a V-sink and none can be followed through the projector, but patches are classified and
+counted. If the LLM reads the image by cross-attention, the Keys are visual tokens and separators only, and their hidden states are the
+same in every layer.
 
 Shapes: L LLM layers, H heads, G groups, K Keys, V visual tokens, D channels.
 """
@@ -48,9 +49,9 @@ from sinkgate.studies.runner import Tables, chunks
 
 Dims = Mapping[Side, Sequence[int]]
 
-#: What Keys there are. ``separator``: newline and tile tokens of the image. ``first``: position 0 where it is text, the text's own sink.
+#: The groups of Keys. ``separator``: newline and tile tokens of the image. ``first``: position 0 where it is text, the text's own sink.
 GROUPS = ("v_sink", "l_sink", "ordinary", "separator", "text", "first")
-NAMED = tuple(name for name in CRITERIA if name != "auto")  # the criteria that are compared
+NAMED = tuple(name for name in CRITERIA if name != "auto")  # criteria to compare
 
 _INT, _FLOAT, _STR = "int32", "float32", "str"
 #: Tables and their columns. Samples, layers (those that attend to visual tokens) and heads count from 0.
@@ -63,26 +64,40 @@ TABLES: dict[str, dict[str, str]] = {
     # A head: the share of each group. top: the largest of a single Key; for a Key before that text the alpha_k of Gu et al., who ask
     # 0.3 of a sink. stable_rank: of its output over all queries of the prompt, NaN where that is zero.
     "heads": {"sample": _INT, "layer": _INT, "head": _INT} | dict.fromkeys((*GROUPS, "top", "stable_rank"), _FLOAT),
-    # V-sinks and all other visual tokens on both sides of the projector. norm: mean L2 norm over the median one's. peak as above. A token
-    # of several patches is the loudest of them before.
+    # V-sinks and all other visual tokens on both sides of the projector. norm: mean L2 norm over the median one's. peak as above. Before
+    # the projector, a token of several patches is represented by the one with the largest norm.
     "projector": {"sample": _INT, "group": _STR, "tokens": _INT}
     | dict.fromkeys(("norm_before", "norm_after", "peak_before", "peak_after"), _FLOAT),
-    # What a criterion finds among how many visual tokens. V-sinks: patches, and tokens, NaN where that cannot be said. L-sinks that are no
-    # V-sinks: tokens that are one in any layer, and in the layer that has most.
+    # Sinks by criterion, and the number of visual tokens. V-sinks: patches, and tokens, NaN if that is unknown. L-sinks that are no
+    # V-sinks: tokens that are one in any layer, and those of the layer that has most.
     "images": {"sample": _INT, "criterion": _STR, "tokens": _INT}
     | dict.fromkeys(("v_patches", "v_sinks", "l_sinks", "l_sinks_most"), _FLOAT),
-    # What both and either of two criteria call a sink: patches, or tokens of all LLM layers together, V-sinks counted too.
+    # Sinks by both and by either of two criteria: patches, or tokens of all LLM layers together, V-sinks counted too.
     "agreement": {"sample": _INT, "place": _STR, "first": _STR, "second": _STR, "both": _INT, "either": _INT},
 }
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The study: `TABLES` of every sample by itself, so that no number depends on ``chunk``, how many are a part of the results.
+    """Anatomy of every sample: `TABLES`.
 
-    ``dims``: the sink dimensions on both sides, for ``spike`` and the criterion "dimensions"; where None those of the criteria that are
-    held for the model, else those that `sinkgate.discover` finds. ``layers``: those that ``tokens`` and ``heads`` keep, all where None. ``v_sink``, ``l_sink`` and ``merged`` sort tokens into groups as in `sinkgate.find_sinks`.
-    ``about``: what else is to be told of a run.
+    Each sample is measured by itself, so no number depends on ``chunk``.
+
+    Args:
+        vlm: the model.
+        samples: images and questions.
+        dims: sink dimensions of the "vision" encoder and of the "llm", for ``spike`` and the criterion "dimensions". If None, those of
+            the model's criteria, else those that `sinkgate.discover` finds.
+        v_sink: criterion of V-sinks, as in `sinkgate.find_sinks`.
+        l_sink: criterion of L-sinks, likewise.
+        merged: when a token of several patches is a V-sink, likewise.
+        layers: layers in the tables ``tokens`` and ``heads``; all if None.
+        chunk: samples in a part of the results.
+        about: further facts for the record, such as paths.
+
+    Example:
+        >>> results = run(Anatomy(vlm, samples), "runs/anatomy")
+        >>> results.table("tokens")
     """
 
     kind: ClassVar[str] = "anatomy"
@@ -109,7 +124,7 @@ class Anatomy:
 
     @cached_property
     def dimensions(self) -> Dims:
-        """The sink dimensions that are measured: ``dims``, else those of the criteria, else those of the model."""
+        """The sink dimensions to measure: ``dims``, else those of the criteria, else those of the model."""
         if self.dims is not None:
             return self.dims
         by_criteria: Dims = {"vision": self.criteria.v_sink.dims, "llm": self.criteria.l_sink.dims}
@@ -142,16 +157,19 @@ class Anatomy:
         return chunks(len(self.samples), self.chunk)
 
     def work(self, unit: int) -> Tables:
-        """`TABLES` of one chunk; raises as ``vlm.prompt`` where a sample cannot be asked."""
+        """Return `TABLES` of one chunk; raises as ``vlm.prompt`` if a sample cannot be used."""
         start = unit * self.chunk
-        each = []
+        dissected = []
         for number, sample in enumerate(self.samples[start : start + self.chunk], start):
             prompt = self.vlm.prompt(sample.images, sample.parts)
-            held = {"v_sink": self.criteria.v_sink, "l_sink": self.criteria.l_sink}
-            each.append(dissect(self.vlm, prompt, self.dimensions, **held, merged=self.merged, sample=number))
-        return {name: self._kept(pd.concat([tables[name] for tables in each], ignore_index=True)) for name in TABLES}
+            criteria = {"v_sink": self.criteria.v_sink, "l_sink": self.criteria.l_sink}
+            dissected.append(dissect(self.vlm, prompt, self.dimensions, **criteria, merged=self.merged, sample=number))
+        return {
+            name: self._in_layers(pd.concat([tables[name] for tables in dissected], ignore_index=True))
+            for name in TABLES
+        }
 
-    def _kept(self, table: pd.DataFrame) -> pd.DataFrame:
+    def _in_layers(self, table: pd.DataFrame) -> pd.DataFrame:
         if self.layers is None or "layer" not in table:
             return table
         return table[table["layer"].isin(self.layers)].reset_index(drop=True)
@@ -167,46 +185,50 @@ def dissect(
     merged: Merged = "any",
     sample: int = 0,
 ) -> dict[str, pd.DataFrame]:
-    """`TABLES` of one prompt; the unmodified model runs once.
+    """Return `TABLES` of one prompt, measured in one forward pass of the unmodified model.
 
     Args:
         vlm: the model.
         prompt: image and question.
-        dims: sink dimensions of the "vision" encoder and of the "llm"; a side that is missing has none.
-        v_sink: criterion of the V-sinks, a name of ``CRITERIA`` or an object.
-        l_sink: criterion of the L-sinks.
-        merged: a token of several patches is a V-sink when any, most or all of them are.
-        sample: its number.
+        dims: sink dimensions of the "vision" encoder and of the "llm"; a missing side has none.
+        v_sink: criterion of V-sinks, a name of ``CRITERIA`` or an object.
+        l_sink: criterion of L-sinks.
+        merged: a token of several patches is a V-sink if "any", "most" or "all" of them are.
+        sample: number of the sample, for the column ``sample``.
 
     Raises:
         SinkgateError: no criterion has that name, a dimension is outside of the hidden states, or those are not finite.
+
+    Example:
+        >>> tables = dissect(vlm, vlm.prompt("cat.png", "What is this?"), {"llm": [7]})
+        >>> tables["tokens"]
     """
     vision, llm = dims.get("vision", ()), dims.get("llm", ())
     choices = {name: (name, name) for name in NAMED} | {"chosen": (v_sink, l_sink)}
     reduction = reduction_of(criterion(l_sink) for _, l_sink in choices.values())
-    seen = vlm.observe_heads(prompt, reduction.joined(Reduction(tuple(llm), peaks=True)))
-    if not seen.states.finite:
+    observation = vlm.observe_heads(prompt, reduction.joined(Reduction(tuple(llm), peaks=True)))
+    if not observation.states.finite:
         raise SinkgateError(
             f"{vlm.name}: hidden states are not finite in {vlm.model.dtype}; load it in float32 or bfloat16"
         )
-    found = {
+    by_criterion = {
         name: classify(
-            seen,
+            observation,
             prompt.sheets,
-            v_sink=_with(vision, one, None if seen.features is None else seen.features.shape[-1]),
-            l_sink=_with(llm, other, seen.states.width),
+            v_sink=_with(vision, one, None if observation.features is None else observation.features.shape[-1]),
+            l_sink=_with(llm, other, observation.states.width),
             merged=merged,
         )
         for name, (one, other) in choices.items()
     }
-    sinks = found.pop("chosen")
-    members = _members(prompt, sinks, seen.head_attention.shape[-1])
+    sinks = by_criterion.pop("chosen")
+    members = _members(prompt, sinks, observation.head_attention.shape[-1])
     content: dict[str, Any] = {
-        "tokens": _tokens(seen, members, llm),
-        "heads": _heads(seen, members),
-        "projector": _projector(vlm, prompt, seen, sinks),
-        "images": _images(found),
-        "agreement": _agreement(found),
+        "tokens": _tokens(observation, members, llm),
+        "heads": _heads(observation, members),
+        "projector": _projector(vlm, prompt, observation, sinks),
+        "images": _images(by_criterion),
+        "agreement": _agreement(by_criterion),
     }
     return {
         name: pd.DataFrame(content[name], columns=list(types)).assign(sample=sample).astype(types)
@@ -214,18 +236,18 @@ def dissect(
     }
 
 
-# --- what is measured
+# --- measurements
 
 
 def _with(dims: Sequence[int], choice: str | Criterion | Choice, width: int | None) -> str | Criterion | Choice:
-    """Return the criterion, on these dimensions and with the tau of states of a width where it is called "dimensions"."""
+    """Return the criterion; if it is "dimensions", with these dimensions and the tau for states of a width."""
     if choice != "dimensions":
         return choice
     return SinkDimensions(tuple(dims)) if width is None else SinkDimensions(tuple(dims), tau_for(width))
 
 
 def _members(prompt: Prompt, sinks: SinkMap, keys: int) -> Tensor:
-    """Which Keys make up each of `GROUPS` in each layer, (L, G, K) boolean; every Key is in one group."""
+    """Return the Keys of each of `GROUPS` in each layer, (L, G, K) boolean; every Key is in one group."""
     masks = {name: torch.zeros(len(sinks.l_sink), keys, dtype=torch.bool) for name in GROUPS}
     for name in ("v_sink", "l_sink", "ordinary"):
         masks[name][:, prompt.visual.cpu()] = getattr(sinks, name)
@@ -235,16 +257,16 @@ def _members(prompt: Prompt, sinks: SinkMap, keys: int) -> Tensor:
     return torch.stack(list(masks.values()), 1)
 
 
-def _tokens(seen: HeadObservation, members: Tensor, dims: Sequence[int]) -> dict[str, Any]:
+def _tokens(observation: HeadObservation, members: Tensor, dims: Sequence[int]) -> dict[str, Any]:
     counts = members.sum(-1)
     layer, group = counts.nonzero().T
 
     def total(values: Tensor) -> Tensor:
-        """The sum over each row's Keys of (L, K) values."""
+        """Return the sum of (L, K) values over the Keys of each row."""
         return (members * values[:, None]).sum(-1)[layer, group]
 
-    tokens, share = counts[layer, group], total(seen.head_attention.mean(1))
-    states = seen.states
+    tokens, share = counts[layer, group], total(observation.head_attention.mean(1))
+    states = observation.states
     spike = states.values(dims).abs().amax(-1) if dims else torch.full_like(states.norms, torch.nan)
     return _numpy(
         layer=layer,
@@ -255,24 +277,24 @@ def _tokens(seen: HeadObservation, members: Tensor, dims: Sequence[int]) -> dict
         peak=total(states.peaks) / tokens,
         share=share,
         per_token=share / tokens,
-        value_ratio=total(seen.value_norms) / tokens / seen.value_norms.mean(1)[layer],
+        value_ratio=total(observation.value_norms) / tokens / observation.value_norms.mean(1)[layer],
     )
 
 
-def _heads(seen: HeadObservation, members: Tensor) -> dict[str, Any]:
-    layer, head = torch.cartesian_prod(*map(torch.arange, seen.stable_rank.shape)).T
-    shares = torch.einsum("lhk,lgk->glh", seen.head_attention, members.float()).flatten(1)
-    top, rank = seen.head_attention.amax(-1).flatten(), seen.stable_rank.flatten()
+def _heads(observation: HeadObservation, members: Tensor) -> dict[str, Any]:
+    layer, head = torch.cartesian_prod(*map(torch.arange, observation.stable_rank.shape)).T
+    shares = torch.einsum("lhk,lgk->glh", observation.head_attention, members.float()).flatten(1)
+    top, rank = observation.head_attention.amax(-1).flatten(), observation.stable_rank.flatten()
     return _numpy(layer=layer, head=head, top=top, stable_rank=rank, **dict(zip(GROUPS, shares, strict=True)))
 
 
-def _projector(vlm: VLM, prompt: Prompt, seen: HeadObservation, sinks: SinkMap) -> list[dict[str, Any]]:
-    if seen.features is None or seen.token_of_patch is None or sinks.loudest is None:
+def _projector(vlm: VLM, prompt: Prompt, observation: HeadObservation, sinks: SinkMap) -> list[dict[str, Any]]:
+    if observation.features is None or observation.token_of_patch is None or sinks.loudest is None:
         return []
     rows = vlm.adapter.rows_in_prompt(prompt.inputs).cpu()  # separators among them
-    before = seen.features[seen.token_of_patch >= 0][sinks.loudest]
+    before = observation.features[observation.token_of_patch >= 0][sinks.loudest]
     with torch.no_grad():  # some families project here
-        after = vlm.adapter.projected(prompt.encoded).float().cpu()[torch.searchsorted(rows, seen.visual)]
+        after = vlm.adapter.projected(prompt.encoded).float().cpu()[torch.searchsorted(rows, observation.visual)]
     values = {
         "norm_before": sinks.norm_ratio,
         "norm_after": over_median(torch.linalg.vector_norm(after, dim=-1)),
@@ -286,7 +308,7 @@ def _projector(vlm: VLM, prompt: Prompt, seen: HeadObservation, sinks: SinkMap) 
     ]
 
 
-def _images(found: Mapping[str, SinkMap]) -> list[dict[str, Any]]:
+def _images(by_criterion: Mapping[str, SinkMap]) -> list[dict[str, Any]]:
     return [
         {
             "criterion": name,
@@ -296,14 +318,14 @@ def _images(found: Mapping[str, SinkMap]) -> list[dict[str, Any]]:
             "l_sinks": float(sinks.l_sink.any(0).sum()),
             "l_sinks_most": float(sinks.l_sink.sum(1).max()),
         }
-        for name, sinks in found.items()
+        for name, sinks in by_criterion.items()
     ]
 
 
-def _agreement(found: Mapping[str, SinkMap]) -> list[dict[str, Any]]:
+def _agreement(by_criterion: Mapping[str, SinkMap]) -> list[dict[str, Any]]:
     places = {
-        "encoder": {name: sinks.v_verdict.mask for name, sinks in found.items() if sinks.v_verdict},
-        "llm": {name: sinks.l_verdict.mask for name, sinks in found.items()},
+        "encoder": {name: sinks.v_verdict.mask for name, sinks in by_criterion.items() if sinks.v_verdict},
+        "llm": {name: sinks.l_verdict.mask for name, sinks in by_criterion.items()},
     }
     return [
         {
@@ -326,12 +348,12 @@ def _numpy(**columns: Any) -> dict[str, Any]:
 
 
 def by_layer(tokens: pd.DataFrame) -> pd.DataFrame:
-    """Each measure by layer and group, over the samples that have the group: layer, group, measure, mean, std, samples."""
+    """Return each measure by layer and group, over the samples that have the group: layer, group, measure, mean, std, samples."""
     return _over_samples(tokens, ["layer", "group"]).sort_values("layer", kind="stable", ignore_index=True)
 
 
 def means_by_layer(tokens: pd.DataFrame) -> pd.DataFrame:
-    """Return the means of `by_layer` side by side: a row a layer and group, a column a measure that was taken, and ``samples``."""
+    """Return the means of `by_layer` side by side: a row for each layer and group, a column for each measure, and ``samples``."""
     statistics = by_layer(tokens)
     rows = statistics.groupby(["layer", "group"], sort=False)
     wide = statistics.pivot(index=["layer", "group"], columns="measure", values="mean")
@@ -342,23 +364,23 @@ def means_by_layer(tokens: pd.DataFrame) -> pd.DataFrame:
 
 
 def flattening(projector: pd.DataFrame) -> pd.DataFrame:
-    """What the projector does to each group, over the samples that have it: group, measure, mean, std, samples.
+    """Return the effect of the projector on each group, over the samples that have it: group, measure, mean, std, samples.
 
-    The measure ``flattening`` is peak_before / peak_after: above 1 the spike was spread over the dimensions.
+    The measure ``flattening`` is peak_before / peak_after: above 1 if the projector spread the spike over the dimensions.
     """
     ratio = projector["peak_before"] / projector["peak_after"]
     return _over_samples(projector.assign(flattening=ratio), ["group"])
 
 
 def sinks_per_image(images: pd.DataFrame) -> pd.DataFrame:
-    """How many sinks each criterion finds: criterion, measure, mean, std, samples, and ``some``, the share of samples with any."""
+    """Return the number of sinks by criterion: criterion, measure, mean, std, samples, and ``some``, the share of samples with any."""
     return _over_samples(images, ["criterion"], some=("some", "mean"))
 
 
 def jaccard(agreement: pd.DataFrame) -> pd.DataFrame:
-    """Agreement of each pair of criteria: place, first, second, ``jaccard``, the mean over ``samples`` of both / either.
+    """Return the agreement of each pair of criteria: place, first, second, ``jaccard``, the mean over ``samples`` of both / either.
 
-    Samples where neither finds any are no agreement on a sink: ``both_none`` counts them, and the mean leaves them out.
+    The mean leaves out the samples in which neither criterion finds a sink; ``both_none`` counts them.
     """
     none = agreement["either"] == 0
     index = (agreement["both"] / agreement["either"]).where(~none)
@@ -367,14 +389,14 @@ def jaccard(agreement: pd.DataFrame) -> pd.DataFrame:
 
 
 def strongest_heads(heads: pd.DataFrame, group: str = "v_sink") -> pd.DataFrame:
-    """Heads by the share that they give a group, the largest first: columns as in the table, means over ``samples``."""
+    """Return the heads by their share of attention on a group, the largest first: columns of the table, means over ``samples``."""
     means = {name: (name, "mean") for name in (*GROUPS, "top", "stable_rank")}
     each = heads.groupby(["layer", "head"]).agg(**means, samples=("sample", "count")).reset_index()
     return each.sort_values(group, ascending=False, ignore_index=True)
 
 
 def _over_samples(table: pd.DataFrame, by: list[str], **more: tuple[str, str]) -> pd.DataFrame:
-    """Statistics of each measure over the samples where it could be taken."""
+    """Return statistics of each measure over the samples that have it."""
     long = table.melt(["sample", *by], var_name="measure").dropna(subset="value")
     measures = long.assign(some=long["value"] > 0).groupby([*by, "measure"], sort=False)
     columns = {"mean": ("value", "mean"), "std": ("value", "std"), "samples": ("value", "count"), **more}

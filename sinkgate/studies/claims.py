@@ -22,21 +22,23 @@ from sinkgate.studies.sweep import confirmed, groups_apart, leaning
 Verdict = Literal["reproduced", "in part", "not reproduced", "undecided", "not testable"]
 LITTLE = 0.01  # in accuracy; two standard errors over tasks decide
 RELEVANT = 0.05  # in accuracy: a study that cannot show such an effect cannot deny it
-IMAGES, PICTURES = 10, 50  # the fewest that decide a claim of the anatomy, and that train a probe
+IMAGES, PICTURES = 10, 50  # minimum to decide a claim of the anatomy, and to train a probe
 TARGETS = (
     "count",
     "largest",
     "colors",
     "shapes",
 )  # the paper's targets; others are left out if any of these is present
-OFTEN = 0.5  # share of the pictures that must have a group in a layer: with fewer, it is compared across other pictures
+OFTEN = (
+    0.5  # minimum share of pictures with a group in a layer; below it, groups are compared across different pictures
+)
 REASONING = ("reasoning", "logical", "math")  # in the names of tasks that ask for it
 OFTEN_UP = 26 / 32  # of the layers, in the paper
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, with the verdict and its numbers; ``study`` is the folder of the results."""
+    """Claim of the paper, with the verdict and its numbers; ``study`` is the folder of the results."""
 
     source: str
     claim: str
@@ -71,7 +73,7 @@ class _Estimate:
 
     @classmethod
     def over_draws(cls, values: pd.Series) -> _Estimate:
-        """Draws share their pictures, so their deviation is not divided by the root of their number."""
+        """Return the estimate over draws. They share pictures, so the deviation is not divided by the root of their number."""
         return cls(float(values.mean()), 2 * float(values.std()) if len(values) > 1 else np.inf, len(values))
 
     def exceeds(self, threshold: float) -> Verdict:
@@ -317,7 +319,7 @@ def _three(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
 
 
 def _decided(claim: str, present: bool, numbers: str, effect: str, table: pd.DataFrame) -> Claim:
-    """A claim of the sweep that something exists. Its absence is only a result if the study could have shown it in most rows."""
+    """Return a claim of the sweep that an effect exists; its absence is a result only if most rows could have shown it."""
     smallest = table["smallest"].median()
     verdict: Verdict = "reproduced" if present else _absent(smallest)
     if verdict == "undecided":
@@ -334,7 +336,7 @@ def _could_show(effect: str, smallest: float) -> str:
 
 
 def _why_blind(table: pd.DataFrame) -> str:
-    """The reason why no effect, however large, could have been significant."""
+    """Return the reason why no effect, however large, could have been significant."""
     if table["base"].isin([0, 1]).mean() >= 0.5:
         return f"the unmodified model answers {table['base'].median():.0%} of the items of most tasks rightly, so that effects cannot show"
     return "so few items cannot show any effect, however large"
@@ -344,7 +346,7 @@ _CHECKS: dict[str, Callable[[Results], Iterator[Claim]]] = {"anatomy": _anatomy,
 
 
 def _points(share: Any) -> str:
-    """A difference of shares in points."""
+    """Return a difference of shares in points, such as "+1.5"."""
     return f"{100 * share:+.1f}"
 
 

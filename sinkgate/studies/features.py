@@ -1,8 +1,8 @@
 """Hidden states for probes: the mean of each group of visual tokens, at every place of the model, for every picture (paper, section 3.2).
 
-A place is the input of an LLM layer ("0", "1", ...) or "encoder": the patch features before the projector, where they can be looked into
-and each patch belongs to a token. Groups are V-sinks, the layer's L-sinks, and the paper's ordinary tokens: those that are sinks at no
-layer, a few of them drawn and averaged, several times over.
+A place is the input of an LLM layer ("0", "1", ...) or "encoder": the patch features before the projector, if they are available and each
+patch belongs to a token. Groups are V-sinks, the layer's L-sinks, and the paper's ordinary tokens: a few of those that are sinks in no
+layer, drawn at random and averaged, several times.
 
 Shapes: n pictures, G = 2 + draws groups (V-sinks, L-sinks, draws of ordinary tokens), D width, V visual tokens.
 """
@@ -41,30 +41,34 @@ QUESTION = "Describe the picture."
 
 @dataclass(frozen=True)
 class Features:
-    """The study that runs the model.
+    """Study that runs the model and stores hidden states.
 
-    Parts hold the table ``targets`` (a row a picture: its number as ``sample``, and each target as JSON) and the tensors
-    ``states``: place -> (n, G, D), NaN for a group that the picture does not have. In float32 they take 3.8 MB a picture
-    at the sizes of LLaVA-1.5-7B; float16 takes half, and refuses states beyond its range.
+    Parts hold the table ``targets`` (a row for each picture: its number as ``sample``, and each target as JSON) and the tensors
+    ``states``: place -> (n, G, D), NaN for a group that the picture does not have. In float32 they take 3.8 MB for each picture
+    at the sizes of LLaVA-1.5-7B; float16 takes half, and states beyond its range raise an error.
 
     Args:
         vlm: the model.
-        pictures: what it is shown, with their targets.
-        data: what the pictures are, in words.
-        question: what is asked of all of them. It stands behind the image in most models, and then the states of visual tokens do
-            not depend on it; what attention calls an L-sink does.
-        layers: LLM layers whose inputs are kept; None is all. Ordinary tokens are sinks at no layer at all.
+        pictures: images with their targets.
+        data: description of the pictures for the record.
+        question: prompt text for all pictures. In most models it stands behind the image, so the states of visual tokens do not depend
+            on it; L-sinks by attention do.
+        layers: LLM layers to store; all if None. Ordinary tokens are sinks in no layer of the model, stored or not.
         v_sink: criterion of V-sinks, as in `sinkgate.find_sinks`.
         l_sink: criterion of L-sinks, likewise.
         merged: when a token of several patches is a V-sink, likewise.
-        tokens: how many ordinary tokens are averaged (5 in the paper); a picture that has fewer goes without.
-        draws: how often they are drawn (5 in the paper).
+        tokens: number of ordinary tokens to average (5 in the paper); a picture with fewer has none.
+        draws: number of draws (5 in the paper).
         dtype: "float32" or "float16".
         seed: of the draws. A draw depends on it and on the picture's number alone.
         chunk: pictures in a unit of work.
 
     Raises:
-        SinkgateError: an argument is wrong; in the work, a picture or the question cannot be used, or a state does not fit ``dtype``.
+        SinkgateError: an argument is wrong; in ``work``, a picture or the question cannot be used, or a state does not fit ``dtype``.
+
+    Example:
+        >>> features = run(Features(vlm, list(scene_facts(200))), "runs/features")
+        >>> probes = run(Probes.of(features), "runs/probes")
     """
 
     vlm: VLM
@@ -102,9 +106,9 @@ class Features:
     def settings(self) -> dict[str, Any]:
         names = ("question", "merged", "tokens", "draws", "dtype", "seed", "chunk")
         values = {name: getattr(self, name) for name in names}
-        told = {name: value if isinstance(value, str | int) else repr(value) for name, value in values.items()}
+        settings = {name: value if isinstance(value, str | int) else repr(value) for name, value in values.items()}
         marks = [[mark_of(each.image), _written(each.targets)] for each in self.pictures]
-        return {**told, **self.criteria.settings, "layers": self._layers, "pictures": checksum(marks)}
+        return {**settings, **self.criteria.settings, "layers": self._layers, "pictures": checksum(marks)}
 
     @property
     def model(self) -> dict[str, Any]:
@@ -122,26 +126,26 @@ class Features:
         first = unit * self.chunk
         chunk = dict(enumerate(self.pictures[first : first + self.chunk], first))
         pooled = [self._pooled(number, picture) for number, picture in chunk.items()]
-        told = [{"sample": number, **_written(picture.targets)} for number, picture in chunk.items()]
+        targets = [{"sample": number, **_written(picture.targets)} for number, picture in chunk.items()]
         states = {place: torch.stack([each[place] for each in pooled]) for place in pooled[0]}
-        return {"targets": pd.DataFrame(told), "states": {place: self._stored(each) for place, each in states.items()}}
+        return {"targets": pd.DataFrame(targets), "states": {place: self._stored(each) for place, each in states.items()}}
 
     def _pooled(self, number: int, picture: Pictured) -> dict[str, Tensor]:
-        """Place -> (G, D) of one picture."""
+        """Return place -> (G, D) of one picture."""
         try:
             prompt = self.vlm.prompt(picture.image, self.question)
         except SinkgateError as error:
             raise SinkgateError(f"picture {number}: {error}") from error
-        held = self.criteria
-        seen = self.vlm.observe(prompt, reduction_of([held.l_sink.criterion]))
-        if not seen.states.finite:
+        criteria = self.criteria
+        observation = self.vlm.observe(prompt, reduction_of([criteria.l_sink.criterion]))
+        if not observation.states.finite:
             raise SinkgateError(
                 f"picture {number}: hidden states are not finite in {self.vlm.model.dtype}; load the model in float32 or bfloat16"
             )
-        sinks = classify(seen, prompt.sheets, v_sink=held.v_sink, l_sink=held.l_sink, merged=self.merged)
+        sinks = classify(observation, prompt.sheets, v_sink=criteria.v_sink, l_sink=criteria.l_sink, merged=self.merged)
         drawn = draw_ordinary(sinks, self.tokens, self.draws, f"{self.seed}/{number}")
         pooled = {}
-        if (tokens := encoder_states(seen)) is not None:
+        if (tokens := encoder_states(observation)) is not None:
             pooled[ENCODER] = _means(tokens, [sinks.v_sink, torch.zeros_like(sinks.v_sink), *drawn])
         groups = ([sinks.v_sink, l_sink, *drawn] for l_sink in sinks.l_sink)  # layer by layer
         visual = prompt.visual
@@ -152,31 +156,31 @@ class Features:
         stored = states.to(getattr(torch, self.dtype))
         if stored.isinf().any():
             largest = states.nan_to_num(0).abs().max()
-            raise SinkgateError(f'a hidden state is {largest:.3g}, which float16 does not hold; use dtype="float32"')
+            raise SinkgateError(f'a hidden state is {largest:.3g}, beyond the range of float16; use dtype="float32"')
         return stored
 
 
 def draw_ordinary(sinks: SinkMasks, tokens: int, draws: int, seed: str) -> list[Tensor]:
-    """``draws`` times the numbers of ``tokens`` visual tokens that are sinks at no layer; empty where there are not so many."""
+    """Draw ``tokens`` visual tokens that are sinks in no layer, ``draws`` times; return empty draws if there are fewer."""
     ordinary = (~sinks.v_sink & ~sinks.l_sink.any(0)).nonzero()[:, 0].tolist()
     enough = len(ordinary) >= tokens
     drawn = [Random(f"{seed}/{draw}").sample(ordinary, tokens) if enough else [] for draw in range(draws)]
     return [torch.tensor(each, dtype=torch.long) for each in drawn]
 
 
-def encoder_states(seen: Observation) -> Tensor | None:
-    """The encoder's features of each visual token, its patches averaged, (V, D); None where they cannot be told."""
-    if seen.features is None or seen.token_of_patch is None:
+def encoder_states(observation: Observation) -> Tensor | None:
+    """Return the encoder's features of each visual token, averaged over its patches, (V, D); None if they are not available."""
+    if observation.features is None or observation.token_of_patch is None:
         return None
-    feeds = seen.token_of_patch >= 0
-    token, features = seen.token_of_patch[feeds], seen.features[feeds]
-    count = len(seen.visual)
+    feeds = observation.token_of_patch >= 0
+    token, features = observation.token_of_patch[feeds], observation.features[feeds]
+    count = len(observation.visual)
     summed = torch.zeros(count, features.shape[1]).index_add(0, token, features)
     return summed / torch.bincount(token, minlength=count)[:, None]
 
 
 def _means(tokens: Tensor, groups: Sequence[Tensor]) -> Tensor:
-    """(V, D) and G groups, as masks or numbers -> (G, D); NaN for an empty one."""
+    """Return the mean of (V, D) over each of G groups, given as masks or numbers: (G, D), NaN for an empty group."""
     return torch.stack([tokens[group].mean(0) for group in groups])
 
 
@@ -184,11 +188,11 @@ def _written(targets: Mapping[str, Target]) -> dict[str, str]:
     return {name: json.dumps(truth if isinstance(truth, str) else sorted(truth)) for name, truth in targets.items()}
 
 
-# --- reading them again
+# --- reading the results
 
 
 def places_of(part: Path) -> list[str]:
-    """Where a part holds states, in the order of the model."""
+    """Return the places whose states a part holds, in the order of the model."""
     with _opened(part) as states:
         return sorted(states.keys(), key=lambda place: -1 if place == ENCODER else int(place))
 
@@ -205,7 +209,7 @@ def _opened(part: Path) -> Iterator[Any]:
 
 
 def read_states(parts: Sequence[Path], place: str) -> np.ndarray:
-    """All pictures' states at one place, (G, n, D) float32; the other places stay on the disk."""
+    """Return all pictures' states at one place, (G, n, D) float32, without reading the other places."""
     read = []
     for part in parts:
         with _opened(part) as states:
@@ -214,10 +218,10 @@ def read_states(parts: Sequence[Path], place: str) -> np.ndarray:
 
 
 def read_targets(parts: Sequence[Path]) -> dict[str, list[str | list[str] | None]]:
-    """What is true of each picture, by target: a class, the labels that are present, or None where it is not known."""
-    told = pd.concat([pd.read_parquet(part / "targets.parquet") for part in parts])
+    """Return the truth of each picture by target: a class, a list of labels, or None if it is unknown."""
+    table = pd.concat([pd.read_parquet(part / "targets.parquet") for part in parts])
     return {
         str(name): [json.loads(each) if isinstance(each, str) else None for each in column]
-        for name, column in told.items()
+        for name, column in table.items()
         if name != "sample"
     }

@@ -29,8 +29,8 @@ NAMES = {
     "eval": "Evaluation",
 }
 NUMBER = re.compile(r"[-+]?[\d.,]+(e-?\d+)?%?|")
-MOST_ROWS = 24  # of a table that is open when the page is
-TOP, SAVED = 34, 50  # pixels: above a figure without its title, and what that saves
+MOST_ROWS = 24  # of a table that is not collapsed
+TOP, SAVED = 34, 50  # pixels: margin above a figure without its title, and the height that this saves
 
 
 def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -84,8 +84,8 @@ def write_figures(folder: str | Path, suffix: str) -> list[Path]:
 
 
 def _chapter(mark: str, results: Results, folder: Path, numbers: Iterator[int]) -> tuple[str, str]:
-    """The entry in the table of contents and the chapter of a study; ``numbers`` name the figures."""
-    title = f"{NAMES.get(results.study, results.study)}: {results.about['model'].get('name', 'no model named')}"
+    """Return a study's entry in the table of contents, and its chapter; ``numbers`` give the ids of its figures."""
+    title = f"{NAMES.get(results.study, results.study)}: {results.about['model'].get('name', 'unnamed model')}"
     if results.folder != folder:
         title += f" ({results.folder.relative_to(folder).as_posix()})"
     sections = list(_sections(results))
@@ -105,7 +105,7 @@ def _sections(results: Results) -> Iterable[Section]:
 
 
 def _state(results: Results, folder: Path) -> str:
-    """Folder and progress of a study."""
+    """Return the paragraphs on folder and progress of a study."""
     about, done = results.about, len(results.parts)
     place = f"<code>{escape(results.folder.relative_to(folder).as_posix())}</code>"
     if results.finished:
@@ -126,7 +126,7 @@ def _link(mark: str, title: str) -> str:
 
 
 def _facts(about: dict[str, Any]) -> str:
-    """Model, data, settings and versions as a small table."""
+    """Return model, data, settings and versions as a small table."""
     made_with = about["made_with"]
     facts = {key: about[key] for key in ("model", "data", "settings", "units")}
     if about.get("about"):
@@ -137,11 +137,11 @@ def _facts(about: dict[str, Any]) -> str:
         f"<tr><th>{escape(str(name))}</th><td>{escape(shorten(str(value), 300))}</td></tr>"
         for name, value in pd.json_normalize(facts, sep=", ").iloc[0].items()
     ]
-    return f"<details><summary>What was run</summary><div class='table'><table>{''.join(rows)}</table></div></details>"
+    return f"<details><summary>Model, data and settings</summary><div class='table'><table>{''.join(rows)}</table></div></details>"
 
 
 def _figure(figure: go.Figure, numbers: Iterator[int]) -> str:
-    """A figure on the page's background, without its title, which is a heading above it."""
+    """Return a figure on the page's background, without its title, which the heading above it repeats."""
     shown = go.Figure(figure).update_layout(
         title=None,
         margin_t=TOP,
@@ -159,7 +159,7 @@ def _figure(figure: go.Figure, numbers: Iterator[int]) -> str:
 
 
 def _table(frame: pd.DataFrame) -> str:
-    """A table, numbers aligned right; collapsed if it is long."""
+    """Return a table, numbers aligned right; collapsed if it is long."""
     columns = []
     for name, values in frame.items():
         cells = [_text(value) for value in values]
@@ -174,7 +174,7 @@ def _table(frame: pd.DataFrame) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value with three significant digits."""
+    """Return a value as text, with three significant digits."""
     if isinstance(value, float):
         return "" if pd.isna(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return str(value)

@@ -1,8 +1,8 @@
-"""What sinks know of the picture: linear probes on hidden states of V-sinks, L-sinks and ordinary tokens (paper, section 3.2).
+"""Linear probes on hidden states of V-sinks, L-sinks and ordinary tokens (paper, section 3.2).
 
-The states are those that `sinkgate.studies.features` keeps, and are read again a place at a time. Each draw of ordinary tokens has a split
-into training and test pictures of its own, which all groups share; so a mean and a deviation over draws stand beside every group,
-also where nothing is drawn. The splits overlap: the deviation describes, it is no standard error.
+The states are those that `sinkgate.studies.features` stores, read one place at a time. Each draw of ordinary tokens has its own split
+into training and test pictures, which all groups share; so every group has a mean and a deviation over draws, also the groups without
+random draws. The splits overlap: the deviation is descriptive, not a standard error.
 
 Shapes: n pictures, G = 2 + draws groups (V-sinks, L-sinks, draws of ordinary tokens), D width, K labels.
 """
@@ -32,22 +32,22 @@ from sinkgate.errors import SinkgateError
 from sinkgate.studies.features import places_of, read_states, read_targets
 from sinkgate.studies.results import Results
 
-SLOTS = {"v_sink": 0, "l_sink": 1, "ordinary": 2}  # where groups begin among G
+SLOTS = {"v_sink": 0, "l_sink": 1, "ordinary": 2}  # first index of a group among G
 LABELS = ("true", "shuffled")
 KEY = ("target", "place", "group", "draw")
-REGULARISERS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C; ours
-FOLDS = 5  # ours
+REGULARISERS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C; chosen by us
+FOLDS = 5  # chosen by us
 MAX_ITER = 1000
 MEASURES = ["accuracy", "mean_average_precision"]
 
 
 class Probed(NamedTuple):
-    """What a probe reached on test pictures, and how it was made.
+    """Scores of a probe on test pictures, and its training data.
 
-    ``accuracy`` in [0, 1], the mean over labels where there are many; ``mean_average_precision`` in [0, 1], over classes (one against the
-    rest) or labels that the test has; ``chance`` the accuracy of always saying what is most common in the test; ``regulariser`` the C
-    that was chosen, the median of the labels'; ``left_out`` classes or labels that training shows too rarely; ``train`` and ``test`` how
-    many pictures. NaN where there is nothing to train on or to test.
+    ``accuracy`` in [0, 1], for multi-label targets the mean over labels; ``mean_average_precision`` in [0, 1], over the classes (one
+    against the rest) or labels of the test pictures; ``chance``, the accuracy of the most frequent answer of the test; ``regulariser``, the
+    chosen C, the median over labels; ``left_out``, the number of classes or labels that are too rare in training; ``train`` and ``test``,
+    numbers of pictures. NaN if there is nothing to train on or to test.
     """
 
     accuracy: float
@@ -69,26 +69,39 @@ def probe(
     folds: int = FOLDS,
     seed: int | Sequence[int] = 0,
 ) -> dict[str, Probed]:
-    """Train a linear probe and test it: standardised features, logistic regression with an L2 penalty. ``LABELS`` -> what was reached.
+    """Train and test a linear probe: standardised features, logistic regression with an L2 penalty. Return its scores by ``LABELS``.
 
-    Many labels are so many probes, each yes or no. The strength of the penalty is chosen by cross-validated log loss on the training
-    data alone. What has fewer than ``folds`` training pictures cannot be: a class is then left out of the training (and wrong
-    where the test has it), a label with so few of either answer altogether. The control is the same probe, with the same
-    penalty, after the training pictures have changed their labels among themselves.
+    A multi-label target has one binary probe for each label. The strength of the penalty is chosen by cross-validated log loss on the
+    training data. A class with fewer than ``folds`` training pictures is left out of the training, and counts as wrong in the test; a label
+    with fewer positive or negative ones is left out of both. The control, "shuffled", is the same probe with the same penalty after a
+    permutation of the training labels.
 
-    Shapes: train and test (n, D); train_labels and test_labels (n,) classes, or (n, K) boolean for labels of which many may hold.
+    Args:
+        train: features, (n, D).
+        train_labels: classes, (n,), or labels, (n, K) boolean.
+        test: features, (n, D).
+        test_labels: as ``train_labels``.
+        regularisers: values of C to choose from, positive.
+        folds: folds of the cross-validation, 2 or more.
+        seed: of the permutation.
+
+    Raises:
+        ValueError: shapes do not fit each other, or features are not finite.
+
+    Example:
+        >>> probe(states[:70], classes[:70], states[70:], classes[70:])["true"].accuracy
     """
     if train_labels.ndim == 2:
         counts = np.minimum(train_labels.sum(0), (~train_labels).sum(0))
-        kept, needed = counts >= folds, 1
-        train_labels, test_labels = train_labels[:, kept], test_labels[:, kept]
+        frequent, needed = counts >= folds, 1
+        train_labels, test_labels = train_labels[:, frequent], test_labels[:, frequent]
     else:
         classes, counts = np.unique(train_labels, return_counts=True)
-        kept, needed = counts >= folds, 2
-        often = np.isin(train_labels, classes[kept])
+        frequent, needed = counts >= folds, 2
+        often = np.isin(train_labels, classes[frequent])
         train, train_labels = train[often], train_labels[often]
-    counted: Any = {"left_out": int((~kept).sum()), "train": len(train), "test": len(test)}
-    if not len(test) or kept.sum() < needed:
+    counted: Any = {"left_out": int((~frequent).sum()), "train": len(train), "test": len(test)}
+    if not len(test) or frequent.sum() < needed:
         return dict.fromkeys(LABELS, Probed(np.nan, np.nan, np.nan, np.nan, **counted))
     cv = StratifiedKFold(folds, shuffle=True, random_state=0)
     choice: Any = {"Cs": sorted(regularisers), "cv": cv, "scoring": "neg_log_loss", "max_iter": MAX_ITER}
@@ -107,30 +120,30 @@ def probe(
 
 
 def _columns(labels: np.ndarray) -> list[np.ndarray]:
-    """What one model each is fitted to: the classes, or every label."""
+    """Return the targets of the single models: the classes, or each label."""
     return list(labels.T) if labels.ndim == 2 else [labels]
 
 
 def _fit(train: np.ndarray, labels: np.ndarray, model: LogisticRegression) -> Pipeline:
     with warnings.catch_warnings():
-        # a fit is judged by what it predicts, converged or not; and arguments whose defaults will change make no difference here
+        # only predictions count, converged or not; and the arguments whose defaults will change make no difference here
         for kind in (ConvergenceWarning, FutureWarning):
             warnings.simplefilter("ignore", kind)
         return Pipeline([("scale", StandardScaler()), ("model", model)]).fit(train, labels)
 
 
 def _judge(models: list[Pipeline], test: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Accuracy and mean average precision."""
+    """Return accuracy and mean average precision."""
     sure = [model.predict_proba(test) for model in models]
     if labels.ndim == 2:
         rank, truth = np.stack([each[:, 1] for each in sure], 1), labels
-        said = rank > 0.5
+        predicted = rank > 0.5
     else:
         classes = models[0].classes_
         rank, truth = sure[0], labels[:, None] == classes
-        said = classes[rank.argmax(1)]
+        predicted = classes[rank.argmax(1)]
     precision = [average_precision_score(truth[:, k], rank[:, k]) for k in np.flatnonzero(truth.any(0))]
-    return float((said == labels).mean()), float(np.mean(precision)) if precision else np.nan
+    return float((predicted == labels).mean()), float(np.mean(precision)) if precision else np.nan
 
 
 def _chance(labels: np.ndarray) -> float:
@@ -141,26 +154,30 @@ def _chance(labels: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Probes:
-    """The study that fits probes, a place a unit: the table ``scores``, a row a target, place, group, labels and draw, as `Probed`.
+    """Study that fits probes, one place in a unit: the table ``scores``, with target, place, group, labels, draw and the fields of `Probed`.
 
-    With ``shuffled`` labels the training pictures have changed their truths among themselves: what the same probe reaches then is chance.
-    A group that no picture has at a place has no rows there.
+    Rows with ``shuffled`` labels are the control: the same probe after a permutation of the training labels. A group that no picture has
+    at a place has no rows there.
 
     Args:
         parts: folders of the parts that `Features` wrote.
-        model: what made the features, in words.
-        data: what pictures they were made of, in words.
-        targets: which; None is all.
-        test: share of the pictures to test on, in (0, 1); ours.
-        regularisers: the values of C to choose from; ours.
-        folds: of the cross-validation that chooses; ours.
+        model: description of the model for the record.
+        data: description of the pictures for the record.
+        targets: names of targets; all if None.
+        test: share of the pictures to test on, in (0, 1); chosen by us.
+        regularisers: values of C to choose from; chosen by us.
+        folds: folds of the cross-validation that chooses C; chosen by us.
         shared: probe all groups on the same pictures, those that have every group that any picture has at this place.
-            Otherwise each group on the pictures that have it, and groups that few have are compared across pictures.
-        seed: of splits and shuffling.
-        jobs: processes that fit side by side.
+            If False, each group on the pictures that have it; rare groups are then compared across different pictures.
+        seed: of splits and permutations.
+        jobs: processes that fit side by side; -1 is one for each core.
 
     Raises:
-        SinkgateError: an argument is wrong, no picture has such a target, or it is a class in one and labels in another.
+        SinkgateError: an argument is wrong, no picture has such a target, or a target is a class in one picture and a list in another.
+
+    Example:
+        >>> results = run(Probes.of(Results.load("runs/features"), shared=True), "runs/probes")
+        >>> advantage(results.table("scores"))
     """
 
     parts: Sequence[Path]
@@ -177,9 +194,9 @@ class Probes:
 
     @classmethod
     def of(cls, features: Results, **options: Any) -> Probes:
-        """The probes of a finished study of features; what the features were made with is part of what the probes are."""
-        told = features.about
-        return cls(features.parts, told["model"], {**told["data"], "features": told["settings"]}, **options)
+        """Return the probes of a finished features study, whose model, data and settings become part of their identity."""
+        about = features.about
+        return cls(features.parts, about["model"], {**about["data"], "features": about["settings"]}, **options)
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -204,16 +221,16 @@ class Probes:
 
     @cached_property
     def places(self) -> list[str]:
-        """Where there are features, in the order of the model."""
+        """The places that have features, in the order of the model."""
         return places_of(self.parts[0])
 
     @cached_property
     def truths(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Target -> for which pictures it is known, (n,) boolean, and its labels as `probe` takes them."""
-        told = read_targets(self.parts)
-        if unknown := set(self.targets or ()) - set(told):
-            raise SinkgateError(f"there is no target {min(unknown)!r}; these pictures have {', '.join(told)}")
-        return {name: _labels(name, told[name]) for name in self.targets or told}
+        """Target -> mask of the pictures with a known truth, (n,) boolean, and labels as `probe` takes them."""
+        truths = read_targets(self.parts)
+        if unknown := set(self.targets or ()) - set(truths):
+            raise SinkgateError(f"there is no target {min(unknown)!r}; these pictures have {', '.join(truths)}")
+        return {name: _labels(name, truths[name]) for name in self.targets or truths}
 
     @property
     def units(self) -> int:
@@ -238,35 +255,35 @@ class Probes:
                 calls.append(delayed(_probe)(states[slot], labels, train, test, (self.seed, draw, 1), options))
         with threadpool_limits(
             1
-        ):  # joblib does so with several jobs; beside other load, BLAS threads cost ten times the time
-            reached: Any = Parallel(n_jobs=self.jobs)(calls)
+        ):  # as joblib does for several jobs; beside other load, BLAS threads take ten times as long
+            fitted: Any = Parallel(n_jobs=self.jobs)(calls)
         rows = [
             {**dict(zip(KEY, key, strict=True)), "labels": labels, **score._asdict()}
-            for key, scores in zip(keys, reached, strict=True)
+            for key, scores in zip(keys, fitted, strict=True)
             for labels, score in scores.items()
         ]
         return {"scores": pd.DataFrame(rows)}
 
 
 def split(count: int, test: float, seed: tuple[int, int]) -> np.ndarray:
-    """Which of ``count`` pictures are for testing, (count,) boolean."""
+    """Return the mask of the test pictures among ``count``, (count,) boolean."""
     return np.random.default_rng(seed).permutation(count) < round(test * count)
 
 
 def _probe(
     states: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray, seed: Any, options: dict[str, Any]
 ) -> dict[str, Probed]:
-    """`probe` on rows of arrays that joblib shares between processes."""
+    """Call `probe` on rows of arrays that joblib shares between processes."""
     return probe(states[train], labels[train], states[test], labels[test], seed=seed, **options)
 
 
-def _labels(name: str, told: list[str | list[str] | None]) -> tuple[np.ndarray, np.ndarray]:
-    known = np.array([truth is not None for truth in told])
-    classes = [truth or "" for truth in told if not isinstance(truth, list)]
-    if len(classes) == len(told):
+def _labels(name: str, truths: list[str | list[str] | None]) -> tuple[np.ndarray, np.ndarray]:
+    known = np.array([truth is not None for truth in truths])
+    classes = [truth or "" for truth in truths if not isinstance(truth, list)]
+    if len(classes) == len(truths):
         return known, np.array(classes)
-    present = [truth or () for truth in told if not isinstance(truth, str)]
-    if len(present) < len(told):
+    present = [truth or () for truth in truths if not isinstance(truth, str)]
+    if len(present) < len(truths):
         raise SinkgateError(
             f"target {name!r} is one class in some pictures and a set of labels in others; expected either"
         )
@@ -274,19 +291,19 @@ def _labels(name: str, told: list[str | list[str] | None]) -> tuple[np.ndarray, 
     return known, np.array([[label in labels for label in names] for labels in present], dtype=bool)
 
 
-# --- what the scores say
+# --- reading the results
 
 
 def summary(scores: pd.DataFrame) -> pd.DataFrame:
-    """Over draws, by target, place, group and labels: mean and standard deviation (``_std``) of both measures.
+    """Return mean and standard deviation (``_std``) of both measures over draws, by target, place, group and labels.
 
-    ``chance``, ``train`` and ``test`` are means; ``draws`` counts those that could be measured.
+    ``chance``, ``train`` and ``test`` are means; ``draws`` counts those that have scores.
     """
     return _over_draws(scores, ["target", "place", "group", "labels"], ["chance", "train", "test"])
 
 
 def against_shuffled(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of `summary` that could be measured, with ``shuffled``, the control's accuracy, beside them.
+    """Return the rows of `summary` that have scores, with ``shuffled``, the control's accuracy.
 
     Columns: target, place, group, both measures with ``_std``, shuffled, chance, and ``train`` and ``test`` pictures.
     """
@@ -299,10 +316,10 @@ def against_shuffled(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def advantage(scores: pd.DataFrame) -> pd.DataFrame:
-    """How much better V-sinks and L-sinks are than ordinary tokens, by target, place and group, in shares of one.
+    """Return the lead of V-sinks and L-sinks over ordinary tokens, by target, place and group, in shares of one.
 
-    The differences are taken draw by draw, on the same split; their mean and standard deviation (``_std``) for both measures. Where few
-    pictures have a group, it is compared with ordinary tokens of more and other pictures, unless the probes were ``shared``.
+    Differences are taken draw by draw, on the same split; columns hold their mean and standard deviation (``_std``) for both measures. A
+    group that few pictures have is compared with ordinary tokens of more and other pictures, unless the probes were ``shared``.
     """
     key = ["target", "place", "draw"]
     true = scores.query("labels == 'true'")

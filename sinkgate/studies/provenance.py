@@ -1,4 +1,4 @@
-"""What a result was made with: model, versions, commit."""
+"""Provenance of results: model, data, versions, commit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("sinkgate", "torch", "transformers", "scikit-learn", "numpy", "pyarr
 
 
 def facts_of(vlm: VLM) -> dict[str, Any]:
-    """What says which model was studied: its name, revision, class, layers, precision.
+    """Return what identifies a model: name, revision, class, layers, precision.
 
     The revision is the commit on the Hub; for a folder the checksum of its weights (`sinkgate.models.weights.checksum`).
     """
@@ -39,25 +39,25 @@ def facts_of(vlm: VLM) -> dict[str, Any]:
 
 
 def facts_of_samples(samples: Sequence[Sample]) -> dict[str, Any]:
-    """How many there are, and a checksum of pictures, questions and answers."""
-    told = [(each.kind, each.question, each.answer, *each.options, *map(mark_of, each.images)) for each in samples]
-    return {"samples": len(samples), "checksum": checksum(told)}
+    """Return the number of samples, and a checksum of pictures, questions and answers."""
+    content = [(each.kind, each.question, each.answer, *each.options, *map(mark_of, each.images)) for each in samples]
+    return {"samples": len(samples), "checksum": checksum(content)}
 
 
 def mark_of(picture: Picture) -> str:
-    """Return what tells a picture from another: its bytes, or name and size of its file."""
+    """Return what identifies a picture: the hash of its bytes, or name and size of its file."""
     try:
         if isinstance(picture, str | Path):
             path = Path(picture)
             return f"{path.name} {path.stat().st_size if path.is_file() else 'missing'}"
         data = picture if isinstance(picture, bytes) else open_image(picture).tobytes()
-    except (ImageError, OSError):  # it is passed over, with its reason, when it is asked about
+    except (ImageError, OSError):  # reported when the sample is prepared
         return "unreadable"
     return hashlib.sha256(data).hexdigest()
 
 
 def checksum(content: Any) -> str:
-    """Of anything that JSON can say."""
+    """Return the first 16 digits of the SHA-256 of a value's JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -66,7 +66,7 @@ def _plain(quantized: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Python, the packages that numbers depend on, and the commit of the sources where they are a checkout."""
+    """Return the versions of Python and the packages that numbers depend on, and the commit of the sources if they are a checkout."""
     commit = _commit()
     return {
         "python": platform.python_version(),
@@ -76,21 +76,33 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the sources, with "+" where they were changed since; None where they are no checkout."""
+    """Return the commit of the sources, with "+" if they have changes; None if they are no checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     with suppress(OSError, subprocess.SubprocessError):
-        told = [
+        outputs = [
             subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout
             for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "sinkgate"))
         ]
-        return told[0].strip() + ("+" if told[1].strip() else "")
+        return outputs[0].strip() + ("+" if outputs[1].strip() else "")
     return None
 
 
 def checksum_of(place: Path, suffixes: Sequence[str] = WEIGHTS, most: int = 1 << 20) -> str | None:
-    """A checksum of name, size, beginning and end (``most`` bytes each) of a file, or of the files in a folder that end so; None where there are none."""
+    """Return a checksum of a file, or of the files in a folder: names, sizes, first and last bytes.
+
+    Args:
+        place: file or folder.
+        suffixes: endings of the files in a folder.
+        most: bytes to read at the beginning and at the end of each file.
+
+    Returns:
+        16 hexadecimal digits, None if there is no such file.
+
+    Example:
+        >>> checksum_of(Path("gates.json"))
+    """
     files = [place] if place.is_file() else sorted(file for file in place.glob("*") if file.suffix in suffixes)
     if not files:
         return None

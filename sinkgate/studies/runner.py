@@ -209,7 +209,7 @@ def _start(study: Study, out: Path, resume: bool, shard: Shard) -> Results:
 
 
 def _stored(about: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The record in the folder; ``about``, written there, if there is none."""
+    """Return the record in the folder; if there is none, write ``about`` there and return it."""
     if (out / "study.json").exists():
         return Results.load(out).about
     with disk_errors(f"the folder {out} cannot be written; give another one"):

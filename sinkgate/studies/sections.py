@@ -22,7 +22,7 @@ from sinkgate.studies.results import Results
 from sinkgate.studies.sweep import CELL, confirmed, gains, groups_apart, leaning
 
 RARE = 0.1  # share of the pictures below which a group is not shown
-MOST = 20  # of the surest changes of a sweep
+MOST = 20  # rows in the table of the most significant changes
 CHANGES = ["change", "low", "high"]
 
 
@@ -52,13 +52,13 @@ def _anatomy(results: Results) -> Iterator[Section]:
     )
     yield Section(
         "Spikes",
-        "How far the largest channel of a token stands out: in the model's sink dimensions, where it has any, and in all. L-sinks and "
+        "Magnitude of a token's largest channel: in the model's sink dimensions, if it has any, and in all dimensions. L-sinks and "
         "the first token are expected to spike inside the LLM, V-sinks are not.",
         anatomy_plots.spike_figure(tokens),
     )
     yield Section(
         "Attention of the text",
-        "What the text after the image attends to: on the left what one token of a group gets, on the right what the whole group gets.",
+        "Attention of the text after the image: on the left for one token of a group, on the right for the whole group.",
         anatomy_plots.attention_figure(tokens),
     )
     yield Section(
@@ -94,7 +94,7 @@ def _anatomy(results: Results) -> Iterator[Section]:
     if len(agreement):
         yield Section(
             "Agreement of criteria",
-            "How far two criteria mean the same tokens: 1 is the same, 0 is none in common.",
+            "Overlap of two criteria: 1 is the same set of tokens, 0 none in common.",
             anatomy_plots.agreement_figure(jaccard(agreement)),
         )
 
@@ -106,7 +106,7 @@ def _probes(results: Results) -> Iterator[Section]:
     sentence = (
         "Accuracy of a linear probe on the mean hidden state of a group. Compare the lines with each other, and with the grey ones: "
         "the same probe with shuffled labels, and the most frequent answer. Points of fewer than a tenth of the "
-        "pictures are left out; L-sinks are probed on the pictures that have any, which are others from layer to layer."
+        "pictures are left out; L-sinks are probed on the pictures that have any, which differ between layers."
     )
     yield Section("What tokens know of the scene: accuracy", sentence, probes_plots.probes_figure(means))
     yield Section(
@@ -128,7 +128,7 @@ def _sweep(results: Results) -> Iterator[Section]:
     if len(leans):
         yield Section(
             "Which way each task leans, layer by layer",
-            "Accuracy where V-sinks outweigh the rest, minus accuracy where they are outweighed. Teal wants sinks up, brown wants them down.",
+            "Accuracy where V-sinks outweigh the rest, minus accuracy where they are outweighed. Teal: the task gains from stronger sinks; brown: from weaker ones.",
             sweep_plots.lean_figure(leans),
         )
     best = cells.loc[cells.groupby(["task", "layer"], sort=False)["change"].idxmax()]
@@ -147,7 +147,7 @@ def _sweep(results: Results) -> Iterator[Section]:
     if len(chosen):
         yield Section(
             "Searched against confirmed",
-            "Half of the items chooses the best setting, or none, and the other half is answered under it, both ways round. The diamond with its interval counts.",
+            "The best setting, or none, is chosen on half of the items and measured on the other half, both ways round. Read the diamond and its interval.",
             sweep_plots.confirmation_figure(chosen),
         )
         yield Section(
@@ -158,13 +158,13 @@ def _sweep(results: Results) -> Iterator[Section]:
         if groups_apart(answers).nunique() > 1:
             yield Section(
                 "Two groups against three",
-                "Does a scale of their own for L-sinks bring more, on items that had no part in the choice?",
+                "Gain from a separate scale for L-sinks, on items that had no part in the choice.",
                 sweep_plots.confirmation_figure(confirmed(items, answers, families=groups_apart)),
             )
     changed = cells[cells["change"] != 0].nsmallest(MOST, "p")
     if len(changed):
         yield Section(
-            "The surest changes",
+            "The most significant changes",
             "Settings with the smallest p of the sign test, and the same corrected for the number of settings; changes in points.",
             _readable(
                 changed[["task", *CELL, "samples", "base", "accuracy", *CHANGES, "p", "corrected"]],
@@ -185,7 +185,7 @@ def _evaluation(results: Results) -> Iterator[Section]:
     if answers["method"].nunique() > 1:
         yield Section(
             "What each method changes",
-            "Right of 0 a method answers more of the same questions rightly than the unmodified model; an interval across 0 leaves it open.",
+            "Right of 0, a method answers more of the same questions correctly than the unmodified model; an interval across 0 does not decide.",
             evaluation_plots.changes_figure(changes(items, answers)),
         )
     right = accuracies(items, answers)
@@ -211,7 +211,7 @@ SECTIONS: dict[str, Callable[[Results], Iterable[Section]]] = {
 
 
 def _readable(frame: pd.DataFrame, points: Sequence[str] = (), shares: Sequence[str] = ()) -> pd.DataFrame:
-    """The frame in readable form: groups by name, differences of shares in points, other shares in percent."""
+    """Return the frame in readable form: groups by name, differences of shares in points, other shares in percent."""
     words = {name: (100 * frame[name]).map("{:+z.1f}".format, na_action="ignore") for name in points}
     words |= {name: frame[name].map("{:.1%}".format, na_action="ignore") for name in shares}
     return frame.assign(**words).replace({"group": GROUP_NAMES})

@@ -1,4 +1,4 @@
-"""The oracle sweep: every layer alone under every setting, on every item of a benchmark (paper, section 3).
+"""Oracle sweep: every layer alone under every setting, on every item of a benchmark (paper, section 3).
 
 The best of hundreds of settings is biased upwards. So changes come with intervals, p values are corrected for the number of
 settings, and the best setting of each task is chosen on one half of the items and confirmed on the other.
@@ -35,10 +35,21 @@ CELL = ["layer", *SCALES]
 
 @dataclass(frozen=True)
 class Sweep(OfItems):
-    """Every setting on every item. Items with options are judged by forced choice, others by exact answer (`sinkgate.evaluate`).
+    """Every setting on every item. Items with options are scored by the likelihood of the options, others by exact answer (`sinkgate.evaluate`).
 
-    ``layers`` and ``points``: as in `sinkgate.oracle`. ``find`` names sinks, by the default criteria where None; its criteria are
-    part of ``settings``. A `SinkFinder` leaves L-sinks out where no setting gives them a scale of their own. ``chunk``: items side by side in a forward, and in a part of the results.
+    Args:
+        vlm: the model.
+        items: questions of a benchmark.
+        layers: as in `sinkgate.oracle`.
+        points: scales of each layer, as in `sinkgate.oracle`.
+        chunk: items side by side in a forward pass, and in a part of the results.
+        find: finder of sinks; by the default criteria if None. Its criteria are part of ``settings``. A `SinkFinder` skips L-sinks if no
+            setting has a separate scale for them.
+        about: further facts for the record, such as paths.
+
+    Example:
+        >>> results = run(Sweep(vlm, SCENES.items(limit=100), layers=[2]), "runs/sweep")
+        >>> confirmed(results.table("items"), results.table("answers"))
     """
 
     kind: ClassVar[str] = "sweep"
@@ -64,13 +75,13 @@ class Sweep(OfItems):
         return {"layers": layers, "points": points, "chunk": self.chunk, **finder_settings(self.finder, self.vlm)}
 
     def work(self, unit: int) -> Tables:
-        """Tables ``items`` and ``answers`` of one chunk; raises SinkgateError where an item cannot be asked."""
+        """Return tables ``items`` and ``answers`` of one chunk; raises SinkgateError if an item cannot be used."""
         start = unit * self.chunk
         part = self.items[start : start + self.chunk]
         methods = {"": Fixed(Gates.ones(self.vlm))}
         methods |= {str(number): Fixed(setting.gates(self.vlm)) for number, setting in enumerate(self.choices)}
         examples = ExampleCache(self.vlm, self.finder)
-        prepared(examples, part)  # before hours of work
+        prepared(examples, part)  # raise before hours of work
         samples = [item.sample for item in part]
         result = evaluate(self.vlm, methods, samples, examples=examples, batch_size=self.chunk, progress=False)
         cells = [
@@ -108,7 +119,7 @@ class Sweep(OfItems):
 def gains(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0) -> pd.DataFrame:
     """Compare each setting with the unmodified model by task: `sinkgate.analysis.statistics.compared`, and ``corrected``, p by Holm over all rows.
 
-    Tables of a sweep -> one row a task and setting, with ``task``, ``layer``, ``v_sink``, ``l_sink``, ``ordinary``.
+    Return one row for each task and setting, with ``task``, ``layer``, ``v_sink``, ``l_sink``, ``ordinary``.
     """
     right, base = _wide(answers)
     tables = [
@@ -129,12 +140,12 @@ def confirmed(
     """Return the gain of each task's best setting on items that had no part in its choice.
 
     Each half of a task's items chooses its best setting (of equals the one with the lowest loss), or no change at all if no setting gains;
-    the other half is answered under it.
+    the other half measures its effect.
 
     Args:
         items: table of a sweep.
         answers: table of a sweep.
-        by: column of the items that is the task.
+        by: column of the items that holds the task.
         seed: of the halves and the bootstrap.
         families: names a family for each cell (rows with ``layer`` and the scales); the best is then chosen within each.
 
@@ -192,7 +203,7 @@ def confirmed(
 
 
 def in_words(cell: Any) -> str:
-    """A setting as "layer 2: V 0.1, rest 0.9"; with L-sinks apart "layer 2: V 0.1, L 0.5, ordinary 1"."""
+    """Return a setting as "layer 2: V 0.1, rest 0.9"; with separate L-sinks "layer 2: V 0.1, L 0.5, ordinary 1"."""
     scales = f"rest {cell['ordinary']:g}"
     if cell["l_sink"] != cell["ordinary"]:
         scales = f"L {cell['l_sink']:g}, ordinary {cell['ordinary']:g}"
@@ -202,11 +213,11 @@ def in_words(cell: Any) -> str:
 def leaning(
     items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0, together: bool = False
 ) -> pd.DataFrame:
-    """Return the direction of each task: accuracy where V-sinks outweigh the rest, minus where they are outweighed.
+    """Return the direction of each task: accuracy where V-sinks have the larger scale, minus accuracy where the rest has.
 
-    Over the cells of the line, v_sink + rest = 1, but the middle. One row a task and layer, or a task and "all" layers ``together``:
-    ``lean`` in [-1, 1], above 0 where the task wants sinks up, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test over samples,
-    ``base``, the unmodified model's accuracy, ``corrected`` and ``smallest`` as in `confirmed`. Empty where the sweep has no such cells.
+    Averaged over the cells of the line v_sink + rest = 1 except the middle. One row for each task and layer, or for each task with "all" layers ``together``:
+    ``lean`` in [-1, 1], above 0 if the task gains from stronger sinks, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test over samples,
+    ``base``, the unmodified model's accuracy, ``corrected`` and ``smallest`` as in `confirmed`. Empty if the sweep has no such cells.
     """
     right, base = _wide(answers)
     cells = right.columns.to_frame(index=False)
@@ -229,19 +240,19 @@ def leaning(
 
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with ``corrected``, and ``smallest`` computed from the differences that it holds."""
+    """Add ``corrected``, and compute ``smallest`` from the differences in that column."""
     effects = [smallest_effect(each, len(table)) for each in table["smallest"]]
     smallest = np.where(table["base"].isin([0, 1]), np.inf, np.array(effects, dtype=float))
     return table.assign(smallest=smallest, corrected=holm(table["p"]))
 
 
 def groups_apart(cells: pd.DataFrame) -> pd.Series:
-    """Families for `confirmed`: "two groups" where L-sinks are scaled as the ordinary tokens are, else "three groups"."""
+    """Return families for `confirmed`: "two groups" if L-sinks are scaled as ordinary tokens, else "three groups"."""
     return pd.Series(np.where(np.isclose(cells["l_sink"], cells["ordinary"]), "two groups", "three groups"))
 
 
 def _wide(answers: pd.DataFrame, values: str = "right") -> tuple[pd.DataFrame, pd.Series]:
-    """Correctness of answers, or another column, (S, M) with the cells as columns; and of the unmodified model, (S,)."""
+    """Return correctness of answers, or another column, (S, M) with the cells as columns; and that of the unmodified model, (S,)."""
     rounded = answers.assign(**{name: answers[name].astype(float).round(4) for name in SCALES})
     wide = rounded.pivot(index="sample", columns=CELL, values=values).astype(float if values == "loss" else np.int8)
     plain = (UNMODIFIED, 1.0, 1.0, 1.0)
@@ -250,5 +261,5 @@ def _wide(answers: pd.DataFrame, values: str = "right") -> tuple[pd.DataFrame, p
 
 
 def _tasks(items: pd.DataFrame, by: str) -> list[tuple[str, np.ndarray]]:
-    """Each task with its samples, in the order of its first one."""
+    """Return each task with its samples, in order of first appearance."""
     return [(str(task), rows["sample"].to_numpy()) for task, rows in items.groupby(by, sort=False)]

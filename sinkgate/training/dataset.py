@@ -137,9 +137,8 @@ class ExampleCache:
         self.vlm, self.find, self.budget = vlm, find, budget
         self.skipped: dict[str, str] = {}
         self.counts: dict[str, ImageSinks] = {}
-        self._cache: dict[
-            int, tuple[Sample, PreparedExample]
-        ] = {}  # by the sample's identity, which lasts while it is cached
+        # by the sample's id(), which stays valid because the cache holds the sample
+        self._cache: dict[int, tuple[Sample, PreparedExample]] = {}
         self._size = 0
 
     def prepare(self, sample: Sample, name: str) -> PreparedExample | None:
@@ -163,18 +162,18 @@ class ExampleCache:
         prompt = vlm.prompt(sample.images, sample.parts)
         answer = vlm.encode_answer(prompt, sample.answer)
         options, deciding = self._options(prompt, sample) if sample.options else ({}, 0)
-        found_sinks = self.find(vlm, prompt)
-        sinks = SinkMasks(found_sinks.v_sink, found_sinks.l_sink)
+        masks = self.find(vlm, prompt)
+        sinks = SinkMasks(masks.v_sink, masks.l_sink)
         if vlm.adapter.takes_encoded is not None:
             vlm.warm_inputs(prompt)
             text = {name: value for name, value in prompt.inputs.items() if name in (*TEXT_INPUTS, *GRIDS)}
             prompt = replace(prompt, images=[], sheets=(), inputs=text, sinks=None)
         return PreparedExample(
-            prompt, sinks, tuple(answer), sample.kind, options, deciding, ImageSinks.of(found_sinks, self.find, vlm)
+            prompt, sinks, tuple(answer), sample.kind, options, deciding, ImageSinks.of(masks, self.find, vlm)
         )
 
     def _options(self, prompt: Prompt, sample: Sample) -> tuple[dict[str, int], int]:
-        """The token that decides for each option, and its position in the answer."""
+        """Return the token that decides for each option, and its position in the answer."""
         encoded = self.vlm.encode_options(prompt, sample.options)
         if not encoded.decided_at_once or sample.answer not in encoded.ids:
             raise PromptError(

@@ -21,11 +21,11 @@ UNMODIFIED = "unmodified"
 
 @dataclass(frozen=True)
 class Step:
-    """One trial: the layers, their score together, and whether the layer added last was kept."""
+    """One trial: the layers, their common score, and whether the last layer stays in the stack."""
 
     layers: tuple[int, ...]
     score: float
-    kept: bool
+    accepted: bool
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Stack:
 
     @property
     def score(self) -> float:
-        """Score of the returned stack, that of the last step that was kept."""
-        return next(step.score for step in reversed(self.steps) if step.kept)
+        """Score of the returned stack, which is that of the last accepted step."""
+        return next(step.score for step in reversed(self.steps) if step.accepted)
 
 
 def stack(
@@ -58,7 +58,7 @@ def stack(
     examples: ExampleCache | None = None,
     progress: bool = True,
 ) -> Stack:
-    """Start from the best single gate, try the others in order of their single scores, and keep each that improves the stack.
+    """Start from the best single gate, try the others in order of their single scores, and add each that improves the stack.
 
     Gates that are worse alone than the unmodified model are tried too, last. If no other gate helps, the stack is the best single gate,
     even if it is worse than the model itself: compare ``score`` with ``unmodified``.
@@ -68,7 +68,7 @@ def stack(
         vlm: the model.
         samples: validation samples, other than those of training and of the final report.
         score: criterion of improvement. Default chosen by us; the paper does not say. The loss varies less than accuracy on few samples.
-        margin: least improvement of a gate that is kept, exclusive; in units of the score.
+        margin: improvement that an added gate must exceed, in units of the score.
         examples: see `evaluate`.
         progress: show a bar.
 
@@ -92,8 +92,8 @@ def stack(
         tried = (*chosen, layer)
         result = evaluate(vlm, {"tried": lsg.only(tried)}, samples, examples=examples, progress=False)
         value = _score(result, "tried", score)
-        steps.append(Step(tried, value, kept=value > best_value + margin))
-        if steps[-1].kept:
+        steps.append(Step(tried, value, accepted=value > best_value + margin))
+        if steps[-1].accepted:
             chosen, best_value = tried, value
     return Stack(lsg.only(chosen), _score(results, UNMODIFIED, score), singles, steps, results.sinks)
 

@@ -36,8 +36,8 @@ from sinkgate.output import track, writable_folder
 from sinkgate.training.dataset import BUDGET, ExampleCache, Prefix, PreparedExample, SinkCounts, batches, labels_of
 
 UNMODIFIED = "unmodified"
-RUN = "run.json"  # in a checkpoint: what a run that resumes there has to agree with
-PROBED = 32  # samples in which sinks are looked for before training
+RUN = "run.json"  # in a checkpoint: facts that must be the same in a run that resumes there
+PROBED = 32  # samples to find sinks in before training
 GATED = {"v_sink": ("v_sink",), "l_sink": ("l_sink",), "three": ("v_sink", "l_sink")}  # groups of sinks, by grouping
 #: Other options have the defaults of `TrainingArguments`. Gradients are not clipped: a common norm would tie methods to each other.
 DEFAULTS: Mapping[str, Any] = {
@@ -160,7 +160,7 @@ def train(
             compute_metrics=ensemble.metrics,
             callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
         )
-    except RuntimeError as error:  # what report_to names is not installed
+    except RuntimeError as error:  # the package that report_to names is missing
         raise TrainingError(f"training cannot begin: {error}") from error
     trainer.remove_callback(PrinterCallback)
     if progress:
@@ -214,7 +214,7 @@ class MethodEnsemble(nn.Module):
         self.methods = nn.ModuleDict(methods)
 
     def activation_checkpointing_enable(self, **_: Any) -> None:
-        """Called by `Trainer` for the option ``activation_checkpointing``."""
+        """Enable checkpoints of activations; `Trainer` calls it for the option ``activation_checkpointing``."""
         self.checkpoint = True
 
     def forward(self, examples: Sequence[PreparedExample | None], labels: Tensor) -> dict[str, Tensor]:
@@ -425,7 +425,7 @@ def _arguments(
 
 
 def _checkpoints(out: Path) -> list[Path]:
-    """The whole checkpoints in a folder, by step. A killed run may leave one incomplete, and users may have folders there too."""
+    """Return the complete checkpoints in a folder, by step. A killed run may leave an incomplete one, and users may have folders there too."""
     folders = {
         int(step): folder
         for folder in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
@@ -447,7 +447,7 @@ def _saved_at(folder: Path) -> int:
 
 
 def _facts(methods: Mapping[str, nn.Module], vlm: VLM, find: Finder, samples: int) -> dict[str, str]:
-    """Return what a run that resumes has to agree with, by name."""
+    """Return the facts that must be the same in a run that resumes, by name."""
     settings = {f"criterion {side}": criterion for side, criterion in finder_settings(find, vlm).items()}
     facts = {"model": vlm.name, "weights": vlm.weights_checksum, "samples": samples, **settings}
     facts |= {f"method {name}": getattr(method, "config", type(method).__name__) for name, method in methods.items()}
@@ -455,10 +455,10 @@ def _facts(methods: Mapping[str, nn.Module], vlm: VLM, find: Finder, samples: in
 
 
 def _newest(out: Path, ensemble: MethodEnsemble, facts: Mapping[str, str]) -> str | None:
-    """Return the whole checkpoint of the last step, None if there is none.
+    """Return the complete checkpoint of the last step, None if there is none.
 
     Raises:
-        TrainingError: it is of another run. Checkpoints of releases that wrote no facts are compared by shapes alone.
+        TrainingError: it is of another run. Checkpoints without facts, of older releases, are compared by shapes alone.
     """
     for folder in _checkpoints(out)[-1:]:
         shapes = {name: value.shape for name, value in load_file(folder / SAFE_WEIGHTS_NAME).items()}

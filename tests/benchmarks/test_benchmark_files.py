@@ -243,7 +243,7 @@ def test_choices_that_are_none(tmp_path, choices):
 def test_an_item_that_is_there_twice(tmp_path, name):
     files.write(tmp_path / "a.parquet", [ROWS[name](0), ROWS[name](1)])
     files.write(tmp_path / "b.parquet", [ROWS[name](1)])
-    with pytest.raises(SinkgateError, match=r"b.parquet, row 0 \(from 0\): item \S+ is there twice"):
+    with pytest.raises(SinkgateError, match=r"b.parquet, row 0 \(from 0\): item \S+ occurs twice"):
         benchmark(name).items(tmp_path)
 
 

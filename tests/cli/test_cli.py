@@ -275,7 +275,7 @@ def test_options_of_loading_reach_load(sinkgate, made, demo, monkeypatch, comman
 
 def test_words_the_model_never_learnt_are_named(sinkgate, made):
     done = sinkgate("ask", made / "0000.png", "How many zebras are there?")
-    assert "never learnt: zebras" in done.stderr and done.stdout.strip()
+    assert "outside the vocabulary of the model: zebras" in done.stderr and done.stdout.strip()
 
 
 GATES = {

@@ -115,7 +115,7 @@ def test_half_precision_is_refused_where_it_does_not_reach(tiny, monkeypatch):
     monkeypatch.setattr(
         tiny, "each_layer", lambda prompt, reduce, *rest: real(prompt, lambda states: reduce(1e6 * states), *rest)
     )
-    with pytest.raises(SinkgateError, match='float16 does not hold; use dtype="float32"'):
+    with pytest.raises(SinkgateError, match='beyond the range of float16; use dtype="float32"'):
         Features(tiny, pictures(1), dtype="float16", **SOME).work(0)
 
 

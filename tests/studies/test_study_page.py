@@ -96,7 +96,7 @@ def test_what_is_not_finished_says_how_far_it_is(tmp_path):
 def test_a_study_of_a_kind_not_known_is_told_at_least(tmp_path):
     run(made_up.MadeUp("dreams", {}), tmp_path / "dreams", progress=False)
     found = Page(write_page(tmp_path))
-    assert "dreams: demo" in found.text and "What was run" in found.text and found.figures == []
+    assert "dreams: demo" in found.text and "Model, data and settings" in found.text and found.figures == []
 
 
 def test_what_a_study_does_not_have_is_left_out(tmp_path):

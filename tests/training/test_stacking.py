@@ -45,7 +45,7 @@ def test_the_stack_is_what_greedy_choice_by_hand_gives(demo, samples, score):
             chosen, reached = [*chosen, layer], new
     assert found.lsg.config.layers == tuple(sorted(chosen))
     assert found.score == pytest.approx(reached)
-    assert len(found.steps) == 4 and found.steps[0].kept
+    assert len(found.steps) == 4 and found.steps[0].accepted
     plain = evaluate(demo, {"plain": Fixed(sg.Gates.ones(demo))}, samples, examples=examples, progress=False)
     expected = plain.accuracy("plain") if score == "accuracy" else -plain.mean_loss("plain")
     assert found.unmodified == pytest.approx(expected)
@@ -66,7 +66,7 @@ def test_a_margin_keeps_the_best_gate_alone_and_modules_are_shared(demo, samples
 def test_the_score_is_that_of_the_returned_stack_under_a_negative_margin(demo, samples):
     lsg = leaning(demo, [2, 3, 6], [1, 0, 1])
     found = stack(lsg, demo, samples, margin=-1.0, progress=False)
-    assert len(found.lsg.config.layers) == 3 and all(step.kept for step in found.steps)
+    assert len(found.lsg.config.layers) == 3 and all(step.accepted for step in found.steps)
     examples = ExampleCache(demo, lsg.find_sinks)
     marks = evaluate(demo, {"it": found.lsg}, samples, examples=examples, progress=False)
     assert found.score == pytest.approx(-marks.mean_loss("it"))
