@@ -8,12 +8,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and tin
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from tiny import tiny_llava
 
 import sinkgate as sg
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+# a busy machine is no failure
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 

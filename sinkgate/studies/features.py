@@ -128,7 +128,10 @@ class Features:
         pooled = [self._pooled(number, picture) for number, picture in chunk.items()]
         targets = [{"sample": number, **_written(picture.targets)} for number, picture in chunk.items()]
         states = {place: torch.stack([each[place] for each in pooled]) for place in pooled[0]}
-        return {"targets": pd.DataFrame(targets), "states": {place: self._stored(each) for place, each in states.items()}}
+        return {
+            "targets": pd.DataFrame(targets),
+            "states": {place: self._stored(each) for place, each in states.items()},
+        }
 
     def _pooled(self, number: int, picture: Pictured) -> dict[str, Tensor]:
         """Return place -> (G, D) of one picture."""

@@ -19,13 +19,13 @@ LAYERS, VISUAL, TEXT, WIDTH = 4, 40, 8, 64
 class Seen:
     """Stands for a model that shows what a test made up, once."""
 
-    def __init__(self, seen):
-        self.seen, self.name, self.runs = seen, "made up", 0
+    def __init__(self, observed):
+        self.observed, self.name, self.runs = observed, "made up", 0
         self.model = SimpleNamespace(config=SimpleNamespace(_name_or_path="", _commit_hash=None), dtype=torch.float32)
 
     def observe(self, prompt, reduction=None):
         self.runs += 1
-        return self.seen
+        return self.observed
 
 
 def noise(*shape):
@@ -45,15 +45,15 @@ def observation(**changes) -> Observation:
     return Observation(**{**usual, **changes})
 
 
-def discovery(seen: Observation) -> Discovery:
-    return discover(Seen(seen), [bare_prompt()])
+def discovery(observed: Observation) -> Discovery:
+    return discover(Seen(observed), [bare_prompt()])
 
 
-def told(seen: Observation) -> str:
-    vlm = Seen(seen)
-    text = str(report(vlm, bare_prompt("Why?", tokens=VISUAL), discovery(seen)))
+def report_of(observed: Observation) -> str:
+    vlm = Seen(observed)
+    text = str(report(vlm, bare_prompt("Why?", tokens=VISUAL), discovery(observed)))
     assert vlm.runs == 1 and text.startswith(
-        'Attention sinks in made up, asked "Why?" (40 visual tokens, 4 LLM layers)'
+        'Attention sinks in made up for the question "Why?" (40 visual tokens, 4 LLM layers)'
     )
     return text
 
@@ -64,7 +64,7 @@ def test_sinks_of_every_kind():
     features[7, 30] = 5000
     features[[1, 2, 3]] *= 4
     hidden[2:, [0, TEXT + 5, TEXT + 6], 11] = 8000
-    text = told(observation(features=features, states=HiddenStates.of(hidden)))
+    text = report_of(observation(features=features, states=HiddenStates.of(hidden)))
     assert "1 of 40 visual tokens is a V-sink (sink dimensions, dimension 30 discovered on 1 prompt)" in text
     assert "L-sinks in layers 2-3, at most 2 in one (sink dimensions, dimension 11 discovered on 1 prompt)" in text
     assert "Text sink: position 0, in layers 2-3, dimension 11, up to 11," in text
@@ -72,33 +72,33 @@ def test_sinks_of_every_kind():
     assert "encoder: norm outliers calls 3 patches sinks where sink dimensions does not" in text
     assert "LLM: sink dimensions calls 2 visual tokens sinks where attention share does not" in text
     assert "dimension 11, confidence 0.50 (fair)" in text and "dimension 30" in text
-    assert "attention alone" not in text
+    assert "Attention share alone" not in text
 
 
 def test_no_sinks_at_all():
-    text = told(observation())
-    assert "No V-sinks" in text and "No L-sinks" in text and "Where they disagree:\n  nowhere" in text
+    text = report_of(observation())
+    assert "No V-sinks" in text and "No L-sinks" in text and "Disagreements:\n  none" in text
     assert text.count("none of 40") == 6 and "encoder: has no sink dimensions; LLM: has no sink dimensions" in text
 
 
-def test_attention_alone_is_called_a_doubtful_witness():
+def test_attention_share_alone_is_marked_as_weak_evidence():
     attention = torch.full((LAYERS, VISUAL), 0.01)
     attention[1, 9] = 0.2
-    text = told(observation(attention=attention))
-    assert "Where attention alone decides, a token may be attended to for its content" in text
+    text = report_of(observation(attention=attention))
+    assert "Attention share alone does not separate a sink from a token that is attended to for its content" in text
     assert "attention share calls 1 visual token a sink where massive activations and norm outliers do not" in text
 
 
-def test_an_encoder_that_cannot_be_looked_into():
-    text = told(observation(features=None, encoder_attention=None, token_of_patch=None))
-    assert "V-sinks cannot be named" in text and text.count("encoder: cannot be looked into") == 4
+def test_an_encoder_without_available_states():
+    text = report_of(observation(features=None, encoder_attention=None, token_of_patch=None))
+    assert "V-sinks cannot be named" in text and text.count("encoder: states not available") == 4
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_dimensions_of_low_confidence_are_told_but_not_used(tokens):
+def test_dimensions_of_low_confidence_are_reported_but_not_used(tokens):
     hidden = noise(LAYERS, TEXT + VISUAL, WIDTH)
     hidden[2:, TEXT : TEXT + tokens, 11] = 90
-    text = told(observation(states=HiddenStates.of(hidden)))
+    text = report_of(observation(states=HiddenStates.of(hidden)))
     assert "dimension 11, confidence 0.3" in text and "(low)" in text and "LLM: has no sink dimensions" in text
 
 

@@ -211,7 +211,7 @@ def test_dimensions_and_the_report_of_all_criteria(sinkgate, made):
     found = json.loads(sinkgate("dimensions", "--no-cache", "--json").stdout)
     assert found["prompts"] == 6 and found["llm"]["dimensions"] == []
     image = made / "0000.png"
-    assert "Where they disagree:" in sinkgate("sinks", image, "--report").stdout
+    assert "Disagreements:" in sinkgate("sinks", image, "--report").stdout
     chosen = sinkgate("sinks", image, "--report", "--v-sink", "attention", "--l-sink", "norm").stdout
     alone = sinkgate("sinks", image, "--v-sink", "attention", "--l-sink", "norm").stdout
     assert alone.splitlines()[0] in chosen and "attention share calls" in chosen

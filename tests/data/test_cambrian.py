@@ -200,7 +200,7 @@ def test_files_that_cannot_be_read(cambrian, tmp_path):
         read_cambrian(tmp_path, "none.jsonl")
     with pytest.raises(SinkgateError, match="no folder"):
         read_cambrian(tmp_path / "none")
-    with pytest.raises(SinkgateError, match="is there a network"):
+    with pytest.raises(SinkgateError, match="check the network"):
         read_cambrian(tmp_path)  # the tests are offline
 
 
