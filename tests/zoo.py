@@ -150,6 +150,12 @@ def _llava() -> Any:
     )
 
 
+def _qianfan_ocr() -> Any:
+    return T.QianfanOCRConfig(
+        vision_config={**TOWER, **SQUARE}, text_config=T.Qwen3Config(**TEXT, head_dim=8), image_token_id=IMAGE
+    )
+
+
 def _llava_pixtral() -> Any:
     return T.LlavaConfig(
         vision_config=T.PixtralVisionConfig(image_size=56, patch_size=7, head_dim=8, **TOWER),
@@ -623,6 +629,7 @@ ZOO: dict[str, Family] = {
     "mllama": Family(_mllama, _mllama_images, rows=1),
     "ovis2": Family(_ovis2, _square, rows=4),
     "paligemma": Family(_paligemma, _square, rows=16, types="token_type_ids"),
+    "qianfan_ocr": Family(_qianfan_ocr, _square, rows=4),
     "qwen2_5_vl": Family(_qwen2_5_vl, **_qwen()),
     "qwen2_vl": Family(_qwen2_vl, **_qwen()),
     "qwen3_5": Family(_qwen3_5, **_qwen()),

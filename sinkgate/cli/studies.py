@@ -202,7 +202,7 @@ def evaluate(
         list[Path] | None, typer.Option(help="Folder of learned gates, or JSON file of fixed ones; once for each.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="Published method: var, front, suppress or remove; once for each.")
+        list[str] | None, typer.Option(help="Name of a published method, such as var or front; once for each.")
     ] = None,
     scoring: Annotated[
         str,

@@ -10,7 +10,12 @@ from sinkgate.methods.lsg import LSG
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import load_gates
 
-PUBLISHED: dict[str, type[Method]] = {"var": VAR, "front": SinkToTheFront, "suppress": Suppress, "remove": Remove}
+PUBLISHED: dict[str, type[Method]] = {
+    "front": SinkToTheFront,
+    "remove": Remove,
+    "suppress": Suppress,
+    "var": VAR,
+}
 
 
 def published(name: str) -> Method:
