@@ -189,7 +189,7 @@ def _dimensions(held: Choice, discovery: Discovery, side: Side) -> SinkDimension
 
 def _decided(sinks: SinkMap) -> set[str]:
     """Return the criteria that named any sink."""
-    return {verdict.criterion for verdict in (sinks.v_verdict, sinks.l_verdict) if verdict and verdict.found}
+    return {verdict.criterion for verdict in (sinks.v_verdict, sinks.l_verdict) if verdict and verdict.has_sinks}
 
 
 def _compare(place: str, thing: str, decided: str, masks: dict[str, Tensor]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Prompts of different images and lengths side by side in one forward, with their sinks and the answers they are to learn.
+"""Prompts of different images and lengths side by side in one forward, with their sinks and answers.
 
 Shapes: L layers, B prompts, P positions of the longest, T positions with the answers, K Keys, V visual tokens.
 """
@@ -48,7 +48,7 @@ class Batch:
         sinks: Sequence[SinkMasks] = (),
         answers: Sequence[Sequence[int]] | None = None,
     ) -> Batch:
-        """Prompts that were encoded, for a model that takes encoded images; a single one for any other."""
+        """Return a batch of encoded prompts, for a model that takes encoded images; of a single one for any other."""
         longest = max(prompt.length for prompt in prompts)
         inputs: dict[str, Any] = {}
         if adapter.takes_encoded is not None:
@@ -69,7 +69,7 @@ class Batch:
 
     @property
     def asked(self) -> Tensor:
-        """Which positions are a prompt's own, neither padding nor answer, (B, T)."""
+        """Return True at a prompt's own positions, which are neither padding nor answer, (B, T)."""
         width = self.inputs["input_ids"].shape[1]
         position = torch.arange(width)
         first = torch.tensor([self.length - prompt.length for prompt in self.prompts])
@@ -83,7 +83,7 @@ class Batch:
         return flat.view_as(labels).sum(1)
 
     def spread(self, tokens: Sequence[Tensor]) -> Tensor:
-        """What is said of the visual tokens of each prompt, put in their places among the Keys: B of (..., V) -> (..., B, K)."""
+        """Spread values of each prompt's visual tokens over the Keys: B of (..., V) -> (..., B, K)."""
         width = max(prompt.num_keys + start for prompt, start in zip(self.prompts, self.starts, strict=True))
         rows = []
         for prompt, start, values in zip(self.prompts, self.starts, tokens, strict=True):
@@ -93,7 +93,7 @@ class Batch:
         return torch.stack(rows, -2)
 
     def key_scales(self, tables: Sequence[Scales]) -> Scales:
-        """Scales of the single prompts side by side, 1 for padding.
+        """Join the scales of single prompts, 1 for padding.
 
         Tables (L, 1, K) become one (L, B, P); where some are limited to rows or heads, all become `LogitScales`.
         """
@@ -116,13 +116,13 @@ def _padded(value: Tensor, length: int, fill: int) -> Tensor:
 
 
 def _append(inputs: dict[str, Any], answers: Sequence[Sequence[int]], adapter: Adapter, pad_token: int) -> Tensor:
-    """Put the answers behind the prompts; gives the labels, (B, T)."""
+    """Append the answers to the prompts and return the labels, (B, T)."""
     ids: Tensor = inputs["input_ids"]
     longest = max(map(len, answers))
-    told = torch.tensor([[*answer, *[pad_token] * (longest - len(answer))] for answer in answers]).to(ids)
+    padded = torch.tensor([[*answer, *[pad_token] * (longest - len(answer))] for answer in answers]).to(ids)
     real = torch.tensor([[True] * len(answer) + [False] * (longest - len(answer)) for answer in answers]).to(ids.device)
-    labels = torch.cat([torch.full_like(ids, IGNORED), told.masked_fill(~real, IGNORED)], 1)
-    inputs["input_ids"] = torch.cat([ids, told], 1)
+    labels = torch.cat([torch.full_like(ids, IGNORED), padded.masked_fill(~real, IGNORED)], 1)
+    inputs["input_ids"] = torch.cat([ids, padded], 1)
     mask = inputs.get("attention_mask", torch.ones_like(ids))
     inputs["attention_mask"] = torch.cat([mask, real.to(mask)], 1)
     if "token_type_ids" in inputs:
@@ -131,6 +131,8 @@ def _append(inputs: dict[str, Any], answers: Sequence[Sequence[int]], adapter: A
     if "mm_token_type_ids" in inputs:  # 0 is text
         inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, longest))
     if "cross_attention_mask" in inputs:  # an answer sees the image as the prompt's last token does
-        seen = inputs["cross_attention_mask"]
-        inputs["cross_attention_mask"] = torch.cat([seen, seen[:, -1:].expand(-1, longest, *seen.shape[2:])], 1)
+        visible = inputs["cross_attention_mask"]
+        inputs["cross_attention_mask"] = torch.cat(
+            [visible, visible[:, -1:].expand(-1, longest, *visible.shape[2:])], 1
+        )
     return labels

@@ -1,7 +1,7 @@
-"""The sink dimensions of a model, found on the model itself: on several prompts, with evidence and confidence.
+"""Sink dimensions of a model, measured on several prompts, with evidence and confidence.
 
 Dimensions do not transfer: not between models, and not even between two models with the same LLM (paper, section 1).
-"None" is an answer; most models have none. Not known here: what a model would show on other pictures than these.
+"None" is an answer; most models have none. Other pictures than those measured may show others.
 
 Shapes: L LLM layers, P prompt positions, N patches, D and E channels.
 """
@@ -43,7 +43,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 
 
 def discover(vlm: VLM, prompts: Prompt | Iterable[Prompt] | None = None, *, cache: bool = True) -> Discovery:
-    """Look for the sink dimensions of a model on several prompts.
+    """Measure the sink dimensions of a model on several prompts.
 
     All tokens are looked at, since the text sink shows the LLM's dimensions best; which visual tokens are sinks is
     another question (see ``find_sinks``). Each prompt is reduced to a few numbers before the next one runs.
@@ -52,28 +52,28 @@ def discover(vlm: VLM, prompts: Prompt | Iterable[Prompt] | None = None, *, cach
         vlm: the model, run once unmodified for each prompt.
         prompts: one or several; six made-up pictures with plain questions where None.
         cache: keep the result of the default prompts on disk (``cache_file``) and take it from there. Weights changed in
-            memory after loading are not noticed: say False for such a model.
+            memory after loading do not change the file: pass False for such a model.
 
     Raises:
         PromptError: something else than prompts is given.
         SinkgateError: no prompts, or hidden states that are not finite numbers.
     """
-    place = cache_file(vlm) if cache and prompts is None else None
-    if place and (kept := _read_cache(place)):
-        return kept
+    file = cache_file(vlm) if cache and prompts is None else None
+    if file and (cached := _read_cache(file)):
+        return cached
     both = [_look(vlm, prompt) for prompt in (default_prompts(vlm) if prompts is None else _each(prompts))]
-    found = Discovery(
+    discovery = Discovery(
         model=vlm.name,
         revision=getattr(vlm.model.config, "_commit_hash", None),
         prompts=len(both),
         sinkgate=__version__,
         transformers=transformers.__version__,
-        vision=combine(vision) if (vision := [seen for seen, _ in both if seen]) else None,
+        vision=combine(vision) if (vision := [evidence for evidence, _ in both if evidence]) else None,
         llm=combine([llm for _, llm in both]),
     )
-    if place:
-        _write_cache(place, found)
-    return found
+    if file:
+        _write_cache(file, discovery)
+    return discovery
 
 
 def _look(vlm: VLM, prompt: Prompt) -> tuple[Evidence | None, Evidence]:
@@ -92,15 +92,15 @@ def _look(vlm: VLM, prompt: Prompt) -> tuple[Evidence | None, Evidence]:
 def _finds(observation: Observation, evidence: Evidence, side: Side) -> dict[str, int]:
     """Return 1 for each criterion of ``AUTO`` that finds a sink on this side, else 0."""
 
-    def found(name: str) -> bool:
+    def has_sinks(name: str) -> bool:
         if name == "massive" and not evidence.dimensions:  # it needs dimensions of ten times the spike
             return False
         if side == "llm":
-            return criterion(name)(Signals(observation.states, observation.visual, observation.attention)).found
+            return criterion(name)(Signals(observation.states, observation.visual, observation.attention)).has_sinks
         verdict = classify_patches(observation, len(observation.visual), name).verdict
-        return verdict is not None and verdict.found
+        return verdict is not None and verdict.has_sinks
 
-    return {name: int(found(name)) for name in AUTO}
+    return {name: int(has_sinks(name)) for name in AUTO}
 
 
 # --- the criteria of a model
@@ -115,8 +115,8 @@ def sink_criteria(
 ) -> SinkCriteria:
     """Resolve names of criteria for one model: every image of it is judged by the same ones.
 
-    This is the one place where "auto" and "dimensions" become criteria with all their arguments. ``find_sinks`` calls it, and so
-    does whatever records by which criteria a study, gates or a report named its sinks (``SinkCriteria.settings``).
+    Here "auto" and "dimensions" become criteria with all their arguments, for ``find_sinks`` and for the records of
+    studies, gates and reports (``SinkCriteria.settings``).
 
     "auto" is decided once for each model and side, held in ``vlm.criteria``, and may find no sink in an image:
     see `sinkgate.sinks.discovery.Discovery.criterion` for the order. "dimensions", and ``SinkDimensions`` without ``dims``, take the model's dimensions:
@@ -168,11 +168,11 @@ def _resolve(vlm: VLM, choice: str | Criterion | Choice, side: Side, prompt: Pro
             raise SinkgateError(
                 f"there is no dimension {outside[0]} in the LLM of {vlm.name}: hidden states are {width} wide; give dimensions of this model"
             )
-    elif held := known_criterion(vlm.name, side, width):
-        dims, reason = held.dims, held.reason
+    elif known_choice := known_criterion(vlm.name, side, width):
+        dims, reason = known_choice.dims, known_choice.reason
     else:
-        found = held_discovery(vlm, prompt)
-        dims, reason = found.dimensions(side), found.origin
+        discovery = held_discovery(vlm, prompt)
+        dims, reason = discovery.dimensions(side), discovery.origin
     tau = tau_for(width) if isinstance(choice, str) and "tau" not in choice and width else decide.tau
     return Choice(replace(decide, dims=dims, tau=tau), reason if dims else "")
 
@@ -207,7 +207,7 @@ def _each(prompts: Prompt | Iterable[Prompt]) -> Iterator[Prompt]:
 
 
 def default_prompts(vlm: VLM) -> Iterator[Prompt]:
-    """Six plain prompts, one at a time, the same in every run: noise, a ramp, one grey, a checkerboard and two drawings."""
+    """Yield six plain prompts, the same in every run: noise, a ramp, one grey, a checkerboard and two drawings."""
     for index, picture in enumerate(_pictures()):
         yield vlm.prompt(picture, QUESTIONS[index % len(QUESTIONS)])
 
@@ -237,7 +237,7 @@ def _pictures(side: int = 336) -> Iterator[Image.Image]:
 
 
 def cache_file(vlm: VLM) -> Path | None:
-    """Where the discovery of a model is kept; None where nothing says which weights it has.
+    """Return the file that caches the discovery of a model; None where its weights cannot be identified.
 
     The folder is SINKGATE_CACHE, else sinkgate/ in XDG_CACHE_HOME, else ~/.cache/sinkgate. A model is known by its
     name with its commit on the Hub, or by its folder with the sizes and times of the weight files in it.
@@ -254,18 +254,18 @@ def cache_file(vlm: VLM) -> Path | None:
     return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', vlm.name)[-60:]}-{key}.json"
 
 
-def _read_cache(place: Path) -> Discovery | None:
+def _read_cache(file: Path) -> Discovery | None:
     with suppress(OSError, SinkgateError, UnicodeDecodeError):  # missing or broken: measured again, and replaced
-        return Discovery.from_json(place.read_text(encoding="utf-8"))
+        return Discovery.from_json(file.read_text(encoding="utf-8"))
     return None
 
 
-def _write_cache(place: Path, found: Discovery) -> None:
-    part = place.with_name(f".{place.name}.{uuid4().hex}")  # renamed when complete: no reader sees half a file
+def _write_cache(file: Path, discovery: Discovery) -> None:
+    part = file.with_name(f".{file.name}.{uuid4().hex}")  # renamed when complete: no reader sees half a file
     with suppress(OSError):  # a folder that cannot be written costs the next run a measurement, nothing else
-        place.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_text(found.to_json() + "\n", encoding="utf-8")
-            part.replace(place)
+            part.write_text(discovery.to_json() + "\n", encoding="utf-8")
+            part.replace(file)
         finally:
             part.unlink(missing_ok=True)

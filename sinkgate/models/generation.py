@@ -1,4 +1,4 @@
-"""Answers as they grow: a generator of text around transformers' streamer, and a way to stop."""
+"""Streamed answers: a generator of text around transformers' streamer, and a way to stop."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sinkgate.models.trace import Trace
 def streamed(
     tokenizer: Any, answer: Callable[[TextIteratorStreamer, Callable[[], bool]], Trace]
 ) -> Generator[str, None, Trace]:
-    """Run ``answer`` in a thread and yield the text as it grows; returns its Trace, raises its errors.
+    """Run ``answer`` in a thread, yield the text generated so far after each piece, and return the Trace; raise its errors.
 
-    ``answer`` gets a streamer and a question to ask after each token: has whoever listens gone?
+    ``answer`` gets a streamer and a function to call after each token, which returns True once the generator is closed.
     """
     closed = False
     result: list[Trace | BaseException] = []
@@ -27,7 +27,7 @@ def streamed(
     def run() -> None:
         try:
             result.append(answer(streamer, lambda: closed))
-        except BaseException as error:  # noqa: BLE001 - handed to whoever iterates
+        except BaseException as error:  # noqa: BLE001 - raised where the generator is read
             result.append(error)
             streamer.end()
 
@@ -52,7 +52,7 @@ _RESERVED = ("return_dict_in_generate", "output_logits", "past_key_values", "inp
 
 
 def generate_options(options: Mapping[str, Any], stop: Callable[[], bool] | None, max_rows: int) -> dict[str, Any]:
-    """Return options of ``generate`` that write one answer: greedy where the caller says nothing else.
+    """Return options of ``generate`` that write one answer: greedy by default.
 
     Args:
         options: what the caller gives.
@@ -64,15 +64,15 @@ def generate_options(options: Mapping[str, Any], stop: Callable[[], bool] | None
     """
     if max_rows < 0:
         raise SinkgateError(f"max_rows is {max_rows}; expected 0 (no attention is recorded) or more")
-    if given := [name for name in _RESERVED if name in options]:
-        raise SinkgateError(f"{given[0]} is set by sinkgate itself; leave it out")
+    if conflicting := [name for name in _RESERVED if name in options]:
+        raise SinkgateError(f"{conflicting[0]} is set by sinkgate itself; leave it out")
     if options.get("num_return_sequences", 1) != 1:
         raise SinkgateError(
             f"num_return_sequences is {options['num_return_sequences']}; a Trace holds one answer: call several times with do_sample=True"
         )
-    if max_rows and (given := [name for name in _SEVERAL_AT_ONCE if options.get(name) is not None]):
+    if max_rows and (conflicting := [name for name in _SEVERAL_AT_ONCE if options.get(name) is not None]):
         raise SinkgateError(
-            f"with {given[0]} one forward writes several tokens, so attention has no row a token; give max_rows=0"
+            f"with {conflicting[0]} one forward writes several tokens, so attention has no row a token; give max_rows=0"
         )
     stops = [*(options.get("stopping_criteria") or ()), *([_StopWhen(stop)] if stop else ())]
     return {

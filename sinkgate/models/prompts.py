@@ -1,4 +1,4 @@
-"""Images and a question made ready for a model, with where its visual tokens are and which patches they came from.
+"""Prompts: images and a question as a model's inputs, with the positions and patches of its visual tokens.
 
 Shapes: V visual tokens, S separators, N patches, U rows that the images put into the prompt.
 """
@@ -108,7 +108,7 @@ def refuse_several(prompt: Any, call: str) -> None:
 
 
 class Prompter:
-    """Makes prompts for one model. What it measured of a model (by gradients) and of pictures of one size is kept."""
+    """Make prompts for one model. Measurements of the model (by gradients) and of pictures of one size are cached."""
 
     def __init__(self, adapter: Adapter, processor: Any, name: str) -> None:
         self.adapter, self.processor, self.name = adapter, processor, name
@@ -151,29 +151,29 @@ class Prompter:
         return replace(self._read(inputs, pictures, question), system=system)
 
     def _refusal(self, pictures: Sequence[Image.Image], error: Exception) -> ImageError | PromptError | None:
-        """The sentence about what the processor refused: a picture, their number or the text; None where it takes no picture at all."""
-        said = str(error).strip() or type(error).__name__
+        """Return an error that names what the processor refused: a picture, their number or the text; None where it takes no picture at all."""
+        reason = str(error).strip() or type(error).__name__
         if not self._takes(Image.new("RGB", (224, 224))):
             return None
         for number, picture in enumerate(pictures, 1):
             if not self._takes(picture):
-                which = "the picture" if len(pictures) == 1 else f"picture {number} of {len(pictures)}"
+                label = "the picture" if len(pictures) == 1 else f"picture {number} of {len(pictures)}"
                 return ImageError(
-                    f"the processor of {self.name} refuses {which}, {picture.width} x {picture.height} pixels: {said}"
+                    f"the processor of {self.name} refuses {label}, {picture.width} x {picture.height} pixels: {reason}"
                 )
         if len(pictures) > 1:
-            return PromptError(f"{self.name} cannot take {len(pictures)} images in one prompt: {said}")
-        return PromptError(f"the processor of {self.name} refuses the question: {said}")
+            return PromptError(f"{self.name} cannot take {len(pictures)} images in one prompt: {reason}")
+        return PromptError(f"the processor of {self.name} refuses the question: {reason}")
 
     def _takes(self, picture: Image.Image) -> bool:
         try:
             self._process([picture])
-        except Exception:  # noqa: BLE001 - what it raises was said before
+        except Exception:  # noqa: BLE001 - the caller has reported its error
             return False
         return True
 
     def _process(self, images: Sequence[Image.Image]) -> dict[str, Any]:
-        """Inputs of a question of any kind, for what only the images decide."""
+        """Return the inputs of a placeholder question, for measurements that depend on the images alone."""
         return self.chat.inputs(self.chat.text([None] * len(images) + ["?"]), images)
 
     @property
@@ -209,11 +209,11 @@ class Prompter:
         visual = rows[fed]
         sheets = self._lay_out(inputs, images, token, len(visual)) if images and token is not None else ()
         separators = torch.cat([rows[~fed], self._between(visual, sheets)]).unique()
-        kept = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         return Prompt(
             list(images),
             question,
-            kept,
+            tensors,
             visual,
             separators,
             adapter.num_keys(inputs),
@@ -223,7 +223,7 @@ class Prompter:
         )
 
     def _token_of_patch(self, inputs: Mapping[str, Any]) -> tuple[Tensor | None, str]:
-        """Which of the images' rows each patch feeds, and what is to be said about it."""
+        """Return the image's row that each patch feeds, and a note on it for users."""
         adapter = self.adapter
         if not adapter.encoder_layers:
             return None, "this encoder's layers cannot be looked into, so no visual token has a place in the picture"
@@ -296,12 +296,12 @@ def _sizes(images: Sequence[Image.Image]) -> str:
 
 
 def _as_tensors(inputs: Any, model: Any) -> dict[str, Tensor]:
-    """What a processor has made, as the model takes it: tensors of its dtype on its device, one prompt."""
+    """Convert a processor's output for one prompt to tensors of the model's dtype on its device."""
     if not isinstance(inputs, Mapping):
         raise PromptError(
             f"the inputs are a {type(inputs).__name__}; expected what a processor returns, names with tensors"
         )
-    made: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in inputs.items():
         try:
             array = value if isinstance(value, Tensor) else np.asarray(value)
@@ -311,19 +311,19 @@ def _as_tensors(inputs: Any, model: Any) -> dict[str, Tensor]:
             ) from error
         if isinstance(array, Tensor) or array.dtype.kind in "buif":
             tensor = torch.as_tensor(array)
-            made[name] = tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
+            tensors[name] = tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
     for name, maker in (("input_ids", "text"), ("pixel_values", "images")):
-        if name not in made:
+        if name not in tensors:
             raise PromptError(
-                f"the inputs hold no {name}, only {', '.join(made) or 'nothing'}; the processor makes them of its {maker}"
+                f"the inputs hold no {name}, only {', '.join(tensors) or 'nothing'}; the processor makes them of its {maker}"
             )
-    shape = tuple(made["input_ids"].shape)
+    shape = tuple(tensors["input_ids"].shape)
     if len(shape) != 2 or shape[0] != 1:
         many = f"{shape[0]} prompts" if len(shape) == 2 else f"input_ids of shape {shape}"
         raise PromptError(
             f"the inputs hold {many}; expected one, of shape (1, positions): read each on its own, `vlm.predict_all` runs many"
         )
-    return made
+    return tensors
 
 
 def _refuse_wrong_size(inputs: Mapping[str, Any], adapter: Adapter) -> None:

@@ -39,7 +39,7 @@ BATCH = 32  # settings side by side at first; fewer where memory does not suffic
 
 @dataclass(frozen=True)
 class _State:
-    """What one prefill left behind. scales (L, 1, K), or limited; inputs: one (1, P, D) a layer of the LLM; rows: one (1, H, 1, K) a layer."""
+    """State after one prefill. scales (L, 1, K), or limited; inputs: one (1, P, D) a layer of the LLM; rows: one (1, H, 1, K) a layer."""
 
     scales: Scales
     inputs: list[Tensor]
@@ -50,8 +50,8 @@ class _State:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        kept = {id(tensor): tensor for tensor in [*self.inputs, *cache_tensors(self.output.past_key_values)]}
-        return sum(tensor.nbytes for tensor in kept.values())
+        tensors = {id(tensor): tensor for tensor in [*self.inputs, *cache_tensors(self.output.past_key_values)]}
+        return sum(tensor.nbytes for tensor in tensors.values())
 
 
 class Session:
@@ -71,7 +71,7 @@ class Session:
 
     @property
     def resumes(self) -> bool:
-        """Whether this model can start in the middle; proved once, on the first prompt of any session."""
+        """Return whether this model can start in the middle; tested once, on the first prompt of any session."""
         adapter = self.vlm.adapter
         if adapter.resumes is None:
             with self.vlm.lock, torch.no_grad():
@@ -160,7 +160,7 @@ class Session:
         """``answer`` as a generator of the growing text; it returns the Trace. Closing it stops the model.
 
         ``within`` is entered by the thread in which the model runs, for as long as it runs, however slowly the
-        text is read: whoever shares a model out among many hands in their turn.
+        text is read: the place for a lock on a model that several users share.
         """
 
         def run(streamer: Any, closed: Callable[[], bool]) -> Trace:
@@ -284,7 +284,7 @@ class Session:
         return _State(scales, inputs, rows, output)
 
     def _proves_to_resume(self) -> bool:
-        """Whether the last layer alone gives the same logits as the full run."""
+        """Return whether the last layer alone gives the same logits as the full run."""
         adapter = self.vlm.adapter
         if adapter.shares_keys or adapter.takes_encoded is None:
             return False
@@ -328,6 +328,6 @@ class Shelf:
                 other.drop()
 
     def _alive(self) -> list[Session]:
-        """Sessions that someone still holds, the one used last at the end."""
-        self._recent = {key: kept for key, kept in self._recent.items() if kept() is not None}
-        return [session for kept in self._recent.values() if (session := kept()) is not None]
+        """Return the sessions that are still referenced, the one used last at the end."""
+        self._recent = {key: session for key, session in self._recent.items() if session() is not None}
+        return [session for reference in self._recent.values() if (session := reference()) is not None]

@@ -1,4 +1,4 @@
-"""Which visual token a patch feeds, measured by gradients: the judge of every closed form.
+"""Map from patches to visual tokens, measured by back-propagation; it verifies the closed-form maps.
 
 Shapes: N patches, U rows that the image puts into the prompt.
 """
@@ -17,7 +17,7 @@ from sinkgate.models.adapters.base import Adapter, Inputs
 
 
 def measure_tokens(adapter: Adapter, inputs: Inputs) -> Tensor:
-    """Which of the image's rows each patch feeds, measured between encoder and projector.
+    """Measure the image's row that each patch feeds, between encoder and projector.
 
     The gradient of sum_k r.row_k, with random r, is spread over the patches that feed any row; the same sum over
     only those k whose binary digit i is 1 gives either that gradient again or zero: digit i of the patch's row.
@@ -53,8 +53,8 @@ def measure_tokens(adapter: Adapter, inputs: Inputs) -> Tensor:
         number = torch.arange(len(each))
 
         def gradient(of: Tensor) -> Tensor:
-            (found,) = torch.autograd.grad(of, leaves[0], retain_graph=True)
-            return adapter.in_patch_order(found, inputs).cpu().double()
+            (patches,) = torch.autograd.grad(of, leaves[0], retain_graph=True)
+            return adapter.in_patch_order(patches, inputs).cpu().double()
 
         plain = gradient(each.sum())
         size = plain.abs().amax(-1)
@@ -71,7 +71,7 @@ def measure_tokens(adapter: Adapter, inputs: Inputs) -> Tensor:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient within the block: only what lies behind the leaf is kept in memory."""
+    """Compute no gradients of parameters within the block, so that only the graph behind the leaf is stored."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What one run of the model left to look at: answer, next-token distribution, attention rows.
+"""Result of one run of the model: answer, next-token distribution, attention rows.
 
 Shapes: L layers, H heads, R recorded rows, K keys, V visual tokens, S separators.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Trace:
-    """One run. Row r of ``attention`` is the query that produced token r of ``tokens``; row 0 is the last prompt token.
+    """One run of the model. Row r of ``attention`` is the query that produced token r of ``tokens``; row 0 is the last prompt token.
 
     ``ids``: all that was generated; ``tokens``: their texts, special tokens left out.
 
@@ -46,7 +46,7 @@ class Trace:
         return f"Trace({written}, next token {word!r} {share:.1%}, attention of {layers} layers x {heads} heads x {rows} rows x {keys} keys)"
 
     def to_frame(self, sinks: SinkMasks | None = None) -> pd.DataFrame:
-        """Return where the attention of each recorded row goes, layer by layer: one line a row and layer, shares summing to one.
+        """Return the shares of each recorded row's attention as a table: one line for each row and layer, shares sum to one.
 
         Columns: ``row``, ``token`` that it produced, ``layer``, then ``visual`` (with ``sinks``: ``v_sink``, ``l_sink`` and ``ordinary``),
         ``separator`` and ``text``, each the mean over heads, in [0, 1].
@@ -68,19 +68,19 @@ class Trace:
     def visual(
         self, layer: int, head: int | None = None, row: int = 0, hide: Tensor | None = None, sheet: int = 0
     ) -> Tensor:
-        """Attention on the visual tokens of one sheet, (rows, columns); the mean over heads where ``head`` is None.
+        """Return the attention on the visual tokens of one sheet, (rows, columns); the mean over heads where ``head`` is None.
 
-        ``hide`` (V,) boolean sets those tokens to zero and stretches the others to the same sum.
+        ``hide`` (V,) boolean sets those tokens to zero and scales the others to the same sum.
         """
         rows = self._row(row)[layer]
         patches = (rows.mean(0) if head is None else rows[head])[self.positions]
         if hide is not None:
-            kept = patches * ~hide
-            patches = kept * (patches.sum() / kept.sum().clamp_min(1e-12))
+            shown = patches * ~hide
+            patches = shown * (patches.sum() / shown.sum().clamp_min(1e-12))
         return self.sheets[sheet].spread(patches)
 
     def shares(self, sinks: SinkMasks | None = None, row: int = 0) -> dict[str, Tensor]:
-        """Where one row's attention goes in each layer, mean over heads.
+        """Return the shares of one row's attention in each layer, the mean over heads.
 
         Returns ``v_sink``, ``l_sink`` and ``ordinary`` (without ``sinks`` all three as ``visual``), ``separator`` (newline and tile
         tokens) and ``text``, each (L,), summing to one.
@@ -98,7 +98,7 @@ class Trace:
         return {**shares, "separator": separator, "text": rows.sum(1) - patches.sum(1) - separator}
 
     def _row(self, row: int) -> Tensor:
-        """The attention of one recorded row, (L, H, K)."""
+        """Return the attention of one recorded row, (L, H, K)."""
         recorded = self.attention.shape[2]
         if not -recorded <= row < recorded:
             raise SinkgateError(
@@ -108,7 +108,7 @@ class Trace:
 
 
 def stack_rows(recorded: dict[int, list[Tensor]]) -> Tensor:
-    """The rows of one sample over forward calls, keys padded with zeros: L lists of (1, H, R, K) -> (L, H, R, K)."""
+    """Return the rows of one sample over forward calls, keys padded with zeros: L lists of (1, H, R, K) -> (L, H, R, K)."""
     longest = max(rows.shape[-1] for calls in recorded.values() for rows in calls)
 
     def padded(rows: Tensor) -> Tensor:

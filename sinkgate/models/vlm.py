@@ -1,4 +1,4 @@
-"""A vision-language model and the map of its parts: ask it, gate it, look inside.
+"""Vision-language model: prompts, gated runs, and observation of attention and hidden states.
 
 Layers are those of the LLM that attend to visual tokens: all of them in most models, some in hybrids and where the
 image is read by cross-attention.
@@ -56,7 +56,7 @@ MAX_ROWS = 128  # tokens whose attention is kept; one row takes layers x heads x
 
 
 class VLM:
-    """A vision-language model with its processor. Calls on one model take turns; nothing stays attached to it.
+    """A vision-language model with its processor. Calls on one model run one after another; nothing stays attached to it.
 
     Raises:
         UnsupportedModelError: the model takes no images, or no layer can be gated.
@@ -94,7 +94,7 @@ class VLM:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies; its first part where it lies on several."""
+        """Device of the model; of its first part where it lies on several."""
         return self.model.device
 
     @property
@@ -152,7 +152,7 @@ class VLM:
             return self.prompter.read(inputs, images, question)
 
     def unknown_words(self, question: str) -> list[str]:
-        """Words that the tokenizer has never seen, in order; always empty for tokenizers that spell words out."""
+        """Return words outside of the vocabulary, in order; always empty for tokenizers that spell words out."""
         unknown = self.tokenizer.unk_token_id
         words = dict.fromkeys(question.split())
         if unknown is None:
@@ -184,7 +184,7 @@ class VLM:
     def predict(self, prompt: Sequence[Prompt], gates: Tables = None, sinks: Maps = None) -> list[Trace]: ...
 
     def predict(self, prompt: Any, gates: Any = None, sinks: Any = None) -> Any:
-        """One prefill: the next-token distribution and the last row's attention, no answer yet. Of several prompts as ``predict_all``.
+        """Run one prefill: the next-token distribution and the last row's attention, no answer yet. Of several prompts as ``predict_all``.
 
         Raises:
             PromptError: this is no prompt, and no list of prompts.
@@ -217,7 +217,7 @@ class VLM:
             return self.model(**self.warm_inputs(prompt), use_cache=False, logits_to_keep=1).logits[0, -1]
 
     def predict_all(self, prompts: Sequence[Prompt], gates: Tables = None, sinks: Maps = None) -> list[Trace]:
-        """``predict`` for prompts of any images and lengths in one forward, each under gates of its own.
+        """Run ``predict`` for prompts of any images and lengths in one forward, each under gates of its own.
 
         Models that encode images anew in every call are run prompt by prompt.
 
@@ -256,7 +256,7 @@ class VLM:
         sinks: Sequence[SinkMasks] = (),
         answers: Sequence[Sequence[int]] | None = None,
     ) -> Batch:
-        """Prompts side by side, their images encoded, with their sinks, and their answers as ``encode_answer`` gives them.
+        """Return prompts as one batch, their images encoded, with their sinks, and their answers as ``encode_answer`` gives them.
 
         Raises:
             UnsupportedModelError: several prompts for a model that encodes images anew in every call.
@@ -337,7 +337,7 @@ class VLM:
         stop: Callable[[], bool] | None = None,
         **generation: Any,
     ) -> Any:
-        """The answer, greedy where ``generation`` says nothing else, with the attention of every generated token.
+        """Generate the answer, greedy unless ``generation`` has other options, with the attention of every generated token.
 
         Args:
             prompt: what to answer; several prompts are answered one by one.
@@ -416,7 +416,7 @@ class VLM:
     # --- looking inside
 
     def observe(self, prompt: Prompt, reduction: Reduction | None = None) -> Observation:
-        """Run the unmodified model once and keep what criteria look at; of hidden states, summaries.
+        """Run the unmodified model once and record what criteria read; of hidden states, summaries.
 
         Args:
             prompt: what to read.
@@ -426,7 +426,7 @@ class VLM:
         return self._observe(prompt, Recorder(self._rows_after_image(prompt), mean=True, values=True), reduction)
 
     def observe_heads(self, prompt: Prompt, reduction: Reduction | None = None) -> HeadObservation:
-        """``observe``, each head apart: where it looks, and how alike what it gives the queries is."""
+        """Run ``observe`` with the attention and the output's stable rank of each head."""
         ids = prompt.inputs["input_ids"]
         counts = prompt.inputs.get("attention_mask", torch.ones_like(ids)).bool()
         llm = Recorder(self._rows_after_image(prompt), mean="rows", values=True, outputs=counts)
@@ -495,7 +495,7 @@ class VLM:
         return self.adapter.rows_after_image(prompt.inputs, prompt.visual)
 
     def observe_encoder(self, prompt: Prompt) -> PatchObservation:
-        """Run the encoder alone, unmodified, and keep what criteria of V-sinks look at; the prompt keeps the encoded image.
+        """Run the encoder alone, unmodified, and record what criteria of V-sinks read; the prompt keeps the encoded image.
 
         Attention is recorded in one layer, the one that reads the features.
         """
@@ -517,15 +517,15 @@ class VLM:
     def _patches(
         self, prompt: Prompt, features: list[Tensor], encoder: Recorder
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Features of the patches and the attention that each receives, as multiples of an even share."""
+        """Return features of the patches and the attention that each receives, as multiples of an even share."""
         if not features:
             return None, None
-        kept = torch.cat(features) if len(features) > 1 else features[0]
+        patches = torch.cat(features) if len(features) > 1 else features[0]
         parts = encoder.attention[0]  # one a call; models with windows call once a window
-        received = torch.cat([(part * part.shape[-1]).flatten() for part in parts]).view(kept.shape[:-1])
+        received = torch.cat([(part * part.shape[-1]).flatten() for part in parts]).view(patches.shape[:-1])
         order = self.adapter.in_patch_order
         return (
-            order(kept, prompt.inputs).float().cpu(),
+            order(patches, prompt.inputs).float().cpu(),
             order(received[..., None], prompt.inputs)[..., 0].float().cpu(),
         )
 
@@ -579,7 +579,7 @@ class VLM:
         stored: int = 0,
         live: Collection[int] = (),
     ) -> Iterator[Attached]:
-        """Scales and recorder on the LLM; ``own_cache`` where what runs inside begins its own KV cache."""
+        """Attach scales and recorder to the LLM; ``own_cache`` where the run inside begins its own KV cache."""
         cross, own_cache = self.adapter.cross_attention, own_cache and not self.adapter.shares_keys
         with (
             self.lock,
@@ -719,7 +719,7 @@ def find_sinks(
 def _cases(
     prompts: Sequence[Prompt], gates: Tables, sinks: Maps
 ) -> list[tuple[Prompt, AnyGates | None, SinkMap | None]]:
-    """Each prompt with its gates and sinks."""
+    """Return each prompt with its gates and sinks."""
     tables = [gates] * len(prompts) if gates is None or isinstance(gates, AnyGates) else list(gates)
     maps = [None] * len(prompts) if sinks is None else list(sinks)
     if not len(prompts) == len(tables) == len(maps):
@@ -738,12 +738,12 @@ def find_v_sinks(
         SinkgateError: no criterion has that name.
     """
     choice = sink_criteria(vlm, v_sink=v_sink, l_sink="norm", prompt=prompt).v_sink
-    found = classify_patches(vlm.observe_encoder(prompt), len(prompt.visual), choice, merged).v_sink
-    return SinkMasks(found, torch.zeros(vlm.num_layers, len(found), dtype=torch.bool))
+    v_sinks = classify_patches(vlm.observe_encoder(prompt), len(prompt.visual), choice, merged).v_sink
+    return SinkMasks(v_sinks, torch.zeros(vlm.num_layers, len(v_sinks), dtype=torch.bool))
 
 
 def _of_layers(recorded: dict[int, list[Tensor]]) -> Tensor:
-    """What was recorded of a single sample in the first call of each layer, one under the other."""
+    """Stack the records of a single sample in the first call of each layer."""
     return torch.cat([recorded[layer][0].float().cpu() for layer in sorted(recorded)])
 
 

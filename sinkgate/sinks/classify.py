@@ -1,7 +1,7 @@
 """Observations of one prompt, sorted into V-sinks (once per image), L-sinks (per LLM layer) and ordinary tokens.
 
-V-sinks are born in the vision encoder and decided on its patch features before the projector; L-sinks are
-born inside the LLM and decided at the input of every layer (paper, section 1). A token that is both counts as
+V-sinks arise in the vision encoder and are decided on its patch features before the projector; L-sinks
+arise inside the LLM and are decided at the input of every layer (paper, section 1). A token that is both counts as
 a V-sink.
 
 Where patches are merged, a visual token is a V-sink when any of its patches is; a default chosen by us; the paper does not say.
@@ -11,6 +11,7 @@ Shapes: L LLM layers, V visual tokens, N patches, P prompt positions, E encoder 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -33,7 +34,7 @@ from sinkgate.sinks.criteria import (
     read_criterion,
 )
 from sinkgate.sinks.sink_map import SinkMap, SinkMasks, TextTokens
-from sinkgate.sinks.states import HiddenStates
+from sinkgate.sinks.states import HiddenStates, norms
 
 __all__ = [
     "HeadObservation",
@@ -53,12 +54,12 @@ Merged = Literal["any", "most", "all"]
 
 @dataclass(frozen=True)
 class PatchObservation:
-    """The encoder's half of an `Observation`.
+    """Encoder part of an `Observation`.
 
     Shapes: features (N, E), the encoder's patch features before the projector, and encoder_attention (N,), the mean
     attention that a patch receives over heads and all queries of the layer that reads those features (their own layer where it
     is the encoder's last; chosen by us), times the number of Keys: 1 is an even share; both None where the encoder
-    cannot be looked into; token_of_patch (N,) the visual token that a patch feeds, negative for none, None where tokens mix
+    cannot be observed; token_of_patch (N,) the visual token that a patch feeds, negative for none, None where tokens mix
     patches.
     """
 
@@ -69,7 +70,7 @@ class PatchObservation:
 
 @dataclass(frozen=True)
 class Observation(PatchObservation):
-    """One prompt seen by the unmodified model: the raw material of every criterion.
+    """One run of the unmodified model on a prompt: the input of every criterion.
 
     ``states`` at the input of each LLM layer are reduced as they pass; ``hidden`` returns them whole, by another run.
 
@@ -92,7 +93,7 @@ class Observation(PatchObservation):
 
 @dataclass(frozen=True)
 class HeadObservation(Observation):
-    """An observation that tells the heads apart.
+    """Observation of each head.
 
     Shapes: as `Observation`; head_attention (L, H, K): the mean over the text queries after the image, on every Key, sums to one;
     stable_rank (L, H) of a head's output over all queries of the prompt, see `sinkgate.attention.recorder.stable_rank`.
@@ -103,7 +104,7 @@ class HeadObservation(Observation):
 
 
 def classify(
-    seen: Observation,
+    observation: Observation,
     sheets: tuple[Sheet, ...],
     *,
     v_sink: str | Criterion | Choice = "auto",
@@ -113,18 +114,18 @@ def classify(
     """Sort visual tokens into V-sinks, L-sinks and ordinary ones.
 
     Args:
-        seen: what the unmodified model did with the prompt.
-        sheets: where its visual tokens lie in the picture.
-        v_sink: criterion for V-sinks, by name (see ``CRITERIA``) or as an object. No model is at hand here: names that stand for a
-            decision about a model, "auto" and "dimensions", decide on this prompt alone; `sinkgate.find_sinks` holds one decision for all.
+        observation: one run of the unmodified model on the prompt.
+        sheets: positions of its visual tokens in the picture.
+        v_sink: criterion for V-sinks, by name (see ``CRITERIA``) or as an object. "auto" and "dimensions" decide on this
+            prompt alone, without a model; `sinkgate.find_sinks` holds one decision for all prompts of a model.
         l_sink: criterion for L-sinks.
         merged: a token of several patches is a V-sink when any, most (more than half) or all of them are sinks.
 
     Raises:
         SinkgateError: no criterion has that name, or ``merged`` is none of the three.
     """
-    patches = classify_patches(seen, len(seen.visual), v_sink, merged)
-    signals = Signals(seen.states, seen.visual, seen.attention)
+    patches = classify_patches(observation, len(observation.visual), v_sink, merged)
+    signals = Signals(observation.states, observation.visual, observation.attention)
     l_verdict = criterion(l_sink)(signals)
     choices = SinkCriteria(_choice(v_sink, patches.verdict), _choice(l_sink, l_verdict))
     return SinkMap(
@@ -135,13 +136,13 @@ def classify(
         sheets=sheets,
         loudest=patches.loudest,
         encoder_share=patches.share,
-        llm_share=over_median(seen.attention),
+        llm_share=over_median(observation.attention),
         norm_ratio=patches.norm_ratio,
-        value_ratio=seen.value_norms[:, seen.visual] / seen.value_norms.mean(1, keepdim=True),
+        value_ratio=observation.value_norms[:, observation.visual] / observation.value_norms.mean(1, keepdim=True),
         criteria=choices,
-        positions=seen.visual,
+        positions=observation.visual,
         spike=_spike(signals, l_verdict),
-        text=_text_tokens(seen, choices.l_sink, l_verdict),
+        text=_text_tokens(observation, choices.l_sink, l_verdict),
     )
 
 
@@ -155,17 +156,17 @@ def _choice(decided: str | Criterion | Choice, verdict: Verdict | None) -> Choic
     return Choice(judge)
 
 
-def _text_tokens(seen: Observation, choice: Choice, verdict: Verdict) -> TextTokens:
+def _text_tokens(observation: Observation, choice: Choice, verdict: Verdict) -> TextTokens:
     """Judge the Keys that are no visual tokens, where the criterion judges a token by its own state."""
-    is_text = torch.ones(seen.value_norms.shape[1], dtype=torch.bool)
-    is_text[seen.visual] = False
+    is_text = torch.ones(observation.value_norms.shape[1], dtype=torch.bool)
+    is_text[observation.visual] = False
     positions = is_text.nonzero()[:, 0]
-    received = None if seen.key_attention is None else seen.key_attention[:, positions]
+    received = None if observation.key_attention is None else observation.key_attention[:, positions]
     judge = choice.criterion
     if not verdict.dimensions or not len(positions) or not isinstance(judge, SinkDimensions | MassiveActivations):
         return TextTokens(positions, received)
     judge = replace(judge, dims=verdict.dimensions)  # those of the L-sinks, discovered once
-    signals = Signals(seen.states, positions, torch.zeros(len(verdict.mask), len(positions)))
+    signals = Signals(observation.states, positions, torch.zeros(len(verdict.mask), len(positions)))
     judged = judge(signals)
     return TextTokens(positions, received, judged, _spike(signals, judged))
 
@@ -179,7 +180,7 @@ def _spike(signals: Signals, verdict: Verdict) -> Tensor | None:
 
 @dataclass(frozen=True)
 class PatchVerdict:
-    """What the encoder alone says of the visual tokens; the fields of a `SinkMap` that do not depend on the LLM."""
+    """Verdict on the visual tokens by the encoder alone: the fields of a `SinkMap` that do not depend on the LLM."""
 
     v_sink: Tensor
     verdict: Verdict | None
@@ -189,37 +190,41 @@ class PatchVerdict:
 
 
 def classify_patches(
-    seen: PatchObservation, count: int, v_sink: str | Criterion | Choice = "auto", merged: Merged = "any"
+    observation: PatchObservation, count: int, v_sink: str | Criterion | Choice = "auto", merged: Merged = "any"
 ) -> PatchVerdict:
-    """Decide on V-sinks among ``count`` visual tokens by what was seen of the patches; the arguments are those of `classify`.
+    """Decide on V-sinks among ``count`` visual tokens from an observation of the patches; the arguments are those of `classify`.
 
     Raises:
         SinkgateError: no criterion has that name, or ``merged`` is none of the three.
     """
-    decide, feeds = criterion(v_sink), seen.token_of_patch
+    decide, feeds = criterion(v_sink), observation.token_of_patch
     if merged not in _PARTS:
         raise SinkgateError(f"merged is {merged!r}; expected one of {', '.join(_PARTS)}")
     none, ones = torch.zeros(count, dtype=torch.bool), torch.ones(count)
-    if seen.features is None or seen.encoder_attention is None:
+    if observation.features is None or observation.encoder_attention is None:
         return PatchVerdict(none, None, None, ones, ones)
-    judged = torch.arange(len(seen.features)) if feeds is None else (feeds >= 0).nonzero()[:, 0]
-    attention = seen.encoder_attention[judged]
-    verdict = decide(Signals(seen.features[None], judged, attention[None]))
+    judged = torch.arange(len(observation.features)) if feeds is None else (feeds >= 0).nonzero()[:, 0]
+    attention = observation.encoder_attention[judged]
+    verdict = decide(Signals(observation.features[None], judged, attention[None]))
     if feeds is None:
         return PatchVerdict(none, verdict, None, ones, ones)
     token = feeds[judged]
     loudest = _loudest_by_token(verdict.score[0], token, count)
-    norms = torch.linalg.vector_norm(seen.features[judged].float(), dim=-1)
+    lengths = norms(observation.features[judged].float())
     return PatchVerdict(
         _PARTS[merged](_mean_by_token(verdict.mask[0].float(), token, count)),
         verdict,
         loudest,
         over_median(attention)[loudest],
-        over_median(norms)[loudest],
+        over_median(lengths)[loudest],
     )
 
 
-_PARTS = {"any": lambda share: share > 0, "most": lambda share: share > 0.5, "all": lambda share: share == 1}
+_PARTS: dict[Merged, Callable[[Tensor], Tensor]] = {
+    "any": lambda share: share > 0,
+    "most": lambda share: share > 0.5,
+    "all": lambda share: share == 1,
+}
 
 
 def _mean_by_token(values: Tensor, token: Tensor, count: int) -> Tensor:

@@ -66,10 +66,10 @@ class Signals:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which tokens are sinks, and by how much.
+    """Decision on each token, with its score.
 
     Shapes: mask (G, N) boolean; score (G, N) in units that ``unit`` names; a token is a sink where
-    score >= threshold. ``dimension`` (G, N): the sink dimension that spoke loudest, where the criterion looks at any.
+    score >= threshold. ``dimension`` (G, N): the sink dimension of the largest magnitude, where the criterion reads any.
     """
 
     criterion: str
@@ -81,13 +81,13 @@ class Verdict:
     dimensions: tuple[int, ...] = ()
 
     @property
-    def found(self) -> bool:
-        """Whether there is any sink at all."""
+    def has_sinks(self) -> bool:
+        """True where there is any sink."""
         return bool(self.mask.any())
 
 
 class Criterion(Protocol):
-    """Anything that decides from ``Signals``."""
+    """Function of `Signals`."""
 
     name: ClassVar[str]
 
@@ -111,7 +111,7 @@ class SinkDimensions:
 
     @property
     def reduction(self) -> Reduction:
-        """What one run has to keep of each layer."""
+        """Reduction that one run needs for a verdict."""
         return Reduction(self.dims or (), None if self.dims is not None else RATIO)
 
     def __call__(self, signals: Signals) -> Verdict:
@@ -139,7 +139,7 @@ class MassiveActivations:
 
     @property
     def reduction(self) -> Reduction:
-        """What one run has to keep of each layer."""
+        """Reduction that one run needs for a verdict."""
         return Reduction(self.dims or (), self.ratio)
 
     def __call__(self, signals: Signals) -> Verdict:
@@ -153,7 +153,7 @@ class MassiveActivations:
 class NormOutliers:
     """Tokens whose L2 norm lies far above the others' (Luo et al. find V-sinks of CLIP by norm >= 100).
 
-    The threshold is ``threshold`` where given, else ``times`` the median norm of the layer's judged tokens; the factor 2 is ours.
+    The threshold is ``threshold`` where given, else ``times`` the median norm of the layer's judged tokens; the factor 2 is a default chosen by us.
     """
 
     times: float = 2.0
@@ -171,7 +171,8 @@ class NormOutliers:
 
 @dataclass(frozen=True)
 class AttentionShare:
-    """Tokens that receive at least ``times`` the median attention of the layer's judged tokens; the factor 5 is ours.
+    """Tokens that receive at least ``times`` the median attention of the layer's judged tokens; the factor 5 is a default
+    chosen by us.
 
     It names what draws attention, whatever the reason: on a model without real sinks that may be the object asked for.
     """
@@ -198,20 +199,20 @@ class FirstThatFinds:
 
     @property
     def reduction(self) -> Reduction:
-        """What one run has to keep of each layer."""
+        """Reduction that one run needs for a verdict."""
         return reduction_of(self.criteria)
 
     def __call__(self, signals: Signals) -> Verdict:
         verdict = self.criteria[0](signals)
         for criterion in self.criteria[1:]:
-            if verdict.found:
+            if verdict.has_sinks:
                 break
             verdict = criterion(signals)
         return verdict
 
 
 def reduction_of(criteria: Iterable[Criterion]) -> Reduction:
-    """Return what one run has to keep of each layer for some criteria: the union of their ``reduction``, where they have one."""
+    """Return the reduction that one run needs for some criteria: the union of their ``reduction``, where they have one."""
     reductions = [getattr(criterion, "reduction", Reduction()) for criterion in criteria]
     return reduce(Reduction.joined, reductions, Reduction())
 
@@ -220,8 +221,8 @@ def reduction_of(criteria: Iterable[Criterion]) -> Reduction:
 class Choice:
     """The criterion that is held for one side of a model, the vision encoder or the LLM.
 
-    ``reason``: where its sink dimensions are from, "" where it has none or was given. ``tried``: names of the criteria that
-    "auto" asked before it, all of which find no sinks on this model.
+    ``reason``: origin of its sink dimensions, "" where it has none or was given. ``tried``: names of the criteria that
+    "auto" tried before it, all of which find no sinks on this model.
     """
 
     criterion: Criterion
@@ -234,7 +235,7 @@ class Choice:
         return getattr(self.criterion, "dims", None) or ()
 
     def in_words(self, dims: tuple[int, ...] = ()) -> str:
-        """Return the name with the dimensions (``dims``, where the criterion takes them from each prompt) and where they are from."""
+        """Return the name with the dimensions (``dims``, where the criterion takes them from each prompt) and their origin."""
         dims = self.dims or dims
         return (
             ", ".join([self.criterion.name, *([numbered("dimension", dims)] if dims else [])])
@@ -259,13 +260,13 @@ class SinkCriteria:
         return " ".join([named, *self.sentences()])
 
     def sentences(self) -> list[str]:
-        """Return what "auto" asked before, in words."""
+        """Return the criteria that "auto" tried before, in words."""
         if self.v_sink.tried == self.l_sink.tried:
             sides = [("", self.v_sink.tried)]
         else:
             sides = [(" in the encoder", self.v_sink.tried), (" in the LLM", self.l_sink.tried)]
-        found = [(listed(tried), "s" * (len(tried) == 1), side) for side, tried in sides if tried]
-        return [f"{names[0].upper()}{names[1:]} find{s} none{side} on this model." for names, s, side in found]
+        parts = [(listed(tried), "s" * (len(tried) == 1), side) for side, tried in sides if tried]
+        return [f"{names[0].upper()}{names[1:]} find{s} none{side} on this model." for names, s, side in parts]
 
 
 def tau_for(width: int) -> float:
@@ -338,5 +339,5 @@ def _by_dimensions(
 
 
 def over_median(values: Tensor) -> Tensor:
-    """Values over the median of their last dimension; any shape."""
+    """Return values over the median of their last dimension; any shape."""
     return values / values.median(-1, keepdim=True).values.clamp_min(TINY)

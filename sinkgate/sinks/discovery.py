@@ -1,11 +1,11 @@
-"""The record of a model's sink dimensions: evidence for both sides, as JSON and in words."""
+"""Record of a model's sink dimensions: evidence for both sides, as JSON and in words."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from sinkgate.errors import SinkgateError
 from sinkgate.sinks.criteria import CRITERIA, Choice, SinkCriteria, SinkDimensions, tau_for
@@ -13,7 +13,7 @@ from sinkgate.sinks.evidence import AGREE, DOMINANT, RATIO, SHARP, DimensionEvid
 from sinkgate.sinks.known_dimensions import SIDES, Side, known
 from sinkgate.sinks.words import count, layers
 
-AUTO = ("massive", "norm", "attention")  # asked in this order where a side has no sink dimensions; chosen by us
+AUTO = ("massive", "norm", "attention")  # tried in this order where a side has no sink dimensions; chosen by us
 FORMAT = "sinkgate-dimensions"
 VERSION = 1
 HIGH, FAIR = 0.7, 0.4  # of confidence; defaults chosen by us
@@ -32,9 +32,9 @@ def known_criterion(model: str, side: Side, width: int | None) -> Choice | None:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What was found on both sides of a model, and on what: enough to say it again, or to see that it is out of date.
+    """Evidence for both sides of a model, with the model, prompts and versions that it was measured with.
 
-    ``vision`` is None where the encoder cannot be looked into; ``revision`` is the commit on the Hub, None for local weights.
+    ``vision`` is None where the encoder cannot be observed; ``revision`` is the commit on the Hub, None for local weights.
     """
 
     model: str
@@ -46,13 +46,13 @@ class Discovery:
     llm: Evidence
 
     def side(self, side: Side) -> Evidence | None:
-        """Return the evidence for one side; None where the encoder cannot be looked into."""
+        """Return the evidence for one side; None where the encoder cannot be observed."""
         return self.vision if side == "vision" else self.llm
 
     def dimensions(self, side: Side, at_least: float = FAIR) -> tuple[int, ...]:
         """Return sink dimensions for ``SinkDimensions``, surest first; ``at_least`` is a confidence in [0, 1], 0.4 by our choice."""
-        found = self.side(side)
-        return tuple(e.dimension for e in found.dimensions if e.confidence >= at_least) if found else ()
+        evidence = self.side(side)
+        return tuple(e.dimension for e in evidence.dimensions if e.confidence >= at_least) if evidence else ()
 
     def criterion(self, side: Side) -> Choice:
         """Decide by which criterion one side of the model is judged, for all images.
@@ -74,7 +74,7 @@ class Discovery:
 
     @property
     def origin(self) -> str:
-        """Where the dimensions are from, in words."""
+        """Origin of the dimensions, in words."""
         return f"discovered on {count(self.prompts, 'prompt')}"
 
     @property
@@ -93,20 +93,20 @@ class Discovery:
         return Choice(SinkDimensions(dims, tau), self.origin)
 
     def summary(self) -> str:
-        """A sentence for each dimension, or why there is none, in plain words."""
+        """Return a sentence for each dimension, or why there is none."""
         lines = [f"Sink dimensions of {self.model}, measured on {count(self.prompts, 'prompt')}:"]
         lines += (
             ["The vision encoder cannot be looked into."] if self.vision is None else self._side("vision", self.vision)
         )
         return "\n".join(lines + self._side("llm", self.llm))
 
-    def _side(self, side: Side, found: Evidence) -> list[str]:
-        if not found.dimensions:
-            return [f"The {SIDES[side]} has no sink dimensions: {_why_none(found.loudest)}."]
-        return [f"The {SIDES[side]} spikes in {_describe(e, self.prompts, side)}." for e in found.dimensions]
+    def _side(self, side: Side, evidence: Evidence) -> list[str]:
+        if not evidence.dimensions:
+            return [f"The {SIDES[side]} has no sink dimensions: {_why_none(evidence.loudest)}."]
+        return [f"The {SIDES[side]} spikes in {_describe(e, self.prompts, side)}." for e in evidence.dimensions]
 
     def to_json(self) -> str:
-        """The discovery as JSON text; ``from_json`` reads it back."""
+        """Return the discovery as JSON text, which ``from_json`` reads."""
         return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1)
 
     @classmethod
@@ -117,12 +117,13 @@ class Discovery:
             SinkgateError: no JSON, another format or version, or a field that is missing, unknown or out of range.
         """
         try:
-            content = json.loads(text)
+            read: Any = json.loads(text)
         except ValueError as error:
             raise SinkgateError(
                 f"sink dimensions: this is no JSON ({error}); write it with Discovery.to_json()"
             ) from error
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        content = cast(dict[str, Any], read) if isinstance(read, dict) else {}
+        if content.pop("format", None) != FORMAT:
             raise SinkgateError(
                 f'sink dimensions are a JSON object with "format": "{FORMAT}"; write one with Discovery.to_json()'
             )
@@ -131,34 +132,35 @@ class Discovery:
                 f"sink dimensions: format version {version!r}, expected {VERSION}; measure again with discover()"
             )
         _check(cls, content, "sink dimensions")
-        vision = None if content["vision"] is None else _read_evidence(content["vision"], "vision")
-        return cls(**{**content, "vision": vision, "llm": _read_evidence(content["llm"], "llm")})
+        if content["vision"] is not None:
+            content["vision"] = _read_evidence(content["vision"], "vision")
+        content["llm"] = _read_evidence(content["llm"], "llm")
+        return cls(**content)
 
 
 # --- JSON
 
 
-_IS: dict[str, Any] = {
-    "str": lambda value: isinstance(value, str),
-    "int": lambda value: type(value) is int and value >= 0,
-    "float": lambda value: type(value) in (int, float) and math.isfinite(value) and value >= 0,
-    "tuple[int, ...]": lambda value: isinstance(value, list) and all(_IS["int"](one) for one in value),
-    "tuple[DimensionEvidence, ...]": lambda value: isinstance(value, list),
-    "str | None": lambda value: value is None or isinstance(value, str),
-    "int | None": lambda value: value is None or _IS["int"](value),
-    "float | None": lambda value: value is None or _IS["float"](value),
-    "bool | None": lambda value: value is None or isinstance(value, bool),
-    "dict[str, int] | None": lambda value: (
-        value is None or (isinstance(value, dict) and all(_IS["int"](one) for one in value.values()))
-    ),
-    "Evidence | None": lambda value: value is None or isinstance(value, dict),
-}
+def _fits(value: Any, expected: str) -> bool:
+    """Return whether a value is of a field's type; nested objects are checked when they are read."""
+    if expected.endswith(" | None"):
+        return value is None or _fits(value, expected.removesuffix(" | None"))
+    if expected == "float":
+        return type(value) in (int, float) and math.isfinite(value) and value >= 0
+    if expected == "int":
+        return type(value) is int and value >= 0
+    if expected == "tuple[int, ...]":
+        return isinstance(value, list) and all(_fits(each, "int") for each in cast(list[Any], value))
+    if expected == "dict[str, int]":
+        return isinstance(value, dict) and all(_fits(each, "int") for each in cast(dict[str, Any], value).values())
+    return isinstance(value, {"str": str, "bool": bool, "tuple[DimensionEvidence, ...]": list}.get(expected, object))
 
 
 def _check(kind: Any, content: Any, where: str) -> None:
-    """Whether these are the fields of a dataclass, each of its type; an object inside is checked when it is read."""
+    """Raise SinkgateError unless these are the fields of a dataclass, each of its type; nested objects are checked when they are read."""
     if not isinstance(content, dict):
         raise SinkgateError(f"{where}: got {content!r}, expected an object")
+    content = cast(dict[str, Any], content)
     types = {field.name: str(field.type) for field in fields(kind)}
     optional = {field.name for field in fields(kind) if field.default is not MISSING}
     if odd := sorted((types.keys() - optional - content.keys()) | (content.keys() - types.keys())):
@@ -166,7 +168,7 @@ def _check(kind: Any, content: Any, where: str) -> None:
             f"{where}: {'unknown' if odd[0] in content else 'missing'} field {odd[0]!r}; expected {', '.join(types)}"
         )
     for name, expected in types.items():
-        if name in content and expected in _IS and not _IS[expected](content[name]):
+        if name in content and not _fits(content[name], expected):
             raise SinkgateError(
                 f"{where}: {name} is {content[name]!r}; expected {expected}, numbers finite and at least 0"
             )
@@ -174,9 +176,9 @@ def _check(kind: Any, content: Any, where: str) -> None:
 
 def _read_evidence(content: Any, where: str) -> Evidence:
     _check(Evidence, content, where)
-    found = [_read_dimension(one, f"{where}: dimensions") for one in content["dimensions"]]
-    loudest = _read_dimension(content["loudest"], f"{where}: loudest")
-    return Evidence(**{**content, "dimensions": tuple(found), "loudest": loudest})
+    content["dimensions"] = tuple(_read_dimension(one, f"{where}: dimensions") for one in content["dimensions"])
+    content["loudest"] = _read_dimension(content["loudest"], f"{where}: loudest")
+    return Evidence(**content)
 
 
 def _read_dimension(content: Any, where: str) -> DimensionEvidence:
@@ -184,19 +186,20 @@ def _read_dimension(content: Any, where: str) -> DimensionEvidence:
     for name in ("share", "confidence", "dominance", "agreement"):
         if (content.get(name) or 0) > 1:
             raise SinkgateError(f"{where}: {name} is {content[name]!r}; expected a number from 0 to 1")
-    return DimensionEvidence(**{**content, "layers": tuple(content["layers"])})
+    content["layers"] = tuple(content["layers"])
+    return DimensionEvidence(**content)
 
 
 # --- words
 
 
-def _describe(found: DimensionEvidence, prompts: int, side: Side) -> str:
-    level = "high" if found.confidence >= HIGH else "fair" if found.confidence >= FAIR else "low"
-    where = f", at the input of {layers(list(found.layers))}" if side == "llm" else ""
-    also = ", the first of the sequence among them" if found.first else ""
+def _describe(evidence: DimensionEvidence, prompts: int, side: Side) -> str:
+    level = "high" if evidence.confidence >= HIGH else "fair" if evidence.confidence >= FAIR else "low"
+    where = f", at the input of {layers(list(evidence.layers))}" if side == "llm" else ""
+    also = ", the first of the sequence among them" if evidence.first else ""
     return (
-        f"dimension {found.dimension}, confidence {found.confidence:.2f} ({level}): {found.ratio:,.0f} x the layer's median"
-        f" in {found.prompts} of {count(prompts, 'prompt')}{where}; {found.share:.1%} of the tokens carry it{also}"
+        f"dimension {evidence.dimension}, confidence {evidence.confidence:.2f} ({level}): {evidence.ratio:,.0f} x the layer's median"
+        f" in {evidence.prompts} of {count(prompts, 'prompt')}{where}; {evidence.share:.1%} of the tokens carry it{also}"
     )
 
 

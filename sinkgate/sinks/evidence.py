@@ -1,4 +1,4 @@
-"""Sink dimensions: the rule that tells them from channels that carry content, and the evidence for each.
+"""Sink dimensions: the rule that separates them from channels that carry content, and the evidence for each.
 
 Shapes: G layers, T all tokens, D channels.
 """
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median as median_of
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class DimensionEvidence:
-    """Why a channel is called a sink dimension, or how far the loudest channel is from being one.
+    """Measures by which a channel is a sink dimension, or that the loudest channel lacks.
 
     Measured at the layer where ``ratio`` is highest; loud tokens are those within a factor ``DISTINCT`` of the spike.
 
@@ -202,7 +203,8 @@ def measure(states: Tensor, ratio: float = RATIO, dominant: float = DOMINANT, di
     some = (measures[0] >= measures[0].amax().clamp_max(ratio)).nonzero()[:, 0]
     signed, peak = states[:, some].float(), peak[some]
     channel = signed.abs()
-    tokens, who = channel.argmax(0).unique(return_inverse=True)
+    loudest: Any = channel.argmax(0)  # torch leaves the type of unique open
+    tokens, who = loudest.unique(return_inverse=True)
     spiking = magnitude[tokens].float()
     measures[1, some] = peak / spiking.median(1).values.clamp_min(TINY)[who]
     measures[2, some] = peak.square() / spiking.square().sum(1).clamp_min(TINY)[who]
@@ -238,7 +240,7 @@ def _gap(magnitude: Tensor) -> Tensor:
 
 
 def combine(evidence: Sequence[Evidence]) -> Evidence:
-    """The evidence of several prompts as one: medians over the prompts that show a dimension, layers that half of them show.
+    """Combine the evidence of several prompts: medians over the prompts that show a dimension, layers that half of them show.
 
     With ``gather_evidence`` this is discovery on hidden states of any origin, no model needed:
     ``combine([gather_evidence(hidden) for hidden in ...])``, each hidden (L, P, D).
@@ -250,10 +252,10 @@ def combine(evidence: Sequence[Evidence]) -> Evidence:
         raise SinkgateError("no prompts to look at; give at least one, several for a confidence worth the name")
     by_dimension: dict[int, list[DimensionEvidence]] = {}
     for one in evidence:
-        for found in one.dimensions:
-            by_dimension.setdefault(found.dimension, []).append(found)
-    joined = [_join(found, len(evidence)) for found in by_dimension.values()]
-    joined.sort(key=lambda found: (-found.confidence, -found.ratio))
+        for shown in one.dimensions:
+            by_dimension.setdefault(shown.dimension, []).append(shown)
+    joined = [_join(shown, len(evidence)) for shown in by_dimension.values()]
+    joined.sort(key=lambda shown: (-shown.confidence, -shown.ratio))
     loudest = max((one.loudest for one in evidence), key=lambda loudest: loudest.ratio)
     counts = [one.finds for one in evidence if one.finds is not None]
     finds = {name: sum(each[name] for each in counts) for name in counts[0]} if len(counts) == len(evidence) else None

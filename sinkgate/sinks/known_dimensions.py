@@ -16,7 +16,7 @@ SIDES: dict[Side, str] = {"vision": "vision encoder", "llm": "LLM"}
 
 
 def known(name: str, side: Side) -> tuple[int, ...]:
-    """Sink dimensions that others or we have reported for a model, for ``SinkDimensions(known("llama-2-7b", "llm"))``.
+    """Return the sink dimensions that others or we have reported for a model, for ``SinkDimensions(known("llama-2-7b", "llm"))``.
 
     ``known_dimensions.json`` names the source of each. They are a start, no proof: ``discover`` looks at your model.
 

@@ -45,7 +45,7 @@ class SinkMasks:
 
     def names(self, layer: int) -> list[str]:
         """Return the group of each visual token at a layer: ``v_sink``, ``l_sink`` or ``ordinary``."""
-        pairs = zip(self.v_sink.tolist(), self.l_sink[layer].tolist(), strict=True)
+        pairs = zip(as_list(self.v_sink), as_list(self.l_sink[layer]), strict=True)
         return ["v_sink" if v_sink else "l_sink" if l_sink else "ordinary" for v_sink, l_sink in pairs]
 
 
@@ -74,7 +74,7 @@ class SinkMap(SinkMasks):
     Shapes: as `SinkMasks`; v_verdict over the patches that feed tokens, None where the encoder cannot be looked into, loudest (V,) the index there of each
     token's loudest patch, None where tokens mix patches; encoder_share (V,) and llm_share (L, V): attention over the
     median; norm_ratio (V,): encoder norm over the median's; value_ratio (L, V): length of the Value over the mean
-    length of all Values in the layer. ``sheets``: where tokens lie in the picture. ``criteria``: by which the groups were
+    length of all Values in the layer. ``sheets``: positions of tokens in the picture. ``criteria``: by which the groups were
     decided, and why by these. positions (V,) of the visual tokens among the Keys. spike (L, V): the magnitude in the loudest sink
     dimension over the layer's median, None where the criterion has no sink dimensions. ``text``: the tokens beside the visual ones.
     """
@@ -121,25 +121,27 @@ class SinkMap(SinkMasks):
             return "V-sinks cannot be named: this encoder cannot be looked into."
         by = f"({_by(self.criteria and self.criteria.v_sink, self.v_verdict)})"
         if self.loudest is None:
-            found = int(self.v_verdict.mask.sum())
-            return f"{count(found, 'patch')} {'is a sink' if found == 1 else 'are sinks'} in the encoder {by}, but tokens mix patches: no token is a V-sink of its own."
-        found = int(self.v_sink.sum())
-        if not found:
+            sinks = int(self.v_verdict.mask.sum())
+            return f"{count(sinks, 'patch')} {'is a sink' if sinks == 1 else 'are sinks'} in the encoder {by}, but tokens mix patches: no token is a V-sink of its own."
+        sinks = int(self.v_sink.sum())
+        if not sinks:
             return f"No V-sinks {by}."
-        return f"{found} of {count(len(self.v_sink), 'visual token')} {'is a V-sink' if found == 1 else 'are V-sinks'} {by}."
+        return f"{sinks} of {count(len(self.v_sink), 'visual token')} {'is a V-sink' if sinks == 1 else 'are V-sinks'} {by}."
 
     def _l_sentence(self) -> str:
         by = f"({_by(self.criteria and self.criteria.l_sink, self.l_verdict)})"
         if self.l_sink.any():
             return f"{self._l_counts()} {by}."
-        return f"No L-sinks{' beside the V-sinks' if self.l_verdict.found else ''} {by}."
+        return f"No L-sinks{' beside the V-sinks' if self.l_verdict.has_sinks else ''} {by}."
 
     def _l_counts(self) -> str:
-        found = self.l_sink.any(1).nonzero()[:, 0].tolist()
-        return f"L-sinks in {layers(found)}, at most {int(self.l_sink.sum(1).max())} in one" if found else "no L-sinks"
+        depths = indices(self.l_sink.any(1))
+        return (
+            f"L-sinks in {layers(depths)}, at most {int(self.l_sink.sum(1).max())} in one" if depths else "no L-sinks"
+        )
 
     def _text_sentence(self) -> str:
-        """Say which text token is the sink, or what stands at the first position; "" where no text is among the Keys."""
+        """Return a sentence on the text sink and the first position; "" where no text is among the Keys."""
         text = self.text
         if text is None or not len(text.positions):
             return ""
@@ -157,27 +159,29 @@ class SinkMap(SinkMasks):
         mask = text.verdict.mask
         if not mask.any():
             return opening or "No text token is a sink."
-        where = mask.any(0).nonzero()[:, 0]
-        named = numbered("position", text.positions[where[:_NAMED]].tolist())
+        where = indices(mask.any(0))
+        named = numbered("position", as_list(text.positions[where[:_NAMED]]))
         more = f" and {len(where) - _NAMED} more" if len(where) > _NAMED else ""
         noun = "Text sink" if len(where) == 1 else "Text sinks"
-        sentence = f"{noun}: {named}{more}, in {layers(mask.any(1).nonzero()[:, 0].tolist())}{self._spikes(text.verdict, text.spike, mask)}."
+        sentence = (
+            f"{noun}: {named}{more}, in {layers(indices(mask.any(1)))}{self._spikes(text.verdict, text.spike, mask)}."
+        )
         return f"{opening} {sentence}".strip()
 
-    def _spikes_of(self, token: int, found: list[int]) -> str:
+    def _spikes_of(self, token: int, depths: list[int]) -> str:
         mask = torch.zeros_like(self.l_sink)
-        mask[found, token] = True
+        mask[depths, token] = True
         return self._spikes(self.l_verdict, self.spike, mask)
 
     @staticmethod
     def _spikes(verdict: Verdict, spike: Tensor | None, mask: Tensor) -> str:
         if spike is None or verdict.dimension is None:
             return ""
-        dims = sorted(set(verdict.dimension[mask].tolist()))
+        dims = sorted(set(as_list(verdict.dimension[mask])))
         return f", {numbered('dimension', dims)}, up to {number(float(spike[mask].max()))} x the layer's median"
 
     def where(self, token: int) -> str:
-        """Return where a visual token lies in the picture, in words.
+        """Return the place of a visual token in the picture, in words.
 
         Raises:
             SinkgateError: there is no such token.
@@ -193,7 +197,7 @@ class SinkMap(SinkMasks):
         return f"visual token {token}, outside of the picture"
 
     def explain(self, token: int, layer: int | None = None) -> str:
-        """Say in one sentence why a visual token is in its group.
+        """Explain in one sentence the group of a visual token.
 
         Args:
             token: index of a visual token, from 0.
@@ -212,28 +216,28 @@ class SinkMap(SinkMasks):
         )
         where = f"{self.where(token)}{', at the first position of the sequence' * first}"
         facts = self._facts(token, layer)
-        found = self.l_sink[:, token].nonzero()[:, 0].tolist()
+        depths = indices(self.l_sink[:, token])
         if self.v_sink[token]:
             assert self.v_verdict is not None and self.loudest is not None
-            both = self.l_verdict.mask[:, token].nonzero()[:, 0].tolist()
+            both = indices(self.l_verdict.mask[:, token])
             also = f"; an L-sink too in {layers(both)}{self._spikes_of(token, both)}" if both and layer is None else ""
             return f"V-sink ({where}): {_reason(self.v_verdict, 0, int(self.loudest[token]))}; {facts}{also}."
         doubt = _CONTENT if self.l_verdict.criterion == AttentionShare.name else ""
-        if layer is not None and layer in found:
+        if layer is not None and layer in depths:
             return f"L-sink ({where}): {_reason(self.l_verdict, layer, token)}; {facts}.{doubt}"
         if layer is not None:
-            elsewhere = f", L-sink in {layers(found)}" if found else ""
+            elsewhere = f", L-sink in {layers(depths)}" if depths else ""
             return f"ordinary ({where}{elsewhere}): {facts}."
-        if found:
-            spikes = self._spikes_of(token, found).removeprefix(", ")
-            best = max(found, key=lambda each: float(self.l_verdict.score[each, token]))
+        if depths:
+            spikes = self._spikes_of(token, depths).removeprefix(", ")
+            best = max(depths, key=lambda each: float(self.l_verdict.score[each, token]))
             why = [spikes] * bool(spikes) + [_reason(self.l_verdict, best, token, named=not spikes)]
-            at = f" (layer {best})" if len(found) > 1 else ""
-            return f"L-sink in {layers(found)} ({where}): {'; '.join(why)}{at}; {facts}.{doubt}"
+            at = f" (layer {best})" if len(depths) > 1 else ""
+            return f"L-sink in {layers(depths)} ({where}): {'; '.join(why)}{at}; {facts}.{doubt}"
         return f"ordinary ({where}): {facts}."
 
     def _facts(self, token: int, layer: int | None) -> str:
-        facts = []
+        facts: list[str] = []
         if self.loudest is not None:
             norm, share = number(float(self.norm_ratio[token])), number(float(self.encoder_share[token]))
             facts.append(f"encoder norm {norm} x and attention {share} x the median")
@@ -242,10 +246,10 @@ class SinkMap(SinkMasks):
             facts.append(
                 f"layer {layer}: attention {number(float(share[layer]))} x the median, Value {number(float(value[layer]))} x the mean"
             )
-        elif (found := self.l_sink[:, token]).any():
+        elif (is_l_sink := self.l_sink[:, token]).any():
             facts.append(
-                f"there attention {'up to ' * (int(found.sum()) > 1)}{number(float(share[found].max()))} x the median,"
-                f" Value {span(float(value[found].min()), float(value[found].max()))} x the mean"
+                f"there attention {'up to ' * (int(is_l_sink.sum()) > 1)}{number(float(share[is_l_sink].max()))} x the median,"
+                f" Value {span(float(value[is_l_sink].min()), float(value[is_l_sink].max()))} x the mean"
             )
         return "; ".join(facts) or "nothing was measured in the encoder"
 
@@ -260,7 +264,7 @@ class SinkMap(SinkMasks):
         depth, tokens = self.l_sink.shape
         cells: dict[int, tuple[int, int, int]] = {}
         for index, sheet in enumerate(self.sheets):
-            for row, column in (sheet.tokens >= 0).nonzero().tolist():
+            for row, column in as_list((sheet.tokens >= 0).nonzero()):
                 cells.setdefault(int(sheet.tokens[row, column]), (index, row, column))
         group = [name for layer in range(depth) for name in self.names(layer)]
 
@@ -268,7 +272,7 @@ class SinkMap(SinkMasks):
             return list(values) * depth
 
         def flat(values: Tensor | None) -> Any:
-            return None if values is None else values.expand(depth, tokens).flatten().tolist()
+            return None if values is None else as_list(values.expand(depth, tokens).flatten())
 
         columns: dict[str, Any] = {
             "layer": [layer for layer in range(depth) for _ in range(tokens)],
@@ -291,6 +295,17 @@ class SinkMap(SinkMasks):
             "encoder_norm": flat(self.norm_ratio),
         }
         return pd.DataFrame(columns)
+
+
+def as_list(values: Tensor) -> list[Any]:
+    """Return a tensor as nested lists of Python's numbers."""
+    numbers: Any = values  # torch leaves the type of tolist open
+    return numbers.tolist()
+
+
+def indices(mask: Tensor) -> list[int]:
+    """Return the indices at which a vector is true, rising."""
+    return as_list(mask.nonzero()[:, 0])
 
 
 def _by(choice: Choice | None, verdict: Verdict) -> str:

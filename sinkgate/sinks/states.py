@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class Reduction:
             step += 1
         return LayerSummary(
             width,
-            norms=torch.linalg.vector_norm(states, dim=-1, dtype=torch.float32),
+            norms=norms(states),
             values=torch.cat([states[:, each : each + 1] for each in self.channels] or [states[:, :0]], 1).float(),
             sample=states.flatten()[::step].abs(),
             measures=None if self.ratio is None else measure(states, self.ratio),
@@ -150,8 +150,8 @@ class HiddenStates:
         """
         wanted = tuple(channels)
         summaries = self._summarised(Reduction(wanted))
-        kept = self._reduction.channels
-        return _stacked([layer.values for layer in summaries])[..., [kept.index(channel) for channel in wanted]]
+        index = self._reduction.channels.index
+        return _stacked([layer.values for layer in summaries])[..., [index(channel) for channel in wanted]]
 
     def measures(self, ratio: float = RATIO) -> Tensor:
         """Return the measures of all channels, (G, 10, D); see `sinkgate.sinks.evidence.measure`."""
@@ -170,13 +170,19 @@ class HiddenStates:
 
     def dimensions(self, ratio: float = RATIO) -> tuple[int, ...]:
         """Return the sink dimensions, loudest first."""
-        return tuple(found.dimension for found in self.evidence(ratio).dimensions)
+        return tuple(each.dimension for each in self.evidence(ratio).dimensions)
 
     def _summarised(self, needed: Reduction | None = None) -> Sequence[LayerSummary]:
         needed = self._reduction.joined(needed or Reduction())
         if needed != self._reduction or not self._summaries:
             self._reduction, self._summaries = needed, self.layers(needed)
         return self._summaries
+
+
+def norms(states: Tensor) -> Tensor:
+    """Return L2 norms, (..., D) -> (...), summed in float32."""
+    linalg: Any = torch.linalg  # without types
+    return linalg.vector_norm(states, dim=-1, dtype=torch.float32)
 
 
 def peaks(states: Tensor) -> Tensor:

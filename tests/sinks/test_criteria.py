@@ -209,7 +209,7 @@ def test_a_content_channel_is_no_sink_dimension():
 def test_plain_noise_has_no_sinks_by_any_criterion(seed):
     for criterion in CRITERIA.values():
         verdict = criterion(signals(quiet(seed)))
-        assert not verdict.found and not verdict.mask.any()
+        assert not verdict.has_sinks and not verdict.mask.any()
 
 
 @pytest.mark.parametrize("drift", [1.0, 30.0, 1000.0])
@@ -225,8 +225,8 @@ def test_massive_activations_do_not_mind_norm_drift(drift):
 
 
 def test_sun_et_al_need_an_absolute_size_too():
-    assert not MassiveActivations()(signals(spiked() / 100)).found
-    assert MassiveActivations(minimum=1.0)(signals(spiked() / 100)).found
+    assert not MassiveActivations()(signals(spiked() / 100)).has_sinks
+    assert MassiveActivations(minimum=1.0)(signals(spiked() / 100)).has_sinks
 
 
 def test_the_papers_criterion_with_given_dimensions():
@@ -253,7 +253,7 @@ def test_dimensions_of_another_model_are_refused():
 
 def test_no_dimensions_is_an_answer():
     verdict = SinkDimensions()(signals(quiet()))
-    assert verdict.dimensions == () and not verdict.found
+    assert verdict.dimensions == () and not verdict.has_sinks
 
 
 def test_norm_and_attention_compare_with_the_median():
@@ -279,7 +279,7 @@ def test_auto_takes_the_first_that_finds():
 def test_only_judged_tokens_are_judged_but_all_are_seen():
     """The text sink names the dimensions; only visual tokens get a verdict."""
     alone = SinkDimensions()(Signals(spiked(tokens=(0,)), torch.arange(10, 30), torch.full((LAYERS, 20), 0.05)))
-    assert set(alone.dimensions) == {5, 50} and not alone.found
+    assert set(alone.dimensions) == {5, 50} and not alone.has_sinks
     hidden = spiked(tokens=(0, 17))
     verdict = MassiveActivations()(Signals(hidden, torch.arange(10, 30), torch.full((LAYERS, 20), 0.05)))
     assert verdict.mask.shape == (LAYERS, 20) and where(verdict) == [7]

@@ -1,4 +1,4 @@
-"""The parts of a vision-language model, found by what they do, and how its patches become visual tokens.
+"""Parts of a vision-language model, identified by their function, and the map from its patches to visual tokens.
 
 No family is known by name here: a layer is what asks transformers for an attention function, the size of a
 grid comes from the inputs, the rule by which patches are merged is measured once by gradients (`sinkgate.models.token_map`).
@@ -73,7 +73,7 @@ class Adapter:
 
     @property
     def shares_keys(self) -> bool:
-        """Whether some layers attend to the Keys of another layer."""
+        """Return whether some layers attend to the Keys of another layer."""
         return bool(getattr(self.model.config.get_text_config(), "num_kv_shared_layers", 0))
 
     @property
@@ -87,11 +87,11 @@ class Adapter:
         return token
 
     def rows_in_prompt(self, inputs: Inputs) -> Tensor:
-        """Where the image's rows stand among the Keys of the LLM's layers, (U,)."""
+        """Return the positions of the image's rows among the Keys of the LLM's layers, (U,)."""
         return (inputs["input_ids"][0] == self.image_token_id).nonzero()[:, 0]
 
     def num_keys(self, inputs: Inputs) -> int:
-        """How many Keys a layer sees after the prompt."""
+        """Return the number of Keys of a layer after the prompt."""
         return inputs["input_ids"].shape[1]
 
     def run(self, **inputs: Any) -> None:
@@ -123,8 +123,8 @@ class Adapter:
     def feature_layer(self) -> int:
         """Index of the encoder layer whose output goes to the projector; the deepest where it joins several."""
         config, count = self.model.config, len(self.encoder_layers)
-        given = getattr(config, "vision_feature_layers", None) or getattr(config, "vision_feature_layer", None)
-        indices = [-1] if given is None else [given] if isinstance(given, int) else given
+        configured = getattr(config, "vision_feature_layers", None) or getattr(config, "vision_feature_layer", None)
+        indices = [-1] if configured is None else [configured] if isinstance(configured, int) else configured
         # counted as transformers counts hidden states: 0 is the embedding, -1 the last layer
         return max(index - 1 if index > 0 else count + index for index in indices)
 
@@ -191,7 +191,7 @@ class Adapter:
         return crops[crops.flatten(1).any(1)]  # rows of a batch are filled up with crops of zeros
 
     def pixels(self, inputs: Inputs) -> Tensor:
-        """What each patch sees of the processed image, (N, values)."""
+        """Return the pixels of each patch of the processed image, (N, values)."""
         pixels, grids, patch = inputs["pixel_values"], self.grids(inputs), self.patch_size
         if self.has_patch_rows(inputs):
             if pixels.dim() == 3 and pixels.shape[0] == len(grids):  # filled up to the largest crop
@@ -211,7 +211,7 @@ class Adapter:
         return torch.cat(patches).float()
 
     def has_patch_rows(self, inputs: Inputs) -> bool:
-        """Whether the processor cuts patches itself, so that ``pixel_values`` holds one row a patch."""
+        """Return whether the processor cuts patches itself, so that ``pixel_values`` holds one row a patch."""
         return "image_grid_thw" in inputs or inputs["pixel_values"].dim() < 4
 
     def in_patch_order(self, rows: Tensor, inputs: Inputs) -> Tensor:
@@ -232,15 +232,15 @@ class Adapter:
         return flat
 
     def leading_rows(self, extra: int) -> int:
-        """How many of the ``extra`` rows that are no patches (CLS, registers) stand in front."""
+        """Return the number of the ``extra`` rows, those that are no patches (CLS, registers), that stand in front."""
         return extra
 
     def token_of_patch(self, inputs: Inputs, rule: str) -> Tensor | None:
-        """Which of the image's rows each patch feeds by a rule of `RULES`, (N,); -1 for none; None where the rule does not fit."""
+        """Return the image's row that each patch feeds by a rule of `RULES`, (N,); -1 for none; None where the rule does not fit."""
         return RULES[rule](self.grids(inputs), len(self.rows_in_prompt(inputs)))
 
     def nearest_token_of_patch(self, inputs: Inputs) -> Tensor | None:  # noqa: ARG002 - some families need it
-        """The same where this picture's features are resized after the encoder, so that no map is exact; else None."""
+        """Return the same where this picture's features are resized after the encoder, so that no map is exact; else None."""
         return None
 
 
