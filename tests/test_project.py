@@ -53,6 +53,14 @@ def test_the_models_of_the_page_are_those_of_the_tests():
     assert model_table.written(model_table.PAGE.read_text()) == model_table.table()
 
 
+@pytest.mark.parametrize("room", ["models", "sinks"])
+def test_a_room_reads_plainly(room):
+    """``docs/wording.py`` finds nothing there."""
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "sinkgate" / room).rglob("*.py")]
+    check = subprocess.run([sys.executable, "docs/wording.py", *files], cwd=ROOT, capture_output=True, text=True)
+    assert len(files) > 5 and check.returncode == 0, check.stderr
+
+
 def test_no_machine_is_named():
     for path in [
         *ROOT.glob("*.md"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor
@@ -27,14 +27,14 @@ Group = Literal["v_sink", "l_sink", "ordinary", "rest", "visual", "before", "aft
 Rule = Literal["scale", "monotone"]
 ROWS = ("before", "visual", "after", "last", "generated")
 
-_COLUMNS = {name: [index] for index, name in enumerate(GROUPS)}
-_COLUMNS |= {"rest": [1, 2], "visual": [0, 1, 2], "text": [3, 4]}
+_JOINED = {"rest": [1, 2], "visual": [0, 1, 2], "text": [3, 4]}
+_COLUMNS = {name: [index] for index, name in enumerate(GROUPS)} | _JOINED
 _EVERY_ROW = ("before", "visual", "after", "generated")
 _SEVERAL_ROWS = {"all": _EVERY_ROW, "text": ("before", "after")}
 
 
 class Model(plain.Model, Protocol):
-    """What fine gates need to know of a model."""
+    """Attributes of a model that fine gates are checked against."""
 
     @property
     def num_heads(self) -> int: ...
@@ -165,7 +165,7 @@ class FineGates:
 
     @property
     def is_identity(self) -> bool:
-        """Whether every scale is 1: the unmodified model."""
+        """True where every scale is 1: the unmodified model."""
         return bool((self.scales == 1).all())
 
     def for_model(self, vlm: Model, any_model: bool = False) -> FineGates:
@@ -230,22 +230,26 @@ class FineGates:
             GateError: no JSON, another format or version, missing groups, lists of unequal length, scales out of range.
         """
         content = plain.read_content(text, FINE_VERSION)
-        columns, shape = content["scales"], (content.get("layers"), content.get("heads"))
+        columns = cast(dict[str, Any], content["scales"])
+        shape = content.get("layers"), content.get("heads")
         if set(columns) != set(GROUPS):
             raise GateError(f"scales of fine gates come as {', '.join(GROUPS)}; got {', '.join(map(str, columns))}")
         for name in GROUPS:
             lists = columns[name]
-            if not isinstance(lists, list) or not all(plain.is_column(heads) for heads in lists):
+            if not isinstance(lists, list) or not all(map(plain.is_column, cast(list[Any], lists))):
                 raise GateError(f"the scales of {name} must be a list of lists of numbers, one number a head and layer")
-            if len(lists) != shape[0] or any(len(heads) != shape[1] for heads in lists):
+            table = cast(list[list[float]], lists)
+            if len(table) != shape[0] or any(len(heads) != shape[1] for heads in table):
                 raise GateError(f"the scales of {name} are no table of {shape[0]} layers x {shape[1]} heads")
         rows: Any = content.get("rows", "all")
-        if not isinstance(rows, str | list) or not all(isinstance(row, str) for row in rows):
+        if not isinstance(rows, str | list) or not all(isinstance(row, str) for row in cast(Iterable[Any], rows)):
             raise GateError(f'"rows" is a list of names, got {rows!r}')
-        table = torch.tensor(
+        scales = torch.tensor(
             [[[plain.to_float(s) for s in heads] for heads in columns[name]] for name in GROUPS], dtype=torch.float32
         )
-        return cls(table.permute(1, 2, 0), read_rows(rows), content.get("rule", "scale"), plain.model_of(content))
+        return cls(
+            scales.permute(1, 2, 0), read_rows(cast(Any, rows)), content.get("rule", "scale"), plain.model_of(content)
+        )
 
     def save(self, path: str | Path) -> None:
         """Write ``to_json`` to a file, whose folder is created if it is missing.

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ PRESETS: Mapping[str, tuple[float, float]] = {
 
 
 class Model(Protocol):
-    """What gates need to know of a model."""
+    """Attributes of a model that gates are checked against."""
 
     @property
     def num_layers(self) -> int: ...
@@ -81,7 +81,7 @@ class Gates:
 
     @classmethod
     def ones(cls, layers: int | Model) -> Gates:
-        """The unmodified model: scale 1 everywhere.
+        """Return the scales of the unmodified model, 1 everywhere.
 
         Raises:
             GateError: this is neither a model nor a number of layers.
@@ -93,7 +93,7 @@ class Gates:
 
     @classmethod
     def preset(cls, name: str, layers: int | Model) -> Gates:
-        """One of ``PRESETS`` in every layer."""
+        """Return one of ``PRESETS`` in every layer."""
         if name not in PRESETS:
             raise GateError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
         v_sink, rest = PRESETS[name]
@@ -154,7 +154,7 @@ class Gates:
 
     @property
     def is_identity(self) -> bool:
-        """Whether every scale is 1: the unmodified model."""
+        """True where every scale is 1: the unmodified model."""
         return bool((self.scales == 1).all())
 
     def for_model(self, vlm: Model, any_model: bool = False) -> Gates:
@@ -177,7 +177,7 @@ class Gates:
         return scales
 
     def to_json(self) -> str:
-        """The table as JSON, with a format name and version."""
+        """Return the table as JSON, with a format name and version."""
         columns = {group: short(self.scales[:, i]) for i, group in enumerate(GROUPS)}
         return to_json(VERSION, self.model, len(self.scales), {"scales": columns})
 
@@ -258,30 +258,29 @@ def read_content(text: str, version: int) -> dict[str, Any]:
         GateError: no JSON, or another format or version.
     """
     content = _json_object(text)
-    if not isinstance(content, dict) or not isinstance(content.get("scales"), dict):
+    if not isinstance(content.get("scales"), dict):
         raise GateError('gates are a JSON object with "scales" by group; write one with Gates.to_json()')
     if content.get("format", FORMAT) != FORMAT:
         raise GateError(f"the file's format is {content['format']!r}, expected {FORMAT!r}")
-    given = content.get("version", VERSION)
-    if given == version:
+    got = content.get("version", VERSION)
+    if got == version:
         return content
     readers = {
         VERSION: "fixed gates: read them with Gates",
         FINE_VERSION: "limited to rows or heads: read them with FineGates",
     }
-    known = isinstance(given, int) and given in readers
+    known = isinstance(got, int) and got in readers
     why = (
-        f"are {readers[given]}"
+        f"are {readers[got]}"
         if known
         else f"need another release of sinkgate; this one reads versions {VERSION} and {FINE_VERSION}"
     )
-    raise GateError(f"gates of version {given!r} {why}")
+    raise GateError(f"gates of version {got!r} {why}")
 
 
 def version_of(text: str) -> Any:
     """Return the version that JSON text names; None if it names none or is no JSON object."""
-    content = _json_object(text)
-    return content.get("version") if isinstance(content, dict) else None
+    return _json_object(text).get("version")
 
 
 def model_of(content: Mapping[str, Any]) -> str | None:
@@ -321,11 +320,13 @@ def load_text(path: str | Path) -> str:
         raise GateError(f"the gates file cannot be read: {error}") from error
 
 
-def _json_object(text: str) -> Any:
+def _json_object(text: str) -> dict[str, Any]:
+    """Return a JSON object; an empty one for JSON of another kind."""
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise GateError(f"the gates are no valid JSON: {error}") from error
+    return cast(dict[str, Any], content) if isinstance(content, dict) else {}
 
 
 def read_layers(text: str, count: int, kind: str = "layer") -> list[int]:
@@ -367,10 +368,10 @@ def numbers_in_range(numbers: Any, count: int, kind: str) -> list[int]:
     if isinstance(numbers, str):
         return read_layers(numbers, count, kind)
     try:
-        given = list(numbers)
+        several = list(numbers)
     except TypeError:  # a single one, maybe numpy's or torch's
-        given = [numbers]
-    chosen = [index(each, f"a {kind}") for each in given]
+        several = [numbers]
+    chosen = [index(each, f"a {kind}") for each in several]
     outside = [each for each in chosen if not -count <= each < count]
     if outside:
         raise GateError(f"there is no {kind} {outside[0]}; the table has {kind}s 0 to {count - 1}")
@@ -395,22 +396,19 @@ def index(number: Any, kind: str) -> int:
     Raises:
         GateError: it is none.
     """
-    plain = number.item() if isinstance(number, np.ndarray | Tensor) and number.ndim == 0 else number
-    if isinstance(plain, bool) or not isinstance(plain, int | np.integer):
+    plain = _plain(number)
+    if isinstance(plain, bool) or not isinstance(plain, int):
         raise GateError(f"{kind} is a whole number; got {number!r}")
-    return int(plain)
+    return plain
 
 
-def _plain(column: Any) -> Any:
-    """A list of Python's own numbers, as far as this is a list of numbers."""
-    if isinstance(column, np.ndarray | Tensor):
-        return column.tolist()
-    if isinstance(column, str) or not isinstance(column, Iterable):
-        return column
-    return [
-        value.item() if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0 else value
-        for value in column
-    ]
+def _plain(value: Any) -> Any:
+    """Return numbers of NumPy and torch, alone or in a list, as Python's own; anything else as it is."""
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return cast(Any, value).tolist()
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return value
+    return [_plain(element) for element in cast(Iterable[Any], value)]
 
 
 def _columns(scales: dict[str, Any]) -> list[list[float]]:
@@ -433,8 +431,9 @@ def _columns(scales: dict[str, Any]) -> list[list[float]]:
 
 def is_column(values: object) -> bool:
     """Return whether this is a list of numbers, one at least."""
-    numbers = isinstance(values, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
-    return bool(numbers and values)
+    if not isinstance(values, list) or not values:
+        return False
+    return all(isinstance(each, int | float) and not isinstance(each, bool) for each in cast(list[Any], values))
 
 
 def to_float(value: float) -> float:
