@@ -35,12 +35,14 @@ class LogitLens:
     """Most probable words of visual tokens. Row l of the tensors is the input of layer ``layers[l]``, which is the state that the
     criteria of L-sinks judge; the number of LLM layers stands for the output of the last one.
 
-    Shapes: ids and probabilities (rows, V, T), in falling order; probabilities in [0, 1], over the whole vocabulary.
+    Shapes: ids and probabilities (rows, V, T), in falling order; probabilities in [0, 1], over the whole vocabulary; norms (rows, V),
+    the L2 norms of the states.
     """
 
     layers: tuple[int, ...]
     ids: Tensor
     probabilities: Tensor
+    norms: Tensor
     words_by_id: dict[int, str] = field(repr=False)
 
     def words(self, token: int, layer: int) -> list[tuple[str, float]]:
@@ -138,7 +140,8 @@ def logit_lens(
     decoded = [_decode(vlm, prompt, states[numbers[layer]], top) for layer in chosen]
     ids, probabilities = (torch.stack(parts) for parts in zip(*decoded, strict=True))
     names = {index: vlm.token_name(index) for index in ids.unique().tolist()}
-    return LogitLens(chosen, ids, probabilities, names)
+    norms = torch.stack([states[numbers[layer]][0, prompt.visual].float().norm(dim=-1).cpu() for layer in chosen])
+    return LogitLens(chosen, ids, probabilities, norms, names)
 
 
 def _states(vlm: VLM, prompt: Prompt, gates: Gates | None, sinks: SinkMap | None) -> list[Tensor]:

@@ -27,6 +27,7 @@ for command in (
     studies.probe,
     studies.sweep,
     studies.evaluate,
+    studies.export,
     studies.report,
     studies.merge,
     demo.scenes,

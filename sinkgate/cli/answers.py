@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sinkgate.cli.options import (
+    QUESTION,
     AnyModel,
     AsJson,
     GatesFile,
@@ -71,7 +72,7 @@ def sinks(
     chosen: ModelChoice,
     image: Picture,
     criteria: SinkChoice,
-    question: Annotated[str, typer.Option(help="Question to the LLM behind the image.")] = "What is in the picture?",
+    question: Annotated[str, typer.Option(help="Question to the LLM behind the image.")] = QUESTION,
     system: System = "",
     everything: Annotated[
         bool, typer.Option("--report", help="Print the verdicts of all criteria, and their disagreements.")

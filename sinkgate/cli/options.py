@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sinkgate.models.finder import SinkFinder
     from sinkgate.models.vlm import VLM
 
+QUESTION = "What is in the picture?"  # where none is given
 Picture = Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")]
 Model = Annotated[
     str,

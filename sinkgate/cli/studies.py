@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkgate.cli.data import DataChoice
-from sinkgate.cli.options import AnyModel, AsJson, ModelChoice, SinkChoice, print_json, unfolded
+from sinkgate.cli.options import QUESTION, AnyModel, AsJson, ModelChoice, SinkChoice, print_json, unfolded
 from sinkgate.errors import SinkgateError
 from sinkgate.sinks.gates import read_layers
 from sinkgate.sinks.words import number
@@ -273,6 +273,47 @@ def evaluate(
         return
     typer.echo(by_task.to_string(index=False, float_format="{:.1%}".format))
     typer.echo(named.to_string(index=False, float_format="{:.1%}".format))
+
+
+@unfolded
+def export(
+    chosen: ModelChoice,
+    data: DataChoice,
+    kept: RunChoice,
+    criteria: SinkChoice,
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="IMAGES...", help="Image files and folders of them; --data if left out."),
+    ] = None,
+    question: Annotated[
+        list[str] | None, typer.Option(help="What to ask about each image; once for each question.")
+    ] = None,
+    layers: Layers = "all",
+    words: Annotated[int, typer.Option(min=0, help="Words of the logit lens for each visual token and layer.")] = 3,
+    rows: Annotated[int, typer.Option(min=0, help="Attention rows, from the first generated token on.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Most tokens of a generated answer.")] = 32,
+    batch_size: Chunk = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Attention, shares of groups, sinks with evidence and logit-lens words of many images, as Parquet tables."""
+    from sinkgate.studies.export import Export, samples_of
+
+    if kept.out is None:
+        raise SinkgateError("export writes tables: name their folder with --out")
+    if pictures:
+        samples, about = samples_of(pictures, question or [QUESTION]), {"images": [str(place) for place in pictures]}
+    elif question:
+        raise SinkgateError("--question asks about IMAGES; name image files or folders, or leave it out with --data")
+    else:
+        samples, about = data.samples("test"), data.about
+    find = criteria.finder()
+    vlm = chosen.load()
+    at = read_layers(layers, vlm.num_layers)
+    about = about | _sinks(find, vlm)
+    study = Export(vlm, samples, find, at, words, rows, max_new_tokens, batch_size, about)
+    with ExitStack() as scratch:
+        if results := kept.run(study, scratch):
+            _show(results.table("samples"), as_json)
 
 
 def report(

@@ -27,6 +27,7 @@ NAMES = {
     "probes": "Probes",
     "sweep": "Oracle sweep",
     "eval": "Evaluation",
+    "export": "Export",
 }
 NUMBER = re.compile(r"[-+]?[\d.,]+(e-?\d+)?%?|")
 MOST_ROWS = 24  # of a table that is not collapsed

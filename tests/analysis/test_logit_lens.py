@@ -44,6 +44,7 @@ def test_a_layer_is_decoded_by_norm_and_vocabulary(demo, prompt):
         normed = demo.decoder.norm(states[0][0, prompt.visual])
         expected = demo.model.get_output_embeddings()(normed).float().softmax(-1)
     lens = sg.logit_lens(demo, prompt, layers=[3], top=1)
+    torch.testing.assert_close(lens.norms[0], states[0][0, prompt.visual].norm(dim=-1))
     torch.testing.assert_close(lens.probabilities[0, :, 0], expected.amax(-1), atol=1e-5, rtol=1e-4)
     assert torch.equal(lens.ids[0, :, 0], expected.argmax(-1))
     word, share = lens.words(5, 3)[0]
