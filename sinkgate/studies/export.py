@@ -162,4 +162,5 @@ def _attention(trace: Trace, layers: Sequence[int]) -> pd.DataFrame:
     _, heads, rows, _ = trace.attention.shape
     lines = [(row, layer, head) for row in range(rows) for layer in layers for head in range(heads)]
     table = pd.DataFrame(lines, columns=["row", "layer", "head"])
-    return table.assign(attention=[trace.attention[layer, head, row].float().numpy() for row, layer, head in lines])
+    weights = [trace.attention[layer, head, row].float().numpy() for row, layer, head in lines]
+    return table.assign(attention=pd.Series(weights))
