@@ -192,7 +192,7 @@ function cropped(canvas, height) {
   return cut;
 }
 
-// The chart is an SVG in the colours of the page, which are written into its copy.
+// The chart is an SVG whose colours are in the page's style sheet: those of the light page are written into its copy.
 async function chart(plot) {
   const { width, height } = plot.getBoundingClientRect();
   const [canvas, draw] = sheet(width + 2 * MARGIN, height + 2 * MARGIN + 46);
@@ -212,10 +212,13 @@ const WRITTEN = ["stroke", "stroke-width", "stroke-dasharray", "stroke-opacity",
 async function drawn(svg) {
   const copy = svg.cloneNode(true);
   const parts = [...svg.querySelectorAll("*")];
+  const section = svg.closest("#chart");
+  section.classList.add("on-paper"); // taken off again before the page is painted
   copy.querySelectorAll("*").forEach((part, index) => {
     const style = getComputedStyle(parts[index]);
     for (const name of WRITTEN) part.style.setProperty(name, style.getPropertyValue(name));
   });
+  section.classList.remove("on-paper");
   const text = new XMLSerializer().serializeToString(copy);
   const picture = Object.assign(new Image(), { src: "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text) });
   await picture.decode();

@@ -69,7 +69,7 @@ class Limits:
     unread_seconds: float = 60.0  # that events wait for a client to read them
     unread_messages: int = 200  # of one session; an answer takes about ten
     calls_per_address: int = 64  # of the API that run, wait or were not fetched
-    hang_up_seconds: float = 3.0  # for a page to close a stream that ends
+    hang_up_seconds: float = 10.0  # for a page to close a stream that ends; a slower one misses its next event
 
 
 def middleware(limits: Limits | None = None, **settings: Any) -> list[Middleware]:

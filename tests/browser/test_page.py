@@ -58,7 +58,12 @@ def assert_shows(tab: Any, frame: dict[str, Any], expected: dict[str, Any]) -> N
     shown = {word: gated for word, _, gated in frame["words"]}
     top = expected["after"].next_token[0][0]
     assert shown[top] == pytest.approx(probabilities[top], abs=1e-4)
-    assert tab.answers() == (expected["before"].text, expected["after"].text)
+    assert tab.answers() == (shown_text(expected["before"]), shown_text(expected["after"]))
+
+
+def shown_text(trace: sg.Trace) -> str:
+    """Return the answer as the page shows it: with an ellipsis where it was cut at the limit."""
+    return f"{trace.text} …" if len(trace.ids) == MAX_NEW_TOKENS else trace.text
 
 
 def test_opens_with_an_answered_example(tab: Any) -> None:

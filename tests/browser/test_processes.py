@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -89,7 +90,6 @@ def test_users_are_spread_and_stay(browser, picture, one):
 
             second.close()  # the second process stops
             moved = next(tab for tab in tabs if process(tab) == "two")
-            time.sleep(5)  # two failed checks
             moved.page.reload()
             moved.settle()
             assert process(moved) == "one"
@@ -97,26 +97,50 @@ def test_users_are_spread_and_stay(browser, picture, one):
                 context.close()
 
 
+@contextmanager
+def proxied(get: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """HAProxy in front of a server that does this at every GET."""
+    handler = type("Handler", (BaseHTTPRequestHandler,), {"do_GET": get, "log_message": lambda *_: None})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with proxy(f"127.0.0.1:{server.server_port}") as front:
+            yield front
+        server.shutdown()
+
+
+@by_haproxy
+def test_a_closed_stream_is_reported_to_the_process():
+    """The guard holds a page's next event until the page has closed its last stream."""
+    closed = threading.Event()
+
+    def stream(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.end_headers()
+        if request.path != "/stream":
+            return
+        request.wfile.write(b"data: end\n\n")
+        request.connection.recv(1)
+        closed.set()
+
+    with proxied(stream) as front:
+        with httpx.stream("GET", f"{front}/stream", timeout=30) as answer:
+            assert next(answer.iter_lines()) == "data: end"
+        assert closed.wait(30)  # without the option, after the 60 s of "timeout server"
+
+
 @by_haproxy
 def test_nobody_claims_another_address():
     seen = []
 
-    class Echo(BaseHTTPRequestHandler):
-        def do_GET(self):
-            seen.append(dict(self.headers))
-            self.send_response(200)
-            self.send_header("content-length", "0")
-            self.end_headers()
+    def echo(request: BaseHTTPRequestHandler) -> None:
+        seen.append(dict(request.headers))
+        request.send_response(200)
+        request.send_header("content-length", "0")
+        request.end_headers()
 
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Echo)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with proxy(f"127.0.0.1:{server.server_port}") as front:
-        claimed = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https"}
+    claimed = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https"}
+    with proxied(echo) as front:
         urlopen(Request(f"{front}/claims", headers=claimed))
-    server.shutdown()
     got = seen[-1]
     assert got["x-forwarded-for"] == "127.0.0.1" and got["x-forwarded-proto"] == "http"
     assert got["x-forwarded-host"] == host(front)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from random import Random
@@ -14,6 +15,7 @@ import pytest
 from app_process import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from page_user import Tab
 from PIL import Image
 
 import sinkgate as sg
@@ -206,9 +208,18 @@ def takings(tab: Any) -> dict[str, str]:
     )
 
 
-def opened(browser: Browser, tab: Any, link: str) -> Any:
-    """Another user, who follows a link."""
-    return type(tab)(browser.new_context(viewport={"width": 1366, "height": 768}).new_page(), link)
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Callable[[str], Tab]]:
+    """Open a link as another user."""
+    contexts = []
+
+    def open_link(link: str) -> Tab:
+        contexts.append(browser.new_context(viewport={"width": 1366, "height": 768}))
+        return Tab(contexts[-1].new_page(), link)
+
+    yield open_link
+    for context in contexts:
+        context.close()
 
 
 def alike(first: Any, second: Any) -> None:
@@ -242,7 +253,7 @@ def assert_repeats(tab: Any, code: str) -> None:
     assert tab.frame()["after"] == pytest.approx(attention.flatten().tolist(), abs=CLOSE)
 
 
-def test_a_link_opens_the_same_page(browser: Browser, tab: Any) -> None:
+def test_a_link_opens_the_same_page(opened: Callable[[str], Tab], tab: Tab) -> None:
     tab.page.locator("#questions .frame").nth(3).click()
     tab.page.wait_for_selector("#status .empty", state="attached")
     tab.after(lambda: tab.page.locator("#questions .chip").nth(1).click())
@@ -255,7 +266,7 @@ def test_a_link_opens_the_same_page(browser: Browser, tab: Any) -> None:
     tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 4")
     tab.settle()
     taken = takings(tab)
-    other = opened(browser, tab, taken["link"])
+    other = opened(taken["link"])
     alike(tab, other)
     assert (
         other.page.locator("#lens .head").input_value() == "1" and other.page.locator("#lens .hide-sinks").is_checked()
@@ -265,7 +276,7 @@ def test_a_link_opens_the_same_page(browser: Browser, tab: Any) -> None:
     assert taken["lacks"] == "" and not tab.page.locator("#share .lacks").is_visible()
 
 
-def test_a_link_keeps_an_edited_scene(browser: Browser, tab: Any) -> None:
+def test_a_link_keeps_an_edited_scene(opened: Callable[[str], Tab], tab: Tab) -> None:
     tab.compose()
     tab.thing(0).focus()
 
@@ -278,19 +289,19 @@ def test_a_link_keeps_an_edited_scene(browser: Browser, tab: Any) -> None:
     tab.settle()
     taken = takings(tab)
     assert "scene" in unpacked(taken["link"].partition("#s=")[2]) and "from_dict" in taken["python"]
-    other = opened(browser, tab, taken["link"])
+    other = opened(taken["link"])
     alike(tab, other)
     assert_repeats(tab, taken["python"])
 
 
-def test_learned_gates_are_in_link_and_python(browser: Browser, tab: Any) -> None:
+def test_learned_gates_are_in_link_and_python(opened: Callable[[str], Tab], tab: Tab) -> None:
     tab.page.locator("#learned select").select_option(index=1)
     tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.learned !== null")
     tab.settle()
     tab.drag(6, 0.4)
     tab.settle()
     taken = takings(tab)
-    other = opened(browser, tab, taken["link"])
+    other = opened(taken["link"])
     alike(tab, other)
     assert (
         other.page.locator("#learned select").input_value() == tab.page.locator("#learned select").input_value() != ""
@@ -299,14 +310,14 @@ def test_learned_gates_are_in_link_and_python(browser: Browser, tab: Any) -> Non
 
 
 def test_an_uploaded_picture_is_not_in_a_link_and_the_page_says_so(
-    browser: Browser, tab: Any, picture: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Callable[[str], Tab], tab: Tab, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tab.after(lambda: tab.upload(picture))
     tab.drag(2, 0.2)
     tab.settle()
     taken = takings(tab)
     assert taken["lacks"] == NO_PICTURE
-    other = opened(browser, tab, taken["link"])
+    other = opened(taken["link"])
     assert other.status() == STAND_IN and other.frame()["gates"] == tab.frame()["gates"]
     monkeypatch.chdir(picture.parent)
     assert_repeats(tab, taken["python"].replace("picture.png", picture.name))
@@ -323,15 +334,15 @@ def test_uploaded_gates_are_not_in_a_link(engine: Engine, handlers: Handlers) ->
     )
 
 
-def test_a_broken_link_in_the_browser(browser: Browser, tab: Any, address: str) -> None:
-    other = opened(browser, tab, f"{address}/#s=nonsense")
+def test_a_broken_link_in_the_browser(opened: Callable[[str], Tab], tab: Tab, address: str) -> None:
+    other = opened(f"{address}/#s=nonsense")
     assert "damaged" in other.status() and other.answers() == tab.answers()
     other.page.evaluate(f"location.hash = '#s={packed(GOOD)}'")  # another link in the same tab
     other.page.wait_for_function(
         "document.querySelector('#status .empty') && document.querySelector('#answers [data-done=true]')"
     )
     assert other.settle() and other.scene() == Scene.random(Random(26)).to_dict()
-    assert opened(browser, tab, f"{address}/#s={'x' * 50_000}").status().startswith("This link is too long")
+    assert opened(f"{address}/#s={'x' * 50_000}").status().startswith("This link is too long")
 
 
 def test_copying_with_the_keyboard_alone(tab: Any) -> None:
@@ -363,9 +374,7 @@ def test_copying_where_there_is_no_clipboard(tab: Any) -> None:
 
 
 @pytest.mark.parametrize("light", ["light", "dark"])
-def test_figure_and_chart_are_saved_for_white_paper(
-    browser: Browser, address: str, tab: Any, tmp_path: Path, light: Any
-) -> None:
+def test_figure_and_chart_are_saved_for_white_paper(tab: Tab, tmp_path: Path, light: Any) -> None:
     tab.page.emulate_media(color_scheme=light)
     tab.page.reload()
     tab.settle()

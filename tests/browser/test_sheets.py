@@ -136,8 +136,8 @@ def test_an_overview_and_its_tiles(browser: Browser, tiled: tuple[str, sg.VLM], 
         moved = tab.settle()
         assert moved["lens"]["sheet"] == 1 and moved["after"] != moved["before"]
         assert_shows(tab, moved, direct(vlm, wide, QUESTION, moved["gates"]))
-        legend = tab.page.locator("#chart .legendtext").all_text_contents()
-        assert legend == ["V-sinks", "L-sinks", "ordinary", "separators", "text"]
+        legend = tab.page.locator("#chart .key").all_text_contents()
+        assert legend == ["V-sinks", "L-sinks", "ordinary tokens", "separators", "text"]
 
 
 def test_tokens_without_a_place_are_a_list(browser: Browser, listed: tuple[str, sg.VLM], wide: Path) -> None:
@@ -172,8 +172,8 @@ def test_tokens_without_a_place_are_a_list(browser: Browser, listed: tuple[str, 
             assert int(number) == 21 and float(share) == pytest.approx(100 * frame[side][21], rel=0.05)
         tab.page.mouse.move(2, 2)
         assert tab.page.locator("#maps output").all_text_contents() == ["", ""]
-        tab.page.wait_for_selector("#chart .legendtext")
-        assert "separators" not in tab.page.locator("#chart .legendtext").all_text_contents()
+        tab.page.wait_for_selector("#chart .key")
+        assert "separators" not in tab.page.locator("#chart .key").all_text_contents()
 
 
 def case_of(vlm: sg.VLM, prompt: sg.Prompt) -> QuestionState:
@@ -228,7 +228,7 @@ def test_a_list_without_a_reason_says_so(demo: sg.VLM) -> None:
     bare = demo.read(prompt.inputs)
     frame = seen(demo, bare)
     assert frame["sheets"] == ["list of tokens"] and not frame["placed"]
-    assert frame["note"] == "Where the visual tokens lie in the picture is not known."
+    assert frame["note"] == view_model.sentence(view_model.UNPLACED)
     assert view_urls(bare) == [None]
     approximate = replace(prompt, note="this large picture is resized")
     assert seen(demo, approximate)["note"] == "This large picture is resized."

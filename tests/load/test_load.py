@@ -1,8 +1,9 @@
-"""A small crowd, briefly: nobody gets anybody else's answer, and leaving frees what was held."""
+"""Several users at once: each gets the replies to its own scene, question and gates."""
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from load_clients import Notes, PageClient, errands
@@ -12,16 +13,18 @@ import sinkgate as sg
 if TYPE_CHECKING:
     from app_process import App
 
+USERS, ERRANDS, VISITS = 3, 2, 2
+COMPARED = 2  # replies to an errand: first words, and both answers
 
-def test_nobody_gets_an_answer_that_is_not_theirs(app: App, vlm: sg.VLM) -> None:
-    notes, stop = Notes(), threading.Event()
-    crowd = [PageClient(app.address, errands(vlm, number, 2), notes, stop, number) for number in range(4)]
-    for user in crowd:
-        user.start()
-    stop.wait(8)
-    stop.set()
-    for user in crowd:
-        user.join(60)
-        assert not user.is_alive()
+
+def test_each_user_gets_the_replies_to_its_own_errands(app: App, vlm: sg.VLM) -> None:
+    notes = Notes()
+    users = [
+        PageClient(app.address, errands(vlm, number, ERRANDS), notes, threading.Event(), number)
+        for number in range(USERS)
+    ]
+    with ThreadPoolExecutor(USERS) as pool:
+        for _ in range(VISITS):
+            list(pool.map(PageClient.visit, users))
     assert notes.wrong == [] and not notes.refused
-    assert notes.right >= 8
+    assert notes.right == USERS * ERRANDS * VISITS * COMPARED

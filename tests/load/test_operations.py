@@ -59,7 +59,7 @@ def test_logs_are_json_and_hold_nothing_that_users_wrote(app: App, client: RawCl
     lines = [json.loads(line) for line in app.logged().splitlines() if line.startswith("{")]
     assert lines and all({"asctime", "levelname", "event"} <= line.keys() for line in lines)
     assert "hexagon" not in app.logged() and "x" * 50 not in app.logged()
-    assert {line["tier"] for line in lines if line["event"] == "revision"} >= {"ask"}
+    assert {line["tier"] for line in lines if line["event"] == "job"} >= {"ask"}
 
 
 def test_a_model_that_raises_is_one_sentence_and_the_next_question_works(broken: App) -> None:
