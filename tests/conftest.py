@@ -18,17 +18,38 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
-#: Tests that CI runs in its second step: folders, or files of the others, below tests/.
-EXTENDED = ("attacks", "browser", "docs", "hosting", "load", "notebooks")
-MAIN_PATH = ("browser/test_page.py",)
+TESTS = Path(__file__).parent
+#: What CI runs in its second step: folders below tests/, and single tests that start processes or take seconds.
+EXTENDED = ("attacks", "browser", "demo", "docs", "hosting", "load", "notebooks")
+EXTENDED_TESTS = (
+    "cli/test_cli.py::test_a_killed_sweep_goes_on_and_two_processes_equal_one",
+    "cli/test_cli.py::test_gates_are_trained_stacked_examined_and_asked",
+    "models/test_session.py::test_a_compiled_model_is_gated_and_recorded",
+    "plots/test_style.py::test_images_are_files_of_their_kind",
+    "studies/test_run.py::test_ten_kills_at_random_moments_change_nothing",
+    "studies/test_sweep_study.py::test_ten_kills_change_no_answer",
+    "training/test_gate_training.py::test_a_killed_run_goes_on_bit_for_bit",
+    "training/test_gate_training.py::test_two_processes_equal_one",
+    "widgets/test_in_jupyterlab.py::",
+)
+MAIN_PATH = "browser/test_page.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    root = Path(__file__).parent
     for item in items:
-        place = item.path.relative_to(root).as_posix()
-        if place.startswith(EXTENDED) and place not in MAIN_PATH:
+        path = item.path.relative_to(TESTS)
+        test = f"{path.as_posix()}::{item.name}"
+        if (path.parts[0] in EXTENDED and path.as_posix() != MAIN_PATH) or test.startswith(EXTENDED_TESTS):
             item.add_marker("extended")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file of an extended folder where all of tests/ is collected without the extended tests."""
+    whole = [config.invocation_params.dir / argument for argument in config.args] == [TESTS]
+    path = collection_path.relative_to(TESTS)
+    if not whole or config.option.markexpr != "not extended" or path.as_posix() == MAIN_PATH:
+        return None
+    return True if path.name.startswith("test_") and path.parts[0] in EXTENDED else None
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -149,7 +149,7 @@ def test_tokens_without_a_place_are_a_list(browser: Browser, listed: tuple[str, 
         assert not tab.page.locator("#lens .sheet").is_visible()
         note = "Every visual token gathers from many patches, so none has a place in the picture."
         assert tab.page.locator("#maps .remark").text_content() == note
-        assert tab.page.locator("#maps .unit").text_content() == "token"
+        assert (tab.page.locator("#maps .caption").text_content() or "").endswith(" per token")
 
         colors = tab.page.evaluate(
             """() => {

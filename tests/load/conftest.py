@@ -1,4 +1,4 @@
-"""Apps whose every turn is logged; some with a fault."""
+"""Apps whose every job is logged; one is slow and has a fault."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from load_clients import demo
 
 import sinkgate as sg
 
-EVERY_TURN = ("--log-level", "debug")
-SLOW = """
+EVERY_JOB = ("--log-level", "debug")
+ALTERED = """
 import time
+import sinkgate as sg
 import sinkgate.models.generation as streaming
 ask = streaming._StopWhen.__call__
 def slowly(self, *given, **more):
     time.sleep(0.15)  # a token
     return ask(self, *given, **more)
 streaming._StopWhen.__call__ = slowly
-"""
-BROKEN = """
-import sinkgate as sg
 predict = sg.Session.predict
 def broken(self, gates=None):
     if self.prompt.question.startswith("Which"):
@@ -38,21 +36,14 @@ sg.Session.predict = broken
 
 @pytest.fixture(scope="session")
 def app() -> Iterator[App]:
-    with running_app(*EVERY_TURN) as app:
+    with running_app(*EVERY_JOB) as app:
         yield app
 
 
-@pytest.fixture
-def slow() -> Iterator[App]:
-    """Takes 0.15 s for a token."""
-    with running_app(*EVERY_TURN, start=altered(SLOW)) as app:
-        yield app
-
-
-@pytest.fixture
-def broken() -> Iterator[App]:
-    """Its model raises at questions that begin with "Which"."""
-    with running_app(*EVERY_TURN, start=altered(BROKEN)) as app:
+@pytest.fixture(scope="module")
+def altered_app() -> Iterator[App]:
+    """An app that takes 0.15 s for a token, and whose model raises at questions that begin with "Which"."""
+    with running_app(*EVERY_JOB, start=altered(ALTERED)) as app:
         yield app
 
 
