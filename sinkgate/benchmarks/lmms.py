@@ -2,7 +2,7 @@
 
     python -m lmms_eval --model sinkgate --model_args model=llava-1.5-7b,gates=runs/stack --tasks mmstar --batch_size 8
 
-or, with the same arguments, `python -m sinkgate.benchmarks.lmms`. Questions, scores and result files are lmms-eval's; the chat format is the
+or `method=vaf image 1.3` (quoted) in place of gates; or, with the same arguments, `python -m sinkgate.benchmarks.lmms`. Questions, scores and result files are lmms-eval's; the chat format is the
 model's own. Written for the interface of "simple" models of release 0.7.3.
 """
 
@@ -18,8 +18,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from sinkgate.errors import SinkgateError
-from sinkgate.methods import Fixed, finder_of
-from sinkgate.methods.registry import read_method
+from sinkgate.methods import Fixed, Method, finder_of
+from sinkgate.methods.registry import published, read_method
 from sinkgate.models import loading
 from sinkgate.models.prompts import Prompt
 from sinkgate.sinks.criteria import read_criterion
@@ -44,6 +44,7 @@ class GatedModel(lmms):
     Args:
         model: as `sinkgate.load` takes it: a known name, a Hub id or a folder.
         gates: folder of learned gates, of a LoRA or a reweighting, or JSON file of fixed gates; None is the unmodified model.
+        method: a published method instead, with options as words, such as ``vaf image 1.3 layers 9-14``.
         device: as `sinkgate.load` takes it. Each of several processes takes its own GPU.
         batch_size: requests side by side; always 1 for models that encode images anew in every call.
         device_map: as `sinkgate.load` takes it.
@@ -75,9 +76,13 @@ class GatedModel(lmms):
         any_model: bool = False,
         v_sink: str | None = None,
         l_sink: str | None = None,
+        method: str | None = None,
         max_batch_size: int | str | None = None,  # noqa: ARG002
     ) -> None:
         super().__init__()
+        if gates is not None and method is not None:
+            raise SinkgateError(f"gates are {gates!r} and method is {method!r}; expected one of them: run them apart")
+        chosen = published(method) if method is not None else None
         for criterion in filter(None, (v_sink, l_sink)):
             read_criterion(criterion)
         if not str(batch_size).isdigit() or int(batch_size) < 1:
@@ -87,8 +92,10 @@ class GatedModel(lmms):
         self.vlm = loading.load(
             str(model), device=device, device_map=device_map, dtype=dtype, revision=revision, quantize=quantize
         )
-        self.gated = gates is not None
-        self.method = read_method(gates, self.vlm, any_model) if gates is not None else Fixed(Gates.ones(self.vlm))
+        self.gated = gates is not None or chosen is not None
+        self.method: Method = chosen or Fixed(Gates.ones(self.vlm))
+        if gates is not None:
+            self.method = read_method(gates, self.vlm, any_model)
         self._find_sinks = finder_of([self.method], v_sink=v_sink, l_sink=l_sink, l_sinks=False)
         self.batch_size = int(batch_size) if self.vlm.adapter.takes_encoded is not None else 1
 

@@ -202,7 +202,10 @@ def evaluate(
         list[Path] | None, typer.Option(help="Folder of learned gates, or JSON file of fixed ones; once for each.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="Name of a published method, such as var or front; once for each.")
+        list[str] | None,
+        typer.Option(
+            help='A published method by name, such as var or front, with options as words: "vaf image 1.3"; once for each.'
+        ),
     ] = None,
     scoring: Annotated[
         str,

@@ -3,18 +3,23 @@
 from sinkgate.methods.base import Fixed, Method, criterion_of, finder_of
 from sinkgate.methods.lora import LoRA
 from sinkgate.methods.reweight import Reweight, ReweightConfig
+from sinkgate.methods.scaling_vis import AdaptVis, ScalingVis
 from sinkgate.methods.sink_to_front import SinkToTheFront
 from sinkgate.methods.suppress import Remove, Suppress
+from sinkgate.methods.vaf import VAF
 from sinkgate.methods.var import VAR
 
 __all__ = [
+    "VAF",
     "VAR",
+    "AdaptVis",
     "Fixed",
     "LoRA",
     "Method",
     "Remove",
     "Reweight",
     "ReweightConfig",
+    "ScalingVis",
     "SinkToTheFront",
     "Suppress",
     "criterion_of",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from sinkgate.attention.recorder import Recorder
+from sinkgate.attention.scales import Scales
 from sinkgate.errors import SinkgateError
 from sinkgate.models.batch import Batch
 from sinkgate.models.finder import SinkFinder
@@ -100,11 +101,38 @@ class Fixed:
     @contextmanager
     def applied(self, vlm: VLM, batch: Batch, recorder: Recorder | None = None) -> Iterator[None]:
         """See `Method`."""
-        scales = None
-        if not self.gates.is_identity:
-            tables = [
-                vlm.scales(prompt, self.gates, sinks) for prompt, sinks in zip(batch.prompts, batch.sinks, strict=True)
-            ]
-            scales = batch.key_scales([table for table in tables if table is not None])
+        scales = None if self.gates.is_identity else spread(vlm, batch, [self.gates] * len(batch.prompts))
         with vlm.attached(scales, recorder):
             yield
+
+
+def spread(vlm: VLM, batch: Batch, gates: Sequence[AnyGates]) -> Scales:
+    """Return the scales of each prompt's own gates, side by side.
+
+    Raises:
+        GateError: gates do not fit the model.
+    """
+    tables: list[Scales] = []
+    for prompt, sinks, table in zip(batch.prompts, batch.sinks, gates, strict=True):
+        scales = vlm.scales(prompt, table, sinks)
+        tables.append(torch.ones(vlm.num_layers, 1, prompt.num_keys, device=vlm.device) if scales is None else scales)
+    return batch.key_scales(tables)
+
+
+def checked_layers(vlm: VLM, layers: Sequence[int]) -> tuple[int, ...]:
+    """Return layers, counted as `Gates` count them.
+
+    Raises:
+        SinkgateError: the model has no such layer.
+    """
+    outside = [layer for layer in layers if not 0 <= layer < vlm.num_layers]
+    if outside:
+        raise SinkgateError(f"there is no layer {outside[0]}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")
+    return tuple(layers)
+
+
+def layers_by_depth(vlm: VLM, first: int, last: int, depth: int = 32) -> tuple[int, ...]:
+    """Return layers ``first`` to ``last`` of a model with ``depth`` layers, in other models those at the same depth; one at least."""
+    count, middle = vlm.num_layers, (first + last + 1) / 2
+    inside = [layer for layer in range(count) if first * count <= (layer + 0.5) * depth < (last + 1) * count]
+    return tuple(inside or [int(middle * count / depth)])

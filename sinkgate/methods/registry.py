@@ -2,31 +2,82 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from sinkgate.errors import SinkgateError
-from sinkgate.methods import VAR, Fixed, LoRA, Method, Remove, Reweight, SinkToTheFront, Suppress
+from sinkgate.methods import (
+    VAF,
+    VAR,
+    AdaptVis,
+    Fixed,
+    LoRA,
+    Method,
+    Remove,
+    Reweight,
+    ScalingVis,
+    SinkToTheFront,
+    Suppress,
+)
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import load_gates
 
 PUBLISHED: dict[str, type[Method]] = {
+    "adaptvis": AdaptVis,
     "front": SinkToTheFront,
     "remove": Remove,
+    "scalingvis": ScalingVis,
     "suppress": Suppress,
+    "vaf": VAF,
     "var": VAR,
 }
 
 
-def published(name: str) -> Method:
-    """Return a published method with its defaults.
+def published(text: str) -> Method:
+    """Return a published method by its name, with options as words: "vaf", "vaf image 1.3 layers 9-14".
+
+    Options are the method's attributes; layers and other lists of whole numbers are typed as "9-14", "3,6" or "3+6".
 
     Raises:
-        SinkgateError: there is none of that name.
+        SinkgateError: there is no such method or option, or a value is not of its kind.
+
+    Example:
+        >>> published("adaptvis unsure 0.8 threshold 0.4")
     """
+    name, *words = text.split() or [""]
     if name not in PUBLISHED:
         raise SinkgateError(f"no method is called {name!r}; there are: {', '.join(PUBLISHED)}")
-    return PUBLISHED[name]()
+    method: Any = PUBLISHED[name]
+    hints = get_type_hints(method)
+    kinds = {field.name: hints[field.name] for field in fields(method)}
+    unknown = [word for word in words[::2] if word not in kinds]
+    if unknown or len(words) % 2:
+        problem = f"no option {unknown[0]!r}" if unknown else f"no value for {words[-1]!r}"
+        raise SinkgateError(
+            f"the method {text!r} has {problem}; expected pairs of a name and a value, of {', '.join(kinds)}"
+        )
+    return method(
+        **{word: _value(word, value, kinds[word]) for word, value in zip(words[::2], words[1::2], strict=True)}
+    )
+
+
+def _value(name: str, text: str, kind: Any) -> Any:
+    """Return the value of an option as its type; names stay text."""
+    try:
+        if kind in (float, int):
+            return kind(text)
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+    except (ValueError, KeyError):
+        raise SinkgateError(f"{name} is {text!r}; expected {'true or false' if kind is bool else 'a number'}") from None
+    if "tuple" in str(kind):
+        parts = [part.split("-") for part in text.replace("+", ",").split(",")]
+        if not all(part and all(end.isdecimal() for end in part) and len(part) <= 2 for part in parts):
+            raise SinkgateError(f"{name} is {text!r}; expected whole numbers such as 9-14, 3,6 or 3+6")
+        return tuple(sorted({number for part in parts for number in range(int(part[0]), int(part[-1]) + 1)}))
+    return text
 
 
 def read_method(path: str | Path, vlm: VLM, any_model: bool = False) -> Method:

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from sinkgate.attention.patch import Attached, Rewrite
 from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import SinkgateError
+from sinkgate.methods.base import checked_layers
 from sinkgate.methods.decoder_inputs import beams, ends, everywhere, refuse_cross_attention
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
@@ -151,7 +152,4 @@ class VAR:
         numbers = vlm.adapter.layer_numbers
         if self.layers is None:
             return tuple(i for i, number in enumerate(numbers) if 2 <= number < len(vlm.adapter.all_layers) - 1)
-        outside = [layer for layer in self.layers if not 0 <= layer < vlm.num_layers]
-        if outside:
-            raise SinkgateError(f"there is no layer {outside[0]}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")
-        return self.layers
+        return checked_layers(vlm, self.layers)

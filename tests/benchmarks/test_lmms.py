@@ -14,6 +14,7 @@ from chat_cases import TEMPLATES, sentencepiece, vlm_with
 from tiny import noise_image, shaken
 
 import sinkgate as sg
+from sinkgate.methods import VAF
 from sinkgate.models import loading
 from sinkgate.models.finder import SinkFinder
 from sinkgate.scenes.scene import Scene
@@ -53,6 +54,18 @@ def test_sinks_are_those_of_the_gates_unless_others_are_named(adapter, demo, tmp
         assert adapter("demo", str(tmp_path), **options)._find_sinks == expected
     with pytest.raises(sg.SinkgateError, match="no criterion is called 'loud'"):
         adapter("demo", l_sink="loud")
+
+
+def test_a_published_method_takes_options_as_words(adapter, demo, monkeypatch):
+    monkeypatch.setattr(loading, "load", lambda *_, **__: demo)
+    model = adapter("demo", method="vaf image 1.3 layers 2-5")
+    assert model.gated and model.method == VAF(1.3, layers=(2, 3, 4, 5))
+    for options, message in (
+        ({"method": "magic"}, "no method is called 'magic'"),
+        ({"method": "vaf", "gates": "gates.json"}, "gates are 'gates.json' and method is 'vaf'; expected one of them"),
+    ):
+        with pytest.raises(sg.SinkgateError, match=message):
+            adapter("demo", **options)
 
 
 @pytest.mark.parametrize("template", ["bos", "chatml"])
@@ -165,6 +178,14 @@ def test_answers_are_those_of_the_unmodified_model(model, requests, documents, d
 def test_fixed_gates_act_on_the_sinks_of_each_image(model, requests, documents, demo, fixed, batch_size):
     gates = sg.Gates.load(fixed)
     told = model(f"gates={fixed}", batch_size).generate_until(requests())
+    assert told == [demo.answer(demo.prompt(each["image"], each["question"]), gates).text for each in documents]
+    assert told != model().generate_until(requests())
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_published_methods_act_on_each_image(model, requests, documents, demo, batch_size):
+    told = model("model=demo,method=vaf image 4 system 0 layers 0-7", batch_size).generate_until(requests())
+    gates = VAF(4.0, 0.0, tuple(range(8))).gates(demo)
     assert told == [demo.answer(demo.prompt(each["image"], each["question"]), gates).text for each in documents]
     assert told != model().generate_until(requests())
 

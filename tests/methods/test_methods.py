@@ -18,7 +18,7 @@ from tiny import shaken
 import sinkgate as sg
 from sinkgate.attention.partial_forward import kept_inputs, resumed
 from sinkgate.attention.recorder import Recorder
-from sinkgate.methods import VAR, Fixed, LoRA, Remove, Reweight, SinkToTheFront, Suppress
+from sinkgate.methods import VAF, VAR, AdaptVis, Fixed, LoRA, Remove, Reweight, ScalingVis, SinkToTheFront, Suppress
 from sinkgate.methods.registry import PUBLISHED
 
 ANY_HEAD = {"min_image_attention": 0.0, "min_non_sink_share": 0.0}
@@ -26,6 +26,9 @@ METHODS = {
     **{name: lambda _, method=method: method() for name, method in PUBLISHED.items()},
     "var": lambda vlm: VAR(layers=(0, vlm.num_layers - 1), **ANY_HEAD),
     "var by dimensions": lambda vlm: VAR(layers=(1,), dimensions=(3, 5), tau=1.5, **ANY_HEAD),
+    "scalingvis": lambda vlm: ScalingVis(0.2),
+    "adaptvis": lambda vlm: AdaptVis(0.2, 2.0, threshold=0.02),
+    "vaf": lambda vlm: VAF(2.0, 0.2),
     "front, old positions": lambda vlm: SinkToTheFront(keep_positions=True),
     "reweight": lambda vlm: shaken(Reweight.for_vlm(vlm)),
     "lora": lambda vlm: shaken(LoRA.for_vlm(vlm, 1), size=0.2),  # large updates blow rounding up

@@ -1,0 +1,51 @@
+"""Visual Amplification Fusion (VAF): text reads more of the image and less of the system prompt (Yin et al., ClearSight, CVPR 2025)."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from sinkgate.attention.recorder import Recorder
+from sinkgate.methods.base import Fixed, checked_layers, layers_by_depth
+from sinkgate.models.batch import Batch
+from sinkgate.models.vlm import VLM
+from sinkgate.sinks.fine_gates import FineGates
+
+
+@dataclass(frozen=True)
+class VAF:
+    """Attention logits on visual tokens raised, and on text in front of the image lowered, in middle layers.
+
+    Scaled are the rows of the text behind the image and of generated tokens, in all heads.
+
+    Attributes:
+        image: scale on visual tokens, in [0, 4] (the released code's enh_para).
+        system: scale on the text in front of the first image, the text sink included (sup_para).
+        layers: counted as `Gates` counts them; None for the paper's 9 to 14 of 32, at the same depth in other models.
+        criterion: see `Method`; without effect, all visual tokens are scaled alike.
+    """
+
+    image: float = 1.15
+    system: float = 0.95
+    layers: tuple[int, ...] | None = None
+    criterion: str | None = None
+    uses_l_sinks = False
+
+    def first_layer(self, vlm: VLM) -> int:
+        """See `Method`."""
+        return Fixed(self.gates(vlm)).first_layer(vlm)
+
+    def applied(self, vlm: VLM, batch: Batch, recorder: Recorder | None = None) -> AbstractContextManager[None]:
+        """See `Method`.
+
+        Raises:
+            GateError: a scale is out of range, or text in front of the image is no Key (cross-attention).
+            SinkgateError: there is no such layer.
+        """
+        return Fixed(self.gates(vlm)).applied(vlm, batch, recorder)
+
+    def gates(self, vlm: VLM) -> FineGates:
+        """Return the method as fixed gates."""
+        layers = layers_by_depth(vlm, 9, 14) if self.layers is None else checked_layers(vlm, self.layers)
+        gates = FineGates.ones(vlm.num_layers, rows="after, generated")
+        return gates.set("visual", self.image, layers).set("before", self.system, layers)
