@@ -83,6 +83,7 @@ class _Tap:
     stored: int | None = None  # positions whose Keys are scaled in the cache; None: the cache must stay unscaled
     rewrite: Rewrite | None = None
     rewrite_from: int = 0  # position of the first query that ``rewrite`` may change
+    hidden: Tensor | None = None  # (B, P) boolean, Keys that no other query attends to
 
     def first_key(self, keys: int) -> int:
         """Return the position of the first of the running forward's Keys."""
@@ -119,7 +120,7 @@ class _Tap:
 
 @dataclass(frozen=True)
 class Attached:
-    """Handle of an active block, to set scales and rewriting while the model runs."""
+    """Handle of an active block, to set scales, rewriting and hidden Keys while the model runs."""
 
     _call: _Call
     _taps: dict[int, _Tap]
@@ -134,6 +135,13 @@ class Attached:
         Only those rows are computed, in O(rows x Keys); a row that ``rewrite`` returns unchanged stays bit-identical to the kernel's.
         """
         self._taps[layer].rewrite, self._taps[layer].rewrite_from = rewrite, first
+
+    def set_hidden(self, layer: int, keys: Tensor) -> None:
+        """Mask Keys (B, P) of a ``live`` layer, boolean, out of attention, from its next attention call on.
+
+        A query still attends to its own Key, so that no row is left without any: nothing attends to what such a token becomes.
+        """
+        self._taps[layer].hidden = keys
 
     @property
     def begins(self) -> bool:
@@ -172,7 +180,7 @@ def attached(
         own_cache: the KV cache is used with these scales alone, one row for each sample: it may hold scaled Keys, and rows of decode
             steps may be computed at the end of the block. Not for layers that share Keys, nor for beams.
         stored: positions whose Keys an earlier block left scaled in the cache.
-        live: layers whose scales or rewriting are set while the model runs, through the `Attached` that the block yields.
+        live: layers whose scales, rewriting or hidden Keys are set while the model runs, through the `Attached` that the block yields.
 
     Raises:
         RuntimeError: a block is already active on one of the modules.
@@ -265,6 +273,9 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
         if tap.scales is not None:
             key = tap.scale(module, key)
         mask = args[0] if args else kwargs.get("attention_mask")
+        if tap.hidden is not None:
+            mask = _without(tap.hidden, module, query, key, mask, end, tap.first_key(key.shape[2]), kwargs)
+            args, kwargs = ((mask, *args[1:]), kwargs) if args else (args, {**kwargs, "attention_mask": mask})
         options = {name: kwargs.get(name) for name in ("scaling", "softcap", "is_causal")}
         first, count = end - query.shape[2], query.shape[2]
         first_key = tap.first_key(key.shape[2])
@@ -347,6 +358,36 @@ def _limited(
             mixed = torch.where(inside[:, :, None, None], mixed, output[at])
         output[at] = mixed
     return output
+
+
+def _without(
+    hidden: Tensor,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    end: int,
+    first_key: int,
+    options: dict[str, Any],
+) -> Tensor:
+    """Return the mask (B n, 1 or H, Q, K) without the hidden Keys (B, P); each query keeps its own."""
+    keys, device = key.shape[2], query.device
+    window = hidden[:, first_key : first_key + keys].to(device)
+    window = nn.functional.pad(window, (0, keys - window.shape[1])).repeat_interleave(len(key) // len(hidden), 0)
+    rows = torch.arange(end - query.shape[2], end, device=device)[:, None]
+    columns = torch.arange(first_key, first_key + keys, device=device)
+    gone = window[:, None, None] & (rows != columns)
+    if mask is not None and mask.dtype != torch.bool:
+        return mask[..., :keys].masked_fill(gone, torch.finfo(mask.dtype).min)
+    if mask is None:
+        causal = getattr(module, "is_causal", True) if options.get("is_causal") is None else options["is_causal"]
+        visible = columns <= rows if causal else torch.ones_like(gone)
+    else:
+        visible = mask[..., :keys]
+    visible = visible & ~gone
+    if _implementation(module) == "eager":  # adds its mask
+        return torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, torch.finfo(query.dtype).min)
+    return visible
 
 
 def _indices(rows: slice | Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Methods that change what a model does with visual tokens: fixed gates, learned gates and published baselines."""
 
 from sinkgate.methods.base import Fixed, Method, criterion_of, finder_of
+from sinkgate.methods.fastv import FastV
 from sinkgate.methods.lora import LoRA
 from sinkgate.methods.reweight import Reweight, ReweightConfig
 from sinkgate.methods.scaling_vis import AdaptVis, ScalingVis
@@ -13,6 +14,7 @@ __all__ = [
     "VAF",
     "VAR",
     "AdaptVis",
+    "FastV",
     "Fixed",
     "LoRA",
     "Method",

@@ -11,6 +11,7 @@ from sinkgate.methods import (
     VAF,
     VAR,
     AdaptVis,
+    FastV,
     Fixed,
     LoRA,
     Method,
@@ -26,6 +27,7 @@ from sinkgate.sinks.fine_gates import load_gates
 
 PUBLISHED: dict[str, type[Method]] = {
     "adaptvis": AdaptVis,
+    "fastv": FastV,
     "front": SinkToTheFront,
     "remove": Remove,
     "scalingvis": ScalingVis,

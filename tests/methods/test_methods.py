@@ -18,7 +18,19 @@ from tiny import shaken
 import sinkgate as sg
 from sinkgate.attention.partial_forward import kept_inputs, resumed
 from sinkgate.attention.recorder import Recorder
-from sinkgate.methods import VAF, VAR, AdaptVis, Fixed, LoRA, Remove, Reweight, ScalingVis, SinkToTheFront, Suppress
+from sinkgate.methods import (
+    VAF,
+    VAR,
+    AdaptVis,
+    FastV,
+    Fixed,
+    LoRA,
+    Remove,
+    Reweight,
+    ScalingVis,
+    SinkToTheFront,
+    Suppress,
+)
 from sinkgate.methods.registry import PUBLISHED
 
 ANY_HEAD = {"min_image_attention": 0.0, "min_non_sink_share": 0.0}
@@ -29,6 +41,8 @@ METHODS = {
     "scalingvis": lambda vlm: ScalingVis(0.2),
     "adaptvis": lambda vlm: AdaptVis(0.2, 2.0, threshold=0.02),
     "vaf": lambda vlm: VAF(2.0, 0.2),
+    "fastv": lambda vlm: FastV(1, 0.5),
+    "fastv without sinks": lambda vlm: FastV(1, 0.25, sinks="dropped"),
     "front, old positions": lambda vlm: SinkToTheFront(keep_positions=True),
     "reweight": lambda vlm: shaken(Reweight.for_vlm(vlm)),
     "lora": lambda vlm: shaken(LoRA.for_vlm(vlm, 1), size=0.2),  # large updates blow rounding up
@@ -118,7 +132,7 @@ def test_learning_methods_begin_at_the_unmodified_model_and_learn(case):
         assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in gradients)
 
 
-@pytest.mark.parametrize("kind", ["remove", "var", "front", "reweight"])
+@pytest.mark.parametrize("kind", ["remove", "var", "front", "reweight", "fastv"])
 def test_cross_attention_models_are_refused_in_words(kind):
     vlm = vlm_of("mllama")
     prompts = prompts_of("mllama", vlm)
