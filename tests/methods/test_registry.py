@@ -30,8 +30,8 @@ def test_options_are_the_attributes_of_the_method(text, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no method is called ''; there are: var"),
-        ("magic", "no method is called 'magic'; there are: var"),
+        ("", "no method is called ''; there are: adaptvis"),
+        ("magic", "no method is called 'magic'; there are: adaptvis"),
         ("vaf weight 2", "has no option 'weight'; expected pairs of a name and a value, of image, system, layers"),
         ("vaf image", "has no value for 'image'"),
         ("vaf image loud", "image is 'loud'; expected a number"),
