@@ -122,7 +122,7 @@ class Handlers:
             return session, _shown(session), *unchanged_values(session, error)[2:], SKIP
 
     def picture_removed(self) -> JSON:
-        """Say that the page goes on with the picture that was removed from its box; returns status."""
+        """Say that the page continues with the picture that was removed from its box; returns status."""
         return calm("Picture removed. The maps still show the last one.")
 
     def restore_picture(self, session: UserSession | None, refused: Any) -> tuple[Any, JSON]:

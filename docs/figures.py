@@ -1,7 +1,7 @@
 """Pictures of the concept pages, made from the demo model: `python docs/figures.py` writes them beside the pages.
 
-One function a picture, named as its file. Drawings without numbers (`*-drawing.svg`) are made by hand and lie there as they are.
-The same machine writes the same bytes again; it takes about half a minute, and Chrome or Chromium, which kaleido drives.
+One function for each picture, with the name of its file. Drawings without numbers (`*-drawing.svg`) are made by hand. The output is
+reproducible on one machine, takes about half a minute, and needs Chrome or Chromium for kaleido.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ IMAGE, SIDE = 71, 160  # seed of the picture of all pages; pixels of pictures in
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture of a scene: as it is, or in grey beneath the attention (rows, columns) on its patches; with tokens marked.
+    """A picture of a scene, in colour or in grey beneath the attention on its patches (rows, columns), with marked tokens.
 
-    ``most``: the attention that is drawn brightest; the panel's own where None.
+    ``most``: the attention of the brightest colour; the panel's largest if None.
     """
 
     title: str
@@ -58,14 +58,14 @@ class Panel:
 
 
 def titled(figure: go.Figure, title: str, subtitle: str, height: int, legend: bool = True) -> go.Figure:
-    """`dressed`, with room for a second line of the subtitle."""
+    """Apply `dressed`, with room for further lines of the subtitle."""
     more = 16 * subtitle.count("<br>")
     dressed(figure, title, subtitle, height + more, legend)
     return figure.update_layout(margin_t=84 + more)
 
 
 def scene(seed: int) -> sg.Prompt:
-    """The question to a random scene."""
+    """Return the question on a random scene."""
     return VLM.prompt(Scene.random(Random(seed)).render(), QUESTION)
 
 
@@ -75,7 +75,7 @@ SINKS = sg.find_sinks(VLM, PROMPT)
 
 
 def stage(shown: Sequence[Panel], columns: int, title: str, subtitle: str) -> go.Figure:
-    """Panels side by side, in rows of ``columns``."""
+    """Draw panels side by side, in rows of ``columns``."""
     rows = -(-len(shown) // columns)
     titles = [panel.title for panel in shown]
     space: dict[str, Any] = {"horizontal_spacing": 0.02, "vertical_spacing": 0.11 / rows}
@@ -119,12 +119,12 @@ def stage(shown: Sequence[Panel], columns: int, title: str, subtitle: str) -> go
 
 
 def share_of_sinks(trace: Trace, layer: int) -> float:
-    """What V-sinks take of the row that answers, in a layer of the LLM."""
+    """Return the share of V-sinks in the attention of the answering token, in a layer of the LLM."""
     return float(trace.shares(SINKS)["v_sink"][layer])
 
 
 def sinks_attention() -> go.Figure:
-    """The same rows with and without their sinks."""
+    """Draw the same rows with and without their sinks."""
     trace = VLM.answer(PROMPT)
     layers = trace.shares(SINKS)["v_sink"].argsort(descending=True)[:3].sort().values.tolist()
     above = [
@@ -142,7 +142,7 @@ def sinks_attention() -> go.Figure:
 
 
 def sinks_where() -> go.Figure:
-    """Where in the picture V-sinks lie."""
+    """Draw the positions of V-sinks in the picture."""
     prompts = [scene(seed) for seed in range(300)]
     masks = torch.stack([sg.find_sinks(VLM, prompt).v_sink for prompt in prompts])
     share = masks.float().mean(0)
@@ -163,7 +163,7 @@ def sinks_where() -> go.Figure:
 
 
 def encoder_attention(prompt: sg.Prompt) -> Tensor:
-    """The attention that each patch receives in each layer of the encoder, over the median patch's, (layers, N)."""
+    """Return the attention on each patch in each layer of the encoder, over that on the median patch, (layers, N)."""
     recorder = sg.Recorder("all", mean=True)
     with VLM.lock, torch.no_grad(), attached(VLM.adapter.encoder_attention, recorder=recorder):
         VLM.adapter.encode(prompt.inputs)
@@ -172,7 +172,7 @@ def encoder_attention(prompt: sg.Prompt) -> Tensor:
 
 
 def kinds_depth() -> go.Figure:
-    """What V-sinks draw, layer by layer, on both sides of the projector."""
+    """Draw the attention on V-sinks, layer by layer, on both sides of the projector."""
     encoder, text, answering = [], [], []
     for prompt in map(scene, range(100)):
         sinks = sg.find_sinks(VLM, prompt)
@@ -212,7 +212,7 @@ def _mean(rows: Sequence[Tensor]) -> list[float]:
 
 
 def kinds_questions() -> go.Figure:
-    """Which sinks stay when the question changes."""
+    """Draw the sinks of one picture under several questions."""
     shown = []
     for question in QUESTIONS:
         prompt = VLM.prompt(PROMPT.image, question)
@@ -229,26 +229,26 @@ def kinds_questions() -> go.Figure:
 
 
 def criteria_disagree() -> go.Figure:
-    """Three measurements of the same patches."""
+    """Draw three measurements of the same patches."""
     rows = []
     for prompt in map(scene, range(6)):
-        seen, sinks = VLM.observe_encoder(prompt), sg.find_sinks(VLM, prompt)
-        assert seen.features is not None
-        magnitude = seen.features.abs()
+        observation, sinks = VLM.observe_encoder(prompt), sg.find_sinks(VLM, prompt)
+        assert observation.features is not None
+        magnitude = observation.features.abs()
         spike = magnitude.max(1).values / magnitude.median()
         rows.append(torch.stack([sinks.norm_ratio, spike, sinks.encoder_share, sinks.v_sink.float()]))
     norm, spike, attention, v_sink = (values.numpy() for values in torch.cat(rows, 1))
     titles = ["length of the state, times the median", "largest channel, times the median"]
     cells: Any
     figure, cells = panels(["attention against norm", "attention against spike"], 2, "", (0.05, 0))
-    for x, title, asked, cell in zip((norm, spike), titles, (2, 1000), cells, strict=True):
+    for x, title, threshold, cell in zip((norm, spike), titles, (2, 1000), cells, strict=True):
         for group, chosen in (("ordinary", v_sink == 0), ("v_sink", v_sink == 1)):
             style = group_style(group)
             style["marker"] |= {"size": 6 if group == "ordinary" else 9, "opacity": 0.6, "maxdisplayed": 0}
             place = {"x": x[chosen].round(2), "y": attention[chosen].round(2)}
             figure.add_scatter(mode="markers", showlegend=cell["col"] == 1, **place, **style, **cell)
         line = {"color": SOFT, "dash": "dash", "width": 1.5}
-        figure.add_vline(x=asked, line=line, **cell)
+        figure.add_vline(x=threshold, line=line, **cell)
         figure.add_hline(y=5, line=line, **cell)
         figure.update_xaxes(title_text=title, **cell)
     figure.update_yaxes(type="log", dtick=1)
@@ -265,12 +265,12 @@ def criteria_disagree() -> go.Figure:
 
 
 def scaled(scale: float, layer: int = LAYER) -> sg.Gates:
-    """Gates that scale the V-sinks of one layer."""
+    """Return gates that scale the V-sinks of one layer."""
     return sg.Gates.ones(VLM).set("v_sink", scale, layer)
 
 
 def gating_rows() -> go.Figure:
-    """One row of attention at several scales."""
+    """Draw one row of attention at several scales."""
     session, scales = sg.Session(VLM, PROMPT, SINKS), (0, 0.25, 0.5, 1, 2)
     traces = [session.predict(scaled(scale)) for scale in scales]
     shown = []
@@ -288,7 +288,7 @@ def gating_rows() -> go.Figure:
 
 
 def gating_heads() -> go.Figure:
-    """What a scale does to a positive and to a negative logit."""
+    """Draw the effect of a scale on a positive and on a negative logit."""
     session, scales = sg.Session(VLM, PROMPT, SINKS), [step / 20 for step in range(41)]
     corner, text = int(SINKS.v_sink.nonzero()[0]), PROMPT.length - 1
     figure = go.Figure()
@@ -319,7 +319,7 @@ def gating_heads() -> go.Figure:
 
 
 def layers_one_question() -> go.Figure:
-    """One prompt, each layer gated alone."""
+    """Draw the effect of gating each layer alone, on one prompt."""
     session, scales = sg.Session(VLM, PROMPT, SINKS), [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2]
     words = VLM.tokenizer("2", add_special_tokens=False).input_ids
     tables = [scaled(scale, layer) for scale in scales for layer in range(VLM.num_layers)]
@@ -358,7 +358,7 @@ def layers_one_question() -> go.Figure:
 
 
 def layers_sweep() -> go.Figure:
-    """The shipped sweep: every kind of question, each layer gated alone."""
+    """Draw the shipped sweep: every kind of question, each layer gated alone."""
     results = Results.load(DEMO / "studies" / "sweep-clear")
     figure = lean_figure(leaning(results.table("items"), results.table("answers")))
     what = "Accuracy with V-sinks above the rest, minus below it, in points: teal wants sinks up, brown down.<br>"
@@ -369,7 +369,7 @@ def layers_sweep() -> go.Figure:
 
 
 def lsg_rho() -> go.Figure:
-    """What a shipped gate sets, question by question."""
+    """Draw the scales that a shipped gate sets, by question."""
     lsg = sg.LSG.from_pretrained(DEMO / "gates" / f"layer-{LAYER}")
     rho: dict[str, list[float]] = {}
     for sample in scene_samples(len(KINDS) * 40, split="test", haze=(0.5, 0.5)):

@@ -1,11 +1,11 @@
-"""What MkDocs does not do by itself: more sources than its own folder, links between all of them, formulas without JavaScript.
+"""MkDocs hooks: pages from other folders, links between all of them, formulas without JavaScript.
 
-- Notebooks, the documents that stay beside what they describe, and the options of the command line become pages.
-- Links are written as they work in the repository. Here they lead to the page of their target; those to a module lead to its
-  reference; other files (pictures, notebooks, tables) are copied into the site.
+- Notebooks, documents in other folders, and the options of the command line become pages.
+- Links work in the repository, and are rewritten to the page of their target, those to a module to its reference; other files
+  (pictures, notebooks, tables) are copied into the site.
 - Formulas become MathML.
 
-A link whose target is not there is left as it is, and a strict build says so.
+A link to a missing target stays unchanged, and a strict build reports it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 OWN = "docs/pages/"
-PAGES = {  # sources outside of MkDocs' folder -> their pages
+PAGES = {  # source outside of MkDocs' folder: page
     **{f"notebooks/{path.name}": f"tutorials/{path.stem}.md" for path in sorted(ROOT.glob("notebooks/*.ipynb"))},
     "sinkgate/demo/weights/README.md": "demo/model.md",
     "sinkgate/demo/gates/README.md": "demo/gates.md",
@@ -53,7 +53,7 @@ FORMULA = re.compile(r'<(?:span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</(
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages whose sources lie elsewhere, and the command line's."""
+    """Add the pages from other folders, and the page of the command line."""
     for source, page in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         if source.endswith(".ipynb"):
@@ -61,16 +61,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=text))
     command = get_command(cli)
     options = get_docs_for_click(obj=command, ctx=typer.Context(command), name="sinkgate", title="Command line")
-    options = re.sub(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+", "", options)  # cut short there, and told in full below
+    options = re.sub(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+", "", options)  # shortened there, complete below
     files.append(File.generated(config, "reference/command-line.md", content=options))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Leads each link, written relative to its source, to where its target is on the site."""
+    """Rewrite each link, relative to its source, to its target on the site."""
     here = SOURCES.get(page.file.src_uri, OWN + page.file.src_uri)
 
-    def led(link: re.Match[str]) -> str:
+    def rewritten(link: re.Match[str]) -> str:
         image, text, target, anchor = link.groups(default="")
         path = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
         if path.startswith("sinkgate/") and path.endswith(".py"):
@@ -85,39 +85,39 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return link[0]
         return f"{image}[{text}]({posixpath.relpath(uri, posixpath.dirname(page.file.src_uri))}{anchor})"
 
-    return LINK.sub(led, markdown)
+    return LINK.sub(rewritten, markdown)
 
 
 def on_page_content(content: str, **_: object) -> str:
-    """Writes formulas as MathML, which browsers show by themselves."""
+    """Replace formulas by MathML, which browsers show without JavaScript."""
 
-    def shown(formula: re.Match[str]) -> str:
+    def mathml(formula: re.Match[str]) -> str:
         written = convert(html.unescape(formula[2]), display="block" if formula[1] == "[" else "inline")
         return written.replace(
             "<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>'
         )  # bars of a norm: all as high
 
-    return FORMULA.sub(shown, content)
+    return FORMULA.sub(mathml, content)
 
 
 def tutorial(notebook: NotebookNode, source: Path, files: Files, config: MkDocsConfig) -> Iterator[str]:
-    """A notebook as blocks of Markdown, solutions folded; its pictures are added to ``files``."""
+    """Yield a notebook as blocks of Markdown, solutions collapsed; add its pictures to ``files``."""
     files.append(File.generated(config, f"files/{source}", abs_src_path=str(ROOT / source)))
     for number, cell in enumerate(notebook.cells):
         tags = cell.metadata.get("tags", ())
         if cell.cell_type == "markdown":
-            yield re.sub(r"^\[!\[.*\n", "", cell.source, flags=re.MULTILINE)  # badges are pictures of others' servers
-        elif "install" not in tags:  # that one is for Colab alone
+            yield re.sub(r"^\[!\[.*\n", "", cell.source, flags=re.MULTILINE)  # badges are pictures from other servers
+        elif "install" not in tags:  # only for Colab
             blocks = [fenced(cell.source, "python"), *outputs(cell, f"{source.stem}/{number}", files, config)]
             yield "\n\n".join(
                 ['??? question "Solution"', *(indent(b, "    ") for b in blocks)] if "solution" in tags else blocks
             )
         if number == 0:
-            yield f"*This page is a notebook, with what it printed: [{source.name}](../files/{source}).*"
+            yield f"*This page is a notebook with its output: [{source.name}](../files/{source}).*"
 
 
 def outputs(cell: NotebookNode, name: str, files: Files, config: MkDocsConfig) -> Iterator[str]:
-    """What a cell showed: words, tables, and pictures, which become files ``name``-0, ``name``-1, ..."""
+    """Yield the output of a cell: text, tables, and pictures, which become files ``name``-0, ``name``-1, ..."""
     for number, output in enumerate(cell.outputs):
         data = output.get("data", {})
         kind = next((kind for kind in PICTURES if kind in data), None)
@@ -134,5 +134,5 @@ def outputs(cell: NotebookNode, name: str, files: Files, config: MkDocsConfig) -
 
 
 def fenced(text: str, language: str) -> str:
-    """Text as a block of code."""
+    """Return text as a block of code."""
     return f"``````{language}\n{text.strip()}\n``````"

@@ -1,8 +1,8 @@
-"""Notebooks from their sources: build them, run them in clean kernels, and see whether what they show is still true.
+"""Notebooks from their sources: build them, run them in clean kernels, and check the stored outputs.
 
-``python notebooks/execute.py [01 03 ...]`` writes; ``--check`` writes nothing and fails where a notebook is not what its
-source says, or where a run says something else than what is stored. Text is compared; pictures and Plotly figures are not.
-Every figure is kept with a static picture, drawn by kaleido, for readers that run no JavaScript.
+``python notebooks/execute.py [01 03 ...]`` writes; ``--check`` writes nothing and fails if a notebook differs from its source, or if a
+run prints other text than the stored one; pictures and Plotly figures are not compared. Every figure is stored with a static
+picture, drawn by kaleido, for readers without JavaScript.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "2",
-    "OMP_WAIT_POLICY": "PASSIVE",  # on a busy machine threads that wait would take the cores from those that work
+    "OMP_WAIT_POLICY": "PASSIVE",  # on a busy machine, waiting threads would take the cores of working ones
     "PLOTLY_RENDERER": "plotly_mimetype",
-    "TQDM_DISABLE": "1",  # the time left is nobody's result
+    "TQDM_DISABLE": "1",  # bars are no output
 }
-TIMEOUT = 600  # seconds a cell
+TIMEOUT = 600  # seconds for each cell
 FIGURE, PICTURE, WIDGET = "application/vnd.plotly.v1+json", "image/svg+xml", "application/vnd.jupyter.widget-view+json"
-WIDTH, HEIGHT = 900, 450  # pixels, of a figure that does not say
+WIDTH, HEIGHT = 900, 450  # pixels, of a figure without a size
 
 
 class NotebookError(Exception):
-    """A cell that cannot be run, named."""
+    """A cell that cannot be run."""
 
 
 def sources(chosen: Iterable[str] = ()) -> list[Path]:
-    """The sources whose names begin as one of ``chosen``, or all of them; ``NotebookError`` where one means none."""
-    there, wanted = sorted(SOURCES.glob("*.py")), list(chosen) or [""]
+    """Return the sources whose names begin as one of ``chosen``, or all; raise NotebookError if one matches none."""
+    existing, wanted = sorted(SOURCES.glob("*.py")), list(chosen) or [""]
     for start in wanted:
-        if not any(source.name.startswith(start) for source in there):
-            raise NotebookError(f"no notebook begins with {start!r}; there are: {', '.join(s.stem for s in there)}")
-    return [source for source in there if source.name.startswith(tuple(wanted))]
+        if not any(source.name.startswith(start) for source in existing):
+            raise NotebookError(f"no notebook begins with {start!r}; there are: {', '.join(s.stem for s in existing)}")
+    return [source for source in existing if source.name.startswith(tuple(wanted))]
 
 
 def notebook_of(source: Path) -> Path:
-    """Where the notebook of a source lies: beside the folder of sources."""
+    """Return the path of a source's notebook, beside the folder of sources."""
     return source.parent.parent / f"{source.stem}.ipynb"
 
 
 def read(source: Path) -> NotebookNode:
-    """The notebook that a source describes, without outputs; the same bytes every time."""
+    """Return the notebook of a source, without outputs; the same bytes every time."""
     notebook = jupytext.read(source, fmt="py:percent")
     notebook.metadata = NotebookNode(kernelspec=KERNEL, language_info={"name": "python"})
     for number, cell in enumerate(notebook.cells):
@@ -69,7 +69,7 @@ def read(source: Path) -> NotebookNode:
 
 
 def badges(name: str) -> str:
-    """A line for under the title that opens a notebook on Colab and Binder; none unless the project says where on GitHub it is."""
+    """Return the badges that open a notebook on Colab and Binder, "" if the project has no address on GitHub."""
     urls = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"].get("urls", {})
     github = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?", urls.get("Repository", ""))
     if not github:
@@ -111,13 +111,13 @@ def run(notebook: NotebookNode, name: str, folder: Path) -> NotebookNode:
         bar.update(bar.total - bar.n)
     notebook.metadata.language_info = {"name": "python"}  # the kernel adds its version
     for output in _outputs(notebook):
-        if WIDGET in output.get("data", ()):  # alive in a kernel alone
+        if WIDGET in output.get("data", ()):  # works only in a kernel
             output.data = NotebookNode({"text/plain": "(a widget: run the cell to play with it)"})
     return notebook
 
 
 def build(source: Path) -> None:
-    """Write a source's notebook, with the outputs of a run; nothing is written where a cell fails.
+    """Write a source's notebook with the outputs of a run; write nothing if a cell fails.
 
     Raises:
         NotebookError: as `run`.
@@ -129,40 +129,40 @@ def build(source: Path) -> None:
 
 
 def check(source: Path) -> list[str]:
-    """What of a stored notebook is not, or no longer, true; one sentence a cell, none where all is well.
+    """Return one sentence for each cell of a stored notebook that differs from its source, or from a new run.
 
     Raises:
         NotebookError: as `run`.
     """
     path = notebook_of(source)
     if not path.exists():
-        return [f"{path.name} is not there: python notebooks/execute.py {source.stem}"]
+        return [f"{path.name} does not exist: python notebooks/execute.py {source.stem}"]
     stored, fresh = nbformat.read(path, as_version=4), read(source)
     return unpaired(stored, fresh, source.stem) or changed(stored, run(fresh, source.stem, path.parent), source.stem)
 
 
 def unpaired(stored: NotebookNode, fresh: NotebookNode, name: str) -> list[str]:
-    """Cells of a notebook that are not those of its source: other text, another type, other tags."""
+    """Return sentences on the cells that differ from the source in text, type or tags."""
     if len(stored.cells) != len(fresh.cells):
         return [f"{name} has {len(stored.cells)} cells, and its source {len(fresh.cells)}: build it again"]
     return [
-        f"{_named(name, number, new)} is not what its source says: build it again"
+        f"{_named(name, number, new)} differs from its source: build it again"
         for number, (old, new) in enumerate(zip(stored.cells, fresh.cells, strict=True))
         if any(old[key] != new[key] for key in ("cell_type", "source", "metadata"))
     ]
 
 
 def changed(stored: NotebookNode, fresh: NotebookNode, name: str) -> list[str]:
-    """Cells of which a run says something else than what is stored."""
+    """Return sentences on the cells whose new output differs from the stored one."""
     return [
-        f"{_named(name, number, new)} says\n{told(new)}\nwhere the notebook has\n{told(old)}"
+        f"{_named(name, number, new)} prints\n{output_text(new)}\nbut the notebook has\n{output_text(old)}"
         for number, (old, new) in enumerate(zip(stored.cells, fresh.cells, strict=True))
-        if told(old) != told(new)
+        if output_text(old) != output_text(new)
     ]
 
 
-def told(cell: NotebookNode) -> str:
-    """What a cell says in words: its streams and plain texts; of a figure only that it is there."""
+def output_text(cell: NotebookNode) -> str:
+    """Return the text output of a cell: streams and plain texts, and a placeholder for each figure."""
     words = []
     for output in cell.get("outputs", ()):
         text = output.text if output.output_type == "stream" else output.data.get("text/plain", "(a figure)")
@@ -171,13 +171,13 @@ def told(cell: NotebookNode) -> str:
 
 
 def draw(notebook: NotebookNode) -> None:
-    """A static picture beside every Plotly figure, all by one browser."""
+    """Add a static picture to every Plotly figure, all drawn by one browser."""
     figures = [output.data for output in _outputs(notebook) if FIGURE in output.get("data", ())]
     if not figures:
         return
     import kaleido
 
-    kaleido.start_sync_server(mathjax=False)  # else from a CDN
+    kaleido.start_sync_server(mathjax=False)  # by default from a CDN
     try:
         for data in figures:
             layout = data[FIGURE]["layout"]
@@ -193,18 +193,16 @@ def _outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
 
 
 def _named(name: str, number: int, cell: NotebookNode) -> str:
-    """A cell as one finds it: its number from 0 and its first line."""
+    """Return a name of a cell: its number from 0 and its first line."""
     return f"{name}, cell {number} ({(cell.source.splitlines() or [''])[0]!r})"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build or check; 1 where something is wrong."""
-    parser = argparse.ArgumentParser(
-        description="Build notebooks from their sources, or check that they are still true."
-    )
-    parser.add_argument("notebooks", nargs="*", help="how their names begin, such as 01; all where left out")
+    """Build or check; return 1 after an error."""
+    parser = argparse.ArgumentParser(description="Build notebooks from their sources, or check them.")
+    parser.add_argument("notebooks", nargs="*", help="beginnings of their names, such as 01; all if left out")
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail where stored outputs are not what a run says"
+        "--check", action="store_true", help="write nothing; fail if the output of a run differs from the stored one"
     )
     options = parser.parse_args(arguments)
     wrong: list[str] = []

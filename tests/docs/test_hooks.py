@@ -40,7 +40,7 @@ def config():
         ("guides/studies.md", "![x](../../../sinkgate/demo/gates/rho.svg)", "![x](../files/sinkgate/demo/gates/rho.svg)"),
         ("tutorials/04_train_lsg.md", "[x](05_your_own_model.ipynb)", "[x](05_your_own_model.md)"),
         ("tutorials/04_train_lsg.md", "[`a[0]`](../sinkgate/methods/lsg/gate.py)", "[`a[0]`][sinkgate.methods.lsg.gate]"),
-        ("tutorials/04_train_lsg.md", "[x](../README.md#honest-limits)", "[x](../project/readme.md#honest-limits)"),
+        ("tutorials/04_train_lsg.md", "[x](../README.md#limits)", "[x](../project/readme.md#limits)"),
         ("project/readme.md", "[x](docs/pages/models.md)", "[x](../models.md)"),
         ("project/readme.md", "[x](sinkgate/methods/lsg/__init__.py)", "[x][sinkgate.methods.lsg]"),
         ("demo/studies.md", "[x](../LOG.md)", "[x](log.md)"),
