@@ -17,6 +17,7 @@ lint:
 	ruff check .
 	ruff format --check .
 	codespell
+	python docs/wording.py
 	lint-imports
 	pyright
 

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 1 · Meet the sinks
 #
-# Ask a vision-language model how many objects a picture shows, and look where it looks: mostly at an empty corner. That corner is an
-# **attention sink**. In this notebook you find the sinks of a model, see where they lie and since when, hide them so that the map becomes
+# Ask a vision-language model how many objects a picture shows: most of its attention goes to an empty corner. That corner is an
+# **attention sink**. In this notebook you find the sinks of a model, their places and their origin, hide them so that the map becomes
 # readable, and learn why "is this token a sink?" has several answers.
 #
 # The words are those of [When Sinks Help or Hurt](https://arxiv.org/abs/2604.03316) (ECCV 2026), sections 1 and 3.1. Nothing is downloaded: the model is
@@ -55,7 +55,7 @@ trace = vlm.answer(prompt)
 trace.text
 
 # %% [markdown]
-# ## Where does it look?
+# ## Attention maps
 #
 # `trace.attention` holds the rows of attention of every generated token. In layer $l$ and head $h$ the row of the token that writes the
 # answer is
@@ -70,7 +70,7 @@ trace.text
 
 # %%
 def maps_figure(maps, title, subtitle, columns=4):
-    """Maps over the picture, each as dark as its own largest value."""
+    """Return maps over the picture, each as dark as its own largest value."""
     rows = -(-len(maps) // columns)
     figure = make_subplots(rows, columns, subplot_titles=list(maps), horizontal_spacing=0.02, vertical_spacing=0.1)
     for number, grid in enumerate(maps.values()):
@@ -98,10 +98,10 @@ maps = {f"layer {layer}: {grid.max():.0%}": grid for layer, grid in maps.items()
 maps_figure(maps, "Where the answer looks", "Attention of the token that writes the answer, mean over heads.")
 
 # %% [markdown]
-# In layer 2 of the demo model one patch of empty background gets about half of all attention, and layers 4 and 7 come back to it. If you took such a map for
-# an explanation of the answer, you would have to believe that the model counts objects in a corner.
+# In layer 2 of the demo model one patch of empty background gets about half of all attention, and layers 4 and 7 come back to it. As an explanation of the answer, such
+# a map would mean that the model counts objects in a corner.
 #
-# ## V-sinks: born in the vision encoder
+# ## V-sinks: from the vision encoder
 #
 # The corner was chosen before the LLM read a single word. `sg.find_sinks` runs the unmodified model once and sorts the visual tokens:
 #
@@ -125,7 +125,7 @@ print(fill(sinks.summary(), 100))
 
 # %%
 def places(mask):
-    """Where the tokens of a mask lie."""
+    """Return the places of the tokens of a mask."""
     return [sinks.where(token).removeprefix("patch ") for token in mask.nonzero()[:, 0].tolist()]
 
 
@@ -142,12 +142,12 @@ maps = {"attention received": share, "its logarithm": logarithm}
 maps_figure(maps, "What patches receive inside the encoder", "From all patches, mean over heads.", columns=2)
 
 # %% [markdown]
-# The numbers fall off a cliff: two patches of the background, then nothing. Sinks are not a matter of degree here.
+# The numbers drop sharply after two patches of the background. Sinks are not a matter of degree here.
 #
 # ## Evidence
 #
-# A sink is a verdict, and a verdict needs its evidence. `sinks.explain` says in one sentence why a token is in its group: what the criterion
-# measured and asked for, and what else is known of the token.
+# Every verdict comes with its evidence. `sinks.explain` gives in one sentence the reason for a token's group: the criterion's
+# measurement and threshold, and further measurements of the token.
 
 # %%
 ordinary = int(sinks.ordinary.all(0).nonzero()[0])
@@ -164,8 +164,8 @@ for layer, token in sinks.l_sink.nonzero()[:6].tolist():
     print(fill(sinks.explain(token, layer), 100, subsequent_indent="  "))
 
 # %% [markdown]
-# The last words are a warning: this verdict rests on attention alone. So ask something else about the same picture. A sink should stay what it is; a patch that is
-# *looked at for what it shows* should come and go with the question.
+# The last words are a warning: this verdict is based on attention only. So change the question on the same picture. A sink should stay a sink; a patch that is
+# *attended to for its content* should change with the question.
 #
 # **Before you run the next cell**: which of the two will change, the V-sinks or the L-sinks?
 
@@ -182,13 +182,13 @@ for question in QUESTIONS:
     print("  L-sinks of any layer:", *places(each.l_sink.any(0)), sep="  ")
 
 # %% [markdown]
-# The V-sinks are the same whatever is asked: they cannot know the question, the encoder has not read it. The "L-sinks" of the demo model come and go with
-# the question, but for one, and all of them lie on the two objects: they are content. **This model has no L-sinks worth the name** ([its card](../sinkgate/demo/weights/README.md)). The paper
-# finds them in LLaVA-1.5-7B, where a spike in the hidden state tells them from patches that are merely interesting.
+# The V-sinks are the same for every question, since the encoder does not read it. All but one of the "L-sinks" of the demo model change with
+# the question, and all of them are on the two objects: they are content. **This model has almost no L-sinks** ([its card](../sinkgate/demo/weights/README.md)). The paper
+# finds them in LLaVA-1.5-7B, where a spike in the hidden state distinguishes them from patches with relevant content.
 #
 # ## How much do they take?
 #
-# `trace.shares` adds up where the answer's attention goes in each layer. Look at the orange line: layers that give V-sinks much, and layers that do not care.
+# `trace.shares` adds up where the answer's attention goes in each layer. Look at the orange line: some layers give V-sinks much attention, others almost none.
 
 # %%
 shares = trace.shares(sinks)
@@ -201,7 +201,7 @@ shares_figure({name: each.tolist() for name, each in shares.items()})
 #
 # $$\tilde a_j = \begin{cases} 0 & j \in S \\ a_j \cdot \dfrac{\sum_k a_k}{\sum_{k \notin S} a_k} & j \notin S. \end{cases}$$
 #
-# Upper row: the map as it is, in the three layers where V-sinks take most. Lower row: the same with V-sinks hidden. Look at what is left in each layer.
+# Upper row: the map as it is, in the three layers where V-sinks take most. Lower row: the same with V-sinks hidden. Look at what remains in each layer.
 
 # %%
 layers = shares["v_sink"].argsort(descending=True)[:3].tolist()
@@ -210,20 +210,20 @@ after = {f"layer {layer}, V-sinks hidden": trace.visual(layer, hide=sinks.v_sink
 maps_figure(before | after, "The same attention", "Above as it is, below with V-sinks hidden.", columns=3)
 
 # %% [markdown]
-# In layer 4 most of what is left lies on the triangle, in layer 7 on the circle: both had been there all the time, too pale to be seen. In layer 2 nothing
-# in particular is left; there the corner was the point. The map could have told you neither.
+# In layer 4 most of the rest is on the triangle, in layer 7 on the circle: both were in the map before, too pale to see. In layer 2 nothing
+# in particular remains; there the attention was on the corner. The first map showed neither.
 #
-# Hidden is not removed: the model still saw its sinks, we only stopped looking at them. What happens when the *model* may no longer look is
+# Hidden is not removed: the model still attended to its sinks. To change the attention of the *model* is
 # the subject of [notebook 3](03_when_sinks_help_or_hurt.ipynb).
 #
-# ## Who says so? Four criteria
+# ## Four criteria
 #
 # The paper decides by **massive activations**: a token $j$ is a sink at layer $l$ when
 #
 # $$\max_{d \in D_\mathrm{sink}} |h^l_j[d]| \ge \tau,$$
 #
 # with $D_\mathrm{sink}$ a few dimensions of the model (in LLaMA-2-7B: 1415 and 2533). Others look at the norm of the state, or at attention itself ([the code of each](../sinkgate/sinks/criteria.py)).
-# `sg.report` asks all of them, after it has looked for sink dimensions on the model itself.
+# `sg.report` applies all of them, after a search for sink dimensions on the model itself.
 
 # %%
 discovery = sg.discover(vlm)
@@ -231,16 +231,16 @@ print(sg.report(vlm, prompt, discovery))
 
 # %% [markdown]
 # On the demo model the criteria do **not** agree: attention says two sinks, everything else says none. No channel spikes (6 times the median in the encoder, where 100 would be
-# asked for) and no state is long. In CLIP and LLaMA the paper finds the spike. So never say "sink" without saying by which criterion.
+# needed) and no state is long. In CLIP and LLaMA the paper finds the spike. So always name the criterion of a sink.
 #
-# ## Four measurements that come apart
+# ## Four measurements that differ
 #
-# | measurement | what it says | formula |
+# | measurement | meaning | formula |
 # |---|---|---|
 # | activation spike | whether one channel is massive | $\max_d \lvert h_j[d]\rvert \,/\, \mathrm{median}_d \lvert h_j[d]\rvert$ |
-# | attention | how much it is looked at | mean of $A_{ij}$ over heads and text queries $i$ |
-# | length of the Value | what looking at it brings: 1 as much as others (*broadcast*), 0 nothing (*no-op*) | $\lVert v_j\rVert \,/\, \mathrm{mean}_k \lVert v_k\rVert$ |
-# | stable rank of a head's output $O$ | whether it tells all queries the same: 1 exactly the same | $\lVert O\rVert_F^2 \,/\, \sigma_1(O)^2$ |
+# | attention | attention that it receives | mean of $A_{ij}$ over heads and text queries $i$ |
+# | length of the Value | its contribution to the output: 1 as much as others (*broadcast*), 0 nothing (*no-op*) | $\lVert v_j\rVert \,/\, \mathrm{mean}_k \lVert v_k\rVert$ |
+# | stable rank of a head's output $O$ | similarity of the output over queries: 1 for the same output | $\lVert O\rVert_F^2 \,/\, \sigma_1(O)^2$ |
 #
 # [`dissect`](../sinkgate/studies/anatomy.py) takes all of them for one prompt. We put a few pictures together.
 #
@@ -268,7 +268,7 @@ tokens.groupby("group", sort=False)[measures].mean().round(3)
 projector.groupby("group", sort=False)[["norm_before", "norm_after", "peak_before", "peak_after"]].mean().round(2)
 
 # %% [markdown]
-# The paper's V-sinks have a spike before the projector (`peak_before`), which the projector spreads over all dimensions, so that a long state is left (`norm_after`). Ours have
+# The paper's V-sinks have a spike before the projector (`peak_before`), which the projector spreads over all dimensions, which leaves a long state (`norm_after`). These have
 # neither. Attention, over the layers: on the left what *one* token of a group gets, on the right the group together. Look where V-sinks lie above ordinary tokens, and where not.
 
 # %%
@@ -277,14 +277,14 @@ from sinkgate.plots import anatomy as plots
 plots.attention_figure(tokens)
 
 # %% [markdown]
-# And what do they give to those who look? A Value near the dotted line gives as much as any other: these sinks *broadcast* something, they are no dustbin.
+# A Value near the dotted line contributes as much as any other: these sinks *broadcast* information.
 
 # %%
 plots.value_ratio_figure(tokens)
 
 # %% [markdown]
-# The last measurement belongs to heads. Each dot is a head: to the right, heads that look at V-sinks. If V-sinks handed one content around and nothing else did, these
-# dots would lie lowest.
+# The last measurement is on heads. Each dot is a head: to the right, heads that attend to V-sinks. If only V-sinks gave all queries the same content, these
+# dots would be lowest.
 
 # %%
 plots.broadcast_figure(heads)
@@ -293,7 +293,7 @@ plots.broadcast_figure(heads)
 strongest_heads(heads)[["layer", "head", "v_sink", "stable_rank"]].head(4).round(2)
 
 # %% [markdown]
-# They do not: heads that look at V-sinks lie among the others. Here all heads have a low stable rank, because Values of all tokens have much in common; so compare a
+# They are not: heads that attend to V-sinks are among the others. Here all heads have a low stable rank, because Values of all tokens have much in common; so compare a
 # head with other heads, never with 1.
 #
 # ## Exercises
@@ -321,8 +321,8 @@ for token in sinks.v_sink.nonzero()[:, 0].tolist():
 # your code here
 
 # %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
-found = [place for each in prompts for place in places(sg.find_sinks(vlm, each).v_sink)]
-pd.Series(found, name="place").value_counts().head().to_frame("pictures")
+sink_map = [place for each in prompts for place in places(sg.find_sinks(vlm, each).v_sink)]
+pd.Series(sink_map, name="place").value_counts().head().to_frame("pictures")
 
 # %% [markdown]
 # **3. A criterion of your own.** A criterion is a function from signals to a verdict. Ask for 100 times the median attention instead of 5, and for the

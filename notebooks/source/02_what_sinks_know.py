@@ -7,9 +7,9 @@
 #
 # You will
 #
-# 1. collect hidden states of V-sinks and of ordinary tokens by hand, and look at them;
+# 1. collect hidden states of V-sinks and of ordinary tokens, and look at them;
 # 2. train a linear probe on them, with the control that keeps you honest;
-# 3. see why L-sinks cannot be asked here;
+# 3. see why L-sinks cannot be probed here;
 # 4. run the study as the paper does it, on a few hundred pictures;
 # 5. read the results for 2,000 pictures that come with sinkgate, and what they do *not* show.
 #
@@ -52,7 +52,7 @@ from sinkgate.studies.features import draw_ordinary
 vlm = sg.load(MODEL, device=DEVICE)
 
 # %% [markdown]
-# ## 1. Hidden states by hand
+# ## 1. Hidden states
 #
 # Pictures with what is true of them: `scene_facts` draws random scenes, here from the third of all scenes that nothing in sinkgate was trained on.
 
@@ -61,7 +61,7 @@ pictures = list(scene_facts(BY_HAND, SEED, split="test"))
 pictures[0].targets
 
 # %% [markdown]
-# `vlm.observe` runs the unmodified model once and keeps the hidden states $h^l_j$ at the input of every LLM layer $l$; `classify` names the sinks from what was seen. A
+# `vlm.observe` runs the unmodified model once and keeps the hidden states $h^l_j$ at the input of every LLM layer $l$; `classify` names the sinks from this observation. A
 # group $G$ of tokens becomes one vector by its mean,
 #
 # $$\bar h^l_G = \frac{1}{|G|} \sum_{j \in G} h^l_j .$$
@@ -76,19 +76,19 @@ LAYER = 0  # the input of the LLM's first layer
 def pooled(number, picture):
     """The mean state of each group, and in which layers there are L-sinks."""
     prompt = vlm.prompt(picture.image, "Describe the picture.")
-    seen = vlm.observe(prompt)
-    sinks = classify(seen, prompt.sheets)
-    states = seen.hidden[LAYER, seen.visual]  # visual tokens, width
+    observation = vlm.observe(prompt)
+    sinks = classify(observation, prompt.sheets)
+    states = observation.hidden[LAYER, observation.visual]  # visual tokens, width
     (five,) = draw_ordinary(sinks, tokens=5, draws=1, seed=f"{SEED}/{number}")
     groups = {"v_sink": states[sinks.v_sink].mean(0).numpy(), "ordinary": states[five].mean(0).numpy()}
     return groups, sinks.l_sink.any(1).numpy()
 
 
-told = [pooled(number, picture) for number, picture in enumerate(pictures)]
-there = [np.isfinite(groups["v_sink"]).all() for groups, _ in told]  # a picture without V-sinks has no mean
+collected = [pooled(number, picture) for number, picture in enumerate(pictures)]
+there = [np.isfinite(groups["v_sink"]).all() for groups, _ in collected]  # a picture without V-sinks has no mean
 counts = np.array([picture.targets["count"] for picture, has in zip(pictures, there, strict=True) if has])
 states = {
-    group: np.stack([groups[group] for (groups, _), has in zip(told, there, strict=True) if has])
+    group: np.stack([groups[group] for (groups, _), has in zip(collected, there, strict=True) if has])
     for group in ("v_sink", "ordinary")
 }
 states["v_sink"].shape  # pictures, width
@@ -154,18 +154,18 @@ pd.DataFrame(rows).T.map("{:.0%}".format)
 # A probe needs its group in every picture. In how many is there an L-sink at all, layer by layer?
 
 # %%
-has_l_sinks = np.mean([layers for _, layers in told], axis=0)
+has_l_sinks = np.mean([layers for _, layers in collected], axis=0)
 pd.DataFrame({"pictures with an L-sink": has_l_sinks}).rename_axis("layer").T.map("{:.0%}".format)
 
 # %% [markdown]
 # In no layer more than a fifth. The demo model has no L-sinks worth the name ([notebook 1](01_meet_the_sinks.ipynb)): what attention calls so is a patch on an object that is looked at for what it
-# shows. A probe on these few would compare other pictures, and other things. So of the paper's claim about L-sinks this model can say nothing; on LLaVA it can.
+# shows. A probe on these few would compare other pictures, and other things. So this model cannot test the paper's claim about L-sinks; LLaVA can.
 #
 # ## 4. The study
 #
 # The same with everything that makes numbers trustworthy ([`Features`](../sinkgate/studies/features.py), [`Probes`](../sinkgate/studies/probes.py)): five draws of ordinary tokens,
 # each with a split of its own; $C$ chosen by cross-validation on training pictures alone; four targets; shuffled labels beside each; several layers and the encoder. Both
-# studies write what they have as they go, and a killed run goes on with the same call.
+# studies write their results part by part, and the same call resumes a killed run.
 #
 # It takes half a minute.
 
@@ -204,7 +204,7 @@ probes_figure(summary(scores))
 
 # %%
 def leads(scores):
-    """How far V-sinks are ahead of ordinary tokens, in points: a row a target, a column a place."""
+    """Return the lead of V-sinks over ordinary tokens, in points: a row for each target, a column for each place."""
     table = advantage(scores).query("group == 'v_sink'")
     wide = table.pivot(index="target", columns="place", values="accuracy")[table["place"].unique()]
     return (100 * wide).loc[["count", "colors", "shapes", "largest"]].map("{:+.1f}".format)
@@ -214,7 +214,7 @@ leads(scores)
 
 # %% [markdown]
 # The count leads by far, and most where the LLM begins: inside it ordinary tokens learn from the others. The size of the largest object is another story: in the LLM it is
-# read off *ordinary* tokens better. So "sinks know more" is no law; it depends on what you ask.
+# read off *ordinary* tokens better. So "sinks hold more" is no law; it depends on the target.
 #
 # ## 5. With 2,000 pictures
 #
@@ -237,7 +237,7 @@ leads(large)
 # %% [markdown]
 # Compare with the table above. The small lead in the shapes inside the LLM is gone: with more pictures to learn from, the probe reads them off ordinary tokens as well.
 #
-# What becomes of the paper's claims, each with the numbers that decide ([what is asked of them](../sinkgate/studies/claims.py) is ours):
+# The paper's claims, each with the numbers that decide ([the thresholds](../sinkgate/studies/claims.py) are chosen by us):
 
 # %%
 for claim in claims([shipped]):
@@ -246,9 +246,9 @@ for claim in claims([shipped]):
 # %% [markdown]
 # ## What this does not show
 #
-# - **The gist was trained into these sinks.** While the demo model's tower was trained, the count, the background and which color-shape pairs there are had to be told from the one to four most attended
-#   patches ([recipe](../sinkgate/demo/weights/README.md)). That they know the count is no discovery about nature: it is what was asked of them. Nobody asked for the size of the largest object,
-#   and there they fall behind inside the LLM. In LLaVA nobody asked for anything, which is what makes the paper's finding one.
+# - **The gist was trained into these sinks.** While the demo model's tower was trained, the count, the background and which color-shape pairs there are had to be decoded from the one to four most attended
+#   patches ([recipe](../sinkgate/demo/weights/README.md)). That they hold the count is therefore no discovery: it was the training objective. The size of the largest object was not part of it,
+#   and there they fall behind inside the LLM. LLaVA has no such objective, which gives the paper's finding its weight.
 # - **Knowing is not using.** A probe shows that something *can* be read. Whether the LLM reads it is another question, and needs another
 #   experiment: turn the sinks down and see what is lost. That is [notebook 3](03_when_sinks_help_or_hurt.ipynb).
 # - **Two tokens against five.** Means of more tokens are cleaner, but mix more. Exercise 2.
@@ -285,11 +285,11 @@ pd.DataFrame(rows).T.rename_axis("C").map("{:.0%}".format)
 many = {1: [], 5: [], 20: []}
 for number, picture in enumerate(pictures):
     prompt = vlm.prompt(picture.image, "Describe the picture.")
-    seen = vlm.observe(prompt)
-    sinks = classify(seen, prompt.sheets)
+    observation = vlm.observe(prompt)
+    sinks = classify(observation, prompt.sheets)
     for tokens, means in many.items():
         (drawn,) = draw_ordinary(sinks, tokens, draws=1, seed=f"{SEED}/{number}")
-        means.append(seen.hidden[LAYER, seen.visual][drawn].mean(0).numpy())
+        means.append(observation.hidden[LAYER, observation.visual][drawn].mean(0).numpy())
 truth = np.array([picture.targets["count"] for picture in pictures])
 right = {tokens: f"{accuracy(np.stack(means), truth):.0%}" for tokens, means in many.items()}
 pd.DataFrame({"accuracy": right}).rename_axis("ordinary tokens")
@@ -315,6 +315,6 @@ pd.DataFrame({"accuracy": right})
 #
 # - A probe is worth what its control is worth: shuffled labels, a split, and the penalty chosen on training pictures alone.
 # - V-sinks of the demo model know the count better than ordinary tokens everywhere, and inside the LLM the largest size worse: they hold the gist that was trained into them.
-# - L-sinks cannot be asked here, and a study that says so is better than one that averages over a handful.
+# - L-sinks cannot be probed here, and a study that says so is better than one that averages over a handful.
 #
 # Next: [when sinks help or hurt](03_when_sinks_help_or_hurt.ipynb).

@@ -5,7 +5,7 @@
 # ([When Sinks Help or Hurt](https://arxiv.org/abs/2604.03316), section 3) asks by multiplying the *Keys* of such tokens by a number, in one layer at a time.
 # You will
 #
-# 1. do that by hand, in three lines of torch, and see what it does *not* do;
+# 1. do that in three lines of torch, and see what it does *not* do;
 # 2. turn the V-sinks of one layer down and up under one picture, and watch the next word;
 # 3. try a hundred settings at the price of a few;
 # 4. sweep settings over a few dozen questions, and learn to distrust the best of them;
@@ -14,7 +14,7 @@
 # **Time**: about half a minute on two cores. Nothing is downloaded.
 #
 # The demo model is a toy: its V-sinks were grown under a training pressure to hold the gist of the scene, and it has no L-sinks worth the name
-# ([its card](../sinkgate/demo/weights/README.md)). What you read about it here is true of it, not of LLaVA. To ask LLaVA, change `MODEL`.
+# ([its card](../sinkgate/demo/weights/README.md)). Results here hold for it, not for LLaVA. To run LLaVA, change `MODEL`.
 
 # %% tags=["parameters"]
 MODEL = "demo"  # or "llava-1.5-7b", any Hub id, a folder
@@ -62,7 +62,7 @@ from sinkgate.studies.sweep import Sweep, confirmed, gains, leaning
 pd.set_option("display.width", 160, "display.max_columns", 12, "display.max_colwidth", 80)
 
 # %% [markdown]
-# ## 1. Key gating by hand
+# ## 1. Key gating in torch
 #
 # In one layer, the Key of every visual token is multiplied by the scale of its group (paper, section 2):
 #
@@ -129,7 +129,7 @@ dressed(
 )
 
 # %% [markdown]
-# **Exercise 1.** The token with logit 3 leads. At which scale does it lose the lead to the one with logit 1? Work it out, then let `gated_attention` say whether the two get the same.
+# **Exercise 1.** The token with logit 3 leads. At which scale does it lose the lead to the one with logit 1? Work it out, then check with `gated_attention` that the two get the same.
 
 # %%
 # your scale here
@@ -154,7 +154,7 @@ image.resize((224, 224))
 # %% [markdown]
 # `sg.Gates` is a table of scales, layers by groups. We change one entry: the V-sinks of one layer.
 #
-# **Before you run the next cell:** the model says "2" as it is. Turning V-sinks *down* takes something away from it. What will turning them *up* do: make it surer, or change its mind?
+# **Before you run the next cell:** the model says "2" as it is. Turning V-sinks *down* takes information from it. What will turning them *up* do: raise the probability of the answer, or change the answer?
 
 # %%
 gates = {
@@ -162,12 +162,17 @@ gates = {
     "unmodified": sg.Gates.ones(vlm),
     "up to 2": sg.Gates.ones(vlm).set("v_sink", 2.0, layers=LAYER),
 }
-asked = ("How many objects are there?", "Which colors are there?", "Which shapes are there?", "Is there a red circle?")
+questions = (
+    "How many objects are there?",
+    "Which colors are there?",
+    "Which shapes are there?",
+    "Is there a red circle?",
+)
 answers = {
     question: [
         vlm.answer(vlm.prompt(image, question), table, sinks, max_new_tokens=16).text for table in gates.values()
     ]
-    for question in asked
+    for question in questions
 }
 pd.DataFrame(answers, index=list(gates)).T
 
@@ -180,8 +185,8 @@ traces = {name: vlm.answer(prompt, table, sinks, max_new_tokens=4) for name, tab
 words = list(dict.fromkeys(word for trace in traces.values() for word, _ in trace.next_token[:3]))
 figure = go.Figure()
 for (name, trace), color in zip(traces.items(), (LOSS, SOFT, GAIN), strict=True):
-    said = dict(trace.next_token)
-    figure.add_bar(x=words, y=[said.get(word, 0.0) for word in words], name=name, marker_color=color)
+    probabilities = dict(trace.next_token)
+    figure.add_bar(x=words, y=[probabilities.get(word, 0.0) for word in words], name=name, marker_color=color)
 figure.update_xaxes(type="category", title_text="next token")
 figure.update_yaxes(title_text="probability", range=[0, 1])
 dressed(figure, f'"{prompt.question}"', f"Keys of the V-sinks of layer {LAYER}, down, as they are, and up.", 360)
@@ -234,15 +239,15 @@ print(f"{len(settings)} settings, {logits.shape[1]} next-token logits each")
 print(f"layers run: {warm.layers_run}; one by one they would be {len(settings) * vlm.num_layers}")
 
 # %% [markdown]
-# Is that the same as doing it the slow way? And which number does the model choose, when it may say nothing else?
+# Is that the same as doing it the slow way? And which number does the model choose, when only numbers are permitted?
 
 # %%
 slow = vlm.predict(prompt, settings[30].gates(vlm), sinks).probabilities
 print("as one full run:", torch.allclose(logits[30].softmax(-1), slow.cpu(), atol=1e-4))
 options = ["1", "2", "3", "4", "5"]
-said = sg.choose(warm, [setting.gates(vlm) for setting in settings], options)
-counts = pd.Series([options[index] for index in said]).value_counts().sort_index()
-print("said under how many settings:", counts.to_dict())
+chosen = sg.choose(warm, [setting.gates(vlm) for setting in settings], options)
+counts = pd.Series([options[index] for index in chosen]).value_counts().sort_index()
+print("answers by number of settings:", counts.to_dict())
 
 # %% [markdown]
 # **Before you run the next cell:** the map shows the probability of the right answer, "2". Each row is a layer, and from left to right V-sinks go from 0 to 1 while the rest goes from 1 to 0. Which layer
@@ -293,17 +298,19 @@ best = table.sort_values(["change", "layer", "v_sink"], ascending=[False, True, 
 best[["task", "layer", "v_sink", "ordinary", "samples", "base", "change", "corrected"]].round(2).reset_index(drop=True)
 
 # %% [markdown]
-# `change` is in shares of questions: 0.08 is one question of twelve. Would you publish these? `corrected` says no: it is the p value after correction for the number of settings that were tried.
+# `change` is in shares of questions: 0.08 is one question of twelve. `corrected` shows that they are not significant: it is the p value after correction for the number of settings that were tried.
 #
 # Another way to see it needs no p value. One half of the questions chooses its best setting, the *other* half is answered under it, and the other way round.
 #
 # **Before you run the next cell:** the open circle is what the best setting promised where it was chosen, the diamond what it gave on the other half. Where will the diamonds lie?
 
 # %%
-found = confirmed(items, answers, seed=SEED)
-promised, given = 100 * found["searched"].mean(), 100 * found["confirmed"].mean()
-print(f"the best setting promised {promised:+.1f} points and gave {given:+.1f}, mean over kinds")
-confirmation_figure(found)
+best = confirmed(items, answers, seed=SEED)
+searched, held_out = 100 * best["searched"].mean(), 100 * best["confirmed"].mean()
+print(
+    f"the best setting gains {searched:+.1f} points where it was chosen and {held_out:+.1f} on other questions, mean over kinds"
+)
+confirmation_figure(best)
 
 # %% [markdown]
 # **Exercise 3.** How much does chance alone promise? Take settings that do nothing at all but turn each answer right with a chance of 4 % and wrong with the same. Put 12 questions to 1, 11, 33 and
@@ -326,7 +333,7 @@ for count in (1, 11, 33, 88):
 # ## 5. The whole map
 #
 # sinkgate ships two sweeps of the demo model (whatever `MODEL` says) with 2,600 questions each, every layer, the whole line: on clear and on hazed scenes ([all claims and tables](../sinkgate/demo/studies/README.md)). The map shows which
-# way each kind of question *leans*: accuracy where V-sinks outweigh the rest, minus accuracy where they are outweighed. Teal wants V-sinks up, brown wants them down; bold with a star is what holds after correction.
+# way each kind of question *leans*: accuracy where V-sinks have the larger scale, minus accuracy where the rest has. Teal: gains from stronger V-sinks; brown: from weaker ones; bold with a star: significant after correction.
 # Look first down the column of layer 2, then along the row of `colors`.
 
 # %%
@@ -341,7 +348,7 @@ lean_figure(leaning(*tables["sweep-clear"]))
 lean_figure(leaning(*tables["sweep-hazed"]))
 
 # %% [markdown]
-# A lean says which end is better. It does not say that either end is better than leaving the model alone. So: how many of all settings make a kind of question better or worse than the unmodified
+# A lean says which end is better. It does not say that either end is better than the unmodified model. So: how many of all settings make a kind of question better or worse than the unmodified
 # model, after correction?
 
 # %%
@@ -366,7 +373,7 @@ confirmation_figure(confirmed(*tables["sweep-hazed"]))
 # %% [markdown]
 # ### What is reproduced, and what is not
 #
-# `sinkgate.studies.claims` asks each claim of the paper of the numbers at hand; what it takes for "reproduced" is ours and written in [claims.py](../sinkgate/studies/claims.py).
+# `sinkgate.studies.claims` checks each claim of the paper against these numbers; the thresholds for "reproduced" are chosen by us, in [claims.py](../sinkgate/studies/claims.py).
 
 # %%
 asked_of = [*shipped.values(), Results.load(DEMO.parent / "studies" / "sweep-three")]
@@ -378,9 +385,9 @@ for claim in claims(asked_of):
 # %% [markdown]
 # In words:
 #
-# - **The sign depends on the task (O1): reproduced.** In layer 2 the colors of the whole scene want V-sinks up, local questions want them down. Partly this is built in: the demo model was trained to put the gist
+# - **The sign depends on the task (O1): reproduced.** In layer 2 questions on the colors of the whole scene gain from stronger V-sinks, local questions from weaker ones. Partly this is built in: the demo model was trained to put the gist
 #   of the scene into these tokens.
-# - **The sign depends on depth (O2): not reproduced.** Layer 2 does most of it, and no kind changes its mind from layer to layer. The paper's example, reasoning, cannot be asked of a world of shapes.
+# - **The sign depends on depth (O2): not reproduced.** Most of the effect is in layer 2, and no kind changes sign between layers. The paper's example, reasoning, cannot be tested in a world of shapes.
 # - **Some setting makes a task better: not reproduced.** On this model settings hurt, or do nothing that holds. A model that is right on 98 % of clear scenes has little to gain; hazed ones leave room, and still no
 #   setting holds.
 # - **A scale of their own for L-sinks adds little (O3): reproduced, as far as it goes.** L-sinks show in attention alone here.

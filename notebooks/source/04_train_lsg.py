@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 4 · Train Layer-wise Sink Gating
 #
-# So far you moved the Key scales of V-sinks by hand. **Layer-wise Sink Gating** (LSG,
+# So far you set the Key scales of V-sinks yourself. **Layer-wise Sink Gating** (LSG,
 # [arXiv 2604.03316](https://arxiv.org/abs/2604.03316), section 4) lets a tiny module do it: it reads the question and sets the scales, while the model itself stays frozen.
 #
 # You will
@@ -9,8 +9,8 @@
 # 1. take a gate apart, and count its parameters as the paper does;
 # 2. see why the paper's start, (0.5, 0.5), is not where the model was;
 # 3. train gates from the paper's start and from the unmodified model side by side, and watch loss and scales;
-# 4. take one of the gate's senses away, stack gates, and put them beside their rivals, with statistics;
-# 5. save, load, and then read what five seeds say about all this, because what a few hundred samples say is a lottery.
+# 4. ablate an input of the gate, stack gates, and compare them with baselines, with statistics;
+# 5. save, load, and then read the results of five seeds, because a few hundred samples are too noisy.
 #
 # **Time**: about two minutes on two cores. Nothing is downloaded.
 
@@ -95,7 +95,7 @@ for sample in (each for each in tests["hazed"] if each.images == example.images)
 #
 # $$ (\rho_{\text{V-sink}},\ \rho_{\text{rest}}) \;=\; T \cdot \mathrm{softmax}\big(W_2\, \mathrm{gelu}(W_1\, \mathrm{LayerNorm}(h))\big) $$
 #
-# with $W_1$ of 64 x D and $W_2$ of 2 x 64. In the paper $T = 1$. The activation is not known from the paper; gelu is ours. The code is
+# with $W_1$ of 64 x D and $W_2$ of 2 x 64. In the paper $T = 1$. The paper does not give the activation; gelu is chosen by us. The code is
 # [sinkgate/methods/lsg/gate.py](../sinkgate/methods/lsg/gate.py); here it is once more, by hand, beside the module's own answer.
 
 # %%
@@ -122,7 +122,7 @@ sg.LSG.for_vlm(vlm, LAYERS).print_trainable_parameters()
 # is (1, 1), whose sum is 2. **The paper's gate can never be the unmodified model**, whatever it learns. The nearest it gets is its own start, 0.71 away, where every visual Key is halved: a logit
 # $q \cdot k$ becomes $\frac{1}{2} q \cdot k$, so among the visual tokens attention flattens, and their share against the text changes.
 #
-# `start="identity"` (ours) has the same parameters and $T = 2$: a line that begins at (1, 1), the model as it is.
+# `start="identity"` (chosen by us) has the same parameters and $T = 2$: a line that begins at (1, 1), the model as it is.
 #
 # > **Before you run the next cell:** both lines are tried in one layer, fixed for all questions. Where on the paper's line do you expect the lowest loss, and will it be below the unmodified model's?
 
@@ -168,9 +168,9 @@ lines_figure()
 # ## Train
 #
 # Gates from both starts, in each of the layers alone, on the same samples. Each learns as if alone: what lies below the layers where they begin is computed once for all. Two more learn on the way, for
-# later: a gate that reads the **mean** of all tokens, and **LoRA** of rank 8 in one layer, the paper's control, which updates the attention's weights and knows nothing of sinks.
+# later: a gate that reads the **mean** of all tokens, and **LoRA** of rank 8 in one layer, the paper's control, which updates the attention's weights without using sinks.
 #
-# The paper trains on 10,000 samples, two epochs. Its learning rate and batch are not known; here both are ours, with a larger rate than sinkgate's 1e-3 because the samples are so few. Half of this notebook's time goes into the next cell.
+# The paper trains on 10,000 samples, two epochs. It does not give learning rate and batch; here both are chosen by us, with a larger rate than sinkgate's 1e-3 because the samples are so few. Half of this notebook's time goes into the next cell.
 #
 # > **Before you run the next cell:** at step 0, which gates have exactly the loss of the unmodified model?
 
@@ -200,7 +200,7 @@ report = sg.train(
     seed=SEED,
     progress=False,
 )
-print(f"{report.samples} samples, {report.steps} steps, {len(report.skipped)} samples passed over")
+print(f"{report.samples} samples, {report.steps} steps, {len(report.skipped)} samples skipped")
 
 # %%
 looks = pd.DataFrame([entry for entry in report.history if "eval_loss" in entry]).set_index("step")
@@ -310,8 +310,8 @@ ablation_figure()
 # not said; we go by the **loss**, because among a few hundred right-or-wrong marks a difference of two decides. Code: [sinkgate/training/stacking.py](../sinkgate/training/stacking.py).
 
 # %%
-found = sg.stack(gates["identity"], vlm, choosing, examples=examples, progress=False)
-print("tried:", len(found.steps), "| no worse than the best gate alone:", found.score >= max(found.singles.values()))
+stack = sg.stack(gates["identity"], vlm, choosing, examples=examples, progress=False)
+print("tried:", len(stack.steps), "| no worse than the best gate alone:", stack.score >= max(stack.singles.values()))
 
 # %% [markdown]
 # Each try, in order; the gain is in thousandths of a nat a token over the unmodified model.
@@ -319,17 +319,17 @@ print("tried:", len(found.steps), "| no worse than the best gate alone:", found.
 # %%
 tries = pd.DataFrame(
     {
-        "layers": [", ".join(map(str, step.layers)) for step in found.steps],
-        "gain": [f"{1000 * (step.score - found.unmodified):+.1f}" for step in found.steps],
-        "kept": ["yes" if step.accepted else "no" for step in found.steps],
+        "layers": [", ".join(map(str, step.layers)) for step in stack.steps],
+        "gain": [f"{1000 * (step.score - stack.unmodified):+.1f}" for step in stack.steps],
+        "kept": ["yes" if step.accepted else "no" for step in stack.steps],
     }
 )
 display(HTML(tries.to_html(index=False)))
 
 # %% [markdown]
-# ## Beside the rivals
+# ## Comparison with baselines
 #
-# Everything that changes what a model does with visual tokens goes through one door: fixed scales, learned gates, VAR (Kang et al., which moves attention off sinks), V-sinks suppressed (Key scale 0), LoRA. So one call puts all
+# Everything that changes what a model does with visual tokens implements one protocol, `Method`: fixed scales, learned gates, VAR (Kang et al., which moves attention off sinks), V-sinks suppressed (Key scale 0), LoRA. So one call puts all
 # of them to the same questions, and every comparison is **paired**: only questions whose mark turned tell two methods apart.
 
 # %%
@@ -339,15 +339,15 @@ methods = {
     "LSG, paper": learning[f"paper {LAYER}"],
     "LSG, reads mean": learning[f"mean {LAYER}"],
     "LSG, identity": learning[f"identity {LAYER}"],
-    "LSG, identity, stack": found.lsg,
+    "LSG, identity, stack": stack.lsg,
     "VAR": VAR(),
     "V-sinks suppressed": Suppress(),
     "LoRA": learning["LoRA"],
 }
-seen = {
+results = {
     world: sg.evaluate(vlm, methods, samples, examples=examples, progress=False) for world, samples in tests.items()
 }
-print({world: f"{marks.accuracy('unmodified'):.0%} right unmodified" for world, marks in seen.items()})
+print({world: f"{marks.accuracy('unmodified'):.0%} right unmodified" for world, marks in results.items()})
 
 # %% [markdown]
 # Points gained or lost, with 95 % bootstrap intervals over questions. A filled mark holds after Holm's correction for all methods and both worlds. Look at how wide the intervals are before you look at
@@ -355,7 +355,7 @@ print({world: f"{marks.accuracy('unmodified'):.0%} right unmodified" for world, 
 
 # %%
 found_changes = []
-for world, marks in seen.items():
+for world, marks in results.items():
     right = pd.DataFrame(marks.right)
     table = compared(right.drop(columns="unmodified"), right["unmodified"], SEED)
     found_changes.append(table.rename_axis("method").reset_index().assign(task=f"{world} scenes"))
@@ -369,12 +369,12 @@ changes_figure(changes)
 
 # %%
 folder = Path(mkdtemp())
-found.lsg.save_pretrained(folder, training={"samples": report.samples, "epochs": EPOCHS})
+stack.lsg.save_pretrained(folder, training={"samples": report.samples, "epochs": EPOCHS})
 print(sorted(path.name for path in folder.iterdir()))
 
 loaded = sg.LSG.from_pretrained(folder)
 prompts = [vlm.prompt(sample.images, sample.question) for sample in tests["hazed"][:5]]
-answers = [[vlm.answer(prompt, lsg.read(vlm, prompt)).text for prompt in prompts] for lsg in (found.lsg, loaded)]
+answers = [[vlm.answer(prompt, lsg.read(vlm, prompt)).text for prompt in prompts] for lsg in (stack.lsg, loaded)]
 print("the same answers:", answers[0] == answers[1])
 
 # %% [markdown]
@@ -387,7 +387,9 @@ print("the same answers:", answers[0] == answers[1])
 # %%
 shipped = json.loads((Path(sg.__file__).parent / "demo/gates/comparison.json").read_text())
 accuracy = {
-    (world, name): np.mean(list(by_kind.values()), axis=0)  # over kinds, which are asked alike: (seeds,)
+    (world, name): np.mean(
+        list(by_kind.values()), axis=0
+    )  # over kinds, which have equal numbers of questions: (seeds,)
     for world, methods in shipped["accuracy"].items()
     for name, by_kind in methods.items()
 }
@@ -420,16 +422,16 @@ seeds = pd.DataFrame(rows).assign(corrected=lambda table: holm(table["p"].fillna
 changes_figure(seeds)
 
 # %% [markdown]
-# What five seeds say of this model: the paper's form does not gain here; begun at 1, the same gate gains about a point; reading the mean is worse than reading the last token, in each of the seeds; LoRA gains more in haze and **forgets** on clear scenes, as
+# Results of five seeds on this model: the paper's form does not gain here; with a start at 1, the same gate gains about a point; reading the mean is worse than reading the last token, in each of the seeds; LoRA gains more in haze and **forgets** on clear scenes, as
 # the paper's control does on LLaVA (+0.70 on MMStar, -5.30 on CV-Bench). Five seeds are few: a row whose interval leaves out 0 may still be open after correction for all rows of the figure, and the
 # [tables](../sinkgate/demo/gates/README.md) add a sign test over all questions.
 #
-# None of this says how LSG fares on LLaVA: the demo model's V-sinks grew under a training pressure, it has no L-sinks worth the name, and no room to gain without haze. Change `MODEL`, bring questions about photographs
+# These results do not carry over to LLaVA: the demo model's V-sinks come from a training objective, it has almost no L-sinks, and no room to gain without haze. Change `MODEL`, bring questions about photographs
 # (`sinkgate.data.read_llava`) in place of the scenes, and find out.
 #
 # ## Exercises
 #
-# **1. The gate that knows nothing.** Put a gate in layer 0, with random weights in $W_2$, and let it read two different questions about the same picture. What does it give, and why?
+# **1. A gate without information.** Put a gate in layer 0, with random weights in $W_2$, and let it read two different questions about the same picture. What does it give, and why?
 
 # %%
 # your code here
@@ -437,8 +439,8 @@ changes_figure(seeds)
 # %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
 blind = sg.LSG.for_vlm(vlm, [0])
 torch.nn.init.normal_(blind.gates["0"].up.weight)
-asked = [vlm.prompt(example.images, question) for question in ("How many objects are there?", "What color is it?")]
-first, second = (blind.read(vlm, prompt).scales for prompt in asked)
+prompts = [vlm.prompt(example.images, question) for question in ("How many objects are there?", "What color is it?")]
+first, second = (blind.read(vlm, prompt).scales for prompt in prompts)
 print("the same scales for both questions:", torch.equal(first, second))
 # Before the first attention the last token is only its own embedding, and every prompt ends with the same token.
 

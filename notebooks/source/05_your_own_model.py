@@ -6,7 +6,7 @@
 # 1. load it, and what the checks on load prove;
 # 2. what sinkgate sees in it;
 # 3. does it have sink dimensions at all?
-# 4. what every criterion says, and why fixed thresholds fail;
+# 4. the verdicts of all criteria, and why fixed thresholds fail;
 # 5. a first small sweep;
 # 6. gates, saved and read again;
 # 7. memory, several devices, quantization, and what else to watch out for.
@@ -122,7 +122,7 @@ pd.DataFrame([{"name": name, "on the Hub": known["id"]} for name, known in KNOWN
 # - halving every visual Key moves the next token: the layers do read the image where sinkgate believes it is;
 # - patches become visual tokens as believed: measured by gradients at the first prompt.
 #
-# They do not prove that the model is any good. What cannot be used is refused in a sentence that says what to do:
+# They do not measure the quality of the model. If a check fails, the error names the remedy:
 
 # %%
 for wrong in ({"source": "lava-1.5"}, {"source": "demo", "attn_implementation": "flash_attention_2"}):
@@ -141,7 +141,7 @@ for wrong in ({"source": "lava-1.5"}, {"source": "demo", "attn_implementation": 
 model, processor = random_llava()
 with torch.no_grad():
     for layer in model.model.language_model.layers:
-        layer.self_attn.o_proj.weight.zero_()  # attention as ever, but nobody hears of it
+        layer.self_attn.o_proj.weight.zero_()  # the attention is unchanged, but its output is zero
 try:
     sg.load((model, processor))
 except sg.UnsupportedModelError as error:
@@ -169,18 +169,18 @@ for name, fact in describe(vlm, prompt).items():
 # **Before you run the next cell:** should a model with random weights have sink dimensions?
 
 # %%
-found = sg.discover(vlm, cache=MODEL is not None)
-print(found.summary())
+discovery = sg.discover(vlm, cache=MODEL is not None)
+print(discovery.summary())
 
 # %% [markdown]
-# "None" is an answer, and a common one: the loudest channel comes nowhere near 100 times the median. Then no token is a sink by its activations, and other criteria have to speak.
+# "None" is an answer, and a common one: the loudest channel comes nowhere near 100 times the median. Then no token is a sink by its activations, and other criteria have to decide.
 #
 # Take dimensions from a paper only for the very same weights. They are positions in a basis that training chose, so they do not transfer, not even between two models that grew from the same LLM. sinkgate keeps
 # published ones with their sources, as a start and no proof:
 
 # %%
 print("LLaMA-2-7B:", sg.known("llama-2-7b", "llm"))
-print("found here:", found.dimensions("llm"))
+print("found here:", discovery.dimensions("llm"))
 try:
     sg.find_sinks(vlm, prompt, l_sink=sg.SinkDimensions(sg.known("llama-2-7b", "llm")))
 except sg.SinkgateError as error:
@@ -202,16 +202,16 @@ print(sg.discover(sg.load((model, processor)), cache=False).summary())
 # %% [markdown]
 # ## 4. Every criterion, side by side
 #
-# Is a token a sink because one channel spikes, because its vector is long, or because attention goes there? These come apart, so `sg.report` asks all of them about one prompt.
+# Is a token a sink because one channel spikes, because its vector is long, or because attention goes there? These differ, so `sg.report` applies all criteria to one prompt.
 
 # %%
 sample = next(scene_samples(1, SEED, kinds=["background"], size=224))
 prompt = vlm.prompt(sample.images[0], sample.question)
-print(sg.report(vlm, prompt, found))
+print(sg.report(vlm, prompt, discovery))
 
 # %% [markdown]
 # Read it from the top: how many, by which criterion, and then who disagrees. Here two patches are called sinks by attention, and by nothing else. Nobody trained them to be any, the weights are random: attention names
-# what draws attention, whatever the reason. Where criteria agree you may believe them; where attention speaks alone, look at the picture.
+# what draws attention, whatever the reason. Results on which criteria agree are safer; if attention is the only evidence, look at the picture.
 #
 # **Why a fixed threshold fails.** Residual streams grow with depth. A norm that is outstanding in layer 0 is ordinary in the last, and a fixed threshold calls every token of the upper layers a sink. So the
 # criteria of sinkgate compare a token with its own layer ([criteria.py](../sinkgate/sinks/criteria.py)); the fixed ones of the literature are there too, by name.
@@ -219,8 +219,8 @@ print(sg.report(vlm, prompt, found))
 # **Before you run the next cell:** we take a threshold that suits layer 0, twice its median norm. What share of the tokens will it call sinks in the last layer? Look at where its line ends.
 
 # %%
-seen = vlm.observe(prompt)
-norms = seen.hidden[:, seen.visual].norm(dim=-1)  # layers, visual tokens
+observation = vlm.observe(prompt)
+norms = observation.hidden[:, observation.visual].norm(dim=-1)  # layers, visual tokens
 fixed = 2 * float(norms[0].median())
 share = {
     "fixed: twice the median of layer 0": (norms >= fixed).float().mean(1),
@@ -248,8 +248,8 @@ for name, criterion in criteria.items():
 # %% [markdown]
 # ## 5. A first sweep
 #
-# A handful of pictures, each layer alone, three settings: V-sinks off, all other visual tokens off, all visual tokens at a half. The questions have options, so the model is judged by its first token among them
-# (open answers would ask a random model for too much). For real numbers take a benchmark: `sinkgate sweep --data mmstar --model ... --out runs/sweep`.
+# A handful of pictures, each layer alone, three settings: V-sinks off, all other visual tokens off, all visual tokens at a half. The questions have options, so only the first token among them counts
+# (a random model cannot give open answers). For real numbers take a benchmark: `sinkgate sweep --data mmstar --model ... --out runs/sweep`.
 
 # %%
 OPTIONS = {"background": BACKGROUNDS, "color": COLORS, "size": SIZES, "presence": ("yes", "no")}
@@ -320,11 +320,11 @@ pd.DataFrame({"GB of weights": {name: round(parameters * each / 8e9, 1) for name
 # - **Fixed thresholds** fail by norm drift, as above. Look at `sg.report` before you trust a count of sinks.
 # - **Sink dimensions do not transfer.** Discover them on the model at hand, and believe a confidence only as far as six prompts go.
 # - **"None" is an answer.** Without V-sinks their scale does nothing, and a sweep of it shows noise.
-# - **Merged tokens**: one loud patch of four makes a V-sink, unless you say `merged="most"`.
-# - **Memory**: weights are the most of it, but a warm `sg.Session` keeps the inputs of all layers (`session.nbytes` says how much), and a sweep runs several prompts side by side (`chunk`).
+# - **Merged tokens**: one loud patch of four makes a V-sink, unless you pass `merged="most"`.
+# - **Memory**: weights take most of it, but an `sg.Session` keeps the inputs of all layers (`session.nbytes` is their size), and a sweep runs several prompts side by side (`chunk`).
 # - **Half precision**: in float16 massive activations may overflow, in bfloat16 they do not. The checks on load see it on their prompt.
 # - **`device_map`**: gates follow each layer to its device; only the first module must stay off the disk.
-# - **Quantized weights** are other weights: what is found on them is true of them.
+# - **Quantized weights** are different weights: results hold for them only.
 # - CUDA, several devices and bitsandbytes are written for and were not run by us ([limits](../README.md#limits)).
 #
 # **Exercise 3.** How much does a warm session of your model hold, in KiB, and how much would it be for a prompt of 3,000 positions? It grows in proportion. Try `sg.Session(vlm, prompt)`, `predict()` and `nbytes`.

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from sinkgate.errors import ImageError
 
-#: Whatever `open_image` reads.
+#: Types that `open_image` reads.
 Picture = (
     str | Path | bytes | bytearray | memoryview | BinaryIO | Mapping[str, Any] | Image.Image | NDArray[Any] | Tensor
 )
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 25_000_000  # of the result; larger pictures are made smaller
-MAX_SOURCE_PIXELS = 120_000_000  # of the source: a phone's largest photograph, and what memory bears
+MAX_PIXELS = 25_000_000  # of the result; larger pictures are reduced
+MAX_SOURCE_PIXELS = 120_000_000  # of the source: the largest photographs of phones, within the limits of memory
 _ARRAYS = "expected (height, width), (height, width, 1, 3 or 4) or (1, 3 or 4, height, width)"
 _OVERVIEW = "`sinkgate.open_image` reads file names, bytes, open files, Pillow images, arrays and tensors"
 _one_large = threading.Lock()  # decoding takes up to a gigabyte: large pictures are opened one by one
@@ -32,8 +32,8 @@ _one_large = threading.Lock()  # decoding takes up to a gigabyte: large pictures
 def open_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return a picture as upright RGB, without metadata.
 
-    Transparency is laid on white, 16 bits become 8, CMYK becomes RGB, of an animation the first frame is taken. A larger
-    picture is made smaller, its shape kept; photographs of up to 120 million pixels are read.
+    Transparent pixels become white, 16 bits 8, CMYK RGB; the first frame of an animation is used. A larger picture is reduced without a
+    change of its aspect ratio; photographs of up to 120 million pixels are read.
 
     Args:
         source: a file name, the bytes of a file, a file opened for reading bytes, a Pillow image, ``{"bytes": ..., "path": ...}`` as
@@ -56,7 +56,7 @@ def open_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if not data:
         raise ImageError("the image file is empty")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a limit of ours follows
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.UnidentifiedImageError as error:
@@ -70,22 +70,19 @@ def open_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         with image:
             _check_size(image)
             width, height = _fitted(image.size, max_pixels)
-            image.draft(
-                "RGB", (width, height)
-            )  # JPEG files are decoded at a half, quarter or eighth where that suffices
+            image.draft("RGB", (width, height))  # decodes JPEG files at a half, quarter or eighth if that suffices
             return _decode(image, max_pixels)
 
 
 def open_images(sources: Picture | Iterable[Picture]) -> list[Image.Image]:
-    """Return one picture, or several, as `open_image` does; the sentence about one of several says which.
+    """Return one picture, or several, as `open_image` does; an error in one of several has its number.
 
     Raises:
         ImageError: as `open_image`.
     """
-    given: Any = sources
-    if is_one_picture(given):
-        return [open_image(given)]
-    several, opened = list(given), []
+    if is_one_picture(sources):
+        return [open_image(cast(Picture, sources))]
+    several, opened = list(cast(Iterable[Picture], sources)), []
     for number, source in enumerate(several, 1):
         try:
             opened.append(open_image(source))
@@ -105,7 +102,7 @@ def is_one_picture(sources: Any) -> bool:
 
 
 def _bytes_of(source: Any) -> bytes:
-    """The bytes of a file, wherever they are."""
+    """Return the bytes of a file from any source."""
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if isinstance(source, Mapping):
@@ -131,7 +128,7 @@ def _bytes_of(source: Any) -> bytes:
 def _read_open(file: Any) -> bytes:
     try:
         if file.seekable():
-            file.seek(0)  # what was just written stands at its end
+            file.seek(0)  # a file just written is at its end
         data = file.read()
     except (OSError, ValueError, AttributeError) as error:
         raise ImageError(f"the open file cannot be read: {error}") from error
@@ -146,7 +143,7 @@ def _short(source: str | Path) -> str:
 
 
 def _unreadable(data: bytes) -> str:
-    if data[4:8] == b"ftyp":  # iPhones write these
+    if data[4:8] == b"ftyp":  # format of iPhones
         return "this is a HEIC or AVIF picture, or a video, which is not read; save it as JPEG or PNG"
     return f"this is no picture that can be read; expected one of {', '.join(FORMATS)}"
 
@@ -162,7 +159,7 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _fitted(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
-    """The size of a picture once it has ``max_pixels`` at most."""
+    """Return the size of a picture, reduced to ``max_pixels``."""
     width, height = size
     if width * height <= max_pixels:
         return size
@@ -172,13 +169,13 @@ def _fitted(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
 
 
 def _decode(image: Image.Image, max_pixels: int) -> Image.Image:
-    """Load the pixels, and make of them what `open_image` returns."""
+    """Load the pixels and convert them as `open_image` does."""
     _check_size(image)
     large = image.width * image.height > MAX_PIXELS
     with _one_large if large else nullcontext():
         try:
             image.load()
-        except Exception as error:  # Pillow's decoders raise whatever a broken file drives them to
+        except Exception as error:  # a broken file can raise any error in Pillow's decoders
             if isinstance(error, AssertionError) or "closed" in str(error):
                 raise ImageError(
                     "the picture was closed before its pixels were read; open it again, or call its load() in time"

@@ -1,7 +1,7 @@
-"""Where visual tokens lie in the picture: measured with ramps of grey that go the processor's own way.
+"""Positions of visual tokens in the picture, measured with ramps of grey through the processor.
 
-A processor may resize, crop, pad, tile and flatten. Instead of repeating its rules, pictures are sent through it whose
-grey tells the place: what a patch then sees is where it looks. No family needs to be known.
+A processor may resize, crop, pad, tile and flatten. Its rules are not repeated here: the grey of a ramp encodes a position, so the
+value of a patch is its position. No family needs special rules.
 
 Shapes: N patches in the order of the pixels, V visual tokens.
 """
@@ -22,11 +22,10 @@ LIST_COLUMNS = 16
 
 @dataclass(frozen=True)
 class Sheet:
-    """Visual tokens that lie side by side: the whole picture, an overview, its tiles; or a plain list of tokens.
+    """Grid of visual tokens: of the whole picture, an overview or its tiles; or a plain list of tokens.
 
-    Shapes: tokens (rows, columns) indices into the prompt's visual tokens, -1 where none is; box (left, top, right,
-    bottom) of the picture's pixels that they cover (it may reach beyond the picture where the processor pads), None
-    where the tokens have no place in it.
+    Shapes: tokens (rows, columns) indices into the prompt's visual tokens, -1 for none; box (left, top, right, bottom) of the picture's
+    pixels that they cover (beyond the picture if the processor pads), None if the tokens have no place in it.
     """
 
     tokens: Tensor
@@ -35,20 +34,20 @@ class Sheet:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Numbers of rows and columns."""
         return (self.tokens.shape[0], self.tokens.shape[1])
 
     def spread(self, values: Tensor) -> Tensor:
-        """Values of the visual tokens laid out on the sheet, 0 where no token is: (V,) -> (rows, columns)."""
+        """Return values of the visual tokens on the grid, (V,) -> (rows, columns); 0 for no token."""
         return torch.where(self.tokens >= 0, values[self.tokens.clamp_min(0)], 0)
 
     def find(self, token: int) -> tuple[int, int] | None:
-        """Row and column of a token; None where it lies on another sheet."""
+        """Return row and column of a token; None if it is on another grid."""
         places = (self.tokens == token).nonzero()
         return (int(places[0, 0]), int(places[0, 1])) if len(places) else None
 
     def view(self, images: Sequence[Image.Image]) -> Image.Image | None:
-        """The part of the picture under the sheet."""
+        """Return the part of the picture that the grid covers."""
         if self.box is None:
             return None
         left, top, right, bottom = (round(edge) for edge in self.box)
@@ -57,9 +56,9 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Places:
-    """Where patches look.
+    """Positions of patches.
 
-    Shapes: image (N,) index of the picture, -1 for patches that see padding only; center (N, 2) and size (N, 2), x and y
+    Shapes: image (N,) index of the picture, -1 for patches of padding only; center (N, 2) and size (N, 2), x and y
     in pixels of that picture.
     """
 
@@ -69,10 +68,10 @@ class Places:
 
 
 def measure_places(pixels_of: Callable[[list[Image.Image]], Tensor], sizes: Sequence[Size]) -> Places:
-    """Where each patch looks in pictures of these sizes.
+    """Measure the position of each patch in pictures of these sizes.
 
     Args:
-        pixels_of: pictures -> what each patch sees of them, (N, values).
+        pixels_of: pictures -> pixels of each patch, (N, values).
         sizes: width and height of the pictures.
     """
     black = [Image.new("RGB", size) for size in sizes]
@@ -81,31 +80,35 @@ def measure_places(pixels_of: Callable[[list[Image.Image]], Tensor], sizes: Sequ
     center, extent = torch.zeros(len(dark), 2), torch.zeros(len(dark), 2)
     for index, size in enumerate(sizes):
 
-        def lit(picture: Image.Image, index: int = index) -> Tensor:
+        def difference(picture: Image.Image, index: int = index) -> Tensor:
             return pixels_of([*black[:index], picture, *black[index + 1 :]]) - dark
 
-        white = lit(Image.new("RGB", size, "white"))
-        seen = white.abs() > 0.5 * white.abs().max()
-        count = seen.sum(1).clamp_min(1)
-        mine = seen.float().mean(1) > 0.25
+        white = difference(Image.new("RGB", size, "white"))
+        visible = white.abs() > 0.5 * white.abs().max()
+        count = visible.sum(1).clamp_min(1)
+        mine = visible.float().mean(1) > 0.25
         image[mine] = index
         for axis in range(2):
-            share = torch.where(seen, lit(_ramp(size, axis)) / torch.where(seen, white, 1), 0)
+            share = torch.where(visible, difference(_ramp(size, axis)) / torch.where(visible, white, 1), 0)
             mean = share.sum(1) / count
-            spread = (torch.where(seen, share - mean[:, None], 0).square().sum(1) / count).sqrt()
+            spread = (torch.where(visible, share - mean[:, None], 0).square().sum(1) / count).sqrt()
             center[mine, axis] = mean[mine] * size[axis]
-            extent[mine, axis] = (
-                spread[mine] * 12**0.5 * size[axis]
-            )  # an even spread of width w deviates by w / sqrt(12)
+            # a uniform distribution of width w has the standard deviation w / sqrt(12)
+            extent[mine, axis] = spread[mine] * 12**0.5 * size[axis]
     return Places(image, center, extent)
 
 
 def lay_out(
     token_of_patch: Tensor, places: Places, crop_of_patch: Tensor, sizes: Sequence[Size], count: int
 ) -> tuple[Sheet, ...]:
-    """Put tokens side by side as they lie in the picture; crops with cells of one size make one sheet.
+    """Return the grids of tokens by their positions in the picture; crops with cells of one size form one grid.
 
-    Shapes: token_of_patch (N,) indices below ``count``, negative for none; crop_of_patch (N,).
+    Args:
+        token_of_patch: (N,) indices below ``count``, negative for none.
+        places: positions of the patches.
+        crop_of_patch: (N,) number of the crop.
+        sizes: width and height of the pictures.
+        count: number of visual tokens.
     """
     groups: list[tuple[int, Tensor, list[Tensor]]] = []  # picture, size of a cell, tokens
     center, image = _of_tokens(token_of_patch, places, count)
@@ -128,7 +131,7 @@ def lay_out(
 
 
 def list_sheet(count: int) -> Sheet:
-    """Tokens without a place in the picture, in rows of 16."""
+    """Return a grid of tokens without a place in the picture, in rows of 16."""
     rows = -(-count // LIST_COLUMNS)
     numbers = torch.arange(rows * LIST_COLUMNS)
     columns = min(count, LIST_COLUMNS)
@@ -143,7 +146,7 @@ def _ramp(size: Size, axis: int) -> Image.Image:
 
 
 def _of_tokens(token_of_patch: Tensor, places: Places, count: int) -> tuple[Tensor, Tensor]:
-    """Centre of each token over its patches that see the picture, (V, 2), and which picture, (V,), -1 for none."""
+    """Return the centre of each token over its patches in the picture, (V, 2), and the picture, (V,), -1 for none."""
     used = (token_of_patch >= 0) & (places.image >= 0)
     token = token_of_patch[used]
     number = torch.zeros(count).index_add(0, token, torch.ones(len(token)))
@@ -154,7 +157,7 @@ def _of_tokens(token_of_patch: Tensor, places: Places, count: int) -> tuple[Tens
 
 
 def _cell(center: Tensor, of_one: Tensor, patch_size: Tensor) -> Tensor:
-    """Width and height of a token's cell: the usual step between tokens, or what one token's patches span."""
+    """Return width and height of a token's cell: the median step between tokens, or the extent of one token's patches."""
     patch = patch_size.median(0).values.clamp_min(1e-6)
     cell = of_one.amax(0) - of_one.amin(0) + patch
     for axis in range(2):
@@ -170,7 +173,7 @@ def _sheet(image: int, size: Size, cell: Tensor, tokens: Tensor, center: Tensor)
     rows, top, bottom = _lines(center[tokens, 1], float(cell[1]))
     table = torch.full((int(rows.max()) + 1, int(columns.max()) + 1), -1)
     table[rows, columns] = tokens
-    if (table >= 0).sum() != len(tokens):  # two tokens at one place: too small a picture to tell them apart
+    if (table >= 0).sum() != len(tokens):  # two tokens at one place: the picture is too small to separate them
         return None
     width, height = size
     return Sheet(
@@ -186,12 +189,12 @@ def _sheet(image: int, size: Size, cell: Tensor, tokens: Tensor, center: Tensor)
 
 
 def _snapped(edge: float, cell: Tensor, end: int) -> float:
-    """The edge of the picture where a measured edge is within a tenth of a cell of it."""
+    """Return the edge of the picture if a measured edge is within a tenth of a cell of it, else the measured one."""
     return next((float(border) for border in (0, end) if abs(edge - border) < 0.1 * float(cell)), edge)
 
 
 def _lines(at: Tensor, cell: float) -> tuple[Tensor, float, float]:
-    """Number the lines that these coordinates lie on, with the outer edges of the first and the last."""
+    """Return the line of each coordinate, and the outer edges of the first and the last line."""
     order = at.argsort()
     number = torch.zeros(len(at), dtype=torch.long)
     number[order[1:]] = (at[order].diff() > 0.5 * cell).long().cumsum(0)

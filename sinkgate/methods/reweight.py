@@ -183,5 +183,5 @@ class Reweight(nn.Module):
 
 def question_of(batch: Batch) -> Tensor:
     """Return a mask of the prompts' text after the image, at least the last token of each, (B, T)."""
-    position = torch.arange(batch.asked.shape[1])
-    return batch.asked & ((position > ends(batch)[:, None]) | (position == batch.length - 1))
+    position = torch.arange(batch.in_prompt.shape[1])
+    return batch.in_prompt & ((position > ends(batch)[:, None]) | (position == batch.length - 1))

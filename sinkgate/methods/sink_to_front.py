@@ -92,7 +92,7 @@ def _reordered(values: Tensor, order: Tensor) -> Tensor:
 
 
 def _reordered_rows(rows: Tensor, mask: Tensor, order: Tensor) -> Tensor:
-    """The rows (U, D) that stand where the mask (B n, T) is true, in the new order."""
+    """Return the rows (U, D) at the positions where the mask (B n, T) is true, in the new order."""
     number = mask.long().flatten().cumsum(0).view_as(mask) - 1
     return rows[number.gather(1, order)[mask]]
 

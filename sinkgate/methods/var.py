@@ -94,7 +94,7 @@ class VAR:
                         block.set_rewrite(layer, first, rewrite(batch.spread(masks)))
                     else:
                         look = self._sink_hook(
-                            block, batch.asked, lambda sinks, at=layer: block.set_rewrite(at, first, rewrite(sinks))
+                            block, batch.in_prompt, lambda sinks, at=layer: block.set_rewrite(at, first, rewrite(sinks))
                         )
                         hooks.append(vlm.adapter.layers[layer].register_forward_pre_hook(look, with_kwargs=True))
                 yield

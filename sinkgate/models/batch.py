@@ -68,7 +68,7 @@ class Batch:
         return cls(tuple(prompts), tuple(sinks), inputs, starts, longest, labels)
 
     @property
-    def asked(self) -> Tensor:
+    def in_prompt(self) -> Tensor:
         """Return True at a prompt's own positions, which are neither padding nor answer, (B, T)."""
         width = self.inputs["input_ids"].shape[1]
         position = torch.arange(width)

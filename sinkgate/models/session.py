@@ -90,7 +90,7 @@ class Session:
     # --- one setting
 
     def predict(self, gates: AnyGates | None = None) -> Trace:
-        """The next-token distribution and the last row's attention under these gates.
+        """Return the next-token distribution and the last row's attention under these gates.
 
         Raises:
             GateError: the gates do not fit this model.
@@ -110,7 +110,7 @@ class Session:
         stop: Callable[[], bool] | None = None,
         **generation: Any,
     ) -> Trace:
-        """The answer under these gates, greedy where ``generation`` says nothing else; its prefill is the warm one.
+        """Return the answer under these gates, from the stored prefill; greedy unless ``generation`` changes it.
 
         Args:
             gates: scales of the Keys; None leaves the model as it is.
@@ -231,7 +231,7 @@ class Session:
     # --- inside
 
     def _settle(self, gates: AnyGates | None) -> _State:
-        """The state under these gates, resumed from the one at hand where there is one."""
+        """Return the state under these gates, resumed from the stored one if there is one."""
         with self.vlm.lock, torch.no_grad():
             scales = self._scales(gates)
             now = model_state(self.vlm.adapter)
@@ -249,7 +249,7 @@ class Session:
         return scales if isinstance(scales, LogitScales) else scales.cpu()
 
     def _first_change(self, old: Scales, new: Scales) -> int:
-        """Number of the lowest LLM layer whose scales differ; the number of layers where none does."""
+        """Return the lowest LLM layer whose scales differ; the number of layers if none does."""
         if isinstance(old, Tensor) and isinstance(new, Tensor):
             differs = (old != new).flatten(1).any(1)
         else:

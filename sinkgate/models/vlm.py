@@ -747,8 +747,8 @@ def _of_layers(recorded: dict[int, list[Tensor]]) -> Tensor:
     return torch.cat([recorded[layer][0].float().cpu() for layer in sorted(recorded)])
 
 
-def _keep_output(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+def _keep_output(outputs: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
     def after_layer(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        kept.append(output[0] if isinstance(output, tuple) else output)
+        outputs.append(output[0] if isinstance(output, tuple) else output)
 
     return after_layer

@@ -49,7 +49,7 @@ class Groups:
         """Return the masks of prompts with their sinks. Without V-sinks in an image, all its tokens belong to the rest."""
         kinds = [torch.stack([s.v_sink.expand_as(s.l_sink), s.l_sink, s.ordinary]) for s in batch.sinks]  # 3, L, V
         groups = [torch.stack([kind[list(columns)].any(0) for columns in config.groups], 1) for kind in kinds]
-        return cls(batch.spread(groups), batch.asked)
+        return cls(batch.spread(groups), batch.in_prompt)
 
     @property
     def visual(self) -> Tensor:

@@ -22,7 +22,7 @@ FAMILIES: dict[str, type[Adapter]] = {
 
 
 def adapt(model: Any, name: str) -> Adapter:
-    """The adapter of a loaded model.
+    """Return the adapter of a loaded model.
 
     Raises:
         UnsupportedModelError: the model takes no images, or no layer can be gated.

@@ -102,7 +102,7 @@ class Adapter:
             self.base(**inputs, use_cache=False)
 
     def type_of_answers(self, types: Tensor) -> Tensor:
-        """The token type that generation gives a new token behind a prompt of these: (B, P) -> (B, 1)."""
+        """Return the token type of a generated token behind a prompt with these types: (B, P) -> (B, 1)."""
         grown = self.model._update_model_kwargs_for_generation(
             outputs=ModelOutput(), model_kwargs={"token_type_ids": types, "attention_mask": torch.ones_like(types)}
         )
@@ -134,16 +134,16 @@ class Adapter:
         return min(self.feature_layer + 1, len(self.encoder_layers) - 1)
 
     def encode(self, inputs: Inputs) -> Any:
-        """The vision encoder's output; its projected rows are what `projected` takes out."""
+        """Return the vision encoder's output, from which `projected` takes the projected rows."""
         wanted = {name: inputs[name] for name in self._image_inputs if name in inputs}
         return self.base.get_image_features(**wanted, return_dict=True)
 
     def as_input(self, encoded: Any) -> Any:
-        """The encoded image as ``takes_encoded`` wants it."""
+        """Return the encoded image in the form of ``takes_encoded``."""
         return {"image": encoded}
 
     def join(self, encoded: Sequence[Any]) -> Any:
-        """The encoded images of several prompts as those of one batch."""
+        """Join the encoded images of several prompts to those of one batch."""
         joined = copy(encoded[0])
         for name, first in encoded[0].items():
             values = [getattr(each, name) for each in encoded]
@@ -156,7 +156,7 @@ class Adapter:
         return joined
 
     def projected(self, encoded: Any) -> Tensor:
-        """The rows that the image puts into the prompt, (U, D)."""
+        """Return the rows of the image in the prompt, (U, D)."""
         rows = encoded[self.image_rows]
         return rows.flatten(0, -2) if isinstance(rows, Tensor) else torch.cat([row.flatten(0, -2) for row in rows])
 
@@ -183,7 +183,7 @@ class Adapter:
         return size if isinstance(size, int) else size[0]
 
     def crops(self, inputs: Inputs) -> Tensor:
-        """The crops that the encoder takes, (crops, channels, height, width)."""
+        """Return the crops for the encoder, (crops, channels, height, width)."""
         pixels = inputs["pixel_values"]
         if pixels.dim() == 4:
             return pixels
@@ -215,7 +215,7 @@ class Adapter:
         return "image_grid_thw" in inputs or inputs["pixel_values"].dim() < 4
 
     def in_patch_order(self, rows: Tensor, inputs: Inputs) -> Tensor:
-        """The encoder's rows as patches: (crops, S, ...) or (N, ...) -> (N, ...), without CLS, registers and padding.
+        """Return the encoder's rows as patches: (crops, S, ...) or (N, ...) -> (N, ...), without CLS, registers and padding.
 
         Raises:
             UnsupportedModelError: there are not as many rows as patches.

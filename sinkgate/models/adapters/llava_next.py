@@ -53,7 +53,7 @@ class AnyResAdapter(Adapter):
         return torch.cat(maps)
 
     def _packed(self, size: Tensor, crops: int, patches: int, whole: bool = False) -> Tensor:
-        """The number of the patch in each of one image's rows, `NEWLINE` for newlines; fractions where it is resized."""
+        """Return the number of the patch in each of one image's rows, `NEWLINE` for newlines; fractions if resized."""
         numbers = torch.arange(crops * patches, dtype=torch.double).view(crops, patches, 1)
         options: dict[str, Any] = {"image_newline": torch.tensor([NEWLINE], dtype=torch.double)}
         if self.model.config.model_type == "llava_onevision":
