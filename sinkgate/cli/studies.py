@@ -282,14 +282,14 @@ def evaluate(
 def export(
     chosen: ModelChoice,
     data: DataChoice,
-    kept: RunChoice,
+    runs: RunChoice,
     criteria: SinkChoice,
     pictures: Annotated[
         list[Path] | None,
         typer.Argument(metavar="IMAGES...", help="Image files and folders of them; --data if left out."),
     ] = None,
     question: Annotated[
-        list[str] | None, typer.Option(help="What to ask about each image; once for each question.")
+        list[str] | None, typer.Option(help="Question about each image; once for each question.")
     ] = None,
     layers: Layers = "all",
     words: Annotated[int, typer.Option(min=0, help="Words of the logit lens for each visual token and layer.")] = 3,
@@ -298,11 +298,11 @@ def export(
     batch_size: Chunk = 8,
     as_json: AsJson = False,
 ) -> None:
-    """Attention, shares of groups, sinks with evidence and logit-lens words of many images, as Parquet tables."""
+    """Export attention, shares of groups, sinks with evidence and logit-lens words of many images as Parquet tables."""
     from sinkgate.studies.export import Export, samples_of
 
-    if kept.out is None:
-        raise SinkgateError("export writes tables: name their folder with --out")
+    if runs.out is None:
+        raise SinkgateError("--out is missing; expected the folder for the tables")
     if pictures:
         samples, about = samples_of(pictures, question or [QUESTION]), {"images": [str(place) for place in pictures]}
     elif question:
@@ -315,7 +315,7 @@ def export(
     about = about | _sinks(find, vlm)
     study = Export(vlm, samples, find, at, words, rows, max_new_tokens, batch_size, about)
     with ExitStack() as scratch:
-        if results := kept.run(study, scratch):
+        if results := runs.run(study, scratch):
             _show(results.table("samples"), as_json)
 
 

@@ -38,7 +38,7 @@ class Export:
     """The study. No number depends on ``chunk``, how many samples are a part of the results.
 
     ``layers``: LLM layers that ``tokens``, ``shares`` and ``attention`` keep, all where None. ``words``: of the logit lens, 0 for none.
-    ``rows``: attention rows from the first generated token on. ``find``: how sinks are found.
+    ``rows``: attention rows from the first generated token on. ``find``: finder of sinks.
     """
 
     kind: ClassVar[str] = "export"
@@ -86,10 +86,10 @@ class Export:
         for number, sample in enumerate(self.samples[start : start + self.chunk], start):
             facts: dict[str, Any] = {"image": ", ".join(map(_name, sample.images)), "question": sample.question}
             try:
-                found = self._tables(sample)
+                results = self._tables(sample)
             except SinkgateError as error:
-                found = {"samples": pd.DataFrame([{**_NOTHING, "error": str(error)}])}
-            for name, table in found.items():
+                results = {"samples": pd.DataFrame([{**_NOTHING, "error": str(error)}])}
+            for name, table in results.items():
                 table.insert(0, "sample", number)
                 tables[name].append(table.assign(**facts) if name == "samples" else table)
         joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items() if parts}
@@ -128,15 +128,15 @@ def samples_of(places: Sequence[Path], questions: Sequence[str]) -> list[Sample]
     """
     pictures: list[Path] = []
     for place in places:
-        found = sorted(file for file in place.glob("*") if file.suffix.lower() in IMAGES) if place.is_dir() else [place]
-        if not found or not place.exists():
+        files = sorted(file for file in place.glob("*") if file.suffix.lower() in IMAGES) if place.is_dir() else [place]
+        if not files or not place.exists():
             expected = f"a picture ({', '.join(sorted(IMAGES))})"
             raise SinkgateError(
                 f"the folder {place} holds no picture; expected {expected}"
                 if place.is_dir()
                 else f"{place} is not there; expected {expected} or a folder of pictures"
             )
-        pictures += found
+        pictures += files
     return [Sample((picture,), question, "") for picture in pictures for question in questions]
 
 
