@@ -13,6 +13,7 @@ import attention
 import growth
 import intervention
 import resume
+import sinks
 import sweep
 import torch
 import training
@@ -24,8 +25,13 @@ from transformers.utils import logging
 
 from app import page
 
-BY_MODEL = {"attention": attention.measure, "sweep": sweep.measure, "intervention": intervention.measure}
-SUITES = ("attention", "memory", "resume", "sweep", "intervention", "training", "growth", "app")
+BY_MODEL = {
+    "attention": attention.measure,
+    "sweep": sweep.measure,
+    "intervention": intervention.measure,
+    "sinks": sinks.measure,
+}
+SUITES = ("attention", "memory", "resume", "sweep", "intervention", "sinks", "training", "growth", "app")
 
 
 def main(

@@ -1,0 +1,171 @@
+"""Cost of finding sinks beside a plain prefill, and of reducing a layer's states beside the layer's products.
+
+``python benchmarks/sinks.py [FOLDER] [--json]``: at the width of real models on random states, and on the model in FOLDER. Seconds are
+the processor's, not the clock's, so that other work on the machine counts little.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from models import Subject
+from PIL import Image
+from timing import Row, duration, ratio, take_turns
+
+import sinkgate as sg
+from sinkgate.models.vlm import VLM
+from sinkgate.sinks.criteria import AttentionShare, Criterion, MassiveActivations, NormOutliers, SinkDimensions
+from sinkgate.sinks.states import Reduction
+
+#: Tokens, width and layers of LLaVA-1.5-7B and of Qwen2.5-VL-7B with a large picture; parameters of one of their layers.
+WIDTHS = {"LLaVA-1.5-7B": (600, 4096, 32, 202.4e6), "Qwen2.5-VL-7B": (4000, 3584, 28, 233.1e6)}
+REDUCTIONS = {"sink dimensions": Reduction((7, 1415)), "every channel measured": Reduction(ratio=100.0)}
+CRITERIA: dict[str, Criterion] = {
+    "sink dimensions": SinkDimensions((7,)),
+    "massive activations": MassiveActivations(),
+    "norm outliers": NormOutliers(),
+    "attention share": AttentionShare(),
+}
+H100 = 3.35e12, 989e12  # bytes and dense bfloat16 operations a second, from NVIDIA's data sheet
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def measure(subject: Subject, rounds: float = 1) -> list[Row]:
+    """``find_sinks`` over a plain prefill of the same pixels, by criterion."""
+    vlm, prompt = subject.vlm, subject.prompt
+    runs: dict[str, Callable[[], float]] = {"plain": _processor_time(partial(_prefill, vlm, prompt))}
+    runs |= {name: _processor_time(partial(_find, vlm, prompt, each)) for name, each in CRITERIA.items()}
+    times = max(3, round(rounds * (30 if subject.name == "demo" else 7)))
+    seconds = take_turns(runs, times)
+    note = f"{duration(median(seconds['plain']))} of processor time plain, {times} rounds"
+    return [
+        ratio(
+            f"find_sinks by {name} / plain prefill", subject.name, seconds[name], seconds["plain"], "<= 1.1", note=note
+        )
+        for name in CRITERIA
+    ]
+
+
+def measure_widths(rounds: float = 1) -> list[Row]:
+    """Reductions of one layer over the layer's products, over one read of its states, and what they hold over whole states.
+
+    The products are those of one D x D matrix, times the parameters of a layer over D x D.
+    """
+    rows: list[Row] = []
+    for model, (tokens, width, layers, weights) in WIDTHS.items():
+        torch.manual_seed(0)
+        states, matrix = torch.randn(tokens, width).bfloat16(), torch.randn(width, width).bfloat16()
+        states[0, 7] = 3000
+        runs = {name: _processor_time(partial(reduction, states)) for name, reduction in REDUCTIONS.items()}
+        runs |= {
+            "read": _processor_time(lambda states=states: states.float().sum()),
+            "median": _processor_time(lambda states=states: states.float().abs().median()),
+            "product": _processor_time(partial(torch.matmul, states, matrix)),
+        }
+        seconds = take_turns(runs, max(3, round(rounds * 15)))
+        products = [each * weights / width**2 for each in seconds["product"]]
+        read, compute = states.nbytes / H100[0], 2 * weights * tokens / H100[1]
+        on_h100 = f"an H100 takes {read * 1e6:.1f} us to read them and {compute * 1e6:.0f} us for the products at best"
+        for name, reduction in REDUCTIONS.items():
+            mine, summary = seconds[name], reduction(states)
+            held = [summary.norms, summary.values, summary.sample, *([summary.measures] if reduction.ratio else [])]
+            share = sum(each.untyped_storage().nbytes() for each in held) / (4 * tokens * width)
+            rows += [
+                ratio(
+                    f"{name} / a layer's products", model, mine, products, "<= 0.25", note=f"{layers} layers; {on_h100}"
+                ),
+                ratio(f"{name} / one read of the states", model, mine, seconds["read"]),
+                ratio(f"torch's median in float32 / {name}", model, mine, seconds["median"], speedup=True),
+                Row(f"{name}: bytes held / whole states in float32", model, share, aim="<= 0.1"),
+            ]
+    return rows
+
+
+def measure_memory(folder: Path) -> list[Row]:
+    """Peak memory of one ``find_sinks`` over that of a plain prefill, both with the weights, each in a process of its own."""
+    plain, found = (_in_a_process(folder, name) for name in ("plain", "sink dimensions"))
+    note = f"{plain[1] / 2**20:.0f} MiB above the weights plain, {found[1] / 2**20:.0f} MiB with sinks"
+    return [Row("peak memory of find_sinks / plain prefill", folder.name, found[0] / plain[0], aim="<= 1.1", note=note)]
+
+
+def open_folder(folder: Path) -> Subject:
+    """Return the model in a folder, with a question about noise."""
+    vlm = sg.load(str(folder))
+    noise = np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8)
+    prompt = vlm.prompt(Image.fromarray(noise), "What is in the picture?")
+    return Subject(folder.name, vlm, prompt, sg.find_sinks(vlm, prompt, v_sink="norm", l_sink="norm"))
+
+
+def _prefill(vlm: VLM, prompt: sg.Prompt) -> None:
+    with torch.no_grad():
+        vlm.model(**prompt.inputs, use_cache=False, logits_to_keep=1)
+
+
+def _find(vlm: VLM, prompt: sg.Prompt, criterion: Criterion) -> None:
+    sg.find_sinks(vlm, prompt, v_sink="norm", l_sink=criterion)
+
+
+def _processor_time(run: Callable[[], Any]) -> Callable[[], float]:
+    def timed() -> float:
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+
+    return timed
+
+
+def _in_a_process(folder: Path, name: str) -> tuple[int, int]:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_peak_of, folder, name).result()
+
+
+def _peak_of(folder: Path, name: str) -> tuple[int, int]:
+    """Peak of one run in bytes, and by how much it exceeds what the process held before."""
+    subject = open_folder(folder)
+    _prefill(subject.vlm, subject.prompt)  # what is set up once
+    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed goes back to the system
+    _CLEAR.write_text("5")  # the peak starts afresh
+    before = _held("VmRSS")
+    if name == "plain":
+        _prefill(subject.vlm, subject.prompt)
+    else:
+        _find(subject.vlm, subject.prompt, CRITERIA[name])
+    return _held("VmHWM"), _held("VmHWM") - before
+
+
+def _held(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def main(
+    folder: Annotated[Path | None, typer.Argument(help="A model; random states alone where left out.")] = None,
+    rounds: Annotated[float, typer.Option(min=0, help="More or fewer rounds, as a factor.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure, and print a line for each ratio, or JSON."""
+    rows = measure_widths(rounds)
+    if folder:
+        rows += [*measure(open_folder(folder), rounds), *measure_memory(folder)]
+    if as_json:
+        print(json.dumps({"threads": torch.get_num_threads(), "rows": [row.as_json() for row in rows]}, indent=1))
+        return
+    for row in rows:
+        spread = f" ({row.low:.3g} to {row.high:.3g})" if row.low is not None else ""
+        print(f"{row.model}: {row.what}: {row.value:.3g} x{spread} {row.aim}  {row.note}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
