@@ -136,7 +136,7 @@ def evidence_of(
 
     ``ratio`` may be higher than the one that was measured with: `measure` is exact in all channels that reach it.
     """
-    measures = measures.float()
+    measures = measures.cpu()
     ratios, sharpness, dominance, gap, share, first, positive, loud, start, medians = measures.unbind(1)  # G, D each
     massive = (ratios >= ratio) & (sharpness >= sharp) & (dominance >= dominant)
     counted = torch.where(
