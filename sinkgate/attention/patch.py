@@ -124,6 +124,21 @@ class Attached:
 
     _call: _Call
     _taps: dict[int, _Tap]
+    _modules: Sequence[nn.Module] = ()
+
+    @contextmanager
+    def suspended(self) -> Generator[None]:
+        """Run the model as if nothing were attached, for another forward in the midst of one."""
+        call = self._call
+        before = call.end, call.cached, call.cache
+        with _registry_lock:
+            taps = {module: _taps.pop(module) for module in self._modules if module in _taps}
+        try:
+            yield
+        finally:
+            call.end, call.cached, call.cache = before
+            with _registry_lock:
+                _taps.update(taps)
 
     def set_scales(self, layer: int, scales: Tensor) -> None:
         """Set the Key scales (B, P) of a ``live`` layer, from its next attention call on; gradients flow through them."""
@@ -213,7 +228,7 @@ def attached(
                 _install(name)
         if decoder is not None:
             hook = decoder.register_forward_pre_hook(_count_positions(call), with_kwargs=True)
-        yield Attached(call, {tap.layer: tap for tap in taps.values()})
+        yield Attached(call, {tap.layer: tap for tap in taps.values()}, modules)
         if recorder is not None:
             recorder.catch_up()
     finally:

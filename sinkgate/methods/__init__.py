@@ -3,6 +3,7 @@
 from sinkgate.methods.base import Fixed, Method, criterion_of, finder_of
 from sinkgate.methods.fastv import FastV
 from sinkgate.methods.lora import LoRA
+from sinkgate.methods.pai import PAI
 from sinkgate.methods.reweight import Reweight, ReweightConfig
 from sinkgate.methods.scaling_vis import AdaptVis, ScalingVis
 from sinkgate.methods.sink_to_front import SinkToTheFront
@@ -11,6 +12,7 @@ from sinkgate.methods.vaf import VAF
 from sinkgate.methods.var import VAR
 
 __all__ = [
+    "PAI",
     "VAF",
     "VAR",
     "AdaptVis",

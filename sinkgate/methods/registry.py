@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from sinkgate.errors import SinkgateError
 from sinkgate.methods import (
+    PAI,
     VAF,
     VAR,
     AdaptVis,
@@ -29,6 +30,7 @@ PUBLISHED: dict[str, type[Method]] = {
     "adaptvis": AdaptVis,
     "fastv": FastV,
     "front": SinkToTheFront,
+    "pai": PAI,
     "remove": Remove,
     "scalingvis": ScalingVis,
     "suppress": Suppress,

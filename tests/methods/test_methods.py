@@ -19,6 +19,7 @@ import sinkgate as sg
 from sinkgate.attention.partial_forward import kept_inputs, resumed
 from sinkgate.attention.recorder import Recorder
 from sinkgate.methods import (
+    PAI,
     VAF,
     VAR,
     AdaptVis,
@@ -42,11 +43,13 @@ METHODS = {
     "adaptvis": lambda vlm: AdaptVis(0.2, 2.0, threshold=0.02),
     "vaf": lambda vlm: VAF(2.0, 0.2),
     "fastv": lambda vlm: FastV(1, 0.5),
+    "pai": lambda vlm: PAI(0.5, guidance=1.5 if vlm.name not in NO_TEXT_ALONE else 1.0),
     "fastv without sinks": lambda vlm: FastV(1, 0.25, sinks="dropped"),
     "front, old positions": lambda vlm: SinkToTheFront(keep_positions=True),
     "reweight": lambda vlm: shaken(Reweight.for_vlm(vlm)),
     "lora": lambda vlm: shaken(LoRA.for_vlm(vlm, 1), size=0.2),  # large updates blow rounding up
 }
+NO_TEXT_ALONE = ("blip-2",)
 MASKS_OF_ITS_OWN = ("gemma3", "gemma4", "paligemma")
 
 
@@ -132,7 +135,7 @@ def test_learning_methods_begin_at_the_unmodified_model_and_learn(case):
         assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in gradients)
 
 
-@pytest.mark.parametrize("kind", ["remove", "var", "front", "reweight", "fastv"])
+@pytest.mark.parametrize("kind", ["remove", "var", "front", "reweight", "fastv", "pai"])
 def test_cross_attention_models_are_refused_in_words(kind):
     vlm = vlm_of("mllama")
     prompts = prompts_of("mllama", vlm)
@@ -142,6 +145,19 @@ def test_cross_attention_models_are_refused_in_words(kind):
         METHODS[kind](vlm).applied(vlm, batch),
     ):
         pass
+
+
+def test_guidance_is_refused_where_a_prompt_needs_an_image():
+    (name,) = NO_TEXT_ALONE
+    vlm = vlm_of(name)
+    prompts = prompts_of(name, vlm)
+    batch = vlm.batch(prompts, [some_sinks(vlm, prompts[0])])
+    before = sum(len(part._forward_hooks) for part in vlm.model.modules())
+    with pytest.raises(
+        sg.UnsupportedModelError, match="blip-2 cannot read a prompt without an image.*set guidance to 1"
+    ):
+        logits(vlm, batch, PAI())
+    assert before == sum(len(part._forward_hooks) for part in vlm.model.modules())
 
 
 @pytest.mark.parametrize("kind", ["suppress", "lora"])

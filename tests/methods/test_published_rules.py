@@ -4,10 +4,11 @@ import pytest
 import torch
 from tiny import noise_image, tiny_llava
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.masking_utils import eager_mask
 
 import sinkgate as sg
-from sinkgate.methods import VAF, AdaptVis, ScalingVis
+from sinkgate.methods import PAI, VAF, AdaptVis, ScalingVis
 from sinkgate.methods.base import layers_by_depth
 
 
@@ -145,3 +146,66 @@ def test_layers_and_weights_that_do_not_exist_are_refused(tiny, prompts):
     for method in (ScalingVis(5.0), AdaptVis(sure=5.0), VAF(image=5.0)):
         with pytest.raises(sg.GateError, match="is 5; expected a finite number from 0 to 4"):
             method.first_layer(tiny)
+
+
+def pai(boost):
+    def of(first, end):
+        def rule(logits):
+            image = logits[:, -1, first:end]
+            logits[:, -1, first:end] = image + boost * image.abs()
+
+        return rule
+
+    return of
+
+
+def test_pai_raises_the_image_in_rows_that_produce_a_token(tiny, prompts):
+    prompt = prompts[0]
+    first, end = int(prompt.visual[0]), int(prompt.visual[-1]) + 1
+    method = PAI(0.7, guidance=1.0, layers=(1, 3))
+    with method.applied(tiny, tiny.batch([prompt], [masks(tiny, prompt)])):
+        got = generated(tiny, prompt)
+    with Published(tiny, [1, 3], pai(0.7)(first, end)):
+        expected = generated(tiny, prompt)
+    assert (got - expected).abs().max() < 1e-6
+    assert (got - generated(tiny, prompt)).abs().max() > 1e-4
+    assert method.first_layer(tiny) == 1 and PAI().first_layer(tiny) == 0
+
+
+def test_pai_guides_as_transformers_processor_does(tiny, prompts):
+    """The text alone is the prompt without its image tokens, for each prompt of a padded batch; from the second token on in steps."""
+    batch = tiny.batch(prompts, [masks(tiny, prompt) for prompt in prompts])
+    options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    options["suppress_tokens"] = [tiny.adapter.image_token_id]
+    with torch.no_grad(), PAI(0.0, guidance=3.0).applied(tiny, batch):
+        got = torch.stack(tiny.model.generate(**batch.inputs, **options).logits, 1)
+    for row, prompt in zip(got, prompts, strict=True):
+        ids = prompt.inputs["input_ids"]
+        text = ids[ids != tiny.adapter.image_token_id][None]
+        processor = UnbatchedClassifierFreeGuidanceLogitsProcessor(3.0, tiny.model, text)
+        scores = []
+
+        def keep(_ids, step, scores=scores):
+            scores.append(step[0])
+            return step
+
+        with torch.no_grad():
+            tiny.model.generate(**prompt.inputs, logits_processor=[processor, keep], **options)
+        difference = row.double() - torch.stack(scores)
+        difference[:, tiny.adapter.image_token_id] = difference[:, 0]  # suppressed, which shifts all others alike
+        assert (difference - difference[:, :1]).abs().max() < 1e-4
+
+
+def test_pai_excludes_implausible_tokens_and_refuses_beams(tiny, prompts):
+    logits = torch.tensor([3.0, 2.0, 0.0])
+    kept = PAI(plausibility=0.1).guided(logits, torch.zeros(3)).isfinite()
+    assert kept.tolist() == [True, True, False]
+    batch = tiny.batch(prompts[:1], [masks(tiny, prompts[0])])
+    with (
+        pytest.raises(sg.UnsupportedModelError, match="got 2 for 1: leave beams out"),
+        PAI().applied(tiny, batch),
+    ):
+        tiny.model.generate(**batch.inputs, max_new_tokens=2, num_beams=2)
+    for options, message in (({"guidance": 0.5}, "guidance is 0.5"), ({"boost": 4}, "boost is 4")):
+        with pytest.raises(sg.SinkgateError, match=message):
+            PAI(**options)
