@@ -124,4 +124,5 @@ def test_chunked_bodies_are_counted_too(app):
 def test_an_address_that_is_made_up_does_not_count(app):
     own = httpx.HTTPTransport(local_address="127.0.0.99")  # the other tests come from elsewhere
     with httpx.Client(transport=own) as client:
-        assert 429 in requests_from_many(client, app.address, Limits.pages_per_minute + 5)
+        batches = (requests_from_many(client, app.address, Limits.pages_per_minute + 5) for _ in range(3))
+        assert any(429 in batch for batch in batches)  # a batch across the turn of a minute may count for less
