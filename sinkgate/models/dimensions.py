@@ -37,7 +37,7 @@ from sinkgate.sinks.states import Reduction
 if TYPE_CHECKING:
     from sinkgate.models.vlm import VLM
 
-RULE = 3  # of ``gather_evidence`` and ``_look``: results of an earlier rule are not taken from the cache
+RULE = 3  # of ``gather_evidence`` and ``_measured``: results of an earlier rule are not taken from the cache
 QUESTIONS = ("What is in the picture?", "How many objects are there?", "What color is the background?")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 
@@ -61,7 +61,7 @@ def discover(vlm: VLM, prompts: Prompt | Iterable[Prompt] | None = None, *, cach
     file = cache_file(vlm) if cache and prompts is None else None
     if file and (cached := _read_cache(file)):
         return cached
-    both = [_look(vlm, prompt) for prompt in (default_prompts(vlm) if prompts is None else _each(prompts))]
+    both = [_measured(vlm, prompt) for prompt in (default_prompts(vlm) if prompts is None else _each(prompts))]
     discovery = Discovery(
         model=vlm.name,
         revision=getattr(vlm.model.config, "_commit_hash", None),
@@ -76,7 +76,7 @@ def discover(vlm: VLM, prompts: Prompt | Iterable[Prompt] | None = None, *, cach
     return discovery
 
 
-def _look(vlm: VLM, prompt: Prompt) -> tuple[Evidence | None, Evidence]:
+def _measured(vlm: VLM, prompt: Prompt) -> tuple[Evidence | None, Evidence]:
     observation = vlm.observe(prompt, Reduction(ratio=RATIO))
     if not observation.states.finite:
         raise SinkgateError(
