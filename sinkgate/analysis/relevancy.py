@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ def _scores(vlm: VLM, prompt: Prompt, ids: Sequence[int], tables: Sequence[Tenso
     """Return the log-probability of the answer under each table of scales (L, 1, K), on the CPU."""
     with vlm.lock, torch.set_grad_enabled(grad):
         batch = vlm.batch([prompt] * len(tables), answers=[ids] * len(tables))
-        scales = batch.key_scales(tables).to(vlm.device)
+        scales = cast(Tensor, batch.key_scales(tables)).to(vlm.device)  # plain tables stay plain
         with vlm.attached(None if grad else scales, None, live=range(len(scales)) if grad else ()) as block:
             for layer in range(len(scales)) if grad else ():  # scales of 1 have a gradient too
                 block.set_scales(layer, scales[layer])

@@ -1,6 +1,6 @@
 """The page of the studies, opened without a network."""
 
-import made_up
+import fake_results
 
 from sinkgate.studies.html_report import write_page
 
@@ -11,7 +11,7 @@ def test_every_figure_is_drawn(browser, tmp_path):
     page.on("console", lambda message: told.append(message.text))
     page.on("pageerror", lambda error: told.append(str(error)))
     page.on("request", lambda request: told.append(request.url) if request.url.startswith("http") else None)
-    page.goto(write_page(made_up.studies(tmp_path)).as_uri())
+    page.goto(write_page(fake_results.studies(tmp_path)).as_uri())
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length >= 3 * 17")
     assert page.locator(".figure").count() == page.locator(".js-plotly-plot").count() == 17
     assert told == []

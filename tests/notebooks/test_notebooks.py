@@ -1,4 +1,4 @@
-"""The notebooks are what their sources say, and show what a run shows; the tool that says so can tell when they are not."""
+"""Notebooks match their sources and the stored output, and the check finds differences."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_cell_that_raises_is_named_and_nothing_is_written(toy, capsys, monkeyp
 def test_a_missing_notebook_and_an_unknown_name_are_said(toy, capsys, monkeypatch):
     monkeypatch.setattr(execute, "SOURCES", toy.parent)
     assert execute.main(["toy", "--check"]) == 1
-    assert "toy.ipynb is not there" in capsys.readouterr().err
+    assert "toy.ipynb does not exist" in capsys.readouterr().err
     assert execute.main(["07"]) == 1
     assert "no notebook begins with '07'; there are: toy" in capsys.readouterr().err
 

@@ -1,6 +1,6 @@
 """Every figure, from small tables with the true columns."""
 
-import made_up
+import fake_results
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,7 +26,7 @@ from sinkgate.studies.evaluation import changes
 from sinkgate.studies.probes import summary
 from sinkgate.studies.sweep import confirmed, gains, leaning
 
-ANATOMY, SWEEP = made_up.anatomy(), made_up.sweep()
+ANATOMY, SWEEP = fake_results.anatomy(), fake_results.sweep()
 GAINS = gains(**SWEEP)
 BEST = GAINS.loc[GAINS.groupby(["task", "layer"])["change"].idxmax()]
 FIGURES = {
@@ -38,14 +38,14 @@ FIGURES = {
     "projector": lambda: projector_figure(ANATOMY["projector"]),
     "sinks": lambda: sinks_figure(ANATOMY["images"]),
     "agreement": lambda: agreement_figure(jaccard(ANATOMY["agreement"])),
-    "probes": lambda: probes_figure(summary(**made_up.probes())),
-    "precision": lambda: probes_figure(summary(**made_up.probes()), "mean_average_precision"),
+    "probes": lambda: probes_figure(summary(**fake_results.probes())),
+    "precision": lambda: probes_figure(summary(**fake_results.probes()), "mean_average_precision"),
     "lean": lambda: lean_figure(leaning(**SWEEP)),
     "layers": lambda: layers_figure(BEST),
     "settings": lambda: settings_figure(GAINS),
     "curves": lambda: curves_figure(GAINS, "local"),
     "confirmation": lambda: confirmation_figure(confirmed(**SWEEP)),
-    "changes": lambda: changes_figure(changes(**made_up.examination())),
+    "changes": lambda: changes_figure(changes(**fake_results.evaluation())),
 }
 
 
@@ -83,7 +83,7 @@ def test_samples_are_averaged_and_a_summary_is_left_as_it_is():
     tokens = ANATOMY["tokens"]
     means = tokens.groupby(["layer", "group"], as_index=False).mean(numeric_only=True)
     one, other = norm_figure(tokens), norm_figure(means)
-    assert len(one.data) == len(made_up.GROUPS)
+    assert len(one.data) == len(fake_results.GROUPS)
     for mine, theirs in zip(one.data, other.data, strict=True):
         np.testing.assert_allclose(mine.y, theirs.y)
     v_sink = tokens[(tokens["group"] == "v_sink") & (tokens["layer"] == 2)]["norm"].mean()
@@ -92,8 +92,8 @@ def test_samples_are_averaged_and_a_summary_is_left_as_it_is():
 
 def test_a_model_without_sink_dimensions_has_no_panel_for_them():
     tokens = ANATOMY["tokens"]
-    assert len(spike_figure(tokens).data) == 2 * len(made_up.GROUPS)
-    assert len(spike_figure(tokens.assign(spike=np.nan)).data) == len(made_up.GROUPS)
+    assert len(spike_figure(tokens).data) == 2 * len(fake_results.GROUPS)
+    assert len(spike_figure(tokens.assign(spike=np.nan)).data) == len(fake_results.GROUPS)
 
 
 def test_a_head_is_a_dot():
@@ -121,7 +121,7 @@ def test_agreement_has_no_order(order, swapped):
 
 
 def test_probes_show_deviation_controls_and_chance():
-    means = summary(**made_up.probes())
+    means = summary(**fake_results.probes())
     figure = probes_figure(means)
     names = [trace.name for trace in figure.data]
     assert names.count("chance") == 2 and names.count("shuffled labels") == 6 and names.count("V-sinks") == 2
@@ -134,7 +134,7 @@ def test_probes_show_deviation_controls_and_chance():
 
 
 def test_places_are_in_the_order_of_depth():
-    means = summary(**made_up.probes(layers=12)).sample(frac=1, random_state=0)
+    means = summary(**fake_results.probes(layers=12)).sample(frac=1, random_state=0)
     axis = drawn(probes_figure(means))["layout"]["xaxis"]
     assert list(axis["ticktext"]) == ["enc.", *map(str, range(12))]
 
@@ -211,15 +211,15 @@ def test_a_method_is_filled_where_its_change_holds():
 
 def test_names_are_shown_as_they_are():
     name = "<b>a & b</b>"
-    sweep = made_up.sweep(tasks=(name,))
+    sweep = fake_results.sweep(tasks=(name,))
     told = gains(**sweep)
     figures = [
         settings_figure(told),
         curves_figure(told, name),
         lean_figure(leaning(**sweep)),
         confirmation_figure(confirmed(**sweep)),
-        changes_figure(changes(**made_up.examination(tasks=(name,), methods=("unmodified", name)))),
-        probes_figure(summary(**made_up.probes(targets=(name,)))),
+        changes_figure(changes(**fake_results.evaluation(tasks=(name,), methods=("unmodified", name)))),
+        probes_figure(summary(**fake_results.probes(targets=(name,)))),
         sinks_figure(ANATOMY["images"].assign(criterion=name)),
     ]
     for figure in figures:

@@ -4,10 +4,10 @@ import json
 
 import pandas as pd
 import pytest
+from dummy_study import DummyStudy, kill_again_and_again, parts, processes, tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from toy import Toy, kill_again_and_again, parts, processes, tables
 
 from sinkgate.errors import SinkgateError
 from sinkgate.studies.results import Results
@@ -16,20 +16,20 @@ from sinkgate.studies.runner import Shard, finish, gather, run
 
 @pytest.fixture
 def whole(tmp_path):
-    return run(Toy(), tmp_path / "whole", progress=False)
+    return run(DummyStudy(), tmp_path / "whole", progress=False)
 
 
 def test_tables_are_the_parts_in_order(whole):
     rows = whole.table("rows")
     assert rows["sample"].tolist() == list(range(36))
-    pd.testing.assert_frame_equal(rows[3:6].reset_index(drop=True), Toy().work(1)["rows"])
+    pd.testing.assert_frame_equal(rows[3:6].reset_index(drop=True), DummyStudy().work(1)["rows"])
     assert whole.table("even")["sample"].tolist() == list(range(0, 36, 6))
-    assert (load_file(whole.parts[4] / "states.safetensors")["h"] == Toy().work(4)["states"]["h"]).all()
+    assert (load_file(whole.parts[4] / "states.safetensors")["h"] == DummyStudy().work(4)["states"]["h"]).all()
     assert not (whole.folder / "parts" / "tmp").exists()
 
 
 def test_what_is_done_is_not_done_again(whole):
-    again = Toy()
+    again = DummyStudy()
     assert run(again, whole.folder, progress=False).finished and again.done == []
     part = whole.parts[7]
     about = json.loads((whole.folder / "study.json").read_text())
@@ -38,18 +38,18 @@ def test_what_is_done_is_not_done_again(whole):
     for file in part.iterdir():
         file.unlink()
     part.rmdir()
-    again = Toy()
+    again = DummyStudy()
     assert run(again, whole.folder, progress=False).finished and again.done == [7]
     assert tables(whole.folder) == before
 
 
 def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    made = kill_again_and_again(Toy(units=200, seconds=0.02), killed)
-    left = Toy(units=200)
+    made = kill_again_and_again(DummyStudy(units=200, seconds=0.02), killed)
+    left = DummyStudy(units=200)
     assert run(left, killed, progress=False).finished
     assert len(left.done) == 200 - made
-    run(Toy(units=200), whole, progress=False)
+    run(DummyStudy(units=200), whole, progress=False)
     assert tables(killed) == tables(whole) and parts(killed) == parts(whole)
 
 
@@ -57,7 +57,7 @@ def test_two_processes_equal_one(whole, tmp_path):
     out = tmp_path / "two"
     workers = [
         processes.Process(
-            target=run, args=(Toy(seconds=0.01), out), kwargs={"shard": Shard(rank, 2), "progress": False}
+            target=run, args=(DummyStudy(seconds=0.01), out), kwargs={"shard": Shard(rank, 2), "progress": False}
         )
         for rank in range(2)
     ]
@@ -74,7 +74,7 @@ def test_two_processes_equal_one(whole, tmp_path):
 @given(of=st.integers(1, 5), units=st.integers(1, 13))
 def test_shards_share_out_every_unit_once(tmp_path_factory, of, units):
     out = tmp_path_factory.mktemp("shards")
-    shares = [Toy(units=units) for _ in range(of)]
+    shares = [DummyStudy(units=units) for _ in range(of)]
     ended = [run(study, out, shard=Shard(rank, of), progress=False) for rank, study in enumerate(shares)]
     assert sorted(unit for study in shares for unit in study.done) == list(range(units))
     assert ended[-1].finished
@@ -83,29 +83,29 @@ def test_shards_share_out_every_unit_once(tmp_path_factory, of, units):
 
 def test_folders_of_machines_without_a_common_disk_are_gathered(whole, tmp_path):
     for rank in range(3):
-        assert not run(Toy(), tmp_path / str(rank), shard=Shard(rank, 3), progress=False).finished
+        assert not run(DummyStudy(), tmp_path / str(rank), shard=Shard(rank, 3), progress=False).finished
     found = gather([tmp_path / "0", tmp_path / "1"], tmp_path / "all")
     assert not found.finished
     with pytest.raises(SinkgateError, match=r"not finished \(8 of 12 parts"):
         found.table("rows")
     assert gather([tmp_path / "2", tmp_path / "1"], tmp_path / "all").finished
     assert tables(tmp_path / "all") == tables(whole.folder)
-    run(Toy(seed=1), tmp_path / "other", progress=False)
+    run(DummyStudy(seed=1), tmp_path / "other", progress=False)
     with pytest.raises(SinkgateError, match="settings.seed is 0 there and 1 here"):
         gather([tmp_path / "other"], tmp_path / "all")
 
 
 def test_another_study_is_refused(whole):
     with pytest.raises(SinkgateError, match=r"settings\.seed is 0 there and 3 here; name another folder"):
-        run(Toy(seed=3), whole.folder, progress=False)
+        run(DummyStudy(seed=3), whole.folder, progress=False)
     with pytest.raises(SinkgateError, match="units is 12 there and 13 here|data.items"):
-        run(Toy(units=13), whole.folder, progress=False)
+        run(DummyStudy(units=13), whole.folder, progress=False)
     with pytest.raises(SinkgateError, match="holds a study already"):
-        run(Toy(), whole.folder, resume=False, progress=False)
+        run(DummyStudy(), whole.folder, resume=False, progress=False)
 
 
 def test_an_error_in_the_work_keeps_what_was_done(tmp_path):
-    class Breaks(Toy):
+    class Breaks(DummyStudy):
         def work(self, unit):
             if unit == 5:
                 raise SinkgateError("a broken image")
@@ -114,15 +114,15 @@ def test_an_error_in_the_work_keeps_what_was_done(tmp_path):
     with pytest.raises(SinkgateError, match="a broken image"):
         run(Breaks(), tmp_path, progress=False)
     assert len(Results.load(tmp_path).parts) == 5
-    study = Toy()
+    study = DummyStudy()
     assert run(study, tmp_path, progress=False).finished and study.done == list(range(5, 12))
 
 
 def test_a_broken_part_is_named(tmp_path):
-    run(Toy(), tmp_path, shard=Shard(0, 2), progress=False)
+    run(DummyStudy(), tmp_path, shard=Shard(0, 2), progress=False)
     (tmp_path / "parts" / "00002" / "rows.parquet").write_bytes(b"PAR1")
     with pytest.raises(SinkgateError, match="delete the folder .*00002"):
-        run(Toy(), tmp_path, shard=Shard(1, 2), progress=False)
+        run(DummyStudy(), tmp_path, shard=Shard(1, 2), progress=False)
 
 
 def test_what_it_was_made_with_is_told(whole):
@@ -169,7 +169,7 @@ def test_a_broken_folder_is_one_sentence(whole, tmp_path):
         Results.load(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(SinkgateError, match="cannot be written; give another one"):
-        run(Toy(), tmp_path / "file" / "below", progress=False)
+        run(DummyStudy(), tmp_path / "file" / "below", progress=False)
 
 
 def test_what_a_killed_run_left_half_written_is_left_alone(whole):
@@ -177,18 +177,18 @@ def test_what_a_killed_run_left_half_written_is_left_alone(whole):
     (whole.folder / "study.json").write_text(json.dumps({**about, "finished": None}))
     left = whole.folder / "parts" / "tmp" / "someone"
     left.mkdir(parents=True)
-    assert run(Toy(), whole.folder, progress=False).finished and left.exists()
+    assert run(DummyStudy(), whole.folder, progress=False).finished and left.exists()
 
 
 def test_only_the_first_share_refuses_a_folder_that_holds_a_study(tmp_path):
-    run(Toy(), tmp_path, shard=Shard(0, 2), resume=False, progress=False)
-    assert run(Toy(), tmp_path, shard=Shard(1, 2), resume=False, progress=False).finished
+    run(DummyStudy(), tmp_path, shard=Shard(0, 2), resume=False, progress=False)
+    assert run(DummyStudy(), tmp_path, shard=Shard(1, 2), resume=False, progress=False).finished
 
 
 def test_a_log_shows_each_part_and_which_share_it_is(tmp_path, capsys):
-    run(Toy(units=3), tmp_path / "whole")
+    run(DummyStudy(units=3), tmp_path / "whole")
     assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
         f"toy: {done}/3 parts" for done in range(4)
     ]
-    run(Toy(units=5), tmp_path / "shared", shard=Shard(1, 2))
+    run(DummyStudy(units=5), tmp_path / "shared", shard=Shard(1, 2))
     assert capsys.readouterr().err.splitlines()[-1] == "toy, share 1/2: 2/2 parts"

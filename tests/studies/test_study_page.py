@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-import made_up
+import fake_results
 import pytest
 
 from sinkgate.errors import SinkgateError
@@ -40,7 +40,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    return Page(write_page(made_up.studies(tmp_path_factory.mktemp("studies"))))
+    return Page(write_page(fake_results.studies(tmp_path_factory.mktemp("studies"))))
 
 
 def test_every_study_is_on_it(page):
@@ -60,7 +60,7 @@ def test_it_loads_nothing(page):
 
 
 def test_it_is_written_where_one_says(tmp_path):
-    run(made_up.MadeUp("eval", made_up.examination()), tmp_path, progress=False)
+    run(fake_results.FakeStudy("eval", fake_results.evaluation()), tmp_path, progress=False)
     assert write_page(tmp_path) == tmp_path / "report.html"
     assert write_page(tmp_path, tmp_path / "page.html").exists()
     with pytest.raises(SinkgateError, match=r"nowhere.*cannot be written: No such file"):
@@ -71,12 +71,17 @@ def test_it_is_written_where_one_says(tmp_path):
 
 def test_no_name_is_ever_code(tmp_path):
     facts = {"name": HOSTILE, HOSTILE: HOSTILE}
-    sweep, eval_ = made_up.sweep(tasks=(HOSTILE, "b")), made_up.examination((HOSTILE,), ("unmodified", HOSTILE))
-    probes = made_up.probes(targets=(HOSTILE,))
-    anatomy = made_up.anatomy()
+    sweep, eval_ = (
+        fake_results.sweep(tasks=(HOSTILE, "b")),
+        fake_results.evaluation((HOSTILE,), ("unmodified", HOSTILE)),
+    )
+    probes = fake_results.probes(targets=(HOSTILE,))
+    anatomy = fake_results.anatomy()
     anatomy["images"]["criterion"] = HOSTILE
     for kind, tables in {"sweep": sweep, "eval": eval_, "probes": probes, "anatomy": anatomy, HOSTILE: {}}.items():
-        study = made_up.MadeUp(kind, tables, model=facts, settings={"dimensions": {"vision": [HOSTILE], "llm": []}})
+        study = fake_results.FakeStudy(
+            kind, tables, model=facts, settings={"dimensions": {"vision": [HOSTILE], "llm": []}}
+        )
         run(study, tmp_path / str(len(kind)) / "a<b>&", progress=False)
     found = Page(write_page(tmp_path))
     assert found.tags.count("script") == 1 + len(found.figures) and len(found.figures) > 15
@@ -87,29 +92,29 @@ def test_no_name_is_ever_code(tmp_path):
 
 def test_what_is_not_finished_says_how_far_it_is(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(made_up.MadeUp("sweep", made_up.sweep(), units=3), tmp_path / "sweep", progress=False)
+        run(fake_results.FakeStudy("sweep", fake_results.sweep(), units=3), tmp_path / "sweep", progress=False)
     found = Page(write_page(tmp_path))
     assert "Not finished: 1 of 3 parts are there." in found.text
     assert found.figures == [] and "not yet" in found.text
 
 
 def test_a_study_of_a_kind_not_known_is_told_at_least(tmp_path):
-    run(made_up.MadeUp("dreams", {}), tmp_path / "dreams", progress=False)
+    run(fake_results.FakeStudy("dreams", {}), tmp_path / "dreams", progress=False)
     found = Page(write_page(tmp_path))
     assert "dreams: demo" in found.text and "Model, data and settings" in found.text and found.figures == []
 
 
 def test_what_a_study_does_not_have_is_left_out(tmp_path):
-    tables = made_up.anatomy()
+    tables = fake_results.anatomy()
     for name in ("projector", "agreement"):
         tables[name] = tables[name].iloc[:0]
-    run(made_up.MadeUp("anatomy", tables), tmp_path, progress=False)
+    run(fake_results.FakeStudy("anatomy", tables), tmp_path, progress=False)
     found = Page(write_page(tmp_path))
     assert len(found.figures) == 6 and "Through the projector" not in found.text
 
 
 def test_a_run_with_other_versions_is_told_too(tmp_path, monkeypatch):
-    study = made_up.MadeUp("sweep", made_up.sweep(), units=2)
+    study = fake_results.FakeStudy("sweep", fake_results.sweep(), units=2)
     with pytest.raises(KeyboardInterrupt):
         run(study, tmp_path, progress=False)
     monkeypatch.setattr("sinkgate.studies.runner.versions", lambda: {"torch": "0.0.7"})
@@ -119,7 +124,7 @@ def test_a_run_with_other_versions_is_told_too(tmp_path, monkeypatch):
 
 
 def test_figures_are_written_as_files_of_their_own(tmp_path):
-    run(made_up.MadeUp("eval", made_up.examination()), tmp_path / "eval", progress=False)
+    run(fake_results.FakeStudy("eval", fake_results.evaluation()), tmp_path / "eval", progress=False)
     (written,) = write_figures(tmp_path, "html")
     assert written.parent == tmp_path / "eval" and "plotly" in written.read_text(encoding="utf-8")
     with pytest.raises(SinkgateError, match=r"ends in \.gif; expected"):
@@ -127,7 +132,7 @@ def test_figures_are_written_as_files_of_their_own(tmp_path):
 
 
 def test_what_a_run_tells_of_itself_is_there(tmp_path):
-    study = made_up.MadeUp("eval", made_up.examination())
+    study = fake_results.FakeStudy("eval", fake_results.evaluation())
     object.__setattr__(study, "about", {"seed": 987, "data": "<b>scenes</b>"})
     run(study, tmp_path, progress=False)
     found = Page(write_page(tmp_path))

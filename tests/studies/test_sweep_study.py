@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from toy import kill_again_and_again, parts, scene_items, tables
+from dummy_study import kill_again_and_again, parts, scene_items, tables
 
 import sinkgate as sg
 from sinkgate.benchmarks import Item

@@ -42,7 +42,7 @@ def kill_again_and_again(study, out, times=10):
 
 
 @dataclass(frozen=True)
-class Toy:
+class DummyStudy:
     kind = "toy"
     units: int = 12
     seed: int = 0

@@ -82,7 +82,7 @@ def sweep(tasks=("global", "local"), layers=2, points=((0.0, 1.0), (0.5, 0.5), (
     return {"items": told, "answers": pd.DataFrame(rows, columns=columns)}
 
 
-def examination(tasks=("global", "local"), methods=("unmodified", "var")):
+def evaluation(tasks=("global", "local"), methods=("unmodified", "var")):
     rng = np.random.default_rng(0)
     told = items(tasks)
     rows = [(sample, method, "A", rng.random() < 0.6, 0.5) for sample, method in product(told["sample"], methods)]
@@ -90,7 +90,7 @@ def examination(tasks=("global", "local"), methods=("unmodified", "var")):
 
 
 @dataclass
-class MadeUp:
+class FakeStudy:
     """A study whose work is done: every unit gives the same tables."""
 
     kind: str
@@ -108,7 +108,7 @@ class MadeUp:
 
 def studies(folder, **changed):
     """All kinds in a folder, each as a run leaves it."""
-    tables = {"anatomy": anatomy, "probes": probes, "sweep": sweep, "eval": examination}
+    tables = {"anatomy": anatomy, "probes": probes, "sweep": sweep, "eval": evaluation}
     for kind, make in tables.items():
-        run(MadeUp(kind, make(), **changed), folder / kind, progress=False)
+        run(FakeStudy(kind, make(), **changed), folder / kind, progress=False)
     return folder

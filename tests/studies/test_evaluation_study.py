@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from toy import scene_items
+from dummy_study import scene_items
 
 import sinkgate as sg
 from sinkgate.benchmarks import SCENES, Item
