@@ -354,14 +354,27 @@ def _limited(
         shared = heads * key.shape[1] // query.shape[1]  # the Key head of each
         query, key, value = query[:, heads], key[:, shared], value[:, shared]
         mask = mask[:, heads] if mask is not None and mask.shape[1] > 1 else mask
-    query, key, value = query.to(width), key.to(width), value.to(width)
     output = output.clone() if output.requires_grad else output
     span = slice(int(rows[0]), int(rows[-1]) + 1)  # slices cost no copies
-    most = max(1, CHUNK // (samples * query.shape[1] * key.shape[2]))
-    for which, _ in chunks(span if span.stop - span.start == len(rows) else rows, most):
-        rule = partial(scales.scaled, rows=limited[:, which], first_key=first_key, heads=heads)
-        weights = attention_rows(module, query, key, mask, rows=which, rule=rule, **options)
-        mixed = (weights.reshape(samples, key.shape[1], -1, key.shape[2]) @ value).view(*weights.shape[:3], -1)
+    chosen = span if span.stop - span.start == len(rows) else rows
+    kernel = heads is not None and _kernel_serves(scales, module, query, key, mask, chosen, options)
+    if kernel:
+        window = scales.window(first_key, key[..., 0], heads)[..., None]
+        key, most = (key * window).to(key.dtype), len(rows)
+    else:
+        query, key, value = query.to(width), key.to(width), value.to(width)
+        most = max(1, CHUNK // (samples * query.shape[1] * key.shape[2]))
+    for which, _ in chunks(chosen, most):
+        if kernel:
+            part = None if mask is None else mask[:, :, which, : key.shape[2]]
+            causal = mask is None and query.shape[2] > 1
+            mixed = nn.functional.scaled_dot_product_attention(
+                query[:, :, which], key, value, part, is_causal=causal, scale=options["scaling"]
+            )
+        else:
+            rule = partial(scales.scaled, rows=limited[:, which], first_key=first_key, heads=heads)
+            weights = attention_rows(module, query, key, mask, rows=which, rule=rule, **options)
+            mixed = (weights.reshape(samples, key.shape[1], -1, key.shape[2]) @ value).view(*weights.shape[:3], -1)
         mixed = mixed.transpose(1, 2).to(output.dtype)  # B n, R, H, d
         at = (
             slice(None),
@@ -373,6 +386,25 @@ def _limited(
             mixed = torch.where(inside[:, :, None, None], mixed, output[at])
         output[at] = mixed
     return output
+
+
+def _kernel_serves(
+    scales: LayerScales,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    rows: slice | Tensor,
+    options: dict[str, Any],
+) -> bool:
+    """Return whether torch's kernel computes these rows from scaled Keys, faster than logits that are written out."""
+    if scales.monotone.any() or options["softcap"]:
+        return False
+    count, causal = query.shape[2], getattr(module, "is_causal", True)
+    if mask is not None or count == 1:
+        return True
+    causal = causal if options["is_causal"] is None else options["is_causal"]
+    return causal and isinstance(rows, slice) and rows == slice(0, count) and count == key.shape[2]
 
 
 def _without(

@@ -105,6 +105,25 @@ class LayerScales:
         prompt = self.rows[:, first:end]
         return torch.cat([prompt, self.later[:, None].expand(-1, end - first - prompt.shape[1])], 1)
 
+    def window(self, first_key: int, like: Tensor, heads: Tensor | None = None) -> Tensor:
+        """Return the scales of a call's Keys.
+
+        Args:
+            first_key: position of the first Key.
+            like: logits of the call, (B n, H, R, K).
+            heads: indices of the heads; None for all.
+
+        Returns:
+            (B n, H or 1, K), on the device of ``like``.
+        """
+        self.scales = self.scales.to(like.device)  # layers may lie on several devices
+        keys = like.shape[-1]
+        scales = self.scales[:, :, first_key : first_key + keys]
+        if heads is not None and scales.shape[1] > 1:
+            scales = scales[:, heads]
+        scales = pad(scales, (0, keys - scales.shape[-1]), value=1.0)
+        return scales.repeat_interleave(len(like) // len(scales), 0)
+
     def scaled(self, logits: Tensor, rows: Tensor, first_key: int, heads: Tensor | None = None) -> Tensor:
         """Return the logits of a call under the rule.
 
@@ -114,13 +133,8 @@ class LayerScales:
             first_key: position of the first Key.
             heads: indices of the heads that ``logits`` are of; None for all.
         """
-        self.scales = self.scales.to(logits.device)  # layers may lie on several devices
-        keys, beams = logits.shape[-1], len(logits) // len(self.scales)
-        scales = self.scales[:, :, first_key : first_key + keys]
-        if heads is not None and scales.shape[1] > 1:
-            scales = scales[:, heads]
-        scales = pad(scales, (0, keys - scales.shape[-1]), value=1.0)[:, :, None]
-        factor = scales.repeat_interleave(beams, 0)  # B n, H, 1, K
+        beams = len(logits) // len(self.scales)
+        factor = self.window(first_key, logits, heads)[:, :, None]
         if self.monotone.any():
             monotone = self.monotone.to(logits.device).repeat_interleave(beams, 0)
             # z + (s - 1) |z| is s z for positive logits and (2 - s) z for negative ones

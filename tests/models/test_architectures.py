@@ -136,15 +136,15 @@ def random_limits(vlm, inputs, samples, heads, seed=0):
     rows = torch.rand(samples, inputs["input_ids"].shape[1], generator=generator) < 0.4
     rows[:, -1] = True
     later = torch.tensor([True, False][:samples])
-    return LogitScales(by_head, rows, later, torch.tensor([False, True][-samples:]))
+    return LogitScales(by_head, rows, later, torch.tensor([False, True][:samples]))
 
 
 @pytest.mark.parametrize("samples", [1, 2])
 def test_limited_logits_and_rows_equal_attention_written_from_scratch(family, samples):
-    """Query rows, heads and rules of each sample's own, left padding, prefill and decode steps, fp64."""
+    """Query rows and rules of each sample's own, left padding, prefill and decode steps, fp64; some heads of one sample, or all."""
     vlm = vlm_of(family, dtype=torch.float64)
     inputs = cast(together([family.sample(0, words=5), family.sample(1, words=3)][:samples]), torch.float64)
-    limits, recorder = random_limits(vlm, inputs, samples, 1 if samples == 1 else vlm.num_heads), Recorder("last")
+    limits, recorder = random_limits(vlm, inputs, samples, vlm.num_heads if samples == 1 else 1), Recorder("last")
     with attached_to(vlm, limits, recorder, own_cache=True):
         limited = generated(vlm, inputs)
     with LimitedFromScratch(vlm, limits) as reference:
