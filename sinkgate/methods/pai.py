@@ -108,13 +108,13 @@ class _Guide:
     def __call__(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if self.running:
             return output
-        given: Tensor = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        if len(given) != len(self.batch.prompts):
+        tokens: Tensor = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        if len(tokens) != len(self.batch.prompts):
             raise UnsupportedModelError(
-                f"PAI's guidance follows one answer a prompt; got {len(given)} for {len(self.batch.prompts)}: leave beams out"
+                f"PAI's guidance follows one answer a prompt; got {len(tokens)} for {len(self.batch.prompts)}: leave beams out"
             )
         fresh = self.ids is None or self.block.begins
-        self.ids = ids = given if fresh else torch.cat([self.ids, given], 1)  # pyright: ignore[reportArgumentType]
+        self.ids = ids = tokens if fresh else torch.cat([self.ids, tokens], 1)  # pyright: ignore[reportArgumentType]
         logits: Tensor = output.logits
         count = min(logits.shape[1], ids.shape[1] - self.batch.length + 1)
         if count > 0:
