@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (sg.SinkgateError, OSError) as error:
         sys.exit(f"{options.model}: {error}")
 
-    from sinkgate.models.loading import DEMO
+    from sinkgate.models.loading import built_in_gates
 
     from .gate_library import gates_in, weight_bytes
     from .metrics import write_logs
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from .server import Server
     from .state import Engine
 
-    shipped = options.gates or (DEMO.parent / "gates" if options.model == "demo" else None)
+    shipped = options.gates or built_in_gates(options.model)
     learned = gates_in(shipped, vlm) if shipped else []
     engine = Engine(vlm, learned, Backend(vlm))
     page = build_page(engine)
@@ -90,7 +90,9 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Ask a vision-language model questions while you scale its attention sinks, in a browser."
     )
-    parser.add_argument("--model", default="demo", help="demo, demo-large, a Hub id or a folder (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="demo", help="demo, demo-small, demo-large, a Hub id or a folder (default: %(default)s)"
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the Hub; main by default")
     parser.add_argument("--device", help="cpu, cuda, mps, ...; a GPU if there is one by default, or auto")
     parser.add_argument("--device-map", help="auto: spread the model over GPUs, memory and disk, as far as needed")

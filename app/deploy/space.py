@@ -103,7 +103,9 @@ def copy_package(target: Path, with_demo: bool) -> None:
     sources = {ROOT / "sinkgate": target, ROOT / "app": target / "app"}
     left_out = {
         "sinkgate/demo/studies",
+        "sinkgate/demo/studies-large",
         "sinkgate/demo/weights-large",
+        "sinkgate/demo/gates-large",
         "app/deploy",
         *(() if with_demo else ("sinkgate/demo/weights", "sinkgate/demo/gates")),
     }

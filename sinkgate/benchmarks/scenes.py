@@ -21,16 +21,22 @@ SIZE = 128  # side of a picture in pixels, the demo model's largest
 
 @dataclass(frozen=True, kw_only=True)
 class Scenes(Benchmark):
-    """Scenes of one split of the demo world; ``haze`` is its minimum and maximum in a picture, in [0, 1)."""
+    """Scenes of one split of the demo world.
+
+    ``haze``: its minimum and maximum in a picture, in [0, 1). ``kinds``: of questions, all if None.
+    """
 
     haze: tuple[float, float] = (0.0, 0.0)
+    kinds: tuple[str, ...] | None = None
 
     def _rows(
         self, files: str | Path | None, limit: int | None, seed: int, revision: str | None
     ) -> Iterator[tuple[str, Row]]:
         if files is not None or revision is not None:
             raise BenchmarkError("scenes are drawn, not read: omit files and revision, and change seed, split or haze")
-        samples = scene_samples(limit or COUNT, seed, split=cast(Split, self.split), haze=self.haze, size=SIZE)
+        samples = scene_samples(
+            limit or COUNT, seed, split=cast(Split, self.split), kinds=self.kinds, haze=self.haze, size=SIZE
+        )
         for number, sample in enumerate(samples):
             name = f"{self.split}/{seed}/{number}"
             yield name, {"sample": sample, "id": name}

@@ -1,7 +1,6 @@
 """Training batches of the demo world: pure functions of (seed, stage, step), drawn on the fly.
 
-Nothing is stored and nothing is seen twice; a resumed run draws exactly what the killed one
-would have drawn.
+Nothing is stored and no scene is used twice; a resumed run draws the same scenes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -58,13 +57,13 @@ class TurnMix:
 
 
 def scenes_for(stream: str, count: int) -> tuple[list[Scene], Random]:
-    """``count`` scenes of a named stream, and the stream's generator for whatever follows."""
+    """Return ``count`` scenes of a named stream, and the stream's generator for further draws."""
     rng = Random(stream)
     return [Scene.random(rng) for _ in range(count)], rng
 
 
 def pixels(scenes: list[Scene], rng: Random | None = None) -> Tensor:
-    """Scenes -> normalised pixels, with slight changes of light and noise where ``rng`` is given.
+    """Return normalised pixels of scenes, with slight changes of light and noise if ``rng`` is given.
 
     Shapes: scenes B -> (B, 3, IMAGE_SIZE, IMAGE_SIZE), in [-1, 1] as the image processor makes them.
     """
@@ -80,7 +79,7 @@ def pixels(scenes: list[Scene], rng: Random | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the vision tower is taught about each scene and each patch.
+    """Targets of the vision tower for each scene and each patch.
 
     Shapes: count (B), background (B), color_counts (B, colours), pairs (B, colours * shapes) in {0, 1};
     patches (B, PATCHES, 5): shape, colour and size under the patch (last class: none), its row, its column.
@@ -93,7 +92,7 @@ class Targets:
     patches: Tensor
 
     def to(self, device: torch.device) -> Targets:
-        """The same on a device."""
+        """Return the targets on a device."""
         return Targets(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
@@ -102,7 +101,7 @@ PATCH_CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, GRID, GRID)
 
 
 def tower_targets(scenes: list[Scene]) -> Targets:
-    """The truth about scenes, as classes."""
+    """Return the content of scenes as classes."""
     pairs = list(product(COLORS, SHAPES))
     present = [{(item.color, item.shape) for item in scene.objects} for scene in scenes]
     return Targets(
@@ -111,7 +110,7 @@ def tower_targets(scenes: list[Scene]) -> Targets:
         color_counts=torch.tensor(
             [[sum(item.color == color for item in scene.objects) for color in COLORS] for scene in scenes]
         ),
-        pairs=torch.tensor([[float(pair in seen) for pair in pairs] for seen in present]),
+        pairs=torch.tensor([[float(pair in of_scene) for pair in pairs] for of_scene in present]),
         patches=torch.tensor([_patch_classes(scene) for scene in scenes]),
     )
 
@@ -121,10 +120,10 @@ def _patch_classes(scene: Scene) -> list[tuple[int, ...]]:
     for row, column in product(range(GRID), range(GRID)):
         under = next((o for o in scene.objects if o.covers((column + 0.5) / GRID, (row + 0.5) / GRID)), None)
         if under:
-            seen = (SHAPES.index(under.shape), list(COLORS).index(under.color), list(SIZES).index(under.size))
+            item = (SHAPES.index(under.shape), list(COLORS).index(under.color), list(SIZES).index(under.size))
         else:
-            seen = (len(SHAPES), len(COLORS), len(SIZES))
-        classes.append((*seen, row, column))
+            item = (len(SHAPES), len(COLORS), len(SIZES))
+        classes.append((*item, row, column))
     return classes
 
 
@@ -199,12 +198,12 @@ def draw_turns(
 
 def pack(dialogues: list[list[tuple[str, str]]], tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype) -> Packed:
     """Lay the turns of each image behind its visual tokens; only answers carry labels."""
-    asked = [f"{USER}{question}{ASSISTANT}" for turns in dialogues for question, _ in turns]
-    answered = [f"{answer}{END}" for turns in dialogues for _, answer in turns]
+    prompts = [f"{USER}{question}{ASSISTANT}" for turns in dialogues for question, _ in turns]
+    answers = [f"{answer}{END}" for turns in dialogues for _, answer in turns]
     encoded = iter(
         zip(
-            tokenizer(asked, add_special_tokens=False).input_ids,
-            tokenizer(answered, add_special_tokens=False).input_ids,
+            tokenizer(prompts, add_special_tokens=False).input_ids,
+            tokenizer(answers, add_special_tokens=False).input_ids,
             strict=True,
         )
     )

@@ -1,8 +1,8 @@
-"""The paper's comparison on the demo world: learned gates, their ablations and rivals, over seeds: ``python -m sinkgate.demo.comparison``.
+"""Comparison of learned gates, their ablations and baselines on hazed scenes, over seeds.
 
-The demo model is near its ceiling on the scenes that it was trained on, so the pictures are hazed: contrast is lost, which it never
-saw, and there is room to gain. Everything learns on the same samples of hazed scenes, with the backbone frozen, and is examined on
-scenes of its own. Each seed is saved as soon as it is done; a run that was stopped goes on.
+``python -m sinkgate.demo compare demo-large --out runs/comparison``. The demo models are near their ceiling on scenes of their training, so the
+pictures are hazed: they lose contrast, and there is room to gain. Every method learns from the same hazed scenes with a frozen
+backbone, and is tested on other scenes. Each seed is saved when it is finished, and the same command resumes a run.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
-import typer
 from torch import nn
 from transformers import set_seed
 
@@ -34,39 +34,101 @@ from sinkgate.training.stacking import Stack, stack
 from sinkgate.training.trainer import train
 
 Report = dict[str, Any]
-HAZE = (0.0, 0.7)  # of the scenes to learn from and to choose by
-WORLDS = {"hazed": (0.5, 0.5), "clear": (0.0, 0.0)}  # examined on
+HAZE = (0.0, 0.7)  # of the scenes of training and validation
+FORMS = ("LSG", "LSG from 1")
 #: Beyond the paper's line: both scales together 2, through the unmodified model.
 AROUND_ONE = tuple((step / 5, 2 - step / 5) for step in range(0, 11, 2))
-ABLATED = (1, 2, 7)  # layers of the ablations and of LoRA's: chosen on other scenes, where a gate gained most
 ABLATIONS: Mapping[str, Mapping[str, str]] = {
     "signal mean": {"signal": "mean"},
     "signal visual": {"signal": "visual"},
     "l_sink vs rest": {"grouping": "l_sink"},
     "three groups": {"grouping": "three"},
 }
-SIZE = 128  # side of the pictures; the model looks at 64 pixels
+SIZE = 128  # side of the pictures; the models look at 64 pixels
 UNMODIFIED = "unmodified"
 
 
-def learners(vlm: VLM) -> dict[str, LSG]:
-    """Fresh gates: the paper's, those that start at the unmodified model, the ablations, and gates that learn together."""
-    layers = range(vlm.num_layers)
+@dataclass(frozen=True)
+class Setup:
+    """Sizes and layers of one model's comparison.
+
+    Args:
+        model: name for `sinkgate.load`.
+        haze: of the hazed test scenes, such that the unmodified model is clearly below its ceiling.
+        layers: of learned gates, each apart; all if None.
+        ablated: layers of the ablations; the middle one is LoRA's.
+        samples: training samples; each is used twice.
+        validation: questions that choose the stacks.
+        questions: test questions about hazed scenes; a third of the number about clear ones.
+        seeds: seeds of the published comparison.
+        ablations: names of ``ABLATIONS``.
+        batch: samples a training step.
+        further: add fixed scales of 0.5 by layer, query reweighting, stacks by accuracy, training on five times the samples, and the oracle.
+    """
+
+    model: str
+    haze: float
+    layers: tuple[int, ...] | None
+    ablated: tuple[int, ...]
+    samples: int
+    validation: int
+    questions: int
+    seeds: tuple[int, ...]
+    ablations: tuple[str, ...] = tuple(ABLATIONS)
+    batch: int = 32
+    further: bool = True
+    worlds: dict[str, tuple[float, float]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "worlds", {"hazed": (self.haze, self.haze), "clear": (0.0, 0.0)})
+
+    @property
+    def gates(self) -> str:
+        """Name of the folder with the published gates."""
+        return f"gates{self.model.removeprefix('demo')}"
+
+    @property
+    def lora(self) -> int:
+        """Layer of LoRA."""
+        return self.ablated[len(self.ablated) // 2]
+
+
+SETUPS = {
+    "demo-small": Setup("demo", 0.5, None, (1, 2, 7), 1560, 780, 1950, (0, 1, 2, 3, 4)),
+    "demo-large": Setup(
+        "demo-large",
+        0.4,
+        (3, 4, 5),  # the layers with L-sinks; without V-sinks there, nearly as much is lost as without them anywhere
+        (3,),
+        samples=208,
+        validation=78,
+        questions=156,
+        seeds=(0,),
+        ablations=("l_sink vs rest", "three groups"),
+        batch=8,
+        further=False,
+    ),
+}
+
+
+def learned_gates(vlm: VLM, setup: Setup) -> dict[str, LSG]:
+    """Return untrained gates: the paper's, those that start at the unmodified model, one in every layer, and the ablations."""
+    layers = range(vlm.num_layers) if setup.layers is None else setup.layers
     return {
         "LSG": LSG.for_vlm(vlm, layers),
         "LSG from 1": LSG.for_vlm(vlm, layers, start="identity"),
         "LSG from 1, joint": LSG.for_vlm(vlm, layers, start="identity"),
-        **{name: LSG.for_vlm(vlm, ABLATED, **options) for name, options in ABLATIONS.items()},
+        **{name: LSG.for_vlm(vlm, setup.ablated, **ABLATIONS[name]) for name in setup.ablations},
     }
 
 
-def fixed(vlm: VLM) -> dict[str, Method]:
-    """What does not learn."""
-    ones = Gates.ones(vlm)
+def fixed_methods(vlm: VLM, setup: Setup) -> dict[str, Method]:
+    """Return the methods without training."""
+    layers = range(vlm.num_layers) if setup.further else ()
     return {
-        UNMODIFIED: Fixed(ones),
+        UNMODIFIED: Fixed(Gates.ones(vlm)),
         "0.5 everywhere": Fixed(Gates.preset("Paper's midpoint", vlm)),
-        **{f"0.5, layer {layer}": Fixed(Setting(layer, 0.5, 0.5).gates(vlm)) for layer in range(vlm.num_layers)},
+        **{f"0.5, layer {layer}": Fixed(Setting(layer, 0.5, 0.5).gates(vlm)) for layer in layers},
         "V-sinks suppressed": Suppress(),
         "V-sinks removed": Remove(),
         "VAR": VAR(),
@@ -74,44 +136,54 @@ def fixed(vlm: VLM) -> dict[str, Method]:
     }
 
 
-def run_seed(vlm: VLM, seed: int, out: Path, count: int, choosing: int, asked: int) -> Report:
-    """Train everything once and examine it; shares are in [0, 1]."""
+def scenes(setup: Setup, count: int, seed: int, split: str = "train", world: str | None = None) -> list[Sample]:
+    """Return questions of a split: of a test world, or with the haze of training."""
+    haze = HAZE if world is None else setup.worlds[world]
+    return list(scene_samples(count, seed, split=cast(Any, split), haze=haze, per_scene=3, size=SIZE))
+
+
+def run_seed(vlm: VLM, setup: Setup, seed: int, out: Path) -> Report:
+    """Train every method once and test it. Shares are in [0, 1]."""
     began = time.time()
     examples = ExampleCache(vlm, find_sinks)
     set_seed(seed)
-    gates = learners(vlm)
-    apart = {
+    gates = learned_gates(vlm, setup)
+    single = {
         f"{name}, layer {layer}": lsg.only([layer])
         for name, lsg in gates.items()
         if not name.endswith("joint")
         for layer in lsg.config.layers
     }
-    rivals = {"LoRA": LoRA.for_vlm(vlm, ABLATED[1]), "query reweighting": Reweight.for_vlm(vlm)}
-    learning: dict[str, nn.Module] = {**apart, "LSG from 1, joint": gates["LSG from 1, joint"], **rivals}
-    samples = list(scene_samples(count, seed, haze=HAZE, per_scene=3, size=SIZE))
-    options: dict[str, Any] = {
-        "per_device_train_batch_size": 32,
-        "logging_steps": 5,
-        "save_steps": 40,
-        "save_total_limit": 1,
-    }
-    keyed = {_key(name): method for name, method in learning.items()}
-    report = train(keyed, vlm, samples, out=out / f"seed-{seed}", find=find_sinks, seed=seed, **options)
+    baselines: dict[str, nn.Module] = {"LoRA": LoRA.for_vlm(vlm, setup.lora)}
+    if setup.further:
+        baselines["query reweighting"] = Reweight.for_vlm(vlm)
+    learning: dict[str, nn.Module] = {**single, "LSG from 1, joint": gates["LSG from 1, joint"], **baselines}
+    samples = scenes(setup, setup.samples, seed)
+    report = train(
+        {file_name(name): method for name, method in learning.items()},
+        vlm,
+        samples,
+        out=out / f"seed-{seed}",
+        find=find_sinks,
+        seed=seed,
+        per_device_train_batch_size=setup.batch,
+        logging_steps=5,
+        save_steps=40 if setup.further else 13,
+        save_total_limit=1,
+    )
     trained = time.time()
     for name, lsg in gates.items():
-        lsg.save_pretrained(out / f"seed-{seed}" / _key(name))
-    validation = list(scene_samples(choosing, seed, split="validation", haze=HAZE, per_scene=3, size=SIZE))
-    stacks = {
-        name: stack(gates[name], vlm, validation, score="accuracy", examples=examples) for name in ("LSG", "LSG from 1")
-    }
-    methods: dict[str, Method] = {**fixed(vlm), **cast(dict[str, Method], learning)}
-    methods |= {f"{name}, stack": found.lsg for name, found in stacks.items()}
+        lsg.save_pretrained(out / f"seed-{seed}" / file_name(name))
+    validation = scenes(setup, setup.validation, seed, "validation")
+    score = "accuracy" if setup.further else "loss"
+    stacks = {name: stack(gates[name], vlm, validation, score=score, examples=examples) for name in FORMS}
+    methods: dict[str, Method] = {**fixed_methods(vlm, setup), **cast(dict[str, Method], learning)}
+    methods |= {f"{name}, {stack_name(score)}": result.lsg for name, result in stacks.items()}
     worlds = {}
-    for world, haze in WORLDS.items():
-        number = asked if world == "hazed" else asked // 3
-        test = list(scene_samples(number, seed, split="test", haze=haze, per_scene=3, size=SIZE))
-        marks = evaluate(vlm, methods, test, examples=examples)
-        worlds[world] = {"marks": _table(marks), "rho": mean_rho(vlm, gates, test, examples)}
+    for world in setup.worlds:
+        test = scenes(setup, _test_size(setup, world), seed, "test", world)
+        result = evaluate(vlm, methods, test, examples=examples)
+        worlds[world] = {"marks": _table(result), "rho": mean_rho(vlm, gates, test, examples)}
     history = [{k: v for k, v in entry.items() if "loss" in k or k == "step"} for entry in report.history]
     return {
         "seed": seed,
@@ -119,55 +191,70 @@ def run_seed(vlm: VLM, seed: int, out: Path, count: int, choosing: int, asked: i
         "steps": report.steps,
         "minutes": {"train": (trained - began) / 60, "examine": (time.time() - trained) / 60},
         "history": history,
-        "stacks": {name: _stack(found) for name, found in stacks.items()},
+        "stacks": {_stacked(name, score): _stack(result) for name, result in stacks.items()},
         "worlds": worlds,
     }
 
 
-def run_more(vlm: VLM, seed: int, out: Path, count: int, choosing: int, asked: int) -> Report:
-    """What the first results asked for: stacks chosen by loss, all gates at once, and the best layer with five times the samples."""
+def run_further(vlm: VLM, setup: Setup, seed: int, out: Path) -> Report:
+    """Test stacks chosen by loss, the gates of all layers at once, and the best layer with five times the samples."""
     examples = ExampleCache(vlm, find_sinks)
-    validation = list(scene_samples(choosing, seed, split="validation", haze=HAZE, per_scene=3, size=SIZE))
+    validation = scenes(setup, setup.validation, seed, "validation")
     methods: dict[str, Method] = {}
     stacks = {}
-    for name in ("LSG", "LSG from 1"):
-        lsg = LSG.from_pretrained(out / f"seed-{seed}" / _key(name))
-        found = stack(lsg, vlm, validation, examples=examples)
-        methods |= {f"{name}, stack by loss": found.lsg, f"{name}, all layers at once": lsg}
-        stacks[name] = _stack(found)
+    for name in FORMS:
+        lsg = LSG.from_pretrained(out / f"seed-{seed}" / file_name(name))
+        result = stack(lsg, vlm, validation, examples=examples)
+        methods |= {f"{name}, {stack_name('loss')}": result.lsg, f"{name}, all layers at once": lsg}
+        stacks[_stacked(name, "loss")] = _stack(result)
     set_seed(seed)
-    layers = range(vlm.num_layers)
+    layer = setup.lora
     learning: dict[str, nn.Module] = {
-        f"LSG, layer {ABLATED[1]}": LSG.for_vlm(vlm, [ABLATED[1]]),
-        f"LSG from 1, layer {ABLATED[1]}": LSG.for_vlm(vlm, [ABLATED[1]], start="identity"),
-        "LSG from 1, joint": LSG.for_vlm(vlm, layers, start="identity"),
-        "LoRA": LoRA.for_vlm(vlm, ABLATED[1]),
+        f"LSG, layer {layer}": LSG.for_vlm(vlm, [layer]),
+        f"LSG from 1, layer {layer}": LSG.for_vlm(vlm, [layer], start="identity"),
+        "LSG from 1, joint": LSG.for_vlm(vlm, range(vlm.num_layers), start="identity"),
+        "LoRA": LoRA.for_vlm(vlm, layer),
     }
-    samples = list(scene_samples(5 * count, seed, haze=HAZE, per_scene=3, size=SIZE))
-    options: dict[str, Any] = {"per_device_train_batch_size": 32, "save_steps": 40, "save_total_limit": 1}
-    keyed = {_key(name): method for name, method in learning.items()}
-    train(keyed, vlm, samples, out=out / f"more-{seed}", find=LSG.for_vlm(vlm, [0]).find_sinks, seed=seed, **options)
+    train(
+        {file_name(name): method for name, method in learning.items()},
+        vlm,
+        scenes(setup, 5 * setup.samples, seed),
+        out=out / f"more-{seed}",
+        find=LSG.for_vlm(vlm, [0]).find_sinks,
+        seed=seed,
+        per_device_train_batch_size=setup.batch,
+        save_steps=40,
+        save_total_limit=1,
+    )
     methods |= {f"{name}, 5 x samples": cast(Method, method) for name, method in learning.items()}
-    learning["LSG from 1, joint"].save_pretrained(out / f"more-{seed}" / "joint")  # pyright: ignore[reportCallIssue]
-    worlds = {}
-    for world, haze in WORLDS.items():
-        number = asked if world == "hazed" else asked // 3
-        test = list(scene_samples(number, seed, split="test", haze=haze, per_scene=3, size=SIZE))
-        worlds[world] = _table(evaluate(vlm, methods, test, examples=examples))
+    cast(LSG, learning["LSG from 1, joint"]).save_pretrained(out / f"more-{seed}" / "joint")
+    worlds = {
+        world: _table(
+            evaluate(vlm, methods, scenes(setup, _test_size(setup, world), seed, "test", world), examples=examples)
+        )
+        for world in setup.worlds
+    }
     return {"seed": seed, "stacks": stacks, "worlds": worlds}
 
 
 def mean_rho(vlm: VLM, gates: Mapping[str, LSG], samples: list[Sample], examples: ExampleCache) -> Report:
-    """Mean scale of V-sinks that each single gate gives, by kind of question and layer."""
-    seen: dict[str, dict[str, dict[int, list[float]]]] = {
-        name: defaultdict(lambda: defaultdict(list)) for name in ("LSG", "LSG from 1")
+    """Return the mean scale of V-sinks under each single gate: form -> kind of question -> one value a layer.
+
+    Args:
+        vlm: the model.
+        gates: with the names of ``FORMS`` among them.
+        samples: questions.
+        examples: the prepared samples.
+    """
+    scales: dict[str, dict[str, dict[int, list[float]]]] = {
+        name: defaultdict(lambda: defaultdict(list)) for name in FORMS
     }
-    made = [example for sample in samples if (example := examples.prepare(sample, "")) is not None]
+    prepared = [example for sample in samples if (example := examples.prepare(sample, "")) is not None]
     with torch.no_grad():
-        for start in range(0, len(made), 32):
-            for part, batch in batches(vlm, made[start : start + 32]):
-                prefix, chosen = Prefix(vlm, batch), made[start : start + 32][part]
-                for name, table in seen.items():
+        for start in range(0, len(prepared), 32):
+            for part, batch in batches(vlm, prepared[start : start + 32]):
+                prefix, chosen = Prefix(vlm, batch), prepared[start : start + 32][part]
+                for name, table in scales.items():
                     for layer in gates[name].config.layers:
                         gate = gates[name].only([layer])
                         with gate.applied(vlm, batch) as trace:
@@ -176,21 +263,22 @@ def mean_rho(vlm: VLM, gates: Mapping[str, LSG], samples: list[Sample], examples
                             table[example.kind][layer].append(scale)
     return {
         name: {kind: [fmean(of[layer]) for layer in sorted(of)] for kind, of in table.items()}
-        for name, table in seen.items()
+        for name, table in scales.items()
     }
 
 
-def measure_oracle(vlm: VLM, seed: int, asked: int) -> Report:
-    """The best fixed setting of one layer for each kind of question, on validation scenes (paper, section 3).
+def search_oracle(vlm: VLM, setup: Setup, seed: int) -> Report:
+    """Return the best fixed setting of one layer for each kind of question, on validation scenes (paper, section 3).
 
-    ``paper`` chooses from the paper's line with its controls, ``free`` also around one.
+    ``paper`` chooses from the paper's line with its controls, ``free`` also from ``AROUND_ONE``.
     """
-    examples = ExampleCache(vlm, find_sinks)
-    choosing = list(scene_samples(asked, seed, split="validation", haze=WORLDS["hazed"], per_scene=3, size=SIZE))
+    count = max(len(KINDS), setup.validation)
     settings = oracle(vlm, points=(*LINE, *CONTROLS, *AROUND_ONE))
     methods: dict[str, Method] = {str(number): Fixed(setting.gates(vlm)) for number, setting in enumerate(settings)}
-    marks = evaluate(vlm, methods, choosing, examples=examples)
-    by_kind = {name: marks.by_kind(name) for name in methods}
+    result = evaluate(
+        vlm, methods, scenes(setup, count, seed, "validation", "hazed"), examples=ExampleCache(vlm, find_sinks)
+    )
+    by_kind = {name: result.by_kind(name) for name in methods}
     line = {str(i) for i, setting in enumerate(settings) if (setting.v_sink, setting.rest) not in AROUND_ONE}
     best = {}
     for way, allowed in (("paper", line), ("free", set(methods))):
@@ -198,78 +286,89 @@ def measure_oracle(vlm: VLM, seed: int, asked: int) -> Report:
             kind: vars(settings[int(max(sorted(allowed, key=int), key=lambda name, k=kind: by_kind[name][k]))])
             for kind in KINDS
         }
-    return {"asked": asked, "settings": [vars(setting) for setting in settings], "accuracy": by_kind, "best": best}
+    return {"asked": count, "settings": [vars(setting) for setting in settings], "accuracy": by_kind, "best": best}
 
 
-def examine_oracle(vlm: VLM, best: Report, seed: int, asked: int) -> Report:
-    """Which test questions the oracle's setting for their kind gets right, by way: right answers in the order of ``run_seed``."""
+def apply_oracle(vlm: VLM, setup: Setup, best: Report, seed: int) -> Report:
+    """Return right answers (1) under the oracle's setting for the kind of each test question, by way, in the order of ``run_seed``."""
     examples = ExampleCache(vlm, find_sinks)
-    test = list(scene_samples(asked, seed, split="test", haze=WORLDS["hazed"], per_scene=3, size=SIZE))
-    found: Report = {}
+    test = scenes(setup, setup.questions, seed, "test", "hazed")
+    results: Report = {}
     for way, cells in best.items():
         right = [0] * len(test)
         for kind, cell in cells.items():
-            places = [index for index, sample in enumerate(test) if sample.kind == kind]
+            indices = [index for index, sample in enumerate(test) if sample.kind == kind]
             method: Method = Fixed(Setting(**cell).gates(vlm))
-            marks = evaluate(vlm, {"it": method}, [test[i] for i in places], examples=examples, progress=False)
-            for place, mark in zip(places, marks.right["it"], strict=True):
-                right[place] = int(mark)
-        found[way] = right
-    return found
+            result = evaluate(vlm, {"it": method}, [test[i] for i in indices], examples=examples, progress=False)
+            for index, mark in zip(indices, result.right["it"], strict=True):
+                right[index] = int(mark)
+        results[way] = right
+    return results
 
 
-def _stack(found: Stack) -> Report:
+def run_comparison(setup: Setup, out: Path, seeds: Sequence[int] | None = None) -> None:
+    """Run a comparison; finished seeds are read from the folder.
+
+    Args:
+        setup: the model's setup.
+        out: folder of the run; several processes may share it, with different seeds.
+        seeds: those of this process; all of the setup if None.
+
+    Example:
+        >>> run_comparison(SETUPS["demo-large"], Path("runs/comparison"), [0])
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    # bfloat16 and eager attention are the fastest on two CPU cores for models of this size
+    vlm = load(setup.model, dtype="bfloat16", attn_implementation="eager")
+    seeds = setup.seeds if seeds is None else seeds
+    for seed in seeds:
+        _saved(out / f"seed-{seed}.json", lambda seed=seed: run_seed(vlm, setup, seed, out))
+    if not setup.further:
+        return
+    for seed in seeds:
+        _saved(out / f"more-{seed}.json", lambda seed=seed: run_further(vlm, setup, seed, out))
+    best = _saved(out / "oracle.json", lambda: search_oracle(vlm, setup, 1000))["best"]
+    for seed in seeds:
+        _saved(out / f"oracle-{seed}.json", lambda seed=seed: apply_oracle(vlm, setup, best, seed))
+
+
+def file_name(method: str) -> str:
+    """Return a method's name as modules and folders can have it."""
+    return method.replace(", ", "-").replace(" ", "_")
+
+
+def stack_name(score: str) -> str:
+    """Return the name of a stack that was chosen by accuracy or by loss."""
+    return "stack" if score == "accuracy" else "stack by loss"
+
+
+def _stacked(form: str, score: str) -> str:
+    return form if score == "accuracy" else f"{form} by loss"
+
+
+def _test_size(setup: Setup, world: str) -> int:
+    return setup.questions if world == "hazed" else setup.questions // 3
+
+
+def _stack(result: Stack) -> Report:
     return {
-        "layers": list(found.lsg.config.layers),
-        "unmodified": found.unmodified,
-        "score": found.score,
-        "singles": found.singles,
-        "steps": [vars(step) for step in found.steps],
+        "layers": list(result.lsg.config.layers),
+        "unmodified": result.unmodified,
+        "score": result.score,
+        "singles": result.singles,
+        "steps": [vars(step) for step in result.steps],
     }
 
 
-def _table(marks: EvaluationResult) -> Report:
-    return {"kinds": marks.kinds, "right": {name: [int(each) for each in row] for name, row in marks.right.items()}}
+def _table(result: EvaluationResult) -> Report:
+    return {"kinds": result.kinds, "right": {name: [int(each) for each in row] for name, row in result.right.items()}}
 
 
-def _key(name: str) -> str:
-    """A name that modules and folders can have."""
-    return name.replace(", ", "-").replace(" ", "_")
-
-
-def _saved(path: Path, made: Any) -> Report:
-    """The part from disk, or made and put there."""
+def _saved(path: Path, compute: Callable[[], Report]) -> Report:
+    """Return the part on the disk; compute and write it if there is none."""
     if not path.exists():
-        content = json.dumps(made())
+        content = json.dumps(compute())
         part = path.with_suffix(".part")
         part.write_text(content, encoding="utf-8")
         part.rename(path)
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def main(
-    out: Annotated[Path, typer.Option(help="Folder of the run; one that was stopped goes on.")],
-    seeds: Annotated[
-        str, typer.Option(help="Seeds of this process, with commas; several may share the folder.")
-    ] = "0,1,2,3,4",
-    samples: Annotated[int, typer.Option(min=1, help="Samples to learn from; each is seen twice.")] = 1560,
-    choosing: Annotated[int, typer.Option(min=13, help="Validation questions, by which gates are stacked.")] = 780,
-    asked: Annotated[
-        int, typer.Option(min=39, help="Test questions about hazed scenes; a third as many about clear ones.")
-    ] = 1950,
-) -> None:
-    """Run the comparison; ``python -m sinkgate.demo.comparison_card`` makes tables and figures of it."""
-    out.mkdir(parents=True, exist_ok=True)
-    # bfloat16 and eager attention are the fastest on two CPU cores for a model this small
-    vlm = load("demo", dtype="bfloat16", attn_implementation="eager")
-    for seed in map(int, seeds.split(",")):
-        _saved(out / f"seed-{seed}.json", lambda seed=seed: run_seed(vlm, seed, out, samples, choosing, asked))
-    for seed in map(int, seeds.split(",")):
-        _saved(out / f"more-{seed}.json", lambda seed=seed: run_more(vlm, seed, out, samples, choosing, asked))
-    best = _saved(out / "oracle.json", lambda: measure_oracle(vlm, 1000, max(13, choosing)))["best"]
-    for seed in map(int, seeds.split(",")):
-        _saved(out / f"oracle-{seed}.json", lambda seed=seed: examine_oracle(vlm, best, seed, asked))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,4 +1,4 @@
-"""The comparison's tables and figures, from measured numbers only: ``python -m sinkgate.demo.comparison_card``."""
+"""Tables and figures of a comparison, and the gates that are published with it."""
 
 from __future__ import annotations
 
@@ -7,44 +7,43 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import typer
 from plotly.subplots import make_subplots
 
-from sinkgate.demo.comparison import ABLATED, ABLATIONS, UNMODIFIED
-from sinkgate.demo.figures import LAYOUT
+from sinkgate.demo.card import LAYOUT
+from sinkgate.demo.comparison import FORMS, SETUPS, UNMODIFIED, Setup, file_name
 from sinkgate.methods.lsg import LSG
+from sinkgate.plots import export
 from sinkgate.plots.style import DIVERGING, GAIN, INK, LOSS
 from sinkgate.scenes.questions import KINDS
 
 Report = dict[str, Any]
-HEAD = """# Learned gates and their rivals on the demo world
+HEAD = """# Learned gates and baselines on the demo world: {model}
 
-Measured by `python -m sinkgate.demo.comparison`, written by `python -m sinkgate.demo.comparison_card`. What it says is told in
-[the log](../LOG.md).
+Written by `python -m sinkgate.demo compare {command}`. Conclusions are in [the log](../LOG.md).
 
-On the scenes that the demo model was trained on it has no room to gain ({clear:.1f} % right). So the pictures are **hazed**: a share of the contrast is gone,
-which the model never saw. Everything learns, with the backbone frozen, on the same {samples:,} questions about scenes with 0 to 70 % haze, seen twice
-({steps} steps of 32, AdamW, 1e-3, cosine; five times as many where the name says so). It is examined on {asked:,} other questions a seed about scenes with half of the
-contrast gone, all kinds alike, and on {asked_clear:,} about clear scenes. {seeds} seeds: other scenes to learn from, to choose by and to be examined on, another start. An
-answer is right where it is, to its end, what greedy decoding writes. The model runs in bfloat16 here.
+On the scenes of its training the model has little room to gain ({clear:.1f} % right). So the pictures are **hazed**: they lose a share of the contrast,
+which the model did not see in training. Every method learns, with the backbone frozen, from the same {samples:,} questions about scenes with 0 to 70 % haze, used twice
+({steps} steps of {batch}, AdamW, 1e-3, cosine{more_samples}). The test has {asked:,} other questions a seed about scenes with {haze:.0%} of the
+contrast gone, the same number of each kind, and {asked_clear:,} about clear scenes. {seeds}: other scenes of training, validation and test, another start. An
+answer is right if greedy decoding writes it to its end. The model runs in bfloat16.
 
-- **LSG** begins as in the paper: scales sum to 1, 0.5 each. **LSG from 1** (ours) begins at the unmodified model: scales sum to 2.
-- *Layer l*: one gate, trained by itself; those of the first rows are at the layer that was best on validation questions (paper's form: {paper}, from 1: {ours}). *Stack*:
-  gates trained by themselves, put together greedily by validation accuracy; *by loss*, by validation loss. *Joint*: a gate in every layer, trained together.
-- Ablations begin as in the paper and stand at layers {ablated}, chosen on scenes that are in none of these samples; LoRA (rank 8) at layer {lora}.
-- *Oracle*: the best fixed scales of one layer for each kind of question, chosen on {oracle:,} validation questions with half of the contrast gone: on the paper's line with its controls,
-  or on another line too, through 1. It knows the kind of the question; a gate has to see it.
-- Gains are points over the unmodified model on the same questions, mean and standard deviation over seeds; p of a paired t-test over seeds, and of an exact sign
-  test over all questions whose mark turned. No correction for the number of rows: of {rows} rows, two or so fall below 0.05 by chance.
+- **LSG** starts as in the paper: scales sum to 1, 0.5 each. **LSG from 1** (chosen by us; the paper does not have it) starts at the unmodified model: scales sum to 2.
+- *Layer l*: one gate, trained separately, in layers {layers}; those of the first rows are at the layer that was best on validation questions (paper's form: {paper}, from 1: {ours}). *Stack*:
+  gates that were trained separately, combined greedily by validation accuracy; *by loss*, by validation loss. *Joint*: a gate in each of these layers, trained together.
+- Ablations start as in the paper, at layers {ablated}, chosen on scenes that are in none of these samples; LoRA (rank 8) at layer {lora}.
+{oracle}- Gains are points over the unmodified model on the same questions, mean and standard deviation over seeds; p of a paired t-test over seeds, and of an exact sign
+  test over all questions with a changed mark. There is no correction for the number of rows: of {rows} rows, one in twenty falls below 0.05 by chance.
 
+"""
+ORACLE = """- *Oracle*: the best fixed scales of one layer for each kind of question, chosen on {count:,} validation questions with the test's haze: on the paper's line with its controls,
+  or on another line too, through 1. It uses the kind of the question; a gate reads it from the hidden states.
 """
 
 ORACLES = {"paper": "oracle, paper's line", "free": "oracle, around 1 too"}
-FORMS = ("LSG", "LSG from 1")
 
 
 @dataclass(frozen=True)
@@ -71,32 +70,41 @@ class Gain:
 
 
 class Comparison:
-    """What ``sinkgate.demo.comparison`` measured, seed by seed."""
+    """Results of a comparison, seed by seed.
+
+    Args:
+        folder: of `sinkgate.demo.comparison.run_comparison`; parts that its setup leaves out may be missing.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.seeds = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
+        self.seeds = [_read(path) for path in sorted(folder.glob("seed-*.json"))]
         for run in self.seeds:
-            found = json.loads((folder / f"oracle-{run['seed']}.json").read_text())
-            right = run["worlds"]["hazed"]["marks"]["right"]
-            right.update({ORACLES[way]: marks for way, marks in found.items()})
-            more = json.loads((folder / f"more-{run['seed']}.json").read_text())
-            for world, table in more["worlds"].items():
-                run["worlds"][world]["marks"]["right"].update(table["right"])
-            run["stacks"] |= {f"{form} by loss": stacked for form, stacked in more["stacks"].items()}
-        self.oracle = json.loads((folder / "oracle.json").read_text())
+            further, oracle = (folder / f"{name}-{run['seed']}.json" for name in ("more", "oracle"))
+            if oracle.exists():
+                right = run["worlds"]["hazed"]["marks"]["right"]
+                right.update({ORACLES[way]: marks for way, marks in _read(oracle).items()})
+            if further.exists():
+                content = _read(further)
+                for world, table in content["worlds"].items():
+                    run["worlds"][world]["marks"]["right"].update(table["right"])
+                run["stacks"] |= {
+                    name if name.endswith("by loss") else f"{name} by loss": stacked
+                    for name, stacked in content["stacks"].items()
+                }
+        self.oracle = _read(folder / "oracle.json") if (folder / "oracle.json").exists() else {}
 
     def names(self, world: str) -> list[str]:
-        """Methods that were examined on a world."""
+        """Return the methods that were tested on a world."""
         return list(self.seeds[0]["worlds"][world]["marks"]["right"])
 
     def marks(self, world: str, name: str, scope: Callable[[str], bool] = lambda _: True) -> list[np.ndarray]:
-        """Right (1) or wrong (0) on the questions of the kinds in scope, an array a seed."""
+        """Return right (1) or wrong (0) on the questions of the kinds in scope, an array a seed."""
         tables = [run["worlds"][world]["marks"] for run in self.seeds]
         chosen = [[scope(kind) for kind in table["kinds"]] for table in tables]
         return [np.asarray(table["right"][name])[mask] for table, mask in zip(tables, chosen, strict=True)]
 
     def gain(self, world: str, name: str, scope: Callable[[str], bool] = lambda _: True) -> Gain:
-        """Of a method over the unmodified model."""
+        """Return the gain of a method over the unmodified model."""
         from scipy.stats import binomtest
 
         pairs = list(zip(self.marks(world, name, scope), self.marks(world, UNMODIFIED, scope), strict=True))
@@ -111,38 +119,46 @@ class Comparison:
         )
 
     def best_layer(self, form: str) -> int:
-        """The layer whose single gate did best on validation questions, on the mean over seeds."""
-        singles = [run["stacks"][form]["singles"] for run in self.seeds]
+        """Return the layer with the best single gate on validation questions, by the mean over seeds."""
+        name = form if form in self.seeds[0]["stacks"] else f"{form} by loss"
+        singles = [run["stacks"][name]["singles"] for run in self.seeds]
         return int(max(singles[0], key=lambda layer: fmean(single[layer] for single in singles)))
 
     def rho(self, world: str, form: str) -> dict[str, list[float]]:
-        """Mean scale of V-sinks by kind and layer, over seeds."""
+        """Return the mean scale of V-sinks by kind and layer, over seeds."""
         tables = [run["worlds"][world]["rho"][form] for run in self.seeds]
-        return {kind: [fmean(at) for at in zip(*(t[kind] for t in tables), strict=True)] for kind in KINDS}
+        return {
+            kind: [fmean(at) for at in zip(*(t[kind] for t in tables), strict=True)]
+            for kind in KINDS
+            if kind in tables[0]
+        }
 
-    def main_rows(self) -> list[str]:
-        """The methods of the first table, in its order."""
+    def main_rows(self, setup: Setup) -> list[str]:
+        """Return the methods of the first table, in its order."""
         at = {form: self.best_layer(form) for form in FORMS}
-        singles = [f"{form}, layer {at[form]}" for form in FORMS]
-        ablations = [f"{name}, layer {layer}" for name in ABLATIONS for layer in ABLATED]
-        paper = [f"LSG, layer {layer}" for layer in ABLATED if layer != at["LSG"]]
-        return [
+        names = self.names("hazed")
+        rows = [
             UNMODIFIED,
             *("0.5 everywhere", f"0.5, layer {at['LSG']}"),
-            *singles,
+            *(f"{form}, layer {at[form]}" for form in FORMS),
             *("LSG, stack", "LSG, stack by loss", "LSG from 1, stack", "LSG from 1, stack by loss"),
             *("LSG from 1, all layers at once", "LSG from 1, joint"),
-            *(name for name in self.names("hazed") if name.endswith("5 x samples") and "LoRA" not in name),
-            *paper,
-            *ablations,
+            *(name for name in names if name.endswith("5 x samples") and "LoRA" not in name),
+            *(f"LSG, layer {layer}" for layer in setup.ablated),
+            *(f"{name}, layer {layer}" for name in setup.ablations for layer in setup.ablated),
             *("V-sinks suppressed", "V-sinks removed", "VAR", "sinks to the front", "query reweighting"),
             *("LoRA", "LoRA, 5 x samples"),
             *ORACLES.values(),
         ]
+        return [name for name in dict.fromkeys(rows) if name in names]
+
+
+def _read(path: Path) -> Report:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _t_test(differences: Sequence[float]) -> float:
-    """p of a paired t-test; 1 for a single seed, from which nothing follows."""
+    """Return p of a paired t-test; 1 for a single seed, from which nothing follows."""
     from scipy.stats import ttest_1samp
 
     if len(set(differences)) == 1:  # no spread to divide by
@@ -151,13 +167,13 @@ def _t_test(differences: Sequence[float]) -> float:
 
 
 def is_global(kind: str) -> bool:
-    """Whether the kind asks for the gist of the whole picture."""
+    """Return whether a kind asks about the whole picture."""
     return KINDS[kind].scope == "global"
 
 
-def gains_figure(found: Comparison, names: Sequence[str]) -> go.Figure:
-    """Gain of each method over the unmodified model on hazed scenes: the mean as a bar, each seed as a dot."""
-    gains = [found.gain("hazed", name) for name in names]
+def gains_figure(comparison: Comparison, names: Sequence[str]) -> go.Figure:
+    """Draw the gain of each method over the unmodified model on hazed scenes: the mean as a bar, each seed as a dot."""
+    gains = [comparison.gain("hazed", name) for name in names]
     figure = go.Figure()
     colors = [GAIN if gain.mean >= 0 else LOSS for gain in gains]
     figure.add_bar(y=list(names), x=[gain.mean for gain in gains], orientation="h", marker_color=colors, opacity=0.75)
@@ -172,13 +188,13 @@ def gains_figure(found: Comparison, names: Sequence[str]) -> go.Figure:
     return figure.update_layout(**LAYOUT, height=104 + 24 * len(names), showlegend=False)
 
 
-def rho_figure(found: Comparison, world: str = "hazed") -> go.Figure:
-    """Where the gates go: mean scale of V-sinks by kind of question and layer, global kinds above."""
+def rho_figure(comparison: Comparison, world: str = "hazed") -> go.Figure:
+    """Draw the mean scale of V-sinks by kind of question and layer, global kinds above."""
     kinds = sorted(KINDS, key=lambda kind: not is_global(kind))
     titles = ["LSG as in the paper: rho of V-sinks, starts at 0.5", "LSG from 1: scale of V-sinks, starts at 1"]
     figure = make_subplots(cols=2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.12)
     for column, (form, middle) in enumerate(zip(FORMS, (0.5, 1.0), strict=True), 1):
-        table = found.rho(world, form)
+        table = comparison.rho(world, form)
         figure.add_heatmap(
             x=[str(layer) for layer in range(len(table[kinds[0]]))],
             y=[f"{kind} ({KINDS[kind].scope})" for kind in kinds],
@@ -199,21 +215,23 @@ def rho_figure(found: Comparison, world: str = "hazed") -> go.Figure:
     return figure.update_layout(**LAYOUT, height=440)
 
 
-def main_table(found: Comparison, names: Sequence[str]) -> str:
-    """Methods by accuracy and gain, in Markdown."""
+def main_table(comparison: Comparison, names: Sequence[str]) -> str:
+    """Return methods by accuracy and gain, in Markdown."""
     lines = [
         "| method | accuracy | gain | t-test | sign test | global kinds | local kinds | clear scenes |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    clear = found.names("clear")
+    clear = comparison.names("clear")
     for name in names:
-        gain = found.gain("hazed", name)
+        gain = comparison.gain("hazed", name)
         if name == UNMODIFIED:
-            plain = 100 * fmean(float(m.mean()) for m in found.marks("clear", name))
+            plain = 100 * fmean(float(m.mean()) for m in comparison.marks("clear", name))
             lines.append(f"| {name} | {gain.accuracy:.2f} % | | | | | | {plain:.2f} % |")
             continue
-        parts = [_signed(found.gain("hazed", name, scope)) for scope in (is_global, lambda kind: not is_global(kind))]
-        other = _signed(found.gain("clear", name)) if name in clear else ""
+        parts = [
+            _signed(comparison.gain("hazed", name, scope)) for scope in (is_global, lambda kind: not is_global(kind))
+        ]
+        other = _signed(comparison.gain("clear", name)) if name in clear else ""
         lines.append(
             f"| {name} | {gain.accuracy:.2f} % | {_signed(gain)} | {_p(gain.over_seeds)} | {_p(gain.over_questions)} "
             f"| {parts[0]} | {parts[1]} | {other} |"
@@ -221,34 +239,43 @@ def main_table(found: Comparison, names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def kinds_table(found: Comparison, names: Sequence[str]) -> str:
-    """Gain by kind of question, in Markdown: mean over seeds, in points."""
+def kinds_table(comparison: Comparison, names: Sequence[str]) -> str:
+    """Return the gain by kind of question, in Markdown: mean over seeds, in points."""
     lines = [f"| kind | unmodified | {' | '.join(names)} |", "|---|---:|" + "---:|" * len(names)]
     for kind in sorted(KINDS, key=lambda kind: not is_global(kind)):
 
         def only(other: str, kind: str = kind) -> bool:
             return other == kind
 
-        plain = found.gain("hazed", UNMODIFIED, only).accuracy
-        cells = [f"{found.gain('hazed', name, only).mean:+.1f}" for name in names]
+        plain = comparison.gain("hazed", UNMODIFIED, only).accuracy
+        cells = [f"{comparison.gain('hazed', name, only).mean:+.1f}" for name in names]
         lines.append(f"| {kind} ({KINDS[kind].scope}) | {plain:.1f} % | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def layers_table(found: Comparison) -> str:
-    """Every single gate, and the fixed scales at which the paper's begins, by layer, in Markdown."""
-    forms = ("0.5", *FORMS)
+def layers_table(comparison: Comparison) -> str:
+    """Return the gain of every single gate, and of the start of the paper's, by layer, in Markdown."""
+    names = comparison.names("hazed")
+    layers = _single_layers(comparison)
+    forms = [form for form in ("0.5", *FORMS) if f"{form}, layer {layers[0]}" in names]
     lines = [f"| layer | {' | '.join(forms)} |", "|---|" + "---:|" * len(forms)]
-    for layer in range(len(found.seeds[0]["stacks"]["LSG"]["singles"])):
-        cells = [_signed(found.gain("hazed", f"{form}, layer {layer}")) for form in forms]
+    for layer in layers:
+        cells = [_signed(comparison.gain("hazed", f"{form}, layer {layer}")) for form in forms]
         lines.append(f"| {layer} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def stacks_text(found: Comparison) -> str:
-    """Which layers each seed stacked."""
-    forms = found.seeds[0]["stacks"]
-    parts = [f"{form}: " + "; ".join(str(run["stacks"][form]["layers"]) for run in found.seeds) for form in forms]
+def _single_layers(comparison: Comparison) -> list[int]:
+    """Return the layers with a gate of their own."""
+    prefix = "LSG, layer "
+    tails = [name.removeprefix(prefix) for name in comparison.names("hazed") if name.startswith(prefix)]
+    return sorted(int(tail) for tail in tails if tail.isdigit())
+
+
+def stacks_text(comparison: Comparison) -> str:
+    """Return the stacked layers of each seed, in Markdown."""
+    forms = comparison.seeds[0]["stacks"]
+    parts = [f"{form}: " + "; ".join(str(run["stacks"][form]["layers"]) for run in comparison.seeds) for form in forms]
     return "\n".join(f"- {part}" for part in parts)
 
 
@@ -260,91 +287,112 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def main(
-    run: Annotated[Path, typer.Option(help="Folder that the comparison wrote.")],
-    out: Annotated[Path, typer.Option(help="Folder for the card, the figures and the numbers.")],
-    ship: Annotated[
-        int | None, typer.Option(help="Seed whose gates are put there too, each by itself and stacked.")
-    ] = None,
-) -> None:
-    """Write the card with its tables and figures, and a compact comparison.json."""
-    found = Comparison(run)
-    names = found.main_rows()
+def write_comparison(setup: Setup, run: Path, out: Path, publish: int | None = None) -> None:
+    """Write the card with its tables and figures, and a compact comparison.json.
+
+    Args:
+        setup: the model's setup.
+        run: folder of the comparison.
+        out: folder of the card.
+        publish: seed of the gates that are saved there too, each by itself, stacked, and trained together.
+    """
+    comparison = Comparison(run)
+    names = comparison.main_rows(setup)
     out.mkdir(parents=True, exist_ok=True)
-    chosen = [f"{form}, layer {found.best_layer(form)}" for form in FORMS]
-    chosen += ["LSG from 1, joint", "LSG from 1, joint, 5 x samples", "LoRA", "query reweighting", *ORACLES.values()]
-    (out / "README.md").write_text(_card(found, names, chosen), encoding="utf-8")
-    gains_figure(found, names[1:]).write_image(out / "gains.svg")
-    rho_figure(found).write_image(out / "rho.svg")
-    (out / "comparison.json").write_text(json.dumps(_compact(found), indent=1) + "\n", encoding="utf-8")
-    if ship is not None:
-        _ship(found, run, out, ship)
+    shown = [f"{form}, layer {comparison.best_layer(form)}" for form in FORMS]
+    shown += ["LSG from 1, joint", "LSG from 1, joint, 5 x samples", "LoRA", "query reweighting", *ORACLES.values()]
+    text = _card(setup, comparison, names, [name for name in shown if name in names], publish)
+    (out / "README.md").write_text(text, encoding="utf-8")
+    export(gains_figure(comparison, names[1:]), out / "gains.svg")
+    export(rho_figure(comparison), out / "rho.svg")
+    (out / "comparison.json").write_text(json.dumps(_compact(comparison), indent=1) + "\n", encoding="utf-8")
+    if publish is not None:
+        _publish(setup, comparison, run, out, publish)
 
 
-def _card(found: Comparison, names: Sequence[str], chosen: Sequence[str]) -> str:
-    first, clear = found.seeds[0], found.marks("clear", UNMODIFIED)
+def _card(
+    setup: Setup, comparison: Comparison, names: Sequence[str], shown: Sequence[str], published: int | None
+) -> str:
+    first, clear = comparison.seeds[0], comparison.marks("clear", UNMODIFIED)
+    count, layers = len(comparison.seeds), _single_layers(comparison)
     head = HEAD.format(
+        model=setup.model,
+        command=next(name for name, each in SETUPS.items() if each.model == setup.model),
+        layers=f"{layers[0]} to {layers[-1]}",
         clear=100 * fmean(float(marks.mean()) for marks in clear),
         samples=first["samples"],
         steps=first["steps"],
-        asked=len(found.marks("hazed", UNMODIFIED)[0]),
+        batch=setup.batch,
+        more_samples="; five times as many where the name says so" if setup.further else "",
+        asked=len(comparison.marks("hazed", UNMODIFIED)[0]),
+        haze=setup.haze,
         asked_clear=len(clear[0]),
-        seeds=len(found.seeds),
-        paper=found.best_layer("LSG"),
-        ours=found.best_layer("LSG from 1"),
-        ablated=", ".join(map(str, ABLATED)),
-        lora=ABLATED[1],
-        oracle=found.oracle["asked"],
+        seeds=f"{count} seeds"
+        if count > 1
+        else "One seed, so that there is no deviation, and the sign test alone tells chance from effect",
+        paper=comparison.best_layer("LSG"),
+        ours=comparison.best_layer("LSG from 1"),
+        ablated=", ".join(map(str, setup.ablated)),
+        lora=setup.lora,
+        oracle=ORACLE.format(count=comparison.oracle["asked"]) if comparison.oracle else "",
         rows=len(names) - 1,
     )
-    minutes = [run["minutes"]["train"] for run in found.seeds]
+    minutes = [run["minutes"]["train"] for run in comparison.seeds]
+    joint = "on five times the samples" if setup.further else "on the same samples"
     parts = {
-        "Accuracy": main_table(found, names) + "\n\n![Gain of every method](gains.svg)",
-        "By kind of question": kinds_table(found, chosen),
-        "By layer": layers_table(found),
-        "What was stacked, seed by seed": stacks_text(found),
-        "Where the gates go": "Mean scale of V-sinks on hazed scenes, by kind of question and layer, each gate by itself, over seeds."
+        "Accuracy": main_table(comparison, names) + "\n\n![Gain of every method](gains.svg)",
+        "By kind of question": kinds_table(comparison, shown),
+        "By layer": layers_table(comparison),
+        "Stacks, seed by seed": stacks_text(comparison),
+        "Scales of the gates": "Mean scale of V-sinks on hazed scenes, by kind of question and layer, each gate by itself, over seeds."
         "\n\n![Mean scale of V-sinks](rho.svg)",
-        "Cost": f"Training everything of one seed side by side, {len(first['worlds']['hazed']['marks']['right'])} methods examined: "
-        f"{min(minutes):.0f} to {max(minutes):.0f} minutes of training on one CPU core that was not always free.",
-        "The gates that ship": "`layer-0` to `layer-7`, each by itself, `stack`, chosen by loss, and `joint`, trained together on five times the samples: LSG from 1, of "
-        "seed 0. Choose them in the app, or "
-        '`sg.LSG.from_pretrained("sinkgate/demo/gates/stack")`.',
+        "Cost": f"Training all methods of one seed side by side, {len(first['worlds']['hazed']['marks']['right'])} methods tested: "
+        f"{min(minutes):.0f} to {max(minutes):.0f} minutes of training on one CPU core shared with other work.",
     }
+    if published is not None:
+        parts["Published gates"] = (
+            f"`layer-{layers[0]}` to `layer-{layers[-1]}`, each by itself, `stack`, chosen by loss, and `joint`, trained together {joint}: LSG from 1, of "
+            f'seed {published}. Choose them in the app, or `sg.LSG.from_pretrained("sinkgate/demo/{setup.gates}/stack")`.'
+        )
     return head + "\n\n".join(f"## {title}\n{text}" for title, text in parts.items()) + "\n"
 
 
-def _compact(found: Comparison) -> Report:
-    """Shares of right answers by world, method, kind and seed, and what each seed stacked."""
+def _compact(comparison: Comparison) -> Report:
+    """Return shares of right answers by world, method, kind and seed, and the stacks of each seed."""
     worlds = {
         world: {
             name: {
                 kind: [
-                    round(float(marks.mean()), 5) for marks in found.marks(world, name, lambda k, kind=kind: k == kind)
+                    round(float(marks.mean()), 5)
+                    for marks in comparison.marks(world, name, lambda k, kind=kind: k == kind)
                 ]
                 for kind in KINDS
             }
-            for name in found.names(world)
+            for name in comparison.names(world)
         }
         for world in ("hazed", "clear")
     }
-    runs = [{key: run[key] for key in ("seed", "samples", "steps", "minutes", "stacks")} for run in found.seeds]
-    rho = {form: {w: found.rho(w, form) for w in ("hazed", "clear")} for form in FORMS}
-    return {"accuracy": worlds, "runs": runs, "rho": rho, "oracle": found.oracle["best"]}
+    runs = [{key: run[key] for key in ("seed", "samples", "steps", "minutes", "stacks")} for run in comparison.seeds]
+    rho = {form: {w: comparison.rho(w, form) for w in ("hazed", "clear")} for form in FORMS}
+    return {"accuracy": worlds, "runs": runs, "rho": rho, "oracle": comparison.oracle.get("best")}
 
 
-def _ship(found: Comparison, run: Path, out: Path, seed: int) -> None:
-    """The gates of one seed that start at the unmodified model, with cards of their own."""
+def _publish(setup: Setup, comparison: Comparison, run: Path, out: Path, seed: int) -> None:
+    """Save the gates of one seed that start at the unmodified model, with cards of their own."""
     form = "LSG from 1"
-    chosen = next(each for each in found.seeds if each["seed"] == seed)
+    chosen = next(each for each in comparison.seeds if each["seed"] == seed)
     marks = {world: chosen["worlds"][world]["marks"]["right"] for world in ("hazed", "clear")}
-    lsg = LSG.from_pretrained(run / f"seed-{seed}" / form.replace(" ", "_"))
-    shipped = {f"layer-{layer}": (f"{form}, layer {layer}", lsg.only([layer]), 1) for layer in lsg.config.layers}
-    shipped["stack"] = f"{form}, stack by loss", lsg.only(chosen["stacks"][f"{form} by loss"]["layers"]), 1
-    together = LSG.from_pretrained(run / f"more-{seed}" / "joint")
-    shipped["joint"] = f"{form}, joint, 5 x samples", together, 5
-    for name, (method, gates, times) in shipped.items():
-        told = {
+    folder = run / f"seed-{seed}"
+    lsg = LSG.from_pretrained(folder / file_name(form))
+    gates = {f"layer-{layer}": (f"{form}, layer {layer}", lsg.only([layer]), 1) for layer in lsg.config.layers}
+    gates["stack"] = f"{form}, stack by loss", lsg.only(chosen["stacks"][f"{form} by loss"]["layers"]), 1
+    if setup.further:
+        together = LSG.from_pretrained(run / f"more-{seed}" / "joint")
+        gates["joint"] = f"{form}, joint, 5 x samples", together, 5
+    else:
+        gates["joint"] = f"{form}, joint", LSG.from_pretrained(folder / file_name(f"{form}, joint")), 1
+    for name, (method, learned, times) in gates.items():
+        training = {
             "samples": times * chosen["samples"],
             "epochs": 2,
             "seed": seed,
@@ -353,8 +401,4 @@ def _ship(found: Comparison, run: Path, out: Path, seed: int) -> None:
             "accuracy on clear scenes": fmean(marks["clear"][method]),
             "the same on clear scenes, unmodified": fmean(marks["clear"][UNMODIFIED]),
         }
-        gates.save_pretrained(out / name, license="apache-2.0", training=told)
-
-
-if __name__ == "__main__":
-    typer.run(main)
+        learned.save_pretrained(out / name, license="apache-2.0", training=training)

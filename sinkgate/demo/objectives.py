@@ -1,4 +1,4 @@
-"""What the demo model is taught, stage by stage: the vision tower's objective, then the LLaVA's.
+"""Training objectives of the demo model: the vision tower's, then the LLaVA's.
 
 Shapes: B images, V visual tokens, E the tower's width.
 """
@@ -31,17 +31,17 @@ from sinkgate.demo.scoring import by_kind, dialogues, held_out, overall, right_a
 from sinkgate.scenes.scene import COLORS, MAX_OBJECTS, SHAPES, Scene
 
 DTYPE = torch.bfloat16
-FEW = 4  # at most so many patches tell the whole scene where reading is narrowed
+FEW = 4  # most patches that are read for the whole scene in narrowed turns
 NARROWED = 0.8  # share of the turns about the whole scene that see only those
 
 
 class Tower(nn.Module):
     """The vision tower with linear read-outs, for training only; both read the features that the LLM will read.
 
-    Each object's patches must tell what lies under them, and where. The facts of the whole scene must be told by the
-    patches that receive most attention in the last layer, one to ``FEW`` of them: the room that a token-pruning
-    reader such as VisionZip would leave. Background patches carry no loss of their own. Which patches are
-    attended, and what they hold, is left to training.
+    Patches of an object are read for its shape, color, size, row and column. Facts of the whole scene are read from the
+    patches that receive most attention in the last layer, one to ``FEW`` of them: as many as a token-pruning
+    method such as VisionZip would leave. Background patches carry no loss of their own. Training alone decides which patches are
+    attended, and what they hold.
     """
 
     def __init__(self, vision: SiglipVisionModel) -> None:
@@ -54,20 +54,20 @@ class Tower(nn.Module):
         self.patch = nn.Linear(width, sum(PATCH_CLASSES))
 
     def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels -> features for the LLM (the last layer's input), and the attention that the last layer pays them.
+        """Return features for the LLM (the last layer's input), and the attention that each receives in the last layer.
 
         Shapes: images (B, 3, side, side) -> (B, V, E), (B, V), a mean over heads and queries.
         """
-        seen = self.vision(images, output_hidden_states=True, output_attentions=True)
-        return seen.hidden_states[FEATURE_LAYER], seen.attentions[-1].float().mean((1, 2))
+        output = self.vision(images, output_hidden_states=True, output_attentions=True)
+        return output.hidden_states[FEATURE_LAYER], output.attentions[-1].float().mean((1, 2))
 
     def read(self, features: Tensor, attention: Tensor, targets: Targets, few: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss and accuracies of both read-outs; shapes as in ``see``, ``few`` the patches that tell the scene."""
+        """Return loss and accuracies of both read-outs; shapes as in ``see``, ``few`` the patches that tell the scene."""
         tokens = self.norm(features)
         share, chosen = attention.topk(few, -1)
         weight = (share / share.sum(-1, keepdim=True)).to(tokens.dtype)
-        gist = (tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1])) * weight[..., None]).sum(1)
-        count, background, colors, pairs = self.scene(gist).float().split(SCENE_CLASSES, -1)
+        pooled = (tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1])) * weight[..., None]).sum(1)
+        count, background, colors, pairs = self.scene(pooled).float().split(SCENE_CLASSES, -1)
         colors = colors.unflatten(-1, (len(COLORS), MAX_OBJECTS + 1))
         on_object = targets.patches[..., 0] < len(SHAPES)
         patches = self.patch(tokens[on_object]).float().split(PATCH_CLASSES, -1)
@@ -90,7 +90,7 @@ class Tower(nn.Module):
         }
 
     def loss(self, stream: str, batch: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss and accuracies on a fresh batch of a stream."""
+        """Return loss and accuracies on a fresh batch of a stream."""
         device = self.scene.weight.device
         scenes, rng = scenes_for(stream, batch)
         features, attention = self.see(pixels(scenes, rng).to(device, DTYPE))
@@ -138,7 +138,7 @@ class Answerer(nn.Module):
         self.model.set_attn_implementation("eager")
 
     def loss(self, stream: str, batch: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss, the tower's accuracies and the share of right answer tokens on a fresh batch of a stream."""
+        """Return the loss, the tower's accuracies and the share of right answer tokens on a fresh batch of a stream."""
         return self.objective(self.run(stream, batch))
 
     def run(self, stream: str, batch: int) -> Run:
@@ -150,11 +150,11 @@ class Answerer(nn.Module):
         features, attention = self.tower.see(pixels(scenes, rng).to(device, DTYPE))
         few = rng.randint(1, FEW)
         narrow = [[q.scope == "global" and rng.random() < NARROWED for q in row] for row in questions]
-        kept = torch.zeros_like(attention, dtype=torch.bool).scatter(1, attention.topk(few, -1).indices, True)
+        visible = torch.zeros_like(attention, dtype=torch.bool).scatter(1, attention.topk(few, -1).indices, True)
         words = llava.get_input_embeddings()(packed.input_ids[:, PATCHES:].to(device))
         states = llava.language_model(
             inputs_embeds=torch.cat([llava.multi_modal_projector(features), words], 1),
-            attention_mask=packed.narrowed(narrow, kept.cpu()).to(device),
+            attention_mask=packed.narrowed(narrow, visible.cpu()).to(device),
             position_ids=packed.position_ids.to(device),
             use_cache=False,
             output_hidden_states=True,
@@ -190,24 +190,24 @@ class Answerer(nn.Module):
 
     @torch.no_grad()
     def examine(self, count: int = 48) -> dict[str, Any]:
-        """Accuracy by kind on held-out scenes, and what the most attended patch of the encoder draws in the LLM.
+        """Return accuracy by kind on held-out scenes, and the attention in the LLM on the encoder's most attended patch.
 
         ``llm_top_over_median``: attention from text on that patch over the median patch's, at the layer where it
         is highest, a mean over images.
         """
         data = held_out("progress", count)
         packed = pack(dialogues(data), self.tokenizer, DTYPE)
-        seen = pixels([scene for scene, _ in data]).to(self.model.device, DTYPE)
+        images = pixels([scene for scene, _ in data]).to(self.model.device, DTYPE)
         output = self.model(
             input_ids=packed.input_ids.to(self.model.device),
-            pixel_values=seen,
+            pixel_values=images,
             attention_mask=packed.attention_mask.to(self.model.device),
             position_ids=packed.position_ids.to(self.model.device),
             use_cache=False,
             output_attentions=True,
         )
         scores = by_kind(data, right_answers(output.logits, packed))
-        most = self.tower.see(seen)[1].argmax(-1).cpu()
+        most = self.tower.see(images)[1].argmax(-1).cpu()
         text = (packed.segments > 0).float()
         received = torch.stack(
             [

@@ -1,4 +1,4 @@
-"""How many answers are right: packed rows of questions, judged as greedy decoding would judge them."""
+"""Scores of packed rows of questions, by the rule of greedy decoding, for the progress of a training run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sinkgate.demo.batches import IGNORED, Packed
 from sinkgate.scenes.questions import KINDS, Question, ask_all
 from sinkgate.scenes.scene import Scene
 
-Asked = tuple[Scene, list[Question]]  # a scene and what is asked about it
+SceneQuestions = tuple[Scene, list[Question]]
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,19 @@ class KindScore:
     chance: float
 
 
-def held_out(seed: int | str, count: int) -> list[Asked]:
-    """Scenes with one question of every kind each, from a stream that training never draws from."""
+def held_out(seed: int | str, count: int) -> list[SceneQuestions]:
+    """Return scenes with one question of each kind, from a stream that training does not use."""
     rngs = [Random(f"held out/{seed}/{index}") for index in range(count)]
     return [(scene := Scene.random(rng), ask_all(scene, rng)) for rng in rngs]
 
 
-def dialogues(data: Iterable[Asked]) -> list[list[tuple[str, str]]]:
-    """The turns that ``pack`` takes."""
-    return [[(question.question, question.answer) for question in asked] for _, asked in data]
+def dialogues(data: Iterable[SceneQuestions]) -> list[list[tuple[str, str]]]:
+    """Return the turns for ``pack``."""
+    return [[(question.question, question.answer) for question in questions] for _, questions in data]
 
 
 def right_answers(logits: Tensor, packed: Packed) -> list[list[bool]]:
-    """For every row, whether each of its answers is right, in the order of the turns.
+    """Return for every row whether each of its answers is right, in the order of the turns.
 
     An answer is right where every one of its tokens, the end included, is the most probable one given those
     before: exactly when greedy decoding would give it. Shapes: logits (B, T, vocabulary).
@@ -51,11 +51,11 @@ def right_answers(logits: Tensor, packed: Packed) -> list[list[bool]]:
     ]
 
 
-def by_kind(data: Iterable[Asked], right: Iterable[list[bool]]) -> dict[str, KindScore]:
-    """Scores of every kind that was asked."""
+def by_kind(data: Iterable[SceneQuestions], right: Iterable[list[bool]]) -> dict[str, KindScore]:
+    """Return the scores of every kind among the questions."""
     hits, truth = defaultdict[str, list[bool]](list), defaultdict[str, Counter[str]](Counter)
-    for (_, asked), row in zip(data, right, strict=True):
-        for question, hit in zip(asked, row, strict=True):
+    for (_, questions), row in zip(data, right, strict=True):
+        for question, hit in zip(questions, row, strict=True):
             hits[question.kind].append(hit)
             truth[question.kind][question.answer] += 1
     return {
@@ -71,7 +71,7 @@ def by_kind(data: Iterable[Asked], right: Iterable[list[bool]]) -> dict[str, Kin
 
 
 def overall(scores: dict[str, KindScore]) -> float:
-    """Share of right answers over all questions."""
+    """Return the share of right answers over all questions."""
     return sum(s.accuracy * s.questions for s in scores.values()) / sum(s.questions for s in scores.values())
 
 

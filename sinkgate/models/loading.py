@@ -27,6 +27,7 @@ from sinkgate.models.vlm import VLM
 DEMO = Path(__file__).parents[1] / "demo" / "weights"
 #: Models inside the package, by name: the demo model, and a larger one with the L-sinks of a pretrained LLM.
 BUILT_IN = {"demo": DEMO, "demo-large": DEMO.with_name("weights-large")}
+ALIASES = {"demo-small": "demo"}  # further names of built-in models
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 #: Short names: Hub id (``id``) and what to know of it (``note``). The ids are fixed, the revision is the caller's.
 KNOWN_MODELS: dict[str, dict[str, str]] = json.loads(
@@ -52,7 +53,7 @@ def load(
     """Load a vision-language model.
 
     Args:
-        source: ``"demo"`` or ``"demo-large"``, parts of this package; a name of ``sinkgate models`` such as ``"llava-1.5-7b"``; a Hub id; a
+        source: ``"demo"`` (also ``"demo-small"``) or ``"demo-large"``, parts of this package; a name of ``sinkgate models`` such as ``"llava-1.5-7b"``; a Hub id; a
             folder as ``save_pretrained`` or ``hf download`` writes it; or (model, processor), taken as they are.
         device: where to put the model; None or ``"auto"`` takes an accelerator (CUDA, MPS, XPU, ...) where there is one, else the CPU.
         device_map: spread it over several devices, CPU memory and disk: ``"auto"`` or a map of modules, as
@@ -81,6 +82,7 @@ def load(
         name = Path(name).name if Path(name).exists() else name
         check_config(model.config, name)
     else:
+        source = ALIASES.get(source, source) if isinstance(source, str) else source
         place, name = _find(source)
         if attn_implementation not in (None, *IMPLEMENTATIONS):
             raise UnsupportedModelError(
@@ -134,6 +136,13 @@ def load(
     if check:
         check_model(vlm)
     return vlm
+
+
+def built_in_gates(name: str) -> Path | None:
+    """Return the folder of the learned gates of a built-in model, None if there is none."""
+    weights = BUILT_IN.get(ALIASES.get(name, name))
+    gates = weights and weights.with_name(weights.name.replace("weights", "gates"))
+    return gates if gates and gates.is_dir() else None
 
 
 def _find(source: str | Path) -> tuple[str, str]:
