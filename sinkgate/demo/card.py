@@ -209,10 +209,15 @@ The most attended patch of the encoder {when} of the tower's training. It lies o
 
 
 def _more(plan: Plan) -> str:
+    gates = (
+        f"[Learned gates and baselines](../{plan.gates.name}/README.md) on hazed scenes."
+        if plan.gates.is_dir()
+        else "No learned gate was trained for this model yet."
+    )
     return f"""
 ## Analyses
 - [The paper's claims](../{plan.folder.name}/README.md): anatomy, probes, each group's Keys at 0, sweeps of every layer.
-- [Learned gates and baselines](../{plan.gates.name}/README.md) on hazed scenes.
+- {gates}
 """
 
 
