@@ -26,7 +26,7 @@ AVOID = {  # pattern: replacement
     r"\bbehind (one|the same|a common) door\b": "with the same interface",
 }
 NAMES = re.compile(r"^(told|said|asked|seen|kept|made|given|found)$")
-EXCLUDED = re.compile(r"^(CHANGELOG\.md|docs/wording\.py|sinkgate/demo/(LOG\.md|weights|gates/|studies/))")
+EXCLUDED = re.compile(r"^(CHANGELOG\.md|docs/wording\.py|sinkgate/demo/(LOG\.md|weights|gates(-large)?/|studies(-large)?/))")
 OPEN = re.compile(r"^sinkgate/demo/")  # not rewritten yet
 
 
