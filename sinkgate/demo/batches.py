@@ -144,15 +144,15 @@ class Packed:
     segments: Tensor
     attention_mask: Tensor
 
-    def narrowed(self, turns: list[list[bool]], kept: Tensor) -> Tensor:
-        """The attention mask with some turns seeing only the ``kept`` patches; turns left out see all.
+    def narrowed(self, turns: list[list[bool]], visible: Tensor) -> Tensor:
+        """The attention mask with some turns seeing only the ``visible`` patches; turns left out see all.
 
-        Shapes: turns, one flag a turn for each image; kept (B, PATCHES) boolean.
+        Shapes: turns, one flag a turn for each image; visible (B, PATCHES) boolean.
         """
         numbers = [torch.tensor([i + 1 for i, narrow in enumerate(flags) if narrow]) for flags in turns]
         rows = torch.stack([torch.isin(segment, few) for segment, few in zip(self.segments, numbers, strict=True)])
         unseen = torch.zeros_like(self.segments, dtype=torch.bool)
-        unseen[:, :PATCHES] = ~kept
+        unseen[:, :PATCHES] = ~visible
         blocked = (rows[:, :, None] & unseen[:, None, :])[:, None]
         return self.attention_mask.masked_fill(blocked, torch.finfo(self.attention_mask.dtype).min)
 
