@@ -18,7 +18,7 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).parents[1]
-START_SECONDS = 180
+START_SECONDS = 600  # a bound for an app that hangs; a busy machine takes minutes
 ALTERED = """import runpy, sys
 sys.path.insert(0, ".")
 {code}
