@@ -5,7 +5,7 @@ Shapes: L LLM layers, V visual tokens, N patches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -154,6 +154,7 @@ def report(
     Example:
         >>> print(sg.report(vlm, vlm.prompt("cat.png", "What is this?")))
     """
+    prompt = list(prompt) if isinstance(prompt, Iterator) else prompt
     if not is_one_prompt(prompt):
         return [report(vlm, each, discovery, v_sink=v_sink, l_sink=l_sink) for each in prompt]
     if discovery:

@@ -17,7 +17,7 @@ from typing import Literal
 from torch import Tensor
 
 from sinkgate.models.session import BATCH, Session
-from sinkgate.sinks.gates import Gates, Group, Model
+from sinkgate.sinks.gates import Gates, Group, Model, numbers_in_range
 
 #: (V-sink, rest) along the paper's line: from (0, 1) to (1, 0) in steps of 0.1 (section 3).
 LINE = tuple((step / 10, (10 - step) / 10) for step in range(11))
@@ -52,20 +52,25 @@ class Setting:
 
 
 def oracle(
-    model: Model, layers: Iterable[int] | None = None, points: Sequence[tuple[float, ...]] = (*LINE, *CONTROLS)
+    model: Model,
+    layers: Iterable[int] | int | str | None = None,
+    points: Sequence[tuple[float, ...]] = (*LINE, *CONTROLS),
 ) -> list[Setting]:
     """Return every layer alone at every point (paper, section 3): L x 13 settings by default.
 
     Args:
         model: the model, or anything with ``num_layers``.
-        layers: layers to gate, counted from 0; all if None.
+        layers: one or several to gate, from 0, negative from the end; or as typed, "3,6,7" or "12-29"; all if None.
         points: scales as (V-sink, rest), or (V-sink, ordinary, L-sink).
+
+    Raises:
+        GateError: the model has no such layer.
 
     Example:
         >>> len(sg.oracle(vlm, layers=[2]))
         13
     """
-    chosen = range(model.num_layers) if layers is None else layers
+    chosen = [layer % model.num_layers for layer in numbers_in_range(layers, model.num_layers, "layer")]
     return [Setting(layer, *point) for layer in chosen for point in points]
 
 

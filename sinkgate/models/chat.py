@@ -198,7 +198,7 @@ class ChatFormat:
         Raises:
             PromptError: the answer is empty, or holds half a character or a token with a meaning of its own.
         """
-        answer = answer.strip()
+        answer = stripped(answer, "answer")
         if not answer:
             raise PromptError("the answer is empty; there is nothing to learn from it")
         self.refuse_commands(answer, "answer")
@@ -222,7 +222,7 @@ class ChatFormat:
         Raises:
             PromptError: fewer than two options, two of the same tokens, or one that is no answer (see ``encode_answer``).
         """
-        encoded = {option: self.encode_answer(question, option) for option in options if option.strip()}
+        encoded = {option: self.encode_answer(question, option) for option in options if stripped(option, "option")}
         if len(options) < 2 or len({tuple(ids) for ids in encoded.values()}) < len(options):
             raise PromptError(f"options are {list(options)}; expected at least two texts that differ in tokens")
         return EncodedOptions(encoded)
@@ -329,6 +329,13 @@ def refuse_half_characters(text: str, kind: str) -> None:
             f"the {kind} holds half a character (U+{ord(half[0]):04X}) at position {half.start()}, as a cut emoji or text of "
             "another encoding leaves it; give it as UTF-8"
         )
+
+
+def stripped(text: object, kind: str) -> str:
+    """Return a text without surrounding blanks; raise PromptError where it is no text."""
+    if not isinstance(text, str):
+        raise PromptError(f"the {kind} is a {type(text).__name__}; expected text")
+    return text.strip()
 
 
 def _closed(lead: str) -> str:

@@ -72,6 +72,10 @@ def load(
     Raises:
         UnsupportedModelError: there is no such model, it cannot be loaded or gated, or a check failed; the message says what to do.
     """
+    if not isinstance(source, str | Path | tuple) or (
+        isinstance(source, tuple) and (len(source) != 2 or not isinstance(source[0], torch.nn.Module))
+    ):
+        raise UnsupportedModelError(f"got {_kind(source)}, expected a name, a folder or (model, processor)")
     if isinstance(source, tuple):
         if any((device, device_map, dtype, revision, attn_implementation, quantize)):
             raise UnsupportedModelError(
@@ -143,6 +147,11 @@ def built_in_gates(name: str) -> Path | None:
     weights = BUILT_IN.get(ALIASES.get(name, name))
     gates = weights and weights.with_name(weights.name.replace("weights", "gates"))
     return gates if gates and gates.is_dir() else None
+
+
+def _kind(value: object) -> str:
+    names = [type(each).__name__ for each in value] if isinstance(value, tuple) else None
+    return type(value).__name__ if names is None else f"({', '.join(names)})"
 
 
 def _find(source: str | Path) -> tuple[str, str]:

@@ -6,7 +6,7 @@ Shapes: V visual tokens, S separators, N patches, U rows that the images put int
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sinkgate.images.io import Picture, open_images
 from sinkgate.images.layout import Sheet, Size, lay_out, list_sheet, measure_places
 from sinkgate.models.adapters import Adapter
 from sinkgate.models.adapters.base import RULES
-from sinkgate.models.chat import ChatFormat
+from sinkgate.models.chat import ChatFormat, stripped
 from sinkgate.models.token_map import measure_tokens
 from sinkgate.sinks.classify import SinkMap
 
@@ -92,7 +92,8 @@ def is_one_prompt(prompts: Any) -> bool:
     """
     if isinstance(prompts, Prompt):
         return True
-    many = isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping)
+    # an iterator would be empty once it has been looked through
+    many = isinstance(prompts, Collection) and not isinstance(prompts, str | bytes | Mapping)
     if many and all(isinstance(prompt, Prompt) for prompt in prompts):
         return False
     odd = next((part for part in prompts if not isinstance(part, Prompt)), prompts) if many else prompts
@@ -123,7 +124,7 @@ class Prompter:
         """See `sinkgate.VLM.prompt`."""
         if not isinstance(question, list | tuple):
             _refuse_swapped(images, question)
-        pictures, system = open_images(images), system.strip()
+        pictures, system = open_images(images), stripped(system, "system turn")
         parts = [None] * len(pictures) + [question.strip()] if isinstance(question, str) else list(question)
         if parts.count(None) != len(pictures):
             raise PromptError(
@@ -287,8 +288,7 @@ def _refuse_swapped(images: Any, question: Any) -> None:
     picture = isinstance(question, Path | bytes | Image.Image | np.ndarray | Tensor)
     if isinstance(images, str) and (picture or (name and not os.path.isfile(images))):  # noqa: PTH113 - no error for odd names
         raise PromptError(f"the image comes first, then the question; got {images[:100]!r} as the image")
-    if not isinstance(question, str):
-        raise PromptError(f"the question is a {type(question).__name__}; expected text")
+    stripped(question, "question")
 
 
 def _sizes(images: Sequence[Image.Image]) -> str:

@@ -20,7 +20,7 @@ from transformers import TextIteratorStreamer
 from sinkgate.attention.patch import Attached, attached, model_lock
 from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import Scales
-from sinkgate.errors import ImageError, PromptError, SinkgateError, UnsupportedModelError
+from sinkgate.errors import GateError, ImageError, PromptError, SinkgateError, UnsupportedModelError
 from sinkgate.images.io import Picture
 from sinkgate.models.adapters import Adapter, adapt
 from sinkgate.models.batch import Batch
@@ -607,8 +607,13 @@ class VLM:
             sinks: the groups of visual tokens; found by the default criteria where None.
 
         Raises:
-            GateError: the gates do not fit this model.
+            GateError: these are no gates, or they do not fit this model.
+            SinkgateError: these are no sinks.
         """
+        if not isinstance(gates, AnyGates | None):
+            raise GateError(f"got {type(gates).__name__}, expected Gates, FineGates or None; gates come before sinks")
+        if not isinstance(sinks, SinkMasks | None):
+            raise SinkgateError(f"got {type(sinks).__name__} as sinks, expected what sg.find_sinks returns, or None")
         if gates is None or gates.for_model(self).is_identity:
             return None
         masks = sinks or find_sinks(self, prompt)
@@ -702,6 +707,7 @@ def find_sinks(
     Example:
         >>> sinks = sg.find_sinks(vlm, vlm.prompt("cat.png", "What is this?"), l_sink="massive")
     """
+    prompt = list(prompt) if isinstance(prompt, Iterator) else prompt
     if not is_one_prompt(prompt):
         return [find_sinks(vlm, each, v_sink=v_sink, l_sink=l_sink, merged=merged) for each in prompt]
     default = v_sink == l_sink == "auto" and merged == "any"

@@ -242,10 +242,14 @@ def criterion(choice: str | Criterion | Choice) -> Criterion:
     """Return a criterion by its name, or the object itself.
 
     Raises:
-        SinkgateError: no criterion has that name.
+        SinkgateError: no criterion has that name, or this is no criterion.
     """
     if isinstance(choice, Choice):
         return choice.criterion
-    if not isinstance(choice, str):
-        return choice
-    return read_criterion(choice)
+    if isinstance(choice, str):
+        return read_criterion(choice)
+    if isinstance(choice, type) or not callable(choice):
+        raise SinkgateError(
+            f"the criterion is {choice!r}; expected a name of sg.CRITERIA, or an object such as SinkDimensions((1415, 2533))"
+        )
+    return choice

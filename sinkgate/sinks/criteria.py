@@ -10,6 +10,7 @@ Shapes: G layers, T all tokens, N judged tokens, D channels.
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -94,6 +95,20 @@ class Criterion(Protocol):
     def __call__(self, signals: Signals) -> Verdict: ...
 
 
+def _set_dims(chosen: SinkDimensions | MassiveActivations) -> None:
+    """Replace dimensions, given as a list, an array or a tensor, by a tuple of Python's own integers."""
+    dims: Any = chosen.dims
+    if dims is None:
+        return
+    try:
+        plain = tuple(operator.index(each) for each in dims)
+    except TypeError:
+        plain = (-1,)
+    if isinstance(dims, str | bytes) or any(each < 0 for each in plain):
+        raise SinkgateError(f"sink dimensions are {dims!r}; expected whole numbers from 0, such as (1415, 2533)")
+    object.__setattr__(chosen, "dims", plain)
+
+
 @dataclass(frozen=True)
 class SinkDimensions:
     """The paper's criterion: max over d in D_sink of \\|h[d]\\| >= tau (section 1).
@@ -108,6 +123,9 @@ class SinkDimensions:
     tau: float = TAU
     normalize: bool = True
     name: ClassVar[str] = "sink dimensions"
+
+    def __post_init__(self) -> None:
+        _set_dims(self)
 
     @property
     def reduction(self) -> Reduction:
@@ -136,6 +154,9 @@ class MassiveActivations:
     minimum: float = 100.0
     dims: tuple[int, ...] | None = None
     name: ClassVar[str] = "massive activations"
+
+    def __post_init__(self) -> None:
+        _set_dims(self)
 
     @property
     def reduction(self) -> Reduction:

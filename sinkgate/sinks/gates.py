@@ -89,12 +89,12 @@ class Gates:
         if hasattr(layers, "num_layers"):
             model: Any = layers
             return cls(torch.ones(model.num_layers, len(GROUPS)), model.name)
-        return cls(torch.ones(index(layers, "the number of layers"), len(GROUPS)))
+        return cls(torch.ones(max(index(layers, "the number of layers"), 0), len(GROUPS)))
 
     @classmethod
     def preset(cls, name: str, layers: int | Model) -> Gates:
         """Return one of ``PRESETS`` in every layer."""
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise GateError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
         v_sink, rest = PRESETS[name]
         return cls.ones(layers).set("v_sink", v_sink).set("rest", rest)
@@ -144,7 +144,7 @@ class Gates:
         Example:
             >>> Gates.ones(30).set("v_sink", 0.5, layers="12-29")
         """
-        if group not in _COLUMNS:
+        if not isinstance(group, str) or group not in _COLUMNS:
             raise GateError(f"no group is called {group!r}; there are: {', '.join(_COLUMNS)}")
         chosen, value = numbers_in_range(layers, len(self.scales), "layer"), number(scale)
         scales = self.scales.clone()
@@ -304,8 +304,10 @@ def save_text(text: str, path: str | Path) -> None:
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise GateError(f"the gates cannot be written to {path}: {error.strerror or error}") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise GateError(
+            f"the gates cannot be written to {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def load_text(path: str | Path) -> str:
@@ -316,7 +318,7 @@ def load_text(path: str | Path) -> str:
     """
     try:
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise GateError(f"the gates file cannot be read: {error}") from error
 
 
@@ -324,7 +326,7 @@ def _json_object(text: str) -> dict[str, Any]:
     """Return a JSON object; an empty one for JSON of another kind."""
     try:
         content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise GateError(f"the gates are no valid JSON: {error}") from error
     return cast(dict[str, Any], content) if isinstance(content, dict) else {}
 

@@ -539,3 +539,49 @@ def test_a_prompt_without_pixels_on_a_changed_encoder_is_refused():
         vlm.model.model.multi_modal_projector.linear_1.bias.add_(1)
     with pytest.raises(sg.PromptError, match="encoder has changed.*make the prompt again"):
         vlm.predict(prompt)
+
+
+def test_iterators_of_prompts_are_read_whole(tiny, prompt):
+    assert len(sg.find_sinks(tiny, iter([prompt, prompt]))) == 2
+    assert len(sg.report(tiny, iter([prompt]))) == 1
+    with pytest.raises(sg.PromptError, match="got list_iterator, expected a Prompt or a list"):
+        tiny.predict(iter([prompt]))
+
+
+@pytest.mark.parametrize("gates", ["V-sinks up", 0.5, {"v_sink": 0.5}])
+def test_other_things_than_gates_are_refused(tiny, prompt, gates):
+    with pytest.raises(sg.GateError, match=f"got {type(gates).__name__}, expected Gates"):
+        tiny.predict(prompt, gates)
+
+
+def test_gates_and_sinks_in_the_wrong_order_are_refused(tiny, prompt):
+    gates, sinks = sg.Gates.preset("V-sinks up", tiny), some_sinks(tiny, prompt)
+    with pytest.raises(sg.GateError, match="gates come before sinks"):
+        sg.Session(tiny, prompt, sinks).predict(sinks)
+    with pytest.raises(sg.GateError, match="gates come before sinks"):
+        tiny.predict(prompt, sinks, gates)
+    with pytest.raises(sg.SinkgateError, match="got Gates as sinks"):
+        tiny.predict(prompt, gates, gates)
+
+
+def test_texts_that_are_none_are_refused(tiny, prompt):
+    for refused in (
+        lambda: tiny.prompt(prompt.image, QUESTION, system=None),
+        lambda: tiny.encode_answer(prompt, 2),
+        lambda: tiny.encode_options(prompt, [1, 2]),
+    ):
+        with pytest.raises(sg.PromptError, match="expected text"):
+            refused()
+
+
+@pytest.mark.parametrize("source", [None, 5, ("model",), ("processor", "model")])
+def test_sources_that_are_no_model_are_refused(source):
+    with pytest.raises(sg.UnsupportedModelError, match="expected a name, a folder or"):
+        sg.load(source)
+
+
+def test_settings_of_an_oracle_take_layers_as_typed_and_refuse_missing_ones(tiny):
+    assert sg.oracle(tiny, "0-1") == sg.oracle(tiny, [0, 1])
+    assert sg.oracle(tiny, -1) == sg.oracle(tiny, [tiny.num_layers - 1])
+    with pytest.raises(sg.GateError, match="no layer 99"):
+        sg.oracle(tiny, [99])

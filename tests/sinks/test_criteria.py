@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkgate.errors import SinkgateError
+from sinkgate.sinks.classify import criterion as as_criterion
 from sinkgate.sinks.criteria import (
     CRITERIA,
     AttentionShare,
@@ -283,3 +285,21 @@ def test_only_judged_tokens_are_judged_but_all_are_seen():
     hidden = spiked(tokens=(0, 17))
     verdict = MassiveActivations()(Signals(hidden, torch.arange(10, 30), torch.full((LAYERS, 20), 0.05)))
     assert verdict.mask.shape == (LAYERS, 20) and where(verdict) == [7]
+
+
+@pytest.mark.parametrize("make", [list, np.array, torch.tensor])
+def test_dimensions_of_any_kind_become_pythons_own(make):
+    assert SinkDimensions(make([5, 50])) == SinkDimensions((5, 50))
+    assert MassiveActivations(dims=make([5, 50])).dims == (5, 50)
+
+
+@pytest.mark.parametrize("dims", [5, "5", [-1], [1.5], [[1, 2]]])
+def test_dimensions_that_are_none_are_refused(dims):
+    with pytest.raises(SinkgateError, match="expected whole numbers"):
+        SinkDimensions(dims)
+
+
+@pytest.mark.parametrize("choice", [None, 5, {5}, SinkDimensions])
+def test_other_things_than_criteria_are_refused(choice):
+    with pytest.raises(SinkgateError, match="expected a name of sg.CRITERIA"):
+        as_criterion(choice)

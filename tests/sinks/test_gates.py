@@ -178,3 +178,20 @@ def test_layers_are_named_as_at_the_command_line():
 def test_what_is_no_scale_and_no_layer_gets_a_sentence(change, message):
     with pytest.raises(sg.GateError, match=message):
         change(sg.Gates.ones(2))
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda: sg.Gates.ones(2).set(["v_sink"], 0.5),
+        lambda: sg.Gates.ones(-1),
+        lambda: sg.Gates.preset(["V-sinks up"], 2),
+        lambda: sg.Gates.from_json(None),
+        lambda: sg.Gates.load(None),
+        lambda: sg.Gates.load("a\0b"),
+        lambda: sg.Gates.ones(2).save(None),
+    ],
+)
+def test_arguments_of_other_types_are_refused_in_words(refused):
+    with pytest.raises(sg.GateError):
+        refused()
