@@ -73,7 +73,7 @@ def load(
         UnsupportedModelError: there is no such model, it cannot be loaded or gated, or a check failed; the message says what to do.
     """
     if not isinstance(source, str | Path | tuple) or (
-        isinstance(source, tuple) and (len(source) != 2 or not isinstance(source[0], torch.nn.Module))
+        isinstance(source, tuple) and (len(source) != 2 or not hasattr(source[0], "config"))
     ):
         raise UnsupportedModelError(f"got {_kind(source)}, expected a name, a folder or (model, processor)")
     if isinstance(source, tuple):
