@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from tiny import tiny_llava
+from zoo import ZOO
 
 import sinkgate as sg
 
@@ -32,6 +33,21 @@ EXTENDED_TESTS = (
     "training/test_gate_training.py::test_two_processes_equal_one",
     "widgets/test_in_jupyterlab.py::",
 )
+#: Of the zoo's architectures, those of every contributor's run: each adapter, and each way from patches to tokens. Others are extended.
+COMMON = (
+    "llava",
+    "llava_next",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llama4",
+    "mllama",
+    "gemma3",
+    "idefics3",
+    "internvl",
+    "instructblip",
+    "lfm2_vl",
+)
+RARE = ZOO.keys() - set(COMMON)
 MAIN_PATH = "browser/test_page.py"
 
 
@@ -39,7 +55,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         path = item.path.relative_to(TESTS)
         test = f"{path.as_posix()}::{item.name}"
-        if (path.parts[0] in EXTENDED and path.as_posix() != MAIN_PATH) or test.startswith(EXTENDED_TESTS):
+        call = getattr(item, "callspec", None)
+        rare = any(isinstance(value, str) and value in RARE for value in call.params.values()) if call else False
+        if rare or (path.parts[0] in EXTENDED and path.as_posix() != MAIN_PATH) or test.startswith(EXTENDED_TESTS):
             item.add_marker("extended")
 
 

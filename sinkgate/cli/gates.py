@@ -51,6 +51,10 @@ def train(
     on_test_split: Annotated[
         bool, typer.Option("--on-test-split", help="Use a benchmark's only split, though it is for testing.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume/--no-resume", help="Continue from the newest checkpoint in the folder, or begin anew."),
+    ] = True,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Train even if no image has the sinks that the gates are for.")
     ] = False,
@@ -96,6 +100,7 @@ def train(
         report_to=report_to,
         seed=seed,
         allow_empty=allow_empty,
+        resume=resume,
     )
     if not processes.is_main_process:
         return

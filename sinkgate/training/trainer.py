@@ -37,6 +37,12 @@ from sinkgate.training.dataset import BUDGET, ExampleCache, Prefix, PreparedExam
 
 UNMODIFIED = "unmodified"
 RUN = "run.json"  # in a checkpoint: facts that must be the same in a run that resumes there
+SAME = (
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+)  # arguments of a resumed run
 PROBED = 32  # samples to find sinks in before training
 GATED = {"v_sink": ("v_sink",), "l_sink": ("l_sink",), "three": ("v_sink", "l_sink")}  # groups of sinks, by grouping
 #: Other options have the defaults of `TrainingArguments`. Gradients are not clipped: a common norm would tie methods to each other.
@@ -145,7 +151,7 @@ def train(
     out = writable_folder(out)
     arguments = _arguments(out, bool(len(checks)), patience, vlm, options)
     ensemble = MethodEnsemble(vlm, parts)
-    facts = _facts(parts, vlm, find, len(data))
+    facts = _facts(parts, vlm, find, len(data), arguments)
     checkpoint = _newest(out, ensemble, facts) if resume else None
     if not allow_empty:
         _refuse_empty(ensemble.methods.values(), examples, data)
@@ -446,10 +452,13 @@ def _saved_at(folder: Path) -> int:
     return (folder / TRAINER_STATE_NAME).stat().st_mtime_ns
 
 
-def _facts(methods: Mapping[str, nn.Module], vlm: VLM, find: Finder, samples: int) -> dict[str, str]:
+def _facts(
+    methods: Mapping[str, nn.Module], vlm: VLM, find: Finder, samples: int, arguments: TrainingArguments
+) -> dict[str, str]:
     """Return the facts that must be the same in a run that resumes, by name."""
     settings = {f"criterion {side}": criterion for side, criterion in finder_settings(find, vlm).items()}
     facts = {"model": vlm.name, "weights": vlm.weights_checksum, "samples": samples, **settings}
+    facts |= {name: getattr(arguments, name) for name in SAME}
     facts |= {f"method {name}": getattr(method, "config", type(method).__name__) for name, method in methods.items()}
     return {name: str(value) for name, value in facts.items()}
 
@@ -465,14 +474,14 @@ def _newest(out: Path, ensemble: MethodEnsemble, facts: Mapping[str, str]) -> st
         if shapes != {name: value.shape for name, value in ensemble.state_dict().items()}:
             raise TrainingError(
                 f"{folder} is of other gates than these, which are {', '.join(ensemble.methods)}; "
-                "give another folder, or resume=False to begin anew"
+                "give another folder, or resume=False (--no-resume) to begin anew"
             )
         before = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else facts
         for name in sorted({*facts, *before}):
             if before.get(name) != facts.get(name):
                 raise TrainingError(
                     f"{folder} is of another run: {name} is {before.get(name)} there and {facts.get(name)} here; "
-                    "give another folder, or resume=False to begin anew"
+                    "give another folder, or resume=False (--no-resume) to begin anew"
                 )
         return str(folder)
     return None

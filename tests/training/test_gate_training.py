@@ -355,6 +355,9 @@ def test_checkpoints_of_another_run_are_refused(vlm, tmp_path):
             run(vlm, fresh(vlm), tmp_path, **change)
     with pytest.raises(TrainingError, match="method layer-0 is .*signal='last'.* there and .*signal='mean'"):
         run(vlm, fresh(vlm, signal="mean"), tmp_path)
+    for name, value in {"learning_rate": 3e-4, "per_device_train_batch_size": 6, "seed": 5}.items():
+        with pytest.raises(TrainingError, match=f"another run: {name} is .* there and {value} here"):
+            run(vlm, fresh(vlm), tmp_path, **{name: value})
     with pytest.raises(TrainingError, match="model is .* there and other here"):
         other = sg.load(tiny_llava("siglip"))
         other.name = "other"
