@@ -94,7 +94,7 @@ class Gates:
     @classmethod
     def preset(cls, name: str, layers: int | Model) -> Gates:
         """Return one of ``PRESETS`` in every layer."""
-        if not isinstance(name, str) or name not in PRESETS:
+        if name not in tuple(PRESETS):  # which may not be hashable
             raise GateError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
         v_sink, rest = PRESETS[name]
         return cls.ones(layers).set("v_sink", v_sink).set("rest", rest)
@@ -144,7 +144,7 @@ class Gates:
         Example:
             >>> Gates.ones(30).set("v_sink", 0.5, layers="12-29")
         """
-        if not isinstance(group, str) or group not in _COLUMNS:
+        if group not in tuple(_COLUMNS):  # which may not be hashable
             raise GateError(f"no group is called {group!r}; there are: {', '.join(_COLUMNS)}")
         chosen, value = numbers_in_range(layers, len(self.scales), "layer"), number(scale)
         scales = self.scales.clone()

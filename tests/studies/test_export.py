@@ -92,7 +92,7 @@ def test_wrong_places_are_named(tmp_path):
     for arguments, words in (
         ([str(tmp_path / "none.png"), "--out", "x"], "none.png is not there; expected a picture"),
         ([str(tmp_path / "empty"), "--out", "x"], "empty holds no picture; expected a picture"),
-        ([str(tmp_path / "empty")], "name their folder with --out"),
+        ([str(tmp_path / "empty")], "--out is missing; expected the folder for the tables"),
         (["--question", "Why?", "--out", "x"], "--question asks about IMAGES"),
     ):
         done = CliRunner().invoke(cli, ["export", *arguments])
