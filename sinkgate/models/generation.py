@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
+from inspect import signature
 from threading import Thread
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from sinkgate.errors import SinkgateError
 from sinkgate.models.trace import Trace
@@ -48,6 +49,8 @@ def streamed(
 
 #: Options of ``generate`` by which one forward writes several tokens: no attention row belongs to one of them.
 _SEVERAL_AT_ONCE = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens", "custom_generate")
+#: Options of ``generate``: its parameters, and the attributes of a generation configuration.
+_KNOWN = {*signature(GenerationMixin.generate).parameters, *vars(GenerationConfig()), "tokenizer"}
 _RESERVED = ("return_dict_in_generate", "output_logits", "past_key_values", "inputs", "input_ids", "inputs_embeds")
 
 
@@ -60,10 +63,14 @@ def generate_options(options: Mapping[str, Any], stop: Callable[[], bool] | None
         max_rows: of how many tokens attention is to be recorded, from 0.
 
     Raises:
-        SinkgateError: an option leads to several answers, to several tokens in one forward, or is set here; max_rows is negative.
+        SinkgateError: an option is unknown, leads to several answers, to several tokens in one forward, or is set here; max_rows is negative.
     """
     if max_rows < 0:
         raise SinkgateError(f"max_rows is {max_rows}; expected 0 (no attention is recorded) or more")
+    if unknown := sorted(options.keys() - _KNOWN):
+        raise SinkgateError(
+            f"{unknown[0]!r} is no option of transformers' generate; expected names such as do_sample, temperature or num_beams"
+        )
     if conflicting := [name for name in _RESERVED if name in options]:
         raise SinkgateError(f"{conflicting[0]} is set by sinkgate itself; leave it out")
     if options.get("num_return_sequences", 1) != 1:

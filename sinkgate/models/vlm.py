@@ -8,6 +8,7 @@ Shapes: L such layers, V visual tokens, P prompt positions, N patches.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -301,9 +302,15 @@ class VLM:
 
         Args:
             length: positions of the prompt.
-            wanted: tokens at most.
+            wanted: tokens at most, from 1.
+
+        Raises:
+            SinkgateError: ``wanted`` is no whole number from 1.
         """
+        if isinstance(wanted, bool) or not hasattr(wanted, "__index__") or operator.index(wanted) < 1:
+            raise SinkgateError(f"max_new_tokens is {wanted!r}; expected a whole number from 1")
         positions = self.prompter.max_length  # the last token generated needs none
+        wanted = operator.index(wanted)
         return wanted if positions is None else max(1, min(wanted, positions - length + 1))
 
     @overload

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sinkgate.errors import GateError, ModelMismatchError
 from sinkgate.sinks.classify import SinkMasks
+from sinkgate.sinks.words import layers as layers_in_words
 
 Group = Literal["v_sink", "l_sink", "ordinary", "rest"]
 GROUPS = ("v_sink", "l_sink", "ordinary")
@@ -75,6 +76,11 @@ class Gates:
                 f"expected a finite number from 0 to {MAX_SCALE:g}"
             )
         object.__setattr__(self, "scales", scales)
+
+    def __repr__(self) -> str:
+        scaled = [layer for layer, scales in enumerate(self.scales) if (scales != 1).any()]
+        what = f"scaled in {layers_in_words(scaled)}" if scaled else "all 1"
+        return f"Gates({len(self.scales)} layers of {self.model or 'any model'}, {what})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Gates) and torch.equal(self.scales, other.scales) and self.model == other.model

@@ -585,3 +585,19 @@ def test_settings_of_an_oracle_take_layers_as_typed_and_refuse_missing_ones(tiny
     assert sg.oracle(tiny, -1) == sg.oracle(tiny, [tiny.num_layers - 1])
     with pytest.raises(sg.GateError, match="no layer 99"):
         sg.oracle(tiny, [99])
+
+
+@pytest.mark.parametrize("wanted", [0, -1, "8", None, 2.5, True])
+def test_a_wrong_number_of_tokens_is_named(demo, wanted):
+    prompt = demo.prompt(Image.new("RGB", (64, 64)), "What is there?")
+    session = sg.Session(demo, prompt)
+    for answer in (lambda **options: demo.answer(prompt, **options), session.answer):
+        with pytest.raises(sg.SinkgateError, match=f"max_new_tokens is {wanted!r}; expected a whole number from 1"):
+            answer(max_new_tokens=wanted)
+
+
+def test_an_unknown_option_of_generate_is_named(demo):
+    prompt = demo.prompt(Image.new("RGB", (64, 64)), "What is there?")
+    with pytest.raises(sg.SinkgateError, match="'temprature' is no option of transformers' generate"):
+        demo.answer(prompt, do_sample=True, temprature=0.5)
+    assert demo.answer(prompt, do_sample=True, top_p=0.9, repetition_penalty=1.1, max_new_tokens=2).text is not None

@@ -195,3 +195,10 @@ def test_what_is_no_scale_and_no_layer_gets_a_sentence(change, message):
 def test_arguments_of_other_types_are_refused_in_words(refused):
     with pytest.raises(sg.GateError):
         refused()
+
+
+def test_gates_print_short():
+    gates = sg.Gates.ones(30)
+    assert repr(gates) == "Gates(30 layers of any model, all 1)"
+    scaled = gates.set("v_sink", 0.5, "2-4").set("rest", 2, [9])
+    assert repr(scaled) == "Gates(30 layers of any model, scaled in layers 2-4, 9)"

@@ -51,7 +51,8 @@ def read(folder: Path, place: str | Path) -> tuple[LSGConfig, dict[str, Tensor]]
         return config, safetensors.load((folder / WEIGHTS).read_bytes())
     except OSError as error:
         missing = Path(error.filename or "").name
-        raise GateError(f"learned gates cannot be read from {place}: {missing}: {error.strerror}") from error
+        hint = f"; {Path(place) / 'gates'} holds gates" if (folder / "gates" / CONFIG).is_file() else ""
+        raise GateError(f"learned gates cannot be read from {place}: {missing}: {error.strerror}{hint}") from error
     except (UnicodeDecodeError, SafetensorError) as error:
         raise GateError(
             f"learned gates cannot be read from {place}: a file is broken or cut short: {first_sentence(error)}"
