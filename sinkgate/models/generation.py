@@ -50,7 +50,8 @@ def streamed(
 #: Options of ``generate`` by which one forward writes several tokens: no attention row belongs to one of them.
 _SEVERAL_AT_ONCE = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens", "custom_generate")
 #: Options of ``generate``: its parameters, and the attributes of a generation configuration.
-_KNOWN = {*signature(GenerationMixin.generate).parameters, *vars(GenerationConfig()), "tokenizer"}
+_generate: Any = GenerationMixin.generate  # pyright: ignore[reportAttributeAccessIssue] - written for models alone
+_KNOWN = {*signature(_generate).parameters, *vars(GenerationConfig()), "tokenizer"}
 _RESERVED = ("return_dict_in_generate", "output_logits", "past_key_values", "inputs", "input_ids", "inputs_embeds")
 
 
