@@ -40,6 +40,8 @@ PAGES = {  # source outside of MkDocs' folder: page
     "sinkgate/demo/weights/README.md": "demo/model.md",
     "sinkgate/demo/gates/README.md": "demo/gates.md",
     "sinkgate/demo/studies/README.md": "demo/studies.md",
+    "sinkgate/demo/weights-large/README.md": "demo/model-large.md",
+    "sinkgate/demo/studies-large/README.md": "demo/studies-large.md",
     "sinkgate/demo/LOG.md": "demo/log.md",
     "README.md": "project/readme.md",
     "CONTRIBUTING.md": "project/contributing.md",
@@ -77,7 +79,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return f"[{text}][{path.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}]"
         if path in PAGES or path.startswith(OWN):
             uri = PAGES.get(path) or path.removeprefix(OWN)
-        elif (ROOT / path).is_file():
+        elif (ROOT / path).is_file() and not path.endswith(".md"):  # a document that is no page is reported
             uri = f"files/{path}"
             if not files.get_file_from_path(uri):
                 files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))

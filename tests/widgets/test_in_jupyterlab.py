@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from jupyter_server import TOKEN, jupyter_lab, write_notebook
+from lab_server import TOKEN, jupyter_lab, write_notebook
 from page_user import chromium
 
 for package in ("jupyterlab", "ipywidgets", "anywidget", "playwright"):
