@@ -239,8 +239,9 @@ class Handlers:
             with self.engine.scheduler.slot(session, "fast"):
                 if not session.accepts(_revision(mixer)):
                     return SKIP, SKIP
-                self.engine.set_gates(session, gates)
-                return self.frame(session, lens, moving=True), remark(session)
+                before = session.state.sequence if session.state else None
+                moving = self.engine.set_gates(session, gates).sequence != before  # the last tick may follow the answers
+                return self.frame(session, lens, moving), remark(session)
         except Exception as error:
             return SKIP, error_value(error)
 

@@ -90,6 +90,12 @@ def test_an_older_setting_never_replaces_a_newer_one(handlers: Handlers, session
     assert session.state is not None and session.state.gates.scales[0, 0].item() == pytest.approx(0.3)
 
 
+def test_a_last_tick_behind_the_answers_keeps_the_link(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
+    moving, _ = handlers.set_gates(session, setting(vlm, 0.4, turn=1), LENS)
+    late, _ = handlers.set_gates(session, setting(vlm, 0.4, turn=2), LENS)
+    assert "here" not in moving and late["here"] == handlers.frame(session, LENS)["here"]
+
+
 def test_an_answer_stops_when_something_newer_begins(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
     answers = handlers.stream_answers(session, setting(vlm, 0.3))
     next(answers)
