@@ -598,6 +598,6 @@ def test_a_wrong_number_of_tokens_is_named(demo, wanted):
 
 def test_an_unknown_option_of_generate_is_named(demo):
     prompt = demo.prompt(Image.new("RGB", (64, 64)), "What is there?")
-    with pytest.raises(sg.SinkgateError, match="'temprature' is no option of transformers' generate"):
-        demo.answer(prompt, do_sample=True, temprature=0.5)
+    with pytest.raises(sg.SinkgateError, match="'heat' is no option of transformers' generate"):
+        demo.answer(prompt, do_sample=True, heat=0.5)
     assert demo.answer(prompt, do_sample=True, top_p=0.9, repetition_penalty=1.1, max_new_tokens=2).text is not None
