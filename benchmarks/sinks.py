@@ -95,9 +95,11 @@ def measure_widths(rounds: float = 1) -> list[Row]:
 
 def measure_memory(folder: Path) -> list[Row]:
     """Peak memory of one ``find_sinks`` over that of a plain prefill, both with the weights, each in a process of its own."""
-    plain, found = (_in_a_process(folder, name) for name in ("plain", "sink dimensions"))
-    note = f"{plain[1] / 2**20:.0f} MiB above the weights plain, {found[1] / 2**20:.0f} MiB with sinks"
-    return [Row("peak memory of find_sinks / plain prefill", folder.name, found[0] / plain[0], aim="<= 1.1", note=note)]
+    plain, finding = (_in_a_process(folder, name) for name in ("plain", "sink dimensions"))
+    note = f"{plain[1] / 2**20:.0f} MiB above the weights plain, {finding[1] / 2**20:.0f} MiB with sinks"
+    return [
+        Row("peak memory of find_sinks / plain prefill", folder.name, finding[0] / plain[0], aim="<= 1.1", note=note)
+    ]
 
 
 def open_folder(folder: Path) -> Subject:

@@ -123,8 +123,8 @@ def logit_lens(
         [('cat', 0.31), ('fur', 0.08), ...]
     """
     refuse_several(prompt, "the logit lens")
-    adapter, depth = vlm.adapter, vlm.num_layers
-    if adapter.cross_attention:
+    depth = vlm.num_layers
+    if vlm.adapter.cross_attention:
         raise UnsupportedModelError(
             f"{vlm.name} reads images by cross-attention: visual tokens have no hidden states in its LLM to decode"
         )
@@ -134,30 +134,32 @@ def logit_lens(
         raise SinkgateError(
             f"layers is {list(chosen)} and top is {top}; expected layers from 0 to {depth}, at least one, and at least 1 word"
         )
-    states = _states(vlm, prompt, gates, sinks)
-    numbers = [*adapter.layer_numbers, len(adapter.all_layers)]
+    states = _states(vlm, prompt, set(chosen), gates, sinks)
     top = min(top, vlm.model.get_output_embeddings().weight.shape[0])
-    decoded = [_decode(vlm, prompt, states[numbers[layer]], top) for layer in chosen]
+    decoded = [_decode(vlm, prompt, states[layer], top) for layer in chosen]
     ids, probabilities = (torch.stack(parts) for parts in zip(*decoded, strict=True))
     names = {index: vlm.token_name(index) for index in ids.unique().tolist()}
-    norms = torch.stack([states[numbers[layer]][0, prompt.visual].float().norm(dim=-1).cpu() for layer in chosen])
+    norms = torch.stack([states[layer][0, prompt.visual].float().norm(dim=-1).cpu() for layer in chosen])
     return LogitLens(chosen, ids, probabilities, norms, names)
 
 
-def _states(vlm: VLM, prompt: Prompt, gates: Gates | None, sinks: SinkMap | None) -> list[Tensor]:
-    """Return the input of each layer and the output of the last one, (1, P, D) each."""
-    layers = vlm.adapter.all_layers
-    inputs: list[Tensor] = []
+def _states(
+    vlm: VLM, prompt: Prompt, wanted: set[int], gates: Gates | None, sinks: SinkMap | None
+) -> dict[int, Tensor]:
+    """Return the inputs of the wanted layers, (1, P, D) each, by number; the output of the last one by the number of layers."""
+    adapter, depth = vlm.adapter, vlm.num_layers
+    order = sorted(wanted)
+    states: list[Tensor] = []
     gated = vlm.gated(prompt, sinks or find_sinks(vlm, prompt), gates) if gates else nullcontext()
     with (
         vlm.lock,
         torch.no_grad(),
         gated,
-        kept_inputs(layers, inputs),
-        kept_output(layers[-1], inputs),
+        kept_inputs([adapter.layers[layer] for layer in order if layer < depth], states),
+        kept_output(adapter.all_layers[-1], states) if depth in wanted else nullcontext(),
     ):
-        vlm.adapter.run(**vlm.warm_inputs(prompt))
-    return inputs
+        adapter.run(**vlm.warm_inputs(prompt))
+    return dict(zip(order, states, strict=True))
 
 
 def _decode(vlm: VLM, prompt: Prompt, state: Tensor, top: int) -> tuple[Tensor, Tensor]:

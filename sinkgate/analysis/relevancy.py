@@ -77,8 +77,8 @@ def relevancy(
         PromptError: the answer cannot be encoded.
 
     Example:
-        >>> found = sg.relevancy(vlm, vlm.prompt("cat.png", "What is this?"))
-        >>> found.map().argmax()
+        >>> effect = sg.relevancy(vlm, vlm.prompt("cat.png", "What is this?"))
+        >>> effect.map().argmax()
         tensor(118)
     """
     refuse_several(prompt, "relevancy")
@@ -87,23 +87,24 @@ def relevancy(
     chosen = list(range(vlm.num_layers) if layers is None else layers)
     _check(vlm, estimate, chosen, groups, count, scale, batch_size)
     ids = vlm.encode_answer(prompt, answer) if answer is not None else vlm.answer(prompt, max_rows=0).ids
-    ones = torch.ones(vlm.num_layers, 1, prompt.num_keys)
-    if estimate == "gradient":
-        scales = ones.clone().requires_grad_()
-        scores = _scores(vlm, prompt, ids, [scales], grad=True)
-        (gradient,) = torch.autograd.grad(scores.sum(), scales)
-        by_token = gradient[chosen, 0][:, prompt.visual.cpu()].sum(0)
-        return _result(vlm, prompt, ids, groups, (1 - scale) * (groups.float() @ by_token), scores, estimate, scale)
+    visual = prompt.visual.cpu()
+    ones = torch.ones(vlm.num_layers, 1, prompt.num_keys, requires_grad=estimate == "gradient")
     whole = _scores(vlm, prompt, ids, [ones])
-    size = batch_size if vlm.adapter.takes_encoded is not None else 1
-    parts = []
-    for part in track(groups.split(size), "leave out", unit="batches", show=progress):
-        scaled = [ones.clone() for _ in part]
-        for table, group in zip(scaled, part, strict=True):
-            for layer in chosen:
-                table[layer, 0, prompt.visual.cpu()[group]] = scale
-        parts.append(whole - _scores(vlm, prompt, ids, scaled))
-    return _result(vlm, prompt, ids, groups, torch.cat(parts), whole, estimate, scale)
+    if estimate == "gradient":
+        (gradient,) = torch.autograd.grad(whole.sum(), ones)
+        values = (1 - scale) * (groups.float() @ gradient[chosen, 0][:, visual].sum(0))
+    else:
+        parts: list[Tensor] = []
+        size = batch_size if vlm.adapter.takes_encoded is not None else 1
+        for part in track(groups.split(size), "leave out", unit="batches", show=progress):
+            scaled = [ones.clone() for _ in part]
+            for table, group in zip(scaled, part, strict=True):
+                for layer in chosen:
+                    table[layer, 0, visual[group]] = scale
+            parts.append(whole - _scores(vlm, prompt, ids, scaled))
+        values = torch.cat(parts)
+    text = vlm.tokenizer.decode(ids, skip_special_tokens=True).strip() if vlm.processor else ""
+    return Relevancy(values, float(whole[0].detach()), text, estimate, scale, groups, prompt.sheets)
 
 
 def _check(
@@ -123,26 +124,14 @@ def _check(
         )
 
 
-def _scores(vlm: VLM, prompt: Prompt, ids: Sequence[int], tables: Sequence[Tensor], grad: bool = False) -> Tensor:
-    """Return the log-probability of the answer under each table of scales (L, 1, K), on the CPU."""
-    with vlm.lock, torch.set_grad_enabled(grad):
+def _scores(vlm: VLM, prompt: Prompt, ids: Sequence[int], tables: Sequence[Tensor]) -> Tensor:
+    """Return the log-probability of the answer under each table of scales (L, 1, K), on the CPU, with a graph if a table needs one."""
+    differentiated = any(table.requires_grad for table in tables)
+    with vlm.lock, torch.set_grad_enabled(differentiated):
         batch = vlm.batch([prompt] * len(tables), answers=[ids] * len(tables))
         scales = cast(Tensor, batch.key_scales(tables)).to(vlm.device)  # plain tables stay plain
-        with vlm.attached(None if grad else scales, None, live=range(len(scales)) if grad else ()) as block:
-            for layer in range(len(scales)) if grad else ():  # scales of 1 have a gradient too
+        live = range(len(scales)) if differentiated else ()  # scales of 1 have a gradient too
+        with vlm.attached(None if differentiated else scales, None, live=live) as block:
+            for layer in live:
                 block.set_scales(layer, scales[layer])
             return -batch.losses(vlm.answer_logits(batch)).cpu()
-
-
-def _result(
-    vlm: VLM,
-    prompt: Prompt,
-    ids: Sequence[int],
-    groups: Tensor,
-    values: Tensor,
-    scores: Tensor,
-    estimate: Estimate,
-    scale: float,
-) -> Relevancy:
-    text = vlm.tokenizer.decode(ids, skip_special_tokens=True).strip() if vlm.processor else ""
-    return Relevancy(values.detach(), float(scores[0].detach()), text, estimate, scale, groups, prompt.sheets)

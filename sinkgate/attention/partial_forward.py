@@ -87,13 +87,13 @@ def kept_inputs(layers: Sequence[nn.Module], inputs: list[Tensor]) -> Generator[
 
 
 @contextmanager
-def kept_output(layer: nn.Module, outputs: list[Tensor]) -> Generator[None]:
-    """Append the output of a layer to ``outputs`` as it runs."""
+def kept_output(layer: nn.Module, outputs: list[Tensor], first: bool = False) -> Generator[None]:
+    """Append the output of a layer to ``outputs`` as it runs; ``first``: before other hooks change it."""
 
     def keep(_module: nn.Module, _args: Any, output: Any) -> None:
         outputs.append(output if isinstance(output, Tensor) else output[0])
 
-    hook = layer.register_forward_hook(keep)
+    hook = layer.register_forward_hook(keep, prepend=first)
     try:
         yield
     finally:

@@ -106,6 +106,30 @@ class Fixed:
             yield
 
 
+class AsGates:
+    """Base of methods that are fixed gates on each model: `first_layer` and `applied` follow from ``gates``."""
+
+    criterion: str | None
+    uses_l_sinks = False
+
+    def gates(self, vlm: VLM) -> AnyGates:
+        """Return the method as fixed gates of a model.
+
+        Raises:
+            GateError: a scale is out of range, or the model has no such group.
+            SinkgateError: there is no such layer.
+        """
+        raise NotImplementedError
+
+    def first_layer(self, vlm: VLM) -> int:
+        """See `Method`; raises as ``gates``."""
+        return Fixed(self.gates(vlm)).first_layer(vlm)
+
+    def applied(self, vlm: VLM, batch: Batch, recorder: Recorder | None = None) -> AbstractContextManager[None]:
+        """See `Method`; raises as ``gates``."""
+        return Fixed(self.gates(vlm)).applied(vlm, batch, recorder)
+
+
 def spread(vlm: VLM, batch: Batch, gates: Sequence[AnyGates]) -> Scales:
     """Return the scales of each prompt's own gates, side by side.
 

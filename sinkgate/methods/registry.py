@@ -25,6 +25,7 @@ from sinkgate.methods import (
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import load_gates
+from sinkgate.sinks.gates import typed_numbers
 
 PUBLISHED: dict[str, type[Method]] = {
     "adaptvis": AdaptVis,
@@ -77,10 +78,10 @@ def _value(name: str, text: str, kind: Any) -> Any:
     except (ValueError, KeyError):
         raise SinkgateError(f"{name} is {text!r}; expected {'true or false' if kind is bool else 'a number'}") from None
     if "tuple" in str(kind):
-        parts = [part.split("-") for part in text.replace("+", ",").split(",")]
-        if not all(part and all(end.isdecimal() for end in part) and len(part) <= 2 for part in parts):
-            raise SinkgateError(f"{name} is {text!r}; expected whole numbers such as 9-14, 3,6 or 3+6")
-        return tuple(sorted({number for part in parts for number in range(int(part[0]), int(part[-1]) + 1)}))
+        try:
+            return tuple(typed_numbers(text.replace("+", ",")))
+        except ValueError:
+            raise SinkgateError(f"{name} is {text!r}; expected whole numbers such as 9-14, 3,6 or 3+6") from None
     return text
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sinkgate.attention.recorder import Recorder
-from sinkgate.methods.base import Fixed, checked_layers, spread
+from sinkgate.methods.base import AsGates, checked_layers, spread
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import FineGates
 
 
 @dataclass(frozen=True)
-class ScalingVis:
+class ScalingVis(AsGates):
     """Attention logits of the prompt's last position on all visual tokens, times one number.
 
     Attributes:
@@ -29,20 +29,6 @@ class ScalingVis:
     weight: float = 0.5
     layers: tuple[int, ...] | None = None
     criterion: str | None = None
-    uses_l_sinks = False
-
-    def first_layer(self, vlm: VLM) -> int:
-        """See `Method`."""
-        return Fixed(self.gates(vlm)).first_layer(vlm)
-
-    def applied(self, vlm: VLM, batch: Batch, recorder: Recorder | None = None) -> AbstractContextManager[None]:
-        """See `Method`.
-
-        Raises:
-            GateError: the weight is out of range.
-            SinkgateError: there is no such layer.
-        """
-        return Fixed(self.gates(vlm)).applied(vlm, batch, recorder)
 
     def gates(self, vlm: VLM) -> FineGates:
         """Return the method as fixed gates."""

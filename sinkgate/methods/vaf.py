@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from sinkgate.attention.recorder import Recorder
-from sinkgate.methods.base import Fixed, checked_layers, layers_by_depth
-from sinkgate.models.batch import Batch
+from sinkgate.methods.base import AsGates, checked_layers, layers_by_depth
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import FineGates
 
 
 @dataclass(frozen=True)
-class VAF:
+class VAF(AsGates):
     """Attention logits on visual tokens raised, and on text in front of the image lowered, in middle layers.
 
     Scaled are the rows of the text behind the image and of generated tokens, in all heads.
@@ -29,20 +26,6 @@ class VAF:
     system: float = 0.95
     layers: tuple[int, ...] | None = None
     criterion: str | None = None
-    uses_l_sinks = False
-
-    def first_layer(self, vlm: VLM) -> int:
-        """See `Method`."""
-        return Fixed(self.gates(vlm)).first_layer(vlm)
-
-    def applied(self, vlm: VLM, batch: Batch, recorder: Recorder | None = None) -> AbstractContextManager[None]:
-        """See `Method`.
-
-        Raises:
-            GateError: a scale is out of range, or text in front of the image is no Key (cross-attention).
-            SinkgateError: there is no such layer.
-        """
-        return Fixed(self.gates(vlm)).applied(vlm, batch, recorder)
 
     def gates(self, vlm: VLM) -> FineGates:
         """Return the method as fixed gates."""

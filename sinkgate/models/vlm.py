@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, TypeVar, overload
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TextIteratorStreamer
 
+from sinkgate.attention.partial_forward import kept_output
 from sinkgate.attention.patch import Attached, attached, model_lock
 from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import Scales
@@ -509,16 +510,13 @@ class VLM:
         adapter, recorder = self.adapter, Recorder("all", mean=True)
         reading = adapter.encoder_attention[adapter.reading_layer :][:1] if adapter.encoder_layers else []
         features: list[Tensor] = []
-        hook = None
-        if adapter.encoder_layers:
-            reads = adapter.encoder_layers[adapter.feature_layer]
-            hook = reads.register_forward_hook(_keep_output(features), prepend=True)
-        try:
-            with self.lock, torch.no_grad(), attached(reading, recorder=recorder):
-                self._keep_encoded(prompt)
-        finally:
-            if hook is not None:
-                hook.remove()
+        with ExitStack() as stack:
+            if adapter.encoder_layers:
+                stack.enter_context(kept_output(adapter.encoder_layers[adapter.feature_layer], features, first=True))
+            stack.enter_context(self.lock)
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(attached(reading, recorder=recorder))
+            self._keep_encoded(prompt)
         return PatchObservation(*self._patches(prompt, features, recorder), prompt.token_of_patch)
 
     def _patches(
@@ -758,10 +756,3 @@ def find_v_sinks(
 def _of_layers(recorded: dict[int, list[Tensor]]) -> Tensor:
     """Stack the records of a single sample in the first call of each layer."""
     return torch.cat([recorded[layer][0].float().cpu() for layer in sorted(recorded)])
-
-
-def _keep_output(outputs: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    def after_layer(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
-
-    return after_layer

@@ -337,6 +337,18 @@ def _json_object(text: str) -> dict[str, Any]:
     return cast(dict[str, Any], content) if isinstance(content, dict) else {}
 
 
+def typed_numbers(text: str) -> list[int]:
+    """Return rising whole numbers as they are typed: "3,6,7", "4-10".
+
+    Raises:
+        ValueError: anything else.
+    """
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    if any(len(pair) > 2 for pair in ends):
+        raise ValueError(text)
+    return sorted({number for pair in ends for number in range(pair[0], pair[-1] + 1)})
+
+
 def read_layers(text: str, count: int, kind: str = "layer") -> list[int]:
     """Return layers or heads as they are typed: "all", "3,6,7", "4-10".
 
@@ -351,8 +363,7 @@ def read_layers(text: str, count: int, kind: str = "layer") -> list[int]:
     if text == "all":
         return list(range(count))
     try:
-        pairs = [[int(end) for end in part.split("-")] for part in text.split(",")]
-        chosen = sorted({layer for pair in pairs for layer in range(pair[0], pair[-1] + 1)})
+        chosen = typed_numbers(text)
     except ValueError:
         raise GateError(f'{kind}s are "all" or numbers such as 3,6,7 or 4-10; got {text!r}') from None
     if not chosen or chosen[-1] >= count:

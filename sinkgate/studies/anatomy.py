@@ -44,8 +44,8 @@ from sinkgate.sinks.criteria import (
 )
 from sinkgate.sinks.known_dimensions import SIDES, Side
 from sinkgate.sinks.states import Reduction, peaks
-from sinkgate.studies.provenance import facts_of, facts_of_samples
-from sinkgate.studies.runner import Tables, chunks
+from sinkgate.studies.base import OfSamples
+from sinkgate.studies.runner import Tables
 
 Dims = Mapping[Side, Sequence[int]]
 
@@ -78,7 +78,7 @@ TABLES: dict[str, dict[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Anatomy(OfSamples):
     """Anatomy of every sample: `TABLES`.
 
     Each sample is measured by itself, so no number depends on ``chunk``.
@@ -140,21 +140,6 @@ class Anatomy:
             "dimensions": {side: list(dims) for side, dims in self.dimensions.items()},
             "chunk": self.chunk,
         }
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """See `sinkgate.studies.runner.Study`."""
-        return facts_of(self.vlm)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """See `sinkgate.studies.runner.Study`."""
-        return facts_of_samples(self.samples)
-
-    @property
-    def units(self) -> int:
-        """See `sinkgate.studies.runner.Study`."""
-        return chunks(len(self.samples), self.chunk)
 
     def work(self, unit: int) -> Tables:
         """Return `TABLES` of one chunk; raises as ``vlm.prompt`` if a sample cannot be used."""

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from sinkgate.benchmarks import Item
+from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError
 from sinkgate.models.vlm import VLM
 from sinkgate.studies.provenance import checksum, facts_of, facts_of_samples
@@ -16,6 +17,29 @@ from sinkgate.studies.runner import chunks
 from sinkgate.training.dataset import ExampleCache, ImageSinks, PreparedExample, SinkCounts
 
 NO_KIND = "no kind"  # the task of items without a kind
+
+
+class OfSamples:
+    """Model, data and units of a study of samples; see `sinkgate.studies.runner.Study`."""
+
+    vlm: VLM
+    samples: Sequence[Sample]
+    chunk: int
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Name, revision, class, layers and precision of the model."""
+        return facts_of(self.vlm)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Number of samples, and checksum of their content."""
+        return facts_of_samples(self.samples)
+
+    @property
+    def units(self) -> int:
+        """Number of chunks of samples."""
+        return chunks(len(self.samples), self.chunk)
 
 
 class OfItems:

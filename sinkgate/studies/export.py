@@ -25,8 +25,8 @@ from sinkgate.images.io import Picture
 from sinkgate.models.finder import SinkFinder
 from sinkgate.models.trace import Trace
 from sinkgate.models.vlm import VLM, find_sinks
-from sinkgate.studies.provenance import facts_of, facts_of_samples
-from sinkgate.studies.runner import Tables, chunks
+from sinkgate.studies.base import OfSamples
+from sinkgate.studies.runner import Tables
 
 IMAGES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -34,7 +34,7 @@ IMAGES = frozenset(
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(OfSamples):
     """The study. No number depends on ``chunk``, how many samples are a part of the results.
 
     ``layers``: LLM layers that ``tokens``, ``shares`` and ``attention`` keep, all where None. ``words``: of the logit lens, 0 for none.
@@ -64,34 +64,21 @@ class Export:
             "chunk": self.chunk,
         }
 
-    @property
-    def model(self) -> dict[str, Any]:
-        """See `sinkgate.studies.runner.Study`."""
-        return facts_of(self.vlm)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """See `sinkgate.studies.runner.Study`."""
-        return facts_of_samples(self.samples)
-
-    @property
-    def units(self) -> int:
-        """See `sinkgate.studies.runner.Study`."""
-        return chunks(len(self.samples), self.chunk)
-
     def work(self, unit: int) -> Tables:
         """Return the tables of one chunk; a sample that cannot be used has its reason in ``samples`` and no lines elsewhere."""
         start = unit * self.chunk
         tables: dict[str, list[pd.DataFrame]] = {"samples": [], "tokens": [], "shares": [], "attention": []}
         for number, sample in enumerate(self.samples[start : start + self.chunk], start):
-            facts: dict[str, Any] = {"image": ", ".join(map(_name, sample.images)), "question": sample.question}
             try:
                 results = self._tables(sample)
             except SinkgateError as error:
                 results = {"samples": pd.DataFrame([{**_NOTHING, "error": str(error)}])}
             for name, table in results.items():
                 table.insert(0, "sample", number)
-                tables[name].append(table.assign(**facts) if name == "samples" else table)
+                if name == "samples":
+                    table.insert(1, "image", ", ".join(map(_name, sample.images)))
+                    table.insert(2, "question", sample.question)
+                tables[name].append(table)
         joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items() if parts}
         joined["samples"] = joined["samples"].astype({"v_sinks": "Int32", "l_sinks": "Int32"})
         return joined

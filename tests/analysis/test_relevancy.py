@@ -37,14 +37,14 @@ def log_probability(vlm, prompt, ids, token=None, scale=0.0, layers=None):
 def test_leave_out_is_the_difference_that_hooks_give(demo, prompt):
     ids = demo.encode_answer(prompt, "3")
     plain = log_probability(demo, prompt, ids)
-    found = sg.relevancy(demo, prompt, "3", batch_size=10)
-    assert found.values.shape == (64,) and found.log_probability == pytest.approx(plain, abs=1e-4)
+    effect = sg.relevancy(demo, prompt, "3", batch_size=10)
+    assert effect.values.shape == (64,) and effect.log_probability == pytest.approx(plain, abs=1e-4)
     for token in (0, 9, 63):
-        assert float(found.values[token]) == pytest.approx(plain - log_probability(demo, prompt, ids, token), abs=1e-4)
+        assert float(effect.values[token]) == pytest.approx(plain - log_probability(demo, prompt, ids, token), abs=1e-4)
     halved = sg.relevancy(demo, prompt, "3", scale=0.5, layers=[2, 5])
     expected = plain - log_probability(demo, prompt, ids, 9, 0.5, [2, 5])
     assert float(halved.values[9]) == pytest.approx(expected, abs=1e-4)
-    assert found.map().shape == (8, 8) and float(found.map()[1, 1]) == float(found.values[9])
+    assert effect.map().shape == (8, 8) and float(effect.map()[1, 1]) == float(effect.values[9])
 
 
 def test_batches_and_singles_agree_and_scale_one_changes_nothing(demo, prompt):
@@ -68,12 +68,12 @@ def test_the_gradient_is_the_limit_of_small_changes(demo, prompt):
 def test_groups_are_scaled_together_and_the_own_answer_is_the_default(demo, prompt):
     groups = torch.zeros(2, 64, dtype=torch.bool)
     groups[0, [3, 9]] = groups[1, 20:40] = True
-    found = sg.relevancy(demo, prompt, groups=groups)
+    effect = sg.relevancy(demo, prompt, groups=groups)
     trace = demo.answer(prompt)
-    assert found.answer == trace.text and found.values.shape == (2,)
+    assert effect.answer == trace.text and effect.values.shape == (2,)
     plain = log_probability(demo, prompt, trace.ids)
-    assert float(found.values[0]) == pytest.approx(plain - log_probability(demo, prompt, trace.ids, [3, 9]), abs=1e-4)
-    assert found.map()[0, 3] == found.map()[1, 1] == found.values[0] and found.map()[7, 7] == 0
+    assert float(effect.values[0]) == pytest.approx(plain - log_probability(demo, prompt, trace.ids, [3, 9]), abs=1e-4)
+    assert effect.map()[0, 3] == effect.map()[1, 1] == effect.values[0] and effect.map()[7, 7] == 0
 
 
 def test_wrong_arguments_are_named(demo, prompt):
@@ -98,10 +98,10 @@ def test_architectures(name):
     vlm = VLM(model, None, model.config.model_type)
     prompt = vlm.read(family.sample())
     groups = torch.arange(len(prompt.visual))[None] % 3 == torch.arange(3)[:, None]
-    found = sg.relevancy(vlm, prompt, groups=groups, scale=0.5)
+    effect = sg.relevancy(vlm, prompt, groups=groups, scale=0.5)
     small = [
         sg.relevancy(vlm, prompt, groups=groups, scale=0.999, estimate=each).values
         for each in ("leave-out", "gradient")
     ]
-    assert found.values.isfinite().all() and found.values.abs().max() > 1e-6
+    assert effect.values.isfinite().all() and effect.values.abs().max() > 1e-6
     torch.testing.assert_close(*small, atol=2e-4, rtol=0.1)

@@ -16,7 +16,7 @@ from sinkgate.attention.scales import LayerScales, LogitScales
 
 
 class Attention(torch.nn.Module):
-    """What transformers' attention function reads of a module."""
+    """Stand-in for a module, with the attributes that transformers' attention function reads."""
 
     is_causal, layer_idx = True, 0
 
@@ -52,7 +52,7 @@ def attend(module, tensors, scales=None, recorder=None):
 
 
 def inside(limits, queries, heads, beams):
-    """Which rows and heads may change, (B n, Q, H)."""
+    """Return the rows and heads that may change, (B n, Q, H) boolean."""
     later = limits.later[:, None].expand(-1, queries - limits.rows.shape[1])
     rows = torch.cat([limits.rows, later], 1).repeat_interleave(beams, 0)
     changed = (limits.scales[0] != 1).any(-1).any(0).expand(heads)

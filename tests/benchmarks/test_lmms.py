@@ -184,10 +184,10 @@ def test_fixed_gates_act_on_the_sinks_of_each_image(model, requests, documents, 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_published_methods_act_on_each_image(model, requests, documents, demo, batch_size):
-    told = model("model=demo,method=vaf image 4 system 0 layers 0-7", batch_size).generate_until(requests())
+    answers = model("model=demo,method=vaf image 4 system 0 layers 0-7", batch_size).generate_until(requests())
     gates = VAF(4.0, 0.0, tuple(range(8))).gates(demo)
-    assert told == [demo.answer(demo.prompt(each["image"], each["question"]), gates).text for each in documents]
-    assert told != model().generate_until(requests())
+    assert answers == [demo.answer(demo.prompt(each["image"], each["question"]), gates).text for each in documents]
+    assert answers != model().generate_until(requests())
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
