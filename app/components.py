@@ -67,18 +67,22 @@ def attention_chart() -> gr.HTML:
     return _component("chart", None)
 
 
-def lens_picker(layers: int, heads: int, layer: int) -> gr.HTML:
-    """Return the controls of the attention map.
+def lens_picker(heads: int, layer: int) -> gr.HTML:
+    """Return the controls of the attention map, but for its layer, which is chosen by a thumbnail.
 
     Value: ``{"layer": 3, "head": null, "row": 0, "hide": false, "sheet": 0}``. Event: ``input``.
 
     Args:
-        layers: number of layers.
         heads: number of attention heads.
         layer: index of the first layer to show.
     """
     value = {"layer": layer, "head": None, "row": 0, "hide": False, "sheet": 0}
-    return _component("lens", value, size={"layers": layers, "heads": heads})
+    return _component("lens", value, size={"heads": heads})
+
+
+def layer_films(layers: int) -> gr.HTML:
+    """Return one thumbnail a layer, of which one is chosen for the maps. Drawn from the frames of the maps."""
+    return _component("films", None, size={"layers": layers})
 
 
 def attention_maps() -> gr.HTML:

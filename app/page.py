@@ -19,6 +19,7 @@ from .components import (
     attention_chart,
     attention_maps,
     header,
+    layer_films,
     learned_picker,
     lens_picker,
     mixer,
@@ -123,7 +124,8 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 done = gr.Button("Done", elem_id="edit-done", min_width=60)
             questions = question_chips()
         with gr.Column(elem_classes="card looking", min_width=320):
-            lens = lens_picker(vlm.num_layers, vlm.num_heads, layer=min(FIRST_LAYER, vlm.num_layers - 1))
+            layer_films(vlm.num_layers)
+            lens = lens_picker(vlm.num_heads, layer=min(FIRST_LAYER, vlm.num_layers - 1))
             maps = attention_maps()
         with gr.Column(elem_classes="card answering", min_width=280):
             answers = answer_pair()

@@ -12,7 +12,8 @@ window.sinkgate = {
   },
 
   // Page-wide messages between components: "frame" (a new frame to draw), "view" (a new picture under it), "setting" (of
-  // the faders, as sent), "sync" (whether the panels belong to that setting), "touched" (the layer whose fader moves), "why"
+  // the faders, as sent), "sync" (whether the panels belong to that setting), "touched" (the layer whose fader moves), "layer" (the one to
+  // show on the maps), "lens" (layer, head and query of the maps), "why"
   // (the reason for the sink under the pointer), "switch" (the layer whose learned gate is to go off or on), "answers" (both,
   // as far as they are generated), "share" (open the section with links and files), "refused" (the reason why a file was not
   // uploaded).

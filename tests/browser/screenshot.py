@@ -35,7 +35,7 @@ def main() -> None:
             viewport=size, device_scale_factor=2, color_scheme="dark" if options.dark else "light"
         )
         tab = Tab(context.new_page(), app.address)
-        tab.page.locator("#lens .film").nth(options.layer).click()
+        tab.page.locator("#films .film").nth(options.layer).click()
         if options.learned:
             tab.page.locator("#learned select").select_option(options.learned)
             tab.page.wait_for_selector("#mixer .rho:visible")

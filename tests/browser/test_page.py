@@ -155,7 +155,7 @@ def test_layer_head_query_and_hidden_sinks(tab: Any, vlm: sg.VLM, picture: Path)
     asked(tab, picture)
     tab.page.locator("#mixer .preset", has_text="V-sinks × 0").click()
     tab.settle()
-    tab.page.locator("#lens .film").nth(6).click()
+    tab.page.locator("#films .film").nth(6).click()
     tab.page.locator("#lens .head").select_option("2")
     tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.head === 2")
     expected = direct(vlm, picture, QUESTION, tab.frame()["gates"])
@@ -327,7 +327,7 @@ def test_two_users_never_share_a_setting(browser: Browser, address: str, tab: An
     other = type(tab)(context.new_page(), address)
     tab.page.locator("#mixer .preset", has_text="V-sinks × 0").click()
     assert not tab.settle()["identity"]
-    other.page.locator("#lens .film").nth(1).click()
+    other.page.locator("#films .film").nth(1).click()
     other.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 1")
     assert other.frame()["identity"]
     context.close()

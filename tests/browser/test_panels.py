@@ -66,7 +66,7 @@ def test_a_query_that_the_next_answer_lacks_is_left(tab: Tab) -> None:
     assert frame["lens"]["row"] == 0 and frame["before"] and frame["after"]
     assert tab.page.locator("#lens .row").input_value() == "0"
     assert tab.page.locator("#maps canvas.stale").count() == 0
-    tab.page.locator("#lens .film").nth(5).click()  # what the page sends next is the query that it shows
+    tab.page.locator("#films .film").nth(5).click()  # what the page sends next is the query that it shows
     tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 5")
     assert tab.frame()["lens"]["row"] == 0 and tab.frame()["before"]
 
@@ -142,8 +142,8 @@ def test_a_probability_that_is_not_among_the_first_is_no_nought(tab: Tab, vlm: s
 
 def in_sight(tab: Tab, layer: int) -> bool:
     row, film = (
-        tab.page.locator("#lens .films").bounding_box(),
-        tab.page.locator("#lens .film").nth(layer).bounding_box(),
+        tab.page.locator("#films .films").bounding_box(),
+        tab.page.locator("#films .film").nth(layer).bounding_box(),
     )
     assert row and film
     return row["x"] - 1 <= film["x"] and film["x"] + film["width"] <= row["x"] + row["width"] + 1
@@ -158,7 +158,7 @@ def test_the_layer_of_the_maps_is_named_and_its_film_is_in_sight(deep: Tab) -> N
     assert deep.frame()["lens"]["layer"] == 27 and in_sight(deep, 27) and deep.page.evaluate("scrollY") == top
     captions = deep.page.locator("#maps figcaption").all_inner_texts()
     assert all("layer 27" in caption for caption in captions)
-    deep.page.locator("#lens .film").nth(26).focus()
+    deep.page.locator("#films .film").nth(26).focus()
     for _ in range(26):
         deep.page.keyboard.press("ArrowLeft")
     deep.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 1")

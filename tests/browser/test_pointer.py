@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SMALL = {"width": 1280, "height": 720}
 # Where everything stands that a pointer may be on, in page coordinates.
 PLACES = """() => Object.fromEntries(
-  ["#mixer .fader", "#mixer .preset", "#learned select", "#chart .plot", "#lens .film", "#lens select", "#maps .screen",
+  ["#mixer .fader", "#mixer .preset", "#learned select", "#chart .plot", "#films .film", "#lens select", "#maps .screen",
    "#answers .answer", "#words .bars"].flatMap((name) => [...document.querySelectorAll(name)].filter((part) => part.offsetParent).map((part, index) => {
     const box = part.getBoundingClientRect();
     return [name + " " + index, [box.x, box.y + scrollY, box.width, box.height].map(Math.round)];

@@ -1,0 +1,51 @@
+const page = window.sinkgate;
+const films = element.querySelector(".films");
+const { layers } = props.size;
+const HOLE = 255; // the byte of a film where the sheet has no token
+let shown = 0; // the layer of the maps
+
+for (let layer = 0; layer < layers; layer++) {
+  films.append(page.el("button", {
+    type: "button", class: "film", role: "radio", "aria-label": "Layer " + layer,
+    onclick: () => page.publish("layer", layer),
+  }, page.el("canvas", { width: 1, height: 1 }), page.el("span", { text: layer })));
+}
+films.addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const layer = (shown + step + layers) % layers;
+  page.publish("layer", layer);
+  films.children[layer].focus();
+});
+
+// Scrolls the row of films, and never the page.
+function reveal(film) {
+  const [box, row] = [film.getBoundingClientRect(), films.getBoundingClientRect()];
+  if (box.left < row.left) films.scrollLeft -= row.left - box.left;
+  else if (box.right > row.right) films.scrollLeft += box.right - row.right;
+}
+
+function drawFilm(canvas, shades, [rows, columns]) {
+  canvas.width = columns;
+  canvas.height = rows;
+  const pixels = new ImageData(columns, rows);
+  const bytes = atob(shades);
+  for (let i = 0; i < bytes.length; i++) {
+    const shade = bytes.charCodeAt(i);
+    if (shade !== HOLE) pixels.data.set([...page.shade(shade / (HOLE - 1)), 255], 4 * i);
+  }
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+}
+
+page.subscribe("lens", ({ layer: chosen }) => {
+  shown = chosen;
+  [...films.children].forEach((film, layer) => {
+    film.setAttribute("aria-checked", String(layer === shown));
+    film.tabIndex = layer === shown ? 0 : -1;
+  });
+  reveal(films.children[shown]);
+});
+page.subscribe("frame", (frame) => {
+  frame.films.forEach((shades, layer) => drawFilm(films.children[layer].querySelector("canvas"), shades, frame.grid));
+});
