@@ -1,5 +1,6 @@
 """Project files agree with each other, and the core needs no extra."""
 
+import ast
 import os
 import re
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import model_table
 import pytest
 from packaging.requirements import Requirement
+
+import sinkgate as sg
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -148,7 +151,7 @@ class Watch:
             print(os.environ.get("OMP_WAIT_POLICY"), flush=True)
             os._exit(0)  # torch itself takes seconds
 sys.meta_path.insert(0, Watch())
-sys.argv = ["sinkgate", "--help"]
+sys.argv = ["sinkgate", "info"]
 {run}
 """
 
@@ -169,3 +172,44 @@ def test_threads_that_wait_sleep_from_before_torch_is_imported(run, given):
         [sys.executable, "-c", WATCH.format(run=run)], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.stdout.splitlines()[-1] == (given or "PASSIVE"), done.stderr
+
+
+HEAVY = ("torch", "transformers", "numpy", "pandas", "plotly", "sklearn", "scipy", "gradio", "datasets")
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import sinkgate", HEAVY),
+        ("import sys; from sinkgate import cli; sys.argv = ['sinkgate', '--help']; cli.main()", HEAVY),
+        ("import sys; from sinkgate import cli; sys.argv = ['sinkgate', 'sweep', '--help']; cli.main()", HEAVY),
+        (
+            "import sinkgate as sg; sg.load; sg.Gates",  # transformers takes some of the others where they are installed
+            ("plotly", "gradio", "datasets", "sinkgate.plots", "sinkgate.widgets", "sinkgate.training.trainer"),
+        ),
+    ],
+)
+def test_import_and_help_leave_out_what_they_do_not_need(code, absent):
+    report = f"print('IMPORTED', *sorted(set({absent!r}) & set(sys.modules)))"
+    wrapped = f"import atexit, sys; atexit.register(lambda: {report}); {code}"
+    done = subprocess.run([sys.executable, "-c", wrapped], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "IMPORTED"
+
+
+def test_public_names_are_imported_when_they_are_used():
+    assert sorted(sg._HOME) == sorted(sg.__all__)
+    assert set(sg.__all__) <= set(dir(sg))
+    for name in sg.__all__:
+        assert getattr(sg, name) is not None
+    assert sg.data.Sample is sg.Sample and sg.sinks.criteria.SinkCriteria is sg.SinkCriteria
+    with pytest.raises(AttributeError, match="'sinkgate' has no attribute 'gate'"):
+        sg.gate  # noqa: B018
+
+
+def test_type_checkers_see_the_modules_of_the_public_names():
+    """What stands under ``TYPE_CHECKING`` is what ``__getattr__`` imports."""
+    tree = ast.parse((ROOT / "sinkgate" / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    listed = {alias.name: node.module for node in block.body for alias in node.names}
+    assert listed == {name: f"sinkgate.{module}" for name, module in sg._HOME.items()}

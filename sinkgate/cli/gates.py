@@ -12,7 +12,6 @@ from sinkgate.cli.data import SCENES, DataChoice
 from sinkgate.cli.options import AnyModel, AsJson, ModelChoice, SinkChoice, print_json, unfolded
 from sinkgate.errors import SinkgateError
 from sinkgate.output import writable_folder
-from sinkgate.sinks.gates import read_layers
 
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples side by side, in each process.")]
 
@@ -69,6 +68,7 @@ def train(
     from transformers import set_seed
 
     from sinkgate.methods.lsg import LSG
+    from sinkgate.sinks.gates import read_layers
     from sinkgate.training.trainer import train as train_gates
 
     processes = PartialState(cpu=not torch.cuda.is_available())

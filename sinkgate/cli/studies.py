@@ -14,7 +14,6 @@ import typer
 from sinkgate.cli.data import DataChoice
 from sinkgate.cli.options import QUESTION, AnyModel, AsJson, ModelChoice, SinkChoice, print_json, unfolded
 from sinkgate.errors import SinkgateError
-from sinkgate.sinks.gates import read_layers
 from sinkgate.sinks.words import number
 
 if TYPE_CHECKING:
@@ -90,6 +89,7 @@ def anatomy(
     as_json: AsJson = False,
 ) -> None:
     """Measure norms, spikes, attention, Values and outputs of V-sinks, L-sinks and ordinary tokens, layer by layer."""
+    from sinkgate.sinks.gates import read_layers
     from sinkgate.studies.anatomy import Anatomy, by_layer, means_by_layer
 
     questions, find = data.questions(), criteria.finder()
@@ -123,6 +123,7 @@ def probe(
     as_json: AsJson = False,
 ) -> None:
     """Fit linear probes on V-sinks, L-sinks and ordinary tokens in every layer."""
+    from sinkgate.sinks.gates import read_layers
     from sinkgate.studies.features import Features
     from sinkgate.studies.probes import Probes, against_shuffled, summary
     from sinkgate.studies.results import Results
@@ -168,6 +169,7 @@ def sweep(
     With several GPUs: accelerate launch -m sinkgate sweep --out DIR ...
     """
     from sinkgate.analysis.sweep import CONTROLS, LINE, grid
+    from sinkgate.sinks.gates import read_layers
     from sinkgate.studies.base import sinks_of
     from sinkgate.studies.sweep import Sweep, confirmed
 
@@ -299,6 +301,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export attention, shares of groups, sinks with evidence and logit-lens words of many images as Parquet tables."""
+    from sinkgate.sinks.gates import read_layers
     from sinkgate.studies.export import Export, samples_of
 
     if runs.out is None:
