@@ -93,6 +93,7 @@ def attention_maps() -> gr.HTML:
 def mixer(layers: int, presets: dict[str, tuple[float, float]]) -> gr.HTML:
     """Return two faders a layer. Value: ``{"v_sink": [1.0, ...], "rest": [1.0, ...], "revision": 0}``, scales from 0 to 4.
 
+    ``l_sink`` holds the scales of L-sinks where they differ from those of ordinary tokens, which then are ``rest`` alone.
     Events: ``input`` while a fader moves, ``commit`` when it comes to rest. ``revision`` rises with every setting, of the page
     and of the server. Draws the scales of learned gates from the frames of the maps.
     """

@@ -88,7 +88,7 @@ def uploaded_gates(paths: Sequence[str] | None, vlm: sg.VLM) -> LSG:
     """Return gates from the two files that a user uploaded, under any names.
 
     Raises:
-        GateError: these are not the two files, or one is too large or broken, or the gates do not fit this model or the mixer.
+        GateError: these are not the two files, or one is too large or broken, or the gates do not fit this model.
     """
     files = {Path(path).suffix: Path(path) for path in paths or ()}
     if len(paths or ()) != 2 or files.keys() != {".json", ".safetensors"}:
@@ -104,10 +104,10 @@ def uploaded_gates(paths: Sequence[str] | None, vlm: sg.VLM) -> LSG:
 
 
 def open_gates(folder: Path, vlm: sg.VLM) -> LSG:
-    """Return gates on the model's device, checked for this model and the mixer.
+    """Return gates on the model's device, checked for this model.
 
     Raises:
-        GateError: a file is missing, too large or broken, or the gates do not fit this model or the mixer's two faders.
+        GateError: a file is missing, too large or broken, or the gates do not fit this model.
     """
     for name, most in ((CONFIG, CONFIG_BYTES), (WEIGHTS, weight_bytes(vlm))):
         if not (folder / name).is_file():
@@ -125,9 +125,4 @@ def open_gates(folder: Path, vlm: sg.VLM) -> LSG:
         LSG(config.only(config.layers[-1:])).check_fits(vlm)
     except ModelMismatchError as error:
         raise sg.GateError(error.reason) from error  # its remedy is an option that the page does not have
-    if config.grouping != "v_sink":
-        raise sg.GateError(
-            f"they group tokens by {config.grouping!r}; the mixer has one fader for L-sinks and ordinary tokens, "
-            "so that it can show only gates that group by 'v_sink'"
-        )
     return LSG.from_pretrained(folder).to(vlm.device).eval().requires_grad_(False)

@@ -299,11 +299,13 @@ class Engine:
     def read_gates(self, value: Any) -> sg.Gates:
         """Return the mixer's value as gates for this model; raises `sinkgate.GateError` for anything else."""
         try:
-            v_sink = [float(scale) for scale in value["v_sink"]]
-            rest = [float(scale) for scale in value["rest"]]
+            names = ("v_sink", "rest", "l_sink") if "l_sink" in value else ("v_sink", "rest")
+            scales = {name: [float(scale) for scale in value[name]] for name in names}
         except (TypeError, ValueError, KeyError, OverflowError):
-            raise sg.GateError("The mixer's setting must hold two lists of numbers, v_sink and rest.") from None
-        return sg.Gates.from_lists(v_sink=v_sink, rest=rest, model=self.vlm.name).for_model(self.vlm)
+            raise sg.GateError(
+                "The mixer's setting must hold lists of numbers, v_sink, rest and maybe l_sink."
+            ) from None
+        return sg.Gates.from_lists(**scales, model=self.vlm.name).for_model(self.vlm)
 
     def parse_gates(self, text: str) -> sg.Gates:
         """Return gates from JSON, checked against this model; raises `sinkgate.GateError`."""

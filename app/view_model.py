@@ -17,6 +17,7 @@ from PIL import Image
 import sinkgate as sg
 from sinkgate.images.layout import Sheet
 from sinkgate.sinks import words
+from sinkgate.sinks.gates import GROUPS
 
 from .state import MAX_NEW_TOKENS, AnswerUpdate, QuestionState
 
@@ -81,7 +82,8 @@ def frame(state: QuestionState, lens: Lens) -> JSON:
         "queries": _queries(state),
         "words": _words(state),
         "shares": {name: _shares(trace, state.sinks, lens.row) for name, trace in rows.items()},
-        "gates": {"v_sink": _column(state.gates, 0), "rest": _column(state.gates, 2)},
+        "gates": mixer_value(state.gates),
+        "groups": _groups(state.sinks),
         "identity": state.gates.is_identity,
         "learned": _learned(state),
         "summary": state.sinks.summary(),
@@ -97,7 +99,7 @@ def _learned(state: QuestionState) -> JSON | None:
         "name": state.learned.name,
         "layers": list(state.learned.layers),
         "off": sorted(state.learned.off),
-        "rho": {"v_sink": _column(state.rho, 0), "rest": _column(state.rho, 2)},
+        "rho": mixer_value(state.rho),
     }
 
 
@@ -155,12 +157,9 @@ def sentence(text: str) -> str:
 
 
 def mixer_value(gates: sg.Gates) -> JSON:
-    """Return gates as the mixer's value; raises `sinkgate.GateError` where it has no fader for them."""
-    if _column(gates, 1) != _column(gates, 2):
-        raise sg.GateError(
-            "These gates scale L-sinks and ordinary tokens differently, and the mixer has one fader for both."
-        )
-    return {"v_sink": _column(gates, 0), "rest": _column(gates, 2)}
+    """Return gates as the mixer's value: with ``l_sink`` where L-sinks and ordinary tokens have different scales."""
+    v_sink, l_sink, ordinary = (_column(gates, group) for group in range(3))
+    return {"v_sink": v_sink, **({} if l_sink == ordinary else {"l_sink": l_sink}), "rest": ordinary}
 
 
 def _map(trace: sg.Trace, lens: Lens, hidden: torch.Tensor | None) -> list[float | None] | None:
@@ -250,6 +249,15 @@ def _words(state: QuestionState) -> list[list[Any]]:
         [names[token], *(round(float(trace.probabilities[token]), 5) for trace in (before, after))]
         for token in likely[:TOP_WORDS]
     ]
+
+
+def _groups(sinks: sg.SinkMap) -> JSON:
+    """Return the number of tokens of each group, by layer, and the criteria for sinks in words."""
+    layers = range(len(sinks.l_sink))
+    return {
+        "tokens": {group: [int(sinks.group(group, layer).sum()) for layer in layers] for group in GROUPS},
+        "criteria": {group: sinks.criterion(group) for group in ("v_sink", "l_sink")},
+    }
 
 
 def _shares(trace: sg.Trace, sinks: sg.SinkMap, row: int) -> dict[str, list[float]] | None:

@@ -21,7 +21,7 @@ let glided = -Infinity; // time of the last animation
 let top_ = RANGE; // the scale at the upper end of the faders
 
 function copy(value) {
-  return { v_sink: [...value.v_sink], rest: [...value.rest] };
+  return { v_sink: [...value.v_sink], ...(value.l_sink && { l_sink: [...value.l_sink] }), rest: [...value.rest] };
 }
 
 // ---- sending -------------------------------------------------------------------------------------------
@@ -44,8 +44,10 @@ const pace = page.pace(() => send("input"), () => {
 function put(group, layer, scale) {
   const value = Math.round(100 * Math.min(Math.max(scale, 0), top_)) / 100;
   for (const name of link.checked ? GROUPS : [group]) {
-    if (layer === ALL) setting[name].fill(value);
-    else setting[name][layer] = value;
+    for (const column of [setting[name], name === "rest" && setting.l_sink].filter(Boolean)) {
+      if (layer === ALL) column.fill(value);
+      else column[layer] = value;
+    }
   }
 }
 

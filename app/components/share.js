@@ -129,7 +129,9 @@ function mark(draw, kind, x, y, radius) {
 function gates() {
   if (frame.identity) return "all scales are 1";
   const parts = [];
-  for (const [group, name] of [["v_sink", "V-sinks"], ["rest", "other visual tokens"]]) {
+  const rest = frame.gates.l_sink ? "ordinary tokens" : "other visual tokens";
+  for (const [group, name] of [["v_sink", "V-sinks"], ["l_sink", "L-sinks"], ["rest", rest]]) {
+    if (!frame.gates[group]) continue;
     const layers = new Map();
     frame.gates[group].forEach((scale, layer) => {
       if (scale !== 1) layers.set(scale, [...(layers.get(scale) || []), layer]);

@@ -126,8 +126,10 @@ window.addEventListener("hashchange", () => {
   let [setting, frame, offline, due] = [null, null, false, null];
   let shown = "current";
 
-  const behind = () => setting && frame && ["v_sink", "rest"].some((group) =>
-    setting[group].some((scale, layer) => Math.abs(scale - frame.gates[group][layer]) > 1e-6));
+  const behind = () => setting && frame && ["v_sink", "l_sink", "rest"].some((group) => {
+    const [wanted, shown] = [setting, frame.gates].map((gates) => gates[group] || gates.rest);
+    return wanted.some((scale, layer) => Math.abs(scale - shown[layer]) > 1e-6);
+  });
   const show = (state) => {
     clearTimeout(due);
     due = null;

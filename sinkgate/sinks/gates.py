@@ -111,13 +111,16 @@ class Gates:
         v_sink: Sequence[float] | np.ndarray | Tensor,
         rest: Sequence[float] | np.ndarray | Tensor,
         model: str | None = None,
+        *,
+        l_sink: Sequence[float] | np.ndarray | Tensor | None = None,
     ) -> Gates:
-        """Return gates of two groups, as in the paper.
+        """Return gates of two groups, as in the paper, or of three.
 
         Args:
             v_sink: the scale of V-sinks in each layer, 0 to 4; a list, an array or a tensor.
-            rest: the scale of all other visual tokens in each layer.
+            rest: the scale of all other visual tokens in each layer; of ordinary tokens alone beside ``l_sink``.
             model: the name of the model they are for; None for any with as many layers.
+            l_sink: the scale of L-sinks in each layer; None for that of ``rest``.
 
         Raises:
             GateError: lists of unequal length, or of anything but numbers from 0 to 4.
@@ -125,7 +128,10 @@ class Gates:
         Example:
             >>> Gates.from_lists(v_sink=[1, 0.5], rest=[1, 0.5])
         """
-        return cls._of_columns(_columns({"v_sink": _plain(v_sink), "rest": _plain(rest)}), None, model)
+        columns = {"v_sink": _plain(v_sink), "rest": _plain(rest)}
+        if l_sink is not None:
+            columns = {"v_sink": columns["v_sink"], "l_sink": _plain(l_sink), "ordinary": columns["rest"]}
+        return cls._of_columns(_columns(columns), None, model)
 
     @classmethod
     def _of_columns(cls, columns: list[list[float]], layers: int | None, model: Any) -> Gates:

@@ -104,6 +104,11 @@ class SinkMap(SinkMasks):
         """Return a few plain sentences: how many of each kind, where, by which criterion; the text sink."""
         return " ".join(self.sentences())
 
+    def criterion(self, group: str) -> str:
+        """Return the criterion that decided ``v_sink`` or ``l_sink``, in words; "" for V-sinks of an encoder that cannot be looked into."""
+        verdict = getattr(self, f"{group[0]}_verdict")
+        return "" if verdict is None else _by(self.criteria and getattr(self.criteria, group), verdict)
+
     def sentences(self) -> list[str]:
         """Return the sentences of ``summary``: V-sinks, L-sinks, criteria that find none, the text sink, attention on V-sinks."""
         sentences = [self._v_sentence(), self._l_sentence(), *(self.criteria.sentences() if self.criteria else [])]
@@ -119,7 +124,7 @@ class SinkMap(SinkMasks):
     def _v_sentence(self) -> str:
         if self.v_verdict is None:
             return "V-sinks cannot be named: this encoder cannot be looked into."
-        by = f"({_by(self.criteria and self.criteria.v_sink, self.v_verdict)})"
+        by = f"({self.criterion('v_sink')})"
         if self.loudest is None:
             sinks = int(self.v_verdict.mask.sum())
             return f"{count(sinks, 'patch')} {'is a sink' if sinks == 1 else 'are sinks'} in the encoder {by}, but tokens mix patches: no token is a V-sink of its own."
@@ -129,7 +134,7 @@ class SinkMap(SinkMasks):
         return f"{sinks} of {count(len(self.v_sink), 'visual token')} {'is a V-sink' if sinks == 1 else 'are V-sinks'} {by}."
 
     def _l_sentence(self) -> str:
-        by = f"({_by(self.criteria and self.criteria.l_sink, self.l_verdict)})"
+        by = f"({self.criterion('l_sink')})"
         if self.l_sink.any():
             return f"{self._l_counts()} {by}."
         return f"No L-sinks{' beside the V-sinks' if self.l_verdict.has_sinks else ''} {by}."
