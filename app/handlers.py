@@ -384,10 +384,10 @@ class Handlers:
             lens: the page's lens.
             moving: leave out the link that restores the page after a reload, which costs time.
         """
-        state, session.lens = session.state, lens
+        state = session.state
         if state is None:
             raise sg.PromptError("Ask a question first.")
-        view = self.lens(session, lens)
+        view = self.lens(session, session.newest_lens(lens))
         here = {} if moving else {"here": Link.of(session, view, self.engine).to_text()}
         return frame(state, view) | {"question": session.question} | here
 

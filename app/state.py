@@ -93,7 +93,7 @@ class UserSession:
     examples: list[tuple[str, str | None]] = field(default_factory=list)  # questions, with answers where known
     question: str = ""
     notice: str = ""
-    lens: Any = None  # as the page sent it last; the slow tier draws through it, too
+    lens: Any = None  # the newest that the page sent; the slow tier draws through it, too
     gates_text: str = ""  # as sent last, so that a text which the user is editing is not overwritten
     learned: LearnedGates | None = None  # read every question from now on
     uploads: list[LearnedGates] = field(default_factory=list)
@@ -146,6 +146,13 @@ class UserSession:
                 return True
             return False
 
+    def newest_lens(self, lens: Any) -> Any:
+        """Return this lens, or the newer one that arrived before: a late tick of a fader holds the lens of its time."""
+        with self.lock:
+            if lens_revision(lens) >= lens_revision(self.lens):
+                self.lens = lens
+            return self.lens
+
     def own_revision(self) -> int:
         """Return the revision of a setting that the server makes, above all that the user has sent."""
         with self.lock:
@@ -164,6 +171,12 @@ class UserSession:
                 return False
             self.newest_edit = revision
             return True
+
+
+def lens_revision(lens: Any) -> int:
+    """Return the number of the page's choice of a map, which rises; 0 for a client that does not count."""
+    revision = lens.get("revision") if isinstance(lens, dict) else None
+    return revision if isinstance(revision, int) else 0
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,14 @@ const hide = element.querySelector(".hide-sinks");
 const follow = element.querySelector(".follow");
 const { heads } = props.size;
 
-function choose(change) {
-  props.value = { ...props.value, ...change };
+// The revision lets the server ignore the lens of an event that arrives late.
+function set(change) {
+  props.value = { ...props.value, ...change, revision: (props.value.revision || 0) + 1 };
   drawChoice();
+}
+
+function choose(change) {
+  set(change);
   trigger("input");
 }
 
@@ -53,8 +58,7 @@ page.subscribe("layer", (layer) => choose({ layer }));
 // The layer whose fader is touched; the mixer's own event brings the frame.
 page.subscribe("touched", (layer) => {
   if (!follow.checked || layer === props.value.layer) return;
-  props.value = { ...props.value, layer };
-  drawChoice();
+  set({ layer });
 });
 
 drawChoice();

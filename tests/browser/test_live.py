@@ -96,6 +96,14 @@ def test_a_last_tick_behind_the_answers_keeps_the_link(handlers: Handlers, sessi
     assert "here" not in moving and late["here"] == handlers.frame(session, LENS)["here"]
 
 
+def test_a_late_tick_keeps_the_newest_lens(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
+    handlers.set_lens(session, {**LENS, "layer": 4, "revision": 2})
+    frame, _ = handlers.set_gates(session, setting(vlm, 0.4, turn=1), {**LENS, "layer": 5, "revision": 1})
+    assert frame["lens"]["layer"] == 4 and session.lens["layer"] == 4
+    frame, _ = handlers.set_gates(session, setting(vlm, 0.5, turn=2), {**LENS, "layer": 6, "revision": 3})
+    assert frame["lens"]["layer"] == 6
+
+
 def test_an_answer_stops_when_something_newer_begins(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
     answers = handlers.stream_answers(session, setting(vlm, 0.3))
     next(answers)
