@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -175,6 +176,7 @@ def run_seed(vlm: VLM, setup: Setup, seed: int, out: Path) -> Report:
     history = [{k: v for k, v in entry.items() if "loss" in k or k == "step"} for entry in report.history]
     return {
         "seed": seed,
+        "measured": date.today().isoformat(),
         "samples": len(samples),
         "steps": report.steps,
         "minutes": {"train": (trained - began) / 60, "examine": (time.time() - trained) / 60},

@@ -23,7 +23,7 @@ from sinkgate.scenes.questions import KINDS
 Report = dict[str, Any]
 HEAD = """# Learned gates and baselines on the demo world: {model}
 
-Written by `python -m sinkgate.demo compare {command}`. Conclusions are in [the log](../LOG.md).
+Written by `python -m sinkgate.demo compare {command}`; measured {measured}. Conclusions are in [the log](../LOG.md).
 
 On the scenes of its training the model has little room to gain ({clear:.1f} % right). So the pictures are **hazed**: they lose a share of the contrast,
 which the model did not see in training. Every method learns, with the backbone frozen, from the same {samples:,} questions about scenes with 0 to 70 % haze, used twice
@@ -318,6 +318,7 @@ def _card(
     head = HEAD.format(
         model=setup.model,
         command=next(name for name, each in SETUPS.items() if each.model == setup.model),
+        measured=measured_dates([run["measured"] for run in comparison.seeds]),
         layers=f"{layers[0]} to {layers[-1]}",
         clear=100 * fmean(float(marks.mean()) for marks in clear),
         samples=first["samples"],
@@ -357,6 +358,12 @@ def _card(
     return head + "\n\n".join(f"## {title}\n{text}" for title, text in parts.items()) + "\n"
 
 
+def measured_dates(dates: Sequence[str]) -> str:
+    """Return the first and the last of ISO dates in words, once if they are equal."""
+    first, last = min(dates), max(dates)
+    return f"on {first}" if first == last else f"from {first} to {last}"
+
+
 def _compact(comparison: Comparison) -> Report:
     """Return shares of right answers by world, method, kind and seed, and the stacks of each seed."""
     worlds = {
@@ -372,7 +379,7 @@ def _compact(comparison: Comparison) -> Report:
         }
         for world in ("hazed", "clear")
     }
-    runs = [{key: run[key] for key in ("seed", "samples", "steps", "minutes", "stacks")} for run in comparison.seeds]
+    runs = [{key: run[key] for key in ("seed", "measured", "samples", "steps", "minutes", "stacks")} for run in comparison.seeds]
     rho = {form: {w: comparison.rho(w, form) for w in ("hazed", "clear")} for form in FORMS}
     return {"accuracy": worlds, "runs": runs, "rho": rho, "oracle": comparison.oracle.get("best")}
 
