@@ -379,7 +379,10 @@ def _compact(comparison: Comparison) -> Report:
         }
         for world in ("hazed", "clear")
     }
-    runs = [{key: run[key] for key in ("seed", "measured", "samples", "steps", "minutes", "stacks")} for run in comparison.seeds]
+    runs = [
+        {key: run[key] for key in ("seed", "measured", "samples", "steps", "minutes", "stacks")}
+        for run in comparison.seeds
+    ]
     rho = {form: {w: comparison.rho(w, form) for w in ("hazed", "clear")} for form in FORMS}
     return {"accuracy": worlds, "runs": runs, "rho": rho, "oracle": comparison.oracle.get("best")}
 
