@@ -33,7 +33,7 @@ def resumed(layers: Sequence[nn.Module], start: int, begin: Tensor | None) -> Ge
 
     hook = layers[start].register_forward_pre_hook(feed, with_kwargs=True, prepend=True)
     try:
-        with _replaced(layers[:start], _identity):
+        with replaced(layers[:start], _identity):
             yield
     finally:
         hook.remove()
@@ -51,12 +51,12 @@ def prefilled(model: nn.Module, output: Any) -> Generator[None]:
         stored = next(calls, None)
         return run(*args, **kwargs) if stored is None else stored
 
-    with _replaced([model], functools.wraps(run)(forward)):
+    with replaced([model], functools.wraps(run)(forward)):
         yield
 
 
 @contextmanager
-def _replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Generator[None]:
+def replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Generator[None]:
     """Replace forwards; restore those set on the modules before (as accelerate does)."""
     before = [module.__dict__.get("forward") for module in modules]
     try:
@@ -103,7 +103,7 @@ def kept_output(layer: nn.Module, outputs: list[Tensor], first: bool = False) ->
 @contextmanager
 def without_layers(layers: Sequence[nn.Module], state: Tensor) -> Generator[None]:
     """Skip all layers: what stands behind the last one gets this state."""
-    with _replaced(layers, lambda *_, **__: state):
+    with replaced(layers, lambda *_, **__: state):
         yield
 
 
@@ -116,7 +116,7 @@ def checkpointed(layers: Sequence[nn.Module]) -> Generator[None]:
     with ExitStack() as stack:
         for layer in layers:
             run: Callable[..., Any] = functools.partial(_checkpointing.checkpoint, layer.forward, use_reentrant=False)
-            stack.enter_context(_replaced([layer], run))
+            stack.enter_context(replaced([layer], run))
         yield
 
 

@@ -4,6 +4,7 @@ from sinkgate.methods.base import Fixed, Method, criterion_of, finder_of
 from sinkgate.methods.fastv import FastV
 from sinkgate.methods.lora import LoRA
 from sinkgate.methods.pai import PAI
+from sinkgate.methods.registers import Registers, find_register_neurons
 from sinkgate.methods.reweight import Reweight, ReweightConfig
 from sinkgate.methods.scaling_vis import AdaptVis, ScalingVis
 from sinkgate.methods.sink_to_front import SinkToTheFront
@@ -20,6 +21,7 @@ __all__ = [
     "Fixed",
     "LoRA",
     "Method",
+    "Registers",
     "Remove",
     "Reweight",
     "ReweightConfig",
@@ -27,5 +29,6 @@ __all__ = [
     "SinkToTheFront",
     "Suppress",
     "criterion_of",
+    "find_register_neurons",
     "finder_of",
 ]

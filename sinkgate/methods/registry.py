@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,6 +17,7 @@ from sinkgate.methods import (
     Fixed,
     LoRA,
     Method,
+    Registers,
     Remove,
     Reweight,
     ScalingVis,
@@ -32,6 +34,7 @@ PUBLISHED: dict[str, type[Method]] = {
     "fastv": FastV,
     "front": SinkToTheFront,
     "pai": PAI,
+    "registers": Registers,
     "remove": Remove,
     "scalingvis": ScalingVis,
     "suppress": Suppress,
@@ -43,7 +46,8 @@ PUBLISHED: dict[str, type[Method]] = {
 def published(text: str) -> Method:
     """Return a published method by its name, with options as words: "vaf", "vaf image 1.3 layers 9-14".
 
-    Options are the method's attributes; layers and other lists of whole numbers are typed as "9-14", "3,6" or "3+6".
+    Options are the method's attributes; layers and other lists of whole numbers are typed as "9-14", "3,6" or "3+6", neurons as
+    "5.120+4.31": layer and unit.
 
     Raises:
         SinkgateError: there is no such method or option, or a value is not of its kind.
@@ -77,6 +81,11 @@ def _value(name: str, text: str, kind: Any) -> Any:
             return {"true": True, "false": False}[text.lower()]
     except (ValueError, KeyError):
         raise SinkgateError(f"{name} is {text!r}; expected {'true or false' if kind is bool else 'a number'}") from None
+    if "tuple[tuple" in str(kind):
+        pairs = re.findall(r"(\d+)\.(\d+)", text)
+        if "+".join(".".join(pair) for pair in pairs) != text:
+            raise SinkgateError(f"{name} is {text!r}; expected layer and unit of each neuron, such as 5.120+4.31")
+        return tuple((int(layer), int(unit)) for layer, unit in pairs)
     if "tuple" in str(kind):
         try:
             return tuple(typed_numbers(text.replace("+", ",")))

@@ -36,7 +36,8 @@ from sinkgate.methods.registry import PUBLISHED
 
 ANY_HEAD = {"min_image_attention": 0.0, "min_non_sink_share": 0.0}
 METHODS = {
-    **{name: lambda _, method=method: method() for name, method in PUBLISHED.items()},
+    # registers act in few encoders; test_registers.py has their tests
+    **{name: lambda _, method=method: method() for name, method in PUBLISHED.items() if name != "registers"},
     "var": lambda vlm: VAR(layers=(0, vlm.num_layers - 1), **ANY_HEAD),
     "var by dimensions": lambda vlm: VAR(layers=(1,), dimensions=(3, 5), tau=1.5, **ANY_HEAD),
     "scalingvis": lambda vlm: ScalingVis(0.2),

@@ -3,7 +3,7 @@
 import pytest
 
 import sinkgate as sg
-from sinkgate.methods import VAF, VAR, AdaptVis, Remove, ScalingVis, SinkToTheFront
+from sinkgate.methods import VAF, VAR, AdaptVis, Registers, Remove, ScalingVis, SinkToTheFront
 from sinkgate.methods.registry import PUBLISHED, published
 
 
@@ -21,6 +21,7 @@ def test_a_name_alone_is_the_method_with_its_defaults(name):
         ("var dimensions 1415,2533 tau 25 criterion norm", VAR(dimensions=(1415, 2533), tau=25.0, criterion="norm")),
         ("front keep_positions true", SinkToTheFront(keep_positions=True)),
         ("remove criterion massive", Remove("massive")),
+        ("registers neurons 5.120+4.31", Registers(((5, 120), (4, 31)))),
     ],
 )
 def test_options_are_the_attributes_of_the_method(text, expected):
@@ -40,6 +41,7 @@ def test_options_are_the_attributes_of_the_method(text, expected):
         ("vaf uses_l_sinks true", "no option 'uses_l_sinks'"),
         ("front keep_positions maybe", "keep_positions is 'maybe'; expected true or false"),
         ("var moved 2", "moved is 2"),
+        ("registers neurons 5-120", "neurons is '5-120'; expected layer and unit of each neuron, such as 5.120"),
     ],
 )
 def test_what_is_no_method_or_option_gets_a_sentence(text, message):
