@@ -65,6 +65,22 @@ LAYOUTS = {
         "up": "model.layers.{}.sink_gate.fc2.weight",
         "up_bias": "model.layers.{}.sink_gate.fc2.bias",
     },
+    "LLaVA under PEFT": {
+        "norm": "base_model.model.model.layers.{}.self_attn.sink_gate.norm.weight",
+        "norm_bias": "base_model.model.model.layers.{}.self_attn.sink_gate.norm.bias",
+        "down": "base_model.model.model.layers.{}.self_attn.sink_gate.down_proj.weight",
+        "down_bias": "base_model.model.model.layers.{}.self_attn.sink_gate.down_proj.bias",
+        "up": "base_model.model.model.layers.{}.self_attn.sink_gate.up_proj.weight",
+        "up_bias": "base_model.model.model.layers.{}.self_attn.sink_gate.up_proj.bias",
+    },
+    "PEFT's prefix alone": {
+        "norm": "base_model.layers.{}.sink_gate.norm.weight",
+        "norm_bias": "base_model.layers.{}.sink_gate.norm.bias",
+        "down": "base_model.layers.{}.sink_gate.mlp.0.weight",
+        "down_bias": "base_model.layers.{}.sink_gate.mlp.0.bias",
+        "up": "base_model.layers.{}.sink_gate.mlp.2.weight",
+        "up_bias": "base_model.layers.{}.sink_gate.mlp.2.bias",
+    },
     "sequential": {
         "norm": "base_model.model.model.lsg_gates.{}.0.weight",
         "norm_bias": "base_model.model.model.lsg_gates.{}.0.bias",
