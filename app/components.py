@@ -110,6 +110,25 @@ def learned_picker(value: dict[str, Any]) -> gr.HTML:
     return _component("learned", value)
 
 
+def action_buttons() -> gr.HTML:
+    """Return the buttons above the mixer. Value: ``{"choice": {"link": "..."}}``. Event: ``open``, to show the view of a link."""
+    return _component("actions", None)
+
+
+def faders_history() -> gr.HTML:
+    """Return undo and redo of the faders, and of the choice of learned gates, which the page counts.
+
+    Value: the step to restore where it changes that choice, ``{"v_sink", "rest", "chosen": "stack" | None, "off": [3]}``, with
+    ``l_sink`` as in the mixer. Event: ``restore``.
+    """
+    return _component("history", None)
+
+
+def pinned_settings() -> gr.HTML:
+    """Return up to four settings side by side, which the page holds itself. Drawn from the frames of the maps and the answers."""
+    return _component("pins", None)
+
+
 def share_panel() -> gr.HTML:
     """Return link, Python code and figures of the view. Value: ``{"link", "python", "lacks"}``. Event: ``collect``.
 

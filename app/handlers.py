@@ -73,18 +73,30 @@ class Handlers:
         values = self.begin(mixer, lens)
         return *values[:STATUS], error_status or values[STATUS], *values[STATUS + 1 :], SKIP, SKIP
 
+    def open_view(self, session: UserSession | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:  # noqa: ARG002
+        """Show the view of a link on the open page; on an error the page stays as it was. Returns the values of `load_page`."""
+        session = session or UserSession()
+        try:
+            return self.open_link(session, Link.from_text(_choice(chosen, "link"), self.engine))
+        except Exception as error:
+            return *unchanged_values(session, error), SKIP, SKIP, SKIP
+
     def open_link(self, session: UserSession, link: Link) -> tuple[Any, ...]:
         """Restore everything that a link holds; returns the values of `load_page`."""
+        seed = FIRST_SCENE if link.seed is None else link.seed
+        scene = link.scene or random_scene(seed)
+        image = scene.render(SCENE_SIDE)
+        learned = next((gates for gates in self.engine.learned if gates.name == link.learned), None)
         with self.engine.scheduler.slot(session, "ask"):
-            session.seed = FIRST_SCENE if link.seed is None else link.seed
-            session.scene = link.scene or random_scene(session.seed)
-            session.image = session.shown = session.scene.render(SCENE_SIDE)
+            before, session.learned = session.learned, learned and learned.without(link.off)
+            try:
+                self.engine.ask(session, link.question, link.gates, image)
+            except Exception:
+                session.learned = before
+                raise
+            session.seed, session.scene, session.shown = seed, scene, image
             session.pictures += 1
-            examples = example_questions(session.scene, session.seed, link.kind, link.question)
-            set_examples(session, examples, link.kind, link.question)
-            learned = next((gates for gates in self.engine.learned if gates.name == link.learned), None)
-            session.learned = learned and learned.without(link.off)
-            self.engine.ask(session, link.question, link.gates)
+            set_examples(session, example_questions(scene, seed, link.kind, link.question), link.kind, link.question)
             self.engine.set_gates(session, link.gates)  # where the user had overridden the learned gates
             notes = [STAND_IN] * (link.seed is None) + [GATES_MISSING] * (learned is None and link.learned is not None)
             session.notice = " ".join([*notes, session.notice]).strip()
@@ -295,20 +307,26 @@ class Handlers:
         except Exception as error:
             return SKIP, SKIP, error_value(error)
 
-    # The next two handlers return: learned, mixer, frame, status.
+    # The next three handlers return: learned, mixer, frame, status.
 
     def choose_learned(self, session: UserSession | None, chosen: Any, lens: Any) -> tuple[Any, ...]:
         """Let learned gates set the faders, or switch off some of their layers, or all."""
         try:
             session = _active(session)
-            name, off = _learned(chosen)
-            if name is None:
-                return SKIP, *self.set_learned(session, None, lens)
-            offered = [*self.engine.learned, *session.uploads]
-            gates = next((gates for gates in offered if gates.name == name), None)
-            if gates is None:
-                raise sg.GateError("These gates are no longer here: choose others, or upload them again.")
-            return SKIP, *self.set_learned(session, gates.without(off), lens)
+            return SKIP, *self.set_learned(session, self.chosen_gates(session, chosen), lens)
+        except Exception as error:
+            return self.learned_value(session), SKIP, SKIP, error_value(error)
+
+    def restore(self, session: UserSession | None, step: Any, lens: Any) -> tuple[Any, ...]:
+        """Set the faders and the choice of learned gates that a step of the history had."""
+        try:
+            session = _active(session)
+            learned, gates = self.chosen_gates(session, step), self.engine.read_gates(step)
+            with self.engine.scheduler.slot(session, "fast"):
+                self.engine.set_learned(session, learned)
+                self.engine.set_gates(session, gates)
+                value = self.moved_faders(session, always=True)
+                return self.learned_value(session), value, self.frame(session, lens), remark(session)
         except Exception as error:
             return self.learned_value(session), SKIP, SKIP, error_value(error)
 
@@ -323,6 +341,21 @@ class Handlers:
             return self.learned_value(session), *values
         except Exception as error:
             return self.learned_value(session), SKIP, SKIP, error_value(error)
+
+    def chosen_gates(self, session: UserSession, chosen: Any) -> LearnedGates | None:
+        """Return the learned gates of a choice, without the layers that are off; None for none.
+
+        Raises:
+            GateError: they are no longer here.
+        """
+        name, off = _learned(chosen)
+        if name is None:
+            return None
+        offered = [*self.engine.learned, *session.uploads]
+        gates = next((gates for gates in offered if gates.name == name), None)
+        if gates is None:
+            raise sg.GateError("These gates are no longer here: choose others, or upload them again.")
+        return gates.without(off)
 
     def set_learned(self, session: UserSession, learned: LearnedGates | None, lens: Any) -> tuple[JSON, JSON, JSON]:
         """Let these gates set the faders; returns mixer, frame, status."""

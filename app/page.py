@@ -15,9 +15,11 @@ import gradio as gr
 import sinkgate as sg
 
 from .components import (
+    action_buttons,
     answer_pair,
     attention_chart,
     attention_maps,
+    faders_history,
     header,
     layer_films,
     learned_picker,
@@ -25,6 +27,7 @@ from .components import (
     mixer,
     next_token_bars,
     picture_box,
+    pinned_settings,
     question_chips,
     scene_composer,
     share_panel,
@@ -67,6 +70,8 @@ class Parts:
     mixer: gr.HTML
     learned: gr.HTML
     upload_learned: gr.UploadButton
+    actions: gr.HTML
+    history: gr.HTML
     share: gr.HTML
     gates_text: gr.Textbox
     apply: gr.Button
@@ -141,10 +146,14 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                     elem_id="learned-upload",
                     min_width=60,
                 )
+                actions = action_buttons()
+                history = faders_history()
             presets = {preset_name(*scales): scales for scales in sg.PRESETS.values()}
             faders = mixer(vlm.num_layers, presets)
         with gr.Column(elem_classes="card charting", min_width=320):
             attention_chart()
+    with gr.Column(elem_classes="card pinning empty"):
+        pinned_settings()
     with (
         gr.Accordion("Share and save", open=False, elem_classes="card gates", elem_id="gates"),
         gr.Row(elem_classes="taking"),
@@ -161,7 +170,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 save = gr.Button("Save gates", elem_id="gates-save", min_width=60)
     return Parts(
         session, status, picture, composer, question, ask, new_scene, edit, done, questions, answers,
-        lens, maps, faders, learned, upload_learned, share, gates_text, apply, save, load,
+        lens, maps, faders, learned, upload_learned, actions, history, share, gates_text, apply, save, load,
     )  # fmt: skip
 
 
@@ -199,7 +208,9 @@ def connect_events(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
             handlers.stream_answers, [parts.session, parts.mixer], streamed, trigger_mode="multiple", **SLOW, **PRIVATE
         )
 
-    on_question(page.load, handlers.load_page, [parts.share], [*pictured, parts.lens, parts.learned], js=READ_LINK)
+    opened = [*pictured, parts.lens, parts.learned]
+    on_question(page.load, handlers.load_page, [parts.share], opened, js=READ_LINK)
+    on_question(parts.actions.open, handlers.open_view, [parts.session, parts.actions], opened)
     picture = [parts.session, parts.picture, parts.question]
     on_question(parts.picture.upload, handlers.new_picture, picture, pictured, preprocess=False)
     parts.picture.clear(handlers.picture_removed, None, parts.status, **FAST, **PRIVATE)
@@ -231,6 +242,8 @@ def connect_events(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     on_gates(loaded.then, handlers.apply_gates, parts.gates_text, moved)
     on_gates(parts.learned.choose, handlers.choose_learned, parts.learned, [parts.learned, *moved])
     on_gates(parts.upload_learned.upload, handlers.upload_learned, parts.upload_learned, [parts.learned, *moved])
+
+    on_gates(parts.history.restore, handlers.restore, parts.history, [parts.learned, *moved])
 
     refused = [parts.session, parts.questions]
     parts.questions.refused(handlers.restore_picture, refused, [parts.picture, parts.status], **FAST, **PRIVATE)

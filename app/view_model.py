@@ -81,6 +81,7 @@ def frame(state: QuestionState, lens: Lens) -> JSON:
         "films": _thumbnails(state.gated, lens.sheet),
         "queries": _queries(state),
         "words": _words(state),
+        "first": _first(state),
         "shares": {name: _shares(trace, state.sinks, lens.row) for name, trace in rows.items()},
         "gates": mixer_value(state.gates),
         "groups": _groups(state.sinks),
@@ -249,6 +250,18 @@ def _words(state: QuestionState) -> list[list[Any]]:
         [names[token], *(round(float(trace.probabilities[token]), 5) for trace in (before, after))]
         for token in likely[:TOP_WORDS]
     ]
+
+
+def _first(state: QuestionState) -> JSON:
+    """Return the first token of the original answer, its probability originally and gated, and the likeliest token gated."""
+    first = int(state.unchanged.probabilities.argmax())
+    before, after = (float(trace.probabilities[first]) for trace in (state.unchanged, state.gated))
+    return {
+        "token": state.unchanged.next_token[0][0],
+        "before": round(before, 5),
+        "after": round(after, 5),
+        "top": state.gated.next_token[0][0],
+    }
 
 
 def _groups(sinks: sg.SinkMap) -> JSON:

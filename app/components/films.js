@@ -37,6 +37,7 @@ function drawFilm(canvas, shades, [rows, columns]) {
   }
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
+page.film = drawFilm; // for pins
 
 page.subscribe("lens", ({ layer: chosen }) => {
   shown = chosen;

@@ -31,6 +31,7 @@ function send(event) {
   props.value = { ...copy(setting), revision };
   page.publish("setting", props.value);
   trigger(event);
+  if (event === "commit") page.publish("settled", props.value);
 }
 
 // "input" and "commit" must stand in this file in quotes: Gradio reads the names of a component's events from it.
@@ -38,6 +39,17 @@ const pace = page.pace(() => send("input"), () => {
   send("input");
   send("commit");
 });
+
+// For other components: set all faders, `moving` where more settings follow at once. Returns false while the pointer holds a fader.
+page.put = (scales, moving = false) => {
+  if (held) return false;
+  setting = copy(scales);
+  strips.classList.remove("gliding");
+  draw();
+  if (moving) pace.moved();
+  else pace.settled();
+  return true;
+};
 
 // ---- changing ------------------------------------------------------------------------------------------
 
@@ -304,5 +316,6 @@ watch("value", () => {
   if (GROUPS.some((group) => setting[group].some((scale, layer) => scale !== props.value[group][layer]))) glide();
   setting = copy(props.value);
   page.publish("setting", props.value);
+  page.publish("settled", { ...props.value, server: true });
   draw();
 });

@@ -125,25 +125,6 @@ function mark(draw, kind, x, y, radius) {
   }
 }
 
-// The gates in words: each scale other than 1, with its layers.
-function gates() {
-  if (frame.identity) return "all scales are 1";
-  const parts = [];
-  const rest = frame.gates.l_sink ? "ordinary tokens" : "other visual tokens";
-  for (const [group, name] of [["v_sink", "V-sinks"], ["l_sink", "L-sinks"], ["rest", rest]]) {
-    if (!frame.gates[group]) continue;
-    const layers = new Map();
-    frame.gates[group].forEach((scale, layer) => {
-      if (scale !== 1) layers.set(scale, [...(layers.get(scale) || []), layer]);
-    });
-    for (const [scale, where] of layers) {
-      const everywhere = where.length === frame.gates[group].length;
-      parts.push(`${name} × ${scale} in ${everywhere ? "every layer" : `layer${where.length > 1 ? "s" : ""} ${where.join(", ")}`}`);
-    }
-  }
-  return (frame.learned ? `learned gates ${frame.learned.name}: ` : "") + parts.join("; ");
-}
-
 // Question, both maps with their sinks and answers, and the view's settings.
 function figure() {
   const { sides, aspect, top, caption } = page.maps(SIDE * SCALE);
@@ -157,7 +138,7 @@ function figure() {
   let y = write(draw, question, MARGIN, MARGIN, { size: 18, color: INK, weight: 650, most: 3, ...within }) + 4;
   const looked = `layer ${frame.lens.layer}, ${head}, query: ${frame.queries[frame.lens.row] || "not there yet"}`;
   y = write(draw, `${model} · ${looked}${frame.lens.hide ? " · sinks masked" : ""}`, MARGIN, y, { most: 2, ...within }) + 2;
-  y = write(draw, `Gates: ${gates()}`, MARGIN, y, { most: 3, ...within }) + 14;
+  y = write(draw, `Gates: ${(frame.learned ? `learned gates ${frame.learned.name}: ` : "") + page.inWords(frame.gates)}`, MARGIN, y, { most: 3, ...within }) + 14;
   const settled = answers.done && !answers.stale;
   const texts = ["unchanged", "gated"].map((side) => settled ? (answers[side] || []).map(([word]) => word).join(" ") || "(empty answer)" : "…");
   const bold = { size: 15, color: INK, weight: 600, width: SIDE, most: 2 };

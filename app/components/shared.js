@@ -12,11 +12,11 @@ window.sinkgate = {
   },
 
   // Page-wide messages between components: "frame" (a new frame to draw), "view" (a new picture under it), "setting" (of
-  // the faders, as sent), "sync" (whether the panels belong to that setting), "touched" (the layer whose fader moves), "layer" (the one to
-  // show on the maps), "lens" (layer, head and query of the maps), "why"
-  // (the reason for the sink under the pointer), "switch" (the layer whose learned gate is to go off or on), "answers" (both,
-  // as far as they are generated), "share" (open the section with links and files), "refused" (the reason why a file was not
-  // uploaded).
+  // the faders, as sent), "settled" (the same once they rest; `server` where the server moved them), "sync" (whether the
+  // panels belong to that setting), "touched" (the layer whose fader moves), "layer" (the one to show on the maps), "lens"
+  // (layer, head and query of the maps), "why" (the reason for the sink under the pointer), "switch" (the layer whose learned
+  // gate is to go off or on), "answers" (both, as far as they are generated), "pin" (put the setting beside others), "pins"
+  // (their number), "share" (open the section with links and files), "refused" (the reason why a file was not uploaded).
   publish(topic, detail) {
     this.last[topic] = detail;
     document.dispatchEvent(new CustomEvent("sinkgate:" + topic, { detail }));
@@ -71,6 +71,47 @@ window.sinkgate = {
     return location.hash.startsWith("#s=") ? location.hash.slice(3, 10000) : "";
   },
 
+  // The scales of a setting, and whether two settings have the same. Without `l_sink`, L-sinks have the scales of `rest`.
+  scales({ v_sink, l_sink, rest }) {
+    return { v_sink: [...v_sink], ...(l_sink && { l_sink: [...l_sink] }), rest: [...rest] };
+  },
+  same(first, second) {
+    return ["v_sink", "l_sink", "rest"].every((group) => {
+      const [one, other] = [first, second].map((setting) => setting[group] || setting.rest);
+      return one.every((scale, layer) => Math.abs(scale - other[layer]) < 1e-6);
+    });
+  },
+
+  // Gates in words: each scale other than 1, with its layers.
+  inWords(gates) {
+    const parts = [];
+    const rest = gates.l_sink ? "ordinary tokens" : "other visual tokens";
+    for (const [group, name] of [["v_sink", "V-sinks"], ["l_sink", "L-sinks"], ["rest", rest]]) {
+      const layers = new Map();
+      (gates[group] || []).forEach((scale, layer) => {
+        if (scale !== 1) layers.set(scale, [...(layers.get(scale) || []), layer]);
+      });
+      for (const [scale, where] of layers) {
+        parts.push(`${name} × ${scale} in ${where.length === gates[group].length ? "every layer" : this.layers(where)}`);
+      }
+    }
+    return parts.join("; ") || "all scales are 1";
+  },
+  layers(rising) {
+    const runs = [];
+    for (const layer of rising) {
+      if (runs.length && runs.at(-1)[1] === layer - 1) runs.at(-1)[1] = layer;
+      else runs.push([layer, layer]);
+    }
+    return `layer${rising.length > 1 ? "s" : ""} ${runs.map(([low, high]) => (low === high ? low : `${low}-${high}`)).join(", ")}`;
+  },
+
+  // A table as a file; a cell with a comma, a quote or a line break is quoted.
+  saveTable(name, rows) {
+    const cell = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value ?? ""));
+    this.save(name, new Blob([rows.map((row) => row.map(cell).join(",") + "\r\n").join("")], { type: "text/csv" }));
+  },
+
   save(name, content) {
     const link = this.el("a", { href: URL.createObjectURL(content), download: name });
     link.click();
@@ -103,6 +144,11 @@ window.sinkgate = {
   change(before, after) {
     const [from, to] = [this.percent(before), this.percent(after)];
     return from === to ? to : from.replace(" %", "") + " → " + to;
+  },
+
+  // Whether the user wants no motion.
+  calm() {
+    return window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   },
 
   setDark(dark) {

@@ -122,6 +122,21 @@ def test_painting_across_strips(tab: Any) -> None:
     assert tab.settle()["gates"]["v_sink"][3] == 1
 
 
+def test_undo_and_redo_restore_exactly(tab: Any, vlm: sg.VLM, picture: Path) -> None:
+    asked(tab, picture)
+    tab.drag(4, 0.13)
+    moved = tab.settle()
+    tab.page.keyboard.press("Control+z")
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.identity")
+    before = tab.settle()
+    assert before["after"] == before["before"] and tab.scale(4) == 1
+    tab.page.keyboard.press("Control+Shift+z")
+    tab.page.wait_for_function("!document.querySelector('#maps [data-tick]').frame.identity")
+    frame = tab.settle()
+    assert frame["gates"] == moved["gates"] and frame["after"] == moved["after"]
+    assert_shows(tab, frame, direct(vlm, picture, QUESTION, moved["gates"]))
+
+
 def test_keyboard(tab: Any) -> None:
     tab.fader(0).focus()
     tab.page.keyboard.press("ArrowRight")

@@ -1,0 +1,188 @@
+"""Undo, redo and pins: each returns exactly what was on the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_user import Tab
+from test_access import findings, tab_to
+from test_page import assert_shows, direct
+
+import sinkgate as sg
+from app.handlers import FIRST_QUESTION, FIRST_SCENE, SCENE_SIDE, random_scene
+
+UNDO, REDO = "Control+z", "Control+Shift+z"
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The picture of the page when it opens, as a file."""
+    path = tmp_path_factory.mktemp("pictures") / "scene.png"
+    random_scene(FIRST_SCENE).render(SCENE_SIDE).save(path)
+    return path
+
+
+def steps(tab: Tab) -> str:
+    """Return the index of the step on the page and the number of steps."""
+    return tab.page.evaluate("document.querySelector('#history [data-steps]').dataset.steps")
+
+
+def shown(tab: Tab) -> tuple[Any, ...]:
+    frame = tab.settle()
+    return frame["gates"], frame["learned"], tab.answers()
+
+
+def pin(tab: Tab) -> None:
+    count = tab.page.locator("#pins .pin").count()
+    tab.page.get_by_role("button", name="Pin this setting").click()
+    tab.page.wait_for_function(
+        f"document.querySelectorAll('#pins .pin').length === {count + 1} &&"
+        " !document.querySelector('#pins .pin:last-child .pin-answer .faint')"
+    )
+
+
+def test_every_change_is_one_step(tab: Tab, vlm: sg.VLM, scene: Path) -> None:
+    states = [shown(tab)]
+
+    def change(act: Any) -> None:
+        act()
+        tab.page.wait_for_function(
+            "([before]) => document.querySelector('#history [data-steps]').dataset.steps !== before", arg=[steps_before]
+        )
+        states.append(shown(tab))
+
+    for act in (
+        lambda: tab.drag(2, 0.1),
+        lambda: tab.page.locator("#mixer .preset", has_text="V-sinks × 2").click(),
+        lambda: (tab.fader(3).focus(), tab.page.keyboard.press("ArrowDown"), tab.page.keyboard.press("ArrowDown")),
+        lambda: tab.page.locator("#learned select").select_option("stack"),
+    ):
+        steps_before = steps(tab)
+        change(act)
+    box = tab.gates_text()
+    box.fill(sg.Gates.ones(vlm).set("l_sink", 0.5, 4).to_json())
+    steps_before = steps(tab)
+    change(lambda: tab.page.locator("#gates-apply").click())
+    assert steps(tab) == "5/6"
+    tab.fader(0).focus()
+    for index in reversed(range(5)):
+        tab.page.keyboard.press(UNDO)
+        tab.page.wait_for_function(f"document.querySelector('#history [data-steps]').dataset.steps === '{index}/6'")
+        wait_for(tab, states[index])
+        assert shown(tab) == states[index]
+    tab.page.keyboard.press(UNDO)  # nothing is left
+    tab.page.locator("#history .redo").click()
+    wait_for(tab, states[1])
+    assert_shows(tab, tab.settle(), direct(vlm, scene, FIRST_QUESTION, states[1][0]))
+    for index, keys in ((2, REDO), (3, "Control+y"), (4, REDO), (5, REDO)):
+        tab.page.keyboard.press(keys)
+        wait_for(tab, states[index])
+        assert shown(tab) == states[index]
+    tab.page.keyboard.press(UNDO)
+    wait_for(tab, states[4])
+    tab.page.locator("#mixer .preset", has_text="All at 1").click()  # drops the step that was undone
+    tab.settle()
+    assert steps(tab) == "5/6" and tab.page.locator("#history .redo").get_attribute("aria-disabled") == "true"
+
+
+def wait_for(tab: Tab, state: tuple[Any, ...]) -> None:
+    """Wait until the page shows scales and learned gates of a state."""
+    tab.page.wait_for_function(
+        """([gates, learned]) => {
+          const frame = document.querySelector('#maps [data-tick]').frame;
+          return window.sinkgate.same(frame.gates, gates) && JSON.stringify(frame.learned) === JSON.stringify(learned);
+        }""",
+        arg=[state[0], state[1]],
+    )
+
+
+def test_another_question_is_no_step_and_a_text_box_has_its_own_undo(tab: Tab) -> None:
+    tab.page.locator("#learned select").select_option("stack")
+    tab.page.wait_for_function("document.querySelector('#history [data-steps]').dataset.steps === '1/2'")
+    tab.settle()
+    tab.after(lambda: tab.ask("What color is the background?"))  # the learned gates set the faders anew
+    frame = tab.settle()
+    assert steps(tab) == "1/2"
+    tab.page.locator("#question textarea").fill("")
+    tab.page.locator("#question textarea").type("Hello")
+    tab.page.keyboard.press(UNDO)
+    tab.page.wait_for_function("document.querySelector('#question textarea').value !== 'Hello'")
+    assert steps(tab) == "1/2" and tab.frame()["gates"] == frame["gates"]
+
+
+def test_pins_hold_their_setting_and_can_be_put_back(tab: Tab) -> None:
+    first = shown(tab)
+    tab.drag(2, 0.1)
+    second = shown(tab)
+    pin(tab)
+    tab.page.keyboard.press(UNDO)
+    wait_for(tab, first)
+    tab.settle()
+    pin(tab)
+    cards = tab.page.locator("#pins .pin")
+    assert [cards.nth(i).locator(".pin-answer").inner_text().strip() for i in range(2)] == ["1", "2"]
+    before, after = tab.frame()["first"]["before"], second[0]["v_sink"][2]
+    assert cards.nth(0).locator(".name").input_value() == f"V-sinks × {after} in layer 2"
+    assert cards.nth(1).locator(".chance").inner_text() == f"“2” {100 * before:.1f} %"
+    cards.nth(0).locator(".name").fill("one corner")
+    cards.nth(0).locator(".name").press("Enter")
+    tab.page.reload()
+    tab.settle()
+    assert cards.nth(0).locator(".name").input_value() == "one corner"
+    tab.page.get_by_role("button", name="Put back pin 1").click()
+    wait_for(tab, second)
+    assert shown(tab) == second
+    tab.page.keyboard.press(UNDO)
+    wait_for(tab, first)
+    with tab.page.expect_download() as download:
+        tab.page.get_by_role("button", name="Save as CSV").first.click()
+    rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
+    assert [row["name"] for row in rows] == ["one corner", "all scales are 1"]
+    assert [row["answer"] for row in rows] == ["1", "2"] and rows[0]["original answer"] == "2"
+    assert [float(scale) for scale in rows[0]["scales, V-sinks"].split()] == second[0]["v_sink"]
+    assert float(rows[1]["probability"]) == pytest.approx(before)
+    shares = [float(rows[1][name]) for name in rows[1] if name.startswith("attention, ")]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+    tab.page.get_by_role("button", name="Remove pin 1").click()
+    assert cards.count() == 1
+
+
+def test_a_pin_of_another_question_says_so_and_brings_it_back(tab: Tab) -> None:
+    tab.drag(2, 0.1)
+    first = shown(tab)
+    pin(tab)
+    tab.after(lambda: tab.page.get_by_role("button", name="Example picture 4").click())
+    note = tab.page.locator("#pins .pin .elsewhere")
+    assert note.inner_text() == "another picture"  # with the same question
+    tab.after(lambda: tab.ask("What color is the background?"))
+    assert "another question" in note.inner_text()
+    tab.after(lambda: tab.page.get_by_role("button", name="Put back pin 1").click())
+    assert shown(tab) == first and tab.page.locator("#question textarea").input_value() == FIRST_QUESTION
+    tab.page.wait_for_function("!document.querySelector('#pins .pin .elsewhere')")
+
+
+def test_there_is_room_for_four_pins(tab: Tab) -> None:
+    for _ in range(4):
+        pin(tab)
+    tab.page.get_by_role("button", name="Pin this setting").click()
+    assert "remove one first" in tab.page.locator("#pins .notice").inner_text()
+    assert tab.page.locator("#pins .pin").count() == 4 and findings(tab) == []
+
+
+def test_pins_and_history_by_keyboard(tab: Tab) -> None:
+    tab.drag(2, 0.1)
+    tab.settle()
+    tab_to(tab, ".pin-setting")
+    tab.page.keyboard.press("Enter")
+    tab_to(tab, "#history .undo")
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.identity")
+    assert tab.page.evaluate("document.activeElement.matches('#history .undo')")  # the focus stays
+    tab_to(tab, "#pins .put-back")
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_function("!document.querySelector('#maps [data-tick]').frame.identity")
+    assert tab.scale(2) == tab.settle()["gates"]["v_sink"][2] < 0.2
