@@ -23,6 +23,7 @@ TESTS = Path(__file__).parent
 #: What CI runs in its second step: folders below tests/, and single tests that start processes or take seconds.
 EXTENDED = ("attacks", "browser", "demo", "docs", "hosting", "load", "notebooks")
 EXTENDED_TESTS = (
+    "attention/test_kernels.py::test_compiled_flex_attention_is_gated",
     "cli/test_cli.py::test_a_killed_sweep_goes_on_and_two_processes_equal_one",
     "cli/test_cli.py::test_gates_are_trained_stacked_examined_and_asked",
     "models/test_session.py::test_a_compiled_model_is_gated_and_recorded",

@@ -11,6 +11,7 @@ Shapes: L layers, B samples, H heads, Q queries, K keys, R recorded rows, P prom
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import weakref
@@ -23,7 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.integrations.hub_kernels import is_kernel
 
+from sinkgate.attention.masks import row_mask
 from sinkgate.attention.recorder import CHUNK, Recorder, attention_rows, chunks
 from sinkgate.attention.scales import LayerScales, LogitScales, Scales
 from sinkgate.errors import UnsupportedModelError
@@ -31,7 +34,8 @@ from sinkgate.errors import UnsupportedModelError
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 #: Attention rows (B, H, R, K), the positions of their queries (R,) and that of the first Key -> the rows to use instead.
 Rewrite = Callable[[Tensor, Tensor, int], Tensor]
-IMPLEMENTATIONS = ("sdpa", "eager")
+#: Implementations whose logits and probabilities may be computed anew; all others take scales of Keys and are recorded.
+WRITTEN_OUT = ("sdpa", "eager")
 _SMALL = 1 << 16  # elements; allocating smaller tensors costs nothing
 
 _interface: Any = AttentionInterface  # its table of functions is private
@@ -199,7 +203,8 @@ def attached(
 
     Raises:
         RuntimeError: a block is already active on one of the modules.
-        UnsupportedModelError: the model runs an attention implementation other than sdpa or eager.
+        UnsupportedModelError: the model runs an attention implementation that transformers does not dispatch; or, in the forward, one
+            that cannot take limited scales, rewriting or hidden Keys.
     """
     call = _Call(recorder, cross, own_cache, stored)
     # one comparison for all layers: each synchronises with the device
@@ -287,12 +292,16 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
             tap.scales, tap.limited = of_keys, None  # no limit that Keys could not express
         if tap.scales is not None:
             key = tap.scale(module, key)
+        _refuse_to_write_out(module, tap)
         mask = args[0] if args else kwargs.get("attention_mask")
         if tap.hidden is not None:
             mask = _without(tap.hidden, module, query, key, mask, end, tap.first_key(key.shape[2]), kwargs)
             args, kwargs = ((mask, *args[1:]), kwargs) if args else (args, {**kwargs, "attention_mask": mask})
         options = {name: kwargs.get(name) for name in ("scaling", "softcap", "is_causal")}
         first, count = end - query.shape[2], query.shape[2]
+        causal = getattr(module, "is_causal", True) if options["is_causal"] is None else options["is_causal"]
+        name, window = _implementation(module), kwargs.get("sliding_window")
+        visible = row_mask(name, mask, query, key, causal=causal, window=window)
         first_key = tap.first_key(key.shape[2])
         limited = tap.limited.limited(first, end) if tap.limited is not None else None
 
@@ -301,7 +310,7 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
             rule = None
             if tap.limited is not None and limited is not None:
                 rule = partial(tap.limited.scaled, rows=limited[:, which], first_key=first_key)
-            rows = attention_rows(module, query, key, mask, rows=which, rule=rule, **options)
+            rows = attention_rows(module, query, key, visible, rows=which, rule=rule, **options)
             if tap.rewrite is None:
                 return rows, rows
             position = torch.arange(first, end, device=query.device)[which]
@@ -311,8 +320,11 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
         wanted = recorder and recorder.wanted(tap.layer, first, count)
         if recorder is not None and wanted is not None:
             # one query over all Keys of a growing cache: its row can be computed later
-            whole = tap.call.own_cache and not tap.call.cross and mask is None and key.shape[2] == end
-            if whole and count == 1 and recorder.defers and tap.rewrite is None and tap.limited is None:
+            whole = tap.call.own_cache and not tap.call.cross and visible is None and key.shape[2] == end
+            segments = kwargs.get("cu_seq_lens_k")
+            if segments is not None:
+                _record_segments(recorder, tap.layer, module, query, key, value, segments.tolist(), options)
+            elif whole and count == 1 and recorder.defers and tap.rewrite is None and tap.limited is None:
                 recorder.defer(tap.layer, module, query, key, options)
             else:
                 with torch.no_grad():
@@ -462,13 +474,65 @@ def _count_positions(call: _Call) -> Callable[[nn.Module, tuple[Any, ...], dict[
     return before_forward
 
 
+def can_be_gated(implementation: str) -> bool:
+    """Return whether transformers dispatches an attention implementation of that name, or can fetch it from the Hub.
+
+    The paged variants belong to continuous batching, which stores Keys inside the attention function.
+    """
+    registered = implementation == "eager" or implementation in _interface._global_mapping
+    return not implementation.startswith("paged|") and (registered or is_kernel(implementation))
+
+
 def _implementation(module: nn.Module) -> str:
     name = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    if name not in IMPLEMENTATIONS:
+    if name is None or not can_be_gated(name):
         raise UnsupportedModelError(
-            f"the model runs attention implementation {name!r}; expected sdpa or eager: load it with attn_implementation='sdpa'"
+            f"the model runs attention implementation {name!r}, which transformers does not dispatch to; expected sdpa, eager, a flash "
+            "kernel, flex_attention or a registered name: load it with attn_implementation='sdpa'"
         )
     return name
+
+
+def _refuse_to_write_out(module: nn.Module, tap: _Tap) -> None:
+    """Raise where a rule needs logits or probabilities and the kernel gives none."""
+    rules = {
+        "scales limited to rows or heads": tap.limited,
+        "rewritten probabilities": tap.rewrite,
+        "hidden Keys": tap.hidden,
+    }
+    needed = next((rule for rule, given in rules.items() if given is not None), None)
+    if needed and (name := _implementation(module)) not in WRITTEN_OUT:
+        raise UnsupportedModelError(
+            f"the attention kernel {name!r} takes scaled Keys, but gives no logits or probabilities, and {needed} need them: load the "
+            'model with attn_implementation="sdpa"'
+        )
+
+
+def _record_segments(
+    recorder: Recorder,
+    layer: int,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Sequence[int],
+    options: dict[str, Any],
+) -> None:
+    """Record each of the sequences that a flash kernel takes end to end, as other kernels are called on each."""
+    for start, end in itertools.pairwise(bounds):
+        part = slice(start, end)
+        own_query, own_key = query[:, :, part], key[:, :, part]
+        wanted = recorder.wanted(layer, 0, end - start)
+        if wanted is None:
+            continue
+        rows_of = partial(_rows, module, own_query, own_key, options)
+        with torch.no_grad():
+            size = query.shape[0] * query.shape[1] * (end - start)
+            recorder.record(layer, wanted, rows_of, size, value[:, :, part])
+
+
+def _rows(module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any], which: slice | Tensor) -> Tensor:
+    return attention_rows(module, query, key, None, rows=which, **options)
 
 
 def _install(name: str) -> None:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sinkgate.attention.masks import RowMask
+
 _linalg: Any = torch.linalg  # torch gives no types for it
 CHUNK = 1 << 24  # elements of attention rows computed at once if only their mean is stored: 64 MB
 
@@ -174,7 +176,7 @@ def attention_rows(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
-    mask: Tensor | None,
+    mask: Tensor | RowMask | None,
     *,
     scaling: float | None = None,
     softcap: float | None = None,
@@ -186,7 +188,7 @@ def attention_rows(
 
     ``rule`` changes the logits (B, H, R, K) before softcap and mask.
 
-    Shapes: query (B, H, Q, d), key (B, KV, K, d), mask (B or 1, H or 1, Q, >= K) boolean or additive, or None
+    Shapes: query (B, H, Q, d), key (B, KV, K, d), mask (B or 1, H or 1, Q, >= K) boolean or additive, a function of rows, or None
     -> (B, H, R, K), float32 (float64 for a float64 model), rows sum to one.
     """
     samples, heads, count, width = query.shape
@@ -208,8 +210,9 @@ def attention_rows(
     if mask is None and causal and count > 1 and not last_only:
         position = torch.arange(count, device=query.device)[rows]
         scores = scores.masked_fill(torch.arange(keys, device=query.device) > position[:, None], lowest)
-    elif mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask[:, :, rows, :keys], lowest)
-    elif mask is not None:
+    elif isinstance(mask, Tensor) and mask.dtype != torch.bool:
         scores = scores + mask[:, :, rows, :keys]
+    elif mask is not None:
+        visible = mask[:, :, rows, :keys] if isinstance(mask, Tensor) else mask(torch.arange(count)[rows])
+        scores = scores.masked_fill(~visible, lowest)
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))

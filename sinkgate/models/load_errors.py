@@ -43,6 +43,10 @@ _BY_WORDS = {
     "torchvision": f'it needs a torchvision that fits torch {torch.__version__}: run `pip install "sinkgate[vision]"`',
     "num2words": 'it needs num2words: run `pip install "sinkgate[vision]"`',
     "bitsandbytes": "quantization needs bitsandbytes: run `pip install -U bitsandbytes`",
+    "`kernels` is": 'kernels of the Hub need a package: run `pip install -U kernels`, or load it with attn_implementation="sdpa"',
+    "package for flashattention": (
+        'the flash kernel is not installed: run `pip install flash-attn` or `pip install -U kernels`, or load it with attn_implementation="sdpa"'
+    ),
     "`accelerate`": "a device map needs accelerate: run `pip install accelerate`",
     "does not recognize this architecture": (
         f"transformers {transformers.__version__} does not know its architecture; run `pip install -U transformers`, or "

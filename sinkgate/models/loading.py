@@ -18,7 +18,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import ADAPTER_CONFIG_NAME as ADAPTER
 from transformers.utils import find_adapter_config_file
 
-from sinkgate.attention.patch import IMPLEMENTATIONS
+from sinkgate.attention.patch import can_be_gated
 from sinkgate.errors import UnsupportedModelError
 from sinkgate.models.checks import BITS, check_config, check_memory, check_model, check_weights
 from sinkgate.models.load_errors import first_sentence, in_words
@@ -61,7 +61,8 @@ def load(
         dtype: float32, bfloat16, float16 or float64; the checkpoint's own (demo: float32) where None.
         revision: branch, tag or commit on the Hub; its main branch where None. Name a commit to get the same weights for good:
             known names fix the Hub id only.
-        attn_implementation: sdpa or eager, no other can be gated; sdpa where the architecture has it, else eager, where None.
+        attn_implementation: sdpa, eager, flash_attention_2, flash_attention_3, flex_attention or a kernel of the Hub; sdpa where the
+            architecture has it, else eager, where None. Only sdpa and eager take rules that need logits or probabilities.
         quantize: ``"4bit"`` (nf4) or ``"8bit"`` weights by bitsandbytes, the encoder's too; everything but the output layer.
         trust_remote_code: run code that comes with the checkpoint.
         local_files_only: do not ask the Hub; as with HF_HUB_OFFLINE=1.
@@ -88,9 +89,10 @@ def load(
     else:
         source = ALIASES.get(source, source) if isinstance(source, str) else source
         place, name = _find(source)
-        if attn_implementation not in (None, *IMPLEMENTATIONS):
+        if attn_implementation is not None and not can_be_gated(attn_implementation):
             raise UnsupportedModelError(
-                f"attn_implementation is {attn_implementation!r}; expected {' or '.join(IMPLEMENTATIONS)}: no other can be gated"
+                f"attn_implementation is {attn_implementation!r}; expected sdpa, eager, flash_attention_2, flash_attention_3, "
+                "flex_attention, or a kernel of the Hub such as kernels-community/flash-attn2"
             )
         wanted = _dtype(dtype or ("float32" if isinstance(source, str) and source in BUILT_IN else None))
         spread = _spread(device, device_map)

@@ -1,5 +1,6 @@
 """The wrapper against an attention written from scratch, against eager, and against misuse."""
 
+import re
 import threading
 
 import pytest
@@ -378,12 +379,13 @@ def test_one_lock_for_everyone_who_holds_a_model():
     assert taken == [False]
 
 
-def test_other_attention_implementations_are_refused():
+@pytest.mark.parametrize("name", ["no_such_attention", "paged|eager"])
+def test_attention_implementations_that_transformers_does_not_dispatch_are_refused(name):
     model, _ = tiny_llava("clip")
     modules, decoder = parts(model)
-    model.config.text_config._attn_implementation_internal = "flex_attention"
+    model.config.text_config._attn_implementation_internal = name
     with (
-        pytest.raises(UnsupportedModelError, match="flex_attention.*sdpa"),
+        pytest.raises(UnsupportedModelError, match=f"{re.escape(name)}.*sdpa"),
         attached(modules, decoder=decoder, recorder=Recorder()),
     ):
         pass

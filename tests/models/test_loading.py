@@ -548,7 +548,12 @@ def test_options_that_cannot_be(saved):
         refused("demo", "cannot be put on cuda", device="cuda")
     refused("demo", "no dtype is called 'huge'", "bfloat16", dtype="huge")
     refused("demo", "no dtype is called 'int8'", dtype=torch.int8)
-    refused("demo", "expected sdpa or eager", attn_implementation="flash_attention_2")
+    refused("demo", "expected sdpa, eager, flash_attention_2", attn_implementation="no_such_attention")
+    refused("demo", "expected sdpa, eager, flash_attention_2", attn_implementation="paged|eager")
+    if importlib.util.find_spec("flash_attn") is None:
+        refused("demo", "the flash kernel is not installed", "sdpa", attn_implementation="flash_attention_2")
+    if importlib.util.find_spec("kernels") is None:
+        refused("demo", "pip install -U kernels", "sdpa", attn_implementation="kernels-community/flash-attn2")
     refused("demo", "expected 4bit or 8bit", quantize="2bit")
     refused("demo", "give one of them", device="cpu", device_map="auto")
     refused(saved, "found nonsense", device_map="nonsense")
