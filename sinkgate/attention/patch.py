@@ -500,7 +500,7 @@ def _refuse_to_write_out(module: nn.Module, tap: _Tap) -> None:
         "rewritten probabilities": tap.rewrite,
         "hidden Keys": tap.hidden,
     }
-    needed = next((rule for rule, given in rules.items() if given is not None), None)
+    needed = next((rule for rule, value in rules.items() if value is not None), None)
     if needed and (name := _implementation(module)) not in WRITTEN_OUT:
         raise UnsupportedModelError(
             f"the attention kernel {name!r} takes scaled Keys, but gives no logits or probabilities, and {needed} need them: load the "
