@@ -9,12 +9,15 @@ These are functions because Gradio writes a stub file next to every module that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from sinkgate.scenes.scene import BACKGROUNDS, COLORS, GAP, MARGIN, MAX_OBJECTS, SHAPES, SIZES, outline
+
+from .view_model import Lens
 
 COMPONENTS = Path(__file__).parent / "components"
 
@@ -70,14 +73,13 @@ def attention_chart() -> gr.HTML:
 def lens_picker(heads: int, layer: int) -> gr.HTML:
     """Return the controls of the attention map, but for its layer, which is chosen by a thumbnail.
 
-    Value: ``{"layer": 3, "head": null, "row": 0, "hide": false, "sheet": 0}``. Event: ``input``.
+    Value: that of `view_model.Lens` as a dictionary. Event: ``input``.
 
     Args:
         heads: number of attention heads.
         layer: index of the first layer to show.
     """
-    value = {"layer": layer, "head": None, "row": 0, "hide": False, "sheet": 0}
-    return _component("lens", value, size={"heads": heads})
+    return _component("lens", asdict(Lens(layer)), size={"heads": heads})
 
 
 def layer_films(layers: int) -> gr.HTML:
@@ -86,7 +88,7 @@ def layer_films(layers: int) -> gr.HTML:
 
 
 def attention_maps() -> gr.HTML:
-    """Return both attention maps, on one scale. Value: a whole `view_model.frame`, which other components draw, too."""
+    """Return both attention maps and their difference. Value: a whole `view_model.frame`, which other components draw, too."""
     return _component("maps", None)
 
 

@@ -60,7 +60,7 @@ class QuestionState:
     unchanged_done: bool = False
     gated_done: bool = False
     cut: bool = False  # whether an answer was stopped because it took too long
-    reasons: dict[int, dict[int, str]] = field(default_factory=dict)  # layer -> token -> why it is a sink
+    evidence: dict[int, dict[int, tuple[str, list[str]]]] = field(default_factory=dict)  # layer -> sink -> kind, values
     layers_run: int = 0  # for the last setting of the faders
     seconds: float = 0.0  # for the last setting of the faders
 

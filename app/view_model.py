@@ -27,6 +27,9 @@ HOLE = 255  # byte of a thumbnail's cell without a token; shades end below it
 UNPLACED = "the places of the visual tokens in the picture are not known"
 
 
+SCALES = ("shared", "own", "log")
+
+
 @dataclass(frozen=True)
 class Lens:
     """The attention map on the page."""
@@ -36,6 +39,7 @@ class Lens:
     row: int = 0  # the query that generated this token; 0 is the last token of the prompt
     hide: bool = False  # mask sinks
     sheet: int = 0  # of the prompt's
+    scale: str = "shared"  # of the colours, one of SCALES
 
     @classmethod
     def read(cls, value: Any, vlm: sg.VLM, sheets: int = 1) -> Lens:
@@ -48,6 +52,7 @@ class Lens:
             row=max(row or 0, 0),
             hide=value.get("hide") is True,
             sheet=min(max(sheet or 0, 0), sheets - 1),
+            scale=next((name for name in SCALES if name == value.get("scale")), SCALES[0]),
         )
 
 
@@ -77,6 +82,7 @@ def frame(state: QuestionState, lens: Lens) -> JSON:
         "exact": None if hidden is None else [_map(trace, lens, None) for trace in rows.values()],
         "top": max([1e-9, *(share for share in [*(before or []), *(after or [])] if share is not None)]),
         "marks": marks,
+        "evidence": {kind: evidence_names(state.sinks, kind, lens.layer) for kind in ("v_sink", "l_sink")},
         "elsewhere": elsewhere,
         "films": _thumbnails(state.gated, lens.sheet),
         "queries": _queries(state),
@@ -169,21 +175,47 @@ def _map(trace: sg.Trace, lens: Lens, hidden: torch.Tensor | None) -> list[float
         return None
     shares = trace.visual(lens.layer, lens.head, lens.row, hidden, lens.sheet)
     tokens = trace.sheets[lens.sheet].tokens
-    places = zip(_floats(shares.flatten()), tokens.flatten().tolist(), strict=True)
+    places = zip(_floats(shares.flatten(), 9), tokens.flatten().tolist(), strict=True)
     return [share if token >= 0 else None for share, token in places]
 
 
+def evidence_names(sinks: sg.SinkMap, kind: str, layer: int) -> list[str]:
+    """Return the names of the measurements that `evidence_values` gives for V-sinks or L-sinks of a layer."""
+    verdict = sinks.v_verdict if kind == "v_sink" else sinks.l_verdict
+    if verdict is None:
+        return []
+    names = [f"{'encoder: ' if kind == 'v_sink' else ''}{verdict.unit}"]
+    if kind == "v_sink":
+        names += ["encoder norm / median"]
+    return [*names, f"attention / median in layer {layer}", f"Value / mean in layer {layer}"]
+
+
+def evidence_values(sinks: sg.SinkMap, token: int, kind: str, layer: int) -> list[str]:
+    """Return the measurements on a sink, in words, in the order of `evidence_names`."""
+    verdict, row, column = sinks.l_verdict, layer, token
+    if kind == "v_sink":
+        assert sinks.v_verdict is not None and sinks.loudest is not None
+        verdict, row, column = sinks.v_verdict, 0, int(sinks.loudest[token])
+    score, threshold = verdict.score[row, column], verdict.threshold[row, 0]
+    at = "" if verdict.dimension is None else f" in dimension {int(verdict.dimension[row, column])}"
+    values = [f"{words.number(float(score))}{at} (sink from {words.number(float(threshold))})"]
+    if kind == "v_sink":
+        values += [f"{words.number(float(sinks.norm_ratio[token]))} ×"]
+    measured = (sinks.llm_share[layer, token], sinks.value_ratio[layer, token])
+    return [*values, *(f"{words.number(float(value))} ×" for value in measured)]
+
+
 def _marks(state: QuestionState, lens: Lens) -> tuple[list[JSON], str]:
-    """Return the sinks on the sheet, each with its cell and the reason; and the number of those elsewhere, in words."""
+    """Return the sinks on the sheet, each with its cell and the evidence; and the number of those elsewhere, in words."""
     layer, sheets = lens.layer, state.prompt.sheets
-    if layer not in state.reasons:
-        tokens = (state.sinks.v_sink | state.sinks.l_sink[layer]).nonzero().flatten().tolist()
-        state.reasons[layer] = {token: state.sinks.explain(token, layer) for token in tokens}
+    if layer not in state.evidence:
+        kinds = {token: kind for token, kind in enumerate(state.sinks.names(layer)) if kind != "ordinary"}
+        values = {token: evidence_values(state.sinks, token, kind, layer) for token, kind in kinds.items()}
+        state.evidence[layer] = {token: (kind, values[token]) for token, kind in kinds.items()}
     marks, away, outside = [], 0, 0
-    for token, why in state.reasons[layer].items():
-        kind = "v_sink" if state.sinks.v_sink[token] else "l_sink"
+    for token, (kind, values) in state.evidence[layer].items():
         if cell := sheets[lens.sheet].find(token):
-            marks.append({"token": token, "cell": cell, "kind": kind, "why": why})
+            marks.append({"token": token, "cell": cell, "kind": kind, "values": values})
         elif any(sheet.find(token) for sheet in sheets):
             away += 1
         else:
@@ -283,8 +315,8 @@ def _column(gates: sg.Gates, group: int) -> list[float]:
     return [round(float(row[group]), 4) for row in gates.scales.tolist()]
 
 
-def _floats(values: torch.Tensor) -> list[float]:
-    return [round(value, 7) for value in values.tolist()]
+def _floats(values: torch.Tensor, digits: int = 7) -> list[float]:
+    return [round(value, digits) for value in values.tolist()]
 
 
 def _whole(value: Any) -> int | None:

@@ -2,6 +2,7 @@ const page = window.sinkgate;
 const head = element.querySelector(".head");
 const row = element.querySelector(".row");
 const sheet = element.querySelector(".sheet");
+const scale = element.querySelector(".scale-kind");
 const hide = element.querySelector(".hide-sinks");
 const follow = element.querySelector(".follow");
 const { heads } = props.size;
@@ -22,11 +23,13 @@ for (let index = 0; index < heads; index++) head.append(page.el("option", { valu
 head.addEventListener("change", () => choose({ head: head.value === "" ? null : Number(head.value) }));
 row.addEventListener("change", () => choose({ row: Number(row.value) }));
 sheet.addEventListener("change", () => choose({ sheet: Number(sheet.value) }));
+scale.addEventListener("change", () => choose({ scale: scale.value }));
 hide.addEventListener("change", () => choose({ hide: hide.checked }));
 
 function drawChoice() {
   const value = props.value;
   head.value = value.head === null ? "" : String(value.head);
+  scale.value = value.scale;
   hide.checked = value.hide;
   page.publish("lens", value);
 }

@@ -1,46 +1,148 @@
 const page = window.sinkgate;
-const pair = element.querySelector(".pair");
+const view = element.querySelector(".view");
+const home = element.querySelector(".home");
+const dialog = element.querySelector(".zoom");
+const trio = element.querySelector(".trio");
+const figures = [...element.querySelectorAll("figure")];
 const screens = [...element.querySelectorAll(".screen")];
-const canvases = [element.querySelector(".before"), element.querySelector(".after")];
+const canvases = screens.map((screen) => screen.querySelector("canvas"));
 const readings = [...element.querySelectorAll("output")];
-const top_ = element.querySelector(".top");
+const reading = element.querySelector(".reading");
 const remark = element.querySelector(".remark");
+const NAMES = ["Original", "Gated", "Difference"];
+const DIFFERENCE = 2;
+const DECADES = 3; // of the logarithmic scale
+// From loss through none to gain, as in the project's figures: brown, almost white, teal.
+const DIVERGING = [[140, 81, 10], [191, 129, 45], [236, 217, 174], [245, 245, 245], [191, 229, 223], [53, 151, 143], [1, 102, 94]];
 let pictures = []; // under the maps, one for each sheet
 let frame = null;
+let sinks = new Map(); // index of a cell -> its mark
+let cursor = null; // the cell that the keyboard or the pointer is on
+
+// --- numbers and colours
 
 // One of thousands of patches has a small share: two significant digits, where the page elsewhere shows "<0.1 %".
 function fine(share) {
-  return share < 1e-5 || share >= 1e-3 ? page.percent(share) : (100 * share).toPrecision(2) + " %";
+  return share === 0 || share >= 1e-3 ? page.percent(share) : small(100 * share) + " %";
 }
 
-// The scale under the maps, drawn once.
-const scale = element.querySelector(".scale").getContext("2d");
-for (let x = 0; x < 256; x++) {
-  scale.fillStyle = "rgb(" + page.shade(x / 255).map(Math.round).join(",") + ")";
-  scale.fillRect(x, 0, 1, 1);
+function small(value) { // without an exponent
+  return value.toFixed(Math.min(12, 1 - Math.floor(Math.log10(value))));
 }
+
+function points(difference) { // in percentage points
+  const size = 100 * Math.abs(difference);
+  if (!size) return "0 pp";
+  return (difference < 0 ? "−" : "+") + (size < 0.1 ? small(size) : size.toFixed(1)) + " pp";
+}
+
+// What is true, also where the colours show rescaled shares: of the original model, gated, and the difference.
+function truth() {
+  const [before, after] = frame.exact || [frame.before, frame.after];
+  return [before, after, before && after && before.map((share, index) => (share === null ? null : after[index] - share))];
+}
+
+// What the colours show. Masked sinks have no difference: a rescaled share has none that would be true.
+function drawn() {
+  const difference = truth()[DIFFERENCE];
+  return [frame.before, frame.after,
+    difference && difference.map((value, index) => (frame.lens.hide && sinks.has(index) ? null : value))];
+}
+
+// For each map the value at the end of its scale: one for both models, or its own.
+function ends(sides) {
+  const most = sides.map((values) => Math.max(0, ...(values || []).map((value) => Math.abs(value ?? 0))));
+  const shared = Math.max(most[0], most[1]);
+  return frame.lens.scale === "own" ? most : [shared, shared, most[DIFFERENCE]];
+}
+
+// The place of a value on the scale: 0 to 1 for shares; for differences -1 to 1, 0 is no difference.
+function place(side, value, end) {
+  const part = Math.min(1, Math.abs(value) / (end || 1));
+  const log = frame.lens.scale === "log";
+  if (side === DIFFERENCE) return Math.sign(value) * (log ? Math.log1p(100 * part) / Math.log1p(100) : part);
+  return log ? Math.max(0, 1 + Math.log10(Math.max(part, 1e-12)) / DECADES) : part;
+}
+
+function color(side, at) {
+  const [red, green, blue] = side === DIFFERENCE ? page.shade((at + 1) / 2, DIVERGING) : page.shade(at);
+  return `rgb(${Math.round(red)}, ${Math.round(green)}, ${Math.round(blue)})`;
+}
+
+// Both ends of a map's scale in words.
+function labels(side, end) {
+  if (side === DIFFERENCE) return end ? [points(-end), points(end)] : ["no difference", ""];
+  return [frame.lens.scale === "log" ? "≤ " + fine(end / 10 ** DECADES) : "0 %", fine(end)];
+}
+
+function band(side) { // the colours of a scale, from its low end to its high one
+  return (at) => color(side, side === DIFFERENCE ? 2 * at - 1 : at);
+}
+
+// --- drawing
 
 // Tokens without a place in a picture have no picture below them, and a gap between them: they have no neighbours.
-function paint(canvas, shares, picture, width, height, gap) {
+function paint(canvas, side, values, end, picture, width, height, gap) {
   const [rows, columns] = frame.grid;
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const draw = canvas.getContext("2d");
   draw.clearRect(0, 0, width, height);
   const x = (column) => Math.round((column * width) / columns);
   const y = (row) => Math.round((row * height) / rows);
-  shares.forEach((share, index) => {
-    if (share === null) return; // no token is here
+  values.forEach((value, index) => {
+    if (value === null) return; // no token is here
     const [row, column] = [Math.floor(index / columns), index % columns];
-    const [red, green, blue] = page.shade(share / frame.top).map(Math.round);
-    draw.fillStyle = `rgb(${red}, ${green}, ${blue})`;
+    draw.fillStyle = color(side, place(side, value, end));
     draw.fillRect(x(column) + gap, y(row) + gap, x(column + 1) - x(column) - 2 * gap, y(row + 1) - y(row) - 2 * gap);
   });
   if (picture) { // grey and faint, so that colour shows attention only
     draw.filter = "grayscale(1)";
-    draw.globalAlpha = 0.25;
+    draw.globalAlpha = side === DIFFERENCE ? 0.15 : 0.25;
     draw.drawImage(picture, 0, 0, width, height);
     draw.globalAlpha = 1;
     draw.filter = "none";
+  }
+}
+
+// The outlines of the sinks: patches of one kind that touch are one region. A path in units of cells for each.
+function regions() {
+  const [rows, columns] = frame.grid;
+  const left = new Set(sinks.keys());
+  const paths = [];
+  const inside = (kind, row, column) => row >= 0 && column >= 0 && row < rows && column < columns && sinks.get(row * columns + column)?.kind === kind;
+  for (const start of sinks.keys()) {
+    if (!left.delete(start)) continue;
+    const { kind } = sinks.get(start);
+    const [queue, path] = [[start], []];
+    while (queue.length) {
+      const index = queue.pop();
+      const [row, column] = [Math.floor(index / columns), index % columns];
+      for (const [down, right, edge] of [[-1, 0, `M${column} ${row}h1`], [1, 0, `M${column} ${row + 1}h1`], [0, -1, `M${column} ${row}v1`], [0, 1, `M${column + 1} ${row}v1`]]) {
+        if (!inside(kind, row + down, column + right)) path.push(edge);
+        else if (left.delete((row + down) * columns + column + right)) queue.push((row + down) * columns + column + right);
+      }
+    }
+    paths.push([kind, path.join("")]);
+  }
+  return paths;
+}
+
+function drawMarks() {
+  const [rows, columns] = frame.grid;
+  const shown = JSON.stringify([frame.grid, frame.lens.hide, [...sinks].map(([index, { kind }]) => [index, kind])]);
+  if (trio.dataset.marks === shown) return;
+  trio.dataset.marks = shown;
+  const paths = regions();
+  for (const svg of element.querySelectorAll(".marks")) {
+    svg.setAttribute("viewBox", `0 0 ${columns} ${rows}`);
+    svg.classList.toggle("masked", frame.lens.hide);
+    const path = (kind, d) => {
+      const node = document.createElementNS("http://www.w3.org/2000/svg", "path");
+      node.setAttribute("class", kind);
+      node.setAttribute("d", d);
+      return node;
+    };
+    svg.replaceChildren(...paths.map(([, d]) => path("halo", d)), ...paths.map(([kind, d]) => path("region " + kind, d)));
   }
 }
 
@@ -48,16 +150,6 @@ function stand(node, [row, column]) { // in the middle of a cell
   const [rows, columns] = frame.grid;
   node.style.left = (100 * (column + 0.5)) / columns + "%";
   node.style.top = (100 * (row + 0.5)) / rows + "%";
-}
-
-function drawMarks(layer) {
-  layer.replaceChildren(...frame.marks.map(({ cell, kind, why: reason }) => {
-    const mark = page.el("i", { class: "mark " + kind, title: reason, tabindex: 0, role: "img", "aria-label": reason });
-    stand(mark, cell);
-    for (const event of ["pointerenter", "focus"]) mark.addEventListener(event, () => page.publish("why", reason));
-    for (const event of ["pointerleave", "blur"]) mark.addEventListener(event, () => page.publish("why", ""));
-    return mark;
-  }));
 }
 
 // The picture under the maps, if there is one, and the aspect ratio of the maps.
@@ -69,63 +161,76 @@ function ground() {
 // The meaning of the colours. Where sinks are masked they are no shares of all attention.
 function caption() {
   const unit = frame.placed ? "patch" : "token";
-  return frame.exact ? `share per ${unit}, rescaled` : `share of the query's attention per ${unit}`;
+  const shares = frame.exact ? `share per ${unit}, rescaled` : `share of the query's attention per ${unit}`;
+  return shares + { shared: "", own: ", each map on its own scale", log: ", logarithmic" }[frame.lens.scale];
 }
 
-// For a figure: both maps `width` pixels wide, null where this query does not exist, and the share of the brightest shade.
+// For a figure: each map `width` pixels wide, null where this query does not exist, with the ends and colours of its scale.
 page.maps = (width) => {
   const [picture, aspect] = ground();
-  const sides = [frame.before, frame.after].map((shares) => {
-    if (!shares) return null;
-    const canvas = page.el("canvas");
-    paint(canvas, shares, picture, width, Math.round(width / aspect), frame.placed ? 0 : 2);
-    return canvas;
+  const sides = drawn();
+  const most = ends(sides);
+  const maps = sides.map((values, side) => {
+    const canvas = values && page.el("canvas");
+    if (canvas) paint(canvas, side, values, most[side], picture, width, Math.round(width / aspect), frame.placed ? 0 : 2);
+    return { name: side === 0 ? "Original model" : NAMES[side], canvas, labels: labels(side, most[side]), color: band(side) };
   });
-  return { sides, aspect, top: fine(frame.top), caption: caption() };
+  return { maps, aspect, caption: caption(), regions: regions() };
+};
+
+// The maps as a table, with true shares also where sinks are masked.
+page.table = () => {
+  const [rows, columns] = frame.grid;
+  const lines = [["row", "column", "original", "gated", "difference", "group"]];
+  const [before, after, difference] = truth();
+  for (let index = 0; index < rows * columns; index++) {
+    const shares = [before, after, difference].map((values) => values?.[index] ?? null);
+    if (shares.every((share) => share === null)) continue; // no token is here
+    const numbers = shares.map((share) => (share === null ? "" : Number(share.toPrecision(9))));
+    lines.push([Math.floor(index / columns), index % columns, ...numbers, sinks.get(index)?.kind || "ordinary"]);
+  }
+  return lines.map((line) => line.join(",") + "\r\n").join("");
 };
 
 function draw() {
   if (!frame) return;
   const [rows, columns] = frame.grid;
+  sinks = new Map(frame.marks.map((mark) => [mark.cell[0] * columns + mark.cell[1], mark]));
   const [picture, aspect] = ground();
-  pair.style.setProperty("--aspect", aspect);
-  pair.style.setProperty("--cell-width", 100 / columns + "%");
-  pair.style.setProperty("--cell-height", 100 / rows + "%");
-  pair.classList.toggle("wide", aspect >= 4);
-  const sides = [frame.before, frame.after];
+  trio.style.setProperty("--aspect", aspect);
+  trio.style.setProperty("--cell-width", 100 / columns + "%");
+  trio.style.setProperty("--cell-height", 100 / rows + "%");
+  trio.classList.toggle("wide", aspect >= 3);
+  const sides = drawn();
+  const most = ends(sides);
   canvases.forEach((canvas, side) => {
     canvas.classList.toggle("stale", !sides[side]); // this query is not generated yet
-    if (!sides[side]) return;
+    canvas.setAttribute("aria-label", described(side));
+    labels(side, most[side]).forEach((text, end) => { figures[side].querySelector(end ? ".high" : ".low").textContent = text; });
+    if (!sides[side] || !canvas.clientWidth) return;
     const ratio = window.devicePixelRatio || 1;
     const [width, height] = [canvas.clientWidth * ratio, canvas.clientHeight * ratio].map(Math.round);
-    paint(canvas, sides[side], picture, width, height, frame.placed ? 0 : ratio);
+    paint(canvas, side, sides[side], most[side], picture, width, height, frame.placed ? 0 : ratio);
   });
-  top_.textContent = fine(frame.top);
   for (const layer of element.querySelectorAll(".layer")) layer.textContent = `, layer ${frame.lens.layer}`;
-  canvases.forEach((canvas, side) => canvas.setAttribute("aria-label", described(side)));
   element.querySelector(".caption").textContent = caption();
-  const shown = JSON.stringify([frame.marks, frame.grid]);
-  screens.forEach((screen) => {
-    const marks = screen.querySelector(".marks");
-    marks.classList.toggle("hidden-sinks", frame.lens.hide);
-    if (marks.dataset.shown === shown) return;
-    marks.dataset.shown = shown;
-    drawMarks(marks);
-  });
+  drawMarks();
   element.querySelector(".elsewhere").textContent = frame.elsewhere;
   remark.textContent = frame.note;
   remark.hidden = !frame.note;
   const missing = frame.finished ? "the gated answer has no such token" : "not generated yet";
   element.querySelector(".state").textContent = frame.after ? (frame.identity ? "all faders at 1" : "") : missing;
+  read();
 }
 
 // A map in words, for screen readers.
 function described(side) {
-  const shares = (frame.exact || [frame.before, frame.after])[side];
-  const of = `${side ? "Gated" : "Original model"}, layer ${frame.lens.layer}, ${frame.lens.head === null ? "mean of the heads" : "head " + frame.lens.head}`;
-  if (!shares) return `${of}: this query does not exist.`;
-  const peak = shares.reduce((best, share, index) => (share !== null && share > (shares[best] ?? -1) ? index : best), 0);
-  return `Attention map. ${of}: at most ${fine(shares[peak] ?? 0)}, at ${cellName(peak)}.`;
+  const values = truth()[side];
+  const of = `${side === 0 ? "Original model" : NAMES[side]}, layer ${frame.lens.layer}, ${frame.lens.head === null ? "mean of the heads" : "head " + frame.lens.head}`;
+  if (!values) return `${of}: this query does not exist.`;
+  const peak = values.reduce((best, value, index) => (value !== null && Math.abs(value) > Math.abs(values[best] ?? 0) ? index : best), 0);
+  if (side === DIFFERENCE) return `${of}, gated minus original: at most ${points(values[peak] ?? 0)}, at ${cellName(peak)}.`;
+  return `Attention map. ${of}: at most ${fine(values[peak] ?? 0)}, at ${cellName(peak)}.`;
 }
 
 function cellName(index) {
@@ -133,32 +238,91 @@ function cellName(index) {
   return frame.placed ? `row ${Math.floor(index / columns)}, column ${index % columns}` : `token ${index}`;
 }
 
-// The cell under the pointer, on both maps, with its share in either.
+// --- the cell under the pointer or the keyboard, on all maps
+
+function read() {
+  const values = cursor === null ? [null, null, null] : truth().map((side) => side?.[cursor] ?? null);
+  const nothing = values.every((value) => value === null);
+  const mark = nothing ? undefined : sinks.get(cursor);
+  const masked = frame.lens.hide && mark ? " (masked)" : "";
+  screens.forEach((screen, side) => {
+    const spot = screen.querySelector(".spot");
+    spot.hidden = values[side] === null;
+    if (cursor !== null) stand(spot, [Math.floor(cursor / frame.grid[1]), cursor % frame.grid[1]]);
+    readings[side].textContent = values[side] === null ? "" : (side === DIFFERENCE ? points(values[side]) : fine(values[side])) + masked;
+  });
+  trio.classList.toggle("read", !nothing);
+  const evidence = mark ? frame.evidence[mark.kind].map((name, index) => [name, mark.values[index]]) : [];
+  const kind = mark ? (mark.kind === "v_sink" ? "V-sink" : "L-sink") : "no sink in this layer";
+  reading.replaceChildren(...(nothing ? [] : [
+    page.el("b", { class: mark?.kind || "", text: `${cellName(cursor)[0].toUpperCase()}${cellName(cursor).slice(1)}: ${kind}` }),
+    ...evidence.map(([name, value]) => page.el("span", {}, name + " ", page.el("b", { text: value }))),
+  ]));
+}
+
 function point(screen, event) {
   const [rows, columns] = frame.grid;
   const box = screen.getBoundingClientRect();
-  const row = Math.min(rows - 1, Math.floor(((event.clientY - box.top) / box.height) * rows));
-  const column = Math.min(columns - 1, Math.floor(((event.clientX - box.left) / box.width) * columns));
-  const index = row * columns + column;
-  screens.forEach((each, side) => {
-    const share = (frame.exact || [frame.before, frame.after])[side]?.[index] ?? null;
-    const masked = frame.lens.hide && frame.marks.some((mark) => mark.cell[0] === row && mark.cell[1] === column);
-    const spot = each.querySelector(".spot");
-    spot.hidden = share === null;
-    stand(spot, [row, column]);
-    readings[side].textContent = share === null ? "" : (frame.placed ? "" : `token ${index}: `) + fine(share) + (masked ? " (masked)" : "");
-  });
+  const row = Math.min(rows - 1, Math.max(0, Math.floor(((event.clientY - box.top) / box.height) * rows)));
+  const column = Math.min(columns - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * columns)));
+  cursor = row * columns + column;
+  read();
 }
 
 function leave() {
-  for (const spot of element.querySelectorAll(".spot")) spot.hidden = true;
-  for (const reading of readings) reading.textContent = "";
+  cursor = null;
+  if (frame) read();
 }
 
 for (const screen of screens) {
   screen.addEventListener("pointermove", (event) => frame && point(screen, event));
   screen.addEventListener("pointerleave", leave);
 }
+trio.addEventListener("blur", leave);
+trio.addEventListener("keydown", (event) => {
+  if (!frame || event.target !== trio) return;
+  const [rows, columns] = frame.grid;
+  const [row, column] = cursor === null ? [0, 0] : [Math.floor(cursor / columns), cursor % columns];
+  const order = [...sinks.keys()].sort((a, b) => a - b);
+  const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+  if (step && cursor !== null) {
+    cursor = Math.min(rows - 1, Math.max(0, row + step[0])) * columns + Math.min(columns - 1, Math.max(0, column + step[1]));
+  } else if (step || event.key === "Home") cursor = 0;
+  else if (event.key === "PageDown" && order.length) cursor = order.find((index) => index > (cursor ?? -1)) ?? order[0];
+  else if (event.key === "PageUp" && order.length) cursor = order.findLast((index) => index < (cursor ?? Infinity)) ?? order.at(-1);
+  else return;
+  event.preventDefault();
+  read();
+});
+
+// --- enlarged, over the page
+
+let opener = null;
+
+function only(side) { // the maps that the large view shows: one, or all for ""
+  view.dataset.only = side;
+  for (const button of dialog.querySelectorAll("[data-only]")) button.setAttribute("aria-pressed", String(button.dataset.only === side));
+  draw();
+}
+
+figures.forEach((figure, side) => figure.querySelector(".enlarge").addEventListener("click", (event) => {
+  opener = event.currentTarget;
+  dialog.append(view);
+  dialog.showModal();
+  only(String(side));
+}));
+for (const button of dialog.querySelectorAll("[data-only]")) button.addEventListener("click", () => only(button.dataset.only));
+dialog.querySelector(".close").addEventListener("click", () => dialog.close());
+dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // beside the maps
+dialog.addEventListener("close", () => {
+  home.append(view);
+  delete view.dataset.only;
+  leave();
+  draw();
+  opener?.focus();
+});
+
+// --- values
 
 function receive() {
   const sent = props.value;
@@ -170,10 +334,18 @@ function receive() {
   page.publish("frame", frame);
 }
 
+canvases.forEach((canvas, side) => { // the scales under the maps, drawn once
+  const scale = figures[side].querySelector(".scale").getContext("2d");
+  for (let x = 0; x < 256; x++) {
+    scale.fillStyle = band(side)(x / 255);
+    scale.fillRect(x, 0, 1, 1);
+  }
+});
+
 // The pictures stay until the next ones are decoded: dragging an object sends many.
 let newest = "";
-page.subscribe("view", (view) => {
-  const urls = [view.url, ...view.others];
+page.subscribe("view", (sent) => {
+  const urls = [sent.url, ...sent.others];
   if (newest === urls.join()) return;
   newest = urls.join();
   const asked = newest;
@@ -184,6 +356,6 @@ page.subscribe("view", (view) => {
     draw();
   });
 });
-new ResizeObserver(draw).observe(element);
+new ResizeObserver(draw).observe(trio);
 receive();
 watch("value", receive);

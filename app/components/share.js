@@ -3,7 +3,7 @@ const link = element.querySelector(".link");
 const lacks = element.querySelector(".lacks");
 const code = element.querySelector("code");
 const notice = element.querySelector(".notice");
-const [SIDE, GAP, MARGIN, SCALE] = [440, 24, 28, 2]; // of a figure, in pixels; SCALE of them to each
+const [SIDE, GAP, MARGIN, SCALE] = [360, 22, 28, 2]; // of a figure, in pixels; SCALE of them to each
 const PATIENCE = 4000; // ms: browsers allow copying for a short time after a click
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 const [INK, SOFT, LINE] = ["#1d2329", "#5c6770", "#e3e7eb"]; // figures are for white paper
@@ -115,23 +115,26 @@ function write(draw, text, x, y, { size = 13, color = SOFT, weight = 400, width 
   return y + written.length * size * 1.35;
 }
 
-function mark(draw, kind, x, y, radius) {
-  for (const [color, width] of [["rgba(0, 0, 0, 0.6)", 4.5], ["#fff", 3.2], [SINKS[kind], 2]]) {
-    draw.beginPath();
-    if (kind === "v_sink") draw.arc(x, y, radius, 0, 2 * Math.PI);
-    else draw.rect(x - 0.85 * radius, y - 0.85 * radius, 1.7 * radius, 1.7 * radius);
-    [draw.strokeStyle, draw.lineWidth] = [color, width];
-    draw.stroke();
+// Outlines of sinks, whose cells are so many pixels wide and high, from a point on.
+function outline(draw, regions, x, y, [across, down]) {
+  const scaled = new DOMMatrix([across, 0, 0, down, x, y]);
+  for (const [color, width] of [["rgba(10, 14, 18, 0.75)", 4], ["#fff", 2.8], ["", 2]]) {
+    for (const [kind, path] of regions) {
+      const line = new Path2D();
+      line.addPath(new Path2D(path), scaled);
+      [draw.strokeStyle, draw.lineWidth, draw.lineCap] = [color || SINKS[kind], width, "square"];
+      draw.stroke(line);
+    }
   }
 }
 
-// Question, both maps with their sinks and answers, and the view's settings.
+// Question, the maps with their sinks and answers, and the view's settings.
 function figure() {
-  const { sides, aspect, top, caption } = page.maps(SIDE * SCALE);
-  const across = aspect < 4 ? 2 : 1;
+  const { maps, aspect, caption, regions } = page.maps(SIDE * SCALE);
+  const across = aspect < 3 ? maps.length : 1;
   const [width, height] = [SIDE, SIDE / aspect];
-  const whole = across * SIDE + (across - 1) * GAP + 2 * MARGIN;
-  const [canvas, draw] = sheet(whole, (height + 90) * (2 / across) + 200 + 2 * MARGIN);
+  const whole = maps.length * SIDE + (maps.length - 1) * GAP + 2 * MARGIN;
+  const [canvas, draw] = sheet(whole, (height + 110) * (maps.length / across) + 200 + 2 * MARGIN);
   const within = { width: whole - 2 * MARGIN };
   const head = frame.lens.head === null ? "mean over heads" : `head ${frame.lens.head}`;
   const { model, question } = frame;
@@ -141,32 +144,45 @@ function figure() {
   y = write(draw, `Gates: ${(frame.learned ? `learned gates ${frame.learned.name}: ` : "") + page.inWords(frame.gates)}`, MARGIN, y, { most: 3, ...within }) + 14;
   const settled = answers.done && !answers.stale;
   const texts = ["unchanged", "gated"].map((side) => settled ? (answers[side] || []).map(([word]) => word).join(" ") || "(empty answer)" : "…");
+  texts.push("Gated − original, percentage points");
   const bold = { size: 15, color: INK, weight: 600, width: SIDE, most: 2 };
-  sides.forEach((map, index) => {
-    const x = MARGIN + (across === 2 ? index * (SIDE + GAP) : 0);
-    write(draw, index ? "Gated" : "Original model", x, y);
-    const ends = texts.map((text, side) => write(draw, text, side === index ? x : -1e4, y + 18, bold)); // both at the same height
-    const [from, [rows, columns]] = [Math.max(...ends) + 8, frame.grid];
+  const [rows, columns] = frame.grid;
+  maps.forEach((map, index) => {
+    const x = MARGIN + (across > 1 ? index * (SIDE + GAP) : 0);
+    write(draw, map.name, x, y);
+    const bottoms = texts.map((text, side) => write(draw, text, side === index ? x : -1e4, y + 18, bold)); // all at the same height
+    const from = Math.max(...bottoms) + 8;
     draw.fillStyle = LINE;
     draw.fillRect(x, from, width, height);
-    if (map) draw.drawImage(map, x, from, width, height);
-    const radius = Math.max(4, 0.36 * Math.min(width / columns, height / rows));
-    for (const { cell: [row, column], kind } of frame.marks) {
-      mark(draw, kind, x + ((column + 0.5) * width) / columns, from + ((row + 0.5) * height) / rows, radius);
-    }
-    if (across === 1 || index === 1) y = from + height + 14;
+    if (map.canvas) draw.drawImage(map.canvas, x, from, width, height);
+    draw.save();
+    draw.beginPath();
+    draw.rect(x, from, width, height);
+    draw.clip();
+    outline(draw, regions, x, from, [width / columns, height / rows]);
+    draw.restore();
+    scale(draw, map, x, from + height + 8);
+    if (across === 1 || index === maps.length - 1) y = from + height + 38;
   });
-  write(draw, "0", MARGIN, y);
-  for (let step = 0; step < 120; step++) {
-    draw.fillStyle = `rgb(${page.shade(step / 119).map(Math.round).join(",")})`;
-    draw.fillRect(MARGIN + 14 + step, y + 3, 1.5, 9);
+  write(draw, caption, MARGIN, y);
+  for (const [kind, name, right] of [["v_sink", "V-sink", 205], ["l_sink", "L-sink in this layer", 128]]) {
+    outline(draw, [[kind, "M0 0h1v1h-1z"]], whole - MARGIN - right, y + 3, [10, 10]);
+    write(draw, name, whole - MARGIN - right + 17, y);
   }
-  write(draw, `${top}: ${caption}`, MARGIN + 142, y);
-  mark(draw, "v_sink", whole - MARGIN - 205, y + 8, 5);
-  write(draw, "V-sink", whole - MARGIN - 192, y);
-  mark(draw, "l_sink", whole - MARGIN - 128, y + 8, 5);
-  write(draw, "L-sink in this layer", whole - MARGIN - 115, y);
   return cropped(canvas, (y + 18 + MARGIN) * SCALE);
+}
+
+// The colours of a map's scale with its ends, as wide as the map.
+function scale(draw, { labels: [low, high], color }, x, y) {
+  const small = { size: 12 };
+  write(draw, low, x, y, small);
+  const from = x + draw.measureText(low).width + 8;
+  const length = SIDE - (from - x) - draw.measureText(high).width - 8;
+  for (let step = 0; step < length; step++) {
+    draw.fillStyle = color(step / (length - 1));
+    draw.fillRect(from + step, y + 3, 1.5, 9);
+  }
+  write(draw, high, x + SIDE - draw.measureText(high).width, y, small);
 }
 
 function cropped(canvas, height) {
@@ -216,6 +232,12 @@ function save(name, canvas) {
 element.querySelector(".save-maps").addEventListener("click", () => {
   if (!frame) return announce("Nothing to save yet.");
   save(`sinkgate-layer-${frame.lens.layer}.png`, figure());
+});
+element.querySelector(".save-table").addEventListener("click", () => {
+  if (!frame) return announce("Nothing to save yet.");
+  const name = `sinkgate-layer-${frame.lens.layer}.csv`;
+  page.save(name, new Blob([page.table()], { type: "text/csv" }));
+  announce(`${name} saved.`);
 });
 element.querySelector(".save-chart").addEventListener("click", async () => {
   const plot = document.querySelector("#chart .plot svg");

@@ -14,7 +14,7 @@ window.sinkgate = {
   // Page-wide messages between components: "frame" (a new frame to draw), "view" (a new picture under it), "setting" (of
   // the faders, as sent), "settled" (the same once they rest; `server` where the server moved them), "sync" (whether the
   // panels belong to that setting), "touched" (the layer whose fader moves), "layer" (the one to show on the maps), "lens"
-  // (layer, head and query of the maps), "why" (the reason for the sink under the pointer), "switch" (the layer whose learned
+  // (layer, head and query of the maps), "switch" (the layer whose learned
   // gate is to go off or on), "answers" (both, as far as they are generated), "pin" (put the setting beside others), "pins"
   // (their number), "share" (open the section with links and files), "refused" (the reason why a file was not uploaded).
   publish(topic, detail) {
@@ -127,10 +127,10 @@ window.sinkgate = {
     [68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141],
     [39, 173, 129], [92, 200, 99], [170, 220, 50], [253, 231, 37],
   ],
-  shade(share) {
-    const at = Math.min(Math.max(share, 0), 1) * (this.ramp.length - 1);
-    const low = Math.min(Math.floor(at), this.ramp.length - 2);
-    return this.ramp[low].map((part, i) => part + (this.ramp[low + 1][i] - part) * (at - low));
+  shade(share, ramp = this.ramp) {
+    const at = Math.min(Math.max(share, 0), 1) * (ramp.length - 1);
+    const low = Math.min(Math.floor(at), ramp.length - 2);
+    return ramp[low].map((part, i) => part + (ramp[low + 1][i] - part) * (at - low));
   },
 
   // With one decimal; never 100 % for less, nor 0 % for more than nothing.

@@ -1,7 +1,6 @@
 const page = window.sinkgate;
 const bars = element.querySelector(".bars");
-const why = element.querySelector(".why"); // the sinks in words, or the reason for the one under the pointer
-let summary = "";
+const why = element.querySelector(".why"); // the sinks in words
 
 function bar(kind, share) {
   const fill = page.el("i", { class: kind });
@@ -18,6 +17,5 @@ page.subscribe("frame", (frame) => {
 });
 
 page.subscribe("frame", (frame) => {
-  if (frame.summary !== summary) why.textContent = summary = frame.summary;
+  if (why.textContent !== frame.summary) why.textContent = frame.summary;
 });
-page.subscribe("why", (reason) => { why.textContent = reason || summary; });

@@ -59,7 +59,8 @@ def test_nothing_moves_while_texts_change(small: Tab) -> None:
     for preset in ("V-sinks × 0", "Others × 0.5", "All at 1"):
         small.page.locator("#mixer .preset", has_text=preset).click()
         small.settle()
-    small.page.locator("#maps .marks").first.locator(".mark").first.hover()
+    small.page.locator("#maps .screen").first.hover(position={"x": 4, "y": 4})  # a sink
+    small.page.wait_for_selector("#maps .reading b")
     small.page.locator("#lens .row").select_option("1")
     small.page.locator("#lens .hide-sinks").check()
     small.page.locator("#learned select").select_option(index=1)

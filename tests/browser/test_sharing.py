@@ -33,7 +33,7 @@ from app.share_links import (
     share_value,
 )
 from app.state import Engine, UserSession
-from app.view_model import Lens
+from app.view_model import SCALES, Lens
 from sinkgate.scenes.questions import KINDS
 from sinkgate.scenes.scene import Scene
 
@@ -88,6 +88,7 @@ links = st.builds(
         st.integers(0, 31),
         st.booleans(),
         st.integers(0, 9),
+        st.sampled_from(SCALES),
     ),
     seed=st.integers(0, 2**32 - 1),
     scene=st.none() | st.integers(0, 2**32 - 1).map(lambda seed: Scene.random(Random(seed))),
@@ -260,6 +261,7 @@ def test_a_link_opens_the_same_page(opened: Callable[[str], Tab], tab: Tab) -> N
     tab.page.locator("#films .film").nth(4).click()
     tab.page.locator("#lens .head").select_option("1")
     tab.page.locator("#lens .hide-sinks").check()
+    tab.page.locator("#lens .scale-kind").select_option("log")
     tab.drag(2, 0.1)
     tab.drag(5, 1.7, group="rest")
     tab.page.locator("#films .film").nth(4).click()
@@ -271,6 +273,7 @@ def test_a_link_opens_the_same_page(opened: Callable[[str], Tab], tab: Tab) -> N
     assert (
         other.page.locator("#lens .head").input_value() == "1" and other.page.locator("#lens .hide-sinks").is_checked()
     )
+    assert other.page.locator("#lens .scale-kind").input_value() == other.frame()["lens"]["scale"] == "log"
     assert other.status() == "" and other.errors == []
     assert_repeats(tab, taken["python"])
     assert taken["lacks"] == "" and not tab.page.locator("#share .lacks").is_visible()
@@ -354,7 +357,7 @@ def test_copying_with_the_keyboard_alone(tab: Any) -> None:
     tab.page.get_by_text("Link copied.").wait_for()
     link = tab.page.evaluate("navigator.clipboard.readText()")
     assert link == takings(tab)["link"] == tab.page.get_by_label("Link", exact=True).input_value() == tab.page.url
-    for _ in range(3):  # past both pictures
+    for _ in range(4):  # past both pictures and the table
         tab.page.keyboard.press("Tab")
     tab.page.keyboard.press("Enter")
     tab.page.wait_for_selector("#share details[open]")
@@ -387,7 +390,7 @@ def test_figure_and_chart_are_saved_for_white_paper(tab: Tab, tmp_path: Path, li
         download.value.save_as(tmp_path / name)
         pictures.append(Image.open(tmp_path / name).convert("RGB"))
     figure = pictures[0]
-    assert figure.width == 2 * (2 * 440 + 24 + 2 * 28) and figure.height > 1100
+    assert figure.width == 2 * (3 * 360 + 2 * 22 + 2 * 28) and figure.height > 1100
     assert {picture.getpixel((3, 3)) for picture in pictures} == {(255, 255, 255)}
     for picture in pictures:  # sinks are orange everywhere
         assert sum(count for count, color in picture.getcolors(1 << 24) or [] if color == (232, 89, 12)) > 20

@@ -77,11 +77,11 @@ def pick(tab: Tab, sheet: int) -> dict[str, Any]:
 
 
 def marked_cells(tab: Tab) -> list[tuple[int, int]]:
-    """The cells of the left map in whose middle a mark stands, measured on the screen."""
+    """The cells of the left map that are outlined, each alone, measured on the screen."""
     rows, columns = tab.frame()["grid"]
     box = tab.page.locator("#maps canvas.before").bounding_box()
     cells = []
-    for mark in tab.page.locator("#maps .marks").first.locator(".mark").all():
+    for mark in tab.page.locator("#maps .marks").first.locator(".region").all():
         place = mark.bounding_box()
         assert box and place
         row = (place["y"] + place["height"] / 2 - box["y"]) / box["height"] * rows - 0.5
@@ -213,7 +213,7 @@ def test_holes_are_left_open_and_sinks_outside_are_counted() -> None:
     sinks = torch.zeros(16, dtype=torch.bool)
     sinks[[5, 7, 11]] = True  # 7 and 11 lie in the column that was taken out
     case.warm = sg.Session(vlm, case.prompt, replace(case.sinks, v_sink=sinks, loudest=torch.arange(16)))
-    case.reasons[0] = dict.fromkeys((5, 7, 11), "because")
+    case.evidence[0] = dict.fromkeys((5, 7, 11), ("v_sink", ["because"]))
     frame = view_model.frame(case, Lens())
     holes = [share is None for share in frame["before"]]
     assert holes == [False, False, False, True] * 4

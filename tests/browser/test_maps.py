@@ -1,0 +1,206 @@
+"""The attention maps: their numbers, scales and outlines are those of the frame, by mouse, keyboard, large and as a file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from page_user import Tab
+
+import sinkgate as sg
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+QUESTION = "How many objects are there?"
+COLORS = """([side, cells]) => {
+  const canvas = document.querySelectorAll("#maps .screen canvas")[side];
+  const [rows, columns] = document.querySelector("#maps [data-tick]").frame.grid;
+  const draw = canvas.getContext("2d", { willReadFrequently: true });
+  return cells.map((cell) => [...draw.getImageData(
+    Math.round(((cell % columns) + 0.5) * canvas.width / columns), Math.round((Math.floor(cell / columns) + 0.2) * canvas.height / rows), 1, 1,
+  ).data.slice(0, 3)]);
+}"""
+
+
+def show(tab: Tab, **options: Any) -> dict[str, Any]:
+    """Set controls of the maps and wait for the frame that they bring."""
+    for name, value in options.items():
+        if name == "hide":
+            tab.page.locator("#lens .hide-sinks").set_checked(value)
+        else:
+            tab.page.locator({"scale": "#lens .scale-kind", "head": "#lens .head"}[name]).select_option(str(value))
+        tab.page.wait_for_function(
+            "([name, value]) => document.querySelector('#maps [data-tick]').frame.lens[name] === value",
+            arg=[name, value],
+        )
+    return tab.frame()
+
+
+def point_at(tab: Tab, cell: int, side: int = 0) -> list[str]:
+    """Move the pointer to a cell; return the numbers above the three maps."""
+    rows, columns = tab.frame()["grid"]
+    box = tab.page.locator("#maps .screen").nth(side).bounding_box()
+    assert box
+    row, column = divmod(cell, columns)
+    tab.page.mouse.move(
+        box["x"] + (column + 0.5) * box["width"] / columns, box["y"] + (row + 0.5) * box["height"] / rows
+    )
+    return tab.page.locator("#maps output").all_text_contents()
+
+
+def number(text: str) -> float:
+    return float(text.split()[0].replace("\N{MINUS SIGN}", "-"))
+
+
+def brightness(colors: Sequence[Sequence[int]]) -> list[int]:
+    return [sum(color) for color in colors]
+
+
+def test_the_difference_is_gated_minus_original(tab: Tab) -> None:
+    still = tab.page.evaluate(COLORS, [2, list(range(64))])
+    assert len({tuple(color) for color in still}) < 8  # only the picture shows through
+    tab.drag(2, 0.1)
+    frame = tab.settle()
+    change = [after - before for before, after in zip(frame["before"], frame["after"], strict=True)]
+    low, high = min(range(64), key=change.__getitem__), max(range(64), key=change.__getitem__)
+    for cell in (low, high):
+        original, gated, difference = map(number, point_at(tab, cell))
+        assert original == pytest.approx(100 * frame["before"][cell], abs=0.051)
+        assert gated == pytest.approx(100 * frame["after"][cell], abs=0.051)
+        assert difference == pytest.approx(100 * change[cell], abs=0.051) and abs(difference) > 0.1
+    colors = tab.page.evaluate(COLORS, [2, [low, high]])
+    assert colors[0][0] > colors[0][2] + 30 and colors[1][0] < colors[1][2]  # brown where it fell, teal where it rose
+    ends = [number(tab.page.locator(f"#maps .{end}").nth(2).text_content() or "") for end in ("low", "high")]
+    assert ends == pytest.approx([100 * change[low], -100 * change[low]], abs=0.051)
+
+
+def test_scales_of_the_colours(tab: Tab) -> None:
+    tab.drag(2, 0.1)
+    frame = tab.settle()
+
+    def highest() -> list[float]:
+        return [number(text) for text in tab.page.locator("#maps .high").all_text_contents()[:2]]
+
+    tops = [100 * max(frame[side]) for side in ("before", "after")]
+    assert tops[0] > 2 * tops[1] and highest() == pytest.approx([max(tops)] * 2, abs=0.051)
+    brightest = max(range(64), key=frame["after"].__getitem__)
+    faint = sorted(range(64), key=frame["after"].__getitem__)[32]
+    shared = brightness(tab.page.evaluate(COLORS, [1, [brightest, faint]]))
+    show(tab, scale="own")
+    assert highest() == pytest.approx(tops, abs=0.051)
+    own = brightness(tab.page.evaluate(COLORS, [1, [brightest, faint]]))
+    assert own[0] > shared[0]
+    show(tab, scale="log")
+    assert highest() == pytest.approx([max(tops)] * 2, abs=0.051)
+    assert brightness(tab.page.evaluate(COLORS, [1, [faint]]))[0] > max(shared[1], own[1])
+    assert "logarithmic" in (tab.page.locator("#maps .caption").text_content() or "")
+    assert number(point_at(tab, faint, 1)[1]) == pytest.approx(100 * frame["after"][faint], rel=0.06)
+
+
+def test_masked_sinks_have_no_difference_in_colour_and_a_true_one_in_numbers(tab: Tab) -> None:
+    tab.drag(2, 0.1)
+    true = tab.settle()
+    frame = show(tab, hide=True)
+    columns = frame["grid"][1]
+    sink = frame["marks"][0]["cell"][0] * columns + frame["marks"][0]["cell"][1]
+    other = next(cell for cell in range(64) if abs(true["after"][cell] - true["before"][cell]) > 0.004 and cell != sink)
+    for cell, note in ((sink, " (masked)"), (other, "")):
+        shown = point_at(tab, cell, 2)[2]
+        assert shown.endswith(f"pp{note}")
+        assert number(shown) == pytest.approx(100 * (true["after"][cell] - true["before"][cell]), abs=0.051)
+    tab.page.mouse.move(2, 2)
+    empty = "([cell]) => { const c = document.querySelector('#maps canvas.difference'), [r, n] = document.querySelector('#maps [data-tick]').frame.grid;"
+    where = "const at = [(cell % n + 0.5) * c.width / n, (Math.floor(cell / n) + 0.5) * c.height / r].map(Math.round);"
+    alpha = f"{empty} {where} return c.getContext('2d').getImageData(...at, 1, 1).data[3]; }}"
+    assert tab.page.evaluate(alpha, [sink]) < 128 and tab.page.evaluate(alpha, [other]) == 255
+
+
+def test_neighbouring_sinks_share_an_outline(tab: Tab) -> None:
+    """A frame with a block of three sinks, one alone, and one of the other kind beside the block."""
+    drawn = tab.page.evaluate(
+        """() => {
+          const node = document.querySelector("#maps [data-tick]"), frame = node.frame;
+          const mark = (row, column, kind) => ({ token: 0, cell: [row, column], kind, values: ["1", "2", "3", "4"] });
+          frame.marks = [mark(2, 2, "l_sink"), mark(2, 3, "l_sink"), mark(3, 2, "l_sink"), mark(6, 6, "l_sink"), mark(3, 3, "v_sink")];
+          window.dispatchEvent(new Event("resize"));
+          document.querySelector("#maps .enlarge").click();  // draws again
+          document.querySelector(".zoom .close").click();
+          return [...document.querySelector("#maps .marks").querySelectorAll(".region")].map((path) =>
+            [path.classList[1], path.getAttribute("d").match(/M/g).length]);
+        }"""
+    )
+    assert sorted(drawn) == [["l_sink", 4], ["l_sink", 8], ["v_sink", 4]]  # edges of the outlines
+
+
+def test_evidence_by_mouse_and_keyboard(tab: Tab, vlm: sg.VLM) -> None:
+    frame = tab.frame()
+    sinks = [mark["cell"][0] * frame["grid"][1] + mark["cell"][1] for mark in frame["marks"]]
+    reading = tab.page.locator("#maps .reading")
+    assert reading.text_content() == "" and tab.page.locator("#maps [tabindex='0']").count() == 1  # one stop for all
+    point_at(tab, sinks[0])
+    by_mouse = reading.text_content() or ""
+    values = frame["marks"][0]["values"]
+    assert by_mouse.startswith("Row 0, column 0: V-sink") and all(value in by_mouse for value in values)
+    assert "(sink from 5)" in values[0]
+    point_at(tab, 27)
+    assert "no sink in this layer" in (reading.text_content() or "")
+    tab.page.mouse.move(2, 2)
+    assert reading.text_content() == ""
+    tab.page.locator("#maps .trio").focus()
+    tab.page.keyboard.press("PageDown")
+    assert reading.text_content() == by_mouse
+    tab.page.keyboard.press("PageDown")
+    row, column = divmod(sorted(sinks)[1], frame["grid"][1])
+    assert (reading.text_content() or "").startswith(f"Row {row}, column {column}: ")
+    tab.page.keyboard.press("Home")
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+        tab.page.keyboard.press(key)
+    assert (reading.text_content() or "").startswith("Row 2, column 1: ")
+    shown = tab.page.locator("#maps output").first.text_content() or ""
+    assert number(shown) == pytest.approx(100 * frame["before"][17], rel=0.06)
+
+
+def test_maps_open_large_and_close_again(tab: Tab) -> None:
+    page = tab.page
+    small = page.locator("#maps canvas.after").bounding_box()
+    button = page.get_by_role("button", name="Enlarge the gated map")
+    button.focus()
+    page.keyboard.press("Enter")
+    large = page.locator("#maps canvas.after").bounding_box()
+    assert small and large and large["width"] > 1.8 * small["width"] and large["y"] + large["height"] <= 768
+    assert page.evaluate("document.querySelector('#maps canvas.after').width") == round(large["width"])  # drawn anew
+    assert not page.locator("#maps canvas.before").is_visible()
+    page.get_by_role("button", name="All three").click()
+    assert page.locator("#maps canvas.before").is_visible() and page.locator("#maps canvas.difference").is_visible()
+    point_at(tab, 0)
+    assert "V-sink" in (page.locator("#maps .reading").text_content() or "")
+    page.keyboard.press("Escape")
+    page.wait_for_function("!document.querySelector('.zoom').open")
+    assert page.locator("#maps canvas.after").bounding_box() == small
+    assert page.evaluate("document.activeElement.className") == "enlarge"
+
+
+def test_the_maps_as_a_table(tab: Tab, tmp_path: Path) -> None:
+    tab.drag(2, 0.1)
+    true = tab.settle()
+    show(tab, hide=True)  # rescaled colours change no number of the file
+    page = tab.page
+    page.get_by_role("button", name="Share", exact=True).click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save CSV").click()
+    assert download.value.suggested_filename == "sinkgate-layer-2.csv"
+    download.value.save_as(tmp_path / "map.csv")
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "map.csv").read_text(encoding="utf-8"))))
+    assert [(int(line["row"]), int(line["column"])) for line in lines] == [divmod(cell, 8) for cell in range(64)]
+    for name, side in (("original", "before"), ("gated", "after")):
+        assert [float(line[name]) for line in lines] == pytest.approx(true[side], abs=1e-8)
+    assert all(
+        float(line["difference"]) == pytest.approx(float(line["gated"]) - float(line["original"]), abs=1e-8)
+        for line in lines
+    )
+    groups = {tuple(mark["cell"]): mark["kind"] for mark in true["marks"]}
+    assert [line["group"] for line in lines] == [groups.get(divmod(cell, 8), "ordinary") for cell in range(64)]
