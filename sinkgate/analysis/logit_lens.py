@@ -9,7 +9,7 @@ Shapes: L LLM layers, P prompt positions, V visual tokens, T words of a token, D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ class LogitLens:
     criteria of L-sinks judge; the number of LLM layers stands for the output of the last one.
 
     Shapes: ids and probabilities (rows, V, T), in falling order; probabilities in [0, 1], over the whole vocabulary; norms (rows, V),
-    the L2 norms of the states.
+    the L2 norms of the states. ``tokens`` are the visual tokens that were decoded, in the order of V; all where None.
     """
 
     layers: tuple[int, ...]
@@ -44,6 +44,7 @@ class LogitLens:
     probabilities: Tensor
     norms: Tensor
     words_by_id: dict[int, str] = field(repr=False)
+    tokens: tuple[int, ...] | None = None
 
     def words(self, token: int, layer: int) -> list[tuple[str, float]]:
         """Return the words of one visual token at the input of a layer, with their probabilities.
@@ -51,13 +52,17 @@ class LogitLens:
         Raises:
             SinkgateError: that layer was not decoded, or there is no such token.
         """
-        if layer not in self.layers or not -self.ids.shape[1] <= token < self.ids.shape[1]:
+        count = self.ids.shape[1]
+        if layer not in self.layers or (
+            not -count <= token < count if self.tokens is None else token not in self.tokens
+        ):
+            expected = f"tokens 0 to {count - 1}" if self.tokens is None else f"one of the tokens {list(self.tokens)}"
             raise SinkgateError(
-                f"token {token} at layer {layer} was not decoded; expected tokens 0 to {self.ids.shape[1] - 1} and one of the layers "
+                f"token {token} at layer {layer} was not decoded; expected {expected} and one of the layers "
                 f"{', '.join(map(str, self.layers))}"
             )
-        row = self.layers.index(layer)
-        ids, probabilities = self.ids[row, token].tolist(), self.probabilities[row, token].tolist()
+        row, column = self.layers.index(layer), token if self.tokens is None else self.tokens.index(token)
+        ids, probabilities = self.ids[row, column].tolist(), self.probabilities[row, column].tolist()
         return [(self.words_by_id[index], share) for index, share in zip(ids, probabilities, strict=True)]
 
     def to_frame(self, sinks: SinkMasks | None = None) -> pd.DataFrame:
@@ -67,12 +72,14 @@ class LogitLens:
         import pandas as pd
 
         _, tokens, ranks = self.ids.shape
-        index = pd.MultiIndex.from_product([self.layers, range(tokens), range(ranks)], names=["layer", "token", "rank"])
+        numbers = range(tokens) if self.tokens is None else self.tokens
+        index = pd.MultiIndex.from_product([self.layers, numbers, range(ranks)], names=["layer", "token", "rank"])
         table = index.to_frame(index=False)
         table["word"] = [self.words_by_id[each] for each in self.ids.flatten().tolist()]
         table["probability"] = self.probabilities.flatten().tolist()
         if sinks is not None:
-            groups = [names for layer in self.layers for names in sinks.names(min(layer, len(sinks.l_sink) - 1))]
+            names = [sinks.names(min(layer, len(sinks.l_sink) - 1)) for layer in self.layers]
+            groups = [each[token] for each in names for token in numbers]
             table["group"] = pd.Series(groups).repeat(ranks).to_numpy()
         return table
 
@@ -135,12 +142,32 @@ def logit_lens(
             f"layers is {list(chosen)} and top is {top}; expected layers from 0 to {depth}, at least one, and at least 1 word"
         )
     states = _states(vlm, prompt, set(chosen), gates, sinks)
+    return decode(vlm, prompt, {layer: states[layer] for layer in chosen}, top=top)
+
+
+def decode(
+    vlm: VLM, prompt: Prompt, states: Mapping[int, Tensor], tokens: Sequence[int] | None = None, top: int = 5
+) -> LogitLens:
+    """Decode states that are there already, such as those of `sinkgate.Session.states`, to words; no layer runs.
+
+    Args:
+        vlm: the model.
+        prompt: image and question.
+        states: by layer, (1, P, D) each.
+        tokens: visual tokens to decode, from 0; all where None.
+        top: words of a token, at least 1.
+
+    Example:
+        >>> states = session.states()
+        >>> decode(vlm, prompt, {4: states[4], 8: states[8]}, tokens=[17]).words(17, 8)
+    """
+    positions = prompt.visual if tokens is None else prompt.visual[list(tokens)]
     top = min(top, vlm.model.get_output_embeddings().weight.shape[0])
-    decoded = [_decode(vlm, prompt, states[layer], top) for layer in chosen]
+    decoded = [_decode(vlm, prompt, state, positions, top) for state in states.values()]
     ids, probabilities = (torch.stack(parts) for parts in zip(*decoded, strict=True))
     names = {index: vlm.token_name(index) for index in ids.unique().tolist()}
-    norms = torch.stack([states[layer][0, prompt.visual].float().norm(dim=-1).cpu() for layer in chosen])
-    return LogitLens(chosen, ids, probabilities, norms, names)
+    norms = torch.stack([state[0, positions].float().norm(dim=-1).cpu() for state in states.values()])
+    return LogitLens(tuple(states), ids, probabilities, norms, names, None if tokens is None else tuple(tokens))
 
 
 def _states(
@@ -162,12 +189,12 @@ def _states(
     return dict(zip(order, states, strict=True))
 
 
-def _decode(vlm: VLM, prompt: Prompt, state: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Return the first words of the visual tokens by the model's own forward behind its last layer: ids and probabilities, (V, T)."""
+def _decode(vlm: VLM, prompt: Prompt, state: Tensor, places: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Return the first words of these positions by the model's own forward behind its last layer: ids and probabilities, (V, T)."""
     inputs: dict[str, Any] = vlm.warm_inputs(prompt)
     ids, probabilities = [], []
     with vlm.lock, torch.no_grad(), without_layers(vlm.adapter.all_layers, state):
-        for positions in prompt.visual.to(vlm.device).split(CHUNK):
+        for positions in places.to(vlm.device).split(CHUNK):
             logits = vlm.model(**inputs, use_cache=False, logits_to_keep=positions).logits[0]
             best = logits.float().softmax(-1).topk(top)
             ids.append(best.indices.cpu())

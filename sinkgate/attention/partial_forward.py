@@ -40,6 +40,13 @@ def resumed(layers: Sequence[nn.Module], start: int, begin: Tensor | None) -> Ge
 
 
 @contextmanager
+def ended(layers: Sequence[nn.Module], end: int) -> Generator[None]:
+    """Skip the layers from ``end`` on: what stands behind the last one gets the output of the layer below."""
+    with _replaced(layers[end:], _identity):
+        yield
+
+
+@contextmanager
 def prefilled(model: nn.Module, output: Any) -> Generator[None]:
     """Replace the model's first forward by this output, with a copy of its cache to continue with."""
     cache, begun = copy(output.past_key_values), copy(output)

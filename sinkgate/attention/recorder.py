@@ -8,7 +8,7 @@ Shapes: B samples, H heads, KV Key heads, Q queries, K keys, R recorded rows, d 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,7 +30,8 @@ class Recorder:
     query is before position ``since`` (all chunks of a chunked prefill but the last) are skipped. ``mean`` stores
     only the mean over heads and rows of each call, "rows" the mean over rows for each head. Each layer has one entry for each forward call
     with a wanted row: attention (B, H, R, K), or (B, K) with ``mean``, (B, H, K) with "rows"; value_norms (B, K), the mean over heads
-    of the L2 norm.
+    of the L2 norm. ``layers`` limits the record to these layers, and ``keys`` to the attention on these Keys, in their order, however
+    many queries are wanted: (B, H, R, keys).
 
     ``outputs`` (B, P), boolean, selects the positions (without padding) over which `stable_ranks` (B, H) of a call are computed;
     calls that reach beyond them are skipped.
@@ -42,6 +43,8 @@ class Recorder:
     most: int | None = None
     outputs: Tensor | None = None
     since: int = 0
+    layers: Collection[int] | None = None
+    keys: Sequence[int] | None = None
     attention: dict[int, list[Tensor]] = field(default_factory=dict[int, list[Tensor]])
     value_norms: dict[int, list[Tensor]] = field(default_factory=dict[int, list[Tensor]])
     stable_ranks: dict[int, list[Tensor]] = field(default_factory=dict[int, list[Tensor]])
@@ -50,11 +53,13 @@ class Recorder:
     @property
     def defers(self) -> bool:
         """Return whether rows of decode steps may be deferred."""
-        return self.rows == "last" and not self.values
+        return self.rows == "last" and not self.values and self.keys is None
 
     def wanted(self, layer: int, first: int, count: int) -> slice | Tensor | None:
         """Return the queries to record among ``count`` queries from position ``first`` on; None for none."""
         if self.most is not None and self._recorded(layer) >= self.most:
+            return None
+        if self.layers is not None and layer not in self.layers:
             return None
         if self.rows == "last":
             return slice(count - 1, count) if first + count > self.since else None
@@ -71,7 +76,7 @@ class Recorder:
         row_size: int,
         value: Tensor | None = None,
     ) -> None:
-        """Record one call. If only means are stored, rows are computed in chunks, without a Q x K matrix.
+        """Record one call. If only means or some Keys are stored, rows are computed in chunks, without a Q x K matrix.
 
         Args:
             layer: index of the layer.
@@ -82,7 +87,14 @@ class Recorder:
         """
         if layer in self._deferred:  # entries stay in the order of calls
             self._catch_up(layer)
-        rows = self._mean(wanted, rows_of, max(1, CHUNK // row_size)) if self.mean else rows_of(wanted)
+        most = max(1, CHUNK // row_size)
+        if self.mean:
+            rows = self._mean(wanted, rows_of, most)
+        elif self.keys is not None:
+            keys = torch.tensor(list(self.keys), dtype=torch.long)
+            rows = torch.cat([rows_of(part)[..., keys] for part, _ in chunks(wanted, most)], 2)
+        else:
+            rows = rows_of(wanted)
         self.attention.setdefault(layer, []).append(rows)
         if self.values and value is not None:
             norms: Tensor = _linalg.vector_norm(value.float(), dim=-1).mean(1)

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,9 +22,10 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from transformers import DynamicCache
 
-from sinkgate.attention.partial_forward import cache_tensors, copied_layer, kept_inputs, prefilled, resumed
+from sinkgate.attention.partial_forward import cache_tensors, copied_layer, ended, kept_inputs, prefilled, resumed
 from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import LogitScales, Scales
+from sinkgate.errors import SinkgateError
 from sinkgate.models.batch import Batch
 from sinkgate.models.generation import generate_options, streamed
 from sinkgate.models.model_state import model_state
@@ -39,13 +40,16 @@ BATCH = 32  # settings side by side at first; fewer where memory does not suffic
 
 @dataclass(frozen=True)
 class _State:
-    """State after one prefill. scales (L, 1, K), or limited; inputs: one (1, P, D) a layer of the LLM; rows: one (1, H, 1, K) a layer."""
+    """State after one prefill. scales (L, 1, K), or limited; inputs: one (1, P, D) a layer of the LLM; rows and followed (those of the
+    query of `Session.follow`, as far as they were computed): one (1, H, 1, K) a layer.
+    """
 
     scales: Scales
     inputs: list[Tensor]
     rows: dict[int, list[Tensor]]
     output: Any  # the model's, with logits (1, 1, vocabulary) and the cache
     model: int = 0  # the `model_state` at that time
+    followed: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     @property
     def nbytes(self) -> int:
@@ -62,6 +66,7 @@ class Session:
         self.vlm, self.prompt = vlm, prompt
         self._sinks = sinks
         self._state: _State | None = None
+        self._followed: int | None = None
         self.layers_run = 0  # layers that predictions have cost so far; a full run costs all
 
     @property
@@ -171,6 +176,114 @@ class Session:
 
         return streamed(self.vlm.tokenizer, run)
 
+    # --- looking at the prompt
+
+    def rows(
+        self,
+        queries: Sequence[int],
+        gates: AnyGates | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        keys: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Return attention rows of any prompt positions under these gates; what the session holds stays as it is.
+
+        The run begins at the lowest layer that the gates change against the last setting, or at the lowest layer wanted, and ends
+        behind the highest one: a row of one layer costs one layer.
+
+        Shapes: C layers, R queries -> (C, H, R, K), float32 on the CPU, each row sums to one; with ``keys`` their columns only.
+
+        Args:
+            queries: positions in the prompt, from 0, rising.
+            gates: scales of the Keys; None leaves the model as it is.
+            layers: numbers of layers, from 0; all where None.
+            keys: positions among the Keys whose columns are kept, which bounds the memory for many queries; all where None.
+
+        Raises:
+            SinkgateError: there is no such position or layer.
+            GateError: the gates do not fit this model.
+
+        Example:
+            >>> rows = session.rows([session.prompt.length - 2], layers=[4])  # of the token in front of the last one
+        """
+        positions = _within(queries, self.prompt.length, "query")
+        depths = _within(range(self.vlm.num_layers) if layers is None else layers, self.vlm.num_layers, "layer")
+        columns = None if keys is None else _within(keys, self.prompt.num_keys, "key")
+        with self.vlm.lock, torch.no_grad():
+            known: dict[int, Tensor] = {}
+            if positions == [self._followed] and columns is None and self._holds(gates) and self._state:
+                known = self._state.followed
+            recorder = Recorder(positions, layers=[layer for layer in depths if layer not in known], keys=columns)
+            if recorder.layers:
+                self._record(recorder, gates)
+                known |= {layer: calls[0] for layer, calls in recorder.attention.items()}
+            return torch.stack([known[layer][0].float().cpu() for layer in depths])
+
+    def follow(self, query: int | None) -> None:
+        """Keep the row of one more prompt position with every prediction from now on: `rows` then returns it without a run. None ends it.
+
+        Raises:
+            SinkgateError: there is no such position.
+        """
+        if query is not None:
+            _within([query], self.prompt.length, "query")
+        with self.vlm.lock:
+            if query != self._followed and self._state:
+                self._state = replace(self._state, followed={})
+            self._followed = query
+
+    def received(self, gates: AnyGates | None = None) -> Tensor:
+        """Return the attention that each Key receives from the text behind the image, the mean over its queries: (L, H, K) on the CPU.
+
+        Raises:
+            GateError: the gates do not fit this model.
+        """
+        queries = self.vlm.adapter.rows_after_image(self.prompt.inputs, self.prompt.visual)
+        recorder = Recorder(queries, mean="rows")
+        with self.vlm.lock, torch.no_grad():
+            self._record(recorder, gates)
+        return torch.stack([recorder.attention[layer][0][0].float().cpu() for layer in range(self.vlm.num_layers)])
+
+    def states(self, gates: AnyGates | None = None) -> list[Tensor]:
+        """Return the input of every layer that can be gated under these gates, (1, P, D) each, as `predict` keeps them.
+
+        Raises:
+            SinkgateError: this model cannot start in the middle, so no states are held.
+            GateError: the gates do not fit this model.
+        """
+        if not self.resumes:
+            raise SinkgateError(
+                f"{self.vlm.name} cannot start in the middle, so a session holds none of its states; use vlm.each_layer"
+            )
+        inputs = self._settle(gates).inputs
+        return [inputs[number] for number in self.vlm.adapter.layer_numbers]
+
+    def _holds(self, gates: AnyGates | None) -> bool:
+        """Return whether the stored state is that of these gates."""
+        if not self.resumes or self._state is None or self._state.model != model_state(self.vlm.adapter):
+            return False
+        return self._first_change(self._state.scales, self._scales(gates)) == len(self.vlm.adapter.all_layers)
+
+    def _record(self, recorder: Recorder, gates: AnyGates | None) -> None:
+        """Run the layers that a recorder wants, from stored inputs where there are any; the state stays as it is."""
+        vlm, layers = self.vlm, self.vlm.adapter.all_layers
+        if not self.resumes:
+            vlm.next_logits(self.prompt, gates, self._sinks, recorder)
+            return
+        if self._state is None or self._state.model != model_state(vlm.adapter):
+            self._settle(gates)
+        assert self._state is not None
+        scales, numbers = self._scales(gates), vlm.adapter.layer_numbers
+        wanted = [numbers[layer] for layer in recorder.layers] if recorder.layers is not None else numbers
+        start, end = min(*wanted, self._first_change(self._state.scales, scales)), max(wanted) + 1
+        with (
+            vlm.attached(scales, recorder, own_cache=True),
+            resumed(layers, start, self._state.inputs[start]),
+            ended(layers, end),
+        ):
+            vlm.model(**vlm.warm_inputs(self.prompt), use_cache=False, logits_to_keep=1)
+        self.layers_run += end - start
+
     # --- many settings
 
     def predict_all(self, tables: Sequence[AnyGates], batch_size: int = BATCH) -> Tensor:
@@ -264,7 +377,7 @@ class Session:
 
     def _run(self, old: _State | None, scales: Scales, start: int, keep: bool = True) -> _State:
         """One prefill from layer ``start`` on; below, everything is as in ``old``."""
-        vlm, layers, recorder = self.vlm, self.vlm.adapter.all_layers, Recorder("last")
+        vlm, layers, recorder = self.vlm, self.vlm.adapter.all_layers, _FollowingRecorder(self._followed)
         inputs = list(old.inputs[:start]) if old else []
         cache = DynamicCache(config=vlm.model.config.get_text_config(decoder=True)) if keep else None
         begin = old.inputs[start] if old and start < len(layers) else None
@@ -275,13 +388,14 @@ class Session:
         ):
             output = vlm.model(**vlm.warm_inputs(self.prompt), past_key_values=cache, use_cache=keep, logits_to_keep=1)
         self.layers_run += len(layers) - start
-        rows = recorder.attention
+        rows, followed = recorder.attention, recorder.followed
         if old and keep:
-            below = (layer for layer, number in enumerate(vlm.adapter.layer_numbers) if number < start)
+            below = [layer for layer, number in enumerate(vlm.adapter.layer_numbers) if number < start]
             rows = {**rows, **{layer: old.rows[layer] for layer in below}}
+            followed = {**followed, **{layer: old.followed[layer] for layer in below if layer in old.followed}}
             fresh = output.past_key_values
             fresh.layers[:start] = [copied_layer(layer) for layer in old.output.past_key_values.layers[:start]]
-        return _State(scales, inputs, rows, output)
+        return _State(scales, inputs, rows, output, followed=followed)
 
     def _proves_to_resume(self) -> bool:
         """Return whether the last layer alone gives the same logits as the full run."""
@@ -298,6 +412,37 @@ class Session:
             return True
         self._state = None
         return False
+
+
+class _FollowingRecorder(Recorder):
+    """Recorder of the last row of a prefill, and apart from it of the row of one more position."""
+
+    def __init__(self, query: int | None) -> None:
+        super().__init__("last")
+        self.query = query
+        self.followed: dict[int, Tensor] = {}
+
+    def record(
+        self,
+        layer: int,
+        wanted: slice | Tensor,
+        rows_of: Callable[[slice | Tensor], Tensor],
+        row_size: int,
+        value: Tensor | None = None,
+    ) -> None:
+        super().record(layer, wanted, rows_of, row_size, value)
+        if self.query is not None:
+            self.followed[layer] = rows_of(torch.tensor([self.query]))
+
+
+def _within(numbers: Sequence[int], count: int, noun: str) -> list[int]:
+    """Return whole numbers as a list; raises SinkgateError where one is not from 0 to below ``count``, or there is none."""
+    chosen = list(numbers)
+    if not chosen or not all(type(number) is int and 0 <= number < count for number in chosen):
+        raise SinkgateError(
+            f"got {'no ' + noun if not chosen else f'{noun} {chosen}'}; expected whole numbers from 0 to {count - 1}"
+        )
+    return chosen
 
 
 class Shelf:

@@ -102,3 +102,16 @@ def test_every_architecture(name):
         return
     lens = sg.logit_lens(vlm, prompt, top=2)
     torch.testing.assert_close(lens.probabilities[-1], logits_of(vlm, prompt).topk(2).values, atol=1e-5, rtol=1e-3)
+
+
+def test_states_of_a_session_decode_to_the_same_words(demo):
+    prompt = demo.prompt(noise_image(), "What color is the circle?")
+    whole = sg.logit_lens(demo, prompt, layers=[2, 6], top=3)
+    states = sg.Session(demo, prompt).states()
+    some = module.decode(demo, prompt, {layer: states[layer] for layer in (2, 6)}, tokens=[9, 4], top=3)
+    assert some.ids.shape == (2, 2, 3)
+    for token, layer in ((9, 2), (4, 6)):
+        assert dict(some.words(token, layer)) == pytest.approx(dict(whole.words(token, layer)), abs=1e-5)
+    assert set(some.to_frame()["token"]) == {4, 9}
+    with pytest.raises(sg.SinkgateError, match="one of the tokens"):
+        some.words(5, 2)

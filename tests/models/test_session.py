@@ -301,3 +301,138 @@ def test_a_compiled_model_is_gated_and_recorded(tiny):
                 assert torch.allclose(recorder.attention[2][0], expected.attention[2:3], atol=1e-5)
     finally:
         torch.compiler.reset()
+
+
+# --- rows of any queries
+
+
+class KeptWeights:
+    """Attention that writes its probabilities down, of scores that are scaled one by one; shares no code with the package."""
+
+    def __init__(self, model, scales):
+        self.model, self.scales, self.weights = model, scales, {}
+
+    def __call__(self, module, query, key, value, attention_mask, scaling=None, **_):
+        repeat = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+        scores = (query @ key.transpose(-1, -2)) * scaling * self.scales[module.layer_idx]
+        behind = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(behind, -torch.inf).softmax(-1)
+        self.weights[module.layer_idx] = weights[0]
+        return (weights @ value).transpose(1, 2).contiguous(), None
+
+    def of(self, vlm, prompt):
+        AttentionInterface.register("kept_weights", self)
+        before = self.model.config.text_config._attn_implementation
+        self.model.set_attn_implementation({"text_config": "kept_weights"})
+        try:
+            with torch.no_grad():
+                vlm.model(**prompt.inputs)
+        finally:
+            self.model.set_attn_implementation({"text_config": before})
+            del AttentionInterface._global_mapping["kept_weights"]
+        return torch.stack([self.weights[layer] for layer in sorted(self.weights)])
+
+
+@pytest.fixture(params=["demo", "tiny"])
+def subject(request, demo):
+    vlm = demo if request.param == "demo" else sg.load(tiny_llava("siglip"))
+    prompt = vlm.prompt(noise_image(3, (64, 64)), "How many objects are there?")
+    return vlm, prompt, some_sinks(vlm, prompt)
+
+
+def some_gates(vlm):
+    return sg.Gates.ones(vlm).set("v_sink", 0.2, layers=[1]).set("rest", 1.5, layers=[2])
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_rows_of_any_queries_are_those_of_attention_written_from_scratch(subject, gated):
+    vlm, prompt, sinks = subject
+    gates = some_gates(vlm) if gated else None
+    scales = torch.ones(vlm.num_layers, prompt.num_keys)
+    if gates is not None:
+        scales = gates.key_scales(sinks, prompt.visual, prompt.num_keys)[:, 0]
+    expected = KeptWeights(vlm.model, scales).of(vlm, prompt)
+    session = Session(vlm, prompt, sinks)
+    rows = session.rows(range(prompt.length), gates)
+    assert rows.shape == (vlm.num_layers, vlm.num_heads, prompt.length, prompt.num_keys)
+    assert torch.allclose(rows.sum(-1), torch.ones(rows.shape[:-1]), atol=1e-5)
+    assert torch.allclose(rows, expected, atol=1e-5)
+    queries, keys = [3, prompt.length - 2], [0, 5, int(prompt.visual[-1])]
+    assert torch.allclose(
+        session.rows(queries, gates, layers=[2], keys=keys), expected[2:3, :, queries][..., keys], atol=1e-5
+    )
+    behind = expected[:, :, int(prompt.visual[-1]) + 1 :]
+    assert torch.allclose(session.received(gates), behind.mean(2), atol=1e-5)
+
+
+def test_rows_are_those_of_output_attentions():
+    model, processor = tiny_llava("clip", attn="eager")
+    vlm = sg.load((model, processor))
+    prompt = vlm.prompt(noise_image(1), "count")
+    with torch.no_grad():
+        expected = torch.cat(model(**prompt.inputs, output_attentions=True).attentions)
+    assert torch.allclose(Session(vlm, prompt).rows(range(prompt.length)), expected, atol=1e-6)
+
+
+def test_rows_of_a_layer_cost_a_layer_and_leave_the_session_as_it_is(cold):
+    vlm, prompt, sinks = cold
+    gates = some_gates(vlm)
+    warm = Session(vlm, prompt, sinks)
+    trace = warm.predict(gates)
+    before = warm.layers_run
+    gated = warm.rows([4], gates, layers=[5])
+    assert warm.layers_run - before == 1
+    original = warm.rows([4], layers=[5])  # from the lowest layer that the gates change
+    assert warm.layers_run - before == 1 + 5
+    assert not torch.allclose(gated, original, atol=1e-4)
+    assert torch.equal(original, Session(vlm, prompt, sinks).rows([4])[5:6])
+    assert warm.layers_run - before == 6
+    assert same(warm.predict(gates), trace) and warm.layers_run - before == 6
+
+
+def test_a_query_is_followed_through_predictions(cold):
+    vlm, prompt, sinks = cold
+    query, warm = prompt.length - 3, Session(vlm, prompt, sinks)
+    warm.predict()
+    warm.follow(query)
+    warm.rows([query])  # once a run of its own
+    for layer, scale in ((4, 0.3), (2, 0.0), (4, 1.7)):
+        gates = sg.Gates.ones(vlm).set("v_sink", scale, layers=[layer])
+        plain = Session(vlm, prompt, sinks)
+        assert same(warm.predict(gates), plain.predict(gates))  # nothing else changes
+        before = warm.layers_run
+        assert torch.allclose(warm.rows([query], gates), plain.rows([query], gates), atol=1e-6)
+        assert warm.layers_run == before
+    warm.follow(query - 1)
+    assert torch.allclose(warm.rows([query - 1], gates), plain.rows([query - 1], gates), atol=1e-6)
+
+
+def test_states_are_the_inputs_of_layers(cold):
+    vlm, prompt, sinks = cold
+    states = Session(vlm, prompt, sinks).states()
+    expected = vlm.each_layer(prompt, lambda state: state.clone())
+    assert len(states) == vlm.num_layers
+    assert all(torch.allclose(state[0], other, atol=1e-5) for state, other in zip(states, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"queries": []}, {"queries": [-1]}, {"queries": [10_000]}, {"queries": [1.0]}, {"layers": [99]}, {"keys": [-2]}],
+)
+def test_rows_that_are_not_there_are_refused(cold, wrong):
+    vlm, prompt, sinks = cold
+    with pytest.raises(sg.SinkgateError, match="expected whole numbers from 0 to"):
+        Session(vlm, prompt, sinks).rows(**{"queries": [0], **wrong})
+
+
+def test_rows_of_a_model_that_cannot_start_in_the_middle(cold, monkeypatch):
+    vlm, prompt, sinks = cold
+    expected = Session(vlm, prompt, sinks).rows([2, 7], some_gates(vlm), layers=[3])
+    monkeypatch.setattr(vlm.adapter, "resumes", False)
+    session = Session(vlm, prompt, sinks)
+    assert torch.allclose(session.rows([2, 7], some_gates(vlm), layers=[3]), expected, atol=1e-6)
+    session.follow(7)
+    assert torch.allclose(session.rows([7], some_gates(vlm), layers=[3]), expected[:, :, 1:], atol=1e-6)
+    with pytest.raises(sg.SinkgateError, match="cannot start in the middle"):
+        session.states()
