@@ -42,7 +42,7 @@ def resumed(layers: Sequence[nn.Module], start: int, begin: Tensor | None) -> Ge
 @contextmanager
 def ended(layers: Sequence[nn.Module], end: int) -> Generator[None]:
     """Skip the layers from ``end`` on: what stands behind the last one gets the output of the layer below."""
-    with _replaced(layers[end:], _identity):
+    with replaced(layers[end:], _identity):
         yield
 
 
