@@ -28,13 +28,15 @@ for command in (
     studies.sweep,
     studies.evaluate,
     studies.export,
+    studies.survey,
+    studies.compare_models,
     studies.report,
     studies.merge,
     demo.scenes,
     models.info,
     models.models,
 ):
-    cli.command(command.__name__.replace("evaluate", "eval"))(command)
+    cli.command(command.__name__.replace("evaluate", "eval").replace("_", "-"))(command)
 cli.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     demo.app
 )

@@ -322,6 +322,71 @@ def export(
             _show(results.table("samples"), as_json)
 
 
+@unfolded
+def survey(
+    chosen: ModelChoice,
+    runs: RunChoice,
+    criteria: SinkChoice,
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="IMAGES...",
+            help="Image files and folders of them; if left out, eight photographs that come with sinkgate, or scenes for a model that knows scenes only.",
+        ),
+    ] = None,
+    question: Annotated[
+        list[str] | None, typer.Option(help="Question about each image; once for each question.")
+    ] = None,
+    scale: Annotated[float, typer.Option(help="Scale whose effect is measured, layer by layer.")] = 0.5,
+    push: Annotated[
+        str | None, typer.Option("--push", help="Data set of the Hub to upload card and page to, such as you/sinks.")
+    ] = None,
+    batch_size: Chunk = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Survey a model's sinks: dimensions, V-sinks and L-sinks by each criterion, attention, and the effect of a scale. Writes a card and a page."""
+    from sinkgate.studies.html_report import write_page
+    from sinkgate.studies.survey import Survey, card, compared, pushed, samples_for, write_card
+
+    if push and runs.out is None:
+        raise SinkgateError("--push uploads a folder; expected it as --out")
+    find, vlm = criteria.finder(), chosen.load()
+    samples, about = samples_for(vlm, pictures, question)
+    study = Survey(
+        vlm,
+        samples,
+        v_sink=find.v_sink,
+        l_sink=find.l_sink,
+        chunk=batch_size,
+        about=about | _sinks(find, vlm),
+        scale=scale,
+    )
+    with ExitStack() as scratch:
+        results = runs.run(study, scratch)
+        if results is None:
+            return
+        if as_json:
+            print_json(**card(results))
+        else:
+            typer.echo(compared([card(results)]).to_string())
+        if runs.out is not None:
+            files = [write_card(results), write_page(results.folder)]
+            typer.echo("\n".join(f"wrote {file}" for file in files), err=True)
+            if push:
+                typer.echo(f"uploaded {pushed(results, push)}", err=True)
+
+
+def compare_models(
+    cards: Annotated[list[Path], typer.Argument(help="Folders of surveys, or their survey.json; two or more.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+) -> None:
+    """Compare models by the cards of their surveys, side by side."""
+    from sinkgate.studies import survey as surveys
+
+    table = surveys.compared([surveys.read_card(path) for path in cards])
+    typer.echo(surveys.markdown(table) if markdown else table.to_string())
+
+
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a study, or of many.")],
     out: Annotated[Path | None, typer.Option("--out", help="The page; report.html in the folder if left out.")] = None,

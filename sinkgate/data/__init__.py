@@ -3,6 +3,7 @@
 from sinkgate.data.cambrian import category_of, read_cambrian
 from sinkgate.data.clevr import read_clevr
 from sinkgate.data.llava import read_llava
+from sinkgate.data.photos import photographs
 from sinkgate.data.probe_example import Pictured
 from sinkgate.data.sample import Sample
 from sinkgate.data.scenes import CROWDED, scene_facts, scene_samples
@@ -12,6 +13,7 @@ __all__ = [
     "Pictured",
     "Sample",
     "category_of",
+    "photographs",
     "read_cambrian",
     "read_clevr",
     "read_llava",

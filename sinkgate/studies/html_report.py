@@ -23,6 +23,7 @@ from sinkgate.studies.sections import SECTIONS, Section
 
 NAMES = {
     "anatomy": "Anatomy",
+    "survey": "Survey",
     "features": "Hidden states for probes",
     "probes": "Probes",
     "sweep": "Oracle sweep",

@@ -15,10 +15,12 @@ from sinkgate.plots import anatomy as anatomy_plots
 from sinkgate.plots import evaluation as evaluation_plots
 from sinkgate.plots import probes as probes_plots
 from sinkgate.plots import sweep as sweep_plots
+from sinkgate.plots.survey import effects_figure
 from sinkgate.studies.anatomy import flattening, jaccard, sinks_per_image
 from sinkgate.studies.evaluation import accuracies, changes, scores
 from sinkgate.studies.probes import MEASURES, advantage, summary
 from sinkgate.studies.results import Results
+from sinkgate.studies.survey import card, compared
 from sinkgate.studies.sweep import CELL, confirmed, gains, groups_apart, leaning
 
 RARE = 0.1  # share of the pictures below which a group is not shown
@@ -97,6 +99,21 @@ def _anatomy(results: Results) -> Iterator[Section]:
             "Overlap of two criteria: 1 is the same set of tokens, 0 none in common.",
             anatomy_plots.agreement_figure(jaccard(agreement)),
         )
+
+
+def _survey(results: Results) -> Iterator[Section]:
+    yield Section(
+        "Card of the model",
+        "Each group's attention is that of the text after the image, in the layer where a token of the group has most; survey.json holds the same numbers.",
+        compared([card(results)]).reset_index(names="measure"),
+    )
+    yield Section(
+        "Effect of a scale on the next token",
+        "Total variation between the next-token probabilities of the unmodified model and of the model with the Keys of one group in one layer scaled: "
+        "0 is no change, 100 % another token for certain. Groups without tokens in a layer have no point there.",
+        effects_figure(results.table("effects"), results.about["settings"]["scale"]),
+    )
+    yield from _anatomy(results)
 
 
 def _probes(results: Results) -> Iterator[Section]:
@@ -203,6 +220,7 @@ def _evaluation(results: Results) -> Iterator[Section]:
 #: The sections of each kind of study. To add a kind, add a function.
 SECTIONS: dict[str, Callable[[Results], Iterable[Section]]] = {
     "anatomy": _anatomy,
+    "survey": _survey,
     "features": lambda _: (),
     "probes": _probes,
     "sweep": _sweep,
