@@ -92,8 +92,8 @@ def attention_maps() -> gr.HTML:
     return _component("maps", None)
 
 
-def mixer(layers: int, presets: dict[str, tuple[float, float]]) -> gr.HTML:
-    """Return two faders a layer. Value: ``{"v_sink": [1.0, ...], "rest": [1.0, ...], "revision": 0}``, scales from 0 to 4.
+def mixer(layers: int, presets: list[dict[str, Any]]) -> gr.HTML:
+    """Return a fader for each layer and group. Value: ``{"v_sink": [1.0, ...], "rest": [1.0, ...], "revision": 0}``, scales from 0 to 4.
 
     ``l_sink`` holds the scales of L-sinks where they differ from those of ordinary tokens, which then are ``rest`` alone.
     Events: ``input`` while a fader moves, ``commit`` when it comes to rest. ``revision`` rises with every setting, of the page

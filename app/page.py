@@ -47,6 +47,7 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 READ_LINK = "(_, mixer, lens) => [window.sinkgate.link(), mixer, lens]"
 COMPOSE, SHOW = (f"() => window.sinkgate.publish('compose', {on})" for on in ("true", "false"))
+ZERO = " A Key scale of 0 makes the logit 0; it does not remove the token, so its attention may rise."
 SAVE_GATES = """(text) => window.sinkgate.save("gates.json", new Blob([text], { type: "application/json" }))"""
 
 
@@ -97,7 +98,7 @@ def build_page(engine: Engine) -> gr.Blocks:
 
 
 def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
-    """Lay out three columns (question, maps, answers), and mixer and chart below."""
+    """Lay out three columns (question, maps, answers), and below them rows with a column for each layer."""
     session = gr.State(None, time_to_live=STATE_SECONDS)
     header(vlm.name)
     status = status_line("Loading the first picture …")
@@ -106,7 +107,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
             picture = picture_box(
                 sources=("upload", "clipboard", "webcam"),
                 show_label=False,
-                height=164,
+                height=128,
                 elem_id="picture",
                 buttons=[],
                 alt_text="The picture of the question",
@@ -129,29 +130,26 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 done = gr.Button("Done", elem_id="edit-done", min_width=60)
             questions = question_chips()
         with gr.Column(elem_classes="card looking", min_width=320):
-            layer_films(vlm.num_layers)
             lens = lens_picker(vlm.num_heads, layer=min(FIRST_LAYER, vlm.num_layers - 1))
             maps = attention_maps()
         with gr.Column(elem_classes="card answering", min_width=280):
             answers = answer_pair()
             next_token_bars()
-    with gr.Row(elem_classes="panels lower"):
-        with gr.Column(elem_classes="card mixing", min_width=320):
-            with gr.Row(elem_classes="buttons learning"):
-                learned = learned_picker(learned_value)
-                upload_learned = gr.UploadButton(
-                    "Upload learned gates…",
-                    file_count="multiple",
-                    file_types=[".json", ".safetensors"],
-                    elem_id="learned-upload",
-                    min_width=60,
-                )
-                actions = action_buttons()
-                history = faders_history()
-            presets = {preset_name(*scales): scales for scales in sg.PRESETS.values()}
-            faders = mixer(vlm.num_layers, presets)
-        with gr.Column(elem_classes="card charting", min_width=320):
-            attention_chart()
+    with gr.Column(elem_classes="card layered"):
+        with gr.Row(elem_classes="buttons learning"):
+            learned = learned_picker(learned_value)
+            upload_learned = gr.UploadButton(
+                "Upload learned gates…",
+                file_count="multiple",
+                file_types=[".json", ".safetensors"],
+                elem_id="learned-upload",
+                min_width=60,
+            )
+            actions = action_buttons()
+            history = faders_history()
+        layer_films(vlm.num_layers)
+        attention_chart()
+        faders = mixer(vlm.num_layers, presets())
     with gr.Column(elem_classes="card pinning empty"):
         pinned_settings()
     with (
@@ -172,6 +170,26 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
         session, status, picture, composer, question, ask, new_scene, edit, done, questions, answers,
         lens, maps, faders, learned, upload_learned, actions, history, share, gates_text, apply, save, load,
     )  # fmt: skip
+
+
+def presets() -> list[dict[str, Any]]:
+    """Return the presets of the mixer: name, title, scales, and the group without which they change nothing.
+
+    Those of V-sinks alone have a twin for L-sinks, offered instead for pictures without V-sinks.
+    """
+    presets: list[dict[str, Any]] = []
+    twins: list[dict[str, Any]] = []
+    for v_sink, rest in sg.PRESETS.values():
+        name, scales = preset_name(v_sink, rest), {"v_sink": v_sink, "l_sink": rest, "rest": rest}
+        title = f"V-sinks × {v_sink:g}, other visual tokens × {rest:g}, in every layer.{ZERO if v_sink == 0 else ''}"
+        alone = v_sink != rest == 1
+        needs = {"needs": "v_sink", "instead": "l_sink"} if alone else {"needs": None, "instead": None}
+        presets.append({"name": name, "title": title, **scales, **needs})
+        if alone:
+            names = {"name": name.replace("V-", "L-"), "title": title.replace("V-", "L-")}
+            scales = {"v_sink": 1.0, "l_sink": v_sink, "rest": 1.0}
+            twins.append({**names, **scales, "needs": "l_sink", "instead": "v_sink"})
+    return presets + twins
 
 
 def preset_name(v_sink: float, rest: float) -> str:

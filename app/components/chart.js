@@ -1,7 +1,7 @@
 const page = window.sinkgate;
 const plot = element.querySelector(".plot");
 const keys = element.querySelector(".keys");
-const reading = element.querySelector(".reading");
+const reading = element.querySelector(".layer-words");
 const GROUPS = { // colour and marker, so that groups differ in more than colour
   v_sink: { name: "V-sinks", marker: "M0-4L4 3.5H-4Z" },
   l_sink: { name: "L-sinks", marker: "M-3-3H3V3H-3Z" },
@@ -9,8 +9,11 @@ const GROUPS = { // colour and marker, so that groups differ in more than colour
   separator: { name: "separators", marker: "M-3-3L3 3M3-3L-3 3" },
   text: { name: "text", marker: "M0-4L4 0L0 4L-4 0Z" },
 };
-const [LEFT, RIGHT, TOP, BOTTOM, HEIGHT] = [42, 10, 6, 32, 178]; // pixels
+const [TOP, BOTTOM, NUMBERS] = [8, 8, 32]; // pixels; NUMBERS below the plot are for saved charts: the page has them above the row
+const DENSE = 26; // pixels between layers, below which curves have no markers
 let frame = null;
+let pointed = null; // the layer under the pointer
+let setting = null; // of the faders
 
 function svg(tag, attributes = {}, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -28,49 +31,62 @@ function layers() {
   return (frame.shares.unchanged || frame.shares.gated).text.length;
 }
 
-function across(layer, width) {
-  return LEFT + ((width - LEFT - RIGHT) * layer) / Math.max(1, layers() - 1);
+// The plot's columns are those of the other rows: the style sheet has their gutter and end.
+function columns() {
+  const style = getComputedStyle(plot);
+  const [left, right] = ["--gutter", "--end"].map((name) => parseFloat(style.getPropertyValue(name)));
+  return { left, right, width: (plot.clientWidth - left - right) / layers() };
 }
 
-// All shares of one layer in words, for the line under the chart.
+// Key scales and all shares of one layer in words, for the line under the rows.
 function words(layer) {
   const parts = groups().map((group) => {
     const [before, after] = [frame.shares.unchanged, frame.shares.gated].map((shares) => shares && shares[group][layer]);
     const moved = before !== null && after !== null && !frame.identity;
     return `${GROUPS[group].name} ${moved ? page.change(before, after) : page.percent(after ?? before)}`;
   });
-  return `layer ${layer}: ${parts.join(", ")}`;
+  const gates = setting || frame.gates;
+  const names = { v_sink: "V-sinks", l_sink: "L-sinks", rest: gates.l_sink ? "ordinary tokens" : "other visual tokens" };
+  const scales = Object.keys(names).filter((group) => gates[group]).map((group) => `${names[group]} × ${Number(gates[group][layer].toFixed(2))}`);
+  return [`Layer ${layer}`, `Key scales: ${scales.join(", ")}`, `share of attention: ${parts.join(", ")}`];
+}
+
+function read() {
+  if (!frame) return;
+  const [name, ...sentences] = words(pointed ?? frame.lens.layer);
+  reading.replaceChildren(page.el("b", { text: name }), ...sentences.map((text) => page.el("span", { text })));
+  reading.title = [name, ...sentences].join(" · ");
 }
 
 function draw() {
   if (!frame || !plot.clientWidth || !(frame.shares.unchanged || frame.shares.gated)) return;
-  const [width, count] = [plot.clientWidth, layers()];
-  const up = (share) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - share);
-  const chart = svg("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": label() });
+  const [count, width, { left, right, width: column }] = [layers(), plot.clientWidth, columns()];
+  const height = plot.clientHeight;
+  const across = (layer) => left + column * (layer + 0.5);
+  const up = (share) => TOP + (height - TOP - BOTTOM) * (1 - share);
+  const chart = svg("svg", { width, height: height + NUMBERS, viewBox: `0 0 ${width} ${height + NUMBERS}`, role: "img", "aria-label": label(), "data-left": left - 44 });
   for (const share of [0, 0.25, 0.5, 0.75, 1]) {
-    chart.append(svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: up(share), y2: up(share) }));
-    const number = svg("text", { x: LEFT - 6, y: up(share) + 4, "text-anchor": "end" });
+    chart.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: up(share), y2: up(share) }));
+    if (share % 0.5) continue;
+    const number = svg("text", { x: left - 6, y: up(share) + 4, "text-anchor": "end" });
     number.textContent = 100 * share + " %";
     chart.append(number);
   }
-  const step = Math.ceil(count / ((width - LEFT - RIGHT) / 26));
-  for (let layer = 0; layer < count; layer++) {
-    const shown = layer === frame.lens.layer;
-    chart.append(svg("line", { class: shown ? "grid shown" : "grid", x1: across(layer, width), x2: across(layer, width), y1: TOP, y2: HEIGHT - BOTTOM }));
-    if (layer % step) continue;
-    const number = svg("text", { x: across(layer, width), y: HEIGHT - BOTTOM + 14, "text-anchor": "middle" });
+  const step = Math.ceil(20 / column);
+  for (let layer = 0; layer < count; layer += step) {
+    const number = svg("text", { x: across(layer), y: height + 12, "text-anchor": "middle" });
     number.textContent = layer;
     chart.append(number);
   }
-  const title = svg("text", { x: (LEFT + width - RIGHT) / 2, y: HEIGHT - 3, "text-anchor": "middle" });
+  const title = svg("text", { x: (left + width - right) / 2, y: height + 27, "text-anchor": "middle" });
   title.textContent = "layer";
   chart.append(title);
   const sides = frame.identity ? [["gated", frame.shares.gated]] : [["before", frame.shares.unchanged], ["gated", frame.shares.gated]];
   for (const [side, shares] of sides) {
     for (const group of shares ? groups() : []) {
-      const points = shares[group].map((share, layer) => [across(layer, width), up(share)]);
+      const points = shares[group].map((share, layer) => [across(layer), up(share)]);
       chart.append(svg("polyline", { class: `line ${side} ${group}`, points: points.join(" ") }));
-      if (side === "gated" && count <= 48) {
+      if (side === "gated" && column >= DENSE) {
         chart.append(...points.map(([x, y]) => svg("path", { class: `marker ${group}`, d: GROUPS[group].marker, transform: `translate(${x} ${y})` })));
       }
     }
@@ -80,7 +96,7 @@ function draw() {
     const key = svg("svg", { width: 26, height: 10, viewBox: "-13 -5 26 10", "aria-hidden": "true" },
       svg("path", { class: `line gated ${group}`, d: "M-13 0H13" }), svg("path", { class: `marker ${group}`, d: GROUPS[group].marker }));
     return page.el("span", { class: "key" }, key, GROUPS[group].name);
-  }));
+  }), page.el("span", { class: "dotted" }, page.el("span", { text: "dotted: original model" }), page.el("span", { class: "sync" })));
   element.dataset.sequence = frame.sequence;
 }
 
@@ -93,16 +109,24 @@ function label() {
   return `Share of attention by layer: ${most.join("; ")}.`;
 }
 
-plot.addEventListener("pointermove", (event) => {
-  if (!frame) return;
-  const box = plot.getBoundingClientRect();
-  const at = (event.clientX - box.left - LEFT) / (box.width - LEFT - RIGHT);
-  reading.textContent = words(Math.min(Math.max(Math.round(at * (layers() - 1)), 0), layers() - 1));
-});
-plot.addEventListener("pointerleave", () => { reading.textContent = ""; });
+function layerAt(event) {
+  const { left, width } = columns();
+  const layer = Math.floor((event.clientX - plot.getBoundingClientRect().left - left) / width);
+  return layer < 0 ? null : Math.min(layer, layers() - 1);
+}
 
+plot.addEventListener("pointermove", (event) => frame && page.publish("hover", layerAt(event)));
+plot.addEventListener("pointerleave", () => page.publish("hover", null));
+plot.addEventListener("click", (event) => {
+  const layer = frame && layerAt(event);
+  if (layer !== null) page.publish("layer", layer);
+});
+
+page.subscribe("hover", (layer) => { pointed = layer; read(); });
+page.subscribe("setting", (newest) => { setting = newest; read(); });
 page.subscribe("frame", (newest) => {
   frame = newest;
   draw();
+  read();
 });
 new ResizeObserver(draw).observe(plot);

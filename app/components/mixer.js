@@ -1,34 +1,54 @@
 const page = window.sinkgate;
 const { layers, presets } = props.mixer;
-const GROUPS = ["v_sink", "rest"];
-const NAMES = { v_sink: "V-sinks", rest: "Other visual tokens" };
+const GROUPS = ["v_sink", "l_sink", "rest"];
 const RANGE = 2; // largest scale of a fader; doubled where gates from JSON or a link have a larger one
-const ALL = -1; // the master strip
+const ALL = -1; // the master, in the gutter
 const GLIDE = 600; // ms of the animation that follows learned gates, from the lowest layer up, in the order in which they read
+const FADER = 24; // pixels of a fader's width, its gap included: in narrower columns the scales of a group are a curve
+const SLACK = 8; // pixels that a drag may leave its column before it paints the next one
 
+const desk = element.querySelector(".desk");
 const strips = element.querySelector(".strips");
 const link = element.querySelector(".link");
+const separate = element.querySelector(".separate");
 const faders = new Map(); // "group:layer" -> its elements
 const rhos = new Map(); // layer -> the button that shows rho
+const rows = new Map(); // group -> its name, rule and curve
 let setting = copy(props.value);
 let held = null; // {group, layer, scale, master} while the pointer drags
 let tap = null; // {fader, y} of a finger that may scroll the page: faders move by their knobs or by a tap
-let pressed = null; // the fader that was pressed last
+let pressed = null; // the fader that was pressed last, null where something else was
 let focus = 0; // the layer whose faders are in the tab order
 let revision = 0; // rises with every setting sent, so that the server can order them
 let learned = null; // learned gates and their scales for this question, from the frames
+let counts = null; // tokens of each group by layer, and the criteria for sinks
 let glided = -Infinity; // time of the last animation
 let top_ = RANGE; // the scale at the upper end of the faders
 
+// Always with the scales of L-sinks, which are those of ordinary tokens unless the page's value has them apart.
 function copy(value) {
-  return { v_sink: [...value.v_sink], ...(value.l_sink && { l_sink: [...value.l_sink] }), rest: [...value.rest] };
+  return { v_sink: [...value.v_sink], l_sink: [...(value.l_sink || value.rest)], rest: [...value.rest] };
+}
+
+function apart(gates) {
+  return gates.l_sink.some((scale, layer) => scale !== gates.rest[layer]);
+}
+
+function groups() {
+  return separate.checked ? GROUPS : ["v_sink", "rest"];
+}
+
+function name(group) {
+  if (group !== "rest") return { v_sink: "V-sinks", l_sink: "L-sinks" }[group];
+  return separate.checked ? "Ordinary tokens" : "Other visual tokens";
 }
 
 // ---- sending -------------------------------------------------------------------------------------------
 
 function send(event) {
   if (event === "input") revision += 1;
-  props.value = { ...copy(setting), revision };
+  const { l_sink, ...two } = copy(setting);
+  props.value = { ...two, ...(apart(setting) && { l_sink }), revision };
   page.publish("setting", props.value);
   trigger(event);
   if (event === "commit") page.publish("settled", props.value);
@@ -55,8 +75,9 @@ page.put = (scales, moving = false) => {
 
 function put(group, layer, scale) {
   const value = Math.round(100 * Math.min(Math.max(scale, 0), top_)) / 100;
-  for (const name of link.checked ? GROUPS : [group]) {
-    for (const column of [setting[name], name === "rest" && setting.l_sink].filter(Boolean)) {
+  for (const each of link.checked ? groups() : [group]) {
+    if (layer !== ALL && empty(each, layer)) continue;
+    for (const column of each === "rest" && !separate.checked ? [setting.rest, setting.l_sink] : [setting[each]]) {
       if (layer === ALL) column.fill(value);
       else column[layer] = value;
     }
@@ -68,82 +89,137 @@ function get(group, layer) {
   return layer === ALL ? scales.reduce((sum, scale) => sum + scale, 0) / scales.length : scales[layer];
 }
 
+// The reason why a group has no token in a layer, or in none for the master; "" where it has one.
+function empty(group, layer) {
+  if (!counts) return "";
+  const { v_sink, l_sink, ordinary } = counts.tokens;
+  const tokens = { v_sink, l_sink, rest: separate.checked ? ordinary : ordinary.map((count, at) => count + l_sink[at]) }[group];
+  const nowhere = !tokens.some(Boolean);
+  if (layer === ALL ? !nowhere : tokens[layer]) return "";
+  const by = counts.criteria[group];
+  if (by === "") return "V-sinks cannot be named: this encoder cannot be looked into";
+  const criterion = by ? ` (criterion: ${by})` : "";
+  return `No ${group === "rest" ? name(group).toLowerCase() : name(group)}${nowhere ? "" : " in layer " + layer}${criterion}`;
+}
+
 // ---- drawing -------------------------------------------------------------------------------------------
 
-function addStrip(layer) {
+function addStrip(layer, parent) {
   const strip = page.el("div", { class: layer === ALL ? "strip master" : "strip", "data-layer": layer });
-  strip.style.setProperty("--layer", Math.max(layer, 0));
-  strip.append(page.el("span", { class: "name", text: layer === ALL ? "all" : layer }));
-  const pair = page.el("div", { class: "faders" });
+  strip.style.setProperty("--index", Math.max(layer, 0));
+  if (layer === ALL) strip.append(page.el("span", { class: "name", text: "all" }));
+  const row = page.el("div", { class: "faders" });
   for (const group of GROUPS) {
-    const where = layer === ALL ? "all layers" : "layer " + layer;
     const fader = page.el("div", {
-      class: "fader " + group, role: "slider", "aria-orientation": "vertical", "aria-valuemin": 0,
-      "aria-label": NAMES[group] + ", " + where, "data-group": group, "data-layer": layer,
+      class: "fader " + group, role: "slider", "aria-orientation": "vertical", "aria-valuemin": 0, "data-group": group, "data-layer": layer,
     });
     const parts = {
       fader, fill: page.el("i", { class: "fill" }), knob: page.el("i", { class: "knob" }),
-      meter: page.el("i", { class: "meter" }), number: page.el("span", { class: "number " + group }),
-      rho: page.el("i", { class: "learned-scale" }),
+      number: page.el("span", { class: "number " + group }), rho: page.el("i", { class: "learned-scale" }),
     };
     fader.append(page.el("i", { class: "track" }), parts.fill, parts.rho, parts.knob);
-    const column = page.el("div", { class: "column" }, fader, parts.number);
-    if (layer !== ALL) fader.append(page.el("i", { class: "meter-box" }, parts.meter));
+    parts.column = page.el("div", { class: "column " + group }, fader, parts.number);
     faders.set(group + ":" + layer, parts);
-    pair.append(column);
+    row.append(parts.column);
   }
-  strip.append(pair);
+  strip.append(row);
   if (layer !== ALL) {
     const rho = page.el("button", { type: "button", class: "rho", onclick: () => page.publish("switch", layer) });
     rho.hidden = true;
     rhos.set(layer, rho);
     strip.append(rho);
   }
-  strips.append(strip);
+  parent.append(strip);
+}
+
+function addRow(group) {
+  const parts = {
+    name: page.el("span", { class: "group " + group }, page.el("i", { class: "dot " + group }), page.el("span")),
+    rule: page.el("div", { class: "rule scales " + group }, ...[0, 1, 2].map(() => page.el("span"))),
+    line: document.createElementNS("http://www.w3.org/2000/svg", "polyline"),
+    curve: document.createElementNS("http://www.w3.org/2000/svg", "svg"),
+  };
+  parts.curve.setAttribute("class", "curve " + group);
+  parts.curve.setAttribute("viewBox", `0 0 ${layers} 1`);
+  parts.curve.setAttribute("preserveAspectRatio", "none");
+  parts.curve.setAttribute("aria-hidden", "true");
+  parts.curve.append(parts.line);
+  rows.set(group, parts);
+  element.querySelector(".names").append(parts.name);
+  element.querySelector(".rules").append(parts.rule);
+  strips.append(parts.curve);
+}
+
+// Faders where columns have room for one of each group, else a curve for each group.
+function arrange() {
+  const few = strips.clientWidth / layers >= groups().length * FADER + 8;
+  desk.classList.toggle("curves", !few);
+  desk.classList.toggle("three", separate.checked);
+  desk.style.setProperty("--groups", groups().length);
 }
 
 function draw() {
   if (!held) top_ = GROUPS.some((group) => setting[group].some((scale) => scale > RANGE)) ? 2 * RANGE : RANGE;
-  strips.style.setProperty("--one", 100 / top_ + "%");
-  element.querySelectorAll(".rule.scales span").forEach((mark, index) => { mark.textContent = top_ * (1 - index / 2); });
+  desk.style.setProperty("--one", 100 / top_ + "%");
+  for (const [group, parts] of rows) {
+    const reason = empty(group, ALL);
+    parts.name.lastChild.textContent = name(group) + (reason ? ": none" : "");
+    parts.name.title = reason;
+    [...parts.rule.children].forEach((mark, index) => { mark.textContent = top_ * (1 - index / 2); });
+    parts.line.setAttribute("points", setting[group].map((scale, layer) => `${layer + 0.5},${1 - scale / top_}`).join(" "));
+  }
   for (const [key, parts] of faders) {
     const [group, layer] = [key.split(":")[0], Number(key.split(":")[1])];
     const value = get(group, layer);
+    const reason = empty(group, layer);
     parts.knob.style.bottom = (100 * value) / top_ + "%";
     parts.fill.style.bottom = (100 * Math.min(value, 1)) / top_ + "%";
     parts.fill.style.height = (100 * Math.abs(value - 1)) / top_ + "%";
     const text = layer === ALL && setting[group].some((scale) => scale !== setting[group][0]) ? "mixed" : value.toFixed(2);
     parts.number.textContent = text === "mixed" ? "–" : text;
     parts.number.classList.toggle("moved", value !== 1);
+    parts.column.classList.toggle("empty", Boolean(reason));
+    parts.fader.setAttribute("aria-label", name(group) + ", " + (layer === ALL ? "all layers" : "layer " + layer));
+    parts.fader.setAttribute("aria-disabled", String(Boolean(reason)));
     parts.fader.setAttribute("aria-valuemax", top_);
     parts.fader.setAttribute("aria-valuenow", Number(value.toFixed(4)));
-    parts.fader.setAttribute("aria-valuetext", text);
+    parts.fader.setAttribute("aria-valuetext", text + (reason && ". " + reason));
+    parts.fader.title = reason;
     parts.fader.tabIndex = layer === focus || layer === ALL ? 0 : -1;
   }
-  element.querySelectorAll(".preset").forEach((button) => {
-    const [v, rest] = presets[button.dataset.name];
-    const on = setting.v_sink.every((scale) => scale === v) && setting.rest.every((scale) => scale === rest);
+  drawPresets();
+}
+
+function drawPresets() {
+  const missing = (group) => group && Boolean(empty(group, ALL));
+  element.querySelectorAll(".preset").forEach((button, index) => {
+    const { needs, instead, title, ...scales } = presets[index];
+    const on = GROUPS.every((group) => setting[group].every((scale) => scale === scales[group]));
+    button.hidden = missing(needs) ? !missing(instead) || needs === "l_sink" : needs === "l_sink" && !missing(instead);
+    button.disabled = missing(needs);
+    button.title = missing(needs) ? empty(needs, ALL) : title;
     button.setAttribute("aria-pressed", String(on));
   });
 }
 
 function drawLearned() {
-  strips.classList.toggle("reading", Boolean(learned));
+  desk.classList.toggle("learned-on", Boolean(learned));
   element.querySelector(".rho-legend").hidden = !learned;
+  element.querySelector(".how").hidden = Boolean(learned);
   for (const [layer, rho] of rhos) {
     const gated = Boolean(learned?.layers.includes(layer));
     const on = gated && !learned.off.includes(layer);
     rho.parentElement.classList.toggle("gated", on);
     rho.hidden = !gated;
     if (!gated) continue;
-    const [v, rest] = GROUPS.map((group) => learned.rho[group][layer].toFixed(2));
-    rho.textContent = on ? "ρ " + v : "ρ off";
+    const scales = copy(learned.rho);
+    rho.replaceChildren("ρ", page.el("span", { text: on ? " " + scales.v_sink[layer].toFixed(2) : " off" }));
     rho.setAttribute("aria-pressed", String(on));
-    rho.setAttribute("aria-label", "Learned gate of layer " + layer + (on ? ", rho " + v : ", off"));
-    rho.title = on ? `The gate of layer ${layer} scales V-sinks by ${v}, other visual tokens by ${rest}. Press to switch it off.`
-      : `The gate of layer ${layer} is off. Press to switch it on.`;
+    rho.setAttribute("aria-label", "Learned gate of layer " + layer + (on ? ", rho " + scales.v_sink[layer].toFixed(2) : ", off"));
+    const each = groups().map((group) => `${name(group)} by ${scales[group][layer].toFixed(2)}`).join(", ");
+    rho.title = on ? `The gate of layer ${layer} scales ${each}. Press to switch it off.` : `The gate of layer ${layer} is off. Press to switch it on.`;
     for (const group of GROUPS) {
-      faders.get(group + ":" + layer).rho.style.bottom = (100 * Math.min(learned.rho[group][layer], top_)) / top_ + "%";
+      faders.get(group + ":" + layer).rho.style.bottom = (100 * Math.min(scales[group][layer], top_)) / top_ + "%";
     }
   }
 }
@@ -151,21 +227,8 @@ function drawLearned() {
 // Faders that the server moves are animated, one layer after the other; not while an object is dragged.
 function glide() {
   const now = performance.now();
-  strips.classList.toggle("gliding", now - glided > 2 * GLIDE);
+  desk.classList.toggle("gliding", now - glided > 2 * GLIDE);
   glided = now;
-}
-
-function drawMeters(shares) {
-  if (!shares) return; // the gated answer has no such query
-  for (let layer = 0; layer < layers; layer++) {
-    const v = shares.v_sink[layer];
-    const rest = shares.l_sink[layer] + shares.ordinary[layer];
-    for (const [group, share] of [["v_sink", v], ["rest", rest]]) {
-      const { meter, fader } = faders.get(group + ":" + layer);
-      meter.style.height = (100 * share).toFixed(1) + "%";
-      fader.title = NAMES[group] + " receive " + page.percent(share) + " of layer " + layer + "'s attention";
-    }
-  }
 }
 
 // ---- pointer -------------------------------------------------------------------------------------------
@@ -175,39 +238,40 @@ function scaleAt(fader, y) {
   return top_ * (1 - (y - box.top) / box.height);
 }
 
+// The layer of a drag: the one where it is, until the pointer has clearly left its column.
 function layerAt(x) {
-  let nearest = held.layer;
-  let distance = Infinity;
-  x = Math.max(x, strips.querySelector(".master").getBoundingClientRect().right); // it covers the strips that are scrolled under it
-  for (const strip of strips.children) {
-    const layer = Number(strip.dataset.layer);
-    const box = strip.getBoundingClientRect();
-    const away = Math.max(box.left - x, x - box.right, 0);
-    if (layer !== ALL && away < distance) [nearest, distance] = [layer, away];
-  }
-  return nearest;
+  const box = strips.getBoundingClientRect();
+  const [width, at] = [box.width / layers, x - box.left];
+  const slack = Math.min(SLACK, width / 3);
+  if (at > held.layer * width - slack && at < (held.layer + 1) * width + slack) return held.layer;
+  return Math.min(Math.max(Math.floor(at / width), 0), layers - 1);
 }
 
 function snap(scale) {
   return Math.abs(scale - 1) < 0.03 ? 1 : scale;
 }
 
-strips.addEventListener("pointerdown", (event) => {
+function disabled(fader) {
+  return fader.ariaDisabled === "true";
+}
+
+desk.addEventListener("pointerdown", (event) => {
   const fader = event.target.closest(".fader");
-  if (!fader || event.button > 0) return;
-  pressed = fader;
+  if (event.button > 0) return;
+  pressed = fader && !disabled(fader) ? fader : null;
+  if (!pressed) return;
   if (event.pointerType === "touch" && !event.target.closest(".knob")) {
     tap = { fader, y: event.clientY };
     return;
   }
   event.preventDefault();
   press(fader, event.clientY);
-  strips.setPointerCapture(event.pointerId);
+  desk.setPointerCapture(event.pointerId);
 });
 
 function press(fader, y) {
   const layer = Number(fader.dataset.layer);
-  strips.classList.remove("gliding");
+  desk.classList.remove("gliding");
   held = { group: fader.dataset.group, layer, master: layer === ALL };
   held.scale = snap(scaleAt(fader, y));
   put(held.group, layer, held.scale);
@@ -220,24 +284,25 @@ function press(fader, y) {
   fader.focus({ preventScroll: true, focusVisible: false });
 }
 
-strips.addEventListener("pointermove", (event) => {
+desk.addEventListener("pointermove", (event) => {
   if (!held) return;
   const { group } = held;
   const layer = held.master ? ALL : layerAt(event.clientX);
   const scale = snap(scaleAt(faders.get(group + ":" + layer).fader, event.clientY));
   const step = Math.sign(layer - held.layer);
   for (let between = held.layer + step; step && between !== layer; between += step) {
-    const share = (between - held.layer) / (layer - held.layer); // a quick stroke skips strips: interpolate between them
+    const share = (between - held.layer) / (layer - held.layer); // a quick stroke skips columns: interpolate between them
     put(group, between, held.scale + share * (scale - held.scale));
   }
   put(group, layer, scale);
   Object.assign(held, { layer, scale });
+  if (!held.master) page.publish("hover", layer);
   draw();
   pace.moved();
 });
 
 for (const name of ["pointerup", "pointercancel"]) {
-  strips.addEventListener(name, (event) => {
+  desk.addEventListener(name, (event) => {
     if (tap && event.type === "pointerup") press(tap.fader, tap.y);
     tap = null;
     if (!held) return;
@@ -248,21 +313,32 @@ for (const name of ["pointerup", "pointercancel"]) {
 }
 
 // The target of the event is the element that captured the pointer, not the fader.
-strips.addEventListener("dblclick", () => {
-  if (!pressed) return;
+desk.addEventListener("dblclick", (event) => {
+  if (!pressed || event.target.closest(".rho")) return;
   put(pressed.dataset.group, Number(pressed.dataset.layer), 1);
   draw();
   pace.settled();
 });
 
+// Beside the faders a column selects its layer, as in the other rows.
+strips.addEventListener("click", (event) => {
+  const strip = event.target.closest(".strip");
+  if (strip && !event.target.closest(".fader, .rho")) page.publish("layer", Number(strip.dataset.layer));
+});
+strips.addEventListener("pointerover", (event) => {
+  const strip = event.target.closest(".strip");
+  if (strip && !held) page.publish("hover", Number(strip.dataset.layer));
+});
+strips.addEventListener("pointerleave", () => page.publish("hover", null));
+
 // ---- keyboard ------------------------------------------------------------------------------------------
 
-strips.addEventListener("keydown", (event) => {
+desk.addEventListener("keydown", (event) => {
   const fader = event.target.closest(".fader");
   if (!fader) return;
   const group = fader.dataset.group;
   const layer = Number(fader.dataset.layer);
-  strips.classList.remove("gliding");
+  desk.classList.remove("gliding");
   const sideways = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   const now = get(group, layer);
   const next = {
@@ -271,10 +347,10 @@ strips.addEventListener("keydown", (event) => {
   if (sideways) {
     focus = Math.min(Math.max((layer === ALL ? 0 : layer) + (layer === ALL ? 0 : sideways), 0), layers - 1);
     draw();
-    const target = faders.get(group + ":" + focus).fader;
-    target.focus();
-    target.scrollIntoView({ block: "nearest", inline: "nearest" });
+    faders.get(group + ":" + focus).fader.focus();
+    page.publish("hover", focus);
   } else if (next !== undefined) {
+    if (disabled(fader)) return event.preventDefault();
     put(group, layer, next);
     if (layer !== ALL) page.publish("touched", layer);
     draw();
@@ -285,37 +361,52 @@ strips.addEventListener("keydown", (event) => {
 
 // ---- buttons -------------------------------------------------------------------------------------------
 
-const ZERO = " A Key scale of 0 makes the logit 0; it does not remove the token, so its attention may rise.";
-
-function setAll(v, rest) {
-  setting = { v_sink: Array(layers).fill(v), rest: Array(layers).fill(rest) };
-  draw();
-  pace.settled();
-}
-
-for (const [name, [v, rest]] of Object.entries(presets)) {
+for (const { name: text, v_sink, l_sink, rest } of presets) {
   element.querySelector(".presets").append(page.el("button", {
-    type: "button", class: "preset", text: name, "data-name": name,
-    title: `V-sinks × ${v}, other visual tokens × ${rest}, in every layer.` + (v === 0 || rest === 0 ? ZERO : ""), onclick: () => setAll(v, rest),
+    type: "button", class: "preset", text, onclick: () => {
+      setting = Object.fromEntries(Object.entries({ v_sink, l_sink, rest }).map(([group, scale]) => [group, Array(layers).fill(scale)]));
+      if (apart(setting)) show(true);
+      draw();
+      pace.settled();
+    },
   }));
 }
 
-addStrip(ALL);
-for (let layer = 0; layer < layers; layer++) addStrip(layer);
-strips.style.setProperty("--step", GLIDE / 2 / layers + "ms");
-draw();
+// Three groups, or L-sinks with the ordinary tokens.
+function show(three) {
+  separate.checked = three;
+  arrange();
+  draw();
+}
+
+separate.addEventListener("change", () => {
+  show(separate.checked);
+  if (separate.checked || !apart(setting)) return;
+  setting.l_sink = [...setting.rest];
+  draw();
+  pace.settled();
+});
+
+for (const group of GROUPS) addRow(group);
+addStrip(ALL, element.querySelector(".all"));
+for (let layer = 0; layer < layers; layer++) addStrip(layer, strips);
+desk.style.setProperty("--step", GLIDE / 2 / layers + "ms");
+show(apart(setting));
+new ResizeObserver(arrange).observe(strips);
 page.subscribe("frame", (frame) => {
   learned = frame.learned;
+  counts = frame.groups;
+  draw();
   drawLearned();
-  drawMeters(frame.shares.gated);
   element.querySelector(".cost").textContent = frame.cost;
 });
 watch("value", () => {
   revision = Math.max(revision, props.value.revision || 0);
   if (held || pace.busy()) return; // a setting that the user is changing is not overwritten
-  if (GROUPS.some((group) => setting[group].some((scale, layer) => scale !== props.value[group][layer]))) glide();
-  setting = copy(props.value);
+  const newest = copy(props.value);
+  if (GROUPS.some((group) => setting[group].some((scale, layer) => scale !== newest[group][layer]))) glide();
+  setting = newest;
   page.publish("setting", props.value);
   page.publish("settled", { ...props.value, server: true });
-  draw();
+  show(separate.checked || apart(setting));
 });

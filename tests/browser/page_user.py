@@ -49,7 +49,7 @@ class Tab:
               const frame = document.querySelector('#maps [data-tick]')?.frame;
               if (!frame || document.querySelector('#answers [data-done]')?.dataset.done !== 'true') return false;
               return [...document.querySelectorAll('#mixer .fader')].every((fader) => fader.dataset.layer === '-1' ||
-                Math.abs(frame.gates[fader.dataset.group][fader.dataset.layer] - fader.ariaValueNow) < 1e-9);
+                Math.abs((frame.gates[fader.dataset.group] || frame.gates.rest)[fader.dataset.layer] - fader.ariaValueNow) < 1e-9);
             }""",
             polling=50,  # ms; checking at every animation frame makes the browser draw all the time
         )
