@@ -178,7 +178,6 @@ def presets() -> list[dict[str, Any]]:
     Those of V-sinks alone have a twin for L-sinks, offered instead for pictures without V-sinks.
     """
     presets: list[dict[str, Any]] = []
-    twins: list[dict[str, Any]] = []
     for v_sink, rest in sg.PRESETS.values():
         name, scales = preset_name(v_sink, rest), {"v_sink": v_sink, "l_sink": rest, "rest": rest}
         title = f"V-sinks × {v_sink:g}, other visual tokens × {rest:g}, in every layer.{ZERO if v_sink == 0 else ''}"
@@ -188,8 +187,8 @@ def presets() -> list[dict[str, Any]]:
         if alone:
             names = {"name": name.replace("V-", "L-"), "title": title.replace("V-", "L-")}
             scales = {"v_sink": 1.0, "l_sink": v_sink, "rest": 1.0}
-            twins.append({**names, **scales, "needs": "l_sink", "instead": "v_sink"})
-    return presets + twins
+            presets.append({**names, **scales, "needs": "l_sink", "instead": "v_sink"})
+    return presets
 
 
 def preset_name(v_sink: float, rest: float) -> str:

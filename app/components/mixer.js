@@ -165,6 +165,7 @@ function draw() {
     const reason = empty(group, ALL);
     parts.name.lastChild.textContent = name(group) + (reason ? ": none" : "");
     parts.name.title = reason;
+    parts.curve.classList.toggle("empty", Boolean(reason));
     [...parts.rule.children].forEach((mark, index) => { mark.textContent = top_ * (1 - index / 2); });
     parts.line.setAttribute("points", setting[group].map((scale, layer) => `${layer + 0.5},${1 - scale / top_}`).join(" "));
   }
