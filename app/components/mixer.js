@@ -64,8 +64,8 @@ const pace = page.pace(() => send("input"), () => {
 page.put = (scales, moving = false) => {
   if (held) return false;
   setting = copy(scales);
-  strips.classList.remove("gliding");
-  draw();
+  desk.classList.remove("gliding");
+  show(separate.checked || apart(setting));
   if (moving) pace.moved();
   else pace.settled();
   return true;
