@@ -85,7 +85,7 @@ class Batch:
     def spread(self, tokens: Sequence[Tensor]) -> Tensor:
         """Spread values of each prompt's visual tokens over the Keys: B of (..., V) -> (..., B, K)."""
         width = max(prompt.num_keys + start for prompt, start in zip(self.prompts, self.starts, strict=True))
-        rows = []
+        rows: list[Tensor] = []
         for prompt, start, values in zip(self.prompts, self.starts, tokens, strict=True):
             row = values.new_zeros(*values.shape[:-1], width)
             row[..., start + prompt.visual.cpu()] = values
@@ -103,7 +103,7 @@ class Batch:
         if len(plain) == len(tables):
             padded = zip(plain, self.starts, ends, strict=True)
             return torch.cat([pad(table, (start, width - start - end), value=1.0) for table, start, end in padded], 1)
-        parts = []
+        parts: list[LogitScales] = []
         for table, prompt, start in zip(tables, self.prompts, self.starts, strict=True):
             limited = table if isinstance(table, LogitScales) else LogitScales.unlimited(table, prompt.length)
             parts.append(limited.padded(start, width, self.length - prompt.length))

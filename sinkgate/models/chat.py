@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from PIL import Image
@@ -99,9 +99,9 @@ class ChatFormat:
     def template(self) -> str | None:
         """The Jinja template in use; None where neither processor nor tokenizer has one."""
         for owner in (self.processor, self.processor.tokenizer):
-            template = getattr(owner, "chat_template", None)
+            template: Any = getattr(owner, "chat_template", None)
             if isinstance(template, Mapping):
-                template = template.get("default")
+                template = cast(Any, template).get("default")
             if template:
                 return template
         return None
@@ -127,10 +127,16 @@ class ChatFormat:
     def commands(self) -> tuple[str, ...]:
         """Tokens that no question or answer may hold: special tokens and places of images, videos and sound."""
         tokenizer = self.processor.tokenizer
-        ids = [value for name, value in vars(self.model.config).items() if _MEDIA_TOKEN.search(name)]
+        ids: list[Any] = [
+            value for name, value in cast(dict[str, Any], vars(self.model.config)).items() if _MEDIA_TOKEN.search(name)
+        ]
         names = [
             *tokenizer.all_special_tokens,
-            *(str(value) for name, value in vars(self.processor).items() if name.endswith("_token") and value),
+            *(
+                str(value)
+                for name, value in cast(dict[str, Any], vars(self.processor)).items()
+                if name.endswith("_token") and value
+            ),
             *tokenizer.convert_ids_to_tokens([value for value in (*ids, *self.ends) if isinstance(value, int)]),
         ]
         marks = {*THINKING, *THINKING.values()}
@@ -256,7 +262,7 @@ class ChatFormat:
 
     def _takes_text(self, role: str) -> bool:
         """Return True where a turn's content has to be one text; a list of parts is preferred, unless it is printed as a list."""
-        sample = {"user": [None, QUESTION], "assistant": [ANSWER], "system": [ANSWER]}[role]
+        sample: list[Any] = {"user": [None, QUESTION], "assistant": [ANSWER], "system": [ANSWER]}[role]
         for by_text in (False, True):
             text = self._sample(role, sample, by_text)
             printed = re.search(rf"""['"]text['"]\s*:\s*['"]{sample[-1]}""", text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -62,7 +62,7 @@ def check_memory(
     if getattr(config, "quantization_config", None) or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return
     with torch.device("meta"):
-        parameters = AutoModelForImageTextToText.from_config(config).num_parameters()
+        parameters: int = cast(Any, AutoModelForImageTextToText).from_config(config).num_parameters()
     stored: torch.dtype = dtype or config.dtype or config.get_text_config().dtype or torch.float16
     needed = parameters * BITS.get(quantize or "", 8 * stored.itemsize) / 8
     free = _free_memory(device)

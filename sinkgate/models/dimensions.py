@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
@@ -26,6 +25,7 @@ from PIL import Image, ImageDraw
 
 from sinkgate._version import __version__
 from sinkgate.errors import SinkgateError
+from sinkgate.models.base import BaseVLM
 from sinkgate.models.prompts import Prompt, refuse_several
 from sinkgate.sinks.classify import Observation, classify_patches, criterion
 from sinkgate.sinks.criteria import Choice, Criterion, Signals, SinkCriteria, SinkDimensions, by_side, tau_for
@@ -34,15 +34,12 @@ from sinkgate.sinks.evidence import RATIO, Evidence, combine, gather_evidence
 from sinkgate.sinks.known_dimensions import Side
 from sinkgate.sinks.states import Reduction
 
-if TYPE_CHECKING:
-    from sinkgate.models.vlm import VLM
-
 RULE = 3  # of ``gather_evidence`` and ``_measured``: results of an earlier rule are not taken from the cache
 QUESTIONS = ("What is in the picture?", "How many objects are there?", "What color is the background?")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 
 
-def discover(vlm: VLM, prompts: Prompt | Iterable[Prompt] | None = None, *, cache: bool = True) -> Discovery:
+def discover(vlm: BaseVLM, prompts: Prompt | Iterable[Prompt] | None = None, *, cache: bool = True) -> Discovery:
     """Measure the sink dimensions of a model on several prompts.
 
     All tokens are looked at, since the text sink shows the LLM's dimensions best; which visual tokens are sinks is
@@ -76,7 +73,7 @@ def discover(vlm: VLM, prompts: Prompt | Iterable[Prompt] | None = None, *, cach
     return discovery
 
 
-def _measured(vlm: VLM, prompt: Prompt) -> tuple[Evidence | None, Evidence]:
+def _measured(vlm: BaseVLM, prompt: Prompt) -> tuple[Evidence | None, Evidence]:
     observation = vlm.observe(prompt, Reduction(ratio=RATIO))
     if not observation.states.finite:
         raise SinkgateError(
@@ -107,7 +104,7 @@ def _finds(observation: Observation, evidence: Evidence, side: Side) -> dict[str
 
 
 def sink_criteria(
-    vlm: VLM,
+    vlm: BaseVLM,
     *,
     v_sink: str | Criterion | Choice = "auto",
     l_sink: str | Criterion | Choice = "auto",
@@ -147,7 +144,7 @@ def sink_criteria(
     )
 
 
-def _resolve(vlm: VLM, choice: str | Criterion | Choice, side: Side, prompt: Prompt | None) -> Choice:
+def _resolve(vlm: BaseVLM, choice: str | Criterion | Choice, side: Side, prompt: Prompt | None) -> Choice:
     if isinstance(choice, Choice):
         return choice
     if isinstance(choice, str):
@@ -177,19 +174,19 @@ def _resolve(vlm: VLM, choice: str | Criterion | Choice, side: Side, prompt: Pro
     return Choice(replace(decide, dims=dims, tau=tau), reason if dims else "")
 
 
-def _known_criteria(vlm: VLM) -> SinkCriteria | None:
+def _known_criteria(vlm: BaseVLM) -> SinkCriteria | None:
     """Return the paper's criterion on both sides where the model's dimensions are known for both: nothing has to run."""
     vision = known_criterion(vlm.name, "vision", _width(vlm, "vision"))
     llm = known_criterion(vlm.name, "llm", _width(vlm, "llm"))
     return SinkCriteria(vision, llm) if vision and llm else None
 
 
-def _width(vlm: VLM, side: Side) -> int | None:
+def _width(vlm: BaseVLM, side: Side) -> int | None:
     config = vlm.model.config
     return getattr(config.get_text_config() if side == "llm" else config.vision_config, "hidden_size", None)
 
 
-def held_discovery(vlm: VLM, prompt: Prompt | None = None) -> Discovery:
+def held_discovery(vlm: BaseVLM, prompt: Prompt | None = None) -> Discovery:
     """Return the discovery that is held for a model, run once; ``prompt`` serves a model that comes without a processor."""
     with vlm.lock:
         if vlm.discovery is None:
@@ -206,7 +203,7 @@ def _each(prompts: Prompt | Iterable[Prompt]) -> Iterator[Prompt]:
         yield prompt
 
 
-def default_prompts(vlm: VLM) -> Iterator[Prompt]:
+def default_prompts(vlm: BaseVLM) -> Iterator[Prompt]:
     """Yield six plain prompts, the same in every run: noise, a ramp, one grey, a checkerboard and two drawings."""
     for index, picture in enumerate(_pictures()):
         yield vlm.prompt(picture, QUESTIONS[index % len(QUESTIONS)])
@@ -215,7 +212,7 @@ def default_prompts(vlm: VLM) -> Iterator[Prompt]:
 def _pictures(side: int = 336) -> Iterator[Image.Image]:
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 255, side, dtype=np.uint8)
-    board = np.kron(np.indices((8, 8)).sum(0) % 2 * 255, np.ones((side // 8, side // 8))).astype(np.uint8)
+    board = ((np.indices((side, side)) // (side // 8)).sum(0) % 2 * 255).astype(np.uint8)
     yield Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
     yield Image.fromarray(
         np.stack([np.tile(ramp, (side, 1)), np.tile(ramp[:, None], side), np.full((side, side), 90, np.uint8)], -1)
@@ -236,7 +233,7 @@ def _pictures(side: int = 336) -> Iterator[Image.Image]:
 # --- cache
 
 
-def cache_file(vlm: VLM) -> Path | None:
+def cache_file(vlm: BaseVLM) -> Path | None:
     """Return the file that caches the discovery of a model; None where its weights cannot be identified.
 
     The folder is SINKGATE_CACHE, else sinkgate/ in XDG_CACHE_HOME, else ~/.cache/sinkgate. A model is known by its

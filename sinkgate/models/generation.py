@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from inspect import signature
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
@@ -34,9 +34,9 @@ def streamed(
 
     thread = Thread(target=run, daemon=True)
     thread.start()
-    text = ""
+    text, pieces = "", cast(Iterator[str], streamer)
     try:
-        for piece in streamer:
+        for piece in pieces:
             text += piece
             yield text.strip()
     finally:
@@ -50,7 +50,7 @@ def streamed(
 #: Options of ``generate`` by which one forward writes several tokens: no attention row belongs to one of them.
 _SEVERAL_AT_ONCE = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens", "custom_generate")
 #: Options of ``generate``: its parameters, and the attributes of a generation configuration.
-_generate: Any = GenerationMixin.generate  # pyright: ignore[reportAttributeAccessIssue] - written for models alone
+_generate = cast(Any, GenerationMixin).generate
 _KNOWN = {*signature(_generate).parameters, *vars(GenerationConfig()), "tokenizer"}
 _RESERVED = ("return_dict_in_generate", "output_logits", "past_key_values", "inputs", "input_ids", "inputs_embeds")
 

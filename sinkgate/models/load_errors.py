@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -57,7 +57,7 @@ _BY_WORDS = {
 
 
 @contextmanager
-def in_words(what: str, place: str, remedy: str = "") -> Iterator[None]:
+def in_words(what: str, place: str, remedy: str = "") -> Generator[None]:
     """Turn exceptions within the block into one sentence.
 
     Args:

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils import ADAPTER_CONFIG_NAME as ADAPTER
-from transformers.utils import find_adapter_config_file
+from transformers.utils import peft_utils
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME as ADAPTER
 
 from sinkgate.attention.patch import can_be_gated
 from sinkgate.errors import UnsupportedModelError
@@ -73,7 +73,7 @@ def load(
     Raises:
         UnsupportedModelError: there is no such model, it cannot be loaded or gated, or a check failed; the message says what to do.
     """
-    if not isinstance(source, str | Path | tuple) or (
+    if not isinstance(cast(object, source), str | Path | tuple) or (
         isinstance(source, tuple) and (len(source) != 2 or not hasattr(source[0], "config"))
     ):
         raise UnsupportedModelError(f"got {_kind(source)}, expected a name, a folder or (model, processor)")
@@ -103,7 +103,7 @@ def load(
         }
         with in_words(f"{name} cannot be loaded", place):
             try:
-                config: Any = AutoConfig.from_pretrained(place, **files)
+                config: Any = cast(Any, AutoConfig).from_pretrained(place, **files)
             except (OSError, ValueError):
                 _refuse_adapter(place, name, files)
                 raise
@@ -118,7 +118,7 @@ def load(
             if (Path(place) / ADAPTER).exists() and find_spec("peft") is None:
                 raise UnsupportedModelError(f"{name} holds a PEFT adapter beside its weights: run `pip install peft`")
             try:
-                loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                loaded: Any = cast(Any, AutoModelForImageTextToText).from_pretrained(
                     place,
                     dtype=wanted or "auto",
                     device_map=spread,
@@ -152,8 +152,8 @@ def built_in_gates(name: str) -> Path | None:
 
 
 def _kind(value: object) -> str:
-    names = [type(each).__name__ for each in value] if isinstance(value, tuple) else None
-    return type(value).__name__ if names is None else f"({', '.join(names)})"
+    names = [type(each).__name__ for each in (cast(tuple[Any, ...], value) if isinstance(value, tuple) else [value])]
+    return f"({', '.join(names)})" if isinstance(value, tuple) else names[0]
 
 
 def _find(source: str | Path) -> tuple[str, str]:
@@ -191,7 +191,7 @@ def _commit(place: str, revision: str | None) -> str | None:
 def _refuse_adapter(place: str, name: str, files: Mapping[str, Any]) -> None:
     """Raise UnsupportedModelError where the files are a PEFT adapter without the weights of its base model."""
     options = {option: files[option] for option in ("revision", "local_files_only")}
-    if (config := find_adapter_config_file(place, **options)) is None:
+    if (config := cast(Any, peft_utils).find_adapter_config_file(place, **options)) is None:
         return
     base = json.loads(Path(config).read_text(encoding="utf-8")).get("base_model_name_or_path") or "its base model"
     raise UnsupportedModelError(
@@ -246,9 +246,9 @@ def _quantization(quantize: str | None, dtype: torch.dtype | None) -> BitsAndByt
 def _processor(place: str, config: Any, files: dict[str, Any]) -> Any:
     """Load the model's processor, without its video part where that lacks torchvision and images do not need it."""
     try:
-        return AutoProcessor.from_pretrained(place, **files)
+        return cast(Any, AutoProcessor).from_pretrained(place, **files)
     except (ImportError, ValueError) as error:
-        kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+        kind: Any = PROCESSOR_MAPPING.get(cast(Any, type(config)), None)
         if "torchvision" not in str(error).lower() or kind is None or not _can_leave_out_videos(kind):
             raise
         parts = [part for part in kind.get_attributes() if part != "video_processor"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sinkgate.models.adapters import Adapter
 
@@ -26,7 +26,7 @@ def model_state(adapter: Adapter) -> int:
     return hash(tuple(mark for module in adapter.model.modules() for mark in _marks(module)))
 
 
-def _marks(module: nn.Module) -> Iterator[Any]:
+def _marks(module: Any) -> Iterator[Any]:
     fleeting = module._non_persistent_buffers_set  # rotary embeddings are computed anew for longer prompts
     for tensor in module._parameters.values():
         yield from _of_tensor(tensor)

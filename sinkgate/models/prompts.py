@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -94,11 +94,11 @@ def is_one_prompt(prompts: Any) -> bool:
         return True
     # an iterator would be empty once it has been looked through
     many = isinstance(prompts, Collection) and not isinstance(prompts, str | bytes | Mapping)
-    if many and all(isinstance(prompt, Prompt) for prompt in prompts):
+    odd = [part for part in cast(Collection[Any], prompts if many else [prompts]) if not isinstance(part, Prompt)]
+    if not odd:
         return False
-    odd = next((part for part in prompts if not isinstance(part, Prompt)), prompts) if many else prompts
     raise PromptError(
-        f"got {type(odd).__name__}, expected a Prompt or a list of them; make one with vlm.prompt(image, question)"
+        f"got {type(odd[0]).__name__}, expected a Prompt or a list of them; make one with vlm.prompt(image, question)"
     )
 
 
@@ -209,7 +209,7 @@ class Prompter:
             token = torch.where(token >= 0, (fed.cumsum(0) - 1)[token.clamp_min(0)], token)
         visual = rows[fed]
         sheets = self._lay_out(inputs, images, token, len(visual)) if images and token is not None else ()
-        separators = torch.cat([rows[~fed], self._between(visual, sheets)]).unique()
+        separators: Tensor = cast(Any, torch.cat([rows[~fed], self._between(visual, sheets)])).unique()
         tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         return Prompt(
             list(images),
@@ -277,7 +277,7 @@ class Prompter:
         image = torch.full((len(visual),), -1)
         for sheet in sheets:
             image[sheet.tokens[sheet.tokens >= 0]] = sheet.image
-        gaps = ((visual.diff() > 1) & (image.diff() == 0)).nonzero()[:, 0].tolist()
+        gaps = ((visual.diff() > 1) & (image.diff() == 0)).nonzero()[:, 0]
         ranges = [torch.arange(int(visual[gap]) + 1, int(visual[gap + 1])) for gap in gaps]
         return torch.cat(ranges) if ranges else torch.empty(0, dtype=torch.long)
 
@@ -302,9 +302,9 @@ def _as_tensors(inputs: Any, model: Any) -> dict[str, Tensor]:
             f"the inputs are a {type(inputs).__name__}; expected what a processor returns, names with tensors"
         )
     tensors: dict[str, Tensor] = {}
-    for name, value in inputs.items():
+    for name, value in cast(Mapping[str, Any], inputs).items():
         try:
-            array = value if isinstance(value, Tensor) else np.asarray(value)
+            array: Any = value if isinstance(value, Tensor) else np.asarray(value)
         except ValueError as error:  # lists of unequal length
             raise PromptError(
                 f"{name} cannot be made a tensor ({error}); give return_tensors='pt' to the processor"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import should_reduce_batch_size  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 from transformers import DynamicCache
 

@@ -5,7 +5,7 @@ Shapes: N patches, U rows that the image puts into the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,8 +30,8 @@ def measure_tokens(adapter: Adapter, inputs: Inputs) -> Tensor:
     """
     leaves: list[Tensor] = []
 
-    def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
+    def cut(_module: nn.Module, _args: Any, output: Tensor | tuple[Any, ...]) -> Any:
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
         leaves.append(hidden.detach().requires_grad_())
         return (leaves[-1], *output[1:]) if isinstance(output, tuple) else leaves[-1]
 
@@ -70,7 +70,7 @@ def measure_tokens(adapter: Adapter, inputs: Inputs) -> Tensor:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def _frozen(model: nn.Module) -> Generator[None]:
     """Compute no gradients of parameters within the block, so that only the graph behind the leaf is stored."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:

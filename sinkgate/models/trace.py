@@ -6,7 +6,7 @@ Shapes: L layers, H heads, R recorded rows, K keys, V visual tokens, S separator
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -55,10 +55,10 @@ class Trace:
             import pandas as pd  # takes a second, and gates need none of it
         except ModuleNotFoundError as error:
             raise SinkgateError('to_frame needs pandas: pip install "sinkgate[plots]"') from error
-        lines = []
+        lines: list[dict[str, Any]] = []
         for row in range(self.attention.shape[2]):
             token = self.tokens[row] if row < len(self.tokens) else self.next_token[0][0]
-            shares = {name: share.tolist() for name, share in self.shares(sinks, row).items()}
+            shares = {name: cast(Any, share).tolist() for name, share in self.shares(sinks, row).items()}
             for layer in range(len(self.attention)):
                 lines.append(
                     {"row": row, "token": token, "layer": layer, **{name: shares[name][layer] for name in shares}}

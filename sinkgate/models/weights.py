@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from huggingface_hub import snapshot_download
+import huggingface_hub
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
 STANDARD = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers looks for them
@@ -26,7 +26,7 @@ def model_checksum(config: Any) -> str | None:
     source, commit = config._name_or_path, getattr(config, "_commit_hash", None)
     with suppress(OSError, ValueError):  # files that went away, or no name of a repository
         if source and not Path(source).is_dir() and commit:
-            source = snapshot_download(source, revision=commit, local_files_only=True)
+            source = cast(Any, huggingface_hub).snapshot_download(source, revision=commit, local_files_only=True)
         return checksum(Path(source)) if source else None
     return None
 

@@ -14,11 +14,11 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from math import isqrt
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from sinkgate.errors import UnsupportedModelError
 
@@ -57,12 +57,12 @@ class Adapter:
         self.encoder_attention = [attention for _, attention in encoder_pairs]
         self.all_layers = _siblings(self.decoder, self.layers[0])
         self.layer_numbers = [self.all_layers.index(layer) for layer in self.layers]
-        accepted = inspect.signature(inspect.unwrap(type(model).forward)).parameters
+        accepted = inspect.signature(inspect.unwrap(cast(Any, type(model)).forward)).parameters
         self.resumes: bool | None = None  # whether a forward can start in the middle; None until a session has tried
         optional = "pixel_values" in accepted and accepted["pixel_values"].default is None
         #: the argument of ``forward`` that takes an encoded image; None: it has to be encoded in every call
         self.takes_encoded = "mm_encoder_outputs" if optional and "mm_encoder_outputs" in accepted else None
-        method = getattr(type(self.base), self.image_method)
+        method: Any = getattr(cast(Any, type(self.base)), self.image_method)
         self._image_inputs = [*inspect.signature(inspect.unwrap(method)).parameters]
 
     def attending_layers(self, module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
@@ -192,15 +192,16 @@ class Adapter:
 
     def pixels(self, inputs: Inputs) -> Tensor:
         """Return the pixels of each patch of the processed image, (N, values)."""
-        pixels, grids, patch = inputs["pixel_values"], self.grids(inputs), self.patch_size
+        grids, patch = self.grids(inputs), self.patch_size
+        pixels: Tensor = inputs["pixel_values"]
         if self.has_patch_rows(inputs):
             if pixels.dim() == 3 and pixels.shape[0] == len(grids):  # filled up to the largest crop
                 pixels = torch.cat(
                     [crop[: rows * columns] for crop, (rows, columns) in zip(pixels, grids, strict=True)]
                 )
             return pixels.flatten(1).float()
-        patches = [
-            crop[:, : rows * patch, : columns * patch]
+        patches: list[Tensor] = [
+            cast(Any, crop)[:, : rows * patch, : columns * patch]
             .unflatten(1, (rows, patch))
             .unflatten(3, (columns, patch))
             .permute(1, 3, 0, 2, 4)
@@ -249,7 +250,8 @@ def one_block(grids: list[Grid], tokens: int) -> Tensor | None:
     m = _side(grids, tokens)
     if m is None:
         return None
-    maps, first = [], 0
+    maps: list[Tensor] = []
+    first = 0
     for rows, columns in grids:
         row, column = torch.arange(rows // m).repeat_interleave(m), torch.arange(columns // m).repeat_interleave(m)
         maps.append((first + row[:, None] * (columns // m) + column).flatten())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+from transformers.models.llava_next import modeling_llava_next
 
 from sinkgate.models.adapters.base import Adapter, Inputs
 
 NEWLINE = -1.0
+reference = cast(Any, modeling_llava_next)  # its annotations are partial
 
 
 class AnyResAdapter(Adapter):
@@ -32,7 +33,8 @@ class AnyResAdapter(Adapter):
 
     def _map(self, inputs: Inputs) -> Tensor:
         rows, columns = self.grids(inputs)[0]
-        maps, first = [], 0
+        maps: list[Tensor] = []
+        first = 0
         for size, crops in self._images(inputs):
             packed = self._packed(size, crops, rows * columns)
             token = torch.full((crops * rows * columns,), -1)
@@ -72,7 +74,7 @@ class AnyResAdapter(Adapter):
         side, pinpoints = config.vision_config.image_size, config.image_grid_pinpoints
         tiled = [int(n) == 1 for n in inputs.get("batch_num_images", []) for _ in range(int(n))] or [True] * len(pixels)
         return [
-            (size, image_size_to_num_patches(size.tolist(), pinpoints, side) if tiles else 1)
+            (size, reference.image_size_to_num_patches(size.tolist(), pinpoints, side) if tiles else 1)
             for size, tiles in zip(sizes, tiled, strict=True)
         ]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
-from transformers.vision_utils import get_vision_window_index
+from transformers import vision_utils
 
 from sinkgate.models.adapters.base import Adapter, Inputs
 
@@ -13,13 +15,13 @@ class WindowAdapter(Adapter):
     """Puts the encoder's rows back into the order of the pixels."""
 
     def in_patch_order(self, rows: Tensor, inputs: Inputs) -> Tensor:
-        rows = super().in_patch_order(rows, inputs)
+        patches: Any = super().in_patch_order(rows, inputs)
         tower = self.encoder
         unit = tower.spatial_merge_size**2
-        index, _ = get_vision_window_index(
+        index, _ = cast(Any, vision_utils).get_vision_window_index(
             inputs["image_grid_thw"],
             spatial_merge_size=tower.spatial_merge_size,
             window_size=tower.window_size,
             patch_size=tower.patch_size,
         )
-        return rows.unflatten(0, (-1, unit))[torch.argsort(index).to(rows.device)].flatten(0, 1)
+        return patches.unflatten(0, (-1, unit))[torch.argsort(index).to(rows.device)].flatten(0, 1)
