@@ -1,4 +1,4 @@
-"""What scaling Keys and recording attention rows cost in prefill and decode, against plain sdpa and eager attention."""
+"""Cost of scaling Keys and recording attention rows in prefill and decode, against plain sdpa and eager attention."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def measure(subject: Subject, rounds: float = 1) -> list[Row]:
     often, often_decode = (max(2, round(rounds * times)) for times in (ROUNDS if name == "demo" else FEW))
     read = take_turns({variant: prefill(subject, variant) for variant in (PLAIN, GATED, ROWS)}, often)
     limited = take_turns({variant: prefill(subject, variant) for variant in (PLAIN, *LIMITED)}, often)
-    # apart: the memory that eager attention gives back would slow down whoever comes next
+    # apart: the memory that eager attention gives back would slow down the next variant
     against = take_turns({variant: prefill(subject, variant) for variant in (ROWS, EAGER)}, max(2, often // 2))
     use(subject, "sdpa")
     begun = _forward(subject, PLAIN, subject.encoded, None)
@@ -63,7 +63,7 @@ def measure(subject: Subject, rounds: float = 1) -> list[Row]:
 
 
 def measure_memory(key: str = "onevision") -> list[Row]:
-    """What rows take over a plain prefill, against what eager attention takes: each in a process of its own."""
+    """Return the memory that rows take over a plain prefill, against that of eager attention; each in a process of its own."""
     if key == "onevision" and not _CLEAR.exists():
         return []  # only Linux tells a process its peak afresh
     peak = {variant: _in_a_process(key, variant) for variant in (PLAIN, ROWS, EAGER)}
@@ -157,9 +157,9 @@ def _raised_peak(key: str, variant: str) -> float:
     else:
         _CLEAR.write_text("5")  # the peak starts afresh, below what building the model took
         before = _peak()
-    kept = _forward(subject, variant, inputs, None)
+    hidden = _forward(subject, variant, inputs, None)
     after = torch.cuda.max_memory_allocated() if on_gpu else _peak()
-    del kept
+    del hidden
     return (after - before) / 2**20
 
 

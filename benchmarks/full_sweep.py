@@ -1,4 +1,4 @@
-"""What the whole oracle sweep of MMStar and CV-Bench costs on LLaVA-1.5-7B: work counted, the saving measured, the hours extrapolated.
+"""Cost of the whole oracle sweep of MMStar and CV-Bench on LLaVA-1.5-7B: work counted, the saving measured, the hours extrapolated.
 
 ``python benchmarks/full_sweep.py``. The floating-point work is counted on the model's own shape without weights (torch's counter on the meta
 device). How much of the saving in work becomes a saving in time is measured here on a smaller shape. The hours on an H100 are extrapolated from
@@ -117,7 +117,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Count, measure, extrapolate."""
-    work, asked, points = llava_7b_work(words), sum(ITEMS.values()), len(LINE)
+    work, questions, points = llava_7b_work(words), sum(ITEMS.values()), len(LINE)
     small = onevision(side=14, layers=12, encoder_layers=13)
     layers = range(1, 12, 3)  # on the mean as deep as all twelve
     ratios, shape = saving(small, layers, items, rounds)
@@ -130,14 +130,14 @@ def main(
     )
     weights = 2 * 7.06e9  # bytes read in a step of decoding
     peak = H100["peak"] * utilisation
-    before = asked * (
+    before = questions * (
         work.by_generates(points) / peak + (1 + work.layers * points) * (ANSWER - 1) * weights / H100["bandwidth"]
     )
-    after = asked * work.by_engine(points) / peak
-    told = {
+    after = questions * work.by_engine(points) / peak
+    summary = {
         "work of an item, FLOP": asdict(work),
         "settings": 1 + work.layers * points,
-        "items": asked,
+        "items": questions,
         "saving in work": work.by_generates(points) / work.by_engine(points),
         "measured on": f"{shape.layers} layers, {small.prompt.length} positions, {items} items side by side",
         "saving there, in work": expected,
@@ -149,9 +149,9 @@ def main(
         "assumed": f"{utilisation:.0%} of the peak of {H100['peak'] / 1e12:.0f} TFLOP/s, {words} tokens of text, samples shared out evenly",
     }
     if as_json:
-        print(json.dumps(told, indent=1))
+        print(json.dumps(summary, indent=1))
         return
-    for name, value in told.items():
+    for name, value in summary.items():
         print(f"{name:<36}{value:.3g}" if isinstance(value, float) else f"{name:<36}{value}")
 
 

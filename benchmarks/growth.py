@@ -1,4 +1,4 @@
-"""How cost grows with visual tokens, layers, settings side by side and recorded rows; one figure of it.
+"""Growth of the cost with visual tokens, layers, settings side by side and recorded rows; one figure of it.
 
 The first and the last are measured on six of the OneVision shape's 24 layers: what is added is added to every layer alike.
 """
@@ -125,20 +125,20 @@ def draw(curves: dict[str, Curves], path: Path) -> None:
 
 
 def _draw_panel(figure: go.Figure, index: int, panel: str, curves: Curves) -> None:
-    place, number = {"row": index // 2 + 1, "col": index % 2 + 1}, index + 1
+    cell, number = {"row": index // 2 + 1, "col": index % 2 + 1}, index + 1
     x_title, y_title, across, up, anchor = PANELS[panel]
     legend = f"legend{number}" if index else "legend"
     for (name, (x, y)), (color, symbol, dash) in zip(curves.items(), STYLES, strict=False):
         line, marker = {"color": color, "dash": dash, "width": 2}, {"symbol": symbol, "size": 7}
-        figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", line=line, marker=marker, legend=legend, **place)
-    figure.add_hline(y=1, line={"color": "#868e96", "width": 1}, **place)
+        figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", line=line, marker=marker, legend=legend, **cell)
+    figure.add_hline(y=1, line={"color": "#868e96", "width": 1}, **cell)
     axis: dict[str, Any] = {"range": [0, 1.02]}
     if panel != "layers" and curves:
         ticks = next(iter(curves.values()))[0]
         axis = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-    figure.update_xaxes(title_text=x_title, title_standoff=6, showline=True, linecolor="#868e96", **axis, **place)
-    figure.update_yaxes(title_text=y_title, title_standoff=6, rangemode="tozero", **place)
-    box = figure.get_subplot(**place)
+    figure.update_xaxes(title_text=x_title, title_standoff=6, showline=True, linecolor="#868e96", **axis, **cell)
+    figure.update_yaxes(title_text=y_title, title_standoff=6, rangemode="tozero", **cell)
+    box = figure.get_subplot(**cell)
     (left, right), (low, high) = box.xaxis.domain, box.yaxis.domain
     at = {"x": left + across * (right - left), "y": low + up * (high - low), "xanchor": anchor, "yanchor": "bottom"}
     figure.update_layout({legend: {**at, "font": {"size": 12}, "bgcolor": "rgba(255, 255, 255, 0.8)"}})

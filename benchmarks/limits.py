@@ -1,4 +1,4 @@
-"""What a GPU could do at best: bytes of weights over bandwidth in decode, operations over peak in prefill."""
+"""Bounds of a GPU: bytes of weights over bandwidth in decode, operations over peak in prefill."""
 
 from __future__ import annotations
 

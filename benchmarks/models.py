@@ -1,4 +1,4 @@
-"""What is measured on: the demo model, and random weights in the shapes of well-known models.
+"""Models to measure: the demo model, and random weights in the shapes of well-known models.
 
 The cost of a gate does not depend on what the weights say; it does on widths, depths and the number of visual tokens.
 """

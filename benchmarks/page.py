@@ -1,4 +1,4 @@
-"""How fast the page follows the faders.
+"""Delay of the page behind the faders.
 
 Measured on the demo model and in a real browser: process start to first page, process start to first answer, and
 from one tick of a fader to the map that belongs to it being drawn (the frame after which the browser paints).
@@ -84,6 +84,6 @@ def measure(rounds: float = 1) -> list[Row]:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody accepts connections there."""
+    """Return whether connections are accepted there."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

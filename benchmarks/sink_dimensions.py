@@ -61,34 +61,34 @@ def load(gguf: Path) -> tuple[Any, Any]:
             f"transformers reads GGUF files with the package {missing[0]}: pip install {' '.join(missing)}"
         )
     logging.disable_progress_bar()
-    place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    return AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(
-        **place
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    return AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(
+        **source
     )
 
 
 def hidden_states(model: Any, tokenizer: Any, text: str) -> Tensor:
     """The input of every layer, (L, P, D)."""
-    kept: list[Tensor] = []
+    states: list[Tensor] = []
     hooks = [
-        layer.register_forward_pre_hook(lambda _module, args: kept.append(args[0])) for layer in model.model.layers
+        layer.register_forward_pre_hook(lambda _module, args: states.append(args[0])) for layer in model.model.layers
     ]
     with torch.no_grad():
         model(**tokenizer(text, return_tensors="pt"))
     for hook in hooks:
         hook.remove()
-    return torch.cat(kept)
+    return torch.cat(states)
 
 
 def found_in(states: list[Tensor], dtype: torch.dtype = torch.float32, **options: float) -> Evidence:
-    """What discovery says of these hidden states."""
+    """Return the evidence of discovery for these hidden states."""
     return combine([gather_evidence(hidden.to(dtype), most=8, **options) for hidden in states])
 
 
-def print_table(name: str, found: Evidence) -> None:
+def print_table(name: str, evidence: Evidence) -> None:
     """One line a dimension."""
     print(f"{name}:\n  dimension  confidence  prompts    ratio  sharpness  distinct.   share  layers")
-    for e in found.dimensions:
+    for e in evidence.dimensions:
         layers = f"{e.layers[0]}-{e.layers[-1]} ({len(e.layers)})" if e.layers else "-"
         print(
             f"  {e.dimension:9}  {e.confidence:10.2f}  {e.prompts:7}  {e.ratio:7,.0f}  {e.sharpness:9.1f}  {e.distinctiveness:9.1f}  {e.share:6.1%}  {layers}"
@@ -97,7 +97,7 @@ def print_table(name: str, found: Evidence) -> None:
 
 
 def print_growth(hidden: Tensor) -> None:
-    """How the spike stands above its layer as norms grow."""
+    """Print how the spike stands above its layer as norms grow."""
     print(f"the first prompt, dimension {EXPECTED}:\n  layer  loudest at  magnitude  layer's median")
     for layer in range(0, len(hidden), 3):
         magnitude = hidden[layer].abs()

@@ -37,7 +37,7 @@ def _in_turns(subject: Subject, layers: range, each: int) -> tuple[float, float,
     session = sg.Session(vlm, subject.prompt, subject.sinks)
     begin, ours, theirs = timed(session.predict), 0.0, 0.0
     answers: list[int] = []
-    said: list[int] = []
+    changed: list[int] = []
 
     def side_by_side(line: list[Setting]) -> None:
         answers.extend(session.predict_all([setting.gates(vlm) for setting in line]).argmax(1).tolist())
@@ -45,12 +45,12 @@ def _in_turns(subject: Subject, layers: range, each: int) -> tuple[float, float,
     def one_by_one(line: list[Setting]) -> None:
         for setting in line:
             scales = subject.scales(setting.gates(vlm))[setting.layer, 0]
-            said.append(generate(subject, setting.layer, scales, ANSWER)[0])
+            changed.append(generate(subject, setting.layer, scales, ANSWER)[0])
 
     for layer in layers:
         line = oracle(vlm, [layer], LINE)
         ours += timed(lambda: side_by_side(line))  # noqa: B023 - called at once
         theirs += timed(lambda: one_by_one(line[:each]))  # noqa: B023
-    if each == len(LINE) and said != answers:
-        raise AssertionError(f"the two sweeps disagree: {said} and {answers}")
+    if each == len(LINE) and changed != answers:
+        raise AssertionError(f"the two sweeps disagree: {changed} and {answers}")
     return begin, ours, theirs

@@ -30,7 +30,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the aim is met, as measured and not as rounded; None where there is none."""
+        """Return whether the aim is met, as measured and not as rounded; None where there is none."""
         if not self.aim or self.value is None:
             return None
         compare, number = self.aim.split()

@@ -53,7 +53,7 @@ def _train(vlm: VLM, samples: list[Sample], layers: list[int]) -> None:
 
 
 def _naive(vlm: VLM, samples: list[Sample], layer: int) -> None:
-    """What one would write first: everything anew for each gate and epoch, and each step a whole forward."""
+    """Train the plain way: everything anew for each gate and epoch, and each step a whole forward."""
     lsg = LSG.for_vlm(vlm, [layer])
     optimizer = torch.optim.AdamW(lsg.parameters(), RATE)
     with frozen(vlm):

@@ -77,10 +77,10 @@ def problems(paths: list[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Check the files on the command line, or all tracked files of the package, the app, the docs and the notebooks."""
+    """Check the files on the command line, or all tracked files."""
     paths = sys.argv[1:]
     if not paths:
-        listed = ["git", "ls-files", "sinkgate", "app", "docs", "notebooks", "*.md"]
+        listed = ["git", "ls-files", "*.py", "*.md"]
         paths = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     lines = sorted({*problems(paths)})
     if lines:

@@ -36,7 +36,7 @@ class App:
     log: Path
 
     def logged(self) -> str:
-        """What it wrote to stdout and stderr so far."""
+        """Return the stdout and stderr so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def measured(self, name: str) -> float:
@@ -90,7 +90,7 @@ def running_app(
 
 
 def is_well(address: str) -> bool:
-    """Whether an app answers there, and says that it is well."""
+    """Return whether an app answers there and reports that it is healthy."""
     try:
         return httpx.get(f"{address}/healthz", timeout=5).status_code == 200
     except httpx.TransportError:

@@ -43,7 +43,7 @@ def anatomy(samples=3, layers=4, heads=2):
     )
     pairs = (("dimensions", "massive"), ("dimensions", "norm"), ("massive", "norm"))
     agreement = pd.DataFrame(
-        [(sample, place, *pair, 1, 4) for sample, place, pair in product(numbers, ("encoder", "llm"), pairs)],
+        [(sample, side, *pair, 1, 4) for sample, side, pair in product(numbers, ("encoder", "llm"), pairs)],
         columns=list(TABLES["agreement"]),
     )
     return {"tokens": tokens, "heads": each, "projector": projector, "images": images, "agreement": agreement}
@@ -75,18 +75,18 @@ def items(tasks, count=8):
 
 def sweep(tasks=("global", "local"), layers=2, points=((0.0, 1.0), (0.5, 0.5), (0.8, 0.2), (1.0, 0.0), (0.5, 2.0))):
     rng = np.random.default_rng(0)
-    told = items(tasks)
+    questions = items(tasks)
     cells = [(-1, 1.0, 1.0, 1.0), *((layer, v, rest, rest) for layer in range(layers) for v, rest in points)]
-    rows = [(sample, *cell, rng.random() < 0.6, rng.random()) for sample, cell in product(told["sample"], cells)]
+    rows = [(sample, *cell, rng.random() < 0.6, rng.random()) for sample, cell in product(questions["sample"], cells)]
     columns = ["sample", "layer", "v_sink", "l_sink", "ordinary", "right", "loss"]
-    return {"items": told, "answers": pd.DataFrame(rows, columns=columns)}
+    return {"items": questions, "answers": pd.DataFrame(rows, columns=columns)}
 
 
 def evaluation(tasks=("global", "local"), methods=("unmodified", "var")):
     rng = np.random.default_rng(0)
-    told = items(tasks)
-    rows = [(sample, method, "A", rng.random() < 0.6, 0.5) for sample, method in product(told["sample"], methods)]
-    return {"items": told, "answers": pd.DataFrame(rows, columns=["sample", "method", "said", "right", "loss"])}
+    questions = items(tasks)
+    rows = [(sample, method, "A", rng.random() < 0.6, 0.5) for sample, method in product(questions["sample"], methods)]
+    return {"items": questions, "answers": pd.DataFrame(rows, columns=["sample", "method", "said", "right", "loss"])}
 
 
 @dataclass

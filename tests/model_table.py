@@ -29,12 +29,12 @@ def table() -> str:
 
 
 def row(name: str, family: Family) -> str:
-    """What one architecture can do, seen on its tiny model."""
+    """Return the row of one architecture, measured on its tiny model."""
     model = family.model()
     vlm = VLM(model, None, name)
     prompt = vlm.read(family.sample())
-    seen = vlm.observe(prompt)
-    sinks = classify(seen, prompt.sheets, v_sink="attention", l_sink="attention")
+    observation = vlm.observe(prompt)
+    sinks = classify(observation, prompt.sheets, v_sink="attention", l_sink="attention")
     plain = vlm.predict(prompt)
     halved = vlm.predict(prompt, sg.Gates.ones(vlm).set("v_sink", 0.5).set("rest", 0.5), sinks)
     moved = bool((plain.probabilities - halved.probabilities).abs().max() > 1e-5)
@@ -46,7 +46,7 @@ def row(name: str, family: Family) -> str:
         layers if moved else "no",
         "yes" if rows else "no",
         patch_map(vlm, prompt),
-        v_sinks(prompt, seen),
+        v_sinks(prompt, observation),
         "by the states its layers read" if vlm.adapter.cross_attention else "yes",
         "yes" if vlm.adapter.takes_encoded else "no",
         "yes" if sg.Session(vlm, prompt, sinks).resumes else "no",
@@ -55,7 +55,7 @@ def row(name: str, family: Family) -> str:
 
 
 def patch_map(vlm: VLM, prompt: sg.Prompt) -> str:
-    """How patches become tokens, in a few words."""
+    """Return in a few words how patches become tokens."""
     if prompt.token_of_patch is None:
         return "none: tokens mix patches" if vlm.prompter.rule == "mixed" else "none: encoder closed"
     side = isqrt(int(prompt.token_of_patch[prompt.token_of_patch >= 0].bincount().max()))
@@ -63,9 +63,9 @@ def patch_map(vlm: VLM, prompt: sg.Prompt) -> str:
     return text + (", newlines apart" if len(prompt.separators) and not vlm.adapter.cross_attention else "")
 
 
-def v_sinks(prompt: sg.Prompt, seen: sg.sinks.classify.Observation) -> str:
-    """Whether V-sinks can be named."""
-    if seen.features is None:
+def v_sinks(prompt: sg.Prompt, observation: sg.sinks.classify.Observation) -> str:
+    """Return whether V-sinks can be named, in a few words."""
+    if observation.features is None:
         return "no"
     return "yes" if prompt.token_of_patch is not None else "counted in the encoder"
 

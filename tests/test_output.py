@@ -46,6 +46,6 @@ def test_durations(seconds, text):
 def test_a_folder_is_tried_and_left_empty(tmp_path):
     assert list(writable_folder(tmp_path / "new" / "deep").iterdir()) == []
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(SinkgateError, match=f"the folder {place} cannot be written"):
-            writable_folder(place)
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SinkgateError, match=f"the folder {folder} cannot be written"):
+            writable_folder(folder)

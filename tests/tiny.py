@@ -99,15 +99,15 @@ def bare_prompt(question: str = "", images: list[Image.Image] | None = None, tok
 
 def some_sinks(vlm: sg.VLM, prompt: sg.Prompt, seed: int = 0, share: float = 0.3) -> sg.SinkMap:
     """A SinkMap whose groups are drawn at random: what is done with sinks must not care how they were found."""
-    found = sg.find_sinks(vlm, prompt)
+    sinks = sg.find_sinks(vlm, prompt)
     generator = torch.Generator().manual_seed(seed)
-    v_sink = torch.rand(found.v_sink.shape, generator=generator) < share
-    l_sink = (torch.rand(found.l_sink.shape, generator=generator) < share) & ~v_sink
-    return sg.SinkMap(**{**vars(found), "v_sink": v_sink, "l_sink": l_sink})
+    v_sink = torch.rand(sinks.v_sink.shape, generator=generator) < share
+    l_sink = (torch.rand(sinks.l_sink.shape, generator=generator) < share) & ~v_sink
+    return sg.SinkMap(**{**vars(sinks), "v_sink": v_sink, "l_sink": l_sink})
 
 
 def shaken(method: nn.Module, seed: int = 0, size: float = 1.0) -> Any:
-    """What learns, no longer at its start: every parameter drawn anew."""
+    """Draw every parameter anew, so that the module is no longer at its start."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in method.parameters():

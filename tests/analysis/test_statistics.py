@@ -61,12 +61,12 @@ def test_a_comparison_adds_up(pairs):
 
 def test_an_interval_of_a_score_is_that_of_the_mean_where_the_score_is_the_mean():
     rng = np.random.default_rng(0)
-    base, told = rng.random(400) < 0.5, rng.random(400) < 0.7
-    low, high = intervals((told.astype(int) - base)[:, None])
-    given = score_interval(
-        lambda frame: frame["right"].mean(), pd.DataFrame({"right": told}), pd.DataFrame({"right": base})
+    base, other = rng.random(400) < 0.5, rng.random(400) < 0.7
+    low, high = intervals((other.astype(int) - base)[:, None])
+    interval = score_interval(
+        lambda frame: frame["right"].mean(), pd.DataFrame({"right": other}), pd.DataFrame({"right": base})
     )
-    assert given == pytest.approx((low[0], high[0]), abs=0.015)
+    assert interval == pytest.approx((low[0], high[0]), abs=0.015)
 
 
 def test_the_smallest_effect_is_found_as_often_as_promised():

@@ -25,10 +25,10 @@ class Crowd:
 
     def comes(self, user: str, job: int = 0) -> None:
         thread = threading.Thread(target=self._come, args=(user, job))
-        seen = self._seen()
+        before = self._seen()
         thread.start()
         self.threads.append(thread)
-        while self._seen() == seen:  # so that their order is known
+        while self._seen() == before:  # so that their order is known
             time.sleep(0.0005)
 
     def _seen(self) -> int:
@@ -77,8 +77,8 @@ def test_everyone_comes_through_once_and_nobody_overtakes_twice(arrivals: list[s
     crowd.all_through()
     assert sorted(crowd.log) == sorted((user, job) for job, user in enumerate(arrivals))
     assert crowd.most <= 1
-    for place, (user, _) in enumerate(crowd.log):
-        ahead = crowd.log[:place]
+    for index, (user, _) in enumerate(crowd.log):
+        ahead = crowd.log[:index]
         own = sum(other == user for other, _ in ahead)
         for other in set(arrivals) - {user}:  # nobody else was let in more than once oftener than oneself
             assert sum(name == other for name, _ in ahead) <= own + 1

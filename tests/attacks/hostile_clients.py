@@ -68,10 +68,10 @@ class AttackedApp:
         with next(self.clients).stream("GET", f"{self.address}{path}", timeout=ANSWER_SECONDS) as stream:
             for line in stream.iter_lines():
                 if line.startswith("data:") and line[5:].strip() != "null":
-                    said = json.loads(line[5:])
-                    if isinstance(said, dict) and said.get("msg") == "process_completed":
-                        result = said
-                    if isinstance(said, dict) and said.get("msg") == "close_stream":
+                    message = json.loads(line[5:])
+                    if isinstance(message, dict) and message.get("msg") == "process_completed":
+                        result = message
+                    if isinstance(message, dict) and message.get("msg") == "close_stream":
                         break
                 assert time.monotonic() - began < 4 * ANSWER_SECONDS, "the answer hangs"
         self.slowest = max(self.slowest, time.monotonic() - began)
@@ -91,7 +91,7 @@ class AttackedApp:
         return answer.json()[0] if answer.status_code == 200 else None
 
     def unforeseen(self) -> list[str]:
-        """What the process logged as a fault of its own, each kind once: where, and what."""
+        """Return the faults that the process logged as its own, each kind once, with their places."""
         text = self.log.read_text(errors="replace")
         raised = re.findall(r"Traceback \(most recent call last\):\n((?:[ |].*\n|\n)+)(\S.*)", text)
         lines = {f"{where.strip().splitlines()[-2].strip()}: {what[:200]}" for where, what in raised}

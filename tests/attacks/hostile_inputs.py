@@ -1,4 +1,4 @@
-"""What is thrown: hypothesis strategies for bodies, values, names and pictures that nobody honest sends."""
+"""Hypothesis strategies for bodies, values, names and pictures that no regular client sends."""
 
 from __future__ import annotations
 

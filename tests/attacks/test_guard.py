@@ -59,19 +59,19 @@ def test_the_page_its_files_and_its_events_pass(visit):
 
 
 def test_health_is_never_counted():
-    asked = []
+    requests = []
 
     async def app(scope, receive, send):
-        asked.append(scope["path"])
+        requests.append(scope["path"])
 
     async def send(message):
-        asked.append(message.get("status"))
+        requests.append(message.get("status"))
 
     scope = {"type": "http", "method": "GET", "query_string": b"", "headers": [(b"host", b"a")], "client": None}
     guarded = Guard(app, Limits(open_in_all=0))
     for path in ("/healthz", "/"):
         run(guarded({**scope, "path": path}, None, send))
-    assert asked[:2] == ["/healthz", 429]
+    assert requests[:2] == ["/healthz", 429]
 
 
 @pytest.mark.parametrize(
@@ -314,12 +314,12 @@ def test_what_is_asked_while_a_stream_ends_is_replied_to_when_it_was_put_down(vi
         with client.stream("GET", "/gradio_api/queue/data?session_hash=user") as stream:
             lines = stream.iter_lines()  # to let go of them is to hang up
             assert any("close_stream" in line for line in lines)
-            asked = threads.submit(joined, client, [{}, None])
+            request = threads.submit(joined, client, [{}, None])
             other = client.post(JOIN, json={"data": [{}, None], "fn_index": 1, "session_hash": "other"})
             assert other.status_code == 200
             with pytest.raises(TimeoutError):  # a page that has read no further would go on listening here
-                asked.result(timeout=0.5)
-        assert asked.result(timeout=2).status_code == 200
+                request.result(timeout=0.5)
+        assert request.result(timeout=2).status_code == 200
     with client.stream("GET", "/gradio_api/queue/data?session_hash=user") as stream:
         assert any("process_completed" in line for line in stream.iter_lines())
 
@@ -327,18 +327,18 @@ def test_what_is_asked_while_a_stream_ends_is_replied_to_when_it_was_put_down(vi
 def test_a_stream_ends_also_for_those_who_do_not_hang_up(visit):
     client = visit(Limits(hang_up_seconds=0.1))
     assert joined(client, [{}, None]).status_code == 200
-    said = client.get("/gradio_api/queue/data?session_hash=user").text
-    assert said.rstrip().splitlines()[-1].startswith('data: {"msg":"close_stream"')
+    events = client.get("/gradio_api/queue/data?session_hash=user").text
+    assert events.rstrip().splitlines()[-1].startswith('data: {"msg":"close_stream"')
     assert joined(client, [{}, None]).status_code == 200
 
 
 def test_answers_that_nobody_fetches_are_let_go(visit):
     client = visit(Limits(unread_seconds=0.3, hang_up_seconds=0.1))
-    asked = {"data": [{}, None], "fn_index": 1}
+    request = {"data": [{}, None], "fn_index": 1}
     stream = "/gradio_api/queue/data?session_hash="
-    assert client.post(JOIN, json=asked | {"session_hash": "listens"}).status_code == 200
+    assert client.post(JOIN, json=request | {"session_hash": "listens"}).status_code == 200
     assert "process_completed" in client.get(f"{stream}listens").text
-    assert client.post(JOIN, json=asked | {"session_hash": "leaves"}).status_code == 200
+    assert client.post(JOIN, json=request | {"session_hash": "leaves"}).status_code == 200
     event = client.post(CALL, json={"data": [None, "", ""]}).json()["event_id"]
     time.sleep(1)
     assert client.get(f"{stream}leaves").status_code == client.get(f"{stream}listens").status_code == 404
@@ -404,10 +404,10 @@ def test_other_sites_may_not_ask(visit):
 
 
 def test_the_host_of_a_proxy_counts_only_behind_one(visit):
-    told = {"x-forwarded-host": "sinks.example", "x-gradio-server": "http://evil.example"}
+    forwarded = {"x-forwarded-host": "sinks.example", "x-gradio-server": "http://evil.example"}
     client = visit()
-    assert client.get("/config", headers=told).json()["root"] == str(client.base_url).rstrip("/")
-    assert visit(proxied=True).get("/config", headers=told).json()["root"] == "http://sinks.example"
+    assert client.get("/config", headers=forwarded).json()["root"] == str(client.base_url).rstrip("/")
+    assert visit(proxied=True).get("/config", headers=forwarded).json()["root"] == "http://sinks.example"
     assert visit(proxied=True).get("/", headers={"x-forwarded-host": "a b"}).status_code == 400
 
 

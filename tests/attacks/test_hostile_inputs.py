@@ -38,7 +38,7 @@ FILE = {"_type": "gradio.FileData"}
 
 
 def thrown(what: str):
-    """How many examples a test throws of all."""
+    """Return settings with a test's share of all examples."""
     return settings(
         max_examples=max(1, EXAMPLES * SHARES[what] // sum(SHARES.values())),
         deadline=None,
@@ -76,16 +76,16 @@ class Page:
 
 
 def valid_values(config: dict[str, Any], app: AttackedApp) -> dict[str, Any]:
-    found = {part["props"].get("elem_id"): part["props"].get("value") for part in config["components"]}
+    values = {part["props"].get("elem_id"): part["props"].get("value") for part in config["components"]}
     picture = {"path": app.upload("scene.png", png()), "meta": FILE}
     scene = Scene.random(random.Random(71)).to_dict()
     return {
-        **{name: value for name, value in found.items() if isinstance(value, dict)},
+        **{name: value for name, value in values.items() if isinstance(value, dict)},
         "questions": {"choice": {"picture": 0, "question": "How many objects are there?"}},
         "composer": {"scene": scene, "picture": 1, "revision": 1},
         "learned": {"chosen": "stack", "off": [3]},
         "question": "How many objects are there?",
-        "gates-text": json.dumps(gates(len(found["mixer"]["v_sink"]))),
+        "gates-text": json.dumps(gates(len(values["mixer"]["v_sink"]))),
         "picture": picture,
         "image": picture,
         "textbox": "",
@@ -163,7 +163,7 @@ def test_paths_that_lead_nowhere(app, data):
     )  # fmt: skip
     text = st.sampled_from([str(secret), f"{app.folder}/gradio/../../secret.png", "%2e%2e/%2e%2e/secret.png"])
     rest = data.draw(inputs.texts(app.listener.address) | text)
-    path = re.sub(r"[\x00-\x20\x7f]", lambda found: f"%{ord(found[0]):02x}", start + rest)
+    path = re.sub(r"[\x00-\x20\x7f]", lambda match: f"%{ord(match[0]):02x}", start + rest)
     method = data.draw(
         st.sampled_from(["GET", "GET", "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
     )
@@ -270,9 +270,9 @@ def test_learned_gates_that_are_none(app, data):
     weights = bytes(weights[: data.draw(st.sampled_from([len(weights), len(weights), 300, 7, 0]))])
     paths = [app.upload("gate_config.json", config.encode()), app.upload("gates.safetensors", weights)]
     index = next(index for index, fields in page.events.items() if "learned-upload" in fields)
-    given = [{"path": path, "meta": FILE} for path in paths if path]
+    files = [{"path": path, "meta": FILE} for path in paths if path]
     values = [
-        given if name == "learned-upload" else part
+        files if name == "learned-upload" else part
         for name, part in zip(page.events[index], page.valid(index), strict=True)
     ]
     app.event(index, values, SESSION, "learned")
@@ -297,7 +297,7 @@ def raw(app: AttackedApp, method: str, path: str) -> str:
 
 
 def report(app: AttackedApp) -> str:
-    """How many requests of each kind ended how."""
+    """Return the numbers of requests by kind and outcome."""
     kinds: dict[str, list[str]] = {}
     for (what, ended), count in sorted(app.counts.items()):
         kinds.setdefault(what, []).append(f"{ended}: {count}")

@@ -220,7 +220,7 @@ def test_means_of_many_rows_are_taken_in_chunks(mean, wanted, monkeypatch):
     keys, rows = inputs["input_ids"].shape[1], []
     compute = attention_module.attention_rows
     monkeypatch.setattr(
-        attention_module, "attention_rows", lambda *a, **k: (made := compute(*a, **k), rows.append(made.shape))[0]
+        attention_module, "attention_rows", lambda *a, **k: (weights := compute(*a, **k), rows.append(weights.shape))[0]
     )
 
     def recorded(chunk, **options):
@@ -392,7 +392,7 @@ def test_attention_implementations_that_transformers_does_not_dispatch_are_refus
 
 
 def test_gradients_flow_through_scales():
-    """What a learned gate needs."""
+    """Gradients through the scales, as a learned gate needs them."""
     model, processor = tiny_llava("clip")
     inputs = batch(processor)
     modules, decoder = parts(model)

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 (full-width letters and punctuation are what is tested)
-"""What was said: letters, yes and no read from free text, by our rules and by the published ones."""
+"""Letters, yes and no read from free text, by our rules and by the published ones."""
 
 import string
 from dataclasses import replace
@@ -18,7 +18,7 @@ NUMBERS = ("0", "1", "2", "2.5")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         # a text that is the letter, or begins with it
         ("B", "B"), ("b", "B"), ("(B)", "B"), ("(b)", "B"), ("B.", "B"), ("B)", "B"), ("b. dog", "B"), ("B: text", "B"), ("B - dog", "B"), ("**B**", "B"), ("“B”", "B"), ("[C]", "C"), ("A", "A"),
@@ -37,8 +37,8 @@ NUMBERS = ("0", "1", "2", "2.5")
         ("A. cat\nB. dog", None), ("(A) (B)", None), ("(A) cat (B) dog", None), ("It is B. It is C.", None),
     ],
 )  # fmt: skip
-def test_letters(text, said):
-    assert letter(text, ABCD) == said
+def test_letters(text, expected):
+    assert letter(text, ABCD) == expected
 
 
 @pytest.mark.parametrize("text", ["I think so", "I don't know", "I see a dog", "I would say B", "I'm sure it's B"])
@@ -48,27 +48,27 @@ def test_i_is_a_word_before_it_is_a_letter(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "choices", "said"),
+    ("text", "choices", "expected"),
     [
         ("dog", ANIMALS, "B"), ("A dog.", ANIMALS, "B"), ("a bottle", ANIMALS, "C"), ("Bottle", ANIMALS, "C"), ("hot dog", ANIMALS, "D"), ("It is a hot dog.", ANIMALS, "D"), ("A cat", ANIMALS, "A"), ("The answer is a dog", ANIMALS, "B"),
         ("cat and dog", ANIMALS, None), ("dogs", ANIMALS, None), ("It is not a cat.", ANIMALS, None), ("a dog and a hot dog", ANIMALS, None), ("C dog", ANIMALS, None), ("B. cat", ANIMALS, "B"), ("nan", ("cat", "dog", "nan", "nan"), None),
         ("2", NUMBERS, "C"), ("There are 2.", NUMBERS, "C"), ("2.5 m", NUMBERS, "D"), ("1 or 2", NUMBERS, None), ("12", NUMBERS, None), ("same", ("same", "same"), None), ("D", ("C", "D"), "D"), ("no", ("yes", "no"), "B"),
     ],
 )  # fmt: skip
-def test_choices_in_words(text, choices, said):
-    assert letter(text, ABCD, choices) == said
+def test_choices_in_words(text, choices, expected):
+    assert letter(text, ABCD, choices) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("Yes", "yes"), ("NO", "no"), ("no.", "no"), ("**No**", "no"), ("Yes, there is", "yes"), ("No, there is not", "no"), ("No, it is a cat.", "no"), ("Yes it is", "yes"), ("No there isn't", "no"), ("The answer is no", "no"), ("Answer: yes", "yes"),
         ("There is no dog", "no"), ("No dog", "no"), ("There isn\u2019t a dog", "no"), ("The image does not contain a dog", "no"), ("There is a dog in the image.", "yes"), ("I can see a dog", "yes"), ("Yes, there is no doubt.", "yes"),
         ("not sure", None), ("I don't know", None), ("I cannot tell.", None), ("it's hard to say", None), ("Maybe", None), ("yes or no", None), ("Yes. No.", None), ("Yes and no", None), ("", None), ("eyes", None), ("nose", None), ("a cat", None),
     ],
 )  # fmt: skip
-def test_yes_and_no(text, said):
-    assert yes_no(text) == said
+def test_yes_and_no(text, expected):
+    assert yes_no(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -200,16 +200,16 @@ def test_any_text_gives_an_option_or_nothing(text, choices):
 
 @settings(deadline=None)
 @given(st.lists(WORDS, min_size=4, max_size=4, unique=True), st.integers(0, 3))  # fmt: skip
-def test_a_choice_said_in_words_is_its_letter(words, place):
-    assert letter(words[place], ABCD, words) == ABCD[place]
-    assert letter(f"A {words[place]}.", ABCD, words) == ABCD[place]
+def test_a_choice_said_in_words_is_its_letter(words, index):
+    assert letter(words[index], ABCD, words) == ABCD[index]
+    assert letter(f"A {words[index]}.", ABCD, words) == ABCD[index]
 
 
 @settings(deadline=None)
 @given(st.sampled_from(["yes", "no"]), st.sampled_from(["{}", "{}.", "**{}**", "{}, it is so", "The answer is {}.", '"{}"', "{}\nBecause"]), st.booleans())  # fmt: skip
 def test_yes_and_no_in_every_way(word, way, upper):
-    said = way.format(word)
-    assert yes_no(said.upper() if upper else said) == word
+    text = way.format(word)
+    assert yes_no(text.upper() if upper else text) == word
 
 
 # --- published rules, against plain readings of their definition
@@ -217,20 +217,20 @@ def test_yes_and_no_in_every_way(word, way, upper):
 
 def mmstar_rule(text):
     """lmms-eval up to 0.7.1: which letter would have been counted right."""
-    told = text.lower().replace("\n", " ").strip()
+    reply = text.lower().replace("\n", " ").strip()
     for one in "abcd":
-        if told[:1] == one or (told[:1] == "(" and told[1:2] == one):
+        if reply[:1] == one or (reply[:1] == "(" and reply[1:2] == one):
             return one.upper()
-        if any(told.startswith(words) and told[len(words) :][:1] == one for words in ("option ", "the answer is ")):
+        if any(reply.startswith(words) and reply[len(words) :][:1] == one for words in ("option ", "the answer is ")):
             return one.upper()
     return None
 
 
 def cvbench_rule(text):
-    told = text.strip()
-    while told and (told[0] == "(" or told[0].isspace()):
-        told = told[1:]
-    return told[0].upper() if told and told[0] in "abcdABCD" else None
+    reply = text.strip()
+    while reply and (reply[0] == "(" or reply[0].isspace()):
+        reply = reply[1:]
+    return reply[0].upper() if reply and reply[0] in "abcdABCD" else None
 
 
 TEXTS = st.one_of(

@@ -10,7 +10,7 @@ from sinkgate.benchmarks import benchmark, reading
 
 
 @pytest.fixture
-def asked(monkeypatch, tmp_path):
+def requests(monkeypatch, tmp_path):
     """Stands for the Hub's cache; keeps what was asked of it."""
     calls = []
     folder = tmp_path / "snapshots" / "bc98d668301d"
@@ -24,17 +24,17 @@ def asked(monkeypatch, tmp_path):
     return calls
 
 
-def test_only_the_splits_files_are_fetched_and_the_commit_is_told(asked):
+def test_only_the_splits_files_are_fetched_and_the_commit_is_told(requests):
     fetched = benchmark("cvbench").fetch("v1")
     assert fetched.commit == "bc98d668301d" == fetched.folder.name
     options = {"repo_type": "dataset", "revision": "v1", "allow_patterns": ["test*.parquet"]}
-    assert asked == [("nyu-visionx/CV-Bench", options)]
+    assert requests == [("nyu-visionx/CV-Bench", options)]
 
 
-def test_what_is_fetched_is_read_like_local_files(asked):
+def test_what_is_fetched_is_read_like_local_files(requests):
     cvbench = benchmark("cvbench")
     assert cvbench.items(limit=2, revision="v1") == cvbench.items(cvbench.fetch().folder, limit=2)
-    assert [options["revision"] for _, options in asked] == ["v1", None]
+    assert [options["revision"] for _, options in requests] == ["v1", None]
 
 
 def test_without_a_network():
@@ -48,18 +48,18 @@ def test_without_a_network():
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         (errors.RepositoryNotFoundError, "no public data set of that name"), (errors.GatedRepoError, "accept its terms on https://huggingface.co/datasets/lmms-lab/POPE"),
         (errors.RevisionNotFoundError, "no such revision; https://huggingface.co/datasets/lmms-lab/POPE/commits/main"), (OSError, "No space left on device"),
     ],
 )  # fmt: skip
-def test_what_the_hub_refuses(monkeypatch, kind, said):
+def test_what_the_hub_refuses(monkeypatch, kind, message):
     def refuse(*_, **__):
         if kind is OSError:
             raise OSError(28, "No space left on device")
         raise kind("404", response=Response(404, request=Request("GET", "https://huggingface.co")))
 
     monkeypatch.setattr(reading, "snapshot_download", refuse)
-    with pytest.raises(SinkgateError, match=f"lmms-lab/POPE cannot be fetched: .*{said}"):
+    with pytest.raises(SinkgateError, match=f"lmms-lab/POPE cannot be fetched: .*{message}"):
         benchmark("pope").items()

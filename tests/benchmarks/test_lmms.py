@@ -133,11 +133,11 @@ def model(lmms, documents):
     """Makes the adapter as lmms-eval does, from a string of arguments."""
 
     def make(arguments="", batch_size=1):
-        found = lmms.GatedModel.create_from_arg_string(
+        adapter = lmms.GatedModel.create_from_arg_string(
             arguments, {"batch_size": batch_size, "max_batch_size": None, "device": "cpu"}
         )
-        found.task_dict["shapes"] = {"test": documents}
-        return found
+        adapter.task_dict["shapes"] = {"test": documents}
+        return adapter
 
     return make
 
@@ -162,24 +162,24 @@ def test_it_is_a_model_of_lmms_evals(lmms):
 
     registry = ModelRegistryV2()
     registry.register_manifest(lmms.manifest())
-    found = registry.get_model_class("sinkgate")
-    assert found.__name__ == "GatedModel" and issubclass(found, base) and not found.__abstractmethods__
+    kind = registry.get_model_class("sinkgate")
+    assert kind.__name__ == "GatedModel" and issubclass(kind, base) and not kind.__abstractmethods__
     assert registry.resolve("sinkgate").model_type == "simple"
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_answers_are_those_of_the_unmodified_model(model, requests, documents, demo, batch_size):
-    told = model("model=demo", batch_size).generate_until(requests())
-    assert told == [demo.answer(demo.prompt(each["image"], each["question"])).text for each in documents]
-    assert len(set(told)) > 2
+    answers = model("model=demo", batch_size).generate_until(requests())
+    assert answers == [demo.answer(demo.prompt(each["image"], each["question"])).text for each in documents]
+    assert len(set(answers)) > 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_fixed_gates_act_on_the_sinks_of_each_image(model, requests, documents, demo, fixed, batch_size):
     gates = sg.Gates.load(fixed)
-    told = model(f"gates={fixed}", batch_size).generate_until(requests())
-    assert told == [demo.answer(demo.prompt(each["image"], each["question"]), gates).text for each in documents]
-    assert told != model().generate_until(requests())
+    answers = model(f"gates={fixed}", batch_size).generate_until(requests())
+    assert answers == [demo.answer(demo.prompt(each["image"], each["question"]), gates).text for each in documents]
+    assert answers != model().generate_until(requests())
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -193,12 +193,12 @@ def test_published_methods_act_on_each_image(model, requests, documents, demo, b
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_learned_gates_read_each_question(model, requests, documents, demo, learned, batch_size):
     lsg = sg.LSG.from_pretrained(learned)
-    told = model(f"model=demo,gates={learned}", batch_size).generate_until(requests())
+    answers = model(f"model=demo,gates={learned}", batch_size).generate_until(requests())
     prompts = [demo.prompt(each["image"], each["question"]) for each in documents]
-    assert told == [
+    assert answers == [
         demo.answer(prompt, lsg.read(demo, prompt), lsg.find_sinks(demo, prompt)).text for prompt in prompts
     ]
-    assert told != model().generate_until(requests())
+    assert answers != model().generate_until(requests())
 
 
 def test_learned_gates_bring_their_criterion(adapter, learned, tmp_path, demo):
@@ -206,21 +206,21 @@ def test_learned_gates_bring_their_criterion(adapter, learned, tmp_path, demo):
     config = replace(sg.LSG.from_pretrained(learned).config, criterion="norm")
     sg.LSG(config).save_pretrained(tmp_path)
     picture, question = Scene.random(Random(71)).render(), "How many objects are there?"
-    found = []
+    criteria = []
     for gates in (None, learned, tmp_path):
         prompt = demo.prompt(picture, question)
-        found.append(adapter(gates=gates)._find_sinks(demo, prompt).v_sink)
-    assert torch.equal(found[0], found[1]) and found[0].any() and not found[2].any()
+        criteria.append(adapter(gates=gates)._find_sinks(demo, prompt).v_sink)
+    assert torch.equal(criteria[0], criteria[1]) and criteria[0].any() and not criteria[2].any()
 
 
 def test_requests_with_other_options_are_kept_apart_and_in_order(model, requests):
     short, long = requests({**COUNT, "max_new_tokens": 1}), requests()
     mixed = [pair[number % 2] for number, pair in enumerate(zip(short, long, strict=True))]
-    found, adapter = [], model(batch_size=4)
+    batches, adapter = [], model(batch_size=4)
     for each in (short, long, mixed):
-        found.append(adapter.generate_until(each))
-    assert found[2] == [pair[number % 2] for number, pair in enumerate(zip(*found[:2], strict=True))]
-    assert found[0] != found[1]
+        batches.append(adapter.generate_until(each))
+    assert batches[2] == [pair[number % 2] for number, pair in enumerate(zip(*batches[:2], strict=True))]
+    assert batches[0] != batches[1]
 
 
 def test_stop_strings_but_no_blank_line(lmms):
@@ -245,12 +245,12 @@ def test_several_images_stand_where_the_text_wants_them(model, documents):
 
 
 def test_a_request_without_images_runs_unmodified(model, requests, learned):
-    asked = requests(visuals_of=lambda _: [])[:2]
-    assert model(f"gates={learned}").generate_until(asked) == model().generate_until(asked)
+    blind = requests(visuals_of=lambda _: [])[:2]
+    assert model(f"gates={learned}").generate_until(blind) == model().generate_until(blind)
     half = requests(visuals_of=lambda document: [document["image"]] if "many" in document["question"] else None)
     gated = model(f"gates={learned}", batch_size=4)
-    told, whole = gated.generate_until(half), gated.generate_until(requests())
-    assert told[0] == whole[0] and told[3] == whole[3]
+    answers, whole = gated.generate_until(half), gated.generate_until(requests())
+    assert answers[0] == whole[0] and answers[3] == whole[3]
 
 
 def test_what_cannot_be_asked_is_told(model, requests, tmp_path):
@@ -312,10 +312,10 @@ def test_lmms_eval_runs_a_task(model, requests, fixed, task):
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
-    told = model(f"gates={fixed}").generate_until(requests())
+    answers = model(f"gates={fixed}").generate_until(requests())
     manager = TaskManager(include_path=str(task))
     adapter = model(f"gates={fixed}", batch_size=4)
     results = simple_evaluate(adapter, tasks=["shapes"], task_manager=manager, bootstrap_iters=0)
     assert results is not None
-    assert results["results"]["shapes"]["two,none"] == told.count("2") / len(told)
-    assert [sample["filtered_resps"][0] for sample in results["samples"]["shapes"]] == told
+    assert results["results"]["shapes"]["two,none"] == answers.count("2") / len(answers)
+    assert [sample["filtered_resps"][0] for sample in results["samples"]["shapes"]] == answers

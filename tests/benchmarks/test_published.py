@@ -37,16 +37,16 @@ def test_prompts_and_columns(theirs, name, tmp_path):
 @settings(deadline=None)
 @given(st.text("ABCDabcdeot(. \n)1Z", max_size=8))
 def test_cvbenchs_letters(theirs, text):
-    said = theirs["cvbench"]._extract_answer_letter(text)
-    assert benchmark("cvbench").extractors["lmms-eval"](text, tuple("ABCD"), ()) == (said if said in set("ABCD") else None)  # fmt: skip
+    letter = theirs["cvbench"]._extract_answer_letter(text)
+    assert benchmark("cvbench").extractors["lmms-eval"](text, tuple("ABCD"), ()) == (letter if letter in set("ABCD") else None)  # fmt: skip
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), min_size=1, max_size=30))
 def test_mmstars_mean(theirs, marks):
-    found = theirs["mmstar"].mmstar_aggregate_results([{"l2_category": name, "score": float(right)} for name, right in marks])  # fmt: skip
+    score = theirs["mmstar"].mmstar_aggregate_results([{"l2_category": name, "score": float(right)} for name, right in marks])  # fmt: skip
     frame = pd.DataFrame(marks, columns=["l2_category", "right"])
-    assert benchmark("mmstar").scores["sub-category mean"](frame) == pytest.approx(found)
+    assert benchmark("mmstar").scores["sub-category mean"](frame) == pytest.approx(score)
 
 
 @settings(deadline=None, max_examples=30)
@@ -63,9 +63,9 @@ def test_cvbenchs_formula(theirs, marks):
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from(["yes", "no"]), st.sampled_from(["yes", "no"])), min_size=1, max_size=30))
 def test_popes_scores(theirs, pairs):
-    rows = [{"ground_truth": true, "prediction": said, "score": float(true == said)} for true, said in pairs]
+    rows = [{"ground_truth": true, "prediction": answer, "score": float(true == answer)} for true, answer in pairs]
     frame = pd.DataFrame(pairs, columns=["answer", "said"])
     frame["right"] = frame["answer"] == frame["said"]
     for ours, name in {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "F1": "f1_score"}.items():
-        found = getattr(theirs["pope"], f"pope_aggregate_{name}")(rows)
-        assert benchmark("pope").scores[ours](frame) == pytest.approx(found)
+        score = getattr(theirs["pope"], f"pope_aggregate_{name}")(rows)
+        assert benchmark("pope").scores[ours](frame) == pytest.approx(score)

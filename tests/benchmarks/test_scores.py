@@ -108,8 +108,8 @@ def test_every_benchmark_and_every_score_is_compared():
 def test_scores_equal_plain_implementations(name, data):
     rows = data.draw(FRAMES[name])
     expected = {score: float(value) for score, value in PLAIN[name](rows).items()}
-    found = {score: function(pd.DataFrame(rows)) for score, function in benchmark(name).scores.items()}
-    assert found == pytest.approx(expected, nan_ok=True, abs=1e-12)
+    computed = {score: function(pd.DataFrame(rows)) for score, function in benchmark(name).scores.items()}
+    assert computed == pytest.approx(expected, nan_ok=True, abs=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -157,8 +157,8 @@ def test_cvbench_by_hand():
 def test_pope_by_hand():
     """3 hits, 1 false alarm, 1 miss, 1 that is neither yes nor no where yes is true, 2 rightly denied."""
     answers = ["yes", "yes", "yes", "no", "yes", "yes", "no", "no"]
-    said = ["yes", "yes", "yes", "yes", "no", None, "no", "no"]
-    frame = pd.DataFrame({"answer": answers, "said": said, "category": "popular"})
+    replies = ["yes", "yes", "yes", "yes", "no", None, "no", "no"]
+    frame = pd.DataFrame({"answer": answers, "said": replies, "category": "popular"})
     frame["right"] = frame["answer"] == frame["said"]
     scores = {name: score(frame) for name, score in benchmark("pope").scores.items()}
     assert scores["accuracy"] == 5 / 8 and scores["precision"] == 3 / 4 and scores["recall"] == 3 / 5

@@ -64,11 +64,11 @@ class Tab:
         return self.page.locator(f"#mixer .fader.{group}[data-layer='{layer}']")
 
     def scale(self, layer: int, group: str = "v_sink") -> float:
-        """What a fader shows."""
+        """Return the value that a fader shows."""
         return float(self.fader(layer, group).get_attribute("aria-valuenow") or "nan")
 
     def pixels(self, side: str) -> str:
-        """What the canvas of a map really shows."""
+        """Return the pixels of a map's canvas as a data URL."""
         return self.page.evaluate(f"document.querySelector('#maps canvas.{side}').toDataURL()")
 
     def status(self) -> str:
@@ -111,7 +111,7 @@ class Tab:
         return self.page.locator("#composer .thing").nth(index)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where on the screen a point of the composer's stage is."""
+        """Return the screen position of a point of the composer's stage."""
         box = self.page.locator("#composer .stage").bounding_box()
         assert box
         return box["x"] + x * box["width"], box["y"] + y * box["height"]

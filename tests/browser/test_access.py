@@ -17,7 +17,7 @@ IMPACTS = ("serious", "critical")
 
 
 def findings(tab: Tab) -> list[str]:
-    """What axe finds serious or critical, one line a place."""
+    """Return serious and critical violations of axe, one line for each element."""
     violations: list[dict[str, Any]] = Axe().run(tab.page).response["violations"]
     return [
         f"{rule['id']}: {node['html'][:160]} ({node['failureSummary'].splitlines()[-1].strip()})"

@@ -1,4 +1,4 @@
-"""What users and models write is shown as text, in a real browser; other sites' pages reach nothing."""
+"""Attacks in a real browser: words of users and models are shown as text, other sites' pages reach nothing."""
 
 from __future__ import annotations
 
@@ -147,15 +147,15 @@ def test_another_sites_page_reaches_nothing(browser, address):
         with page.expect_console_message(lambda message: "frame-ancestors" in message.text):
             page.goto(f"http://localhost:{server.server_port}/")
         body = json.dumps({"data": [], "fn_index": 0, "session_hash": "evil"})
-        asked = f"""fetch('{address}/gradio_api/queue/join', {{method: 'POST', body: {body!r}}})
+        request = f"""fetch('{address}/gradio_api/queue/join', {{method: 'POST', body: {body!r}}})
             .then((answer) => answer.status).catch((error) => String(error))"""
-        assert page.evaluate(asked) in (403, "TypeError: Failed to fetch")
+        assert page.evaluate(request) in (403, "TypeError: Failed to fetch")
         page.close()
         server.shutdown()
 
 
 def test_a_picture_of_another_kind_is_refused_in_words(browser, address, tmp_path):
-    """The page says so, and goes on with a picture that it reads."""
+    """The page reports it and then takes a picture that can be read."""
     page = browser.new_page()
     tab = Tab(page, address)
     (tmp_path / "moving.gif").write_bytes(b"GIF89a")

@@ -51,8 +51,8 @@ def assert_about(tab: Any, frame: dict[str, Any], vlm: sg.VLM, folder: Path) -> 
     picture = folder / "edited.png"
     scene.render(448).save(picture)
     assert np.abs(shown(tab) - np.asarray(scene.render(448)).astype(int)).mean() < 3  # JPEG
-    asked = tab.page.locator("#questions [data-asked]").get_attribute("data-asked")
-    expected = direct(vlm, picture, asked, frame["gates"])
+    current = tab.page.locator("#questions [data-asked]").get_attribute("data-asked")
+    expected = direct(vlm, picture, current, frame["gates"])
     assert_shows(tab, frame, expected)
     assert {m["token"] for m in frame["marks"] if m["kind"] == "v_sink"} == set(
         expected["sinks"].v_sink.nonzero().flatten().tolist()
@@ -311,7 +311,7 @@ def test_a_question_that_the_scene_no_longer_allows_comes_back(
     handlers.ask(session, question, setting(vlm), LENS)
     scene = composer_value(session)["scene"]
     midline = [{**item, "x": 0.5, "y": y} for item, y in zip(scene["objects"], (0.55, 0.215), strict=True)]
-    for turn, (objects, asked) in enumerate(((midline, False), (scene["objects"], True)), start=1):
+    for turn, (objects, allowed) in enumerate(((midline, False), (scene["objects"], True)), start=1):
         value = {**composer_value(session), "scene": {**scene, "objects": objects}, "revision": turn}
         assert handlers.edit_scene(session, value, setting(vlm), LENS)[2]["tone"] == "calm"
-        assert (question in dict(session.examples)) == asked
+        assert (question in dict(session.examples)) == allowed

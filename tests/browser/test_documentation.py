@@ -24,18 +24,22 @@ def served(site):
 
 @pytest.mark.parametrize("path", ["", "tutorials/01_meet_the_sinks/", "reference/sinks/", "models/"])
 def test_a_page_shows_without_a_fault_and_asks_nobody_else(browser, served, path):
-    page, told = browser.new_page(), []
-    page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: told.append(str(error)))
+    page, messages = browser.new_page(), []
+    page.on("console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.on(
         "request",
-        lambda request: told.append(request.url) if not request.url.startswith((served, "data:", "blob:")) else None,
+        lambda request: (
+            messages.append(request.url) if not request.url.startswith((served, "data:", "blob:")) else None
+        ),
     )
-    page.on("response", lambda answer: told.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None)
+    page.on(
+        "response", lambda answer: messages.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None
+    )
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 800})
         page.goto(served + path, wait_until="networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert told == []
+    assert messages == []
     page.close()

@@ -59,8 +59,10 @@ def address(browser: Browser, shipped: Path) -> Iterator[str]:
         yield app.address
 
 
-def told(vlm: sg.VLM, lsg: LSG, question: str = FIRST_QUESTION, scene: Scene | None = None) -> dict[str, list[float]]:
-    """What the faders ought to show, computed without the page."""
+def expected_gates(
+    vlm: sg.VLM, lsg: LSG, question: str = FIRST_QUESTION, scene: Scene | None = None
+) -> dict[str, list[float]]:
+    """Compute the faders without the page."""
     prompt = vlm.prompt((scene or random_scene(FIRST_SCENE)).render(448), question)
     scales = lsg.read(vlm, prompt).scales
     return {"v_sink": scales[:, 0].tolist(), "rest": scales[:, 2].tolist()}
@@ -117,17 +119,19 @@ def test_learned_gates_move_the_faders_for_the_question_at_hand(tab: Tab, vlm: s
     assert options == ["off", "layer-2", "stack"]  # the broken one is left out
     assert tab.page.locator("#mixer .rho:visible").count() == 0
     lsg = LSG.from_pretrained(shipped / "stack")
-    first = told(vlm, lsg)
+    first = expected_gates(vlm, lsg)
     assert_stands(tab, choose(tab, "stack"), first)
     assert "2, 4-5" in tab.status() and "parameters" in (tab.page.locator("#learned .about").text_content() or "")
     marks = tab.page.locator("#mixer .rho:visible").all_text_contents()
     assert marks == [f"{RHO} {first['v_sink'][layer]:.2f}" for layer in (2, 4, 5)]
 
     frame = tab.after(lambda: tab.ask(OTHER_QUESTION))
-    second = told(vlm, lsg, OTHER_QUESTION)
+    second = expected_gates(vlm, lsg, OTHER_QUESTION)
     assert max(abs(a - b) for a, b in zip(first["v_sink"], second["v_sink"], strict=True)) > 0.02  # could have failed
     assert_stands(tab, frame, second)
-    assert_stands(tab, choose(tab, "layer-2"), told(vlm, LSG.from_pretrained(shipped / "layer-2"), OTHER_QUESTION))
+    assert_stands(
+        tab, choose(tab, "layer-2"), expected_gates(vlm, LSG.from_pretrained(shipped / "layer-2"), OTHER_QUESTION)
+    )
     assert choose(tab, "off")["identity"] and "back at 1" in tab.status()
     assert tab.page.locator("#mixer .rho:visible").count() == 0
     assert tab.after(lambda: tab.ask(FIRST_QUESTION))["identity"]
@@ -148,18 +152,18 @@ def test_a_layer_is_switched_off_and_the_gates_above_read_again(tab: Tab, vlm: s
     lsg = LSG.from_pretrained(shipped / "stack")
     whole = choose(tab, "stack")
     frame = switch(tab, 2)
-    expected = told(vlm, lsg.only([4, 5]))
+    expected = expected_gates(vlm, lsg.only([4, 5]))
     assert_stands(tab, frame, expected)
     assert frame["gates"]["v_sink"][2] == 1 and "Off, at 1: layer 2" in tab.status()
     assert abs(expected["v_sink"][4] - whole["gates"]["v_sink"][4]) > CLOSE  # the gate above did read something else
     frame = tab.after(lambda: tab.ask(OTHER_QUESTION))  # it stays off
-    assert_stands(tab, frame, told(vlm, lsg.only([4, 5]), OTHER_QUESTION))
+    assert_stands(tab, frame, expected_gates(vlm, lsg.only([4, 5]), OTHER_QUESTION))
     switch(tab, 4, key="Enter")
     switch(tab, 5, key=" ")
     assert tab.frame()["identity"] and "Every layer of these gates is off" in tab.status()
     for layer in (2, 4, 5):
         frame = switch(tab, layer)
-    assert_stands(tab, frame, told(vlm, lsg, OTHER_QUESTION))
+    assert_stands(tab, frame, expected_gates(vlm, lsg, OTHER_QUESTION))
 
 
 def test_an_edited_scene_and_a_new_one_are_read_again(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
@@ -169,25 +173,25 @@ def test_an_edited_scene_and_a_new_one_are_read_again(tab: Tab, vlm: sg.VLM, shi
     tab.thing(0).focus()
     frame = tab.after(lambda: [tab.page.keyboard.press("ArrowUp") for _ in range(4)])
     scene = Scene.from_dict(tab.scene())
-    assert_stands(tab, frame, told(vlm, lsg, FIRST_QUESTION, scene))
+    assert_stands(tab, frame, expected_gates(vlm, lsg, FIRST_QUESTION, scene))
     assert frame["gates"] != before["gates"]
     frame = tab.after(lambda: tab.page.locator("#questions .gallery button").nth(3).click())
-    asked = tab.page.locator("#question textarea").input_value()
-    assert_stands(tab, frame, told(vlm, lsg, asked, Scene.from_dict(tab.scene())))
+    question = tab.page.locator("#question textarea").input_value()
+    assert_stands(tab, frame, expected_gates(vlm, lsg, question, Scene.from_dict(tab.scene())))
 
 
 def test_the_hand_wins_until_the_next_question(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
     lsg = LSG.from_pretrained(shipped / "stack")
     rho = choose(tab, "stack")["learned"]["rho"]
-    place = tab.fader(4).bounding_box()
+    box = tab.fader(4).bounding_box()
     tab.drag(4, 1.7)
     frame = tab.settle()
-    assert tab.fader(4).bounding_box() == place  # no sentence moves the page under the hand
+    assert tab.fader(4).bounding_box() == box  # no sentence moves the page under the hand
     assert frame["gates"]["v_sink"][4] == pytest.approx(1.7, abs=0.05) and tab.status() == MANUAL_SETTING
     assert frame["learned"]["rho"] == rho  # what the gates said stays on the strips
     assert tab.page.locator("#mixer .strip[data-layer='4'] .rho").text_content() == f"{RHO} {rho['v_sink'][4]:.2f}"
     frame = tab.after(lambda: tab.ask(OTHER_QUESTION))
-    assert_stands(tab, frame, told(vlm, lsg, OTHER_QUESTION))
+    assert_stands(tab, frame, expected_gates(vlm, lsg, OTHER_QUESTION))
     assert tab.status() != MANUAL_SETTING
     tab.page.locator("#mixer .preset", has_text="All at 1").click()
     assert tab.settle()["identity"] and tab.status() == MANUAL_SETTING
@@ -198,13 +202,13 @@ def test_a_gate_folder_is_uploaded(tab: Tab, vlm: sg.VLM, tmp_path: Path) -> Non
     lsg.save_pretrained(tmp_path)
     strange = tmp_path / "<img src=x onerror=window.hacked=1>.safetensors"
     shutil.copy(tmp_path / WEIGHTS, strange)
-    said = upload(tab, tmp_path / CONFIG, strange)
-    assert "layers 1, 3" in said and tab.page.locator("#learned select").input_value() == "uploaded 1"
+    sentence = upload(tab, tmp_path / CONFIG, strange)
+    assert "layers 1, 3" in sentence and tab.page.locator("#learned select").input_value() == "uploaded 1"
     frame = tab.settle()
-    assert_stands(tab, frame, told(vlm, lsg))
+    assert_stands(tab, frame, expected_gates(vlm, lsg))
     assert frame["gates"]["v_sink"][1] + frame["gates"]["rest"][1] == pytest.approx(2, abs=CLOSE)
     choose(tab, "stack")
-    assert_stands(tab, choose(tab, "uploaded 1"), told(vlm, lsg))
+    assert_stands(tab, choose(tab, "uploaded 1"), expected_gates(vlm, lsg))
     assert tab.page.evaluate("window.hacked") is None
 
 
@@ -247,11 +251,16 @@ def spoiled(vlm: sg.VLM, folder: Path) -> dict[str, tuple[list[Path], str]]:
 def test_broken_uploads_get_a_sentence_and_the_page_lives_on(tab: Tab, vlm: sg.VLM, tmp_path: Path) -> None:
     stands = choose(tab, "stack")
     for name, (chosen, word) in spoiled(vlm, tmp_path).items():
-        said = upload(tab, *chosen)
+        sentence = upload(tab, *chosen)
         assert tab.page.locator("#status .warning").count() == 1, name
-        assert word in said and "Unexpected" not in said and str(tmp_path) not in said and "/tmp" not in said, (
+        assert (
+            word in sentence
+            and "Unexpected" not in sentence
+            and str(tmp_path) not in sentence
+            and "/tmp" not in sentence
+        ), (
             name,
-            said,
+            sentence,
         )
         assert tab.page.locator("#learned select").input_value() == "stack", name
         assert tab.page.locator("#learned option").count() == 3, name
@@ -335,7 +344,7 @@ def test_gates_find_sinks_by_their_own_criterion(handlers: Handlers, session: Us
     assert before and before.sinks.v_verdict and "norm" not in before.sinks.v_verdict.criterion
     _, mixer, _, _ = handlers.choose_learned(session, chosen("by norm"), LENS)
     assert session.state and session.state.sinks.v_verdict and "norm" in session.state.sinks.v_verdict.criterion
-    assert mixer["v_sink"] == pytest.approx(told(vlm, lsg)["v_sink"], abs=CLOSE)
+    assert mixer["v_sink"] == pytest.approx(expected_gates(vlm, lsg)["v_sink"], abs=CLOSE)
     handlers.choose_learned(session, chosen(None), LENS)
     assert session.state.sinks.v_verdict.criterion == before.sinks.v_verdict.criterion
 

@@ -55,8 +55,8 @@ def test_bad_settings_get_a_sentence(handlers: Handlers, session: UserSession, v
     frame, status = handlers.set_gates(session, value, LENS)
     assert isinstance(status, dict) and status["tone"] == "warning" and "Unexpected" not in status["text"]
     assert frame == gr.skip() and session.state is case
-    told = list(handlers.stream_answers(session, value))
-    assert len(told) == 1 and told[0][-1]["tone"] == "warning"
+    updates = list(handlers.stream_answers(session, value))
+    assert len(updates) == 1 and updates[0][-1]["tone"] == "warning"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_an_answer_stops_when_something_newer_begins(handlers: Handlers, session
     next(answers)
     handlers.set_gates(session, setting(vlm, 0.6), LENS)
     rest = list(answers)
-    assert not any(isinstance(told[0], dict) and told[0].get("done") for told in rest)
+    assert not any(isinstance(update[0], dict) and update[0].get("done") for update in rest)
     assert session.state is not None and not session.state.gated_done
     final = list(handlers.stream_answers(session, setting(vlm, 0.6)))[-1]
     assert final[0]["done"] and final[0]["sequence"] == session.sequence
@@ -140,7 +140,7 @@ def test_an_answer_that_was_interrupted_is_never_kept_as_whole(
 
     monkeypatch.setattr(LocalSession, "stream", interrupted)
     for side in ("unchanged_done", "gated_done"):
-        assert not any(told[0].get("done") for told in handlers.stream_answers(session, setting(vlm, 0.4)))
+        assert not any(update[0].get("done") for update in handlers.stream_answers(session, setting(vlm, 0.4)))
         assert not getattr(session.state, side)
         session.state.unchanged_done = True  # so that the next answer to be generated is the gated one
     monkeypatch.setattr(LocalSession, "stream", stream)
@@ -160,12 +160,12 @@ def test_what_is_written_is_drawn_through_the_newest_lens(
 
 
 def test_both_tiers_at_once_settle_on_one_state(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
-    told: list[Any] = []
-    slow = threading.Thread(target=lambda: told.extend(handlers.stream_answers(session, setting(vlm, 0.2))))
+    updates: list[Any] = []
+    slow = threading.Thread(target=lambda: updates.extend(handlers.stream_answers(session, setting(vlm, 0.2))))
     slow.start()
     handlers.set_gates(session, setting(vlm, 0.2), LENS)
     slow.join(timeout=60)
-    assert told[-1][0]["done"]
+    assert updates[-1][0]["done"]
     assert session.state is not None and session.state.gated_done
 
 
@@ -260,8 +260,8 @@ def test_an_answer_that_takes_too_long_is_stopped_and_says_so(
 ) -> None:
     monkeypatch.setattr(state.Deadline, "__call__", lambda self: setattr(self, "passed", True) or True)
     handlers.ask(session, "What do you see?", setting(vlm), LENS)
-    *_, told = handlers.stream_answers(session, setting(vlm))
-    assert told[0]["done"] and len(told[0]["unchanged"]) == 1 and "stopped after 20 seconds" in told[-1]["text"]
+    *_, last = handlers.stream_answers(session, setting(vlm))
+    assert last[0]["done"] and len(last[0]["unchanged"]) == 1 and "stopped after 20 seconds" in last[-1]["text"]
 
 
 def test_a_user_who_meets_a_full_queue_keeps_the_page(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
@@ -325,9 +325,9 @@ def test_the_endpoint_for_programs(address: str, vlm: sg.VLM, picture: Path) -> 
     assert list(endpoints["named_endpoints"]) == ["/answer"]  # the page's own are private
     gates = sg.Gates.ones(vlm).set("v_sink", 0.0)
     question = "What color is the circle?"
-    told = client.predict(handle_file(picture), question, gates.to_json(), api_name="/answer")
+    reply = client.predict(handle_file(picture), question, gates.to_json(), api_name="/answer")
     prompt = vlm.prompt(sg.open_image(picture), question)
-    assert told["text"] == vlm.answer(prompt, gates, sg.find_sinks(vlm, prompt)).text
+    assert reply["text"] == vlm.answer(prompt, gates, sg.find_sinks(vlm, prompt)).text
     wrong = sg.Gates.from_lists(v_sink=[1.0] * 3, rest=[1.0] * 3).to_json()
     for arguments in ((question, wrong), ("", ""), (question, "no json")):
         with pytest.raises(AppError) as error:

@@ -17,14 +17,14 @@ def start(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
 
 
 def test_the_options_of_a_model_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+    received: dict[str, Any] = {}
 
     def load(model: str, **options: Any) -> sg.VLM:
-        asked.update(options, model=model)
+        received.update(options, model=model)
         raise sg.SinkgateError("not today")
 
     monkeypatch.setattr(sg, "load", load)
-    given = {
+    flags = {
         "model": "m",
         "revision": "r",
         "device": "cpu",
@@ -32,13 +32,13 @@ def test_the_options_of_a_model_reach_it(monkeypatch: pytest.MonkeyPatch) -> Non
         "dtype": "float16",
         "quantize": "4bit",
     }
-    options = [part for name, value in given.items() for part in ("--" + name.replace("_", "-"), value)]
+    options = [part for name, value in flags.items() for part in ("--" + name.replace("_", "-"), value)]
     with pytest.raises(SystemExit) as stop:
         start(monkeypatch, *options)
-    assert asked == given and stop.value.code == "m: not today"
+    assert received == flags and stop.value.code == "m: not today"
     with pytest.raises(SystemExit):
         start(monkeypatch)
-    assert asked == {**dict.fromkeys(given), "model": "demo"}
+    assert received == {**dict.fromkeys(flags), "model": "demo"}
 
 
 def test_a_folder_of_gates_that_is_not_there_is_one_sentence(

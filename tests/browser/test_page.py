@@ -26,7 +26,7 @@ CLOSE = 2e-5  # the page's values are rounded, and threads move the last digits
 
 
 def direct(vlm: sg.VLM, picture: Path, question: str, setting: dict[str, list[float]]) -> dict[str, Any]:
-    """What the page ought to show, computed without it."""
+    """Compute answers and maps without the page."""
     prompt = vlm.prompt(sg.open_image(picture), question)
     sinks = sg.find_sinks(vlm, prompt)
     gates = sg.Gates.from_lists(v_sink=setting["v_sink"], rest=setting["rest"])
@@ -37,7 +37,7 @@ def direct(vlm: sg.VLM, picture: Path, question: str, setting: dict[str, list[fl
     }
 
 
-def asked(tab: Any, picture: Path) -> dict[str, Any]:
+def ask_about(tab: Any, picture: Path) -> dict[str, Any]:
     """Upload a picture and ask about it."""
     tab.upload(picture)
     tab.page.wait_for_function("document.querySelectorAll('#questions .chip').length === 3")
@@ -82,7 +82,7 @@ def test_opens_with_an_answered_example(tab: Any) -> None:
 def test_upload_ask_and_drag_one_second_ends_where_direct_computation_does(
     tab: Any, vlm: sg.VLM, picture: Path
 ) -> None:
-    asked(tab, picture)
+    ask_about(tab, picture)
     still = tab.pixels("after")
     tab.page.evaluate("window.frames_seen = 0; document.addEventListener('sinkgate:frame', () => window.frames_seen++)")
     tab.drag(4, 0.13, ticks=40, seconds=1.0)
@@ -97,7 +97,7 @@ def test_upload_ask_and_drag_one_second_ends_where_direct_computation_does(
 
 
 def test_probabilities_move_with_the_fader(tab: Any, vlm: sg.VLM, picture: Path) -> None:
-    asked(tab, picture)
+    ask_about(tab, picture)
     before = [words[2] for words in tab.frame()["words"]]
     tab.drag(-1, 2.0, group="rest")
     frame = tab.settle()
@@ -125,7 +125,7 @@ def test_painting_across_strips(tab: Any) -> None:
 
 
 def test_undo_and_redo_restore_exactly(tab: Any, vlm: sg.VLM, picture: Path) -> None:
-    asked(tab, picture)
+    ask_about(tab, picture)
     tab.drag(4, 0.13)
     moved = tab.settle()
     tab.page.keyboard.press("Control+z")
@@ -169,7 +169,7 @@ def test_presets_link_and_reset(tab: Any, vlm: sg.VLM) -> None:
 
 
 def test_layer_head_query_and_hidden_sinks(tab: Any, vlm: sg.VLM, picture: Path) -> None:
-    asked(tab, picture)
+    ask_about(tab, picture)
     tab.page.locator("#mixer .preset", has_text="V-sinks × 0").click()
     tab.settle()
     tab.page.locator("#films .film").nth(6).click()
@@ -216,7 +216,7 @@ def test_examples_scenes_and_their_truth(tab: Any) -> None:
 
 
 def test_broken_uploads_get_a_sentence_and_change_nothing(tab: Any, picture: Path, tmp_path: Path) -> None:
-    asked(tab, picture)
+    ask_about(tab, picture)
     shown, answers = tab.frame()["before"], tab.answers()
     truncated, text, bomb = (tmp_path / name for name in ("truncated.png", "words.png", "bomb.png"))
     truncated.write_bytes(picture.read_bytes()[:200])
@@ -234,7 +234,7 @@ def test_broken_uploads_get_a_sentence_and_change_nothing(tab: Any, picture: Pat
 
 
 def test_bad_questions_and_unknown_words(tab: Any, picture: Path) -> None:
-    asked(tab, picture)
+    ask_about(tab, picture)
     shown = tab.frame()["before"]
     tab.ask("   ")
     tab.page.wait_for_selector("#status .warning")

@@ -291,9 +291,9 @@ def test_an_offline_page_says_that_it_shows_its_last_result(tab: Tab) -> None:
 
 
 def boxes(tab: Tab, *names: str) -> list[dict[str, Any]]:
-    found = [tab.page.locator(name).first.bounding_box() for name in names]
-    assert all(found), names
-    return [box for box in found if box]
+    rectangles = [tab.page.locator(name).first.bounding_box() for name in names]
+    assert all(rectangles), names
+    return [box for box in rectangles if box]
 
 
 @pytest.mark.parametrize("width", [1120, 1280, 1440])

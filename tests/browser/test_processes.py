@@ -32,8 +32,8 @@ by_haproxy = pytest.mark.skipif(not Path(HAPROXY).exists(), reason="no haproxy h
 def proxy(*processes: str):
     port, dead = free_port(), f"127.0.0.1:{free_port()}"
     names = ("SINKGATE_ONE", "SINKGATE_TWO", "SINKGATE_THREE")
-    given = dict(zip(names, (*processes, *[dead] * len(names)), strict=False))
-    env = {**os.environ, **given, "SINKGATE_BIND": f"127.0.0.1:{port}"}
+    addresses = dict(zip(names, (*processes, *[dead] * len(names)), strict=False))
+    env = {**os.environ, **addresses, "SINKGATE_BIND": f"127.0.0.1:{port}"}
     running = subprocess.Popen([HAPROXY, "-db", "-f", str(DEPLOY / "haproxy.cfg")], env=env, stderr=subprocess.PIPE)
     try:
         for _ in range(100):
@@ -130,10 +130,10 @@ def test_a_closed_stream_is_reported_to_the_process():
 
 @by_haproxy
 def test_nobody_claims_another_address():
-    seen = []
+    addresses = []
 
     def echo(request: BaseHTTPRequestHandler) -> None:
-        seen.append(dict(request.headers))
+        addresses.append(dict(request.headers))
         request.send_response(200)
         request.send_header("content-length", "0")
         request.end_headers()
@@ -141,7 +141,7 @@ def test_nobody_claims_another_address():
     claimed = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https"}
     with proxied(echo) as front:
         urlopen(Request(f"{front}/claims", headers=claimed))
-    got = seen[-1]
+    got = addresses[-1]
     assert got["x-forwarded-for"] == "127.0.0.1" and got["x-forwarded-proto"] == "http"
     assert got["x-forwarded-host"] == host(front)
 
@@ -149,14 +149,14 @@ def test_nobody_claims_another_address():
 def test_compose_names_what_the_proxy_reads():
     compose = yaml.safe_load((DEPLOY / "compose.yml").read_text())
     names = set(re.findall(r"\$\{(\w+)\}", (DEPLOY / "haproxy.cfg").read_text()))
-    given = compose["services"]["proxy"]["environment"]
-    assert given.keys() == names
-    processes = {value.split(":")[0] for name, value in given.items() if name != "SINKGATE_BIND"}
+    variables = compose["services"]["proxy"]["environment"]
+    assert variables.keys() == names
+    processes = {value.split(":")[0] for name, value in variables.items() if name != "SINKGATE_BIND"}
     assert processes == compose["services"].keys() - {"proxy"}
 
 
 def test_the_image_copies_what_there_is():
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
     copied = [line.split()[1] for line in lines if line.startswith("COPY")]
-    kept = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
-    assert set(copied) == kept and all((ROOT / name).exists() for name in copied)
+    listed = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
+    assert set(copied) == listed and all((ROOT / name).exists() for name in copied)

@@ -68,16 +68,16 @@ def call(served: str, arguments: dict[str, Any], name: str = "answer") -> CallTo
     async def session() -> CallToolResult:
         async with (
             streamable_http_client(f"{served}/gradio_api/mcp") as (read, write, _),
-            ClientSession(read, write) as told,
+            ClientSession(read, write) as client,
         ):
-            await told.initialize()
-            assert [tool.name for tool in (await told.list_tools()).tools] == ["answer"]
-            return await told.call_tool(name, arguments)
+            await client.initialize()
+            assert [tool.name for tool in (await client.list_tools()).tools] == ["answer"]
+            return await client.call_tool(name, arguments)
 
     return apart(lambda: asyncio.run(session()))
 
 
-def said(result: CallToolResult) -> str:
+def text_of(result: CallToolResult) -> str:
     return " ".join(part.text for part in result.content if part.type == "text")
 
 
@@ -117,11 +117,11 @@ def test_an_answer_keeps_its_form(client: Client, vlm: sg.VLM, scene: Path) -> N
     jsonschema.Draft202012Validator.check_schema(ANSWER)
     gates = sg.Gates.ones(vlm).set("v_sink", 0.2, layers=[2])
     for text, expected in (("", direct(vlm, scene)), (gates.to_json(), direct(vlm, scene, gates))):
-        told = client.predict(handle_file(scene), QUESTION, text, api_name="/answer")
-        jsonschema.validate(told, ANSWER)
-        assert told.keys() == ANSWER["properties"].keys()
-        assert told["text"] == expected.text and told["model"] == "demo"
-        assert dict(told["next_token"]) == pytest.approx(dict(expected.next_token), abs=1e-4)
+        reply = client.predict(handle_file(scene), QUESTION, text, api_name="/answer")
+        jsonschema.validate(reply, ANSWER)
+        assert reply.keys() == ANSWER["properties"].keys()
+        assert reply["text"] == expected.text and reply["model"] == "demo"
+        assert dict(reply["next_token"]) == pytest.approx(dict(expected.next_token), abs=1e-4)
 
 
 @pytest.mark.parametrize("gates", ["no json", "[]", '{"scales": {"v_sink": [1], "rest": [1]}}', "x" * 100_001])
@@ -149,11 +149,11 @@ def test_wrong_questions_and_pictures_are_told_in_a_sentence(client: Client, sce
 
 def test_the_tool_answers_about_a_scene_and_a_picture(served: str, vlm: sg.VLM, scene: Path) -> None:
     gates = sg.Gates.ones(vlm).set("v_sink", 0.2, layers=[2])
-    for seen in ({"scene": 71}, {"picture": data_url(scene)}):
-        told = call(served, {"question": QUESTION, "gates": gates.to_json(), **seen})
-        assert not told.isError and told.structuredContent
-        jsonschema.validate(told.structuredContent, ANSWER)
-        assert told.structuredContent["text"] == direct(vlm, scene, gates).text == "1"
+    for source in ({"scene": 71}, {"picture": data_url(scene)}):
+        result = call(served, {"question": QUESTION, "gates": gates.to_json(), **source})
+        assert not result.isError and result.structuredContent
+        jsonschema.validate(result.structuredContent, ANSWER)
+        assert result.structuredContent["text"] == direct(vlm, scene, gates).text == "1"
 
 
 @pytest.mark.parametrize(
@@ -179,14 +179,14 @@ def test_the_tool_answers_about_a_scene_and_a_picture(served: str, vlm: sg.VLM, 
     ],
 )
 def test_what_the_tool_cannot_take_is_told_in_a_sentence(served: str, arguments: dict[str, Any]) -> None:
-    told = call(served, arguments)
-    assert told.isError and re.fullmatch(r"[A-Z].{15,}\.", said(told), re.DOTALL)
-    assert "Unexpected" not in said(told) and "Traceback" not in said(told)
+    result = call(served, arguments)
+    assert result.isError and re.fullmatch(r"[A-Z].{15,}\.", text_of(result), re.DOTALL)
+    assert "Unexpected" not in text_of(result) and "Traceback" not in text_of(result)
 
 
 def test_a_tool_that_is_not_there(served: str) -> None:
-    told = call(served, {"file": "/etc/passwd"}, name="upload_file_to_gradio")
-    assert told.isError and "There is one tool, answer" in said(told)
+    result = call(served, {"file": "/etc/passwd"}, name="upload_file_to_gradio")
+    assert result.isError and "There is one tool, answer" in text_of(result)
 
 
 def test_the_protocol_is_there_with_the_option_alone(address: str, served: str) -> None:

@@ -1,4 +1,4 @@
-"""What a page gives away, and what opens from it: a link shows the same, and the Python says the same."""
+"""Share links and Python code of a page: both repeat its answers."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_link_with_anything_in_it_opens_or_is_refused_in_a_sentence(engine: En
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("x" * (MAX_LENGTH + 1), "too long"),
         ("%%%", "damaged"),
@@ -157,9 +157,9 @@ def test_a_link_with_anything_in_it_opens_or_is_refused_in_a_sentence(engine: En
         (packed({**GOOD, "gates": "off"}), "two lists"),
     ],
 )
-def test_a_broken_link_is_told_and_the_page_opens_as_usual(handlers: Handlers, text: str, said: str) -> None:
+def test_a_broken_link_is_told_and_the_page_opens_as_usual(handlers: Handlers, text: str, message: str) -> None:
     session, status, frame = arrive(handlers, text)
-    assert said in status and "Unexpected" not in status
+    assert message in status and "Unexpected" not in status
     assert (session.seed, session.question, frame["identity"]) == (FIRST_SCENE, FIRST_QUESTION, True)
 
 
@@ -240,17 +240,17 @@ def alike(first: Any, second: Any) -> None:
 
 
 def run(code: str) -> tuple[str, Any]:
-    """What a program prints, and its attention map."""
+    """Return a program's output and its attention map."""
     names: dict[str, Any] = {}
-    with redirect_stdout(io.StringIO()) as said:
+    with redirect_stdout(io.StringIO()) as output:
         exec(code, names)
-    return said.getvalue().strip(), names["attention"]
+    return output.getvalue().strip(), names["attention"]
 
 
 def assert_repeats(tab: Any, code: str) -> None:
     """The program says and sees what the page does."""
-    said, attention = run(code)
-    assert said == " | ".join(tab.answers())
+    printed, attention = run(code)
+    assert printed == " | ".join(tab.answers())
     assert tab.frame()["after"] == pytest.approx(attention.flatten().tolist(), abs=CLOSE)
 
 

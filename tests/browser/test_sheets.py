@@ -82,10 +82,10 @@ def marked_cells(tab: Tab) -> list[tuple[int, int]]:
     box = tab.page.locator("#maps canvas.before").bounding_box()
     cells = []
     for mark in tab.page.locator("#maps .marks").first.locator(".region").all():
-        place = mark.bounding_box()
-        assert box and place
-        row = (place["y"] + place["height"] / 2 - box["y"]) / box["height"] * rows - 0.5
-        column = (place["x"] + place["width"] / 2 - box["x"]) / box["width"] * columns - 0.5
+        rectangle = mark.bounding_box()
+        assert box and rectangle
+        row = (rectangle["y"] + rectangle["height"] / 2 - box["y"]) / box["height"] * rows - 0.5
+        column = (rectangle["x"] + rectangle["width"] / 2 - box["x"]) / box["width"] * columns - 0.5
         assert row == pytest.approx(round(row), abs=0.1) and column == pytest.approx(round(column), abs=0.1)
         cells.append((round(row), round(column)))
     return sorted(cells)
@@ -182,7 +182,7 @@ def case_of(vlm: sg.VLM, prompt: sg.Prompt) -> QuestionState:
     return QuestionState(sg.Session(vlm, prompt, sinks), trace, gates, trace, 0, 0)
 
 
-def seen(vlm: sg.VLM, prompt: sg.Prompt, sheet: int = 0) -> dict[str, Any]:
+def expected_frame(vlm: sg.VLM, prompt: sg.Prompt, sheet: int = 0) -> dict[str, Any]:
     """The frame of one sheet."""
     return view_model.frame(case_of(vlm, prompt), Lens.read({"sheet": sheet}, vlm, len(prompt.sheets)))
 
@@ -191,9 +191,9 @@ def test_several_images_have_a_sheet_each() -> None:
     vlm = sg.load(tiny_llava())
     images = [noise_image(0), noise_image(1).resize((56, 28))]
     prompt = vlm.prompt(images, QUESTION)
-    frame = seen(vlm, prompt, 1)
+    frame = expected_frame(vlm, prompt, 1)
     assert frame["sheets"] == ["image 1: picture", "image 2: picture"]
-    assert frame["lens"]["sheet"] == 1 and seen(vlm, prompt, 9)["lens"]["sheet"] == 1
+    assert frame["lens"]["sheet"] == 1 and expected_frame(vlm, prompt, 9)["lens"]["sheet"] == 1
     drawn = vlm.predict(prompt).visual(0, sheet=1)
     assert frame["before"] == pytest.approx(drawn.flatten().tolist(), abs=CLOSE)
     first, second = view_urls(prompt)
@@ -226,12 +226,12 @@ def test_holes_are_left_open_and_sinks_outside_are_counted() -> None:
 def test_a_list_without_a_reason_says_so(demo: sg.VLM) -> None:
     prompt = demo.prompt(noise_image(), QUESTION)
     bare = demo.read(prompt.inputs)
-    frame = seen(demo, bare)
+    frame = expected_frame(demo, bare)
     assert frame["sheets"] == ["list of tokens"] and not frame["placed"]
     assert frame["note"] == view_model.sentence(view_model.UNPLACED)
     assert view_urls(bare) == [None]
     approximate = replace(prompt, note="this large picture is resized")
-    assert seen(demo, approximate)["note"] == "This large picture is resized."
+    assert expected_frame(demo, approximate)["note"] == "This large picture is resized."
 
 
 def test_sheets_are_named_by_what_they_are() -> None:

@@ -59,7 +59,7 @@ def sinkgate(capfd, monkeypatch, demo):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def scene_folder(tmp_path_factory):
     """Three scenes, made by the command."""
     folder = tmp_path_factory.mktemp("scenes")
     with pytest.MonkeyPatch.context() as patch:
@@ -69,79 +69,79 @@ def made(tmp_path_factory):
     return folder
 
 
-def test_the_process_itself(made, demo):
+def test_the_process_itself(scene_folder, demo):
     """Exit codes, streams and no word of the network."""
-    done = process("ask", made / "0000.png", "How many objects are there?", "--json")
+    done = process("ask", scene_folder / "0000.png", "How many objects are there?", "--json")
     assert done.returncode == 0
     assert (
         json.loads(done.stdout)["text"]
-        == demo.answer(demo.prompt(made / "0000.png", "How many objects are there?")).text
+        == demo.answer(demo.prompt(scene_folder / "0000.png", "How many objects are there?")).text
     )
-    done = process("ask", made / "scenes.jsonl", "How many?")
+    done = process("ask", scene_folder / "scenes.jsonl", "How many?")
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("sinkgate: this is no picture") and done.stderr.count("\n") == 1
 
 
-def test_an_argument_of_another_encoding_gets_a_sentence(sinkgate, made):
+def test_an_argument_of_another_encoding_gets_a_sentence(sinkgate, scene_folder):
     """Python hands on bytes that are no UTF-8, such as Latin-1, as lone surrogates."""
     for question in (os.fsdecode(b"caf\xe9?"), "why\ud83d?"):
-        done = sinkgate("ask", made / "0000.png", question, code=2)
+        done = sinkgate("ask", scene_folder / "0000.png", question, code=2)
         assert "half a character" in done.stderr and "give it as UTF-8" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_scenes_are_pictures_with_truth_and_the_same_for_the_same_seed(sinkgate, made, tmp_path):
-    lines = [json.loads(line) for line in (made / "scenes.jsonl").read_text().splitlines()]
+def test_scenes_are_pictures_with_truth_and_the_same_for_the_same_seed(sinkgate, scene_folder, tmp_path):
+    lines = [json.loads(line) for line in (scene_folder / "scenes.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == ["0000.png", "0001.png", "0002.png"]
     for line in lines:
-        assert sg.open_image(made / line["image"]).size == (448, 448)
+        assert sg.open_image(scene_folder / line["image"]).size == (448, 448)
         assert set(line["objects"][0]) == {"shape", "color", "size", "x", "y"}
         assert {"question", "answer", "kind", "scope"} == set(line["questions"][0])
         assert {question["scope"] for question in line["questions"]} == {"global", "local"}
     sinkgate("scenes", "--count", 2, "--seed", 5, "--out", tmp_path)
     again = (tmp_path / "scenes.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in again] == lines[:2]
-    assert (tmp_path / "0001.png").read_bytes() == (made / "0001.png").read_bytes()
+    assert (tmp_path / "0001.png").read_bytes() == (scene_folder / "0001.png").read_bytes()
 
 
-def test_ask_prints_the_answer_and_json_says_everything(sinkgate, made, tmp_path, demo):
-    picture, question = made / "0000.png", "How many objects are there?"
+def test_ask_prints_the_answer_and_json_says_everything(sinkgate, scene_folder, tmp_path, demo):
+    picture, question = scene_folder / "0000.png", "How many objects are there?"
     plain = sinkgate("ask", picture, question).stdout.strip()
     gates = sg.Gates.ones(demo).set("rest", 0.25)
     gates.save(tmp_path / "gates.json")
-    told = json.loads(sinkgate("ask", picture, question, "--gates", tmp_path / "gates.json", "--json").stdout)
+    printed = json.loads(sinkgate("ask", picture, question, "--gates", tmp_path / "gates.json", "--json").stdout)
     prompt = demo.prompt(picture, question)
     sinks = sg.find_sinks(demo, prompt)
     assert plain == demo.answer(prompt).text
-    assert told["text"] == demo.answer(prompt, gates, sinks).text
-    assert told["scales"]["ordinary"] == [0.25] * 8 and told["scales"]["v_sink"] == [1.0] * 8
+    assert printed["text"] == demo.answer(prompt, gates, sinks).text
+    assert printed["scales"]["ordinary"] == [0.25] * 8 and printed["scales"]["v_sink"] == [1.0] * 8
     expected = demo.answer(prompt, gates, sinks).next_token[0]
-    assert told["next_token"][0]["token"] == expected[0]
-    assert told["next_token"][0]["probability"] == pytest.approx(expected[1], abs=1e-4)
-    assert told["v_sink"] == prompt.visual[sinks.v_sink].tolist()
-    assert len(told["l_sink"]) == 8
+    assert printed["next_token"][0]["token"] == expected[0]
+    assert printed["next_token"][0]["probability"] == pytest.approx(expected[1], abs=1e-4)
+    assert printed["v_sink"] == prompt.visual[sinks.v_sink].tolist()
+    assert len(printed["l_sink"]) == 8
 
 
-def test_sinks_are_told_with_their_reasons(sinkgate, made):
-    found = json.loads(sinkgate("sinks", made / "0001.png", "--v-sink", "attention", "--json").stdout)
-    assert found["v_criterion"] == "attention share" and found["grid"] == [8, 8]
-    assert len(found["evidence"]) == len(found["v_sink"])
-    assert "V-sink" in sinkgate("sinks", made / "0001.png").stdout
+def test_sinks_are_told_with_their_reasons(sinkgate, scene_folder):
+    printed = json.loads(sinkgate("sinks", scene_folder / "0001.png", "--v-sink", "attention", "--json").stdout)
+    assert printed["v_criterion"] == "attention share" and printed["grid"] == [8, 8]
+    assert len(printed["evidence"]) == len(printed["v_sink"])
+    assert "V-sink" in sinkgate("sinks", scene_folder / "0001.png").stdout
 
 
 CHANNEL = ["--l-sink", "dimensions", "--dimensions", "3", "--tau", "0.5"]  # loud in many tokens of every layer
 
 
-def test_a_sink_has_one_line_whatever_the_layers(sinkgate, made, demo):
-    command = ["sinks", made / "0001.png", "--v-sink", "attention", *CHANNEL]
+def test_a_sink_has_one_line_whatever_the_layers(sinkgate, scene_folder, demo):
+    command = ["sinks", scene_folder / "0001.png", "--v-sink", "attention", *CHANNEL]
     _, *lines = sinkgate(*command).stdout.splitlines()
-    prompt = demo.prompt(made / "0001.png", "What is in the picture?")
-    found = sg.find_sinks(demo, prompt, v_sink="attention", l_sink=SinkDimensions((3,), 0.5))
-    tokens = int((found.v_sink | found.l_sink.any(0)).sum())
-    assert found.l_sink.sum() > tokens == len(lines)
+    prompt = demo.prompt(scene_folder / "0001.png", "What is in the picture?")
+    sinks = sg.find_sinks(demo, prompt, v_sink="attention", l_sink=SinkDimensions((3,), 0.5))
+    tokens = int((sinks.v_sink | sinks.l_sink.any(0)).sum())
+    assert sinks.l_sink.sum() > tokens == len(lines)
     assert all("L-sink in layer" in line and "dimension 3" in line for line in lines if "V-sink" not in line)
-    told = json.loads(sinkgate(*command, "--json").stdout)
-    assert told["l_sink"] == [prompt.visual[mask].tolist() for mask in found.l_sink]
-    assert told["criteria"]["l_sink"] == "SinkDimensions(dims=(3,), tau=0.5, normalize=True)"
+    printed = json.loads(sinkgate(*command, "--json").stdout)
+    assert printed["l_sink"] == [prompt.visual[mask].tolist() for mask in sinks.l_sink]
+    assert printed["criteria"]["l_sink"] == "SinkDimensions(dims=(3,), tau=0.5, normalize=True)"
 
 
 def test_a_sweep_scales_the_sinks_of_the_criterion_and_keeps_to_it(sinkgate, tmp_path):
@@ -159,9 +159,9 @@ def test_a_sweep_scales_the_sinks_of_the_criterion_and_keeps_to_it(sinkgate, tmp
         refused = sinkgate(*sweep, *other, "--out", by_dimensions, code=2).stderr
         assert "begun with L-sinks by SinkDimensions(dims=(3,), tau=0.5, normalize=True), this is a study of" in refused
     sinkgate(*sweep, *CHANNEL, "--out", by_dimensions)
-    told = json.loads((by_norm / "study.json").read_text())
-    del told["settings"]["v_sink"], told["settings"]["l_sink"]  # as before criteria were recorded
-    (by_norm / "study.json").write_text(json.dumps(told))
+    record = json.loads((by_norm / "study.json").read_text())
+    del record["settings"]["v_sink"], record["settings"]["l_sink"]  # as before criteria were recorded
+    (by_norm / "study.json").write_text(json.dumps(record))
     assert len(Results.load(by_norm).table("answers")) == len(losses[1])
     assert "no criterion on record" in sinkgate(*sweep, "--l-sink", "norm", "--out", by_norm, code=2).stderr
 
@@ -177,18 +177,25 @@ def test_auto_is_decided_once_for_a_study(sinkgate, tmp_path, demo, monkeypatch)
     assert "AttentionShare(times=5.0)" in refused and "NormOutliers" in refused
 
 
-def test_gates_keep_their_criterion_unless_another_is_named(sinkgate, made, tmp_path, demo):
+def test_gates_keep_their_criterion_unless_another_is_named(sinkgate, scene_folder, tmp_path, demo):
     train = ["train", "--limit", 4, "--layers", 2, "--epochs", 1, "--batch-size", 4, "--out", tmp_path / "run"]
     sinkgate(*train, "--v-sink", "norm", *CHANNEL, "--allow-empty")  # the demo model has no V-sinks by norm
     lsg = LSG.from_pretrained(tmp_path / "run" / "gates")
     assert lsg.criterion == "norm; dimensions 3 tau 0.5"
-    ask = ["ask", made / "0001.png", "How many objects are there?", "--gates", tmp_path / "run" / "gates", "--json"]
-    prompt = demo.prompt(made / "0001.png", "How many objects are there?")
+    ask = [
+        "ask",
+        scene_folder / "0001.png",
+        "How many objects are there?",
+        "--gates",
+        tmp_path / "run" / "gates",
+        "--json",
+    ]
+    prompt = demo.prompt(scene_folder / "0001.png", "How many objects are there?")
     for options, v_sink in (([], "norm"), (["--v-sink", "attention"], "attention")):
-        told = json.loads(sinkgate(*ask, *options).stdout)
-        found = sg.find_sinks(demo, prompt, v_sink=v_sink, l_sink="dimensions 3 tau 0.5")
-        assert told["v_sink"] == prompt.visual[found.v_sink].tolist()
-        assert told["l_sink"] == [prompt.visual[mask].tolist() for mask in found.l_sink] != [[]] * 8
+        printed = json.loads(sinkgate(*ask, *options).stdout)
+        sinks = sg.find_sinks(demo, prompt, v_sink=v_sink, l_sink="dimensions 3 tau 0.5")
+        assert printed["v_sink"] == prompt.visual[sinks.v_sink].tolist()
+        assert printed["l_sink"] == [prompt.visual[mask].tolist() for mask in sinks.l_sink] != [[]] * 8
     sinkgate("stack", tmp_path / "run" / "gates", "--limit", 4, "--v-sink", "attention", "--out", tmp_path / "stack")
     assert LSG.from_pretrained(tmp_path / "stack").criterion == "attention; dimensions 3 tau 0.5"
 
@@ -210,11 +217,11 @@ def test_what_is_wrong_with_criteria_is_one_sentence(sinkgate, monkeypatch, comm
     assert words in done.stderr and done.stderr.startswith("sinkgate: ") and done.stderr.count("\n") == 1
 
 
-def test_dimensions_and_the_report_of_all_criteria(sinkgate, made):
+def test_dimensions_and_the_report_of_all_criteria(sinkgate, scene_folder):
     assert "has no sink dimensions" in sinkgate("dimensions").stdout
-    found = json.loads(sinkgate("dimensions", "--no-cache", "--json").stdout)
-    assert found["prompts"] == 6 and found["llm"]["dimensions"] == []
-    image = made / "0000.png"
+    printed = json.loads(sinkgate("dimensions", "--no-cache", "--json").stdout)
+    assert printed["prompts"] == 6 and printed["llm"]["dimensions"] == []
+    image = scene_folder / "0000.png"
     assert "Disagreements:" in sinkgate("sinks", image, "--report").stdout
     chosen = sinkgate("sinks", image, "--report", "--v-sink", "attention", "--l-sink", "norm").stdout
     alone = sinkgate("sinks", image, "--v-sink", "attention", "--l-sink", "norm").stdout
@@ -224,7 +231,7 @@ def test_dimensions_and_the_report_of_all_criteria(sinkgate, made):
 def test_info_tells_the_facts_in_plain_words(sinkgate):
     facts = json.loads(sinkgate("info", "--json").stdout)
     assert facts["model"] == "demo" and facts["attention"] == "sdpa" and facts["dtype"] == "float32"
-    told = sinkgate("info").stdout
+    printed = sinkgate("info").stdout
     for line in (
         "vision encoder  siglip_vision_model, 6 layers",
         "features  the output of layer 4 of 0 to 5",
@@ -232,7 +239,7 @@ def test_info_tells_the_facts_in_plain_words(sinkgate):
         "gated layers  all 8",
         "v sinks  can be named",
     ):
-        assert line in told
+        assert line in printed
 
 
 def test_info_fails_where_weights_are_missing(sinkgate, demo, tmp_path):
@@ -252,33 +259,33 @@ def test_models_lists_known_names(sinkgate):
 
 
 @pytest.mark.parametrize("command", [("ask", "{image}", "What?"), ("sinks", "{image}")])
-def test_a_system_turn_reaches_the_prompt(sinkgate, made, demo, monkeypatch, command):
+def test_a_system_turn_reaches_the_prompt(sinkgate, scene_folder, demo, monkeypatch, command):
     systems, prompt = [], demo.prompt
 
-    def asked(*arguments, system):
+    def prompt_with_system(*arguments, system):
         systems.append(system)
         return prompt(*arguments)
 
     monkeypatch.setattr(loading, "load", lambda *_, **__: demo)
-    monkeypatch.setattr(demo, "prompt", asked)
-    command = [part.format(image=made / "0000.png") for part in command]
+    monkeypatch.setattr(demo, "prompt", prompt_with_system)
+    command = [part.format(image=scene_folder / "0000.png") for part in command]
     sinkgate(*command)
     sinkgate(*command, "--system", "Answer with one word.")
     assert systems == ["", "Answer with one word."]
 
 
 @pytest.mark.parametrize("command", [("ask", "{image}", "What?"), ("sinks", "{image}"), ("info",)])
-def test_options_of_loading_reach_load(sinkgate, made, demo, monkeypatch, command):
-    asked = []
-    monkeypatch.setattr(loading, "load", lambda source, **options: asked.append((source, options)) or demo)
+def test_options_of_loading_reach_load(sinkgate, scene_folder, demo, monkeypatch, command):
+    calls = []
+    monkeypatch.setattr(loading, "load", lambda source, **options: calls.append((source, options)) or demo)
     options = {"device_map": "auto", "dtype": "bfloat16", "quantize": "4bit", "revision": "v1"}
-    given = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
-    sinkgate(*(part.format(image=made / "0000.png") for part in command), "--model", "some/model", *given)
-    assert asked == [("some/model", {"device": None, **options})]
+    arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    sinkgate(*(part.format(image=scene_folder / "0000.png") for part in command), "--model", "some/model", *arguments)
+    assert calls == [("some/model", {"device": None, **options})]
 
 
-def test_words_the_model_never_learnt_are_named(sinkgate, made):
-    done = sinkgate("ask", made / "0000.png", "How many zebras are there?")
+def test_words_the_model_never_learnt_are_named(sinkgate, scene_folder):
+    done = sinkgate("ask", scene_folder / "0000.png", "How many zebras are there?")
     assert "outside the vocabulary of the model: zebras" in done.stderr and done.stdout.strip()
 
 
@@ -299,23 +306,23 @@ GATES = {
         ("text", "no valid JSON"),
     ],
 )
-def test_bad_gates_are_one_sentence_and_exit_2(sinkgate, made, tmp_path, gates, message):
+def test_bad_gates_are_one_sentence_and_exit_2(sinkgate, scene_folder, tmp_path, gates, message):
     (tmp_path / "gates.json").write_text(GATES[gates])
-    done = sinkgate("ask", made / "0000.png", "How many objects?", "--gates", tmp_path / "gates.json", code=2)
+    done = sinkgate("ask", scene_folder / "0000.png", "How many objects?", "--gates", tmp_path / "gates.json", code=2)
     assert done.stderr.startswith("sinkgate: ") and message in done.stderr
     assert not done.stdout and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_bad_input_is_one_sentence_and_exit_2(sinkgate, made, tmp_path):
-    (tmp_path / "cut.png").write_bytes((made / "0000.png").read_bytes()[:300])
+def test_bad_input_is_one_sentence_and_exit_2(sinkgate, scene_folder, tmp_path):
+    (tmp_path / "cut.png").write_bytes((scene_folder / "0000.png").read_bytes()[:300])
     cases = [
         (("ask", tmp_path / "none.png", "What?"), "No such file"),
         (("ask", tmp_path / "cut.png", "What?"), "damaged or cut short"),
-        (("ask", made / "scenes.jsonl", "What?"), "no picture"),
-        (("ask", made / "0000.png", "  "), "question is empty"),
-        (("ask", made / "0000.png", "a <image>"), "<image>"),
-        (("ask", made / "0000.png", "What?", "--gates", tmp_path / "none.json"), "cannot be read"),
-        (("sinks", made / "0000.png", "--v-sink", "magic"), "no criterion is called 'magic'"),
+        (("ask", scene_folder / "scenes.jsonl", "What?"), "no picture"),
+        (("ask", scene_folder / "0000.png", "  "), "question is empty"),
+        (("ask", scene_folder / "0000.png", "a <image>"), "<image>"),
+        (("ask", scene_folder / "0000.png", "What?", "--gates", tmp_path / "none.json"), "cannot be read"),
+        (("sinks", scene_folder / "0000.png", "--v-sink", "magic"), "no criterion is called 'magic'"),
         (("info", "--model", tmp_path), "holds no config.json"),
         (("info", "--model", "lava-1.5-7b"), "near it: llava-1.5-7b"),
         (("info", "--model", "llava-1.5-7b"), "`hf download llava-hf/llava-1.5-7b-hf`"),
@@ -328,7 +335,7 @@ def test_bad_input_is_one_sentence_and_exit_2(sinkgate, made, tmp_path):
         done = sinkgate(*command, code=2)
         assert message in done.stderr and done.stderr.startswith("sinkgate: "), done.stderr
         assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
-    sinkgate("ask", made / "0000.png", code=2)
+    sinkgate("ask", scene_folder / "0000.png", code=2)
     sinkgate("scenes", "--count", -1, "--out", tmp_path, code=2)
 
 
@@ -338,16 +345,16 @@ LLAVA = [
 ]
 
 
-def test_gates_are_trained_stacked_examined_and_asked(sinkgate, made, tmp_path, demo):
+def test_gates_are_trained_stacked_examined_and_asked(sinkgate, scene_folder, tmp_path, demo):
     run = tmp_path / "run"
     data = ["--limit", 12, "--haze", 0.5, "--batch-size", 6]
-    told = json.loads(
+    trained = json.loads(
         sinkgate(
             "train", "--out", run, "--layers", "2,6-7", "--epochs", 1, "--start", "identity", *data, "--json"
         ).stdout
     )
-    assert told["steps"] == 2 and told["samples"] == 12 and told["skipped"] == {}
-    assert set(told["validation"]) == {
+    assert trained["steps"] == 2 and trained["samples"] == 12 and trained["skipped"] == {}
+    assert set(trained["validation"]) == {
         f"{what}/{name}" for what in ("loss", "accuracy") for name in ("layer-2", "layer-6", "layer-7", "unmodified")
     }
     assert "12" in (run / "gates" / "README.md").read_text()
@@ -358,24 +365,24 @@ def test_gates_are_trained_stacked_examined_and_asked(sinkgate, made, tmp_path, 
     assert set(LSG.from_pretrained(tmp_path / "stack").config.layers) == set(stacked["layers"]) <= {2, 6, 7}
     sg.Gates.ones(demo).set("rest", 0.0, [2]).save(tmp_path / "off.json")
     options = ["--gates", run / "gates", "--gates", tmp_path / "off.json", "--method", "var", "--limit", 26]
-    found = json.loads(sinkgate("eval", *options, "--out", tmp_path / "eval", "--json").stdout)["methods"]
-    assert set(found) == {"unmodified", "gates", "off.json", "var"}
-    assert found["unmodified"]["accuracy"] > found["off.json"]["accuracy"]
-    assert len(found["gates"]["kinds"]) == 13
+    scores = json.loads(sinkgate("eval", *options, "--out", tmp_path / "eval", "--json").stdout)["methods"]
+    assert set(scores) == {"unmodified", "gates", "off.json", "var"}
+    assert scores["unmodified"]["accuracy"] > scores["off.json"]["accuracy"]
+    assert len(scores["gates"]["kinds"]) == 13
     table = sinkgate("eval", *options, "--out", tmp_path / "eval").stdout  # read again, not asked again
-    assert "off.json" in table and f"{found['unmodified']['accuracy']:.1%}" in table
-    picture, question = made / "0000.png", "How many objects are there?"
-    asked = json.loads(sinkgate("ask", picture, question, "--gates", run / "gates", "--json").stdout)
+    assert "off.json" in table and f"{scores['unmodified']['accuracy']:.1%}" in table
+    picture, question = scene_folder / "0000.png", "How many objects are there?"
+    answer = json.loads(sinkgate("ask", picture, question, "--gates", run / "gates", "--json").stdout)
     read = lsg.read(demo, demo.prompt(picture, question))
-    assert asked["scales"]["v_sink"] == pytest.approx(read.scales[:, 0].tolist())
+    assert answer["scales"]["v_sink"] == pytest.approx(read.scales[:, 0].tolist())
 
 
-def test_gates_of_another_model_need_the_option_that_their_error_names(sinkgate, made, tmp_path, demo):
+def test_gates_of_another_model_need_the_option_that_their_error_names(sinkgate, scene_folder, tmp_path, demo):
     lsg = sg.LSG.for_vlm(demo, [1, 2])
     lsg.config = replace(lsg.config, base_model="somebody/else", weights=None)
     lsg.save_pretrained(tmp_path / "gates")
     sg.Gates(sg.Gates.ones(8).scales, "somebody/else").save(tmp_path / "gates.json")
-    ask = ["ask", made / "0000.png", "How many objects are there?", "--gates"]
+    ask = ["ask", scene_folder / "0000.png", "How many objects are there?", "--gates"]
     stack = ["stack", tmp_path / "gates", "--out", tmp_path / "out", "--limit", 3]
     evaluate = ["eval", "--limit", 3, "--gates"]
     for command in (
@@ -390,11 +397,11 @@ def test_gates_of_another_model_need_the_option_that_their_error_names(sinkgate,
         sinkgate(*command, "--any-model")
 
 
-def test_gates_are_trained_on_files_in_llavas_format(sinkgate, made, tmp_path):
+def test_gates_are_trained_on_files_in_llavas_format(sinkgate, scene_folder, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(LLAVA))
-    options = ["--data", tmp_path / "data.json", "--images", made, "--layers", 7, "--epochs", 1]
-    told = json.loads(sinkgate("train", "--out", tmp_path / "run", *options, "--json").stdout)
-    assert told["samples"] == 2 and told["steps"] == 1 and told["validation"] == {}
+    options = ["--data", tmp_path / "data.json", "--images", scene_folder, "--layers", 7, "--epochs", 1]
+    printed = json.loads(sinkgate("train", "--out", tmp_path / "run", *options, "--json").stdout)
+    assert printed["samples"] == 2 and printed["steps"] == 1 and printed["validation"] == {}
 
 
 @pytest.mark.parametrize(
@@ -452,9 +459,9 @@ def test_a_benchmark_is_not_trained_on_unless_told(sinkgate, tmp_path):
         assert "no sample c" in allowed, "the demo model has no words for letters, but its samples were tried"
 
 
-def test_items_without_a_kind_have_a_task(sinkgate, made, tmp_path):
+def test_items_without_a_kind_have_a_task(sinkgate, scene_folder, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(LLAVA))
-    options = ["--data", tmp_path / "data.json", "--images", made, "--layers", 2]
+    options = ["--data", tmp_path / "data.json", "--images", scene_folder, "--layers", 2]
     assert "no kind" in sinkgate("eval", *options[:4]).stdout
     sinkgate("sweep", *options, "--out", tmp_path / "sweep")
     sinkgate("report", tmp_path / "sweep")
@@ -486,8 +493,8 @@ def test_a_stack_that_cannot_be_saved_is_still_printed(sinkgate, tmp_path, monke
         assert "unmodified" in done.stdout and "no space left" in done.stderr
 
 
-def test_an_answer_outside_the_code_page_of_the_output_is_escaped(sinkgate, made, monkeypatch, demo):
-    picture, question = made / "0000.png", "How many objects are there?"
+def test_an_answer_outside_the_code_page_of_the_output_is_escaped(sinkgate, scene_folder, monkeypatch, demo):
+    picture, question = scene_folder / "0000.png", "How many objects are there?"
     trace = replace(demo.answer(demo.prompt(picture, question)), text="größer \N{CAT FACE}")
     monkeypatch.setattr(sg.VLM, "answer", lambda *_, **__: trace)
     file = BytesIO()

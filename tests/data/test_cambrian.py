@@ -94,7 +94,7 @@ def cambrian(tmp_path):
     return read
 
 
-def told(samples):
+def lengths_of(samples):
     return [(sample.kind, sample.question) for sample in samples]
 
 
@@ -108,7 +108,7 @@ def test_any_first_samples_are_balanced_and_the_choice_of_fewer(tmp_path_factory
     lines = [json.dumps(line(i, names[i % 6], "1.png")) for i in range(200)]
     (folder / "train.jsonl").write_text("\n".join(lines))
     samples = read_cambrian(folder, folder / "train.jsonl", count=count, seed=seed)
-    assert len(samples) == count == len(set(told(samples)))
+    assert len(samples) == count == len(set(lengths_of(samples)))
     for n in range(1, count + 1):
         kinds = Counter(sample.kind for sample in samples[:n])
         assert max(kinds.values()) - min(kinds[category] for category in CATEGORIES) <= 1
@@ -121,7 +121,7 @@ def test_the_seed_decides_and_neither_order_nor_repetition_does(cambrian):
     assert cambrian(count=60) == first
     assert cambrian(lambda lines: lines[::-1], count=60) == first
     assert cambrian(lambda lines: [each for each in lines for _ in range(2)], count=60) == first
-    assert set(told(cambrian(count=60, seed=1))) != set(told(first))
+    assert set(lengths_of(cambrian(count=60, seed=1))) != set(lengths_of(first))
 
 
 def test_the_choice_is_uniform(tmp_path):

@@ -1,4 +1,4 @@
-"""LLaVA's format: what is read, what is passed over, and the sentence for everything else."""
+"""LLaVA's format: what is read, what is skipped, and the sentence for everything else."""
 
 import json
 from collections import Counter

@@ -18,8 +18,8 @@ def test_packed_rows_equal_single_prompts(demo):
     """Logits of every answer in a packed row are those of its question asked alone, template included."""
     rng = Random(3)
     scenes = [Scene.random(rng) for _ in range(2)]
-    asked = [ask_all(scene, rng)[:4] for scene in scenes]
-    packed = pack([[(q.question, q.answer) for q in questions] for questions in asked], demo.tokenizer, torch.float32)
+    pairs = [ask_all(scene, rng)[:4] for scene in scenes]
+    packed = pack([[(q.question, q.answer) for q in questions] for questions in pairs], demo.tokenizer, torch.float32)
     images = demo.processor.image_processor([scene.render() for scene in scenes], return_tensors="pt")["pixel_values"]
     together = demo.model(
         input_ids=packed.input_ids,
@@ -27,7 +27,7 @@ def test_packed_rows_equal_single_prompts(demo):
         attention_mask=packed.attention_mask,
         position_ids=packed.position_ids,
     ).logits
-    for row, (scene, questions) in enumerate(zip(scenes, asked, strict=True)):
+    for row, (scene, questions) in enumerate(zip(scenes, pairs, strict=True)):
         answers = packed.labels[row] != -100
         starts = [i for i in range(len(answers)) if answers[i] and not answers[i - 1]]
         for start, question in zip(starts, questions, strict=True):
@@ -39,15 +39,15 @@ def test_packed_rows_equal_single_prompts(demo):
 def test_a_narrowed_turn_sees_only_the_kept_patches(demo):
     """Whatever the hidden patches hold, the narrowed turn says the same and the other turn sees the change."""
     scenes = [Scene.random(Random(i)) for i in range(2)]
-    said = [[("How many objects are there?", "3"), ("What color is the background?", "white")] for _ in scenes]
-    packed = pack(said, demo.tokenizer, torch.float32)
-    kept = torch.zeros(2, PATCHES, dtype=torch.bool)
-    kept[0, 5], kept[1, 9] = True, True
-    mask = packed.narrowed([[True, False], [False, True]], kept)
+    turns = [[("How many objects are there?", "3"), ("What color is the background?", "white")] for _ in scenes]
+    packed = pack(turns, demo.tokenizer, torch.float32)
+    patches = torch.zeros(2, PATCHES, dtype=torch.bool)
+    patches[0, 5], patches[1, 9] = True, True
+    mask = packed.narrowed([[True, False], [False, True]], patches)
     embeddings = demo.model.get_input_embeddings()(packed.input_ids)
     embeddings[:, :PATCHES] = torch.randn(2, PATCHES, embeddings.shape[-1], generator=torch.Generator().manual_seed(0))
     changed = embeddings.clone()
-    for row, last in enumerate(kept.nonzero()[:, 1].tolist()):
+    for row, last in enumerate(patches.nonzero()[:, 1].tolist()):
         changed[row, last + 1 : PATCHES] += 1  # only patches behind the kept one: it cannot see them itself
 
     def say(inputs):
@@ -58,7 +58,7 @@ def test_a_narrowed_turn_sees_only_the_kept_patches(demo):
     same = torch.isclose(say(embeddings), say(changed), atol=1e-5).all(-1)
     assert same[0][packed.segments[0] == 1].all() and same[1][packed.segments[1] == 2].all()
     assert not same[0][packed.segments[0] == 2].any() and not same[1][packed.segments[1] == 1].any()
-    assert torch.equal(packed.narrowed([[False] * 2] * 2, kept), packed.attention_mask)
+    assert torch.equal(packed.narrowed([[False] * 2] * 2, patches), packed.attention_mask)
 
 
 def test_question_labels_are_the_words_of_questions(demo):

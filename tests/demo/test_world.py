@@ -95,9 +95,9 @@ def test_an_impossible_scene_gets_a_sentence(scene, named):
 
 
 def test_on_a_midline_there_is_no_corner_to_ask_for():
-    for x, asked in ((0.25, True), (0.46, False), (0.54, False), (0.75, True)):
+    for x, allowed in ((0.25, True), (0.46, False), (0.54, False), (0.75, True)):
         scene = Scene("white", (SceneObject("circle", "red", "small", x, 0.25),))
-        assert bool(ask(scene, "place", Random(0))) == asked
+        assert bool(ask(scene, "place", Random(0))) == allowed
 
 
 def referred(scene, phrase):

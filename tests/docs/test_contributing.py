@@ -25,8 +25,8 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 def blocks(path: str) -> list[str]:
     """The blocks of Python that are titled with the path of a file."""
-    found = re.findall(rf'^( *)```python title="{re.escape(path)}"\n(.*?)^\1```$', TEXT, re.MULTILINE | re.DOTALL)
-    return [dedent(code) for _, code in found]
+    snippets = re.findall(rf'^( *)```python title="{re.escape(path)}"\n(.*?)^\1```$', TEXT, re.MULTILINE | re.DOTALL)
+    return [dedent(code) for _, code in snippets]
 
 
 def new_module(path: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

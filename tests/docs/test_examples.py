@@ -23,8 +23,8 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/pages/**/*.md"))]
 
 def blocks(text: str, language: str) -> Iterator[tuple[int, str]]:
     """The fenced blocks of a language, each with the number of lines above it."""
-    for found in re.finditer(rf"^( *)```{language}\b.*\n((?:.*\n)*?)\1```$", text, re.MULTILINE):
-        yield text.count("\n", 0, found.start(2)), dedent(found[2])
+    for match in re.finditer(rf"^( *)```{language}\b.*\n((?:.*\n)*?)\1```$", text, re.MULTILINE):
+        yield text.count("\n", 0, match.start(2)), dedent(match[2])
 
 
 def run(code: str, above: int, name: str, names: dict[str, object]) -> None:
@@ -33,16 +33,16 @@ def run(code: str, above: int, name: str, names: dict[str, object]) -> None:
     for statement in ast.parse(code).body:
         promised = list(takewhile(lambda line: line.startswith("#>"), map(str.strip, lines[statement.end_lineno :])))
         module = ast.increment_lineno(ast.Module([statement], []), above)
-        with redirect_stdout(io.StringIO()) as said:
+        with redirect_stdout(io.StringIO()) as output:
             exec(compile(module, name, "exec"), names)
         if promised:
-            assert [f"#> {line}".rstrip() for line in said.getvalue().splitlines()] == promised
+            assert [f"#> {line}".rstrip() for line in output.getvalue().splitlines()] == promised
         checked += len(promised)
     assert checked == code.count("#>"), "a comment #> stands beneath no statement"
 
 
 def commands(text: str) -> Iterator[str]:
-    """What follows ``sinkgate`` in each command of the blocks of Bash."""
+    """Return the arguments of ``sinkgate`` in each command of the blocks of Bash."""
     for _, code in blocks(text, "bash"):
         yield from re.findall(r"(?:^|-m |bin/|&& )sinkgate +(.*?)(?: &&|$)", code.replace("\\\n", " "), re.MULTILINE)
 
@@ -56,8 +56,8 @@ def parse(line: str) -> None:
 
 
 def pages_with(language: str) -> list:
-    kept = [page for page in PAGES if any(blocks(page.read_text(encoding="utf-8"), language))]
-    return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in kept]
+    pages = [page for page in PAGES if any(blocks(page.read_text(encoding="utf-8"), language))]
+    return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in pages]
 
 
 @pytest.mark.parametrize("page", pages_with("python"))

@@ -1,4 +1,4 @@
-"""What MkDocs does not do by itself: links lead where their targets are, notebooks become pages, formulas MathML."""
+"""Hooks of MkDocs: links lead where their targets are, notebooks become pages, formulas MathML."""
 
 from __future__ import annotations
 

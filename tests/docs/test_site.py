@@ -21,21 +21,21 @@ class Tags(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
 
 
 @pytest.fixture(scope="module")
 def tags(site) -> dict[Path, list[tuple[str, dict[str, str | None]]]]:
-    return {path.relative_to(site): Tags(path).found for path in site.rglob("*.html")}
+    return {path.relative_to(site): Tags(path).tags for path in site.rglob("*.html")}
 
 
 def test_nothing_but_a_link_leads_outside(site, tags):
-    for path, found in tags.items():
-        for tag, attributes in found:
+    for path, page_tags in tags.items():
+        for tag, attributes in page_tags:
             if tag != "a":
                 values = [attributes.get(name) or "" for name in ("src", "href", "srcset", "data", "action", "style")]
                 assert not re.search(r"(?:^|\()\s*(?:https?:)?//", " ".join(values)), (path, tag, attributes)
@@ -44,7 +44,7 @@ def test_nothing_but_a_link_leads_outside(site, tags):
 
 
 def test_every_picture_says_what_it_shows(tags):
-    pictures = [(path, attributes) for path, found in tags.items() for tag, attributes in found if tag == "img"]
+    pictures = [(path, attributes) for path, page_tags in tags.items() for tag, attributes in page_tags if tag == "img"]
     assert len(pictures) > 20
     for path, attributes in pictures:
         assert (attributes.get("alt") or "").strip(), (path, attributes)

@@ -1,7 +1,7 @@
 """A `spaces` of our own: its GPU functions run in forked processes, and everything crosses pickled, as on ZeroGPU.
 
 ``put_in_place`` makes it what ``import spaces`` finds. As there, a process may serve the next job too (``keep``), generators lose what
-they return, errors other than Gradio's lose their words, and whoever closes a generator stops the process's.
+they return, errors other than Gradio's lose their words, and closing a generator stops the process's.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ user: ContextVar[str] = ContextVar("user", default="nobody")  # `spaces` reads G
 
 
 class Spaces:
-    """What was asked of the scheduler, and how it behaves."""
+    """Record of the scheduler's calls, and its behaviour."""
 
     def __init__(self) -> None:
         self.keep = True  # whether a process serves the next job too
         self.quota = float("inf")  # seconds left
-        self.asked: list[float] = []
+        self.durations: list[float] = []
         self.users: list[str] = []
         self.forks = 0
         self.process: Any = None
@@ -46,7 +46,7 @@ class Spaces:
 
         def handler(*arguments: Any) -> Iterator[Any]:
             seconds = duration(*arguments)
-            self.asked.append(seconds)
+            self.durations.append(seconds)
             self.users.append(user.get())
             if seconds > self.quota:
                 raise gr.Error(f"You have exceeded your quota ({seconds}s requested vs. {self.quota}s left).")
@@ -56,12 +56,12 @@ class Spaces:
         return handler
 
     def run(self, task: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> Iterator[Any]:
-        jobs, said, closed = self.worker(task)
+        jobs, replies, closed = self.worker(task)
         closed.clear()
         jobs.put(arguments)
         try:
             while True:
-                kind, value = said.get()
+                kind, value = replies.get()
                 if kind == "end":
                     break
                 if kind == "error":
@@ -71,7 +71,7 @@ class Spaces:
                     yield value
                 except GeneratorExit:
                     closed.set()
-                    while said.get()[0] == "said":
+                    while replies.get()[0] == "said":
                         pass
                     raise
         finally:
@@ -94,7 +94,7 @@ class Spaces:
             self.process = None
 
 
-def serve(task: Callable[..., Iterator[Any]], jobs: Any, said: Any, closed: Any) -> None:
+def serve(task: Callable[..., Iterator[Any]], jobs: Any, replies: Any, closed: Any) -> None:
     def run(arguments: tuple[Any, ...]) -> None:
         words = task(*arguments)
         try:
@@ -102,10 +102,10 @@ def serve(task: Callable[..., Iterator[Any]], jobs: Any, said: Any, closed: Any)
                 if closed.is_set():
                     words.close()  # type: ignore[attr-defined]
                     break
-                said.put(("said", word))
-            said.put(("end", None))
+                replies.put(("said", word))
+            replies.put(("end", None))
         except BaseException as error:  # noqa: BLE001 - as `spaces` hands it on
-            said.put(("error", type(error).__name__))
+            replies.put(("error", type(error).__name__))
 
     close_connections()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not what the app does when it is told to stop
@@ -124,7 +124,7 @@ def close_connections() -> None:
 
 
 def made_up(spaces: Spaces) -> ModuleType:
-    """What ``import spaces`` gives then."""
+    """Return the module that ``import spaces`` gives then."""
     module = ModuleType("spaces")
     module.__dict__["GPU"] = spaces.gpu
     return module

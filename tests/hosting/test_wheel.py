@@ -28,9 +28,9 @@ def wheel(tmp_path_factory):
 def test_it_holds_the_package_with_the_app_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"sinkgate"}
-    for folder, place in (("sinkgate", "sinkgate"), ("app", "sinkgate/app")):
+    for folder, target in (("sinkgate", "sinkgate"), ("app", "sinkgate/app")):
         files = [path for path in (ROOT / folder).rglob("*") if path.suffix in space.SUFFIXES]
-        wanted = {f"{place}/{path.relative_to(ROOT / folder).as_posix()}" for path in files}
+        wanted = {f"{target}/{path.relative_to(ROOT / folder).as_posix()}" for path in files}
         assert wanted <= {*names}, wanted - {*names}
 
 

@@ -61,7 +61,7 @@ def far_session(far_bench, image, question=QUESTION):
     return far_bench.open(far_bench.prompt(image, question), "auto")
 
 
-def told(stream):
+def updates_of(stream):
     texts = []
     while True:
         try:
@@ -88,7 +88,7 @@ def test_a_far_session_says_what_a_near_one_says(far_bench, spaces, here, image,
     for setting in (None, gates):
         assert_same(far.predict(setting), here.predict(setting))
         assert_same(far.answer(setting, max_new_tokens=8), here.answer(setting, max_new_tokens=8))
-        texts, trace = told(far.stream(setting, max_new_tokens=8))
+        texts, trace = updates_of(far.stream(setting, max_new_tokens=8))
         assert_same(trace, here.answer(setting, max_new_tokens=8))
         assert texts[-1] == trace.text
     assert far.resumes == here.resumes
@@ -121,10 +121,10 @@ def test_the_unchanged_prediction_takes_no_gpu_again(far_bench, spaces, demo, im
 
 def test_what_the_unchanged_model_said_is_remembered(far_bench, spaces, here, image, gates):
     first = far_session(far_bench, image)
-    told(first.stream(max_new_tokens=8))
+    updates_of(first.stream(max_new_tokens=8))
     taken = len(spaces.asked)
     second = far_session(far_bench, image.copy())
-    texts, trace = told(second.stream(max_new_tokens=8))
+    texts, trace = updates_of(second.stream(max_new_tokens=8))
     assert len(spaces.asked) == taken and set(texts) == {trace.text}
     assert_same(trace, here.answer(max_new_tokens=8))
     assert (second.nbytes, second.resumes) == (first.nbytes, first.resumes)
@@ -155,7 +155,7 @@ def test_the_memory_is_bounded(spaces):
 
 def test_only_text_and_bytes_cross(far_bench, spaces, image, gates):
     far = far_session(far_bench, image)
-    told(far.stream(gates, max_new_tokens=8))
+    updates_of(far.stream(gates, max_new_tokens=8))
     assert {type(value) for value in spaces.crossed} == {str, bytes}
 
 
@@ -187,14 +187,14 @@ def test_the_time_asked_for_grows_with_the_work_and_the_model(far_bench, spaces,
 def test_the_user_is_known_to_the_scheduler(far_bench, spaces, image):
     user.set("somebody")
     far = far_session(far_bench, image)
-    told(far.stream(max_new_tokens=4))  # which runs in a thread of its own
+    updates_of(far.stream(max_new_tokens=4))  # which runs in a thread of its own
     assert spaces.users == ["somebody", "somebody"]
 
 
 def test_stopping_gives_the_text_so_far_and_frees_the_process(far_bench, spaces, here, image):
     whole = here.answer(max_new_tokens=32).text
     far = far_session(far_bench, image, "What do you see?")
-    texts, trace = told(far.stream(max_new_tokens=32, stop=lambda: True))
+    texts, trace = updates_of(far.stream(max_new_tokens=32, stop=lambda: True))
     assert len(texts) <= 1 or trace.text == texts[-1]
     assert_same(far.predict(), far_session(far_bench, image, "What do you see?").predict())
     stream = far.stream(max_new_tokens=32)
@@ -213,7 +213,7 @@ def test_the_turn_is_held_while_the_gpu_writes(far_bench, image):
         def __exit__(self, *error):
             held.append(threading.get_ident())
 
-    told(far.stream(max_new_tokens=4, within=Turn()))  # type: ignore[arg-type]
+    updates_of(far.stream(max_new_tokens=4, within=Turn()))  # type: ignore[arg-type]
     assert len(held) == 2 and len({*held, threading.get_ident()}) == 2
 
 

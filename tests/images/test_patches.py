@@ -1,4 +1,4 @@
-"""Where visual tokens lie in the picture, measured on the real image processors of many families."""
+"""Places of visual tokens in the picture, measured on the real image processors of many families."""
 
 import importlib
 
@@ -55,8 +55,8 @@ def test_resize_and_centre_crop(size):
 def test_pictures_of_any_size_flattened_and_merged(sizes):
     """Qwen2-VL's processor cuts patches itself, neighbours of a token one after the other."""
     images = processor("qwen2_vl", "Qwen2VL", size={"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 40})
-    made = images(images=[Image.new("RGB", size) for size in sizes], return_tensors="pt")
-    grids = [(int(h), int(w)) for _, h, w in made["image_grid_thw"]]
+    processed = images(images=[Image.new("RGB", size) for size in sizes], return_tensors="pt")
+    grids = [(int(h), int(w)) for _, h, w in processed["image_grid_thw"]]
     token = one_run(grids, sum(h * w for h, w in grids) // 4)
     sheets = sheets_of(
         lambda pictures: images(images=pictures, return_tensors="pt")["pixel_values"].flatten(1), grids, token, sizes
@@ -107,11 +107,11 @@ def test_padded_tiles_reach_beyond_the_picture(size):
     patches, _ = cut(crops_of([Image.new("RGB", size)]), 7)
     places = measure_places(lambda pictures: cut(crops_of(pictures), 7)[0], [size])
     assert (places.image >= -1).all() and len(places.image) == len(patches)
-    seen = places.image == 0
-    inside = (places.center[seen] >= 0) & (places.center[seen] <= torch.tensor(size))
-    assert inside.all() and seen[:64].all(), "the overview sees the picture only"
+    own = places.image == 0
+    inside = (places.center[own] >= 0) & (places.center[own] <= torch.tensor(size))
+    assert inside.all() and own[:64].all(), "the overview sees the picture only"
     if size[0] != size[1]:
-        assert not seen.all()
+        assert not own.all()
 
 
 def test_a_sheet_spreads_values_and_finds_tokens():

@@ -29,7 +29,7 @@ CLOSE = 2e-3  # of probabilities: rounding, and another order of summation
 
 @dataclass(frozen=True)
 class Expected:
-    """What the model says to one setting."""
+    """Answer of the model to one setting."""
 
     words: dict[str, float]
     text: str
@@ -49,7 +49,7 @@ class Errand:
 
 @dataclass
 class Notes:
-    """What the users have seen, all together."""
+    """Replies to all users."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     wrong: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ def demo() -> sg.VLM:
 def errands(vlm: sg.VLM, user: int, count: int) -> list[Errand]:
     """A user's errands, computed without the app."""
     rng = Random(f"user {user}")
-    made = []
+    chosen = []
     for _ in range(count):
         scene, question = Scene.random(rng), rng.choice(QUESTIONS)
         scales = [
@@ -76,8 +76,8 @@ def errands(vlm: sg.VLM, user: int, count: int) -> list[Errand]:
         sinks = sg.find_sinks(vlm, prompt)
         gates = sg.Gates.from_lists(v_sink=scales[0], rest=scales[1])
         both = [_expected(vlm, prompt, sinks, table) for table in (None, gates)]
-        made.append(Errand(scene, question, *scales, *both))
-    return made
+        chosen.append(Errand(scene, question, *scales, *both))
+    return chosen
 
 
 def _expected(vlm: sg.VLM, prompt: sg.Prompt, sinks: sg.SinkMap, gates: sg.Gates | None) -> Expected:
@@ -147,12 +147,12 @@ class PageClient(threading.Thread):
         if "maps" in shown:
             words = {word: gated for word, _, gated in shown["maps"]["words"]}
             self.check("first words", words, errand.gated.words, errand)
-        told = self.timed("answer", lambda: self.faders(errand.v_sink, errand.rest, "commit"))
-        self.note_status(told)
-        if "answers" in told and told["answers"]["done"]:
-            said = [" ".join(word for word, _ in told["answers"][side]) for side in ("unchanged", "gated")]
+        reply = self.timed("answer", lambda: self.faders(errand.v_sink, errand.rest, "commit"))
+        self.note_status(reply)
+        if "answers" in reply and reply["answers"]["done"]:
+            texts = [" ".join(word for word, _ in reply["answers"][side]) for side in ("unchanged", "gated")]
             self.compare(
-                "answers", said, [" ".join(errand.unchanged.text.split()), " ".join(errand.gated.text.split())], errand
+                "answers", texts, [" ".join(errand.unchanged.text.split()), " ".join(errand.gated.text.split())], errand
             )
 
     def faders(self, v_sink: list[float], rest: list[float], trigger: str) -> dict:
@@ -199,9 +199,9 @@ class Program(PageClient):
                 errand.scene.render(448).save(path := Path(folder) / "scene.png")
                 gates = sg.Gates.from_lists(v_sink=errand.v_sink, rest=errand.rest).to_json()
                 ask = partial(client.predict, handle_file(path), errand.question, gates, api_name="/answer")
-                told = self.timed("api", ask)
-                self.compare("api", told["text"], errand.gated.text, errand)
-                self.check("api's first words", dict(told["next_token"]), errand.gated.words, errand)
+                reply = self.timed("api", ask)
+                self.compare("api", reply["text"], errand.gated.text, errand)
+                self.check("api's first words", dict(reply["next_token"]), errand.gated.words, errand)
 
 
 class Person(PageClient):
@@ -228,7 +228,7 @@ class Person(PageClient):
                 self.notes.wrong.append(f"browser console: {tab.errors[0]}"[:300])
 
     def direct(self, scales: list[float]) -> str:
-        """What the model says under the scales that the mouse has reached."""
+        """Return the model's answer under the scales that the mouse has reached."""
         vlm = demo()
         prompt = vlm.prompt(Scene.random(Random(71)).render(448), QUESTIONS[0])
         return vlm.answer(prompt, sg.Gates.from_lists(v_sink=scales, rest=[1.0] * len(scales))).text

@@ -38,16 +38,16 @@ class RawClient:
         """Leave, as a closed tab does."""
         self.http.close()
 
-    def send(self, component: str, trigger: str, **given: Any) -> dict[str, Any]:
+    def send(self, component: str, trigger: str, **changes: Any) -> dict[str, Any]:
         """Run one event to its end; gives what the components got, without those that were left alone."""
-        *_, last = self.stream(component, trigger, **given)
+        *_, last = self.stream(component, trigger, **changes)
         return last
 
     def follow(self, component: str, trigger: str) -> dict[str, Any]:
         """Run what the page runs after this event."""
         return self.send(*self._next[component, trigger])
 
-    def stream(self, component: str, trigger: str, **given: Any) -> Iterator[dict[str, Any]]:
+    def stream(self, component: str, trigger: str, **changes: Any) -> Iterator[dict[str, Any]]:
         """Run one event; yields what comes back, a generator's parts too (the first whole, the later ones as Gradio's differences).
 
         Raises:
@@ -55,7 +55,7 @@ class RawClient:
             RuntimeError: the event failed.
         """
         event, inputs, outputs = self._events[component, trigger]
-        self.values |= given
+        self.values |= changes
         data = [None if name == "state" else self.values.get(name) for name in inputs]
         body = {"fn_index": event, "session_hash": self.session, "data": data}
         joined = self.http.post(f"{API}/queue/join", json=body).raise_for_status().json()["event_id"]
@@ -64,10 +64,10 @@ class RawClient:
                 continue
             if not message["success"]:
                 raise RuntimeError(f"{component}.{trigger} failed: {message['output']}")
-            told = message["output"]["data"]
+            output = message["output"]["data"]
             got = {
                 name: value
-                for name, value in zip(outputs, told, strict=True)
+                for name, value in zip(outputs, output, strict=True)
                 if not (isinstance(value, dict) and value.get("__type__") == "update")
             }
             if message["msg"] == "process_completed":

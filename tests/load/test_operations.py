@@ -65,8 +65,8 @@ def test_logs_are_json_and_hold_nothing_that_users_wrote(app: App, client: RawCl
 def test_a_model_that_raises_is_one_sentence_and_the_next_question_works(altered_app: App) -> None:
     client = RawClient(altered_app.address)
     client.send("", "load")
-    told = ask(client, "Which shapes are there?")
-    assert told["status"] == {
+    reply = ask(client, "Which shapes are there?")
+    assert reply["status"] == {
         "text": "Unexpected error: the page keeps its last result. Try again.",
         "tone": "warning",
     }
@@ -101,8 +101,8 @@ def test_sigterm_in_mid_answer_finishes_it_and_tells_those_who_wait(altered_app:
         ask(client, LONG)
     stream = answered.stream("mixer", "commit")
     next(stream)
-    told: list[dict] = []
-    thread = threading.Thread(target=lambda: told.append(ask(waiting, "How many objects are there?")))
+    messages: list[dict] = []
+    thread = threading.Thread(target=lambda: messages.append(ask(waiting, "How many objects are there?")))
     thread.start()
     wait_for(lambda: altered_app.measured("sinkgate_waiting ") == 1)
     altered_app.process.send_signal(signal.SIGTERM)
@@ -110,7 +110,7 @@ def test_sigterm_in_mid_answer_finishes_it_and_tells_those_who_wait(altered_app:
     *_, last = stream
     assert last["answers"]["done"] and last["answers"]["unchanged"]
     thread.join(60)
-    assert "about to stop or restart" in told[0]["status"]["text"]
+    assert "about to stop or restart" in messages[0]["status"]["text"]
     assert altered_app.process.wait(60) == 0
     for client in (answered, waiting):
         client.close()

@@ -256,8 +256,8 @@ def test_somebodys_own_readme_stays(saved):
 def test_a_hub_id_fetches_the_two_files(saved, monkeypatch):
     request = {}
 
-    def fetched(place, **options):
-        request.update(options, place=place)
+    def fetched(source, **options):
+        request.update(options, source=source)
         return str(saved)
 
     monkeypatch.setattr(serialization, "snapshot_download", fetched)
@@ -278,9 +278,9 @@ def test_offline_is_one_sentence():
     with pytest.raises(sg.GateError, match="from nobody-here/no-gates: .*cannot be reached.*hf download") as caught:
         LSG.from_pretrained("nobody-here/no-gates")
     assert "\n" not in str(caught.value)
-    for place in ("nowhere", "a/b/c", Path("nobody-here/no-gates"), "../gates"):
+    for source in ("nowhere", "a/b/c", Path("nobody-here/no-gates"), "../gates"):
         with pytest.raises(sg.GateError, match="no such folder; a Hub id reads owner/name"):
-            LSG.from_pretrained(place)
+            LSG.from_pretrained(source)
 
 
 class FakeHub:

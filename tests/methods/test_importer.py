@@ -267,7 +267,7 @@ STACK = [3, 6, 7, 10, 19]
 
 
 def test_places_in_a_list_are_not_taken_for_layers(put):
-    gates = {place: gate(place) for place in range(5)}
+    gates = {index: gate(index) for index in range(5)}
     tensors = named("sequential", gates)
     with pytest.raises(sg.GateError, match=r"names say layers \[0, 1, 2, 3, 4\], settings say"):
         import_gates(put(tensors)).to_lsg()
@@ -278,13 +278,13 @@ def test_places_in_a_list_are_not_taken_for_layers(put):
     for report in (import_gates(put(tensors, layers=STACK)), import_gates(put(tensors), layers=STACK)):
         lsg = report.to_lsg()
         assert list(lsg.config.layers) == STACK
-        assert all(same(lsg, layer, gates[place]) for place, layer in enumerate(STACK))
+        assert all(same(lsg, layer, gates[index]) for index, layer in enumerate(STACK))
 
 
 def test_layers_given_go_by_the_numbers_in_names_not_by_their_spelling(put):
-    gates = {place: gate(place) for place in (2, 10, 9)}
+    gates = {index: gate(index) for index in (2, 10, 9)}
     lsg = import_gates(put(named("flat", gates)), layers=[20, 21, 22]).to_lsg()
-    assert all(same(lsg, layer, gates[place]) for layer, place in ((20, 2), (21, 9), (22, 10)))
+    assert all(same(lsg, layer, gates[index]) for layer, index in ((20, 2), (21, 9), (22, 10)))
     with pytest.raises(sg.GateError, match="3 gates are in .*a layer for each"):
         import_gates(put(named("flat", gates)), layers=[20])
 

@@ -96,15 +96,15 @@ def test_gradients_equal_finite_differences():
     loss().backward()
     for gate in lsg.gates.values():
         weight = gate.up.weight
-        for place in ((0, 0), (1, 2), (0, 1)):
+        for position in ((0, 0), (1, 2), (0, 1)):
             step, values = 1e-5, []
             for sign in (1, -1):
                 with torch.no_grad():
-                    weight[place] += sign * step
+                    weight[position] += sign * step
                     values.append(float(loss()))
-                    weight[place] -= sign * step
+                    weight[position] -= sign * step
             slope = (values[0] - values[1]) / (2 * step)
-            assert weight.grad[place].item() == pytest.approx(slope, rel=1e-4, abs=1e-8)
+            assert weight.grad[position].item() == pytest.approx(slope, rel=1e-4, abs=1e-8)
     assert any(gate.down.weight.grad.abs().sum() > 0 for gate in lsg.gates.values())
 
 

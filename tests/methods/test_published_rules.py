@@ -198,8 +198,8 @@ def test_pai_guides_as_transformers_processor_does(tiny, prompts):
 
 def test_pai_excludes_implausible_tokens_and_refuses_beams(tiny, prompts):
     logits = torch.tensor([3.0, 2.0, 0.0])
-    kept = PAI(plausibility=0.1).guided(logits, torch.zeros(3)).isfinite()
-    assert kept.tolist() == [True, True, False]
+    plausible = PAI(plausibility=0.1).guided(logits, torch.zeros(3)).isfinite()
+    assert plausible.tolist() == [True, True, False]
     batch = tiny.batch(prompts[:1], [masks(tiny, prompts[0])])
     with (
         pytest.raises(sg.UnsupportedModelError, match="got 2 for 1: leave beams out"),

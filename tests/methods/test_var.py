@@ -13,7 +13,7 @@ from sinkgate.methods import VAR
 from sinkgate.methods.decoder_inputs import beams
 
 
-def published(row, sinks, visual, *, most_sink_share, kept, least_image):
+def published(row, sinks, visual, *, most_sink_share, keep_share, least_image):
     """One row of one head, in the released code's letters: rho is ``most_sink_share``, p is ``kept``, summ ``least_image``."""
     sinks, visual = set(sinks), set(visual)
     image = sum(row[k] for k in visual)
@@ -21,9 +21,9 @@ def published(row, sinks, visual, *, most_sink_share, kept, least_image):
     if not sinks & visual or image < least_image or on_visual_sinks / image > most_sink_share:
         return list(row)
     others = visual - sinks
-    budget = sum(row[k] * (1 - kept) for k in sinks)
+    budget = sum(row[k] * (1 - keep_share) for k in sinks)
     total = sum(row[k] for k in others)
-    new = [value * kept if k in sinks else value for k, value in enumerate(row)]
+    new = [value * keep_share if k in sinks else value for k, value in enumerate(row)]
     for k in others:
         new[k] += budget * row[k] / total
     return new
@@ -31,7 +31,7 @@ def published(row, sinks, visual, *, most_sink_share, kept, least_image):
 
 def in_the_papers_words(row, sinks, visual, *, rho, p, least_image):
     """The same with the paper's rho, a least share of non-sinks, and p, the share that is moved."""
-    return published(row, sinks, visual, most_sink_share=1 - rho, kept=1 - p, least_image=least_image)
+    return published(row, sinks, visual, most_sink_share=1 - rho, keep_share=1 - p, least_image=least_image)
 
 
 @st.composite
@@ -59,7 +59,7 @@ def test_equals_the_published_rule_in_both_readings_of_its_letters(case, rho, p,
         if share == 1.0 or abs(1 - share - rho) < 1e-12:
             continue  # no visual token left to receive anything; or a tie that rounding decides
         paper = in_the_papers_words(given_row, *where, rho=rho, p=p, least_image=least_image)
-        code = published(given_row, *where, most_sink_share=1 - rho, kept=1 - p, least_image=least_image)
+        code = published(given_row, *where, most_sink_share=1 - rho, keep_share=1 - p, least_image=least_image)
         assert ours[sample, head, row].tolist() == pytest.approx(paper, abs=1e-12)
         assert paper == pytest.approx(code, abs=1e-12)
 

@@ -59,14 +59,14 @@ class FromScratch:
     def __init__(self, vlm, scales):
         self.vlm, self.scales = vlm, scales
         self.layer = {module: index for index, module in enumerate(vlm.attention)}
-        self.seen = 0  # positions so far; the first layer always gets all of them
+        self.length = 0  # positions so far; the first layer always gets all of them
         self.last_rows = {index: [] for index in range(len(vlm.attention))}
 
     def __call__(self, module, query, key, value, attention_mask, scaling=None, softcap=None, **_):
         samples, heads, queries, _ = query.shape
-        self.seen += queries if self.layer[module] == 0 else 0
+        self.length += queries if self.layer[module] == 0 else 0
         keys = key.shape[2]
-        first = 0 if self.vlm.adapter.cross_attention else max(0, self.seen - keys)
+        first = 0 if self.vlm.adapter.cross_attention else max(0, self.length - keys)
         repeat = heads // key.shape[1]
         out = torch.zeros(samples, queries, heads, value.shape[-1], dtype=query.dtype)
         last = torch.zeros(samples, heads, keys, dtype=query.dtype)
@@ -117,7 +117,7 @@ class LimitedFromScratch(FromScratch):
         scores = scores.clone()
         scales = self.scales[layer][sample, min(head, self.scales.shape[2] - 1)]
         for row in range(len(scores)):
-            position = self.seen - len(scores) + row
+            position = self.length - len(scores) + row
             within = self.limits.rows[sample]
             if not (within[position] if position < len(within) else self.limits.later[sample]):
                 continue
@@ -251,8 +251,8 @@ def test_an_image_encoded_once_serves_every_call(family):
 def test_gates_by_group_move_the_answer_and_leave_nothing(family):
     vlm = vlm_of(family)
     prompt = vlm.read(family.sample())
-    seen = vlm.observe(prompt)  # transformers installs its own capture hooks at the first use and keeps them
-    sinks = sg.sinks.classify.classify(seen, prompt.sheets, v_sink="attention", l_sink="attention")
+    observation = vlm.observe(prompt)  # transformers installs its own capture hooks at the first use and keeps them
+    sinks = sg.sinks.classify.classify(observation, prompt.sheets, v_sink="attention", l_sink="attention")
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in vlm.model.modules())
     plain = vlm.predict(prompt, None, sinks)
     halved = vlm.predict(prompt, sg.Gates.ones(vlm).set("v_sink", 0.5).set("rest", 0.5), sinks)
@@ -262,9 +262,9 @@ def test_gates_by_group_move_the_answer_and_leave_nothing(family):
     assert torch.allclose(sum(shares.values(), torch.zeros(())), torch.ones(vlm.num_layers), atol=1e-4)
     assert torch.equal(vlm.predict(prompt).probabilities, plain.probabilities)
     assert hooks == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in vlm.model.modules())
-    assert seen.hidden.shape[0] == seen.attention.shape[0] == vlm.num_layers
-    assert sg.discover_dimensions(seen.hidden) == (), "random weights have no sink dimensions"
-    assert seen.features is None or sg.discover_dimensions(seen.features[None]) == ()
+    assert observation.hidden.shape[0] == observation.attention.shape[0] == vlm.num_layers
+    assert sg.discover_dimensions(observation.hidden) == (), "random weights have no sink dimensions"
+    assert observation.features is None or sg.discover_dimensions(observation.features[None]) == ()
 
 
 def test_prompts_side_by_side_equal_prompts_one_by_one(family):
@@ -280,8 +280,8 @@ def test_prompts_side_by_side_equal_prompts_one_by_one(family):
     generated_rows = FineGates.ones(vlm, rows="text, generated", rule="monotone").set("rest", 1.8)
     for tables in (gates, [last, gates[0], generated_rows]):
         together_ = vlm.predict_all(prompts, tables, sinks)
-        for prompt, table, found, trace in zip(prompts, tables, sinks, together_, strict=True):
-            alone = vlm.predict(prompt, table, found)
+        for prompt, table, sink_map, trace in zip(prompts, tables, sinks, together_, strict=True):
+            alone = vlm.predict(prompt, table, sink_map)
             assert torch.allclose(trace.probabilities, alone.probabilities, atol=1e-6)
             assert torch.allclose(trace.attention, alone.attention, atol=1e-6)
 
@@ -477,7 +477,7 @@ def test_an_unknown_merge_is_measured_prompt_by_prompt():
 
 
 class Largest(TorchDispatchMode):
-    """How many elements the largest tensor has that is made within the block."""
+    """Record the number of elements of the largest tensor that is made within the block."""
 
     elements = 0
 
@@ -498,13 +498,13 @@ def test_the_encoders_attention_is_read_in_one_layer_and_never_whole(name, monke
     inputs = {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": torch.tensor([[1, side, side]])}
     prompt = vlm.read({**inputs, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": (ids == IMAGE).long()})
     whole = vlm.observe_encoder(prompt).encoder_attention
-    seen, compute = [], attention_module.attention_rows
+    shapes, compute = [], attention_module.attention_rows
     monkeypatch.setattr(recorder_module, "CHUNK", 1 << 16)
     monkeypatch.setattr(
-        attention_module, "attention_rows", lambda module, *a, **k: (seen.append(module), compute(module, *a, **k))[1]
+        attention_module, "attention_rows", lambda module, *a, **k: (shapes.append(module), compute(module, *a, **k))[1]
     )
     with Largest() as largest:
         part = vlm.observe_encoder(prompt).encoder_attention
     assert torch.allclose(part, whole, atol=1e-5) and part.mean() == pytest.approx(1, abs=1e-4)
-    assert set(seen) == {vlm.adapter.encoder_attention[vlm.adapter.reading_layer]} and len(seen) > 100
+    assert set(shapes) == {vlm.adapter.encoder_attention[vlm.adapter.reading_layer]} and len(shapes) > 100
     assert largest.elements < len(pixels) ** 2 / 4, "less than a quarter of one head's attention"

@@ -65,12 +65,12 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_dimension_that_every_prompt_shows_is_sure():
-    found = discover(Counted())
-    (evidence,) = found.llm.dimensions
-    assert (evidence.dimension, evidence.layers, evidence.prompts, found.prompts) == (5, (1, 2), 6, 6)
+    discovery = discover(Counted())
+    (evidence,) = discovery.llm.dimensions
+    assert (evidence.dimension, evidence.layers, evidence.prompts, discovery.prompts) == (5, (1, 2), 6, 6)
     assert evidence.confidence > 0.8 and evidence.share == pytest.approx(1 / TOKENS)
-    assert found.dimensions("llm") == (5,) and found.dimensions("vision") == ()
-    text = found.summary()
+    assert discovery.dimensions("llm") == (5,) and discovery.dimensions("vision") == ()
+    text = discovery.summary()
     assert (
         "The LLM spikes in dimension 5, confidence 0.86 (high)" in text and "6 of 6 prompts" in text and "1-2" in text
     )
@@ -78,16 +78,16 @@ def test_a_dimension_that_every_prompt_shows_is_sure():
 
 
 def test_a_spike_in_one_prompt_only_is_not():
-    found = discover(Counted(spike=[3]))
-    (evidence,) = found.llm.dimensions
-    assert evidence.prompts == 1 and evidence.confidence < 0.15 and found.dimensions("llm") == ()
-    assert found.dimensions("llm", at_least=0.1) == (5,) and "(low)" in found.summary()
+    discovery = discover(Counted(spike=[3]))
+    (evidence,) = discovery.llm.dimensions
+    assert evidence.prompts == 1 and evidence.confidence < 0.15 and discovery.dimensions("llm") == ()
+    assert discovery.dimensions("llm", at_least=0.1) == (5,) and "(low)" in discovery.summary()
 
 
 def test_none_is_an_answer_and_so_is_an_encoder_that_cannot_be_looked_into():
-    found = discover(Counted(spike=(), vision=False))
-    assert found.vision is None and found.llm.dimensions == ()
-    assert "cannot be looked into" in found.summary() and "The LLM has no sink dimensions" in found.summary()
+    discovery = discover(Counted(spike=(), vision=False))
+    assert discovery.vision is None and discovery.llm.dimensions == ()
+    assert "cannot be looked into" in discovery.summary() and "The LLM has no sink dimensions" in discovery.summary()
 
 
 def test_why_there_is_none():
@@ -98,24 +98,24 @@ def test_why_there_is_none():
     signed[:, :20, 9] = 900
     signed[:, :10, 9] = -900
     riding[:, 4, 10:40] = 900
-    found = discover(Counted(spike=()))
-    text = replace(found, vision=gather_evidence(content), llm=gather_evidence(loud)).summary()
+    discovery = discover(Counted(spike=()))
+    text = replace(discovery, vision=gather_evidence(content), llm=gather_evidence(loud)).summary()
     assert "channel (9) reaches" in text and "50% of the tokens are about as loud in it: it carries content" in text
     assert "loud in every channel" in text
-    text = replace(found, vision=gather_evidence(signed), llm=gather_evidence(riding)).summary()
+    text = replace(discovery, vision=gather_evidence(signed), llm=gather_evidence(riding)).summary()
     assert "tokens loud in it have both signs (50% agree): it carries content" in text
     assert "but holds 3.3% of its token's squared norm: it rides along with others" in text
 
 
 def test_the_surest_comes_first_with_medians_over_its_prompts():
     quiet = torch.randn(LAYERS, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
-    seen = []
+    evidence = []
     for size in (2000, 3000, 9000):
         hidden = quiet.clone()
         hidden[1, 0, 5] = size
         hidden[(2 if size > 2000 else 0), 0, 6] = 150
-        seen.append(gather_evidence(hidden))
-    first, second = combine(seen).dimensions
+        evidence.append(gather_evidence(hidden))
+    first, second = combine(evidence).dimensions
     assert (first.dimension, second.dimension) == (5, 6) and first.confidence > second.confidence
     assert first.ratio == pytest.approx(3000 / float(quiet[1].abs().median()), rel=0.01)
     assert second.layers == (2,), "a layer that less than half of the prompts show is left out"
@@ -150,15 +150,15 @@ def test_planted_in_a_real_model(dtype):
         language[0].register_forward_hook(plant(-1, 11, 1e6)),
         vision[0].register_forward_hook(plant(1 + 4, 20, -1e6)),  # after CLS: patch 4
     ]
-    found = discover(vlm, cache=False)
+    discovery = discover(vlm, cache=False)
     prompt = vlm.prompt(noise_image(), "How many objects are there?")
     sinks = sg.find_sinks(
-        vlm, prompt, v_sink=SinkDimensions(found.dimensions("vision"), tau=5), l_sink=SinkDimensions((11,), tau=5)
+        vlm, prompt, v_sink=SinkDimensions(discovery.dimensions("vision"), tau=5), l_sink=SinkDimensions((11,), tau=5)
     )
     for hook in hooks:
         hook.remove()
-    assert found.dimensions("llm") == (11,) and found.llm.dimensions[0].layers == (1, 2)
-    assert found.dimensions("vision") == (20,) and found.vision.dimensions[0].prompts == 6
+    assert discovery.dimensions("llm") == (11,) and discovery.llm.dimensions[0].layers == (1, 2)
+    assert discovery.dimensions("vision") == (20,) and discovery.vision.dimensions[0].prompts == 6
     assert sinks.v_sink.nonzero()[:, 0].tolist() == [4] and not sinks.l_sink.any()
 
 
@@ -185,8 +185,8 @@ def test_a_broken_file_is_measured_again_and_replaced(cache, content):
     file = cache_file(vlm)
     file.parent.mkdir(parents=True)
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    found = discover(vlm)
-    assert vlm.runs == 6 and Discovery.from_json(file.read_text()) == found
+    discovery = discover(vlm)
+    assert vlm.runs == 6 and Discovery.from_json(file.read_text()) == discovery
 
 
 def test_what_is_never_kept(cache):
@@ -244,18 +244,18 @@ def test_default_prompts_are_the_same_each_time():
 @pytest.mark.parametrize("vlm", [Counted(), Counted(vision=False, revision=None), Counted(spike=())])
 def test_json_round_trip(vlm):
     vlm.runs = 0
-    found = discover(vlm, cache=False)
-    assert Discovery.from_json(found.to_json()) == found
+    discovery = discover(vlm, cache=False)
+    assert Discovery.from_json(discovery.to_json()) == discovery
 
 
 def test_files_written_before_a_measure_was_added_are_read():
-    found = discover(Counted(), cache=False)
-    content = json.loads(found.to_json())
+    discovery = discover(Counted(), cache=False)
+    content = json.loads(discovery.to_json())
     for evidence in (content["llm"]["loudest"], *content["llm"]["dimensions"]):
         for measure in ("dominance", "agreement", "first"):
             del evidence[measure]
     read = Discovery.from_json(json.dumps(content))
-    assert read.dimensions("llm") == found.dimensions("llm") and read.llm.dimensions[0].dominance is None
+    assert read.dimensions("llm") == discovery.dimensions("llm") and read.llm.dimensions[0].dominance is None
     assert Discovery.from_json(read.to_json()) == read and "dimension 5" in read.summary()
 
 
@@ -367,11 +367,11 @@ def test_a_name_alone_is_not_believed():
 
 
 def test_discovered_dimensions_with_a_tau_that_they_can_reach():
-    found = discover(Counted())
-    assert found.criterion("llm") == Choice(SinkDimensions((5,), tau_for(WIDTH)), "discovered on 6 prompts")
+    discovery = discover(Counted())
+    assert discovery.criterion("llm") == Choice(SinkDimensions((5,), tau_for(WIDTH)), "discovered on 6 prompts")
     assert tau_for(WIDTH) == pytest.approx((0.7 * WIDTH) ** 0.5) and tau_for(4096) == 20
-    weak = replace(found.llm.dimensions[0], dominance=0.1)
-    unreached = replace(found, llm=replace(found.llm, dimensions=(weak,))).criterion("llm")
+    weak = replace(discovery.llm.dimensions[0], dominance=0.1)
+    unreached = replace(discovery, llm=replace(discovery.llm, dimensions=(weak,))).criterion("llm")
     assert unreached.tried[0] == "sink dimensions" and not isinstance(unreached.criterion, SinkDimensions)
 
 
@@ -386,17 +386,17 @@ def test_discovered_dimensions_with_a_tau_that_they_can_reach():
     ],
 )
 def test_the_order_of_auto_without_sink_dimensions(finds, name):
-    found = discover(Counted(spike=()))
-    choice = replace(found, llm=replace(found.llm, finds=finds)).criterion("llm")
+    discovery = discover(Counted(spike=()))
+    choice = replace(discovery, llm=replace(discovery.llm, finds=finds)).criterion("llm")
     assert choice.criterion == sg.CRITERIA[name]
     expected = ["sink dimensions", "massive activations", "norm outliers", "attention share"]
     assert choice.tried == tuple(expected[: expected.index(choice.criterion.name)])
 
 
 def test_discovery_counts_the_prompts_in_which_a_criterion_finds_sinks():
-    found = discover(Counted(spike=[1, 4]))
-    assert found.llm.finds == {"massive": 2, "norm": 2, "attention": 0} and found.vision.finds["norm"] == 0
-    assert Discovery.from_json(found.to_json()) == found
+    discovery = discover(Counted(spike=[1, 4]))
+    assert discovery.llm.finds == {"massive": 2, "norm": 2, "attention": 0} and discovery.vision.finds["norm"] == 0
+    assert Discovery.from_json(discovery.to_json()) == discovery
 
 
 def test_one_criterion_for_every_image_and_none_is_an_answer():
@@ -412,8 +412,8 @@ def test_one_criterion_for_every_image_and_none_is_an_answer():
 
     first, second = (vlm.prompt(noise_image(seed), "What is there?") for seed in (1, 2))
     vlm.decoder.layers[0].register_forward_hook(plant)
-    found = sg.find_sinks(vlm, first)
-    assert found.l_verdict.criterion == "sink dimensions" and found.l_sink[1].nonzero()[:, 0].tolist() == [7]
+    sinks = sg.find_sinks(vlm, first)
+    assert sinks.l_verdict.criterion == "sink dimensions" and sinks.l_sink[1].nonzero()[:, 0].tolist() == [7]
     held = vlm.criteria
     spike["token"] = None
     none, again = sg.find_sinks(vlm, [second, first])
@@ -432,8 +432,8 @@ def test_dimensions_by_name_are_those_of_the_model():
     vlm = sg.VLM(*tiny_llava("siglip"), "quiet")
     vlm.discovery = discover(Counted())
     assert sg.sink_criteria(vlm, l_sink="dimensions").l_sink.criterion == SinkDimensions((5,), tau_for(32))
-    given = SinkDimensions(None, tau=3.0, normalize=False)
-    assert sg.sink_criteria(vlm, l_sink=given).l_sink.criterion == replace(given, dims=(5,))
+    chosen = SinkDimensions(None, tau=3.0, normalize=False)
+    assert sg.sink_criteria(vlm, l_sink=chosen).l_sink.criterion == replace(chosen, dims=(5,))
     assert sg.sink_criteria(vlm, v_sink="dimensions").v_sink.criterion.dims == (), "none, and not looked for again"
 
 

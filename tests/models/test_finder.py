@@ -40,8 +40,8 @@ def test_criteria_are_read_from_text():
 
 def test_tau_is_that_of_the_width_unless_given(demo):
     width = demo.model.config.get_text_config().hidden_size
-    given = SinkFinder(l_sink="dimensions 3 tau 5").criteria(demo).l_sink.criterion
-    assert given == SinkDimensions((3,), 5.0)
+    chosen = SinkFinder(l_sink="dimensions 3 tau 5").criteria(demo).l_sink.criterion
+    assert chosen == SinkDimensions((3,), 5.0)
     assert SinkFinder(l_sink="dimensions 3").criteria(demo).l_sink.criterion == SinkDimensions((3,), tau_for(width))
     assert tau_for(width) < 20
     with pytest.raises(SinkgateError, match=f"no dimension {width} in the LLM of demo: .* {width} wide"):
@@ -50,13 +50,13 @@ def test_tau_is_that_of_the_width_unless_given(demo):
 
 def test_a_finder_finds_what_find_sinks_finds(demo, prompt):
     criteria = {"v_sink": "attention", "l_sink": "dimensions 3 tau 0.5"}
-    finder, found = SinkFinder(**criteria), sg.find_sinks(demo, prompt, **criteria)
-    assert torch.equal(finder(demo, prompt).v_sink, found.v_sink) and found.v_sink.any()
-    assert torch.equal(finder(demo, prompt).l_sink, found.l_sink) and found.l_sink.any()
+    finder, sinks = SinkFinder(**criteria), sg.find_sinks(demo, prompt, **criteria)
+    assert torch.equal(finder(demo, prompt).v_sink, sinks.v_sink) and sinks.v_sink.any()
+    assert torch.equal(finder(demo, prompt).l_sink, sinks.l_sink) and sinks.l_sink.any()
     one_text = SinkFinder("attention; dimensions 3 tau 0.5", "attention; dimensions 3 tau 0.5")
-    assert torch.equal(one_text(demo, prompt).l_sink, found.l_sink) and one_text.settings(demo) == finder.settings(demo)
+    assert torch.equal(one_text(demo, prompt).l_sink, sinks.l_sink) and one_text.settings(demo) == finder.settings(demo)
     alone = replace(finder, v_only=True)
-    assert torch.equal(alone(demo, prompt).v_sink, found.v_sink) and not alone(demo, prompt).l_sink.any()
+    assert torch.equal(alone(demo, prompt).v_sink, sinks.v_sink) and not alone(demo, prompt).l_sink.any()
     assert finder.describe(demo) == "V-sinks by attention share, L-sinks by sink dimensions, dimension 3 (tau 0.5)."
     assert alone.describe(demo) == "V-sinks by attention share." and [*alone.settings(demo)] == ["v_sink"]
 

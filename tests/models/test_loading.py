@@ -75,7 +75,7 @@ def hub(saved, tmp_path, monkeypatch):
 
 
 def refused(source, *words, **options) -> str:
-    """What ``load`` says: one sentence with these words in it."""
+    """Assert that ``load`` refuses in one sentence with these words in it."""
     with pytest.raises(sg.UnsupportedModelError) as caught:
         sg.load(source, **options)
     message = str(caught.value)
@@ -155,9 +155,9 @@ PROCESSORS = {
 @pytest.mark.parametrize("family", VIDEO_FAMILIES)
 def test_processors_with_a_video_part_take_images_without_torchvision(family, tmp_path):
     """The files that such models have on the Hub."""
-    kind, images, whole, place = VIDEO_FAMILIES[family]
+    kind, images, whole, token = VIDEO_FAMILIES[family]
     words = {f"w{number}": number for number in range(100)}
-    marks = {place: 100, place.replace("image", "video"): 101, "<|vision_start|>": 102, "<|vision_end|>": 103}
+    marks = {token: 100, token.replace("image", "video"): 101, "<|vision_start|>": 102, "<|vision_end|>": 103}
     core = Tokenizer(models.WordLevel({**words, **marks}, unk_token="w1"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
@@ -169,7 +169,7 @@ def test_processors_with_a_video_part_take_images_without_torchvision(family, tm
         ("processor", {"processor_class": PROCESSORS[family], **whole}),
     ):
         (tmp_path / f"{name}_config.json").write_text(json.dumps(content))
-    (tmp_path / "chat_template.jinja").write_text(IMAGE_TEXT.replace("IMAGE", repr(place)))
+    (tmp_path / "chat_template.jinja").write_text(IMAGE_TEXT.replace("IMAGE", repr(token)))
     ZOO[family].model().save_pretrained(tmp_path)
     vlm = sg.load(tmp_path)
     assert type(vlm.processor).__name__ == PROCESSORS[family]
@@ -243,9 +243,9 @@ def spread(**places) -> dict[str, str]:
     layers = [f"language_model.layers.{number}" for number in range(3)]
     text = ["language_model.embed_tokens", *layers, "language_model.norm", "language_model.rotary_emb"]
     whole = {f"model.{name}": "cpu" for name in ("vision_tower", "multi_modal_projector", *text)} | {"lm_head": "cpu"}
-    for word, place in places.items():
+    for word, device in places.items():
         (name,) = [name for name in whole if name.endswith(word.replace("__", "."))]
-        whole[name] = place
+        whole[name] = device
     return whole
 
 
@@ -297,24 +297,24 @@ def test_a_map_that_offloads_the_first_module_is_refused(saved):
 
 
 def test_options_reach_transformers_and_bitsandbytes(saved, monkeypatch):
-    asked = {}
+    received = {}
 
-    def from_pretrained(place, **options):
-        asked.update(options)
+    def from_pretrained(source, **options):
+        received.update(options)
         raise OSError("far enough")
 
     monkeypatch.setattr(loading, "find_spec", lambda name: name == "bitsandbytes")
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", from_pretrained)
     refused(saved, "far enough", quantize="4bit", dtype="bfloat16")
-    config = asked["quantization_config"]
+    config = received["quantization_config"]
     assert (
         config.load_in_4bit and config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_compute_dtype == torch.bfloat16
     )
     refused(saved, "far enough", quantize="8bit", device_map="auto")
-    assert asked["quantization_config"].load_in_8bit and asked["device_map"] == "auto"
+    assert received["quantization_config"].load_in_8bit and received["device_map"] == "auto"
     refused(saved, "far enough", device="cpu", revision="v1", local_files_only=True, trust_remote_code=True)
-    assert asked["quantization_config"] is None and asked["device_map"] == {"": torch.device("cpu")}
-    assert asked["revision"] == "v1" and asked["local_files_only"] and asked["trust_remote_code"]
+    assert received["quantization_config"] is None and received["device_map"] == {"": torch.device("cpu")}
+    assert received["revision"] == "v1" and received["local_files_only"] and received["trust_remote_code"]
 
 
 # --- what is refused
@@ -361,30 +361,30 @@ def test_architectures_that_transformers_does_not_know(tmp_path):
 
 def test_folders_with_files_missing_or_broken(folder):
     def without(*names):
-        kept = {name: (folder / name).read_bytes() for name in names}
+        contents = {name: (folder / name).read_bytes() for name in names}
         for name in names:
             (folder / name).unlink()
-        return kept
+        return contents
 
-    def put_back(kept):
-        for name, content in kept.items():
+    def put_back(contents):
+        for name, content in contents.items():
             (folder / name).write_bytes(content)
 
-    kept = without("config.json")
+    contents = without("config.json")
     refused(folder, "holds no config.json", "`hf download`")
-    put_back(kept)
-    kept = without("processor_config.json")
+    put_back(contents)
+    contents = without("processor_config.json")
     refused(folder, "the processor of copy cannot be loaded", "save the model's own beside its weights")
-    put_back(kept)
-    kept = without("tokenizer.json", "tokenizer_config.json")
+    put_back(contents)
+    contents = without("tokenizer.json", "tokenizer_config.json")
     refused(folder, "the processor of copy cannot be loaded", "tokenizer", "save the model's own beside its weights")
-    put_back(kept)
-    kept = without("model.safetensors")
+    put_back(contents)
+    contents = without("model.safetensors")
     refused(folder, "no file named model.safetensors")
-    for content in (kept["model.safetensors"][:5000], b"version https://git-lfs.github.com/spec/v1\n"):
+    for content in (contents["model.safetensors"][:5000], b"version https://git-lfs.github.com/spec/v1\n"):
         (folder / "model.safetensors").write_bytes(content)
         refused(folder, "a file of its weights is broken or cut short; copy or download it again")
-    put_back(kept)
+    put_back(contents)
     sg.load(folder)
 
 
@@ -446,7 +446,7 @@ def test_tied_tensors_are_not_missing(tmp_path):
 
 @pytest.mark.parametrize("config", [False, True])
 def test_a_lone_adapter_is_refused(folder, config):
-    """What PEFT and its trainers save: an adapter, with or without the base model's config."""
+    """Files of PEFT and its trainers: an adapter, with or without the base model's config."""
     peft = pytest.importorskip("peft")
     model, _ = tiny_llava("clip")
     model.name_or_path = model.config._name_or_path = "llava-hf/llava-1.5-7b-hf"
@@ -535,7 +535,7 @@ def test_load_looks_at_the_memory_of_one_device_only(saved, monkeypatch):
     ],
 )
 def test_memory_that_runs_out_is_said(saved, monkeypatch, error):
-    def from_pretrained(place, **options):
+    def from_pretrained(source, **options):
         raise error
 
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", from_pretrained)
@@ -575,7 +575,7 @@ def test_missing_packages_are_named(saved, tmp_path, monkeypatch):
     refused(saved, "pip install -U bitsandbytes", quantize="4bit")
     monkeypatch.setattr("transformers.integrations.accelerate.is_accelerate_available", lambda: False)
     refused(saved, "pip install accelerate", device_map="auto")
-    for said in (  # word for word what transformers says
+    for message in (  # word for word what transformers says
         "Package `num2words` is required to run SmolVLM processor. Install it with `pip install num2words`.",
         "\nPixtralProcessor requires the Torchvision library but it was not found in your environment. Check out",
         "some/model requires `torchvision` to be installed. Please install `torchvision` and try again.",
@@ -584,7 +584,7 @@ def test_missing_packages_are_named(saved, tmp_path, monkeypatch):
             pytest.raises(sg.UnsupportedModelError, match=r'run `pip install "sinkgate\[vision\]"`$'),
             in_words("it cannot be loaded", "some/model"),
         ):
-            raise ImportError(said)
+            raise ImportError(message)
 
 
 @pytest.mark.skipif(HAS_TORCHVISION, reason="torchvision is installed")
@@ -667,7 +667,7 @@ def test_a_prompt_that_cannot_run_fails_the_check():
 )
 def test_the_facts_of_a_model(family, facts):
     vlm = VLM(ZOO[family].model(), None, family)
-    told = describe(vlm, vlm.read(ZOO[family].sample()))
-    assert {name: told[name] for name in facts} == facts
-    assert told["model"] == family and told["device"] == "cpu" and "\n" not in json.dumps(told)
-    assert ("cross" in vlm.adapter.__class__.__name__.lower()) == ("only the attention" in told["l_sinks"])
+    description = describe(vlm, vlm.read(ZOO[family].sample()))
+    assert {name: description[name] for name in facts} == facts
+    assert description["model"] == family and description["device"] == "cpu" and "\n" not in json.dumps(description)
+    assert ("cross" in vlm.adapter.__class__.__name__.lower()) == ("only the attention" in description["l_sinks"])

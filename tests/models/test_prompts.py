@@ -67,7 +67,7 @@ def idefics3():
 
 
 class RowsAndBreaks:
-    """What PixtralProcessor makes (it cannot be imported without torchvision): rows of tokens with a break after each."""
+    """PixtralProcessor's form of a prompt (it cannot be imported without torchvision): rows of tokens with a break after each."""
 
     chat_template = None
     image_token = "[IMG]"
@@ -77,13 +77,13 @@ class RowsAndBreaks:
         self.image_token_id = tokenizer.convert_tokens_to_ids("[IMG]")
 
     def __call__(self, images, text, return_tensors):
-        made = self.image_processor(images=images[0], return_tensors=return_tensors)
-        for height, width in made["image_sizes"]:
+        processed = self.image_processor(images=images[0], return_tensors=return_tensors)
+        for height, width in processed["image_sizes"]:
             row = "<placed>" * (int(width) // 14)
-            place = "[IMG_BREAK]".join([row] * (int(height) // 14)) + "[IMG_END]"
-            text = [text[0].replace("[IMG]", place, 1)]
+            tokens = "[IMG_BREAK]".join([row] * (int(height) // 14)) + "[IMG_END]"
+            text = [text[0].replace("[IMG]", tokens, 1)]
         ids = self.tokenizer([text[0].replace("<placed>", "[IMG]")], return_tensors=return_tensors)
-        return BatchFeature({**made, "input_ids": ids.input_ids, "attention_mask": ids.attention_mask})
+        return BatchFeature({**processed, "input_ids": ids.input_ids, "attention_mask": ids.attention_mask})
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +172,10 @@ def test_pictures_of_several_sizes_side_by_side(name, request):
     assert len({prompt.length for prompt in prompts}) > 1
     sinks = [sg.find_sinks(vlm, prompt, v_sink="norm", l_sink="norm") for prompt in prompts]
     gates = [sg.Gates.ones(vlm).set("rest", 0.2 + i) for i in range(3)]
-    for prompt, table, found, trace in zip(prompts, gates, sinks, vlm.predict_all(prompts, gates, sinks), strict=True):
-        alone = vlm.predict(prompt, table, found)
+    for prompt, table, sink_map, trace in zip(
+        prompts, gates, sinks, vlm.predict_all(prompts, gates, sinks), strict=True
+    ):
+        alone = vlm.predict(prompt, table, sink_map)
         assert torch.allclose(trace.probabilities, alone.probabilities, atol=1e-4)
         assert torch.allclose(trace.visual(1), alone.visual(1), atol=1e-4)
 

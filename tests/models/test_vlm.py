@@ -235,16 +235,16 @@ def test_visitors_never_see_each_others_gates(tiny):
         thread.start()
     for thread in threads:
         thread.join()
-    for expected, seen in zip(alone, together, strict=True):
-        assert len(seen) == 5 and all(torch.equal(expected, one) for one in seen)
+    for expected, trace in zip(alone, together, strict=True):
+        assert len(trace) == 5 and all(torch.equal(expected, one) for one in trace)
 
 
 def test_a_stream_stops_when_told(tiny, prompt):
-    seen, before = [], set(threading.enumerate())  # other tests may have left threads
-    stream = tiny.stream(prompt, max_new_tokens=200, stop=lambda: len(seen) >= 2)
+    texts, before = [], set(threading.enumerate())  # other tests may have left threads
+    stream = tiny.stream(prompt, max_new_tokens=200, stop=lambda: len(texts) >= 2)
     try:
         while True:
-            seen.append(next(stream))
+            texts.append(next(stream))
     except StopIteration as stopped:
         assert len(stopped.value.tokens) < 100
     assert set(threading.enumerate()) <= before
@@ -399,9 +399,9 @@ def test_own_stopping_criteria_and_ours_both_end_an_answer(tiny, prompt):
         def __call__(self, input_ids, scores, **kwargs):
             return torch.tensor([input_ids.shape[1] >= prompt.length + 3])
 
-    asked = itertools.count(1)
+    counter = itertools.count(1)
     assert len(tiny.answer(prompt, max_new_tokens=6, stopping_criteria=[After()]).ids) == 3
-    both = tiny.answer(prompt, max_new_tokens=6, stopping_criteria=[After()], stop=lambda: next(asked) == 2)
+    both = tiny.answer(prompt, max_new_tokens=6, stopping_criteria=[After()], stop=lambda: next(counter) == 2)
     assert len(both.ids) == 2
 
 
@@ -411,15 +411,15 @@ def test_own_stopping_criteria_and_ours_both_end_an_answer(tiny, prompt):
 def test_the_same_call_takes_one_prompt_or_many(tiny):
     prompts = [tiny.prompt(noise_image(seed), QUESTION) for seed in (1, 2)]
     sinks = sg.find_sinks(tiny, prompts)
-    assert [found.v_sink.tolist() for found in sinks] == [sg.find_sinks(tiny, p).v_sink.tolist() for p in prompts]
+    assert [sink_map.v_sink.tolist() for sink_map in sinks] == [sg.find_sinks(tiny, p).v_sink.tolist() for p in prompts]
     gates = [sg.Gates.ones(tiny).set("rest", 0.5), None]
     for one, both in (
         (tiny.predict, tiny.predict(prompts, gates, sinks)),
         (tiny.answer, tiny.answer(tuple(prompts), gates, sinks, max_new_tokens=3)),
     ):
         options = {"max_new_tokens": 3} if one == tiny.answer else {}
-        for prompt, table, found, trace in zip(prompts, gates, sinks, both, strict=True):
-            alone = one(prompt, table, found, **options)
+        for prompt, table, sink_map, trace in zip(prompts, gates, sinks, both, strict=True):
+            alone = one(prompt, table, sink_map, **options)
             assert trace.ids == alone.ids and torch.allclose(trace.probabilities, alone.probabilities, atol=1e-5)
     assert tiny.answer([]) == tiny.predict([]) == sg.find_sinks(tiny, []) == []
     assert len(tiny.answer(prompts, gates[0], max_new_tokens=1)) == 2
@@ -491,26 +491,26 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_kept_prompt_follows_the_model(what):
-    """What a prompt and a session keep of an earlier model is computed anew."""
+    """A prompt and a session compute anew what they hold of an earlier model."""
     vlm = sg.load(tiny_llava("clip"), check=False)
-    kept = vlm.prompt(noise_image(1), QUESTION)
+    held = vlm.prompt(noise_image(1), QUESTION)
     gates = sg.Gates.ones(vlm).set("v_sink", 0.2).set("rest", 1.5)
-    warm = sg.Session(vlm, kept)
-    before, sinks = warm.predict(gates), sg.find_sinks(vlm, kept)
-    encoded = kept.encoded
-    assert vlm.predict(kept).ids == [] and kept.encoded is encoded and sg.find_sinks(vlm, kept) is sinks
+    warm = sg.Session(vlm, held)
+    before, sinks = warm.predict(gates), sg.find_sinks(vlm, held)
+    encoded = held.encoded
+    assert vlm.predict(held).ids == [] and held.encoded is encoded and sg.find_sinks(vlm, held) is sinks
     with torch.no_grad():
         CHANGES[what](vlm.model)
-    vlm.predict(kept)
-    assert (kept.encoded is encoded) == (what == "the llm"), "images are encoded again where their encoder has changed"
+    vlm.predict(held)
+    assert (held.encoded is encoded) == (what == "the llm"), "images are encoded again where their encoder has changed"
     fresh = vlm.prompt(noise_image(1), QUESTION)
     expected = vlm.predict(fresh, gates)
     assert not torch.allclose(expected.probabilities, before.probabilities, atol=1e-4)
-    assert torch.equal(vlm.predict(kept, gates).probabilities, expected.probabilities)
+    assert torch.equal(vlm.predict(held, gates).probabilities, expected.probabilities)
     assert torch.equal(warm.predict(gates).probabilities, expected.probabilities)
-    assert torch.equal(sg.find_sinks(vlm, kept).norm_ratio, sg.find_sinks(vlm, fresh).norm_ratio)
+    assert torch.equal(sg.find_sinks(vlm, held).norm_ratio, sg.find_sinks(vlm, fresh).norm_ratio)
     assert torch.equal(
-        vlm.predict_all([kept, kept], gates)[1].probabilities, vlm.predict_all([fresh, fresh], gates)[1].probabilities
+        vlm.predict_all([held, held], gates)[1].probabilities, vlm.predict_all([fresh, fresh], gates)[1].probabilities
     )
 
 
@@ -519,14 +519,14 @@ def test_a_kept_prompt_follows_adapters_that_are_switched():
     vlm = sg.load(tiny_llava("clip"), check=False)
     config = peft.LoraConfig(r=2, target_modules=["linear_1", "q_proj"], init_lora_weights=False)
     vlm.model.add_adapter(config)
-    kept = vlm.prompt(noise_image(1), QUESTION)
-    adapted = vlm.predict(kept).probabilities
+    held = vlm.prompt(noise_image(1), QUESTION)
+    adapted = vlm.predict(held).probabilities
     vlm.model.disable_adapters()
     plain = vlm.predict(vlm.prompt(noise_image(1), QUESTION)).probabilities
     assert not torch.allclose(plain, adapted, atol=1e-4)
-    assert torch.equal(vlm.predict(kept).probabilities, plain)
+    assert torch.equal(vlm.predict(held).probabilities, plain)
     vlm.model.enable_adapters()
-    assert torch.equal(vlm.predict(kept).probabilities, adapted)
+    assert torch.equal(vlm.predict(held).probabilities, adapted)
 
 
 def test_a_prompt_without_pixels_on_a_changed_encoder_is_refused():

@@ -60,13 +60,13 @@ def test_any_tensor_counts_with_name_dtype_and_content(checkpoints, tmp_path):
         "dtype": {name: tensors[name].half()},
         "name": {name: None, "other": tensors[name]},
     }
-    found = {checksum(checkpoints[0])}
+    checksums = {checksum(checkpoints[0])}
     for variant, change in variants.items():
         (tmp_path / variant).mkdir()
         content = {key: value for key, value in {**tensors, **change}.items() if value is not None}
         save_file(content, tmp_path / variant / FILE)
-        found.add(checksum(tmp_path / variant))
-    assert len(found) == 1 + len(variants)
+        checksums.add(checksum(tmp_path / variant))
+    assert len(checksums) == 1 + len(variants)
 
 
 def test_files_of_other_formats_count_with_samples(tmp_path):

@@ -50,7 +50,7 @@ FIGURES = {
 
 
 def drawn(figure):
-    """What Plotly is told, without what the template adds."""
+    """Return the figure as plain values, without those of the template."""
     return figure.to_plotly_json()
 
 
@@ -112,10 +112,10 @@ def test_agreement_has_no_order(order, swapped):
 
     def cells(frame):
         (heat,) = agreement_figure(frame).data
-        found = {}
+        values = {}
         for y, row in zip(heat.y, heat.z, strict=True):
-            found |= {frozenset((x, y)): value for x, value in zip(heat.x, row, strict=True) if value is not None}
-        return found
+            values |= {frozenset((x, y)): value for x, value in zip(heat.x, row, strict=True) if value is not None}
+        return values
 
     assert cells(other.iloc[list(order)]) == cells(table) and len(cells(table)) == 3
 
@@ -170,17 +170,17 @@ def test_a_cell_is_signed_and_marked_where_it_holds():
 
 
 def test_all_settings_are_there_from_little_to_much():
-    found = GAINS.assign(corrected=1.0)
-    found.loc[3, "corrected"] = 0.01
-    figure = settings_figure(found)
+    frame = GAINS.assign(corrected=1.0)
+    frame.loc[3, "corrected"] = 0.01
+    figure = settings_figure(frame)
     (heat,) = pick(figure, "heatmap")
     assert np.array(heat.z).shape == (2, 10) and not np.isnan(np.array(heat.z)).any()
     marks = pick(figure, "scatter")[0]
     assert len(marks.x) == 1 and list(marks.marker.symbol) == [
-        "triangle-up" if found.loc[3, "change"] > 0 else "triangle-down"
+        "triangle-up" if frame.loc[3, "change"] > 0 else "triangle-down"
     ]
-    told = [text.split("<br>")[0] for text in heat.customdata[0][:5]]
-    assert told == [f"V-sinks {v:g}, rest {rest:g}" for v, rest in ((0, 1), (0.5, 0.5), (0.5, 2), (0.8, 0.2), (1, 0))]
+    labels = [text.split("<br>")[0] for text in heat.customdata[0][:5]]
+    assert labels == [f"V-sinks {v:g}, rest {rest:g}" for v, rest in ((0, 1), (0.5, 0.5), (0.5, 2), (0.8, 0.2), (1, 0))]
 
 
 def test_curves_keep_to_the_line():
@@ -192,11 +192,11 @@ def test_curves_keep_to_the_line():
 
 
 def test_what_was_promised_stands_beside_what_was_given():
-    found = confirmed(**SWEEP)
-    promised, given_ = confirmation_figure(found).data
-    assert list(promised.x) == pytest.approx(list(100 * found["searched"]))
-    assert list(given_.x - given_.error_x.arrayminus) == pytest.approx(list(100 * found["low"]))
-    assert list(given_.x + given_.error_x.array) == pytest.approx(list(100 * found["high"]))
+    frame = confirmed(**SWEEP)
+    promised, given_ = confirmation_figure(frame).data
+    assert list(promised.x) == pytest.approx(list(100 * frame["searched"]))
+    assert list(given_.x - given_.error_x.arrayminus) == pytest.approx(list(100 * frame["low"]))
+    assert list(given_.x + given_.error_x.array) == pytest.approx(list(100 * frame["high"]))
 
 
 def test_a_method_is_filled_where_its_change_holds():
@@ -212,10 +212,10 @@ def test_a_method_is_filled_where_its_change_holds():
 def test_names_are_shown_as_they_are():
     name = "<b>a & b</b>"
     sweep = fake_results.sweep(tasks=(name,))
-    told = gains(**sweep)
+    frame = gains(**sweep)
     figures = [
-        settings_figure(told),
-        curves_figure(told, name),
+        settings_figure(frame),
+        curves_figure(frame, name),
         lean_figure(leaning(**sweep)),
         confirmation_figure(confirmed(**sweep)),
         changes_figure(changes(**fake_results.evaluation(tasks=(name,), methods=("unmodified", name)))),

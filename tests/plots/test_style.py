@@ -28,9 +28,9 @@ def lab(color, sight="all cones"):
     """CIE L*a*b* of a colour as an eye sees it."""
     rgb = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    seen = np.clip(np.array(SIGHTS[sight]) @ linear, 0, 1)
+    linear_sight = np.clip(np.array(SIGHTS[sight]) @ linear, 0, 1)
     to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    xyz = np.array(to_xyz) @ seen / (0.9505, 1, 1.089)
+    xyz = np.array(to_xyz) @ linear_sight / (0.9505, 1, 1.089)
     x, y, z = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
@@ -81,17 +81,17 @@ class Sources(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.found = []
+        self.links = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        self.found += [value for name, value in attrs if name in ("src", "href") and tag in ("script", "link", "img")]
+        self.links += [value for name, value in attrs if name in ("src", "href") and tag in ("script", "link", "img")]
 
 
 def test_html_needs_nothing_else(figure, tmp_path):
     page = style.export(figure, tmp_path / "figure.html").read_text()
     assert "Plotly.newPlot" in page and len(page) > 1_000_000
-    assert Sources(page).found == []
+    assert Sources(page).links == []
 
 
 def test_images_are_files_of_their_kind(figure, tmp_path):

@@ -40,7 +40,7 @@ class Result:
     layers: list[int]
 
     def passes(self, tolerance: float) -> bool:
-        """Whether all differences are below a share of the effect, and no layer differs."""
+        """Return whether all differences are below a share of the effect, and no layer differs."""
         return max(self.prefill, self.decode, self.cached) <= tolerance * self.effect and not self.layers
 
 
@@ -72,17 +72,17 @@ class _Keys:
 
     def __init__(self, scales: Tensor) -> None:
         self.scales = scales
-        self.seen, self.now = 0, 0  # positions before this call, and in it
+        self.before, self.now = 0, 0  # positions before this call, and in it
         self.axis: int | None = None  # of positions: models normalise Keys before or behind the transposition of heads
 
     def count(self, _module: nn.Module, _args: Any, output: Tensor) -> None:
-        self.seen, self.now = self.seen + self.now, output.shape[1]
+        self.before, self.now = self.before + self.now, output.shape[1]
 
     def scale(self, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         if self.axis is None:
             self.axis = 1 if output.shape[1] == self.now else 2
         window = torch.ones(self.now, device=output.device)
-        known = self.scales[self.seen : self.seen + self.now].to(window)
+        known = self.scales[self.before : self.before + self.now].to(window)
         window[: len(known)] = known
         shape = [self.now if axis == self.axis else 1 for axis in range(output.dim())]
         return (output.float() * window.view(shape)).to(output.dtype)

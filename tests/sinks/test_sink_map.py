@@ -45,8 +45,8 @@ def observed(text_first: bool = False, spikes=((0, 2, 6, 3000.0), (5, 3, 5, 1000
     )
 
 
-def judged(seen=None, l_sink=PAPER, **options) -> sg.SinkMap:
-    return classify(observed() if seen is None else seen, GRID, v_sink="norm", l_sink=l_sink, **options)
+def judged(observation=None, l_sink=PAPER, **options) -> sg.SinkMap:
+    return classify(observed() if observation is None else observation, GRID, v_sink="norm", l_sink=l_sink, **options)
 
 
 def test_an_l_sink_is_named_without_its_layer():
@@ -72,13 +72,13 @@ def test_the_first_position_is_marked():
 def test_the_text_sink_has_a_sentence():
     (sentence,) = [each for each in judged(observed(text_first=True)).sentences() if each.startswith("Text sink")]
     assert sentence.startswith("Text sink: position 0, in layers 2-5, dimension 7, up to 7,"), sentence
-    seen = observed(text_first=True)
-    hidden = seen.hidden
+    observation = observed(text_first=True)
+    hidden = observation.hidden
     hidden[4, 1:4, 7] = 2000
-    summary = judged(replace(seen, states=HiddenStates.of(hidden))).summary()
+    summary = judged(replace(observation, states=HiddenStates.of(hidden))).summary()
     assert "Text sinks: positions 0, 1, 2, 3, in layers 2-5" in summary
     hidden[:, :4, 7] = 0
-    assert "No text token is a sink." in judged(replace(seen, states=HiddenStates.of(hidden))).summary()
+    assert "No text token is a sink." in judged(replace(observation, states=HiddenStates.of(hidden))).summary()
     by_attention = judged(observed(text_first=True), "attention").summary()
     assert "The first text token receives 40% of the attention of the text in layer 3" in by_attention
     assert "text" not in judged(replace(observed(text_first=True), key_attention=None), "attention").summary()
@@ -90,13 +90,13 @@ def test_massive_activations_judge_text_by_the_same_dimensions():
 
 
 def test_a_v_sink_that_is_an_l_sink_too_says_so():
-    seen = observed()
-    seen.features[0] *= 5
-    text = judged(seen).explain(0)
+    observation = observed()
+    observation.features[0] *= 5
+    text = judged(observation).explain(0)
     assert text.startswith("V-sink (") and "an L-sink too in layers 2-5, dimension 7, up to 4," in text
-    seen = observed(spikes=((0, 2, 6, 3000.0),))
-    seen.features[0] *= 5
-    assert "No L-sinks beside the V-sinks" in judged(seen).summary()
+    observation = observed(spikes=((0, 2, 6, 3000.0),))
+    observation.features[0] *= 5
+    assert "No L-sinks beside the V-sinks" in judged(observation).summary()
 
 
 def test_what_was_tried_is_said_once_for_both_sides():
@@ -150,12 +150,12 @@ def test_a_table_of_layers_and_tokens():
 
 
 def test_the_estimated_median_is_close_to_the_exact_one():
-    seen = observed(spikes=((5, 3, 5, 1000.0),))
+    observation = observed(spikes=((5, 3, 5, 1000.0),))
     hidden = torch.randn(2, 600, 1024, generator=torch.Generator().manual_seed(1))
     hidden[1, 0, 7] = 1000
     exact = 1000 / float(hidden[1].abs().median())
-    wide = replace(seen, states=HiddenStates.of(hidden))
-    wide = replace(wide, attention=seen.attention[:2], value_norms=torch.ones(2, 600), key_attention=None)
+    wide = replace(observation, states=HiddenStates.of(hidden))
+    wide = replace(wide, attention=observation.attention[:2], value_norms=torch.ones(2, 600), key_attention=None)
     assert float(judged(wide).spike[1, 0]) == pytest.approx(exact, rel=0.02)
 
 

@@ -27,18 +27,18 @@ def parts(folder):
 
 def kill_again_and_again(study, out, times=10):
     """Begin a study in a process of its own and kill it after some work, so many times; gives how many parts are there."""
-    moments, made = random.Random(0), 0
+    moments, finished = random.Random(0), 0
     for _ in range(times):
         worker = processes.Process(target=run, args=(study, out), kwargs={"progress": False})
         worker.start()
-        while len(list(out.glob("parts/0*"))) == made:  # until it has done something
+        while len(list(out.glob("parts/0*"))) == finished:  # until it has done something
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.05))
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
         assert worker.exitcode == -signal.SIGKILL
-        made = len(list(out.glob("parts/0*")))
-    return made
+        finished = len(list(out.glob("parts/0*")))
+    return finished
 
 
 @dataclass(frozen=True)

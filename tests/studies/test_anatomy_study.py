@@ -67,9 +67,9 @@ def test_stable_rank_of_known_outputs():
     outputs[0, :5, 0] = rows[:5]
     outputs[0, :, 1] = random(queries, 1) * rows[0]
     outputs[0, :2, 2] = rows[:2] * torch.tensor([[2.0], [1.0]])
-    found = stable_rank(outputs)[0]
-    assert found[:3].tolist() == pytest.approx([5, 1, (4 + 1) / 4])
-    assert found[3].isnan()
+    ranks = stable_rank(outputs)[0]
+    assert ranks[:3].tolist() == pytest.approx([5, 1, (4 + 1) / 4])
+    assert ranks[3].isnan()
 
 
 @given(st.integers(0, 1000), st.floats(-30, 30))
@@ -90,15 +90,15 @@ def test_half_precision_neither_overflows_nor_vanishes():
 
 
 def of_projection(vlm, inputs):
-    """What reaches each layer's output projection: (B, Q, H, d) by layer, seen from outside of the package."""
-    kept, hooks = [], []
+    """Return the inputs of each layer's output projection: (B, Q, H, d) by layer, seen from outside of the package."""
+    outputs, hooks = [], []
     for module in vlm.attention:
-        hooks.append(module.o_proj.register_forward_pre_hook(lambda m, args: kept.append(args[0])))
+        hooks.append(module.o_proj.register_forward_pre_hook(lambda m, args: outputs.append(args[0])))
     with torch.no_grad():
         vlm.model(**inputs)
     for hook in hooks:
         hook.remove()
-    return [output.unflatten(-1, (vlm.num_heads, -1)) for output in kept]
+    return [output.unflatten(-1, (vlm.num_heads, -1)) for output in outputs]
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])  # eager gives padding an output
@@ -115,10 +115,10 @@ def test_recorded_ranks_leave_padding_out_and_the_logits_as_they_were(attn):
         with attached(vlm.attention, decoder=vlm.decoder, recorder=recorder):
             assert torch.equal(model(**inputs).logits, plain)
     for layer, outputs in enumerate(of_projection(vlm, inputs)):
-        (found,) = recorder.stable_ranks[layer]
+        (ranks,) = recorder.stable_ranks[layer]
         for sample, real in enumerate(counts):
             singular = torch.linalg.svdvals(outputs[sample, real].transpose(0, 1))
-            assert torch.allclose(found[sample], singular.square().sum(-1) / singular[:, 0].square(), rtol=1e-4)
+            assert torch.allclose(ranks[sample], singular.square().sum(-1) / singular[:, 0].square(), rtol=1e-4)
 
 
 def test_what_is_left_out_may_be_anything():
@@ -276,12 +276,12 @@ def test_criteria_are_counted_and_compared(case):
     images = tables["images"].set_index("criterion")
     agreement = tables["agreement"].set_index(["place", "first", "second"])
     assert list(images.index) == list(NAMED) and len(agreement) == 2 * 6
-    for name, found in maps.items():
+    for name, sink_map in maps.items():
         row = images.loc[name]
-        assert (row["tokens"], row["v_sinks"], row["v_patches"]) == (16, found.v_sink.sum(), found.v_sink.sum())
-        assert row["l_sinks"] == found.l_sink.any(0).sum() and row["l_sinks_most"] == found.l_sink.sum(1).max()
-    for (place, first, second), row in agreement.iterrows():
-        one, other = ((m.v_verdict if place == "encoder" else m.l_verdict).mask for m in (maps[first], maps[second]))
+        assert (row["tokens"], row["v_sinks"], row["v_patches"]) == (16, sink_map.v_sink.sum(), sink_map.v_sink.sum())
+        assert row["l_sinks"] == sink_map.l_sink.any(0).sum() and row["l_sinks_most"] == sink_map.l_sink.sum(1).max()
+    for (side, first, second), row in agreement.iterrows():
+        one, other = ((m.v_verdict if side == "encoder" else m.l_verdict).mask for m in (maps[first], maps[second]))
         assert (row["both"], row["either"]) == ((one & other).sum(), (one | other).sum())
     assert images.loc["massive", ["v_sinks", "l_sinks_most"]].tolist() == [1, 1]
     assert agreement.loc["encoder", "massive", "norm"].tolist()[1:] == [1, 1]
@@ -381,13 +381,13 @@ def test_numbers_do_not_depend_on_the_parts(demo, samples, tmp_path):
 
 
 def test_dimensions_are_looked_for_once_and_told(demo, samples, monkeypatch):
-    asked = []
+    calls = []
 
     class Found:
         def dimensions(self, side):
             return {"vision": (5,), "llm": (3, 7)}[side]
 
-    monkeypatch.setattr(anatomy, "held_discovery", lambda vlm: asked.append(vlm) or Found())
+    monkeypatch.setattr(anatomy, "held_discovery", lambda vlm: calls.append(vlm) or Found())
     study = Anatomy(demo, samples[:2], v_sink=NormOutliers(3.0), chunk=1, about={"note": "x"})
     settings = json.loads(json.dumps(study.settings))
     assert settings == {
@@ -399,7 +399,7 @@ def test_dimensions_are_looked_for_once_and_told(demo, samples, monkeypatch):
         "chunk": 1,
     }
     assert study.work(0)["tokens"]["spike"].notna().all() and study.work(1)["tokens"]["spike"].notna().all()
-    assert asked == [demo, demo], "once for each side whose criterion has no dimensions"
+    assert calls == [demo, demo], "once for each side whose criterion has no dimensions"
     none = Anatomy(demo, samples[:1], dims={})
     assert none.work(0)["tokens"]["spike"].isna().all(), "a model without sink dimensions has no spike in them"
     assert none.data != study.data and study.data["samples"] == 2
@@ -410,9 +410,9 @@ def test_the_criterion_called_dimensions_looks_at_the_studys(demo, samples):
     assert by_dimensions.criteria.l_sink.dims == (3,) and not by_dimensions.criteria.v_sink.dims
     own = Anatomy(demo, samples[:1], v_sink="dimensions 4", l_sink="dimensions 3 tau 5")
     assert own.dimensions == {"vision": (4,), "llm": (3,)} and "tau=5.0" in own.settings["l_sink"]
-    found = Anatomy(demo, samples[:1], dims={"llm": (9999,)})
+    study = Anatomy(demo, samples[:1], dims={"llm": (9999,)})
     with pytest.raises(SinkgateError, match="no dimension 9999"):
-        found.work(0)
+        study.work(0)
 
 
 # --- reading
@@ -427,13 +427,13 @@ def test_means_are_over_the_samples_that_have_the_group():
     tokens = pd.DataFrame(rows, columns=["sample", "layer", "group", "tokens", "norm", "share"]).assign(
         spike=float("nan")
     )
-    found = by_layer(tokens).set_index(["layer", "group", "measure"])
-    row = found.loc[0, "v_sink", "norm"]
+    table = by_layer(tokens).set_index(["layer", "group", "measure"])
+    row = table.loc[0, "v_sink", "norm"]
     assert (row["mean"], row["std"], row["samples"]) == (6, pytest.approx(8**0.5), 2)
-    assert found.loc[0, "text", "share"]["samples"] == 1
+    assert table.loc[0, "text", "share"]["samples"] == 1
     later = by_layer(pd.concat([tokens.assign(layer=1), tokens.assign(layer=0)], ignore_index=True))
     assert later["layer"].is_monotonic_increasing
-    assert "spike" not in found.index.get_level_values("measure")
+    assert "spike" not in table.index.get_level_values("measure")
 
 
 def test_flattening_is_the_mean_ratio_of_peaks():
@@ -445,17 +445,17 @@ def test_flattening_is_the_mean_ratio_of_peaks():
             "peak_after": [4, 5, 4],
         }
     )
-    found = flattening(projector).set_index(["group", "measure"])["mean"]
-    assert found["v_sink", "flattening"] == 7 and found["ordinary", "flattening"] == 1
+    table = flattening(projector).set_index(["group", "measure"])["mean"]
+    assert table["v_sink", "flattening"] == 7 and table["ordinary", "flattening"] == 1
 
 
 def test_images_without_sinks_count_and_unknown_ones_do_not():
     images = pd.DataFrame(
         {"sample": [0, 1, 2], "criterion": "norm", "l_sinks": [0.0, 3.0, 3.0], "v_sinks": float("nan")}
     )
-    found = sinks_per_image(images).set_index("measure")
-    assert found.loc["l_sinks", ["mean", "samples", "some"]].tolist() == [2, 3, pytest.approx(2 / 3)]
-    assert "v_sinks" not in found.index
+    table = sinks_per_image(images).set_index("measure")
+    assert table.loc["l_sinks", ["mean", "samples", "some"]].tolist() == [2, 3, pytest.approx(2 / 3)]
+    assert "v_sinks" not in table.index
 
 
 def test_finding_nothing_twice_is_no_agreement():
@@ -473,9 +473,9 @@ def test_heads_are_ordered_by_what_they_give_a_group():
         for s, h, v in ((0, 0, 0.1), (1, 0, 0.3), (0, 1, 0.5), (1, 1, 0.4))
     ]
     heads = pd.DataFrame(rows).assign(**dict.fromkeys((*GROUPS[1:], "top", "stable_rank"), 1.0))
-    found = strongest_heads(heads)
-    assert found["head"].tolist() == [1, 0] and found["v_sink"].tolist() == pytest.approx([0.45, 0.2])
-    assert found["samples"].tolist() == [2, 2]
+    table = strongest_heads(heads)
+    assert table["head"].tolist() == [1, 0] and table["v_sink"].tolist() == pytest.approx([0.45, 0.2])
+    assert table["samples"].tolist() == [2, 2]
 
 
 def test_layers_that_were_not_asked_for_are_left_out(demo):
@@ -483,8 +483,8 @@ def test_layers_that_were_not_asked_for_are_left_out(demo):
     whole = Anatomy(demo, samples, dims={}).work(0)
     some = Anatomy(demo, samples, dims={}, layers=[2, 5]).work(0)
     assert set(some["tokens"]["layer"]) == set(some["heads"]["layer"]) == {2, 5}
-    kept = whole["tokens"][whole["tokens"]["layer"].isin([2, 5])].reset_index(drop=True)
-    pd.testing.assert_frame_equal(some["tokens"], kept)
+    expected = whole["tokens"][whole["tokens"]["layer"].isin([2, 5])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(some["tokens"], expected)
     pd.testing.assert_frame_equal(some["images"], whole["images"])
 
 

@@ -28,8 +28,8 @@ def results(folder, study, settings=None, **tables):
     return Results.load(folder)
 
 
-def verdicts(found):
-    return {claim.claim: claim.verdict for claim in found}
+def verdicts(results):
+    return {claim.claim: claim.verdict for claim in results}
 
 
 def anatomy(folder, spike=100.0, after=3.0, attention=0.05, vision=(7,), l_spike=50.0, images=12, noise=0.0):
@@ -75,8 +75,8 @@ def anatomy(folder, spike=100.0, after=3.0, attention=0.05, vision=(7,), l_spike
     ],
 )
 def test_anatomy(tmp_path, change, claim, verdict):
-    (found,) = [each for each in claims([anatomy(tmp_path / "a", **change)]) if claim in each.claim]
-    assert found.verdict == verdict and found.numbers
+    (result,) = [each for each in claims([anatomy(tmp_path / "a", **change)]) if claim in each.claim]
+    assert result.verdict == verdict and result.numbers
 
 
 def probes(folder, lead, decay=0.0, noise=0.002):
@@ -91,78 +91,87 @@ def probes(folder, lead, decay=0.0, noise=0.002):
 
 
 def test_probes(tmp_path):
-    told = verdicts(claims([probes(tmp_path / "all", {"count": 0.2, "largest": 0.1, "colors": 0.1, "shapes": 0.1})]))
-    assert told["V-sinks know more of the scene than ordinary tokens, on all targets"] == "reproduced"
-    assert told["their lead is largest on the count"] == "reproduced"
-    assert told["what V-sinks know hardly decays with depth"] == "reproduced"
-    assert told["L-sinks know more of the scene than ordinary tokens, on all targets"] == "not testable"
-    told = verdicts(claims([probes(tmp_path / "some", {"count": 0.1, "colors": 0.2, "shapes": -0.1}, decay=0.03)]))
-    assert told["V-sinks know more of the scene than ordinary tokens, on all targets"] == "in part"
-    assert told["their lead is largest on the count"] == "not reproduced"
-    assert told["what V-sinks know hardly decays with depth"] == "not reproduced"
-    assert told["their lead is larger in early and middle layers"] == "reproduced"
+    verdict_of = verdicts(
+        claims([probes(tmp_path / "all", {"count": 0.2, "largest": 0.1, "colors": 0.1, "shapes": 0.1})])
+    )
+    assert verdict_of["V-sinks know more of the scene than ordinary tokens, on all targets"] == "reproduced"
+    assert verdict_of["their lead is largest on the count"] == "reproduced"
+    assert verdict_of["what V-sinks know hardly decays with depth"] == "reproduced"
+    assert verdict_of["L-sinks know more of the scene than ordinary tokens, on all targets"] == "not testable"
+    verdict_of = verdicts(
+        claims([probes(tmp_path / "some", {"count": 0.1, "colors": 0.2, "shapes": -0.1}, decay=0.03)])
+    )
+    assert verdict_of["V-sinks know more of the scene than ordinary tokens, on all targets"] == "in part"
+    assert verdict_of["their lead is largest on the count"] == "not reproduced"
+    assert verdict_of["what V-sinks know hardly decays with depth"] == "not reproduced"
+    assert verdict_of["their lead is larger in early and middle layers"] == "reproduced"
     few = probes(tmp_path / "few", {"count": 0.2})
     rare = few.table("scores").query("group == 'v_sink'").assign(group="l_sink", train=300.0)
     pd.concat([few.table("scores"), rare]).to_parquet(few.folder / "scores.parquet")
-    (found,) = [claim for claim in claims([few]) if claim.claim.startswith("L-sinks know")]
-    assert found.verdict == "not testable" and "300 of 700" in found.numbers
-    told = verdicts(claims([probes(tmp_path / "none", {"count": -0.1})]))
-    assert told["V-sinks know more of the scene than ordinary tokens, on all targets"] == "not reproduced"
+    (result,) = [claim for claim in claims([few]) if claim.claim.startswith("L-sinks know")]
+    assert result.verdict == "not testable" and "300 of 700" in result.numbers
+    verdict_of = verdicts(claims([probes(tmp_path / "none", {"count": -0.1})]))
+    assert verdict_of["V-sinks know more of the scene than ordinary tokens, on all targets"] == "not reproduced"
 
 
 def test_sweep(tmp_path):
     items, answers = planted(samples=1000)
-    told = verdicts(claims([results(tmp_path / "planted", "sweep", items=items, answers=answers)]))
-    assert told["O1: which way sinks should be turned depends on the task"] == "reproduced"
-    assert told["O2: and on the depth: one task wants sinks up in one layer and down in another"] == "not reproduced"
-    assert told["O2: tasks that need reasoning want sinks up in most layers (26 of 32)"] == "not testable"
-    assert told["O3: scaling L-sinks and ordinary tokens apart adds little"] == "reproduced"
+    verdict_of = verdicts(claims([results(tmp_path / "planted", "sweep", items=items, answers=answers)]))
+    assert verdict_of["O1: which way sinks should be turned depends on the task"] == "reproduced"
+    assert (
+        verdict_of["O2: and on the depth: one task wants sinks up in one layer and down in another"] == "not reproduced"
+    )
+    assert verdict_of["O2: tasks that need reasoning want sinks up in most layers (26 of 32)"] == "not testable"
+    assert verdict_of["O3: scaling L-sinks and ordinary tokens apart adds little"] == "reproduced"
     renamed = items.assign(task=items["task"].replace({"up": "logical reasoning", "down": "logical reasoning"}))
-    told = verdicts(claims([results(tmp_path / "renamed", "sweep", items=renamed, answers=answers)]))
-    assert told["O1: which way sinks should be turned depends on the task"] == "not reproduced"
-    assert told["O2: and on the depth: one task wants sinks up in one layer and down in another"] == "reproduced"
+    verdict_of = verdicts(claims([results(tmp_path / "renamed", "sweep", items=renamed, answers=answers)]))
+    assert verdict_of["O1: which way sinks should be turned depends on the task"] == "not reproduced"
+    assert verdict_of["O2: and on the depth: one task wants sinks up in one layer and down in another"] == "reproduced"
     two = answers[answers["l_sink"] == answers["ordinary"]]
-    told = verdicts(claims([results(tmp_path / "two", "sweep", items=items, answers=two)]))
-    assert told["O3: scaling L-sinks and ordinary tokens apart adds little"] == "not testable"
+    verdict_of = verdicts(claims([results(tmp_path / "two", "sweep", items=items, answers=two)]))
+    assert verdict_of["O3: scaling L-sinks and ordinary tokens apart adds little"] == "not testable"
 
 
 def test_absence_is_a_result_only_if_the_study_could_have_shown_a_presence(tmp_path):
     """Six questions, none answered rightly, once read as five failed replications."""
     items, answers = planted(samples=2)
     wrong = results(tmp_path / "wrong", "sweep", items=items, answers=answers.assign(right=False))
-    told = {claim.claim[:2]: claim for claim in claims([wrong])}
-    assert told["O1"].verdict == told["so"].verdict == "undecided" and "answers 0% of the items" in told["O1"].numbers
+    by_claim = {claim.claim[:2]: claim for claim in claims([wrong])}
+    assert (
+        by_claim["O1"].verdict == by_claim["so"].verdict == "undecided"
+        and "answers 0% of the items" in by_claim["O1"].numbers
+    )
     tiny = results(tmp_path / "tiny", "sweep", items=items.assign(task="flat"), answers=answers)
-    told = {claim.claim[:2]: claim for claim in claims([tiny])}
-    assert told["O1"].verdict == "not testable" and "one task only" in told["O1"].numbers
-    assert told["so"].verdict == "undecided"
+    by_claim = {claim.claim[:2]: claim for claim in claims([tiny])}
+    assert by_claim["O1"].verdict == "not testable" and "one task only" in by_claim["O1"].numbers
+    assert by_claim["so"].verdict == "undecided"
     for samples, verdict in ((5, "undecided"), (60, "undecided"), (400, "not reproduced")):
         items, answers = planted(samples=samples)
         same = answers.merge(answers.query("layer == -1"), on="sample")["right_y"].to_numpy()
         idle = results(tmp_path / str(samples), "sweep", items=items, answers=answers.assign(right=same))
-        told = {claim.claim[:2]: claim for claim in claims([idle])}
-        assert told["O1"].verdict == told["so"].verdict == verdict, samples
+        by_claim = {claim.claim[:2]: claim for claim in claims([idle])}
+        assert by_claim["O1"].verdict == by_claim["so"].verdict == verdict, samples
         if samples == 5:
-            assert "cannot show any effect, however large" in told["so"].numbers
+            assert "cannot show any effect, however large" in by_claim["so"].numbers
         if samples == 60:
-            assert "smallest lean that this study could have shown is 11.7 points" in told["O1"].numbers
+            assert "smallest lean that this study could have shown is 11.7 points" in by_claim["O1"].numbers
 
 
 def test_few_or_noisy_pictures_decide_nothing_about_probes(tmp_path):
     claim = "V-sinks know more of the scene than ordinary tokens, on all targets"
     few = probes(tmp_path / "few", {"count": 0.2})
     few.table("scores").assign(train=19.0).to_parquet(few.folder / "scores.parquet")
-    (found,) = [each for each in claims([few]) if each.claim == claim]
-    assert found.verdict == "undecided" and "at most 19 pictures" in found.numbers
+    (result,) = [each for each in claims([few]) if each.claim == claim]
+    assert result.verdict == "undecided" and "at most 19 pictures" in result.numbers
     noisy = probes(tmp_path / "noisy", {"count": 0.0}, noise=0.3)
-    (found,) = [each for each in claims([noisy]) if each.claim == claim]
-    assert found.verdict == "undecided" and "smallest lead that this study could have shown" in found.numbers
+    (result,) = [each for each in claims([noisy]) if each.claim == claim]
+    assert result.verdict == "undecided" and "smallest lead that this study could have shown" in result.numbers
 
 
 def test_too_few_samples_are_said_and_not_stumbled_over(tmp_path):
     items, answers = planted(samples=1)
-    told = verdicts(claims([results(tmp_path / "few", "sweep", items=items, answers=answers)]))
-    assert told["some layer and setting makes a task better (up to +12.02)"] == "undecided"
+    verdict_of = verdicts(claims([results(tmp_path / "few", "sweep", items=items, answers=answers)]))
+    assert verdict_of["some layer and setting makes a task better (up to +12.02)"] == "undecided"
     empty = probes(tmp_path / "empty", {"count": 0.2})
     empty.table("scores").assign(accuracy=np.nan).to_parquet(empty.folder / "scores.parquet")
     assert {claim.verdict for claim in claims([empty])} == {"not testable"}
@@ -176,10 +185,10 @@ def test_reasoning_that_leans_by_chance_is_not_reproduced_with_enough_layers(tmp
     claim = "O2: tasks that need reasoning want sinks up in most layers (26 of 32)"
     items, answers = planted()
     idle = items.assign(task="math")
-    (found,) = [
+    (result,) = [
         c for c in claims([results(tmp_path / "two", "sweep", items=idle, answers=answers)]) if c.claim == claim
     ]
-    assert found.verdict == "undecided" and "2 layers are too few" in found.numbers
+    assert result.verdict == "undecided" and "2 layers are too few" in result.numbers
     base, swept = answers[answers["layer"] < 0], answers[answers["layer"] >= 0]
     deep = [swept.assign(layer=swept["layer"] + 2 * more) for more in range(16)]
     deep = results(tmp_path / "deep", "sweep", items=idle, answers=pd.concat([base, *deep]))
@@ -187,8 +196,8 @@ def test_reasoning_that_leans_by_chance_is_not_reproduced_with_enough_layers(tmp
 
 
 def test_what_is_not_finished_is_not_asked(tmp_path):
-    found = anatomy(tmp_path / "a")
-    found.about["finished"] = None
-    assert claims([found]) == []
+    folder = anatomy(tmp_path / "a")
+    folder.about["finished"] = None
+    assert claims([folder]) == []
     with pytest.raises(SinkgateError, match="run anatomy, probe or sweep"):
         table_of([])

@@ -57,12 +57,14 @@ def test_old_names_of_scoring_are_the_same_study(demo, items, methods, tmp_path)
 
 def test_an_option_is_said(demo, methods, tmp_path):
     options = ("1", "2", "3", "4", "5")
-    asked = [item.sample for item in scene_items(5, kinds=["count"])]
-    items = [Item(replace(sample, options=options), str(i), {"scope": "global"}) for i, sample in enumerate(asked)]
+    questions = [item.sample for item in scene_items(5, kinds=["count"])]
+    items = [Item(replace(sample, options=options), str(i), {"scope": "global"}) for i, sample in enumerate(questions)]
     answers = run(Evaluation(demo, SCENES, items, methods), tmp_path, progress=False).table("answers")
-    told = answers.merge(pd.DataFrame({"sample": range(5), "true": [sample.answer for sample in asked]}), on="sample")
-    assert told["said"].isin(options).all()
-    assert (told["right"] == (told["said"] == told["true"])).all()
+    joined = answers.merge(
+        pd.DataFrame({"sample": range(5), "true": [sample.answer for sample in questions]}), on="sample"
+    )
+    assert joined["said"].isin(options).all()
+    assert (joined["right"] == (joined["said"] == joined["true"])).all()
 
 
 def frames():
@@ -71,7 +73,7 @@ def frames():
     )
     right = {"unmodified": [1, 0, 1, 0, 0, 0], "better": [1, 1, 1, 1, 0, 1], "same": [1, 0, 1, 0, 0, 0]}
     answers = [
-        pd.DataFrame({"sample": range(6), "method": name, "right": map(bool, told)}) for name, told in right.items()
+        pd.DataFrame({"sample": range(6), "method": name, "right": map(bool, marks)}) for name, marks in right.items()
     ]
     return items, pd.concat(answers, ignore_index=True)
 
@@ -85,11 +87,11 @@ def test_scores_and_changes_by_hand():
     low, high = table.loc[("micro", "better"), ["low", "high"]]
     assert low <= 1 / 2 <= high and low >= 0
     assert (table.xs("same", level="method")[["change", "low", "high"]] == 0).all(axis=None)
-    found = changes(items, answers).set_index(["task", "method"])
-    assert found.loc[("all", "better"), ["wins", "losses"]].tolist() == [3, 0]
-    assert found.loc[("all", "better"), "p"] == pytest.approx(0.25)
-    assert found.loc[("b", "better"), "change"] == pytest.approx(0.5)
-    assert (found["corrected"] >= found["p"]).all()
+    result = changes(items, answers).set_index(["task", "method"])
+    assert result.loc[("all", "better"), ["wins", "losses"]].tolist() == [3, 0]
+    assert result.loc[("all", "better"), "p"] == pytest.approx(0.25)
+    assert result.loc[("b", "better"), "change"] == pytest.approx(0.5)
+    assert (result["corrected"] >= result["p"]).all()
     by_task = accuracies(items, answers).set_index("task")
     assert by_task.loc["b"].tolist() == [1 / 4, 3 / 4, 1 / 4]
     assert list(by_task.columns) == ["unmodified", "better", "same"]

@@ -35,36 +35,38 @@ def pictures(count):
 def test_features_are_means_of_what_is_observed(tiny):
     study = Features(tiny, pictures(4), question="How many objects?", tokens=3, draws=2, **SOME)
     states = study.work(0)["states"]
-    found = set()
+    checked = set()
     for number, picture in enumerate(study.pictures):
         prompt = tiny.prompt(picture.image, "How many objects?")
-        seen = tiny.observe(prompt)
-        sinks = classify(seen, prompt.sheets, **SOME)
+        observation = tiny.observe(prompt)
+        sinks = classify(observation, prompt.sheets, **SOME)
         drawn = draw_ordinary(sinks, 3, 2, f"0/{number}")
         for layer in range(tiny.num_layers):
-            tokens = [seen.hidden[layer, position] for position in prompt.visual.tolist()]
+            tokens = [observation.hidden[layer, position] for position in prompt.visual.tolist()]
             groups = [sinks.v_sink.nonzero()[:, 0], sinks.l_sink[layer].nonzero()[:, 0], *drawn]
             for slot, group in enumerate(groups):
-                kept = states[str(layer)][number, slot]
+                stored = states[str(layer)][number, slot]
                 if len(group):
-                    found.add(slot)
-                    assert torch.allclose(kept, sum(tokens[token] for token in group) / len(group), atol=1e-5)
+                    checked.add(slot)
+                    assert torch.allclose(stored, sum(tokens[token] for token in group) / len(group), atol=1e-5)
                 else:
-                    assert kept.isnan().all()
-        patches = torch.stack([seen.features[(prompt.token_of_patch == token).nonzero()[0, 0]] for token in drawn[1]])
+                    assert stored.isnan().all()
+        patches = torch.stack(
+            [observation.features[(prompt.token_of_patch == token).nonzero()[0, 0]] for token in drawn[1]]
+        )
         assert torch.allclose(states["encoder"][number, 3], patches.mean(0), atol=1e-5)
         assert states["encoder"][number, 1].isnan().all()  # there is no layer there to be an L-sink of
-    assert found == {0, 1, 2, 3}
+    assert checked == {0, 1, 2, 3}
 
 
 def test_a_token_of_several_patches_is_their_mean():
     features = torch.arange(10.0).view(5, 2)
-    seen = SimpleNamespace(
+    observation = SimpleNamespace(
         features=features, token_of_patch=torch.tensor([1, -1, 0, 1, 0]), visual=torch.tensor([4, 5])
     )
-    assert encoder_states(seen).tolist() == [[6, 7], [3, 4]]
+    assert encoder_states(observation).tolist() == [[6, 7], [3, 4]]
     for closed in ({"features": None}, {"token_of_patch": None}):
-        assert encoder_states(SimpleNamespace(**{**vars(seen), **closed})) is None
+        assert encoder_states(SimpleNamespace(**{**vars(observation), **closed})) is None
 
 
 def test_chunks_and_order_change_nothing(tiny):
@@ -73,11 +75,11 @@ def test_chunks_and_order_change_nothing(tiny):
     first = [first[1], first[2], first[0]]
     second = [by_three.work(unit) for unit in range(by_three.units)]
     assert (by_two.units, by_three.units) == (3, 2)
-    for place in ("encoder", "0", "2"):
-        one, other = (torch.cat([part["states"][place] for part in parts]) for parts in (first, second))
+    for layer in ("encoder", "0", "2"):
+        one, other = (torch.cat([part["states"][layer] for part in parts]) for parts in (first, second))
         assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1))
-    told = [pd.concat([part["targets"] for part in parts], ignore_index=True) for parts in (first, second)]
-    assert told[0].equals(told[1]) and told[0]["sample"].tolist() == list(range(5))
+    targets = [pd.concat([part["targets"] for part in parts], ignore_index=True) for parts in (first, second)]
+    assert targets[0].equals(targets[1]) and targets[0]["sample"].tolist() == list(range(5))
 
 
 @settings(max_examples=30, deadline=None)
@@ -109,8 +111,8 @@ def test_a_picture_with_too_few_ordinary_tokens_goes_without(tiny):
 
 
 def test_half_precision_is_refused_where_it_does_not_reach(tiny, monkeypatch):
-    kept = Features(tiny, pictures(1), dtype="float16", **SOME).work(0)["states"]["0"]
-    assert kept.dtype == torch.float16
+    stored = Features(tiny, pictures(1), dtype="float16", **SOME).work(0)["states"]["0"]
+    assert stored.dtype == torch.float16
     real = tiny.each_layer
     monkeypatch.setattr(
         tiny, "each_layer", lambda prompt, reduce, *rest: real(prompt, lambda states: reduce(1e6 * states), *rest)
@@ -144,12 +146,12 @@ def test_a_probe_finds_a_planted_class_and_a_shuffled_one_does_not():
     rng = np.random.default_rng(0)
     labels = rng.choice(["3", "4", "10"], 400)
     states = planted(rng, labels)
-    found = probe(states[:250], labels[:250], states[250:], labels[250:])
-    assert found["true"].accuracy > 0.9 and found["true"].mean_average_precision > 0.9
-    assert found["shuffled"].accuracy < 0.5 and found["shuffled"].mean_average_precision < 0.5
-    assert found["true"].regulariser == found["shuffled"].regulariser
-    assert found["true"].chance == pd.Series(labels[250:]).value_counts(normalize=True).max()
-    assert found["true"][4:] == (0, 250, 150)
+    scores = probe(states[:250], labels[:250], states[250:], labels[250:])
+    assert scores["true"].accuracy > 0.9 and scores["true"].mean_average_precision > 0.9
+    assert scores["shuffled"].accuracy < 0.5 and scores["shuffled"].mean_average_precision < 0.5
+    assert scores["true"].regulariser == scores["shuffled"].regulariser
+    assert scores["true"].chance == pd.Series(labels[250:]).value_counts(normalize=True).max()
+    assert scores["true"][4:] == (0, 250, 150)
     nothing = rng.normal(size=states.shape)
     assert probe(nothing[:250], labels[:250], nothing[250:], labels[250:])["true"].accuracy < 0.5
 
@@ -166,9 +168,9 @@ def test_many_labels_and_those_that_never_or_always_occur():
     )
     always, never, once = np.ones((400, 1), bool), np.zeros((400, 1), bool), np.arange(400)[:, None] == 7
     six = np.hstack([labels[:, :1], always, labels[:, 1:2], never, once, labels[:, 2:]])
-    for told, scores in probe(states[:250], six[:250], states[250:], six[250:], **QUICK).items():
-        if told == "true":  # shuffling moves other columns together
-            assert scores[:4] == three[told][:4]
+    for label, scores in probe(states[:250], six[:250], states[250:], six[250:], **QUICK).items():
+        if label == "true":  # shuffling moves other columns together
+            assert scores[:4] == three[label][:4]
         assert scores.left_out == 3
     constant = probe(states[:250], never[:250], states[250:], never[250:])["true"]
     assert np.isnan(constant.accuracy) and np.isnan(constant.chance) and constant[4:] == (1, 250, 150)
@@ -179,8 +181,10 @@ def test_a_label_that_the_test_lacks_has_no_precision_but_an_accuracy():
     labels = rng.random((300, 2)) < 0.5
     states = planted(rng, labels, strength=8.0)
     labels[200:, 1] = False
-    found = probe(states[:200], labels[:200], states[200:], labels[200:], **QUICK)["true"]
-    assert found.mean_average_precision > 0.99 and 0.6 < found.accuracy < 0.9  # the second label's states say otherwise
+    scores = probe(states[:200], labels[:200], states[200:], labels[200:], **QUICK)["true"]
+    assert (
+        scores.mean_average_precision > 0.99 and 0.6 < scores.accuracy < 0.9
+    )  # the second label's states say otherwise
 
 
 def test_a_class_too_rare_to_learn_is_wrong_in_the_test():
@@ -188,8 +192,8 @@ def test_a_class_too_rare_to_learn_is_wrong_in_the_test():
     labels = rng.choice(["a", "b"], 300)
     states = planted(rng, labels, strength=9.0)
     labels[7], labels[200:220] = "c", "c"
-    found = probe(states[:200], labels[:200], states[200:], labels[200:], **QUICK)["true"]
-    assert found[4:] == (1, 199, 100) and 0.75 < found.accuracy <= 0.8
+    scores = probe(states[:200], labels[:200], states[200:], labels[200:], **QUICK)["true"]
+    assert scores[4:] == (1, 199, 100) and 0.75 < scores.accuracy <= 0.8
     alone = probe(states[:8], np.array(["a"] * 8), states[8:], labels[8:])["true"]
     assert np.isnan(alone.accuracy) and alone.train == 8
 
@@ -229,10 +233,10 @@ def parts(tmp_path):
     folders = []
     for first in (0, 60):
         rows = range(first, 60 if first == 0 else 100)
-        told = counts[list(rows)]
+        targets = counts[list(rows)]
         states = rng.normal(size=(len(rows), 4, 8))
-        states[:, 0] = planted(rng, told, 8, strength=6.0)
-        states[:, 1] = planted(rng, told, 8, strength=6.0)
+        states[:, 0] = planted(rng, targets, 8, strength=6.0)
+        states[:, 1] = planted(rng, targets, 8, strength=6.0)
         states[[row % 3 > 0 for row in rows], 1] = np.nan
         states[[row % 10 == 0 for row in rows], 2:] = np.nan
         layer_0 = states.copy()
@@ -243,8 +247,8 @@ def parts(tmp_path):
         save_file({**tensors, "encoder": torch.tensor(layer_0)}, folder / "states.safetensors")
         table = {
             "sample": list(rows),
-            "count": [f'"{count}"' if row % 2 else None for count, row in zip(told, rows, strict=True)],
-            "colors": ['["red"]' if count == "1" else "[]" for count in told],
+            "count": [f'"{count}"' if row % 2 else None for count, row in zip(targets, rows, strict=True)],
+            "colors": ['["red"]' if count == "1" else "[]" for count in targets],
         }
         pd.DataFrame(table).to_parquet(folder / "targets.parquet")
         folders.append(folder)
@@ -260,8 +264,10 @@ def test_each_group_is_probed_on_the_pictures_that_have_it(parts):
         "target", "place", "group", "draw", "labels", "accuracy", "mean_average_precision", "chance", "regulariser", "left_out", "train", "test",
     ]  # fmt: skip
     assert set(scores["place"]) == {"1"} and len(scores) == 2 * 3 * 2 * 2
-    kept = scores.assign(pictures=scores["train"] + scores["test"]).groupby(["target", "group"])["pictures"].unique()
-    assert {key: value.tolist() for key, value in kept.items()} == {
+    pictures_of = (
+        scores.assign(pictures=scores["train"] + scores["test"]).groupby(["target", "group"])["pictures"].unique()
+    )
+    assert {key: value.tolist() for key, value in pictures_of.items()} == {
         ("count", "v_sink"): [50], ("count", "l_sink"): [17], ("count", "ordinary"): [50],
         ("colors", "v_sink"): [100], ("colors", "l_sink"): [34], ("colors", "ordinary"): [90],
     }  # fmt: skip
@@ -349,8 +355,8 @@ def test_summary_and_advantage_of_known_scores():
 
 def test_both_studies_in_their_folders(demo, tmp_path):
     """On the demo model V-sinks know the background, and whether there is one object or two."""
-    told = list(scene_facts(60, counts=(1, 2)))
-    features = run(Features(demo, told, layers=[1, 6], draws=2, chunk=25), tmp_path / "features", progress=False)
+    facts = list(scene_facts(60, counts=(1, 2)))
+    features = run(Features(demo, facts, layers=[1, 6], draws=2, chunk=25), tmp_path / "features", progress=False)
     assert len(features.parts) == 3 and features.table("targets")["sample"].tolist() == list(range(60))
     assert features.about["settings"]["layers"] == [1, 6]
     study = Probes(features.parts, features.about["model"], targets=["background", "count"], **QUICK)

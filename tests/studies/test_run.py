@@ -1,4 +1,4 @@
-"""A study's folder: nothing lost, nothing twice, whoever does the work and however often it is stopped."""
+"""A study's folder: nothing lost, nothing twice, whichever process does the work and however often it is stopped."""
 
 import json
 
@@ -45,10 +45,10 @@ def test_what_is_done_is_not_done_again(whole):
 
 def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    made = kill_again_and_again(DummyStudy(units=200, seconds=0.02), killed)
+    rounds = kill_again_and_again(DummyStudy(units=200, seconds=0.02), killed)
     left = DummyStudy(units=200)
     assert run(left, killed, progress=False).finished
-    assert len(left.done) == 200 - made
+    assert len(left.done) == 200 - rounds
     run(DummyStudy(units=200), whole, progress=False)
     assert tables(killed) == tables(whole) and parts(killed) == parts(whole)
 
@@ -84,10 +84,10 @@ def test_shards_share_out_every_unit_once(tmp_path_factory, of, units):
 def test_folders_of_machines_without_a_common_disk_are_gathered(whole, tmp_path):
     for rank in range(3):
         assert not run(DummyStudy(), tmp_path / str(rank), shard=Shard(rank, 3), progress=False).finished
-    found = gather([tmp_path / "0", tmp_path / "1"], tmp_path / "all")
-    assert not found.finished
+    gathered = gather([tmp_path / "0", tmp_path / "1"], tmp_path / "all")
+    assert not gathered.finished
     with pytest.raises(SinkgateError, match=r"not finished \(8 of 12 parts"):
-        found.table("rows")
+        gathered.table("rows")
     assert gather([tmp_path / "2", tmp_path / "1"], tmp_path / "all").finished
     assert tables(tmp_path / "all") == tables(whole.folder)
     run(DummyStudy(seed=1), tmp_path / "other", progress=False)
@@ -126,8 +126,8 @@ def test_a_broken_part_is_named(tmp_path):
 
 
 def test_what_it_was_made_with_is_told(whole):
-    made = whole.about["made_with"][0]
-    assert {"python", "torch", "transformers", "sinkgate"} <= made.keys()
+    versions = whole.about["made_with"][0]
+    assert {"python", "torch", "transformers", "sinkgate"} <= versions.keys()
     assert whole.about["started"] <= whole.about["finished"]
 
 

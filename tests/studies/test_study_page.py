@@ -22,12 +22,12 @@ class Page(HTMLParser):
         self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
+        attributes = dict(attrs)
         self.tags.append(tag)
-        self.marks |= {given["id"]} if "id" in given else set()
-        self.links |= {given["href"]} if tag == "a" else set()
-        self.loads += [given[name] for name in ("src", "href") if tag != "a" and name in given]
-        self.words += [name for name in given if name.startswith("on")]
+        self.marks |= {attributes["id"]} if "id" in attributes else set()
+        self.links |= {attributes["href"]} if tag == "a" else set()
+        self.loads += [attributes[name] for name in ("src", "href") if tag != "a" and name in attributes]
+        self.words += [name for name in attributes if name.startswith("on")]
 
     def handle_data(self, data):
         if self.tags and self.tags[-1] not in ("script", "style"):
@@ -83,25 +83,25 @@ def test_no_name_is_ever_code(tmp_path):
             kind, tables, model=facts, settings={"dimensions": {"vision": [HOSTILE], "llm": []}}
         )
         run(study, tmp_path / str(len(kind)) / "a<b>&", progress=False)
-    found = Page(write_page(tmp_path))
-    assert found.tags.count("script") == 1 + len(found.figures) and len(found.figures) > 15
-    assert "img" not in found.tags and "b" not in found.tags and "onerror" not in found.words
-    assert "alert(1)" in found.text  # as words
+    page = Page(write_page(tmp_path))
+    assert page.tags.count("script") == 1 + len(page.figures) and len(page.figures) > 15
+    assert "img" not in page.tags and "b" not in page.tags and "onerror" not in page.words
+    assert "alert(1)" in page.text  # as words
     assert "<script>alert" not in (tmp_path / "report.html").read_text()
 
 
 def test_what_is_not_finished_says_how_far_it_is(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(fake_results.FakeStudy("sweep", fake_results.sweep(), units=3), tmp_path / "sweep", progress=False)
-    found = Page(write_page(tmp_path))
-    assert "Not finished: 1 of 3 parts are there." in found.text
-    assert found.figures == [] and "not yet" in found.text
+    page = Page(write_page(tmp_path))
+    assert "Not finished: 1 of 3 parts are there." in page.text
+    assert page.figures == [] and "not yet" in page.text
 
 
 def test_a_study_of_a_kind_not_known_is_told_at_least(tmp_path):
     run(fake_results.FakeStudy("dreams", {}), tmp_path / "dreams", progress=False)
-    found = Page(write_page(tmp_path))
-    assert "dreams: demo" in found.text and "Model, data and settings" in found.text and found.figures == []
+    page = Page(write_page(tmp_path))
+    assert "dreams: demo" in page.text and "Model, data and settings" in page.text and page.figures == []
 
 
 def test_what_a_study_does_not_have_is_left_out(tmp_path):
@@ -109,8 +109,8 @@ def test_what_a_study_does_not_have_is_left_out(tmp_path):
     for name in ("projector", "agreement"):
         tables[name] = tables[name].iloc[:0]
     run(fake_results.FakeStudy("anatomy", tables), tmp_path, progress=False)
-    found = Page(write_page(tmp_path))
-    assert len(found.figures) == 6 and "Through the projector" not in found.text
+    page = Page(write_page(tmp_path))
+    assert len(page.figures) == 6 and "Through the projector" not in page.text
 
 
 def test_a_run_with_other_versions_is_told_too(tmp_path, monkeypatch):
@@ -135,5 +135,5 @@ def test_what_a_run_tells_of_itself_is_there(tmp_path):
     study = fake_results.FakeStudy("eval", fake_results.evaluation())
     object.__setattr__(study, "about", {"seed": 987, "data": "<b>scenes</b>"})
     run(study, tmp_path, progress=False)
-    found = Page(write_page(tmp_path))
-    assert "987" in found.text and "<b>scenes</b>" in found.text and "b" not in found.tags
+    page = Page(write_page(tmp_path))
+    assert "987" in page.text and "<b>scenes</b>" in page.text and "b" not in page.tags

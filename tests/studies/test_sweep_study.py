@@ -39,10 +39,10 @@ def test_answers_are_those_of_one_question_at_a_time(demo, items, swept):
 
 def test_items_with_options_are_judged_as_choose_does(demo, tmp_path):
     options = ("1", "2", "3", "4", "5")
-    asked = scene_items(4, kinds=["count"])
+    questions = scene_items(4, kinds=["count"])
     items = [
         Item(Sample(each.sample.images, each.sample.question, each.sample.answer, "count", options), each.id, {})
-        for each in asked
+        for each in questions
     ]
     answers = run(Sweep(demo, items, [1, 2], POINTS, chunk=2), tmp_path, progress=False).table("answers")
     for number, item in enumerate(items):
@@ -125,16 +125,16 @@ def planted(samples=400, seed=0):
 
 def test_gains_find_what_was_planted_and_nothing_else():
     items, answers = planted()
-    found = gains(items, answers)
-    assert len(found) == 3 * 6
-    clear = found[found["corrected"] < 0.01]
+    table = gains(items, answers)
+    assert len(table) == 3 * 6
+    clear = table[table["corrected"] < 0.01]
     assert set(zip(clear["task"], clear["layer"], clear["v_sink"], clear["change"] > 0, strict=True)) == {
         ("up", 0, 0.9, True),
         ("up", 0, 0.1, False),
         ("down", 1, 0.9, False),
         ("down", 1, 0.1, True),
     }
-    row = found.query("task == 'up' and layer == 0 and v_sink == 0.9").iloc[0]
+    row = table.query("task == 'up' and layer == 0 and v_sink == 0.9").iloc[0]
     right = answers.query("layer == 0 and v_sink > 0.8 and sample < 400")["right"].to_numpy()
     base = answers.query("layer == -1 and sample < 400")["right"].to_numpy()
     assert row["change"] == pytest.approx(right.mean() - base.mean())
@@ -160,11 +160,11 @@ def test_the_best_of_many_idle_settings_is_not_confirmed():
 
 def test_a_planted_best_is_confirmed():
     items, answers = planted()
-    found = confirmed(items, answers).set_index("task")
+    table = confirmed(items, answers).set_index("task")
     for task, cell in (("up", "layer 0: V 0.9, rest 0.1"), ("down", "layer 1: V 0.1, rest 0.9")):
-        assert found.loc[task, ["first", "second"]].tolist() == [cell, cell]
-        assert found.loc[task, "low"] > 0.1 and found.loc[task, "p"] < 0.001
-    assert found.loc["flat", "low"] < 0 < found.loc["flat", "high"] or found.loc["flat", "confirmed"] <= 0
+        assert table.loc[task, ["first", "second"]].tolist() == [cell, cell]
+        assert table.loc[task, "low"] > 0.1 and table.loc[task, "p"] < 0.001
+    assert table.loc["flat", "low"] < 0 < table.loc["flat", "high"] or table.loc["flat", "confirmed"] <= 0
     families = confirmed(items, answers, families=groups_apart)
     assert set(families["family"]) == {"two groups", "three groups"}
     three = families[families["family"] == "three groups"]
@@ -186,15 +186,15 @@ def test_an_oracle_leaves_the_model_alone_if_nothing_gains():
     )
     for each in (worse, same):
         for families in (None, groups_apart):
-            found = confirmed(items, each, families=families)
-            assert (found[["first", "second"]] == "unmodified").all(axis=None)
-            assert (found[["searched", "confirmed", "low", "high"]] == 0).all(axis=None)
+            table = confirmed(items, each, families=families)
+            assert (table[["first", "second"]] == "unmodified").all(axis=None)
+            assert (table[["searched", "confirmed", "low", "high"]] == 0).all(axis=None)
 
 
 def test_the_smallest_change_that_could_be_shown_is_told():
     items, answers = planted()
     many, few = (
-        found.set_index("task")["smallest"] for found in (confirmed(items, answers), confirmed(*planted(samples=9)))
+        table.set_index("task")["smallest"] for table in (confirmed(items, answers), confirmed(*planted(samples=9)))
     )
     assert (many < 0.1).all() and (few > 0.3).all()
     wrong = confirmed(items, answers.assign(right=False))
@@ -203,12 +203,12 @@ def test_the_smallest_change_that_could_be_shown_is_told():
 
 def test_leanings_tell_direction_and_depth():
     items, answers = planted()
-    found = leaning(items, answers).set_index(["task", "layer"])
-    assert found.loc[("up", 0), "low"] > 0.2 and found.loc[("down", 1), "high"] < -0.2
-    rest = found.drop([("up", 0), ("down", 1)])
+    table = leaning(items, answers).set_index(["task", "layer"])
+    assert table.loc[("up", 0), "low"] > 0.2 and table.loc[("down", 1), "high"] < -0.2
+    rest = table.drop([("up", 0), ("down", 1)])
     assert (rest["corrected"] > 0.05).all()
     whole = leaning(items, answers, together=True).set_index("task")
-    assert whole.loc["up", "lean"] == pytest.approx(found.loc["up", "lean"].mean())
+    assert whole.loc["up", "lean"] == pytest.approx(table.loc["up", "lean"].mean())
     off_line = answers[answers["l_sink"] != answers["ordinary"]]
     assert leaning(items, pd.concat([off_line, answers[answers["layer"] == -1]])).empty
 

@@ -92,20 +92,20 @@ def test_evaluation_says_right_where_generation_does(demo):
     rng = Random("evaluation")
     scenes = [Scene.random(rng) for _ in range(3)]
     samples = [
-        Sample((scene.render(64),), asked.question, asked.answer, asked.kind)
+        Sample((scene.render(64),), pair.question, pair.answer, pair.kind)
         for scene in scenes
-        for asked in ask_all(scene, rng)
+        for pair in ask_all(scene, rng)
     ]
     gates = sg.Gates.ones(demo).set("rest", 0.0, [2])  # wrong often
     examples = ExampleCache(demo, lambda vlm, prompt: find_v_sinks(vlm, prompt))
     marks = evaluate(demo, {"off": Fixed(gates), "plain": Fixed(sg.Gates.ones(demo))}, samples, examples=examples)
     for name, table in (("off", gates), ("plain", None)):
-        said = []
+        answers = []
         for sample in samples:
             prompt = demo.prompt(sample.images, sample.question)
-            said.append(demo.answer(prompt, table, find_v_sinks(demo, prompt)).text == sample.answer)
-        assert marks.right[name] == said
-        assert marks.accuracy(name) == pytest.approx(sum(said) / len(said))
+            answers.append(demo.answer(prompt, table, find_v_sinks(demo, prompt)).text == sample.answer)
+        assert marks.right[name] == answers
+        assert marks.accuracy(name) == pytest.approx(sum(answers) / len(answers))
     assert marks.accuracy("plain") > marks.accuracy("off")
     by_kind = marks.by_kind("off")
     counts = {kind: marks.kinds.count(kind) for kind in by_kind}

@@ -70,14 +70,14 @@ def run(vlm, lsg, out, **options):
 
 
 def test_gradients_are_those_of_one_forward_and_backward(vlm):
-    """What is delivered through a resumed forward equals plain autograd through the whole model."""
+    """Gradients through a resumed forward equal plain autograd through the whole model."""
     lsg = fresh(vlm)
     examples = ExampleCache(vlm, few_v_sinks)
     ready = [examples.prepare(sample, "") for sample in samples(5)]
     single = {f"layer-{layer}": lsg.only([layer]) for layer in (0, 1, 2)}
     with frozen(vlm):
-        found = MethodEnsemble(vlm, single)(ready, labels_of(ready))
-        found["loss"].backward()
+        losses = MethodEnsemble(vlm, single)(ready, labels_of(ready))
+        losses["loss"].backward()
         delivered = {name: parameter.grad.clone() for name, parameter in lsg.named_parameters()}
         lsg.zero_grad()
         for column, gate in enumerate(single.values()):
@@ -87,7 +87,7 @@ def test_gradients_are_those_of_one_forward_and_backward(vlm):
             loss = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum"
             )
-            assert loss.item() == pytest.approx(found["losses"][:, column].sum().item(), rel=1e-5)
+            assert loss.item() == pytest.approx(losses["losses"][:, column].sum().item(), rel=1e-5)
             loss.backward()
     for name, parameter in lsg.named_parameters():
         assert parameter.grad.abs().sum() > 0
@@ -389,7 +389,7 @@ def test_lessons_are_kept_within_their_budget(vlm):
     for examples, runs in ((everything, 4), (two, 4 + 2)):
         calls.clear()
         for _ in range(2):
-            kept = [examples.prepare(sample, "") for sample in data]
+            prepared = [examples.prepare(sample, "") for sample in data]
         assert len(calls) == runs - (examples is everything)
-    batch = next(batches(vlm, kept))[1]
+    batch = next(batches(vlm, prepared))[1]
     assert Prefix(vlm, batch).plain.shape[:2] == batch.labels[:, batch.length :].shape

@@ -29,7 +29,7 @@ def samples():
 @pytest.mark.parametrize("score", ["accuracy", "loss"])
 def test_the_stack_is_what_greedy_choice_by_hand_gives(demo, samples, score):
     lsg = leaning(demo, [0, 2, 3, 6], [0, 1, 0, 1])
-    found = stack(lsg, demo, samples, score=score, progress=False)
+    result = stack(lsg, demo, samples, score=score, progress=False)
     examples = ExampleCache(demo, lsg.find_sinks)
 
     def value(layers):
@@ -37,26 +37,26 @@ def test_the_stack_is_what_greedy_choice_by_hand_gives(demo, samples, score):
         return marks.accuracy("it") if score == "accuracy" else -marks.mean_loss("it")
 
     alone = {layer: value([layer]) for layer in lsg.config.layers}
-    assert found.singles == pytest.approx(alone)
+    assert result.singles == pytest.approx(alone)
     order = sorted(alone, key=lambda layer: -alone[layer])
     chosen, reached = [order[0]], alone[order[0]]
     for layer in order[1:]:
         if (new := value([*chosen, layer])) > reached:
             chosen, reached = [*chosen, layer], new
-    assert found.lsg.config.layers == tuple(sorted(chosen))
-    assert found.score == pytest.approx(reached)
-    assert len(found.steps) == 4 and found.steps[0].accepted
+    assert result.lsg.config.layers == tuple(sorted(chosen))
+    assert result.score == pytest.approx(reached)
+    assert len(result.steps) == 4 and result.steps[0].accepted
     plain = evaluate(demo, {"plain": Fixed(sg.Gates.ones(demo))}, samples, examples=examples, progress=False)
     expected = plain.accuracy("plain") if score == "accuracy" else -plain.mean_loss("plain")
-    assert found.unmodified == pytest.approx(expected)
+    assert result.unmodified == pytest.approx(expected)
 
 
 def test_a_margin_keeps_the_best_gate_alone_and_modules_are_shared(demo, samples):
     lsg = leaning(demo, [2, 6], [1, None])
-    found = stack(lsg, demo, samples, margin=1.0, progress=False)
-    assert len(found.lsg.config.layers) == 1
-    layer = str(found.lsg.config.layers[0])
-    assert found.lsg.gates[layer] is lsg.gates[layer]
+    result = stack(lsg, demo, samples, margin=1.0, progress=False)
+    assert len(result.lsg.config.layers) == 1
+    layer = str(result.lsg.config.layers[0])
+    assert result.lsg.gates[layer] is lsg.gates[layer]
     with pytest.raises(sg.GateError, match="no gate in layer 5"):
         lsg.only([5])
     with pytest.raises(sg.SinkgateError, match="no sample can be used"):
@@ -65,9 +65,9 @@ def test_a_margin_keeps_the_best_gate_alone_and_modules_are_shared(demo, samples
 
 def test_the_score_is_that_of_the_returned_stack_under_a_negative_margin(demo, samples):
     lsg = leaning(demo, [2, 3, 6], [1, 0, 1])
-    found = stack(lsg, demo, samples, margin=-1.0, progress=False)
-    assert len(found.lsg.config.layers) == 3 and all(step.accepted for step in found.steps)
+    result = stack(lsg, demo, samples, margin=-1.0, progress=False)
+    assert len(result.lsg.config.layers) == 3 and all(step.accepted for step in result.steps)
     examples = ExampleCache(demo, lsg.find_sinks)
-    marks = evaluate(demo, {"it": found.lsg}, samples, examples=examples, progress=False)
-    assert found.score == pytest.approx(-marks.mean_loss("it"))
-    assert found.score < max(step.score for step in found.steps), "the case needs a step that made it worse"
+    marks = evaluate(demo, {"it": result.lsg}, samples, examples=examples, progress=False)
+    assert result.score == pytest.approx(-marks.mean_loss("it"))
+    assert result.score < max(step.score for step in result.steps), "the case needs a step that made it worse"

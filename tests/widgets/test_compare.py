@@ -62,6 +62,6 @@ def test_missing_packages_are_one_sentence(demo, monkeypatch):
     from sinkgate.widgets import common as parts
 
     monkeypatch.setattr(parts, "find_spec", lambda name: None)
-    for call in (sg.explore, lambda *given: sg.compare(*given, {}), lambda *_: sg.sweep_map("nowhere")):
+    for call in (sg.explore, lambda *arguments: sg.compare(*arguments, {}), lambda *_: sg.sweep_map("nowhere")):
         with pytest.raises(sg.SinkgateError, match=r'pip install "sinkgate\[notebooks\]"'):
             call(demo, "image.png", QUESTION)

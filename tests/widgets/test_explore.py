@@ -109,7 +109,7 @@ def test_of_many_quick_moves_few_are_computed_and_the_last_wins(demo, explorer, 
     assert time.monotonic() - began < 1, "the hand waits for nothing"
     assert explorer.settle(30)
     assert len(slow) < 10 and slow[-1] == pytest.approx(0.2)
-    assert answered == [pytest.approx(0.2)], "what the hand has passed over is not answered"
+    assert answered == [pytest.approx(0.2)], "settings between two ticks are not answered"
     assert explorer.gated.text == "1"
 
 
@@ -135,17 +135,18 @@ def test_an_answer_ends_as_soon_as_the_hand_moves_again(explorer, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("question", "said"), [("", "empty"), ("   ", "empty"), ("x" * 30_000, "at most 20,000"), ("<image>", "command")]
+    ("question", "expected"),
+    [("", "empty"), ("   ", "empty"), ("x" * 30_000, "at most 20,000"), ("<image>", "command")],
 )
-def test_a_question_that_cannot_be_asked(explorer, question, said):
+def test_a_question_that_cannot_be_asked(explorer, question, expected):
     before = shown_map(explorer)
     explorer.question.value = question
     assert explorer.settle(30)
-    assert said in explorer.message.value and "<image>" not in explorer.message.value
+    assert expected in explorer.message.value and "<image>" not in explorer.message.value
     assert (shown_map(explorer) == before).all()
     explorer.faders["v_sink"][2].value = 0.2  # the faders still move what is shown
     assert explorer.settle(30)
-    assert explorer.gated.text == "1" and said in explorer.message.value
+    assert explorer.gated.text == "1" and expected in explorer.message.value
     explorer.question.value = "What is the color of the background?"
     assert explorer.settle(30)
     assert not explorer.message.value and explorer.unchanged.text == "white"
@@ -166,7 +167,7 @@ def test_a_scale_that_is_no_scale(explorer, value):
 
 
 def upload(explorer, content):
-    """What the browser sends when a file is chosen."""
+    """Send a file as the browser does when one is chosen."""
     about = {"name": "picture.png", "type": "image/png", "size": len(content), "last_modified": 0}
     explorer.upload.set_state({"value": [{**about, "content": memoryview(content)}]})
 
@@ -175,9 +176,9 @@ def test_a_picture_that_cannot_be_read(demo, explorer, image):
     with io.BytesIO() as buffer:
         image.save(buffer, "PNG")
         half = buffer.getvalue()[: buffer.tell() // 2]
-    for broken, said in ((b"", "empty"), (b"no picture", "no picture that can be read"), (half, "cut short")):
+    for broken, expected in ((b"", "empty"), (b"no picture", "no picture that can be read"), (half, "cut short")):
         upload(explorer, broken)
-        assert said in explorer.message.value
+        assert expected in explorer.message.value
     assert explorer.unchanged.text == "2"
     other = Scene.random(Random(3)).render()
     with io.BytesIO() as buffer:

@@ -81,8 +81,8 @@ def visit(folder, sweep_folder):
         page.mouse.up()
         page.wait_for_function(f"{ANSWERS} === '2,1'")
         assert page.evaluate(WORDS_AXIS) == "category"  # Plotly once made it numeric, and dropped "no" and "circle"
-        if place := os.environ.get("SINKGATE_SCREENSHOTS"):
-            page.screenshot(path=f"{place}/explore.png")
+        if screenshots := os.environ.get("SINKGATE_SCREENSHOTS"):
+            page.screenshot(path=f"{screenshots}/explore.png")
 
         question = page.locator(".widget-text input").first
         question.fill("")

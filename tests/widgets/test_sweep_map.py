@@ -17,7 +17,7 @@ pytest.importorskip("anywidget")
 pytest.importorskip("ipywidgets")
 
 
-def asked(count=8):
+def scene_questions(count=8):
     image = Scene.random(Random(1)).render(64)
     return [
         Item(Sample((image,), f"<how many> {n}?", "2", ["count", "a<b"][n % 2]), f"id-{n}", {}) for n in range(count)
@@ -25,7 +25,7 @@ def asked(count=8):
 
 
 def click(shown, task, layer):
-    """What Plotly calls when a cell is clicked, with what the figure says of it."""
+    """Call the handler of a click on a cell, with the figure's values of that cell."""
     figure = shown.figure.data[0]
     x, y = (
         next(each for each in figure.x if int(each) == layer),
@@ -63,7 +63,7 @@ def test_the_setting_chooses_what_the_map_shows(sweep_folder):
 
 
 def test_items_bring_pictures_and_questions(sweep_folder):
-    shown = sg.sweep_map(Results.load(sweep_folder), asked())
+    shown = sg.sweep_map(Results.load(sweep_folder), scene_questions())
     shown.choose("count", 1)
     assert listed(shown) == [0, 2, 4]
     assert shown.flipped.value.count("data:image/png") == 3
@@ -77,4 +77,4 @@ def test_what_is_no_sweep_is_refused(sweep_folder, tmp_path):
     with pytest.raises(sg.SinkgateError, match="expected a sweep"):
         sg.sweep_map(tmp_path)
     with pytest.raises(sg.SinkgateError, match="differ from the 8 items"):
-        sg.sweep_map(sweep_folder, asked(7))
+        sg.sweep_map(sweep_folder, scene_questions(7))
