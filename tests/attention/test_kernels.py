@@ -89,7 +89,7 @@ def kernel(monkeypatch):
 
 
 def both(kernel, name, run, family=None, **options):
-    """What ``run`` returns on sdpa and on the kernel, and the stand-in."""
+    """Return the results of ``run`` on sdpa and on the kernel, and the stand-in."""
     results, stand_in = [], None
     for on_kernel in (False, True):
         source = (ZOO[family].model(), None) if family else tiny_llava("clip")

@@ -163,7 +163,7 @@ def test_points_of_curves_are_sliders_for_the_keyboard(many: Tab) -> None:
 
 
 def expected(vlm: sg.VLM, gates: sg.Gates) -> dict[str, Any]:
-    """What the page ought to show of the first scene under these gates, computed without it."""
+    """Compute answers and sinks of the first scene under these gates without the page."""
     prompt = vlm.prompt(random_scene(FIRST_SCENE).render(SCENE_SIDE), QUESTION)
     sinks = sg.find_sinks(vlm, prompt)
     before, after = (vlm.answer(prompt, each, sinks, max_new_tokens=MAX_NEW_TOKENS) for each in (None, gates))
