@@ -193,16 +193,17 @@ function cropped(canvas, height) {
 
 // The chart is an SVG whose colours are in the page's style sheet: those of the light page are written into its copy.
 async function chart(plot) {
-  const { width, height } = plot.getBoundingClientRect();
+  const left = Number(plot.dataset.left); // of the plot's own axis, without the names of the page's rows
+  const [width, height] = [plot.width.baseVal.value - left, plot.height.baseVal.value];
   const [canvas, draw] = sheet(width + 2 * MARGIN, height + 2 * MARGIN + 46);
-  write(draw, "Where attention goes, by layer" + (frame.identity ? "" : "; dotted: original model"), MARGIN, MARGIN, { size: 15, color: INK, weight: 600 });
+  write(draw, "Share of attention by layer" + (frame.identity ? "" : "; dotted: original model"), MARGIN, MARGIN, { size: 15, color: INK, weight: 600 });
   let x = MARGIN;
   for (const key of document.querySelectorAll("#chart .key")) {
     draw.drawImage(await drawn(key.querySelector("svg")), x, MARGIN + 30);
     write(draw, key.textContent, x + 32, MARGIN + 26, { size: 12 });
     x += 32 + draw.measureText(key.textContent).width + 18;
   }
-  draw.drawImage(await drawn(plot), MARGIN, MARGIN + 46, width, height);
+  draw.drawImage(await drawn(plot), left, 0, width, height, MARGIN, MARGIN + 46, width, height);
   return canvas;
 }
 

@@ -23,7 +23,7 @@ from sinkgate.widgets.latest_only import LatestOnly
 
 PAUSE = 0.3  # seconds without a move before the answer is generated
 FRAME = 0.05  # least seconds between two updates: a browser that receives more lags behind
-NAMES = {"v_sink": "V-sinks", "rest": "all other patches"}
+NAMES = {"v_sink": "V-sinks", "l_sink": "L-sinks", "rest": "other visual tokens"}
 
 
 def explore(vlm: VLM, image: Picture, question: str) -> Explorer:
@@ -48,6 +48,7 @@ class _Request(NamedTuple):
     image: Image.Image | None
     question: str
     v_sink: list[float]
+    l_sink: list[float] | None  # None: that of ``rest``
     rest: list[float]
 
 
@@ -101,6 +102,8 @@ class Explorer(Shown):
         self.faders = {group: [self._fader(group, layer) for layer in range(self.vlm.num_layers)] for group in NAMES}
         self.presets = [ipw.Button(description=name, layout={"flex": "0 0 auto", "width": "auto"}) for name in PRESETS]
         dots = " ".join(f'<b style="color: {GROUP_COLORS[group]}">●</b> {name}' for group, name in NAMES.items())
+        self.separate = ipw.Checkbox(False, description="Separate L-sinks", indent=False, layout={"width": "150px"})
+        self._separated()
         legend = ipw.HTML(f"<b>Key scales</b> by layer: {dots}", layout={"flex": "1 1 auto"})
         pairs = enumerate(zip(*self.faders.values(), strict=True))
         strips = [ipw.VBox([ipw.HTML(f"<center>{layer}</center>"), ipw.HBox(pair)]) for layer, pair in pairs]
@@ -108,7 +111,7 @@ class Explorer(Shown):
             strip.layout = {"flex": "0 0 auto", "border_left": f"1px solid {GRID}"}
         above = [ipw.HBox([self.question, self.upload]), self.message, self.screen.figure, self.answers]
         mixer = [
-            ipw.HBox([legend, *self.presets], layout={"flex_flow": "row wrap"}),
+            ipw.HBox([legend, self.separate, *self.presets], layout={"flex_flow": "row wrap"}),
             ipw.HBox(strips, layout={"overflow": "auto hidden"}),
         ]
         self.box = ipw.VBox([*above, *mixer, self.screen.controls, self.summary, following()])
@@ -124,6 +127,7 @@ class Explorer(Shown):
                 fader.observe(lambda _, layer=layer: self._touched(layer), "value")
         for button in self.presets:
             button.on_click(lambda button: self._set_all(*PRESETS[button.description]))
+        self.separate.observe(lambda _: self._separated(), "value")
         for control in (self.question, self.screen.layer):
             control.observe(lambda _: self._worker.put(self._request()), "value")
         self.upload.observe(lambda change: [self._take(bytes(file["content"])) for file in change.new], "value")
@@ -131,22 +135,31 @@ class Explorer(Shown):
     # --- user input
 
     def _request(self) -> _Request:
-        return _Request(
-            self._image, self.question.value, *([fader.value for fader in self.faders[group]] for group in NAMES)
-        )
+        v_sink, l_sink, rest = ([fader.value for fader in self.faders[group]] for group in NAMES)
+        return _Request(self._image, self.question.value, v_sink, l_sink if self.separate.value else None, rest)
 
     def _gates(self, request: _Request) -> Gates:
-        return Gates.from_lists(request.v_sink, request.rest, self.vlm.name)
+        return Gates.from_lists(request.v_sink, request.rest, self.vlm.name, l_sink=request.l_sink)
+
+    def _separated(self) -> None:
+        """Show the faders of L-sinks, at the scales that they had with the others, or remove them."""
+        self._from_user = False
+        for fader, rest in zip(self.faders["l_sink"], self.faders["rest"], strict=True):
+            fader.value = rest.value
+            fader.layout.display = None if self.separate.value else "none"
+        self._from_user = True
+        if self.warm:
+            self._worker.put(self._request())
 
     def _touched(self, layer: int) -> None:
         if self._from_user:
             self.screen.layer.value = layer  # the maps follow the fader
             self._worker.put(self._request())
 
-    def _set_all(self, *scales: float) -> None:
+    def _set_all(self, v_sink: float, rest: float) -> None:
         self._from_user = False
-        for column, scale in zip(self.faders.values(), scales, strict=True):
-            for fader in column:
+        for group, scale in zip(NAMES, (v_sink, rest, rest), strict=True):
+            for fader in self.faders[group]:
                 fader.value = scale
         self._from_user = True
         self._worker.put(self._request())

@@ -25,7 +25,7 @@ QUESTION = "How many objects are there?"
 MIDDLES = """(group) => {
   const middle = (node) => { const box = node.getBoundingClientRect(); return box.x + box.width / 2; };
   const plot = document.querySelector('#chart .plot').getBoundingClientRect();
-  const points = document.querySelector(`#chart .line.gated.${group}`).getAttribute('points').split(' ');
+  const points = document.querySelector(`#chart .plot .line.gated.${group}`).getAttribute('points').split(' ');
   return {
     films: [...document.querySelectorAll('#films .film canvas')].map(middle),
     chart: points.map((point) => plot.x + Number(point.split(',')[0])),

@@ -66,6 +66,20 @@ def test_a_fader_moves_map_bars_and_answer(demo, image, explorer):
     assert max(after.x) == pytest.approx(trace.next_token[0][1], abs=1e-4)
 
 
+def test_l_sinks_can_have_faders_of_their_own(demo, explorer):
+    explorer.faders["rest"][4].value = 0.5
+    assert explorer.faders["l_sink"][4].layout.display == "none"
+    explorer.separate.value = True
+    assert explorer.faders["l_sink"][4].layout.display is None and explorer.faders["l_sink"][4].value == 0.5
+    explorer.faders["l_sink"][4].value = 0.2
+    assert explorer.settle(30)
+    gates = sg.Gates.ones(demo).set("ordinary", 0.5, [4]).set("l_sink", 0.2, [4])
+    assert explorer.gates == gates == explorer._shown
+    explorer.separate.value = False
+    assert explorer.gates == sg.Gates.ones(demo).set("rest", 0.5, [4])
+    assert explorer.settle(30)
+
+
 def test_the_other_fader_and_presets(demo, explorer):
     explorer.faders["rest"][3].value = 0.5
     assert explorer.settle(30)
