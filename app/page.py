@@ -107,7 +107,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
             picture = picture_box(
                 sources=("upload", "clipboard", "webcam"),
                 show_label=False,
-                height=128,
+                height=120,  # with a question of two lines, the column is no higher than the maps
                 elem_id="picture",
                 buttons=[],
                 alt_text="The picture of the question",

@@ -51,6 +51,10 @@ def many(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def assert_aligned(tab: Tab, layers: int) -> None:
     """All rows have the same columns, in sight without scrolling sideways."""
+    tab.page.wait_for_function(
+        "document.querySelector('#chart .plot svg').clientWidth === document.querySelector('#chart .plot').clientWidth"
+        " && document.querySelector('#chart .plot').clientWidth === document.querySelector('#films .films').clientWidth"
+    )  # the chart is drawn anew after the window's size has changed
     rows = tab.page.evaluate(MIDDLES, "ordinary")
     width = tab.page.evaluate("innerWidth")
     for name, middles in rows.items():
@@ -249,24 +253,28 @@ def test_a_group_that_is_empty_in_a_layer_is_disabled_there_with_its_reason(tab:
     assert scales == pytest.approx([1, 1, 1, 1, 0.5, 1, 1, 0.5], abs=0.04)
 
 
-def test_presets_of_an_empty_group_are_disabled_or_offer_the_other_sinks(tab: Tab, many: Tab, vlm: sg.VLM) -> None:
-    def shown(page: Tab) -> dict[str, bool]:
-        presets = page.page.locator("#mixer .preset:visible")
-        return dict(presets.evaluate_all("all => all.map((preset) => [preset.textContent, preset.disabled])"))
+def test_presets_of_an_empty_group_are_disabled_or_offer_the_other_sinks(tab: Tab) -> None:
+    def presets(**none: int) -> dict[str, bool]:
+        """The presets in sight, and whether they are disabled, for a picture without tokens of these groups."""
+        tab.page.evaluate(
+            """(none) => {
+              const { frame } = document.querySelector('#maps [data-tick]');
+              const tokens = Object.entries(frame.groups.tokens).map(([name, all]) => [name, name in none ? all.map(() => 0) : all]);
+              window.sinkgate.publish('frame', { ...frame, groups: { ...frame.groups, tokens: Object.fromEntries(tokens) } });
+            }""",
+            none,
+        )
+        shown = tab.page.locator("#mixer .preset:visible")
+        return dict(shown.evaluate_all("all => all.map((preset) => [preset.textContent, preset.disabled])"))
 
     names = ["All at 1", "V-sinks × 0", "V-sinks × 2", "Others × 0.5", "All × 0.5"]
-    assert shown(tab) == dict.fromkeys(names, False)
-    assert shown(many) == {name: name.startswith("V-") for name in names}  # it has neither V-sinks nor L-sinks
-    preset = many.page.locator("#mixer .preset", has_text="V-sinks × 0")
-    assert preset.get_attribute("title") == "No V-sinks (criterion: attention share)"
-    assert many.fader(-1).get_attribute("aria-disabled") == "true"
+    assert presets() == dict.fromkeys(names, False)
+    assert presets(v_sink=0, l_sink=0) == {name: name.startswith("V-") for name in names}
+    reason = "No V-sinks (criterion: attention share)"
+    assert tab.page.locator("#mixer .preset", has_text="V-sinks × 0").get_attribute("title") == reason
+    assert tab.fader(-1).get_attribute("aria-disabled") == "true" and tab.fader(-1).get_attribute("title") == reason
 
-    tab.page.evaluate("""() => {
-      const { frame } = document.querySelector('#maps [data-tick]');
-      const tokens = { ...frame.groups.tokens, v_sink: frame.groups.tokens.v_sink.map(() => 0) };
-      window.sinkgate.publish('frame', { ...frame, groups: { ...frame.groups, tokens } });
-    }""")
-    assert shown(tab) == dict.fromkeys([name.replace("V-", "L-") for name in names], False)
+    assert presets(v_sink=0) == dict.fromkeys([name.replace("V-", "L-") for name in names], False)
     tab.page.locator("#mixer .preset", has_text="L-sinks × 0").click()
     assert tab.settle()["gates"] == {"v_sink": [1] * 8, "l_sink": [0] * 8, "rest": [1] * 8}
     assert tab.fader(4, "l_sink").is_visible()
