@@ -14,8 +14,11 @@ from textwrap import shorten
 from typing import Any
 
 import gradio as gr
+from PIL import Image, ImageOps
 
 import sinkgate as sg
+from sinkgate.data import photographs
+from sinkgate.models.loading import BUILT_IN
 from sinkgate.scenes import questions
 from sinkgate.scenes.questions import Question
 from sinkgate.scenes.scene import Scene
@@ -33,6 +36,8 @@ from .view_model import JSON, Lens, answers, frame, image_url, mixer_value, sent
 FIRST_SCENE = 71  # seed
 FIRST_KIND, FIRST_QUESTION = "count", "How many objects are there?"  # its answer changes with the fader of layer 2
 GALLERY = (71, 26, 16, 68, 188, 122)  # seeds
+PHOTOGRAPHS = ("cat", "coffee", "astronaut", "rocket", "camera", "clock")  # gallery of models that are no demo
+SCENES_ONLY = "The demo model knows scenes of coloured shapes only. For photographs, load a model that reads them: sinkgate app --model smolvlm-256m."
 SCENE_SIDE = 448  # pixels
 TRIES = 3000  # to generate a question in the same words for an edited scene; one takes about 10 microseconds
 PLAIN_QUESTIONS = ("How many objects are there?", "What color is the background?", "What do you see?")
@@ -53,13 +58,22 @@ class Handlers:
         self.engine = engine
         general = not any(engine.vlm.unknown_words(question) for question in GENERAL_QUESTIONS)
         self.plain = GENERAL_QUESTIONS if general else PLAIN_QUESTIONS  # examples for pictures that are no scenes
-        self.gallery = [image_url(random_scene(seed).render(SCENE_SIDE).resize((96, 96))) for seed in GALLERY]
+        self.examples = PHOTOGRAPHS if general else GALLERY
+        self.gallery = [image_url(ImageOps.fit(self.example_image(example), (96, 96))) for example in self.examples]
 
     # The handlers up to `show_scene` return: session, picture, question, questions, frame, status, mixer; those that bring
     # another picture also the composer.
 
+    def example_image(self, example: int | str) -> Image.Image:
+        """Return a picture of the gallery: the scene of a seed, or a photograph by name."""
+        if isinstance(example, str):
+            return sg.open_image(photographs()[example])
+        return random_scene(example).render(SCENE_SIDE)
+
     def begin(self, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """Open the page with a scene and its first question."""
+        """Open the page with the first picture of the gallery: a scene and its first question, or a photograph."""
+        if isinstance(self.examples[0], str):
+            return self.show_photograph(UserSession(), self.examples[0], mixer, lens)
         return self.show_scene(UserSession(), FIRST_SCENE, mixer, lens, (FIRST_KIND, FIRST_QUESTION))
 
     def load_page(self, link: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
@@ -84,8 +98,8 @@ class Handlers:
     def open_link(self, session: UserSession, link: Link) -> tuple[Any, ...]:
         """Restore everything that a link holds; returns the values of `load_page`."""
         seed = FIRST_SCENE if link.seed is None else link.seed
-        scene = link.scene or random_scene(seed)
-        image = scene.render(SCENE_SIDE)
+        scene = None if link.photograph else link.scene or random_scene(seed)
+        image = scene.render(SCENE_SIDE) if scene else self.example_image(link.photograph or "")
         learned = next((gates for gates in self.engine.learned if gates.name == link.learned), None)
         with self.engine.scheduler.slot(session, "ask"):
             before, session.learned = session.learned, learned and learned.without(link.off)
@@ -94,11 +108,17 @@ class Handlers:
             except Exception:
                 session.learned = before
                 raise
-            session.seed, session.scene, session.shown = seed, scene, image
-            session.pictures += 1
-            set_examples(session, example_questions(scene, seed, link.kind, link.question), link.kind, link.question)
+            session.seed = seed
+            set_picture(session, image, scene, link.photograph)
+            if scene:
+                examples = example_questions(scene, seed, link.kind, link.question)
+                set_examples(session, examples, link.kind, link.question)
+            else:
+                self.set_plain_examples(session)
             self.engine.set_gates(session, link.gates)  # where the user had overridden the learned gates
-            notes = [STAND_IN] * (link.seed is None) + [GATES_MISSING] * (learned is None and link.learned is not None)
+            notes = [STAND_IN] * (link.seed is None and scene is not None) + [GATES_MISSING] * (
+                learned is None and link.learned is not None
+            )
             session.notice = " ".join([*notes, session.notice]).strip()
             lens = asdict(link.lens)
             values = self.question_values(session, lens, moved=True)
@@ -111,8 +131,27 @@ class Handlers:
     def pick_example(self, session: UserSession | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """Replace the picture by one of the gallery."""
         index = _choice(chosen, "picture")
-        seed = GALLERY[index] if isinstance(index, int) and 0 <= index < len(GALLERY) else FIRST_SCENE
-        return self.show_scene(session or UserSession(), seed, mixer, lens)
+        example = self.examples[index if isinstance(index, int) and 0 <= index < len(self.examples) else 0]
+        session = session or UserSession()
+        if isinstance(example, str):
+            return self.show_photograph(session, example, mixer, lens)
+        return self.show_scene(session, example, mixer, lens)
+
+    def show_photograph(self, session: UserSession, name: str, mixer: Any, lens: Any) -> tuple[Any, ...]:
+        """Replace the picture by a photograph of the package and ask the first question about it."""
+        try:
+            with self.engine.scheduler.slot(session, "ask"):
+                image = self.example_image(name)
+                self.engine.ask(session, self.plain[0], self.newest_gates(session, mixer), image)
+                set_picture(session, image, photograph=name)
+                self.set_plain_examples(session)
+                return *self.question_values(session, _first_query(lens)), composer_value(session)
+        except Exception as error:
+            return *unchanged_values(session, error), SKIP
+
+    def set_plain_examples(self, session: UserSession) -> None:
+        """Set the example questions about a picture that is no scene."""
+        session.examples, session.kinds = [(text, None) for text in self.plain], {}
 
     def new_picture(
         self, session: UserSession | None, picture: JSON | None, question: str, mixer: Any, lens: Any
@@ -126,9 +165,10 @@ class Handlers:
             with self.engine.scheduler.slot(session, "ask"):
                 gates = self.newest_gates(session, mixer)
                 self.engine.ask(session, question.strip() or self.plain[0], gates, image)
-                session.shown, session.scene = image, None
-                session.pictures += 1
-                session.examples, session.kinds = [(text, None) for text in self.plain], {}
+                set_picture(session, image)
+                self.set_plain_examples(session)
+                if self.engine.vlm.name in BUILT_IN:
+                    session.notice = f"{SCENES_ONLY} {session.notice}".strip()
                 return *self.question_values(session, _first_query(lens)), composer_value(session)
         except Exception as error:
             return session, _shown(session), *unchanged_values(session, error)[2:], SKIP
@@ -196,8 +236,8 @@ class Handlers:
                 chosen = next((item for item in examples if item.kind == kind), examples[0])
                 image = scene.render(SCENE_SIDE)
                 self.engine.ask(session, chosen.question, self.newest_gates(session, mixer), image)
-                session.scene, session.shown, session.seed = scene, image, seed
-                session.pictures += 1
+                session.seed = seed
+                set_picture(session, image, scene)
                 set_examples(session, examples)
                 return *self.question_values(session, _first_query(lens)), composer_value(session)
         except Exception as error:
@@ -459,6 +499,14 @@ def example_questions(scene: Scene, seed: int, kind: str | None, words: str) -> 
     """
     examples = (_question(scene, seed, name, words if name == kind else "") for name in questions.KINDS)
     return [item for item in examples if item]
+
+
+def set_picture(
+    session: UserSession, image: Image.Image, scene: Scene | None = None, photograph: str | None = None
+) -> None:
+    """Set the picture of a session: of a scene, a photograph of the package by its name, or neither."""
+    session.shown, session.scene, session.photograph = image, scene, photograph
+    session.pictures += 1
 
 
 def set_examples(session: UserSession, examples: list[Question], kind: str | None = None, words: str = "") -> None:

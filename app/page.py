@@ -58,6 +58,7 @@ class Parts:
     session: gr.State
     status: gr.HTML
     picture: gr.Image
+    picture_anywhere: gr.UploadButton
     composer: gr.HTML
     question: gr.Textbox
     ask: gr.Button
@@ -111,8 +112,9 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 elem_id="picture",
                 buttons=[],
                 alt_text="The picture of the question",
-                placeholder="Drop a PNG, JPEG or WebP picture, or click to choose one",
+                placeholder="Drop or paste a picture, or click to choose one",
             )
+            anywhere = gr.UploadButton("Picture", file_types=["image"], elem_id="picture-anywhere")
             composer = scene_composer()
             question = gr.Textbox(
                 label="Question about the picture",
@@ -167,7 +169,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 load = gr.UploadButton("Load gates…", file_types=[".json"], elem_id="gates-load", min_width=60)
                 save = gr.Button("Save gates", elem_id="gates-save", min_width=60)
     return Parts(
-        session, status, picture, composer, question, ask, new_scene, edit, done, questions, answers,
+        session, status, picture, anywhere, composer, question, ask, new_scene, edit, done, questions, answers,
         lens, maps, faders, learned, upload_learned, actions, history, share, gates_text, apply, save, load,
     )  # fmt: skip
 
@@ -230,6 +232,8 @@ def connect_events(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     on_question(parts.actions.open, handlers.open_view, [parts.session, parts.actions], opened)
     picture = [parts.session, parts.picture, parts.question]
     on_question(parts.picture.upload, handlers.new_picture, picture, pictured, preprocess=False)
+    dropped = [parts.session, parts.picture_anywhere, parts.question]  # by shared.js, wherever on the page
+    on_question(parts.picture_anywhere.upload, handlers.new_picture, dropped, pictured, preprocess=False)
     parts.picture.clear(handlers.picture_removed, None, parts.status, **FAST, **PRIVATE)
     on_question(parts.ask.click, handlers.ask, [parts.session, parts.question])
     on_question(parts.question.submit, handlers.ask, [parts.session, parts.question])

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import sinkgate as sg
+from sinkgate.data import photographs
 from sinkgate.models.loading import BUILT_IN
 from sinkgate.scenes import questions
 from sinkgate.scenes.scene import Scene
@@ -45,7 +46,8 @@ class Link:
     question: str
     gates: sg.Gates
     lens: Lens
-    seed: int | None = None  # of the scene; None where the picture was uploaded
+    seed: int | None = None  # of the scene; None for any other picture
+    photograph: str | None = None  # name of a photograph of the package
     scene: Scene | None = None  # where it was edited
     kind: str | None = None  # of the question, where it is one of the scene's examples
     learned: str | None = None  # name of the learned gates
@@ -62,6 +64,7 @@ class Link:
             gates=state.gates if state else sg.Gates.ones(engine.vlm),
             lens=lens,
             seed=session.seed if session.scene else None,
+            photograph=session.photograph,
             scene=session.scene if edited(session) else None,
             kind=session.kinds.get(session.question) if session.scene else None,
             learned=learned.name if learned and offered else None,
@@ -74,6 +77,7 @@ class Link:
             "model": self.model,
             "question": self.question,
             "seed": self.seed,
+            "photograph": self.photograph,
             "kind": self.kind,
             "scene": self.scene and self.scene.to_dict(),
             "gates": None if self.gates.is_identity else faders(self.gates),
@@ -109,13 +113,14 @@ class Link:
             )
         if len(question) > MAX_QUESTION:
             raise LinkError(f"The question of this link is too long: {len(question)} characters, limit {MAX_QUESTION}.")
-        gates, scene = content.get("gates"), content.get("scene")
+        gates, scene, photograph = (content.get(key) for key in ("gates", "scene", "photograph"))
         return cls(
             model=model,
             question=question,
             gates=sg.Gates.ones(engine.vlm) if gates is None else engine.read_gates(gates),
             lens=Lens.read(content.get("lens"), engine.vlm, MAX_SHEETS),
             seed=seed,
+            photograph=photograph if isinstance(photograph, str) and photograph in photographs() else None,
             scene=None if scene is None or seed is None else Scene.from_dict(scene),
             kind=kind if isinstance(kind, str) and kind in questions.KINDS else None,
             learned=learned if isinstance(learned, str) else None,
@@ -132,7 +137,8 @@ def share_value(session: UserSession, lens: Lens, engine: Engine) -> JSON:
         engine: the model and the server's gates.
     """
     link = Link.of(session, lens, engine)
-    lacks = [NO_PICTURE] * (session.scene is None) + [NO_GATES] * (session.learned is not None and link.learned is None)
+    own = session.scene is None and session.photograph is None
+    lacks = [NO_PICTURE] * own + [NO_GATES] * (session.learned is not None and link.learned is None)
     return {
         "link": link.to_text(),
         "python": python(session, lens, engine.vlm),
@@ -217,6 +223,12 @@ def _picture(session: UserSession) -> Iterator[str]:
     """Yield the lines of Python with the imports and the picture."""
     scene, image = session.scene, session.image
     assert image is not None
+    if session.photograph:
+        yield "import sinkgate as sg"
+        yield "from sinkgate.data import photographs"
+        yield ""
+        yield f"image = sg.open_image(photographs()[{session.photograph!r}])"
+        return
     if scene is None:
         yield "import sinkgate as sg"
         yield ""

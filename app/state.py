@@ -29,7 +29,6 @@ from .backend import Backend, LocalSession
 from .gate_library import LearnedGates
 from .scheduler import Scheduler
 
-SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # first bytes of a PNG and of a JPEG
 MAX_NEW_TOKENS = 32
 MAX_QUESTION = 500  # characters; the model has a limit of its own, in tokens
 MAX_GATES_TEXT = 100_000  # characters
@@ -88,6 +87,7 @@ class UserSession:
     shown: Image.Image | str | None = None  # value of the picture box, put back when an upload is refused
     scene: Scene | None = None
     pictures: int = 0  # shown so far; edits of an earlier one are ignored
+    photograph: str | None = None  # name, where the picture is a photograph of the package
     seed: int = 0  # of the scene's example questions, which keep their wording while the scene is edited
     kinds: dict[str, str] = field(default_factory=dict)  # of the example questions and of the current one
     examples: list[tuple[str, str | None]] = field(default_factory=list)  # questions, with answers where known
@@ -459,13 +459,11 @@ def open_picture(picture: str) -> Image.Image:
     """Return an uploaded file (its path) or a data URL as an RGB image of at most `MAX_PIXELS`.
 
     Raises:
-        ImageError: it is no PNG, JPEG or WebP, or it is broken.
+        ImageError: it is none of the formats that `sinkgate.open_image` reads, or it is broken.
     """
     try:
         inline = picture.startswith("data:")
         data = base64.b64decode(picture.partition(",")[2], validate=True) if inline else Path(picture).read_bytes()
     except (binascii.Error, OSError):
         raise sg.ImageError("The picture cannot be decoded, or its file is no longer here: upload it again.") from None
-    if data and not (data.startswith(SIGNATURES) or data[8:12] == b"WEBP"):
-        raise sg.ImageError("Use a PNG, JPEG or WebP picture: this file is none of them.")
     return sg.open_image(data, max_pixels=MAX_PIXELS)

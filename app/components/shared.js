@@ -214,3 +214,39 @@ window.addEventListener("hashchange", () => {
     }
   };
 }
+
+// A picture that is pasted, or dropped outside of the picture box, is uploaded by a button that is not drawn.
+{
+  const image = (transfer) => [...(transfer?.files || [])].find((file) => file.type.startsWith("image/") || /\.(hei[cf]|tiff?)$/i.test(file.name));
+  const carries = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
+  const inBox = (event) => event.target.closest?.("#picture, #gates, #learned-upload");
+  const upload = (file) => {
+    const input = document.querySelector("#picture-anywhere").parentElement.querySelector(":scope > input[type=file]");
+    const transfer = new DataTransfer();
+    transfer.items.add(file);
+    input.files = transfer.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+  const mark = (on) => document.body.classList.toggle("dropping", on);
+
+  document.addEventListener("paste", (event) => {
+    const file = image(event.clipboardData);
+    if (!file || event.clipboardData.types.includes("text/plain")) return; // a copied table is text and picture
+    event.preventDefault();
+    upload(file);
+  });
+  document.addEventListener("dragover", (event) => {
+    if (!carries(event)) return;
+    event.preventDefault(); // otherwise the browser leaves the page for the file
+    mark(!inBox(event));
+  });
+  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) mark(false); });
+  document.addEventListener("drop", (event) => {
+    mark(false);
+    if (!carries(event) || inBox(event)) return;
+    event.preventDefault();
+    const file = image(event.dataTransfer);
+    if (file) upload(file);
+    else window.sinkgate.publish("refused", "This file is no picture: use a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF.");
+  });
+}

@@ -22,7 +22,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 JSON = dict[str, Any]
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".json", ".safetensors")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+SUFFIXES = (*PICTURES, ".json", ".safetensors")
 MAX_FILES = 4  # in an upload; the page sends at most two
 MAX_DEPTH = 32  # levels of JSON; a scene has four
 MAX_VALUES = 20_000
@@ -220,7 +221,10 @@ class Form:
         name = options.get(b"filename", b"").decode("utf-8", errors="replace")
         stored = strip_invalid_filename_characters(PurePosixPath(name).name)
         if "\0" in name or PurePosixPath(stored).suffix.lower() not in SUFFIXES:
-            raise Refused(415, "Use a PNG, JPEG or WebP picture; gates come as .json and .safetensors files.")
+            raise Refused(
+                415,
+                "Use a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF picture; gates come as .json and .safetensors files.",
+            )
 
     def _data(self, data: bytes, start: int, end: int) -> None:  # noqa: ARG002
         self._size += end - start

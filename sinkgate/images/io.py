@@ -7,6 +7,8 @@ import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -21,7 +23,7 @@ from sinkgate.errors import ImageError
 Picture = (
     str | Path | bytes | bytearray | memoryview | BinaryIO | Mapping[str, Any] | Image.Image | NDArray[Any] | Tensor
 )
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # and HEIC, where pillow-heif is installed
 MAX_PIXELS = 25_000_000  # of the result; larger pictures are reduced
 MAX_SOURCE_PIXELS = 120_000_000  # of the source: the largest photographs of phones, within the limits of memory
 _ARRAYS = "expected (height, width), (height, width, 1, 3 or 4) or (1, 3 or 4, height, width)"
@@ -58,7 +60,7 @@ def open_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=(*FORMATS, *_heif(data)))
         except Image.UnidentifiedImageError as error:
             raise ImageError(_unreadable(data)) from error
         except Image.DecompressionBombError as error:
@@ -142,9 +144,17 @@ def _short(source: str | Path) -> str:
     return name if len(name) <= 200 else f"{name[:100]}... of {len(name):,} characters"
 
 
+def _heif(data: bytes) -> tuple[str, ...]:
+    """Return the format of HEIC pictures, which iPhones write, if this may be one and pillow-heif is there to read it."""
+    if data[4:8] != b"ftyp" or find_spec("pillow_heif") is None:
+        return ()
+    import_module("pillow_heif").register_heif_opener()
+    return ("HEIF",)
+
+
 def _unreadable(data: bytes) -> str:
-    if data[4:8] == b"ftyp":  # format of iPhones
-        return "this is a HEIC or AVIF picture, or a video, which is not read; save it as JPEG or PNG"
+    if data[4:8] == b"ftyp":
+        return "this is a HEIC picture, or a video; save it as JPEG or PNG, or install pillow-heif to read HEIC"
     return f"this is no picture that can be read; expected one of {', '.join(FORMATS)}"
 
 

@@ -125,7 +125,18 @@ def pictures(draw: st.DrawFn) -> tuple[str, bytes]:
         content = bytearray(bomb(*draw(st.sampled_from([(60_000, 60_000), (2**31 - 1, 1), (0, 5), (20_000, 20_000)]))))
     name = draw(
         st.sampled_from(
-            ["a.png", "a.jpg", "a.webp", "a.jpeg", "<b onclick=1>.png", "..png", "a.PNG", "é" * 90 + ".png"]
+            [
+                "a.png",
+                "a.jpg",
+                "a.webp",
+                "a.jpeg",
+                "<b onclick=1>.png",
+                "..png",
+                "a.PNG",
+                "a.gif",
+                "a.tiff",
+                "é" * 90 + ".png",
+            ]
         )
     )
     return name, bytes(content)

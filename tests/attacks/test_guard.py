@@ -182,7 +182,7 @@ FILE = ("path", "meta", "url")
 @pytest.mark.parametrize(
     ("name", "status"),
     [
-        ("scene.png", 200), ("scene.JPG", 200), ("gates.json", 200), ("gates.safetensors", 200), ("../../../scene.png", 200),
+        ("scene.png", 200), ("scene.JPG", 200), ("phone.HEIC", 200), ("scan.tiff", 200), ("gates.json", 200), ("gates.safetensors", 200), ("../../../scene.png", 200),
         ("<img src=x onerror=alert(1)>.png", 200), ("x" * 3000 + ".png", 200), ("scene.html", 415), ("scene.svg", 415),
         ("scene.png.exe", 415), (".png", 415), ("..", 415), ("scene", 415), ("scene.py", 415),
     ],

@@ -158,9 +158,9 @@ def test_a_picture_of_another_kind_is_refused_in_words(browser, address, tmp_pat
     """The page reports it and then takes a picture that can be read."""
     page = browser.new_page()
     tab = Tab(page, address)
-    (tmp_path / "moving.gif").write_bytes(b"GIF89a")
-    tab.upload(tmp_path / "moving.gif")
-    page.get_by_text("Use a PNG, JPEG or WebP picture").first.wait_for()
+    (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    tab.upload(tmp_path / "drawing.svg")
+    page.get_by_text("Use a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF picture").first.wait_for()
     page.wait_for_selector("#picture img")  # the last picture is back
     noise_image().save(tmp_path / "a.png")
     tab.after(lambda: tab.upload(tmp_path / "a.png"))

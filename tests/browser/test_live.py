@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 import subprocess
 import sys
@@ -22,9 +24,15 @@ from app import state
 from app.backend import LocalSession
 from app.handlers import Handlers
 from app.scheduler import Limits
+from app.share_links import STAND_IN
 from app.state import MAX_QUESTION_STATES, Engine, UserSession
+from sinkgate.data import photographs
 
 LENS = {"layer": 2, "head": None, "row": 0, "hide": False}
+
+
+def unpacked(link: str) -> dict[str, Any]:
+    return json.loads(base64.urlsafe_b64decode(link + "=" * (-len(link) % 4)))
 
 
 @pytest.fixture
@@ -81,6 +89,45 @@ def test_a_forgotten_page_says_so(handlers: Handlers, vlm: sg.VLM) -> None:
     for status in (handlers.set_gates(None, setting(vlm), LENS)[1], handlers.set_lens(None, LENS)[1]):
         assert "expired" in status["text"]
     assert "expired" in next(handlers.stream_answers(None, setting(vlm)))[-1]["text"]
+
+
+def test_a_model_for_photographs_opens_with_photographs(vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows all words, as real tokenizers do. A link opens the photograph again, and the code names it."""
+    monkeypatch.setattr(vlm, "unknown_words", lambda _: [])
+    handlers = Handlers(Engine(vlm))
+    session, shown, question, *_ = handlers.begin(setting(vlm), LENS)
+    cat, astronaut = (sg.open_image(photographs()[name]) for name in ("cat", "astronaut"))
+    assert session.photograph == "cat" and shown.tobytes() == cat.tobytes() and question == "What is in the picture?"
+    chosen = {"choice": {"picture": 2}}
+    frame = handlers.pick_example(session, chosen, setting(vlm, 0.5), LENS)[4]
+    assert session.photograph == "astronaut" and session.image is not None
+    assert session.image.tobytes() == astronaut.tobytes() and session.scene is None
+    taken = handlers.share(session, LENS)[0]
+    assert "photographs()['astronaut']" in taken["python"] and taken["lacks"] == ""
+    values = handlers.load_page(taken["link"], setting(vlm), LENS)
+    assert (
+        values[0].photograph == "astronaut" and values[1].tobytes() == astronaut.tobytes() and values[5]["text"] == ""
+    )
+    assert values[4]["after"] == frame["after"] and values[4]["here"] == taken["link"]
+    handlers.new_scene(session, setting(vlm), LENS)
+    assert session.photograph is None and session.scene is not None
+    assert "photograph" not in unpacked(handlers.share(session, LENS)[0]["link"])
+
+
+def test_a_link_with_an_unknown_photograph_opens_a_scene(handlers: Handlers, vlm: sg.VLM) -> None:
+    content = {"v": 1, "model": vlm.name, "question": "How many objects are there?", "photograph": "../secret"}
+    link = base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
+    (
+        session,
+        *_,
+    ) = handlers.load_page(link, setting(vlm), LENS)
+    assert session.photograph is None and session.scene is not None and session.notice.startswith(STAND_IN)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_pictures_that_browsers_open_are_read(kind: str, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "red").save(path := tmp_path / "picture", kind)
+    assert state.open_picture(str(path)).size == (40, 30)
 
 
 def test_an_older_setting_never_replaces_a_newer_one(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from PIL import Image
 from tiny import tiny_llava
 
 import sinkgate as sg
+from app.handlers import SCENES_ONLY
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -190,18 +193,71 @@ def test_code_for_a_model_from_a_folder_says_where_its_path_goes(deep: Tab) -> N
 
 def test_a_refused_upload_leaves_the_picture(tab: Tab, tmp_path: Path) -> None:
     shown, drawn = tab.answers(), tab.pixels("after")
-    Image.new("RGB", (40, 30), "red").save(tmp_path / "moving.gif")
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
     (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
-    for name in ("moving.gif", "drawing.svg", "broken.png"):
+    reasons = {
+        "phone.heic": "This is a HEIC picture, or a video; save it as JPEG or PNG",
+        "drawing.svg": "Use a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF picture",
+        "broken.png": "",
+    }
+    for name, reason in reasons.items():
         tab.page.get_by_label("Remove Image").click()
         tab.page.wait_for_selector("#picture img", state="detached")
         tab.page.locator("#picture input[type=file]").set_input_files(tmp_path / name)
         tab.page.wait_for_selector("#status .warning")
         tab.page.wait_for_selector("#picture img")
-        assert name == "broken.png" or tab.status().startswith("Use a PNG, JPEG or WebP picture"), name
+        assert tab.status().startswith(reason), name
         assert tab.answers() == shown and tab.pixels("after") == drawn
     tab.errors.clear()  # the browser reports each refused request
+
+
+#: Give the page a file by an event on an element that is not the picture box, as a browser does; returns whether the page takes it.
+GIVE = """([kind, selector, name, type, data]) => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], name, { type }));
+  const options = { bubbles: true, cancelable: true };
+  const event = kind === "paste" ? new ClipboardEvent(kind, { clipboardData: transfer, ...options })
+    : new DragEvent(kind, { dataTransfer: transfer, ...options });
+  document.querySelector(selector).dispatchEvent(event);
+  return event.defaultPrevented;
+}"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "where"),
+    [
+        ("paste", "PNG", "#maps"), ("paste", "AVIF", "#question textarea"), ("drop", "GIF", "#maps"),
+        ("drop", "BMP", "body"), ("drop", "TIFF", "#mixer"),
+    ],
+)  # fmt: skip
+def test_a_picture_is_pasted_or_dropped_anywhere(tab: Tab, kind: str, suffix: str, where: str) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (70, 40), "red").save(data, suffix)
+    name, mime = f"a.{suffix.lower()}", f"image/{suffix.lower()}"
+    file = [name, mime, base64.b64encode(data.getvalue()).decode()]
+    if kind == "drop":
+        assert tab.page.evaluate(GIVE, ["dragover", where, *file])
+        assert tab.page.locator("body.dropping").count() == 1
+    tab.after(lambda: tab.page.evaluate(GIVE, [kind, where, *file]))
+    assert tab.status() == SCENES_ONLY and tab.page.locator("body.dropping").count() == 0
+    assert tab.page.evaluate("document.querySelector('#picture img').naturalWidth") == 70
+
+
+def test_a_dropped_text_is_refused_and_text_is_pasted(tab: Tab) -> None:
+    shown = tab.answers()
+    assert tab.page.evaluate(GIVE, ["drop", "#maps", "notes.txt", "text/plain", base64.b64encode(b"no").decode()])
+    tab.page.wait_for_selector("#status .warning")
+    assert tab.status().startswith("This file is no picture") and tab.answers() == shown
+    assert not tab.page.evaluate(
+        """() => {
+          const transfer = new DataTransfer();
+          transfer.setData("text/plain", "how many");
+          const event = new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true, cancelable: true });
+          document.querySelector("#question textarea").dispatchEvent(event);
+          return event.defaultPrevented;
+        }"""
+    )
 
 
 def test_a_removed_picture_stays_what_it_was(tab: Tab) -> None:
@@ -219,7 +275,7 @@ def test_a_photograph_from_a_phone_is_made_smaller(tab: Tab, tmp_path: Path) -> 
     turned[0x0112] = 6
     Image.new("RGB", (8064, 6048), "navy").save(tmp_path / "phone.jpg", exif=turned, quality=30)
     tab.after(lambda: tab.upload(tmp_path / "phone.jpg"))
-    assert tab.status() == ""
+    assert tab.status() == SCENES_ONLY
     size = tab.page.evaluate(
         "(() => { const i = document.querySelector('#picture img'); return [i.naturalWidth, i.naturalHeight]; })()"
     )
