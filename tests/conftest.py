@@ -7,31 +7,46 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test m
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and tiny models gain nothing from threads
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
-from tiny import tiny_llava
-from zoo import ZOO
 
+# torch, transformers and the zoo are imported where a worker needs them: with -n, the process that hands out tests needs none
 import sinkgate as sg
 
-# a busy machine is no failure
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# a busy machine is no failure; every run draws other examples
+settings.register_profile("untimed", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
 TESTS = Path(__file__).parent
-#: What CI runs in its second step: folders below tests/, and single tests that start processes or take seconds.
+#: What CI runs in its second step: folders below tests/, and single tests that start processes, take seconds, or vary one of the first step.
 EXTENDED = ("attacks", "browser", "demo", "docs", "hosting", "load", "notebooks")
 EXTENDED_TESTS = (
     "attention/test_kernels.py::test_compiled_flex_attention_is_gated",
     "cli/test_cli.py::test_a_killed_sweep_goes_on_and_two_processes_equal_one",
     "cli/test_cli.py::test_gates_are_trained_stacked_examined_and_asked",
+    "cli/test_cli.py::test_a_mistake_ends_the_process_with_2",
+    "images/test_images.py::test_a_phones_photograph_is_made_smaller_and_stands_upright[MPO]",
+    "images/test_images.py::test_a_phones_photograph_is_made_smaller_and_stands_upright[TIFF]",
+    "images/test_images.py::test_a_phones_photograph_is_made_smaller_and_stands_upright[WEBP]",
+    "models/test_processor_table.py::test_what_is_",
     "models/test_session.py::test_a_compiled_model_is_gated_and_recorded",
     "plots/test_style.py::test_images_are_files_of_their_kind",
+    "reference/test_check_gating.py::test_gates_are_what_hooks_on_the_key_projection_do[idefics3]",
+    "reference/test_check_gating.py::test_gates_are_what_hooks_on_the_key_projection_do[internvl]",
+    "reference/test_check_gating.py::test_gates_are_what_hooks_on_the_key_projection_do[qwen3_vl]",
+    "reference/test_check_gating.py::test_gates_are_what_hooks_on_the_key_projection_do[siglip]",
+    "reference/test_check_gating.py::test_the_command_says_equal_or_different",
     "studies/test_run.py::test_ten_kills_at_random_moments_change_nothing",
     "studies/test_sweep_study.py::test_ten_kills_change_no_answer",
+    "test_project.py::test_the_models_of_the_page_are_those_of_the_tests",
+    "test_project.py::test_the_project_reads_plainly",
     "training/test_gate_training.py::test_a_killed_run_goes_on_bit_for_bit",
+    "training/test_gate_training.py::test_bfloat16_comes_near",
+    "training/test_gate_training.py::test_checkpointing_changes_nothing",
+    "training/test_gate_training.py::test_early_stopping_takes_the_best_weights_back",
+    "training/test_gate_training.py::test_the_limit_of_checkpoints_spares_the_best_and_folders_of_users",
     "training/test_gate_training.py::test_two_processes_equal_one",
+    "training/test_stacking.py::test_the_stack_is_what_greedy_choice_by_hand_gives[loss]",
     "widgets/test_in_jupyterlab.py::",
 )
 #: Of the zoo's architectures, those of every contributor's run: each adapter, and each way from patches to tokens. Others are extended.
@@ -48,16 +63,18 @@ COMMON = (
     "instructblip",
     "lfm2_vl",
 )
-RARE = ZOO.keys() - set(COMMON)
 MAIN_PATH = "browser/test_page.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from zoo import ZOO
+
+    rare_names = ZOO.keys() - set(COMMON)
     for item in items:
         path = item.path.relative_to(TESTS)
         test = f"{path.as_posix()}::{item.name}"
         call = getattr(item, "callspec", None)
-        rare = any(isinstance(value, str) and value in RARE for value in call.params.values()) if call else False
+        rare = any(isinstance(value, str) and value in rare_names for value in call.params.values()) if call else False
         if rare or (path.parts[0] in EXTENDED and path.as_posix() != MAIN_PATH) or test.startswith(EXTENDED_TESTS):
             item.add_marker("extended")
 
@@ -78,6 +95,8 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
+    import torch
+
     torch.set_num_threads(1)  # tiny models: threads cost more than they bring
 
 
@@ -88,6 +107,8 @@ def demo() -> sg.VLM:
 
 @pytest.fixture(scope="session", params=["clip", "siglip"])
 def tiny(request) -> sg.VLM:
+    from tiny import tiny_llava
+
     return sg.load(tiny_llava(request.param))
 
 

@@ -1,4 +1,4 @@
-"""One app and one browser for all tests, one page for each."""
+"""One app and one browser for the tests of this folder, one page for each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     manager = chromium()
     try:
@@ -32,7 +32,7 @@ def browser() -> Iterator[Browser]:
     manager.__exit__(None, None, None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def address(browser: Browser) -> Iterator[str]:
     with running_app() as app:
         yield app.address
@@ -48,12 +48,12 @@ def tab(browser: Browser, address: str) -> Iterator[Tab]:
     assert tab.errors == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def vlm() -> sg.VLM:
     return sg.load("demo")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scene as a file."""
     path = tmp_path_factory.mktemp("pictures") / "scene.png"

@@ -70,13 +70,16 @@ def scene_folder(tmp_path_factory):
 
 
 def test_the_process_itself(scene_folder, demo):
-    """Exit codes, streams and no word of the network."""
+    """Exit code, output and no word of the network."""
     done = process("ask", scene_folder / "0000.png", "How many objects are there?", "--json")
     assert done.returncode == 0
     assert (
         json.loads(done.stdout)["text"]
         == demo.answer(demo.prompt(scene_folder / "0000.png", "How many objects are there?")).text
     )
+
+
+def test_a_mistake_ends_the_process_with_2(scene_folder):
     done = process("ask", scene_folder / "scenes.jsonl", "How many?")
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("sinkgate: this is no picture") and done.stderr.count("\n") == 1

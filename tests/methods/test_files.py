@@ -264,7 +264,7 @@ def test_a_hub_id_fetches_the_two_files(saved, monkeypatch):
     again = LSG.from_pretrained("someone/gates", revision="v1", token="secret")
     assert again.config == gates().config
     assert request == {
-        "place": "someone/gates",
+        "source": "someone/gates",
         "revision": "v1",
         "token": "secret",
         "allow_patterns": [serialization.CONFIG, serialization.WEIGHTS],

@@ -14,7 +14,7 @@ from sinkgate.methods.decoder_inputs import beams
 
 
 def published(row, sinks, visual, *, most_sink_share, keep_share, least_image):
-    """One row of one head, in the released code's letters: rho is ``most_sink_share``, p is ``kept``, summ ``least_image``."""
+    """One row of one head, in the released code's letters: rho is ``most_sink_share``, p is ``keep_share``, summ ``least_image``."""
     sinks, visual = set(sinks), set(visual)
     image = sum(row[k] for k in visual)
     on_visual_sinks = sum(row[k] for k in sinks & visual)
@@ -131,7 +131,7 @@ def test_inside_a_model_it_is_the_published_algorithm(by_dimensions):
     vlm = vlm_of("llava", torch.float64)
     (prompt,) = prompts_of("llava", vlm)
     masks, layers, dims, tau = some_sinks(vlm, prompt), (0, 2), (3, 5), 1.4
-    batch, letters = vlm.batch([prompt], [masks]), {"most_sink_share": 0.6, "kept": 1 - 0.7, "least_image": 0.2}
+    batch, letters = vlm.batch([prompt], [masks]), {"most_sink_share": 0.6, "keep_share": 1 - 0.7, "least_image": 0.2}
     var = VAR(0.2, 0.4, 0.7, layers, dims if by_dimensions else None, tau)
 
     def loud(layer, *below):
