@@ -47,8 +47,9 @@ function words(layer) {
   });
   const gates = setting || frame.gates;
   const names = { v_sink: "V-sinks", l_sink: "L-sinks", rest: gates.l_sink ? "ordinary tokens" : "other visual tokens" };
-  const scales = Object.keys(names).filter((group) => gates[group]).map((group) => `${names[group]} × ${Number(gates[group][layer].toFixed(2))}`);
-  return [`Layer ${layer}`, `Key scales: ${scales.join(", ")}`, `share of attention: ${parts.join(", ")}`];
+  const moved = Object.keys(names).filter((group) => gates[group] && gates[group][layer] !== 1);
+  const scales = moved.map((group) => `${names[group]} × ${Number(gates[group][layer].toFixed(2))}`);
+  return [`Layer ${layer}`, `Key scales: ${scales.join(", ") || "1"}`, `share of attention: ${parts.join(", ")}`];
 }
 
 function read() {
