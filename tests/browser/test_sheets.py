@@ -18,7 +18,7 @@ from app_process import running_app
 from models import QUERIES, save_listed, save_tiled
 from page_user import Tab
 from PIL import Image
-from test_page import CLOSE, QUESTION, asked, assert_shows, direct
+from test_page import CLOSE, QUESTION, ask_about, assert_shows, direct
 from tiny import noise_image, tiny_llava
 
 import sinkgate as sg
@@ -105,7 +105,7 @@ def proportions(tab: Tab) -> float:
 def test_an_overview_and_its_tiles(browser: Browser, tiled: tuple[str, sg.VLM], wide: Path) -> None:
     address, vlm = tiled
     with visiting(browser, address) as tab:
-        asked(tab, wide)
+        ask_about(tab, wide)
         expected = direct(vlm, wide, QUESTION, tab.frame()["gates"])
         overview, tiles = expected["sinks"].sheets
         assert tab.page.locator("#lens .sheet option").all_text_contents() == ["overview 4 x 4", "tiles 6 x 8"]
@@ -143,7 +143,7 @@ def test_an_overview_and_its_tiles(browser: Browser, tiled: tuple[str, sg.VLM], 
 def test_tokens_without_a_place_are_a_list(browser: Browser, listed: tuple[str, sg.VLM], wide: Path) -> None:
     address, vlm = listed
     with visiting(browser, address) as tab:
-        frame = asked(tab, wide)
+        frame = ask_about(tab, wide)
         assert_shows(tab, frame, direct(vlm, wide, QUESTION, frame["gates"]))
         assert frame["grid"] == [QUERIES // 16, 16] and not frame["placed"]
         assert not tab.page.locator("#lens .sheet").is_visible()

@@ -116,23 +116,23 @@ def test_the_unchanged_prediction_takes_no_gpu_again(far_bench, spaces, demo, im
     far = far_session(far_bench, image)
     far.predict()
     far.predict(sg.Gates.ones(demo))
-    assert len(spaces.asked) == 1
+    assert len(spaces.durations) == 1
 
 
 def test_what_the_unchanged_model_said_is_remembered(far_bench, spaces, here, image, gates):
     first = far_session(far_bench, image)
     updates_of(first.stream(max_new_tokens=8))
-    taken = len(spaces.asked)
+    taken = len(spaces.durations)
     second = far_session(far_bench, image.copy())
     texts, trace = updates_of(second.stream(max_new_tokens=8))
-    assert len(spaces.asked) == taken and set(texts) == {trace.text}
+    assert len(spaces.durations) == taken and set(texts) == {trace.text}
     assert_same(trace, here.answer(max_new_tokens=8))
     assert (second.nbytes, second.resumes) == (first.nbytes, first.resumes)
     assert_same(second.predict(gates), here.predict(gates))  # what is gated is asked for
     far_session(far_bench, image, "What do you see?")
     far_session(far_bench, image.transpose(0))
     far_bench.open(far_bench.prompt(image, QUESTION), "attention")
-    assert len(spaces.asked) == taken + 4  # three other prompts
+    assert len(spaces.durations) == taken + 4  # three other prompts
 
 
 def test_an_answer_that_was_cut_is_not_remembered(far_bench, spaces, image, monkeypatch):
@@ -140,7 +140,7 @@ def test_an_answer_that_was_cut_is_not_remembered(far_bench, spaces, image, monk
     with monkeypatch.context() as patched:
         patched.setattr(far_bench, "time_to_run", lambda passes: 0.0)
         short = far.answer(max_new_tokens=32)
-    assert far.answer(max_new_tokens=32).text.startswith(short.text) and len(spaces.asked) == 3
+    assert far.answer(max_new_tokens=32).text.startswith(short.text) and len(spaces.durations) == 3
 
 
 def test_the_memory_is_bounded(spaces):
@@ -179,9 +179,9 @@ def test_the_time_asked_for_grows_with_the_work_and_the_model(far_bench, spaces,
     far_bench.gigabytes = 14.0  # half-precision weights of 7 billion parameters
     far.answer(max_new_tokens=4)
     far.answer(max_new_tokens=32)  # remembered answers have their own length
-    opening, short, long = spaces.asked
+    opening, short, long = spaces.durations
     assert opening < short < long <= 60  # seconds; spaces' own default is 60
-    assert all(type(seconds) is int for seconds in spaces.asked)
+    assert all(type(seconds) is int for seconds in spaces.durations)
 
 
 def test_the_user_is_known_to_the_scheduler(far_bench, spaces, image):
