@@ -65,13 +65,14 @@ def expected_gates(
     """Compute the faders without the page."""
     prompt = vlm.prompt((scene or random_scene(FIRST_SCENE)).render(448), question)
     scales = lsg.read(vlm, prompt).scales
-    return {"v_sink": scales[:, 0].tolist(), "rest": scales[:, 2].tolist()}
+    groups = {"v_sink": scales[:, 0], "l_sink": scales[:, 1], "rest": scales[:, 2]}
+    return {group: column.tolist() for group, column in groups.items()}
 
 
 def assert_stands(tab: Tab, frame: dict[str, Any], expected: dict[str, list[float]]) -> None:
     """Frame and faders are where these gates put them."""
     for group, scales in expected.items():
-        assert frame["gates"][group] == pytest.approx(scales, abs=CLOSE)
+        assert frame["gates"].get(group, frame["gates"]["rest"]) == pytest.approx(scales, abs=CLOSE)
         assert [tab.scale(layer, group) for layer in range(len(scales))] == pytest.approx(scales, abs=CLOSE)
 
 
@@ -242,10 +243,23 @@ def spoiled(vlm: sg.VLM, folder: Path) -> dict[str, tuple[list[Path], str]]:
         "pickle": (files(pickled), "these files"),
         "layers": (files(layers), "no layer 40"),
         "bomb": (files(bomb), "claims more parameters"),
-        "grouping": (files(like("three", grouping="three")), "'three'"),
+        "grouping": (files(like("three", grouping="three")), "expected (3, 64)"),
         "model": (files(like("model", base_model=markup, weights=None)), markup),
         "one": ([good / WEIGHTS], "got 1 file"),
     }
+
+
+def test_gates_of_three_groups_bring_the_faders_of_l_sinks(tab: Tab, vlm: sg.VLM, tmp_path: Path) -> None:
+    lsg = some_gates(vlm, [4, 7], seed=12, start="identity", grouping="three")
+    lsg.save_pretrained(tmp_path)
+    upload(tab, *files(tmp_path))
+    frame = tab.settle()
+    expected = expected_gates(vlm, lsg)
+    assert max(abs(a - b) for a, b in zip(expected["l_sink"], expected["rest"], strict=True)) > 0.02
+    assert_stands(tab, frame, expected)
+    assert tab.fader(4, "l_sink").is_visible() and frame["learned"]["rho"] == frame["gates"]
+    mark = tab.page.locator("#mixer .strip[data-layer='4'] .rho").get_attribute("title") or ""
+    assert f"L-sinks by {expected['l_sink'][4]:.2f}" in mark
 
 
 def test_broken_uploads_get_a_sentence_and_the_page_lives_on(tab: Tab, vlm: sg.VLM, tmp_path: Path) -> None:
