@@ -9,7 +9,7 @@ const GROUPS = { // colour and marker, so that groups differ in more than colour
   separator: { name: "separators", marker: "M-3-3L3 3M3-3L-3 3" },
   text: { name: "text", marker: "M0-4L4 0L0 4L-4 0Z" },
 };
-const [TOP, BOTTOM, NUMBERS] = [8, 8, 32]; // pixels; NUMBERS below the plot are for saved charts: the page has them above the row
+const [TOP, BOTTOM, NUMBERS] = [8, 8, 32]; // pixels; NUMBERS are those of the layers, which the page has above its rows
 const DENSE = 26; // pixels between layers, below which curves have no markers
 let frame = null;
 let pointed = null; // the layer under the pointer
@@ -59,13 +59,13 @@ function read() {
   reading.title = [name, ...sentences].join(" · ");
 }
 
-function draw() {
-  if (!frame || !plot.clientWidth || !(frame.shares.unchanged || frame.shares.gated)) return;
-  const [count, width, { left, right, width: column }] = [layers(), plot.clientWidth, columns()];
-  const height = plot.clientHeight;
+// The chart, between two margins; with the layers' numbers below it, where the page's rows have none above.
+function build(width, height, left, right, numbered) {
+  const [count, below] = [layers(), numbered ? NUMBERS : 0];
+  const column = (width - left - right) / count;
   const across = (layer) => left + column * (layer + 0.5);
   const up = (share) => TOP + (height - TOP - BOTTOM) * (1 - share);
-  const chart = svg("svg", { width, height: height + NUMBERS, viewBox: `0 0 ${width} ${height + NUMBERS}`, role: "img", "aria-label": label(), "data-left": left - 44 });
+  const chart = svg("svg", { width, height: height + below, viewBox: `0 0 ${width} ${height + below}`, role: "img", "aria-label": label() });
   for (const share of [0, 0.25, 0.5, 0.75, 1]) {
     chart.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: up(share), y2: up(share) }));
     if (share % 0.5) continue;
@@ -74,14 +74,16 @@ function draw() {
     chart.append(number);
   }
   const step = Math.ceil(20 / column);
-  for (let layer = 0; layer < count; layer += step) {
+  for (let layer = 0; numbered && layer < count; layer += step) {
     const number = svg("text", { x: across(layer), y: height + 12, "text-anchor": "middle" });
     number.textContent = layer;
     chart.append(number);
   }
-  const title = svg("text", { x: (left + width - right) / 2, y: height + 27, "text-anchor": "middle" });
-  title.textContent = "layer";
-  chart.append(title);
+  if (numbered) {
+    const title = svg("text", { x: (left + width - right) / 2, y: height + 27, "text-anchor": "middle" });
+    title.textContent = "layer";
+    chart.append(title);
+  }
   const sides = frame.identity ? [["gated", frame.shares.gated]] : [["before", frame.shares.unchanged], ["gated", frame.shares.gated]];
   for (const [side, shares] of sides) {
     for (const group of shares ? groups() : []) {
@@ -92,7 +94,13 @@ function draw() {
       }
     }
   }
-  plot.replaceChildren(chart);
+  return chart;
+}
+
+function draw() {
+  if (!frame || !plot.clientWidth || !(frame.shares.unchanged || frame.shares.gated)) return;
+  const { left, right } = columns();
+  plot.replaceChildren(build(plot.clientWidth, plot.clientHeight, left, right, false));
   keys.replaceChildren(...groups().map((group) => {
     const key = svg("svg", { width: 26, height: 10, viewBox: "-13 -5 26 10", "aria-hidden": "true" },
       svg("path", { class: `line gated ${group}`, d: "M-13 0H13" }), svg("path", { class: `marker ${group}`, d: GROUPS[group].marker }));
@@ -100,6 +108,13 @@ function draw() {
   }), page.el("span", { class: "dotted" }, page.el("span", { text: "dotted: original model" }), page.el("span", { class: "sync" })));
   element.dataset.sequence = frame.sequence;
 }
+
+// For a figure: a chart of its own size, in the page's style, out of sight until it is removed.
+page.chart = (width, height) => {
+  const chart = build(width, height, 44, 4, true);
+  plot.append(chart);
+  return chart;
+};
 
 function label() {
   const shares = frame.shares.gated || frame.shares.unchanged;

@@ -4,6 +4,7 @@ const lacks = element.querySelector(".lacks");
 const code = element.querySelector("code");
 const notice = element.querySelector(".notice");
 const [SIDE, GAP, MARGIN, SCALE] = [360, 22, 28, 2]; // of a figure, in pixels; SCALE of them to each
+const CHART = [760, 300]; // width and height of the chart's figure, in pixels
 const PATIENCE = 4000; // ms: browsers allow copying for a short time after a click
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 const [INK, SOFT, LINE] = ["#1d2329", "#5c6770", "#e3e7eb"]; // figures are for white paper
@@ -192,9 +193,11 @@ function cropped(canvas, height) {
 }
 
 // The chart is an SVG whose colours are in the page's style sheet: those of the light page are written into its copy.
-async function chart(plot) {
-  const left = Number(plot.dataset.left); // of the plot's own axis, without the names of the page's rows
-  const [width, height] = [plot.width.baseVal.value - left, plot.height.baseVal.value];
+async function chart() {
+  const plot = page.chart(...CHART);
+  const [width, height] = [plot.width.baseVal.value, plot.height.baseVal.value];
+  const drawing = drawn(plot); // from a copy, which it makes at once
+  plot.remove();
   const [canvas, draw] = sheet(width + 2 * MARGIN, height + 2 * MARGIN + 46);
   write(draw, "Share of attention by layer" + (frame.identity ? "" : "; dotted: original model"), MARGIN, MARGIN, { size: 15, color: INK, weight: 600 });
   let x = MARGIN;
@@ -203,7 +206,7 @@ async function chart(plot) {
     write(draw, key.textContent, x + 32, MARGIN + 26, { size: 12 });
     x += 32 + draw.measureText(key.textContent).width + 18;
   }
-  draw.drawImage(await drawn(plot), left, 0, width, height, MARGIN, MARGIN + 46, width, height);
+  draw.drawImage(await drawing, MARGIN, MARGIN + 46, width, height);
   return canvas;
 }
 
@@ -241,9 +244,8 @@ element.querySelector(".save-table").addEventListener("click", () => {
   announce(`${name} saved.`);
 });
 element.querySelector(".save-chart").addEventListener("click", async () => {
-  const plot = document.querySelector("#chart .plot svg");
-  if (!plot) return announce("Nothing to save yet.");
-  save("sinkgate-layers.png", await chart(plot));
+  if (!document.querySelector("#chart .plot svg")) return announce("Nothing to save yet.");
+  save("sinkgate-layers.png", await chart());
 });
 
 // Sent by the header's button, which opens the section first.

@@ -391,6 +391,7 @@ def test_figure_and_chart_are_saved_for_white_paper(tab: Tab, tmp_path: Path, li
         pictures.append(Image.open(tmp_path / name).convert("RGB"))
     figure = pictures[0]
     assert figure.width == 2 * (3 * 360 + 2 * 22 + 2 * 28) and figure.height > 1100
+    assert pictures[1].width == 2 * (760 + 2 * 28) and tab.page.locator("#chart .plot svg").count() == 1
     assert {picture.getpixel((3, 3)) for picture in pictures} == {(255, 255, 255)}
     for picture in pictures:  # sinks are orange everywhere
         assert sum(count for count, color in picture.getcolors(1 << 24) or [] if color == (232, 89, 12)) > 20
