@@ -139,10 +139,10 @@ def _random(name: str, config: LlavaConfig, dtype: torch.dtype = torch.float32, 
     pixels = torch.randn(1, 3, side, side)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels.to(dtype)}
     prompt = vlm.read({name: value.to(device) for name, value in inputs.items()})
-    return Subject(name, vlm, prompt, _some_sinks(vlm, prompt))
+    return Subject(name, vlm, prompt, some_sinks(vlm, prompt))
 
 
-def _some_sinks(vlm: VLM, prompt: sg.Prompt, count: int = 5) -> SinkMap:
+def some_sinks(vlm: VLM, prompt: sg.Prompt, count: int = 5) -> SinkMap:
     """Every so many tokens a V-sink, as many as a real picture has (three to five): random weights grow none."""
     tokens, layers = len(prompt.visual), vlm.num_layers
     v_sink = torch.zeros(tokens, dtype=torch.bool)

@@ -38,6 +38,7 @@ EXTENDED_TESTS = (
     "reference/test_check_gating.py::test_the_command_says_equal_or_different",
     "studies/test_run.py::test_ten_kills_at_random_moments_change_nothing",
     "studies/test_sweep_study.py::test_ten_kills_change_no_answer",
+    "test_gpu_script.py::",
     "test_project.py::test_the_models_of_the_page_are_those_of_the_tests",
     "test_project.py::test_the_project_reads_plainly",
     "training/test_gate_training.py::test_a_killed_run_goes_on_bit_for_bit",

@@ -161,6 +161,15 @@ def sweep(
         str | None, typer.Option("--grid", help="Scales such as 0,0.5,1,2: every pair of them beside the paper's line.")
     ] = None,
     three: Annotated[bool, typer.Option("--three", help="With --grid: a separate scale for L-sinks.")] = False,
+    racing: Annotated[
+        bool,
+        typer.Option(
+            "--racing", help="Drop settings that cannot be the best, or gain too little, as items are answered."
+        ),
+    ] = False,
+    margin: Annotated[
+        float | None, typer.Option("--margin", help="With --racing: the smallest gain worth finding; 0.02 if left out.")
+    ] = None,
     batch_size: Chunk = 8,
     as_json: AsJson = False,
 ) -> None:
@@ -168,9 +177,11 @@ def sweep(
 
     With several GPUs: accelerate launch -m sinkgate sweep --out DIR ...
     """
+    from sinkgate.analysis.racing import MARGIN
     from sinkgate.analysis.sweep import CONTROLS, LINE, grid
     from sinkgate.sinks.gates import read_layers
     from sinkgate.studies.base import sinks_of
+    from sinkgate.studies.race import RacingSweep, placed, saved
     from sinkgate.studies.sweep import Sweep, confirmed
 
     points: Sequence[tuple[float, ...]] = (*LINE, *CONTROLS)
@@ -178,6 +189,8 @@ def sweep(
         raise SinkgateError("--three needs the scales of --grid, such as --grid 0,0.5,1,2")
     if free:
         points = (*points, *grid(_scales(free)), *(grid(_scales(free), 3) if three else ()))
+    if margin is not None and not racing:
+        raise SinkgateError("--margin belongs to --racing")
     if not three and (criteria.l_sink or criteria.dimensions):
         typer.echo(
             "L-sinks are scaled as the rest here, by any criterion; --grid with --three scales them separately",
@@ -186,10 +199,18 @@ def sweep(
     questions, find = data.questions(), criteria.finder(l_sinks=three)
     vlm = chosen.load()
     about = questions.about | _sinks(find, vlm)
-    study = Sweep(vlm, questions.items, read_layers(layers, vlm.num_layers), points, batch_size, find, about)
+    common = vlm, questions.items, read_layers(layers, vlm.num_layers), points, batch_size, find, about
+    study = Sweep(*common)
+    if racing:
+        study = RacingSweep(*common, margin=MARGIN if margin is None else margin, seed=data.seed)
     with ExitStack() as scratch:
         if results := runs.run(study, scratch):
             items = results.table("items")
+            if racing:
+                answers = results.table("answers")
+                _show(placed(answers, results.table("dropped"), data.seed), as_json)
+                typer.echo(f"{saved(answers):.1f} times fewer answers than the exact map", err=True)
+                return
             _show(confirmed(items, results.table("answers"), seed=data.seed), as_json)
             typer.echo(sinks_of(items) or "", err=True)
 

@@ -27,6 +27,7 @@ NAMES = {
     "features": "Hidden states for probes",
     "probes": "Probes",
     "sweep": "Oracle sweep",
+    "race": "Racing sweep",
     "eval": "Evaluation",
     "export": "Export",
 }

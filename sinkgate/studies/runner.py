@@ -42,7 +42,8 @@ Tables = Mapping[str, pd.DataFrame | dict[str, Tensor]]
 class Study(Protocol):
     """A study: ``work`` returns the tables of a unit, in every process and run the same.
 
-    A study may have a dictionary ``about``: further facts that may differ between runs, such as paths.
+    A study may have a dictionary ``about``: further facts that may differ between runs, such as paths. A ``sequential`` one decides by
+    its finished units what the next one does: it has ``begin`` and ``follow``, which takes the tables of a unit that an earlier run finished.
     """
 
     kind: ClassVar[str]
@@ -114,6 +115,8 @@ def run(
     results = _start(study, out, resume, shard)
     if results.finished:
         return results
+    if getattr(study, "sequential", False):
+        _catch_up(study, results, shard)
     share = range(shard.rank, study.units, shard.of)
     missing = [unit for unit in share if not _part(out, unit).is_dir()]
     name = f"{study.kind}, share {shard.rank}/{shard.of}" if shard.of > 1 else study.kind
@@ -206,6 +209,17 @@ def _start(study: Study, out: Path, resume: bool, shard: Shard) -> Results:
         stored = {**stored, "made_with": stored["made_with"] + about["made_with"]}
         _write_about(stored, out)
     return Results(out, stored)
+
+
+def _catch_up(study: Any, results: Results, shard: Shard) -> None:
+    """Pass the finished units to a sequential study, in order."""
+    if shard.of > 1:
+        raise SinkgateError(
+            f"each part of a {study.kind} depends on those before, so {shard.of} processes cannot share it; run it as one process"
+        )
+    study.begin()
+    for part in results.parts:
+        study.follow({file.stem: _read(file).to_pandas() for file in sorted(part.glob("*.parquet"))})
 
 
 def _stored(about: dict[str, Any], out: Path) -> dict[str, Any]:

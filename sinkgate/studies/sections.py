@@ -19,6 +19,7 @@ from sinkgate.plots.survey import effects_figure
 from sinkgate.studies.anatomy import flattening, jaccard, sinks_per_image
 from sinkgate.studies.evaluation import accuracies, changes, scores
 from sinkgate.studies.probes import MEASURES, advantage, summary
+from sinkgate.studies.race import placed, saved
 from sinkgate.studies.results import Results
 from sinkgate.studies.survey import card, compared
 from sinkgate.studies.sweep import CELL, confirmed, gains, groups_apart, leaning
@@ -197,6 +198,19 @@ def _sweep(results: Results) -> Iterator[Section]:
         )
 
 
+def _race(results: Results) -> Iterator[Section]:
+    answers, dropped = results.table("answers"), results.table("dropped")
+    table = placed(answers, dropped)
+    finished = int((table["state"] == "finished").sum())
+    yield Section(
+        "Settings by their end in the race",
+        f"{finished} of {len(table)} settings finished, with {saved(answers):.1f} times fewer answers than the exact map. A dropped setting is worse than another, "
+        f"or gains less than {100 * results.about['settings']['margin']:g} points. The changes of settings that finished are biased upwards: they were chosen on "
+        "the same items.",
+        _readable(table, CHANGES),
+    )
+
+
 def _evaluation(results: Results) -> Iterator[Section]:
     items, answers = results.table("items"), results.table("answers")
     if answers["method"].nunique() > 1:
@@ -224,6 +238,7 @@ SECTIONS: dict[str, Callable[[Results], Iterable[Section]]] = {
     "features": lambda _: (),
     "probes": _probes,
     "sweep": _sweep,
+    "race": _race,
     "eval": _evaluation,
 }
 

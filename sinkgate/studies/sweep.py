@@ -77,21 +77,21 @@ class Sweep(OfItems):
     def work(self, unit: int) -> Tables:
         """Return tables ``items`` and ``answers`` of one chunk; raises SinkgateError if an item cannot be used."""
         start = unit * self.chunk
-        part = self.items[start : start + self.chunk]
+        return self.answered(range(start, min(start + self.chunk, len(self.items))), self.choices)
+
+    def answered(self, numbers: Sequence[int], choices: Sequence[Setting]) -> Tables:
+        """Return tables ``items`` and ``answers`` of some items, by index, under the unmodified model and some settings."""
+        part = [self.items[number] for number in numbers]
         methods = {"": Fixed(Gates.ones(self.vlm))}
-        methods |= {str(number): Fixed(setting.gates(self.vlm)) for number, setting in enumerate(self.choices)}
+        methods |= {str(number): Fixed(setting.gates(self.vlm)) for number, setting in enumerate(choices)}
         examples = ExampleCache(self.vlm, self.finder)
         prepared(examples, part)  # raise before hours of work
         samples = [item.sample for item in part]
         result = evaluate(self.vlm, methods, samples, examples=examples, batch_size=self.chunk, progress=False)
-        cells = [
-            (UNMODIFIED, 1.0, 1.0, 1.0),
-            *((s.layer, s.scales["v_sink"], s.scales["l_sink"], s.scales["ordinary"]) for s in self.choices),
-        ]
         answers = [
             pd.DataFrame(
                 {
-                    "sample": np.arange(start, start + len(part), dtype=np.int32),
+                    "sample": np.array(numbers, dtype=np.int32),
                     **{
                         name: np.full(len(part), value, np.int16 if name == "layer" else np.float32)
                         for name, value in zip(CELL, cell, strict=True)
@@ -100,9 +100,10 @@ class Sweep(OfItems):
                     "loss": np.array(result.loss[method], dtype=np.float32),
                 }
             )
-            for cell, method in zip(cells, methods, strict=True)
+            for cell, method in zip([(UNMODIFIED, 1.0, 1.0, 1.0), *cells_of(choices)], methods, strict=True)
         ]
-        return {"items": frame_of(part, examples, start), "answers": pd.concat(answers, ignore_index=True)}
+        items = frame_of(part, examples).assign(sample=list(numbers))
+        return {"items": items, "answers": pd.concat(answers, ignore_index=True)}
 
     @property
     def finder(self) -> Finder:
@@ -113,6 +114,11 @@ class Sweep(OfItems):
         return find
 
 
+def cells_of(choices: Sequence[Setting]) -> list[tuple[float, ...]]:
+    """Return the values of `CELL` of each setting."""
+    return [(s.layer, s.scales["v_sink"], s.scales["l_sink"], s.scales["ordinary"]) for s in choices]
+
+
 # --- reading the results
 
 
@@ -121,7 +127,7 @@ def gains(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: in
 
     Return one row for each task and setting, with ``task``, ``layer``, ``v_sink``, ``l_sink``, ``ordinary``.
     """
-    right, base = _wide(answers)
+    right, base = right_of(answers)
     tables = [
         compared(right.loc[chosen], base.loc[chosen], seed).reset_index().assign(task=task)
         for task, chosen in _tasks(items, by)
@@ -155,8 +161,8 @@ def confirmed(
         ``smallest``, the change that so many items could have shown (`smallest_effect`), infinite if the unmodified model answers none or all
         of them rightly. Changes are shares in [-1, 1], over all of the task's items together.
     """
-    right, base = _wide(answers)
-    loss, _ = _wide(answers, "loss")
+    right, base = right_of(answers)
+    loss, _ = right_of(answers, "loss")
     cells = right.columns.to_frame(index=False)
     family = pd.Series("all", index=cells.index) if families is None else families(cells)
     rng = np.random.default_rng(seed)
@@ -219,7 +225,7 @@ def leaning(
     ``lean`` in [-1, 1], above 0 if the task gains from stronger sinks, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test over samples,
     ``base``, the unmodified model's accuracy, ``corrected`` and ``smallest`` as in `confirmed`. Empty if the sweep has no such cells.
     """
-    right, base = _wide(answers)
+    right, base = right_of(answers)
     cells = right.columns.to_frame(index=False)
     on_line = np.isclose(cells["v_sink"] + cells["ordinary"], 1) & np.isclose(cells["l_sink"], cells["ordinary"])
     v_sink = cells["v_sink"].to_numpy()
@@ -251,10 +257,14 @@ def groups_apart(cells: pd.DataFrame) -> pd.Series:
     return pd.Series(np.where(np.isclose(cells["l_sink"], cells["ordinary"]), "two groups", "three groups"))
 
 
-def _wide(answers: pd.DataFrame, values: str = "right") -> tuple[pd.DataFrame, pd.Series]:
-    """Return correctness of answers, or another column, (S, M) with the cells as columns; and that of the unmodified model, (S,)."""
+def right_of(answers: pd.DataFrame, values: str = "right", *, complete: bool = True) -> tuple[pd.DataFrame, pd.Series]:
+    """Return correctness of answers, or another column, (S, M) with the cells as columns; and that of the unmodified model, (S,).
+
+    ``complete``: every sample has an answer under every setting; those missing are NaN where False.
+    """
     rounded = answers.assign(**{name: answers[name].astype(float).round(4) for name in SCALES})
-    wide = rounded.pivot(index="sample", columns=CELL, values=values).astype(float if values == "loss" else np.int8)
+    wide = rounded.pivot(index="sample", columns=CELL, values=values)
+    wide = wide.astype(np.int8 if values == "right" and complete else float)
     plain = (UNMODIFIED, 1.0, 1.0, 1.0)
     base = pd.Series(wide[plain].to_numpy(), index=wide.index)
     return wide.drop(columns=[plain]), base
