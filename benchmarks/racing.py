@@ -44,7 +44,7 @@ class Saving:
     best: float  # change of the best setting on all items
     fewer: float  # times, mean over orders
     fewest: float
-    kept: float  # share of the races in which the best finished
+    survived: float  # share of the races in which the best finished
     finished: float  # settings at the end, mean
     bound: float  # times, if every setting but one were idle and left at the fewest samples that any test needs
 
@@ -52,7 +52,7 @@ class Saving:
 def races(world: str, rights: Iterator[np.ndarray], margin: float) -> Saving:
     """Race over answers (S, M + 1), the unmodified model last."""
     fewer: list[float] = []
-    kept: list[bool] = []
+    survived: list[bool] = []
     finished: list[int] = []
     gains: list[float] = []
     for right in rights:
@@ -65,13 +65,13 @@ def races(world: str, rights: Iterator[np.ndarray], margin: float) -> Saving:
         change = right.mean(0)[:-1] - right.mean(0)[-1]
         best = np.flatnonzero(change == change.max())
         fewer.append(samples * settings / answers)
-        kept.append(bool(set(best.tolist()) & set(race.settings)))
+        survived.append(bool(set(best.tolist()) & set(race.settings)))
         finished.append(len(race.settings))
         gains.append(float(change.max()))
     ends = min(samples, fewest_samples(settings, LEVEL, margin))
     bound = samples * settings / (samples + (settings - 1) * ends)
     return Saving(
-        world, settings, samples, margin, mean(gains), mean(fewer), min(fewer), mean(kept), mean(finished), bound
+        world, settings, samples, margin, mean(gains), mean(fewer), min(fewer), mean(survived), mean(finished), bound
     )
 
 

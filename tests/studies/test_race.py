@@ -59,14 +59,14 @@ def test_a_setting_that_gains_the_margin_is_kept_as_often_as_the_level_says():
 
 def test_a_planted_best_outlasts_many_idle_settings():
     """A made-up world of 60 settings in which one gains 8 points: how often it is kept, and what is saved."""
-    kept, answers, settings, samples = 0, 0, 60, 3000
+    survived, answers, settings, samples = 0, 0, 60, 3000
     for seed in range(10):
         right = drawn(np.random.default_rng(seed), samples, [0.08, *[0.0] * (settings - 1)], changed=0.1)
         race, drops = raced(right, chunk=16, margin=0.02)
-        kept += 0 in race.settings
+        survived += 0 in race.settings
         answers += sum(drop.samples for drop in drops) + len(race.settings) * samples
         assert {drop.rival for drop in drops if drop.reason == "worse"} <= {0, settings}
-    assert kept == 10
+    assert survived == 10
     assert 10 * settings * samples / answers > 4
 
 
