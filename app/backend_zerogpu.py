@@ -18,7 +18,7 @@ import pickle
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -35,6 +35,7 @@ from sinkgate.models.generation import streamed
 
 from .backend import Backend as LocalBackend
 from .backend import LocalSession
+from .inspection import PatchFacts
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
 
@@ -273,6 +274,24 @@ class RemoteSession:
 
         return streamed(self.vlm.tokenizer, run)
 
+    def rows(
+        self,
+        queries: Sequence[int],
+        gates: sg.Gates | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        keys: Sequence[int] | None = None,
+    ) -> Tensor:
+        """As `sinkgate.Session.rows`."""
+        return self._run(_rows, list(queries), gates, layers, keys).value
+
+    def follow(self, query: int | None) -> None:
+        """Do nothing: each call of `rows` is a job."""
+
+    def patch(self, token: int, layer: int, gates: sg.Gates | None) -> PatchFacts:
+        """As `backend.LocalSession.patch`."""
+        return self._run(_patch, token, layer, gates, passes=2 * ONE).value
+
     def drop(self) -> None:
         """Do nothing: GPU processes drop their oldest sessions themselves."""
 
@@ -303,6 +322,20 @@ def _open(session: LocalSession) -> tuple[sg.Prompt, sg.SinkMap, sg.Trace]:
 
 def _predict(session: LocalSession, gates: sg.Gates) -> sg.Trace:
     return session.predict(gates)
+
+
+def _rows(
+    session: LocalSession,
+    queries: list[int],
+    gates: sg.Gates | None,
+    layers: Sequence[int] | None,
+    keys: Sequence[int] | None,
+) -> Tensor:
+    return session.rows(queries, gates, layers=layers, keys=keys)
+
+
+def _patch(session: LocalSession, token: int, layer: int, gates: sg.Gates | None) -> PatchFacts:
+    return session.patch(token, layer, gates)
 
 
 def _read(session: LocalSession, lsg: LSG) -> sg.Gates:

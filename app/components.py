@@ -87,6 +87,14 @@ def layer_films(layers: int) -> gr.HTML:
     return _component("films", None, size={"layers": layers})
 
 
+def prompt_tokens() -> gr.HTML:
+    """Return the prompt's tokens as a row to choose the query from. Value: that of `view_model.inspection`. Event: ``collect``.
+
+    The panel of a patch, which belongs to the maps, is drawn from the same value.
+    """
+    return _component("tokens", None)
+
+
 def attention_maps() -> gr.HTML:
     """Return both attention maps and their difference. Value: a whole `view_model.frame`, which other components draw, too."""
     return _component("maps", None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -28,10 +28,22 @@ from .api import answer
 from .components import uploaded
 from .gate_library import LearnedGates, uploaded_gates
 from .guard import address_of
+from .inspection import text_shares
 from .metrics import log_unexpected
 from .share_links import GATES_MISSING, STAND_IN, Link, share_value
 from .state import ANSWER_SECONDS, MAX_UPLOADED_GATES, Engine, UserSession, open_picture
-from .view_model import JSON, Lens, answers, frame, image_url, mixer_value, sentence, view_urls
+from .view_model import (
+    JSON,
+    Lens,
+    answers,
+    frame,
+    image_positions,
+    image_url,
+    inspection,
+    mixer_value,
+    sentence,
+    view_urls,
+)
 
 FIRST_SCENE = 71  # seed
 FIRST_KIND, FIRST_QUESTION = "count", "How many objects are there?"  # its answer changes with the fader of layer 2
@@ -449,6 +461,33 @@ class Handlers:
         except Exception as error:
             return SKIP, error_value(error)
 
+    def inspect(self, session: UserSession | None, lens: Any) -> tuple[Any, Any]:
+        """Measure what the row of prompt tokens and the panel of a patch show; returns tokens and status.
+
+        Where each run waits for a GPU, tokens are measured when one is chosen as the query, and a patch when it is clicked.
+        """
+        try:
+            session = _active(session)
+            with self.engine.scheduler.slot(session, "fast"):
+                state = session.state
+                if state is None:
+                    return SKIP, SKIP
+                view, warm = self.lens(session, lens), state.prompt_session
+                image = image_positions(state.prompt)
+                texts = [position for position in range(state.prompt.length) if position not in image]
+                gates = None if state.gates.is_identity else state.gates
+                shares = facts = None
+                if self.engine.backend.interactive:
+                    before = text_shares(warm, texts, view.layer, None)
+                    shares = before, before if gates is None else text_shares(warm, texts, view.layer, gates)
+                if view.patch is not None:
+                    token = int(state.prompt.sheets[view.sheet].tokens.flatten()[view.patch])
+                    facts = warm.patch(token, view.layer, gates)
+                self.engine.cache.use(warm)
+                return inspection(state, view, shares, facts), SKIP
+        except Exception as error:
+            return {"error": error_value(error)["text"]}, error_value(error)
+
     def frame(self, session: UserSession, lens: Any, moving: bool = False) -> JSON:
         """Return the newest frame of a session.
 
@@ -461,12 +500,19 @@ class Handlers:
         if state is None:
             raise sg.PromptError("Ask a question first.")
         view = self.lens(session, session.newest_lens(lens))
+        refused = {}
+        try:
+            self.engine.look(session, view.position)
+        except sg.SinkgateError as error:  # no GPU for it, or no slot: the maps show the last prompt token
+            refused, view = {"note": error_value(error)["text"]}, replace(view, position=None)
         here = {} if moving else {"here": Link.of(session, view, self.engine).to_text()}
-        return frame(state, view) | {"question": session.question} | here
+        return frame(state, view) | {"question": session.question} | refused | here
 
     def lens(self, session: UserSession, lens: Any) -> Lens:
         """Return the page's lens, with values that model and prompt have."""
-        return Lens.read(lens, self.engine.vlm, len(session.state.prompt.sheets) if session.state else 1)
+        prompt = session.state.prompt if session.state else None
+        view = Lens.read(lens, self.engine.vlm, len(prompt.sheets) if prompt else 1)
+        return view.within(prompt) if prompt else view
 
     def questions_value(self, session: UserSession) -> JSON:
         """Return gallery, example questions, ground truth, and the picture under the map of each sheet."""
@@ -588,8 +634,8 @@ def _revision(mixer: Any) -> int | None:
 
 
 def _first_query(lens: Any) -> Any:
-    """Return the same lens at the first query: those after it belong to the previous answer."""
-    return {**lens, "row": 0} if isinstance(lens, dict) else lens
+    """Return the same lens at the first query: those after it belong to the previous answer, prompt tokens to the previous question."""
+    return {**lens, "row": 0, "position": None} if isinstance(lens, dict) else lens
 
 
 def _edit(edited: Any) -> tuple[int, int]:

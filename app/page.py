@@ -28,6 +28,7 @@ from .components import (
     next_token_bars,
     picture_box,
     pinned_settings,
+    prompt_tokens,
     question_chips,
     scene_composer,
     share_panel,
@@ -68,6 +69,7 @@ class Parts:
     questions: gr.HTML
     answers: gr.HTML
     lens: gr.HTML
+    tokens: gr.HTML
     maps: gr.HTML
     mixer: gr.HTML
     learned: gr.HTML
@@ -133,6 +135,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
             questions = question_chips()
         with gr.Column(elem_classes="card looking", min_width=320):
             lens = lens_picker(vlm.num_heads, layer=min(FIRST_LAYER, vlm.num_layers - 1))
+            tokens = prompt_tokens()
             maps = attention_maps()
         with gr.Column(elem_classes="card answering", min_width=280):
             answers = answer_pair()
@@ -170,7 +173,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 save = gr.Button("Save gates", elem_id="gates-save", min_width=60)
     return Parts(
         session, status, picture, anywhere, composer, question, ask, new_scene, edit, done, questions, answers,
-        lens, maps, faders, learned, upload_learned, actions, history, share, gates_text, apply, save, load,
+        lens, tokens, maps, faders, learned, upload_learned, actions, history, share, gates_text, apply, save, load,
     )  # fmt: skip
 
 
@@ -269,6 +272,7 @@ def connect_events(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     refused = [parts.session, parts.questions]
     parts.questions.refused(handlers.restore_picture, refused, [parts.picture, parts.status], **FAST, **PRIVATE)
     view = [parts.session, parts.lens]
+    parts.tokens.collect(handlers.inspect, view, [parts.tokens, parts.status], **newest, **FAST, **PRIVATE)
     parts.share.collect(handlers.share, view, [parts.share, parts.status], **newest, **FAST, **PRIVATE)
     parts.save.click(None, parts.gates_text, None, js=SAVE_GATES, **PRIVATE)
 

@@ -161,6 +161,7 @@ def python(session: UserSession, lens: Lens, vlm: sg.VLM) -> str:
         "" if state.criterion == DEFAULT_CRITERION else f", v_sink={state.criterion!r}, l_sink={state.criterion!r}"
     )
     scales = faders(state.gates)
+    prompt_query = lens.position is not None
     look = [f"layer={lens.layer}"]
     look += [
         f"{name}={getattr(lens, name)}"
@@ -170,6 +171,7 @@ def python(session: UserSession, lens: Lens, vlm: sg.VLM) -> str:
     look += [f"hide=sinks.v_sink | sinks.l_sink[{lens.layer}]"] if lens.hide else []
     return "\n".join(
         [
+            *["from dataclasses import replace"] * prompt_query,
             *_picture(session),
             "",
             *loading(vlm),
@@ -182,7 +184,14 @@ def python(session: UserSession, lens: Lens, vlm: sg.VLM) -> str:
             f"gated = vlm.answer(prompt, gates, sinks, max_new_tokens={MAX_NEW_TOKENS})",
             'print(unchanged.text, "|", gated.text)',
             "",
-            f"attention = gated.visual({', '.join(look)})  # the map on the right",
+            *(
+                [
+                    f"rows = sg.Session(vlm, prompt, sinks).rows([{lens.position}], gates)",
+                    "gated = replace(gated, attention=rows)",
+                ]
+                * prompt_query
+            ),
+            f"attention = gated.visual({', '.join(look)})  # the map in the middle",
             "",
         ]
     )

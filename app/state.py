@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 import sinkgate as sg
 from sinkgate.errors import ModelMismatchError
@@ -43,6 +44,16 @@ OWN_REVISION_STEP = 1_000_000  # revisions of a user between two of the server: 
 CACHE_BYTES = 2 << 30  # for the key-value caches of all users; the least recently used are dropped
 
 
+@dataclass(frozen=True)
+class QueryRows:
+    """Attention rows of one prompt token, (L, H, 1, K), of the original model and of the gated one under the setting ``sequence``."""
+
+    position: int
+    sequence: int
+    original: Tensor
+    gated: Tensor
+
+
 @dataclass(eq=False)
 class QuestionState:
     """One question about one image: what is computed once, and what the faders change."""
@@ -60,6 +71,7 @@ class QuestionState:
     gated_done: bool = False
     cut: bool = False  # whether an answer was stopped because it took too long
     evidence: dict[int, dict[int, tuple[str, list[str]]]] = field(default_factory=dict)  # layer -> sink -> kind, values
+    query: QueryRows | None = None  # of the prompt token that the page last looked at
     layers_run: int = 0  # for the last setting of the faders
     seconds: float = 0.0  # for the last setting of the faders
 
@@ -278,6 +290,27 @@ class Engine:
                     state.gates, state.gated, state.gated_done, state.sequence = gates, gated, False, sequence
             self._touch(session)
             return state
+
+    def look(self, session: UserSession, position: int | None) -> None:
+        """Compute the attention rows of a prompt token, unless they are there; None: of none. Later settings bring its rows along."""
+        state = session.state
+        if state is None or (
+            state.query and (state.query.position, state.query.sequence) == (position, state.sequence)
+        ):
+            return
+        if position is None:
+            if state.query:
+                state.query = None
+                state.prompt_session.follow(None)
+            return
+        with self.scheduler.slot(session, "fast"):
+            warm, gates, sequence = state.prompt_session, state.gates, state.sequence
+            warm.follow(position)
+            known = state.query.original if state.query and state.query.position == position else None
+            original = warm.rows([position]) if known is None else known
+            gated = original if gates.is_identity else warm.rows([position], gates)
+            self.cache.use(warm)
+            state.query = QueryRows(position, sequence, original, gated)
 
     def stream_answers(self, session: UserSession, gates: sg.Gates) -> Iterator[AnswerUpdate]:
         """Run the slow tier: yield growing answers; end early, before one that is ``done``, when they are outdated."""

@@ -19,10 +19,13 @@ from sinkgate.images.layout import Sheet
 from sinkgate.sinks import words
 from sinkgate.sinks.gates import GROUPS
 
+from .inspection import PatchFacts
 from .state import MAX_NEW_TOKENS, AnswerUpdate, QuestionState
 
 JSON = dict[str, Any]
 TOP_WORDS = 6
+TOP_QUERIES = 4  # text tokens, and as many patches, of a patch's panel
+DECADES = 3  # of the logarithmic scale, as in maps.js
 HOLE = 255  # byte of a thumbnail's cell without a token; shades end below it
 UNPLACED = "the places of the visual tokens in the picture are not known"
 
@@ -40,25 +43,48 @@ class Lens:
     hide: bool = False  # mask sinks
     sheet: int = 0  # of the prompt's
     scale: str = "shared"  # of the colours, one of SCALES
+    position: int | None = None  # of the prompt token that is the query; None: the row of a generated token
+    heads: bool = False  # show the maps of all heads
+    patch: int | None = None  # cell on the sheet, row by row, whose panel is open
 
     @classmethod
     def read(cls, value: Any, vlm: sg.VLM, sheets: int = 1) -> Lens:
         """Return the page's choice, each value replaced where model and prompt do not have it: never fails."""
         value = value if isinstance(value, Mapping) else {}
-        layer, head, row, sheet = (_whole(value.get(key)) for key in ("layer", "head", "row", "sheet"))
+        layer, head, row, sheet, position, patch = (
+            _whole(value.get(key)) for key in ("layer", "head", "row", "sheet", "position", "patch")
+        )
         return cls(
             layer=min(max(layer or 0, 0), vlm.num_layers - 1),
             head=head if head is not None and 0 <= head < vlm.num_heads else None,
-            row=max(row or 0, 0),
+            row=max(row or 0, 0) if position is None else 0,
             hide=value.get("hide") is True,
             sheet=min(max(sheet or 0, 0), sheets - 1),
             scale=next((name for name in SCALES if name == value.get("scale")), SCALES[0]),
+            position=position,
+            heads=value.get("heads") is True,
+            patch=patch,
         )
+
+    def within(self, prompt: sg.Prompt) -> Lens:
+        """Return this choice without a query or patch that the prompt does not have."""
+        tokens = prompt.sheets[self.sheet].tokens.flatten()
+        query = self.position is not None and 0 <= self.position < prompt.length - 1
+        query = query and self.position not in image_positions(prompt)
+        patch = self.patch is not None and 0 <= self.patch < len(tokens) and int(tokens[self.patch]) >= 0
+        return replace(self, position=self.position if query else None, patch=self.patch if patch else None)
 
 
 def frame(state: QuestionState, lens: Lens) -> JSON:
     """Return everything that depends on the faders and the scene: maps, markers, probabilities, shares."""
     rows = {"unchanged": state.unchanged, "gated": state.gated}
+    if state.query and state.query.position == lens.position:
+        rows = {
+            name: replace(rows[name], attention=attention)
+            for name, attention in (("unchanged", state.query.original), ("gated", state.query.gated))
+        }
+    elif lens.position is not None:
+        lens = replace(lens, position=None)
     finished = state.unchanged_done and state.gated_done
     if finished and all(lens.row >= trace.attention.shape[2] for trace in rows.values()):
         lens = replace(lens, row=0)  # it belonged to another answer, which was longer
@@ -84,8 +110,10 @@ def frame(state: QuestionState, lens: Lens) -> JSON:
         "marks": marks,
         "evidence": {kind: evidence_names(state.sinks, kind, lens.layer) for kind in ("v_sink", "l_sink")},
         "elsewhere": elsewhere,
-        "films": _thumbnails(state.gated, lens.sheet),
+        "films": _thumbnails(rows["gated"], lens.sheet),
+        "heads": _head_maps(rows["gated"], lens, hidden) if lens.heads else None,
         "queries": _queries(state),
+        "query": _query(state, lens),
         "words": _words(state),
         "first": _first(state),
         "shares": {name: _shares(trace, state.sinks, lens.row) for name, trace in rows.items()},
@@ -226,13 +254,31 @@ def _marks(state: QuestionState, lens: Lens) -> tuple[list[JSON], str]:
 
 
 def _thumbnails(trace: sg.Trace, sheet: int) -> list[str]:
-    """Return one thumbnail a layer: the mean map of the first generated token, each on its own scale."""
-    thumbnails, holes = [], trace.sheets[sheet].tokens.flatten() < 0
-    for layer in range(trace.attention.shape[0]):
-        shares = trace.visual(layer, sheet=sheet).flatten()
-        shades = (shares / shares.max().clamp_min(1e-9) * (HOLE - 1)).round().masked_fill(holes, HOLE)
-        thumbnails.append(base64.b64encode(shades.to(torch.uint8).numpy().tobytes()).decode())
-    return thumbnails
+    """Return one thumbnail a layer: the mean map of the first row, each on its own scale."""
+    holes = trace.sheets[sheet].tokens.flatten() < 0
+    maps = (trace.visual(layer, sheet=sheet).flatten() for layer in range(trace.attention.shape[0]))
+    return [_shades(shares / shares.max().clamp_min(1e-9), holes) for shares in maps]
+
+
+def _head_maps(trace: sg.Trace, lens: Lens, hidden: torch.Tensor | None) -> list[str]:
+    """Return one thumbnail a head of the layer, on the scale of the maps; none where this run has no such query."""
+    if lens.row >= trace.attention.shape[2]:
+        return []
+    maps = [
+        trace.visual(lens.layer, head, lens.row, hidden, lens.sheet).flatten()
+        for head in range(trace.attention.shape[1])
+    ]
+    shares = torch.stack(maps)
+    parts = shares / (shares.amax(1, keepdim=True) if lens.scale == "own" else shares.max()).clamp_min(1e-9)
+    if lens.scale == "log":
+        parts = (1 + parts.clamp_min(1e-12).log10() / DECADES).clamp_min(0)
+    return [_shades(part, trace.sheets[lens.sheet].tokens.flatten() < 0) for part in parts]
+
+
+def _shades(parts: torch.Tensor, holes: torch.Tensor) -> str:
+    """Return a thumbnail's bytes in base64: parts of the brightest shade, from 0 to 1, and holes where no token is."""
+    shades = (parts * (HOLE - 1)).round().masked_fill(holes, HOLE)
+    return base64.b64encode(shades.to(torch.uint8).numpy().tobytes()).decode()
 
 
 def sheet_names(sheets: tuple[Sheet, ...]) -> list[str]:
@@ -260,6 +306,124 @@ def _queries(state: QuestionState) -> list[str]:
     return [f"last prompt token → {tokens[0]}"] + [
         f"token {row}: {token} → {following}" for row, (token, following) in enumerate(pairwise(tokens), 1)
     ]
+
+
+def _query(state: QuestionState, lens: Lens) -> str:
+    """Return the name of the maps' query."""
+    if lens.position is None:
+        queries = _queries(state)
+        return queries[lens.row] if lens.row < len(queries) else "not generated yet"
+    vlm, ids = state.prompt_session.vlm, state.prompt.inputs["input_ids"][0]
+    return f"prompt token {lens.position} “{vlm.token_name(int(ids[lens.position]))}”"
+
+
+def image_positions(prompt: sg.Prompt) -> set[int]:
+    """Return the prompt positions that the image takes; none where it is read by cross-attention."""
+    if prompt.num_keys != prompt.length:
+        return set()
+    return {*prompt.visual.tolist(), *prompt.separators.tolist()}
+
+
+def prompt_tokens(vlm: sg.VLM, prompt: sg.Prompt) -> list[JSON]:
+    """Return the prompt's tokens in order: ``position``, ``text`` and ``kind``; those of the image, between texts, as one with their number.
+
+    Kinds: "question"; "template", what the chat format adds; "special", tokens with a meaning of their own; "picture". Where the
+    question cannot be told from the template, all text counts as question.
+    """
+    ids, image, special = (
+        prompt.inputs["input_ids"][0].tolist(),
+        image_positions(prompt),
+        set(vlm.tokenizer.all_special_ids),
+    )
+    texts = [
+        "" if position in image else "".join(vlm.tokenizer.decode([token]).split())
+        for position, token in enumerate(ids)
+    ]
+    owners = [position for position, text in enumerate(texts) for _ in text]
+    question = "".join(prompt.question.split())
+    start = "".join(texts).rfind(question)
+    asked = {owners[place] for place in range(start, start + len(question))} if start >= 0 else set(range(len(ids)))
+    tokens: list[JSON] = []
+    for position, token in enumerate(ids):
+        if position in image:
+            if tokens and tokens[-1]["kind"] == "picture":
+                tokens[-1]["count"] += 1
+            else:
+                tokens.append({"position": position, "text": "", "kind": "picture", "count": 1})
+            continue
+        kind = "special" if token in special else "question" if position in asked else "template"
+        tokens.append({"position": position, "text": vlm.token_name(token), "kind": kind})
+    return tokens
+
+
+def inspection(
+    state: QuestionState, lens: Lens, shares: tuple[torch.Tensor, torch.Tensor] | None, facts: PatchFacts | None
+) -> JSON:
+    """Return the row of prompt tokens and the panel of a patch.
+
+    Args:
+        state: of the question.
+        lens: the maps on the page.
+        shares: attention of each text token on the picture, (H, tokens), original and gated; None where it was not measured.
+        facts: of the patch; None for none.
+    """
+    tokens = prompt_tokens(state.prompt_session.vlm, state.prompt)
+    if shares is not None:
+        mean = [_floats(each.mean(0) if lens.head is None else each[lens.head], 5) for each in shares]
+        texts = (token for token in tokens if token["kind"] != "picture")
+        for token, before, after in zip(texts, *mean, strict=True):
+            token["shares"] = [before, after]
+    return {
+        "sequence": state.sequence,
+        "tokens": tokens,
+        "layer": lens.layer,
+        "patch": facts and _panel(state, lens, facts),
+    }
+
+
+def _panel(state: QuestionState, lens: Lens, facts: PatchFacts) -> JSON:
+    """Return everything about one patch, ready to draw."""
+    sinks, vlm, prompt = state.sinks, state.prompt_session.vlm, state.prompt
+    token, *others = facts.tokens
+    kind = sinks.names(lens.layer)[token]
+    names = evidence_names(sinks, kind, lens.layer) if kind != "ordinary" else []
+    values = evidence_values(sinks, token, kind, lens.layer) if names else []
+    if kind == "ordinary":
+        names = [f"attention / median in layer {lens.layer}", f"Value / mean in layer {lens.layer}"]
+        measured = (sinks.llm_share[lens.layer, token], sinks.value_ratio[lens.layer, token])
+        values = [f"{words.number(float(value))} ×" for value in measured]
+    ids, patches = (
+        prompt.inputs["input_ids"][0],
+        {position: index for index, position in enumerate(prompt.visual.tolist())},
+    )
+    patches = patches if image_positions(prompt) else {}
+    image = image_positions(prompt)
+    order = [position for position in facts.after.argsort(descending=True).tolist() if facts.after[position] > 0]
+    texts = [position for position in order if position not in image]
+    looking = [position for position in order if position in patches and patches[position] != token]
+
+    def name(position: int) -> str:
+        in_words = sinks.where(patches[position]) if position in patches else vlm.token_name(int(ids[position]))
+        return in_words if position in patches else f"“{in_words}”"
+
+    lens_words = facts.words
+    return {
+        "patch": lens.patch,
+        "kind": kind,
+        "where": sinks.where(token),
+        "evidence": [list(pair) for pair in zip(names, values, strict=True)],
+        "attended": [
+            [name(each), *(round(float(side[each]), 7) for side in (facts.before, facts.after))]
+            for each in texts[:TOP_QUERIES] + looking[:TOP_QUERIES]
+        ],
+        "received": [[_floats(each.mean(-1)) for each in side] for side in (facts.received_before, facts.received_after)],
+        "heads": [_floats(row) for row in facts.received_after[0]],
+        "ordinary": sinks.where(others[0]) if others else None,
+        "words": [
+            [layer, *([[word, round(share, 4)] for word, share in lens_words.words(each, layer)] for each in facts.tokens)]
+            for layer in lens_words.layers
+        ] if lens_words else None,
+    }  # fmt: skip
 
 
 def _either(original: str | None, gated: str | None) -> str:

@@ -3,6 +3,7 @@ const head = element.querySelector(".head");
 const row = element.querySelector(".row");
 const sheet = element.querySelector(".sheet");
 const scale = element.querySelector(".scale-kind");
+const every = element.querySelector(".all-heads");
 const hide = element.querySelector(".hide-sinks");
 const follow = element.querySelector(".follow");
 const { heads } = props.size;
@@ -21,8 +22,9 @@ function choose(change) {
 head.append(page.el("option", { value: "", text: "mean" }));
 for (let index = 0; index < heads; index++) head.append(page.el("option", { value: index, text: index }));
 head.addEventListener("change", () => choose({ head: head.value === "" ? null : Number(head.value) }));
-row.addEventListener("change", () => choose({ row: Number(row.value) }));
-sheet.addEventListener("change", () => choose({ sheet: Number(sheet.value) }));
+row.addEventListener("change", () => row.value !== "prompt" && choose({ row: Number(row.value), position: null }));
+sheet.addEventListener("change", () => choose({ sheet: Number(sheet.value), patch: null }));
+every.addEventListener("click", () => choose({ heads: !props.value.heads }));
 scale.addEventListener("change", () => choose({ scale: scale.value }));
 hide.addEventListener("change", () => choose({ hide: hide.checked }));
 
@@ -31,6 +33,7 @@ function drawChoice() {
   head.value = value.head === null ? "" : String(value.head);
   scale.value = value.scale;
   hide.checked = value.hide;
+  every.setAttribute("aria-pressed", String(value.heads));
   page.publish("lens", value);
 }
 
@@ -44,19 +47,20 @@ let began = null;
 page.subscribe("frame", (frame) => {
   // Queries belong to an answer: another question begins at its first, and one that no answer has is left.
   const gone = frame.finished && props.value.row >= frame.queries.length;
-  if ((began !== frame.began || gone) && props.value.row !== frame.lens.row) {
-    props.value = { ...props.value, row: frame.lens.row };
-  }
+  if (began !== frame.began || gone) props.value = { ...props.value, row: frame.lens.row, position: frame.lens.position };
   began = frame.began;
   const unborn = Array.from({ length: Math.max(0, props.value.row + 1 - frame.queries.length) }, (_, index) => `token ${frame.queries.length + index}`);
-  name(row, [...frame.queries, ...unborn]);
-  row.value = String(props.value.row);
+  const ofPrompt = frame.lens.position !== null;
+  name(row, [...frame.queries, ...unborn, ...(ofPrompt ? [frame.query] : [])]);
+  if (ofPrompt) row.lastChild.value = "prompt";
+  row.value = ofPrompt ? "prompt" : String(props.value.row);
   name(sheet, frame.sheets);
   sheet.value = String(Math.min(props.value.sheet, frame.sheets.length - 1));
   sheet.parentElement.hidden = frame.sheets.length === 1;
 });
 
 page.subscribe("layer", (layer) => choose({ layer }));
+page.subscribe("choose", choose); // of the maps and the row of prompt tokens
 
 // The layer whose fader is touched; the mixer's own event brings the frame.
 page.subscribe("touched", (layer) => {

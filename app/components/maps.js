@@ -3,12 +3,14 @@ const view = element.querySelector(".view");
 const home = element.querySelector(".home");
 const dialog = element.querySelector(".zoom");
 const trio = element.querySelector(".trio");
-const figures = [...element.querySelectorAll("figure")];
+const figures = [...trio.querySelectorAll("figure")];
 const screens = [...element.querySelectorAll(".screen")];
 const canvases = screens.map((screen) => screen.querySelector("canvas"));
-const readings = [...element.querySelectorAll("output")];
+const readings = [...trio.querySelectorAll("output")];
 const reading = element.querySelector(".reading");
 const remark = element.querySelector(".remark");
+const heads = element.querySelector(".heads");
+const panel = element.querySelector(".patch");
 const NAMES = ["Original", "Gated", "Difference"];
 const DIFFERENCE = 2;
 const DECADES = 3; // of the logarithmic scale
@@ -17,6 +19,7 @@ const DIVERGING = [[140, 81, 10], [191, 129, 45], [236, 217, 174], [245, 245, 24
 let pictures = []; // under the maps, one for each sheet
 let frame = null;
 let sinks = new Map(); // index of a cell -> its mark
+let patch = null; // measurements on the chosen patch, once they have arrived
 let cursor = null; // the cell that the keyboard or the pointer is on
 
 // --- numbers and colours
@@ -219,6 +222,8 @@ function draw() {
   remark.textContent = frame.note;
   remark.hidden = !frame.note;
   const missing = frame.finished ? "the gated answer has no such token" : "not generated yet";
+  drawHeads();
+  drawPatch();
   element.querySelector(".state").textContent = frame.after ? (frame.identity ? "all faders at 1" : "") : missing;
   read();
 }
@@ -254,7 +259,7 @@ function read() {
   trio.classList.toggle("read", !nothing);
   const evidence = mark ? frame.evidence[mark.kind].map((name, index) => [name, mark.values[index]]) : [];
   const kind = mark ? (mark.kind === "v_sink" ? "V-sink" : "L-sink") : "no sink in this layer";
-  reading.replaceChildren(...(nothing ? [] : [
+  reading.replaceChildren(...(nothing ? ["Point at a patch for its numbers; click it to see who attends to it."] : [
     page.el("b", { class: mark?.kind || "", text: `${cellName(cursor)[0].toUpperCase()}${cellName(cursor).slice(1)}: ${kind}` }),
     ...evidence.map(([name, value]) => page.el("span", {}, name + " ", page.el("b", { text: value }))),
   ]));
@@ -274,7 +279,142 @@ function leave() {
   if (frame) read();
 }
 
+// --- all heads
+
+function drawHeads() {
+  heads.hidden = !frame.heads;
+  if (!frame.heads) return;
+  const [rows, columns] = frame.grid;
+  if (heads.children.length !== frame.heads.length) {
+    heads.replaceChildren(...frame.heads.map((_, head) => page.el("button", {
+      type: "button", class: "film", role: "radio", "aria-label": "Head " + head,
+      onclick: () => page.publish("choose", { head: frame.lens.head === head ? null : head }),
+    }, page.el("canvas", { width: 1, height: 1 }), page.el("span", { text: head }))));
+  }
+  frame.heads.forEach((shades, head) => {
+    const button = heads.children[head];
+    const chosen = frame.lens.head === head;
+    button.setAttribute("aria-checked", String(chosen));
+    button.tabIndex = chosen || (frame.lens.head === null && head === 0) ? 0 : -1;
+    page.drawShades(button.querySelector("canvas"), shades, [rows, columns]);
+  });
+}
+
+heads.addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const head = ((frame.lens.head ?? 0) + step + frame.heads.length) % frame.heads.length;
+  page.publish("choose", { head });
+  heads.children[head].focus();
+});
+
+// --- the chosen patch
+
+const share = (value) => page.el("td", { class: "number", text: value === 0 ? "0 %" : fine(value) });
+
+function drawPatch() {
+  const chosen = frame.lens.patch;
+  for (const mark of element.querySelectorAll(".chosen")) {
+    mark.hidden = chosen === null;
+    if (chosen !== null) stand(mark, [Math.floor(chosen / frame.grid[1]), chosen % frame.grid[1]]);
+  }
+  panel.hidden = chosen === null;
+  if (chosen === null) return;
+  const current = patch && patch.patch === chosen && patch.layer === frame.lens.layer;
+  const kinds = { v_sink: "V-sink", l_sink: "L-sink in this layer", ordinary: "no sink in this layer" };
+  panel.querySelector(".name").textContent = `Patch ${cellName(chosen)}${current ? ": " + kinds[patch.kind] : ""}`;
+  panel.querySelector(".waiting").textContent = current ? (patch.sequence === frame.sequence ? "" : "updating…") : patch?.error || "measuring…";
+  panel.querySelector(".facts").hidden = !current;
+  if (!current || (panel.drawn === patch && panel.width === panel.clientWidth)) return;
+  [panel.drawn, panel.width] = [patch, panel.clientWidth];
+  const body = (name) => panel.querySelector(`.${name} tbody`);
+  body("evidence").replaceChildren(...patch.evidence.map(([name, value]) => page.el("tr", {}, page.el("th", { scope: "row", text: name }), page.el("td", { text: value }))));
+  panel.querySelector(".of-layer").textContent = "layer " + patch.layer;
+  const most = Math.max(1e-9, ...patch.attended.map(([, , after]) => after));
+  body("attended").replaceChildren(...patch.attended.map(([name, before, after]) => {
+    const bar = page.el("i");
+    bar.style.width = (100 * after) / most + "%";
+    const cells = frame.identity ? [share(after)] : [share(before), page.el("td", { class: "arrow", text: "→" }), share(after)];
+    return page.el("tr", {}, page.el("th", { scope: "row", text: name }), page.el("td", { class: "bar" }, bar), ...cells);
+  }));
+  drawReceived();
+  drawByHead();
+  const words = (list) => page.el("td", {}, ...list.map(([word, part], index) => page.el(index ? "span" : "b", { text: word + " ", title: page.percent(part) })));
+  panel.querySelector(".decoded").hidden = !patch.words;
+  panel.querySelector(".decoded thead").replaceChildren(page.el("tr", {}, ...["layer", "this patch", ...(patch.ordinary ? ["ordinary " + patch.ordinary] : [])].map((text) => page.el("th", { scope: "col", text }))));
+  body("decoded").replaceChildren(...(patch.words || []).map(([layer, ...lists]) => page.el("tr", {}, page.el("th", { scope: "row", text: layer }), ...lists.map(words))));
+}
+
+// Attention received by layer: gated, dotted the original model, thin an ordinary patch.
+function drawReceived() {
+  const [[before], [after, ordinary]] = patch.received;
+  const [width, height, left, bottom] = [Math.max(160, panel.querySelector(".lines").clientWidth), 92, 44, 14];
+  const most = Math.max(1e-9, ...before, ...after, ...(ordinary || []));
+  const x = (layer) => left + ((width - left - 6) * layer) / Math.max(1, after.length - 1);
+  const y = (value) => 6 + (height - bottom - 6) * (1 - value / most);
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const add = (tag, attributes, text) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    if (text !== undefined) node.textContent = text;
+    svg.append(node);
+  };
+  for (const [name, value] of Object.entries({ width, height, role: "img", "aria-label": `Attention that it receives by layer: at most ${fine(Math.max(...after))} in layer ${after.indexOf(Math.max(...after))}.` })) svg.setAttribute(name, value);
+  for (const value of [0, most]) {
+    add("line", { class: "grid", x1: left, x2: width - 6, y1: y(value), y2: y(value) });
+    add("text", { x: left - 4, y: y(value) + 4, "text-anchor": "end" }, fine(value));
+  }
+  add("line", { class: "grid shown", x1: x(patch.layer), x2: x(patch.layer), y1: 6, y2: height - bottom });
+  for (const layer of [0, after.length - 1]) add("text", { x: x(layer), y: height - 2, "text-anchor": "middle" }, layer);
+  svg.setAttribute("class", patch.kind);
+  const lines = [["other", ordinary], ["before", frame.identity ? null : before], ["after", after]];
+  for (const [name, values] of lines) if (values) add("polyline", { class: "line " + name, points: values.map((value, layer) => `${x(layer)},${y(value)}`).join(" ") });
+  panel.querySelector(".lines").replaceChildren(svg);
+  panel.querySelector(".keys").textContent = [frame.identity ? "" : "dotted: original model", patch.ordinary ? "grey: an ordinary patch" : ""].filter(Boolean).join("; ");
+}
+
+// One column a layer, one row a head, each cell as bright as the attention received.
+function drawByHead() {
+  const canvas = panel.querySelector(".by-head canvas");
+  const [layers, count] = [patch.heads.length, patch.heads[0].length];
+  const most = Math.max(1e-9, ...patch.heads.flat());
+  Object.assign(canvas, { width: layers, height: count });
+  const pixels = new ImageData(layers, count);
+  patch.heads.forEach((values, layer) => values.forEach((value, head) => pixels.data.set([...page.shade(value / most), 255], 4 * (head * layers + layer))));
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  canvas.setAttribute("aria-label", `Attention received by layer and head: at most ${fine(most)}.`);
+}
+
+panel.querySelector(".by-head canvas").addEventListener("pointermove", (event) => {
+  const box = event.currentTarget.getBoundingClientRect();
+  const layer = Math.min(patch.heads.length - 1, Math.floor(((event.clientX - box.left) / box.width) * patch.heads.length));
+  const head = Math.min(patch.heads[0].length - 1, Math.floor(((event.clientY - box.top) / box.height) * patch.heads[0].length));
+  const value = patch.heads[Math.max(0, layer)][Math.max(0, head)];
+  panel.querySelector(".by-head output").textContent = `layer ${layer}, head ${head}: ${fine(value)}`;
+});
+panel.querySelector(".by-head canvas").addEventListener("pointerleave", () => { panel.querySelector(".by-head output").textContent = ""; });
+
+function open(cell) { // the same again closes it
+  const there = truth().some((side) => side?.[cell] !== null && side?.[cell] !== undefined);
+  if (there) page.publish("choose", { patch: cell === frame.lens.patch ? null : cell });
+}
+
+panel.querySelector(".close-patch").addEventListener("click", () => {
+  page.publish("choose", { patch: null });
+  trio.focus();
+});
+view.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !dialog.open && frame?.lens.patch !== null) page.publish("choose", { patch: null });
+});
+page.subscribe("inspected", (value) => {
+  if (!value) return;
+  patch = value.error ? { error: value.error } : value.patch && { ...value.patch, layer: value.layer, sequence: value.sequence };
+  if (frame) drawPatch();
+});
+
 for (const screen of screens) {
+  screen.addEventListener("click", () => cursor !== null && open(cursor));
   screen.addEventListener("pointermove", (event) => frame && point(screen, event));
   screen.addEventListener("pointerleave", leave);
 }
@@ -290,6 +430,7 @@ trio.addEventListener("keydown", (event) => {
   } else if (step || event.key === "Home") cursor = 0;
   else if (event.key === "PageDown" && order.length) cursor = order.find((index) => index > (cursor ?? -1)) ?? order[0];
   else if (event.key === "PageUp" && order.length) cursor = order.findLast((index) => index < (cursor ?? Infinity)) ?? order.at(-1);
+  else if (event.key === "Enter" && cursor !== null) open(cursor);
   else return;
   event.preventDefault();
   read();

@@ -140,7 +140,7 @@ function figure() {
   const head = frame.lens.head === null ? "mean over heads" : `head ${frame.lens.head}`;
   const { model, question } = frame;
   let y = write(draw, question, MARGIN, MARGIN, { size: 18, color: INK, weight: 650, most: 3, ...within }) + 4;
-  const looked = `layer ${frame.lens.layer}, ${head}, query: ${frame.queries[frame.lens.row] || "not there yet"}`;
+  const looked = `layer ${frame.lens.layer}, ${head}, query: ${frame.query}`;
   y = write(draw, `${model} · ${looked}${frame.lens.hide ? " · sinks masked" : ""}`, MARGIN, y, { most: 2, ...within }) + 2;
   y = write(draw, `Gates: ${(frame.learned ? `learned gates ${frame.learned.name}: ` : "") + page.inWords(frame.gates)}`, MARGIN, y, { most: 3, ...within }) + 14;
   const settled = answers.done && !answers.stale;

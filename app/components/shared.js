@@ -133,6 +133,18 @@ window.sinkgate = {
     return ramp[low].map((part, i) => part + (ramp[low + 1][i] - part) * (at - low));
   },
 
+  // A thumbnail: bytes in base64, from dark to bright; 255 where no token is.
+  drawShades(canvas, shades, [rows, columns]) {
+    Object.assign(canvas, { width: columns, height: rows });
+    const pixels = new ImageData(columns, rows);
+    const bytes = atob(shades);
+    for (let i = 0; i < bytes.length; i++) {
+      const shade = bytes.charCodeAt(i);
+      if (shade !== 255) pixels.data.set([...this.shade(shade / 254), 255], 4 * i);
+    }
+    canvas.getContext("2d").putImageData(pixels, 0, 0);
+  },
+
   // With one decimal; never 100 % for less, nor 0 % for more than nothing.
   percent(share) {
     const value = 100 * share;

@@ -77,12 +77,16 @@ def test_bad_settings_get_a_sentence(handlers: Handlers, session: UserSession, v
         {"layer": math.nan},
         {"hide": "yes"},
         {"sheet": 1},
+        {"position": 10**7, "patch": -1},
+        {"position": 3, "patch": 63, "heads": 1, "scale": "huge"},  # a token of the picture is no query
     ],
 )
 def test_any_lens_can_be_looked_through(handlers: Handlers, session: UserSession, vlm: sg.VLM, lens: Any) -> None:
     frame, _ = handlers.set_lens(session, lens)
     assert 0 <= frame["lens"]["layer"] < vlm.num_layers and frame["lens"]["hide"] is False
-    assert frame["lens"]["sheet"] == 0
+    assert frame["lens"]["sheet"] == 0 and frame["lens"]["position"] is None
+    value, _ = handlers.inspect(session, lens)
+    assert value["tokens"]
 
 
 def test_a_forgotten_page_says_so(handlers: Handlers, vlm: sg.VLM) -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+from contextlib import redirect_stdout
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from page_user import Tab
 
 import sinkgate as sg
+from app.handlers import FIRST_SCENE, SCENE_SIDE
+from sinkgate.scenes.scene import Scene
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 QUESTION = "How many objects are there?"
+CLOSE = 2e-5  # the page's values are rounded, and threads move the last digits
 COLORS = """([side, cells]) => {
   const canvas = document.querySelectorAll("#maps .screen canvas")[side];
   const [rows, columns] = document.querySelector("#maps [data-tick]").frame.grid;
@@ -49,7 +56,7 @@ def point_at(tab: Tab, cell: int, side: int = 0) -> list[str]:
     tab.page.mouse.move(
         box["x"] + (column + 0.5) * box["width"] / columns, box["y"] + (row + 0.5) * box["height"] / rows
     )
-    return tab.page.locator("#maps output").all_text_contents()
+    return tab.page.locator("#maps .trio output").all_text_contents()
 
 
 def number(text: str) -> float:
@@ -140,7 +147,8 @@ def test_evidence_by_mouse_and_keyboard(tab: Tab, vlm: sg.VLM) -> None:
     frame = tab.frame()
     sinks = [mark["cell"][0] * frame["grid"][1] + mark["cell"][1] for mark in frame["marks"]]
     reading = tab.page.locator("#maps .reading")
-    assert reading.text_content() == "" and tab.page.locator("#maps [tabindex='0']").count() == 1  # one stop for all
+    hint = reading.text_content() or ""
+    assert hint.startswith("Point at a patch") and tab.page.locator("#maps .screen [tabindex]").count() == 0
     point_at(tab, sinks[0])
     by_mouse = reading.text_content() or ""
     values = frame["marks"][0]["values"]
@@ -149,7 +157,7 @@ def test_evidence_by_mouse_and_keyboard(tab: Tab, vlm: sg.VLM) -> None:
     point_at(tab, 27)
     assert "no sink in this layer" in (reading.text_content() or "")
     tab.page.mouse.move(2, 2)
-    assert reading.text_content() == ""
+    assert reading.text_content() == hint
     tab.page.locator("#maps .trio").focus()
     tab.page.keyboard.press("PageDown")
     assert reading.text_content() == by_mouse
@@ -204,3 +212,154 @@ def test_the_maps_as_a_table(tab: Tab, tmp_path: Path) -> None:
     )
     groups = {tuple(mark["cell"]): mark["kind"] for mark in true["marks"]}
     assert [line["group"] for line in lines] == [groups.get(divmod(cell, 8), "ordinary") for cell in range(64)]
+
+
+# --- who looks at whom
+
+
+def chip(tab: Tab, text: str) -> Any:
+    return tab.page.get_by_role("group", name="Query: a token").get_by_role("button", name=text, exact=True)
+
+
+def query(tab: Tab, text: str) -> dict[str, Any]:
+    """Choose a token of the question as the query."""
+    chip(tab, text).click()
+    tab.page.wait_for_function(
+        "(text) => document.querySelector('#maps [data-tick]').frame.query.includes(text)", arg=f"“{text}”"
+    )
+    return tab.frame()
+
+
+def expected_rows(vlm: sg.VLM, tab: Tab, frame: dict[str, Any]) -> tuple[sg.Session, sg.Gates, list[torch.Tensor]]:
+    """The rows of the query of a frame, computed without the page: original and gated."""
+    prompt = vlm.prompt(Scene.random(Random(FIRST_SCENE)).render(SCENE_SIDE), QUESTION)
+    session = sg.Session(vlm, prompt)
+    gates = sg.Gates.from_lists(**frame["gates"])
+    return session, gates, [session.rows([frame["lens"]["position"]], each)[:, :, 0] for each in (None, gates)]
+
+
+def test_a_token_of_the_question_is_the_query_of_all_panels(tab: Tab, vlm: sg.VLM) -> None:
+    tab.drag(2, 0.1)
+    last = tab.settle()
+    frame = query(tab, "objects")
+    session, _, rows = expected_rows(vlm, tab, frame)
+    visual = session.prompt.visual
+    for side, each in zip(("before", "after"), rows, strict=True):
+        assert frame[side] == pytest.approx(each[2].mean(0)[visual].tolist(), abs=CLOSE)
+        share = frame["shares"]["unchanged" if side == "before" else "gated"]
+        groups = [share[group][2] for group in ("v_sink", "l_sink", "ordinary", "separator", "text")]
+        assert sum(groups) == pytest.approx(1, abs=1e-5)
+        assert share["text"][2] == pytest.approx(1 - float(each[2].mean(0)[visual].sum()), abs=CLOSE)
+    assert frame["films"] != last["films"]
+    assert tab.page.locator("#lens .row").input_value() == "prompt"
+
+    tab.drag(2, 1.6)  # its rows follow the fader
+    moved = tab.settle()
+    _, _, rows = expected_rows(vlm, tab, moved)
+    assert moved["after"] == pytest.approx(rows[1][2].mean(0)[visual].tolist(), abs=CLOSE)
+    assert moved["after"] != frame["after"] and moved["before"] == frame["before"]
+
+    tab.page.locator("#lens .row").select_option("0")
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.position === null")
+    assert tab.frame()["before"] == pytest.approx(last["before"], abs=CLOSE)
+    query(tab, "many")
+    tab.after(lambda: tab.ask("What color is the background?"))  # its tokens are others
+    assert tab.frame()["lens"]["position"] is None and tab.page.locator("#lens .row").input_value() == "0"
+
+
+def test_tokens_are_filled_by_their_attention_to_the_picture(tab: Tab, vlm: sg.VLM) -> None:
+    frame = tab.frame()
+    tab.page.wait_for_function("document.querySelector('.token.question').style.getPropertyValue('--share')")
+    prompt = vlm.prompt(Scene.random(Random(FIRST_SCENE)).render(SCENE_SIDE), QUESTION)
+    rows = sg.Session(vlm, prompt).rows(range(prompt.length), layers=[frame["lens"]["layer"]])[0].mean(0)
+    words = [vlm.token_name(int(token)) for token in prompt.inputs["input_ids"][0]]
+    for word in ("objects", "there"):
+        share = float(rows[words.index(word), prompt.visual].sum())
+        assert f"{share:.1%}".replace("%", " %") in (chip(tab, word).get_attribute("title") or "")
+        filled = chip(tab, word).evaluate("(chip) => parseFloat(chip.style.getPropertyValue('--share'))")
+        assert filled == pytest.approx(100 * share, abs=0.06)
+    assert tab.page.locator(".token.picture").text_content() == "picture · 64 tokens"
+    hidden = tab.page.locator(".token").count()
+    tab.page.get_by_role("button", name="Show the tokens of the chat template").first.click()
+    assert tab.page.locator(".token").count() >= hidden and tab.page.locator(".token.special").count() >= 1
+
+
+def test_all_heads_and_the_choice_of_one(tab: Tab) -> None:
+    assert not tab.page.locator("#maps .heads").is_visible()
+    tab.page.get_by_role("button", name="All heads").click()
+    tab.page.wait_for_selector("#maps .heads .film")
+    assert tab.page.locator("#maps .heads .film").count() == len(tab.frame()["heads"]) == 4
+    tab.page.get_by_role("radio", name="Head 2").click()
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.head === 2")
+    assert tab.page.locator("#lens .head").input_value() == "2"
+    tab.page.keyboard.press("ArrowRight")
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.head === 3")
+    shades = base64.b64decode(tab.frame()["heads"][3])
+    after = tab.frame()["after"]
+    assert max(range(64), key=shades.__getitem__) == max(range(64), key=after.__getitem__)
+
+
+def test_a_patch_shows_who_attends_to_it(tab: Tab, vlm: sg.VLM) -> None:
+    page = tab.page
+    tab.drag(2, 0.1)
+    frame = tab.settle()
+    point_at(tab, 0)
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_selector(".patch .decoded td")
+    assert page.locator(".patch h2 .name").text_content() == "Patch row 0, column 0: V-sink"
+    prompt = vlm.prompt(Scene.random(Random(FIRST_SCENE)).render(SCENE_SIDE), QUESTION)
+    session, gates = sg.Session(vlm, prompt), sg.Gates.from_lists(**frame["gates"])
+    position = int(prompt.visual[0])
+    value = page.evaluate("window.sinkgate.last.inspected.patch")
+    received = [session.received(each)[:, :, position] for each in (None, gates)]
+    for side, each in enumerate(received):
+        assert value["received"][side][0] == pytest.approx(each.mean(1).tolist(), abs=CLOSE)
+    assert [number for row in value["heads"] for number in row] == pytest.approx(
+        received[1].flatten().tolist(), abs=CLOSE
+    )
+    rows = [session.rows(range(prompt.length), each, layers=[2])[0].mean(0)[:, position] for each in (None, gates)]
+    texts = [each for each in range(prompt.length) if each not in prompt.visual.tolist()]
+    best = max(texts, key=lambda each: float(rows[1][each]))
+    name, *shares = value["attended"][0]
+    assert name == f"“{vlm.token_name(int(prompt.inputs['input_ids'][0, best]))}”"
+    assert shares == pytest.approx([float(each[best]) for each in rows], abs=CLOSE)
+    lens = sg.logit_lens(vlm, prompt, layers=[2], top=3, gates=gates)
+    words = next(line for line in value["words"] if line[0] == 2)
+    assert dict(words[1]) == pytest.approx(dict(lens.words(0, 2)), abs=1e-3)
+    assert value["ordinary"].startswith("patch row") and len(words) == 3  # beside those of an ordinary patch
+    assert page.locator(".patch .evidence tr").count() == 4 and page.locator(".patch .lines .line").count() == 3
+
+    page.locator("#maps .trio").focus()
+    for key in ("Home", "ArrowDown", "ArrowDown", "ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_function("document.querySelector('.patch .name').textContent.endsWith('no sink in this layer')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".patch", state="hidden")
+    assert tab.frame()["lens"]["patch"] is None
+
+
+def test_a_link_and_python_keep_query_heads_and_patch(tab: Tab, address: str) -> None:
+    page = tab.page
+    tab.drag(2, 0.1)
+    tab.settle()
+    frame = query(tab, "objects")
+    page.get_by_role("button", name="All heads").click()
+    point_at(tab, 9)
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_selector(".patch .decoded td")
+    page.get_by_role("button", name="Share", exact=True).click()
+    page.wait_for_function("document.querySelector('#share code').textContent.includes('.rows([')")
+    names: dict[str, Any] = {}
+    with redirect_stdout(io.StringIO()):
+        exec(page.locator("#share code").text_content() or "", names)
+    assert frame["after"] == pytest.approx(names["attention"].flatten().tolist(), abs=CLOSE)
+    page.wait_for_function("document.querySelector('#share .link').value")
+    other = Tab(page.context.new_page(), page.locator("#share .link").input_value())
+    other.page.wait_for_selector(".patch .decoded td")
+    assert other.frame()["lens"] == tab.frame()["lens"] and other.frame()["after"] == pytest.approx(
+        frame["after"], abs=CLOSE
+    )
+    assert other.page.locator("#maps .heads .film").count() == 4 and other.errors == []
+    other.page.close()

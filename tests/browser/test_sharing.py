@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from app.share_links import (
     share_value,
 )
 from app.state import Engine, UserSession
-from app.view_model import SCALES, Lens
+from app.view_model import SCALES, Lens, prompt_tokens
 from sinkgate.scenes.questions import KINDS
 from sinkgate.scenes.scene import Scene
 
@@ -182,6 +183,18 @@ def test_learned_gates_and_the_hand_over_them(handlers: Handlers, engine: Engine
     away = packed({**GOOD, "learned": "gone", "gates": mixer(0.5)})
     session, status, frame = arrive(handlers, away)
     assert status == GATES_MISSING and session.learned is None and frame["gates"]["v_sink"] == [0.5] * LAYERS
+
+
+def test_links_of_before_the_new_view_options_open_as_they_did(handlers: Handlers) -> None:
+    lens = {"layer": 4, "head": 1, "row": 0, "hide": True, "sheet": 0}
+    _, status, frame = arrive(handlers, packed({**GOOD, "lens": lens}))
+    assert status == "" and frame["lens"] == asdict(Lens(layer=4, head=1, hide=True))
+    prompt = handlers.engine.vlm.prompt(Scene.random(Random(26)).render(), GOOD["question"])
+    tokens = prompt_tokens(handlers.engine.vlm, prompt)
+    position = next(token["position"] for token in tokens if token["text"] == "objects")
+    newer = {**lens, "scale": "own", "position": position, "heads": True, "patch": 9}
+    _, _, frame = arrive(handlers, packed({**GOOD, "lens": newer}))
+    assert frame["lens"] == newer and frame["query"].endswith("“objects”") and len(frame["heads"]) == 4
 
 
 def test_how_a_model_of_the_hub_is_loaded_again(tiny: sg.VLM, vlm: sg.VLM) -> None:

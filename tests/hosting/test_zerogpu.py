@@ -16,6 +16,7 @@ from fake_spaces import put_in_place, user
 import sinkgate as sg
 from app import backend
 from app.gate_library import gates_in
+from app.handlers import Handlers
 from app.state import Engine, UserSession
 from sinkgate.models.loading import DEMO
 from sinkgate.scenes.scene import Scene
@@ -284,6 +285,50 @@ def test_the_page_follows_no_moving_hand_there(far_bench, demo):
     settled = {("mixer", "commit"), ("composer", "commit")}
     assert moving(Engine(demo)) == settled | {("mixer", "input"), ("composer", "input")}
     assert moving(Engine(demo, backend=far_bench)) == settled
+
+
+def test_rows_and_patches_are_measured_over_there(far_bench, spaces, here, image, gates):
+    far = far_session(far_bench, image)
+    for setting in (None, gates):
+        assert torch.equal(far.rows([4, 9], setting, layers=[3]), here.rows([4, 9], setting, layers=[3]))
+        first, second = far.patch(0, 2, setting), here.patch(0, 2, setting)
+        assert first.tokens == second.tokens
+        for name in ("before", "after", "received_before", "received_after"):
+            assert torch.allclose(getattr(first, name), getattr(second, name), atol=1e-6), name
+        assert dict(first.words.words(0, 2)) == pytest.approx(dict(second.words.words(0, 2)))
+
+
+def test_tokens_are_measured_there_when_they_are_chosen(far_bench, spaces, demo, image):
+    """Naming the tokens takes no job; choosing one does, and a refused job is a sentence beside the maps."""
+    handlers = Handlers(Engine(demo, backend=far_bench))
+    session = UserSession()
+    handlers.engine.ask(session, QUESTION, sg.Gates.ones(demo), image)
+    jobs = spaces.forks
+    value, _ = handlers.inspect(session, {"layer": 2})
+    assert [token["text"] for token in value["tokens"] if token["kind"] == "question"] == [
+        "how",
+        "many",
+        "objects",
+        "are",
+        "there",
+    ]
+    assert spaces.forks == jobs and not any("shares" in token for token in value["tokens"]) and value["patch"] is None
+    position = next(token["position"] for token in value["tokens"] if token["text"] == "objects")
+    frame, _ = handlers.set_lens(session, {"layer": 2, "position": position})
+    near = Handlers(Engine(demo))
+    other = UserSession()
+    near.engine.ask(other, QUESTION, sg.Gates.ones(demo), image)
+    assert frame["before"] == pytest.approx(
+        near.set_lens(other, {"layer": 2, "position": position})[0]["before"], abs=1e-6
+    )
+    assert near.inspect(other, {"layer": 2})[0]["tokens"][-1]["shares"]
+    far_bench.run = refuse
+    frame, _ = handlers.set_lens(session, {"layer": 2, "position": position + 1})
+    assert frame["lens"]["position"] is None and frame["note"] == "No GPU for this."
+
+
+def refuse(*_, **__):
+    raise sg.SinkgateError("no GPU for this")
 
 
 def test_nothing_else_imports_it():

@@ -1,0 +1,60 @@
+const page = window.sinkgate;
+const row = element.querySelector(".tokens");
+let frame = null;
+let collected = null; // the view of the last request
+let unfolded = false; // whether the tokens of the chat template are listed
+
+// The view that the server measures: not while something moves.
+function id() {
+  const { layer, head, sheet, patch } = frame.lens;
+  return JSON.stringify([frame.sequence, layer, head, sheet, patch]);
+}
+
+// The last token of the prompt writes the first token of the answer: it is the first query of the list, too.
+function choose(position, last) {
+  page.publish("choose", { row: 0, position: position === last ? null : position });
+}
+
+function chip({ position, text, kind, shares }, last) {
+  const { lens } = frame;
+  const pressed = lens.position === position || (lens.position === null && lens.row === 0 && position === last);
+  const node = page.el("button", { type: "button", class: "token " + kind, "aria-pressed": String(pressed), onclick: () => choose(position, last) }, text);
+  if (shares) {
+    const [before, after] = shares;
+    node.style.setProperty("--share", (100 * after).toFixed(1) + "%");
+    node.title = `position ${position}: ${page.change(before, after)} of its attention goes to the picture in layer ${props.value.layer}`;
+  } else node.title = `position ${position}`;
+  return node;
+}
+
+function draw() {
+  const { tokens = [] } = props.value || {};
+  if (!frame || !tokens.length) return;
+  const last = tokens.at(-1).position;
+  const focused = row.contains(document.activeElement) ? [...row.children].indexOf(document.activeElement) : -1;
+  const nodes = [];
+  for (const token of tokens) {
+    const shown = frame.lens.position === token.position || token.position === last || token.kind === "question" || unfolded;
+    if (token.kind === "picture") nodes.push(page.el("span", { class: "token picture", text: `picture · ${token.count} tokens` }));
+    else if (shown) nodes.push(chip(token, last));
+    else if (!nodes.at(-1)?.classList.contains("fold")) {
+      nodes.push(page.el("button", { type: "button", class: "token fold", "aria-label": "Show the tokens of the chat template", title: "Tokens of the chat template", onclick: () => { unfolded = true; draw(); } }, "…"));
+    }
+  }
+  row.replaceChildren(page.el("span", { class: "label", text: "Query" }), ...nodes);
+  row.children[focused]?.focus();
+}
+
+page.subscribe("frame", (newest) => {
+  frame = newest;
+  draw();
+  if (!frame.here || collected === id()) return;
+  collected = id();
+  trigger("collect");
+});
+function receive() {
+  draw();
+  page.publish("inspected", props.value);
+}
+receive();
+watch("value", receive);
