@@ -16,6 +16,9 @@ const DIFFERENCE = 2;
 const DECADES = 3; // of the logarithmic scale
 // From loss through none to gain, as in the project's figures: brown, almost white, teal.
 const DIVERGING = [[140, 81, 10], [191, 129, 45], [236, 217, 174], [245, 245, 245], [191, 229, 223], [53, 151, 143], [1, 102, 94]];
+// The same on a dark page, where no difference is dark.
+const DIVERGING_DARK = [[246, 190, 105], [200, 135, 50], [92, 68, 36], [36, 44, 51], [28, 82, 80], [60, 165, 155], [140, 230, 218]];
+let paper = false; // whether a figure for white paper is drawn
 let pictures = []; // under the maps, one for each sheet
 let frame = null;
 let sinks = new Map(); // index of a cell -> its mark
@@ -68,7 +71,8 @@ function place(side, value, end) {
 }
 
 function color(side, at) {
-  const [red, green, blue] = side === DIFFERENCE ? page.shade((at + 1) / 2, DIVERGING) : page.shade(at);
+  const diverging = document.body.classList.contains("dark") && !paper ? DIVERGING_DARK : DIVERGING;
+  const [red, green, blue] = side === DIFFERENCE ? page.shade((at + 1) / 2, diverging) : page.shade(at);
   return `rgb(${Math.round(red)}, ${Math.round(green)}, ${Math.round(blue)})`;
 }
 
@@ -170,14 +174,17 @@ function caption() {
 
 // For a figure: each map `width` pixels wide, null where this query does not exist, with the ends and colours of its scale.
 page.maps = (width) => {
+  paper = true;
   const [picture, aspect] = ground();
   const sides = drawn();
   const most = ends(sides);
   const maps = sides.map((values, side) => {
     const canvas = values && page.el("canvas");
     if (canvas) paint(canvas, side, values, most[side], picture, width, Math.round(width / aspect), frame.placed ? 0 : 2);
-    return { name: side === 0 ? "Original model" : NAMES[side], canvas, labels: labels(side, most[side]), color: band(side) };
+    const colors = Array.from({ length: 256 }, (_, step) => band(side)(step / 255));
+    return { name: side === 0 ? "Original model" : NAMES[side], canvas, labels: labels(side, most[side]), colors };
   });
+  paper = false;
   return { maps, aspect, caption: caption(), regions: regions() };
 };
 
@@ -475,13 +482,18 @@ function receive() {
   page.publish("frame", frame);
 }
 
-canvases.forEach((canvas, side) => { // the scales under the maps, drawn once
-  const scale = figures[side].querySelector(".scale").getContext("2d");
-  for (let x = 0; x < 256; x++) {
-    scale.fillStyle = band(side)(x / 255);
-    scale.fillRect(x, 0, 1, 1);
-  }
-});
+function drawScales() {
+  figures.forEach((figure, side) => {
+    const scale = figure.querySelector(".scale").getContext("2d");
+    for (let x = 0; x < 256; x++) {
+      scale.fillStyle = band(side)(x / 255);
+      scale.fillRect(x, 0, 1, 1);
+    }
+  });
+  draw();
+}
+drawScales();
+document.addEventListener("sinkgate:light", drawScales);
 
 // The pictures stay until the next ones are decoded: dragging an object sends many.
 let newest = "";

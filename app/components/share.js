@@ -174,13 +174,13 @@ function figure() {
 }
 
 // The colours of a map's scale with its ends, as wide as the map.
-function scale(draw, { labels: [low, high], color }, x, y) {
+function scale(draw, { labels: [low, high], colors }, x, y) {
   const small = { size: 12 };
   write(draw, low, x, y, small);
   const from = x + draw.measureText(low).width + 8;
   const length = SIDE - (from - x) - draw.measureText(high).width - 8;
   for (let step = 0; step < length; step++) {
-    draw.fillStyle = color(step / (length - 1));
+    draw.fillStyle = colors[Math.min(255, Math.round((255 * step) / (length - 1)))];
     draw.fillRect(from + step, y + 3, 1.5, 9);
   }
   write(draw, high, x + SIDE - draw.measureText(high).width, y, small);
