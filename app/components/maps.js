@@ -294,7 +294,7 @@ function drawHeads() {
   const [rows, columns] = frame.grid;
   if (heads.children.length !== frame.heads.length) {
     heads.replaceChildren(...frame.heads.map((_, head) => page.el("button", {
-      type: "button", class: "film", role: "radio", "aria-label": "Head " + head,
+      type: "button", class: "head-map", role: "radio", "aria-label": "Head " + head,
       onclick: () => page.publish("choose", { head: frame.lens.head === head ? null : head }),
     }, page.el("canvas", { width: 1, height: 1 }), page.el("span", { text: head }))));
   }

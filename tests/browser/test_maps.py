@@ -287,8 +287,8 @@ def test_tokens_are_filled_by_their_attention_to_the_picture(tab: Tab, vlm: sg.V
 def test_all_heads_and_the_choice_of_one(tab: Tab) -> None:
     assert not tab.page.locator("#maps .heads").is_visible()
     tab.page.get_by_role("button", name="All heads").click()
-    tab.page.wait_for_selector("#maps .heads .film")
-    assert tab.page.locator("#maps .heads .film").count() == len(tab.frame()["heads"]) == 4
+    tab.page.wait_for_selector("#maps .heads .head-map")
+    assert tab.page.locator("#maps .heads .head-map").count() == len(tab.frame()["heads"]) == 4
     tab.page.get_by_role("radio", name="Head 2").click()
     tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.head === 2")
     assert tab.page.locator("#lens .head").input_value() == "2"
@@ -361,5 +361,5 @@ def test_a_link_and_python_keep_query_heads_and_patch(tab: Tab, address: str) ->
     assert other.frame()["lens"] == tab.frame()["lens"] and other.frame()["after"] == pytest.approx(
         frame["after"], abs=CLOSE
     )
-    assert other.page.locator("#maps .heads .film").count() == 4 and other.errors == []
+    assert other.page.locator("#maps .heads .head-map").count() == 4 and other.errors == []
     other.page.close()
