@@ -32,8 +32,8 @@ class LocalSession(sg.Session):
         """As `sinkgate.Session.received`, computed once for the original model and once for the newest gates."""
         key = None if gates is None or gates.is_identity else gates.to_json()
         if key not in self._received:
-            kept = {name: value for name, value in self._received.items() if name is None}
-            self._received = {**kept, key: super().received(gates)}
+            original = {name: value for name, value in self._received.items() if name is None}
+            self._received = {**original, key: super().received(gates)}
         return self._received[key]
 
     def patch(self, token: int, layer: int, gates: sg.Gates | None) -> PatchFacts:

@@ -44,15 +44,15 @@ def patch_facts(session: sg.Session, token: int, layer: int, gates: sg.Gates | N
     after = before if gates is None else session.received(gates)
     tokens = (token, *_ordinary(session, after, token, layer))
     positions = prompt.visual[list(tokens)].cpu()
-    seen = _column(session, int(positions[0]), layer, None)
-    seen_after = seen if gates is None else _column(session, int(positions[0]), layer, gates)
+    column = _column(session, int(positions[0]), layer, None)
+    column_after = column if gates is None else _column(session, int(positions[0]), layer, gates)
     words = None
     if session.resumes and not session.vlm.adapter.cross_attention:
         states, last = session.states(gates), session.vlm.num_layers - 1
         depths = sorted({layer, *(round(last * step / (LENS_LAYERS - 2)) for step in range(LENS_LAYERS - 1))})
         words = decode(session.vlm, prompt, {depth: states[depth] for depth in depths}, tokens, LENS_WORDS)
     of_tokens = [each[..., positions].permute(2, 0, 1) for each in (before, after)]
-    return PatchFacts(tokens, seen, seen_after, of_tokens[0], of_tokens[1], words)
+    return PatchFacts(tokens, column, column_after, of_tokens[0], of_tokens[1], words)
 
 
 def text_shares(session: sg.Session, positions: list[int], layer: int, gates: sg.Gates | None) -> Tensor:
@@ -74,5 +74,5 @@ def _ordinary(session: sg.Session, received: Tensor, token: int, layer: int) -> 
 def _column(session: sg.Session, position: int, layer: int, gates: sg.Gates | None) -> Tensor:
     """Return the attention of each query on one Key, (P,); 0 for queries in front of it."""
     first = 0 if session.vlm.adapter.cross_attention else position
-    seen = session.rows(range(first, session.prompt.length), gates, layers=[layer], keys=[position])[0].mean(0)[:, 0]
-    return torch.cat([torch.zeros(first), seen])
+    column = session.rows(range(first, session.prompt.length), gates, layers=[layer], keys=[position])[0].mean(0)[:, 0]
+    return torch.cat([torch.zeros(first), column])

@@ -342,7 +342,7 @@ def prompt_tokens(vlm: sg.VLM, prompt: sg.Prompt) -> list[JSON]:
     owners = [position for position, text in enumerate(texts) for _ in text]
     question = "".join(prompt.question.split())
     start = "".join(texts).rfind(question)
-    asked = {owners[place] for place in range(start, start + len(question))} if start >= 0 else set(range(len(ids)))
+    of_question = {owners[place] for place in range(start, start + len(question))} if start >= 0 else set(range(len(ids)))
     tokens: list[JSON] = []
     for position, token in enumerate(ids):
         if position in image:
@@ -351,7 +351,7 @@ def prompt_tokens(vlm: sg.VLM, prompt: sg.Prompt) -> list[JSON]:
             else:
                 tokens.append({"position": position, "text": "", "kind": "picture", "count": 1})
             continue
-        kind = "special" if token in special else "question" if position in asked else "template"
+        kind = "special" if token in special else "question" if position in of_question else "template"
         tokens.append({"position": position, "text": vlm.token_name(token), "kind": kind})
     return tokens
 
