@@ -342,7 +342,9 @@ def prompt_tokens(vlm: sg.VLM, prompt: sg.Prompt) -> list[JSON]:
     owners = [position for position, text in enumerate(texts) for _ in text]
     question = "".join(prompt.question.split())
     start = "".join(texts).rfind(question)
-    of_question = {owners[place] for place in range(start, start + len(question))} if start >= 0 else set(range(len(ids)))
+    of_question = (
+        {owners[place] for place in range(start, start + len(question))} if start >= 0 else set(range(len(ids)))
+    )
     tokens: list[JSON] = []
     for position, token in enumerate(ids):
         if position in image:
