@@ -82,7 +82,7 @@ def test_a_phone_has_room_for_the_page(phone: Tab) -> None:
     width = "document.documentElement.scrollWidth"
     assert phone.page.evaluate(width) <= PHONE["width"]
     assert findings(phone) == []
-    for name in ("#question textarea", "#ask", "#maps canvas.after", "#answers", "#mixer .fader", "#chart"):
+    for name in ("#question textarea", "#ask", "#maps canvas.after", "#answers", "#mixer .fader", "#chart .plot"):
         box = phone.page.locator(name).first.bounding_box()
         assert box and box["x"] >= 0 and (name == "#mixer .fader" or box["x"] + box["width"] <= PHONE["width"] + 1), (
             name
