@@ -14,7 +14,7 @@ window.sinkgate = {
   // Page-wide messages between components: "frame" (a new frame to draw), "view" (a new picture under it), "setting" (of
   // the faders, as sent), "settled" (the same once they rest; `server` where the server moved them), "sync" (whether the
   // panels belong to that setting), "touched" (the layer whose fader moves), "layer" (the one to show on the maps), "lens"
-  // (layer, head and query of the maps), "switch" (the layer whose learned
+  // (layer, head and query of the maps), "hover" (the layer under the pointer, or null), "switch" (the layer whose learned
   // gate is to go off or on), "answers" (both, as far as they are generated), "pin" (put the setting beside others), "pins"
   // (their number), "share" (open the section with links and files), "refused" (the reason why a file was not uploaded).
   publish(topic, detail) {
