@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from app_process import running_app
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-@pytest.fixture(scope="package")
+def shared(fixture_name: str, config: pytest.Config) -> Literal["module", "session"]:
+    """Return the scope of app and browser: where one file of this folder runs, they end with it and slow down no others."""
+    return "module" if config.option.markexpr == "not extended" else "session"
+
+
+@pytest.fixture(scope=shared)
 def browser() -> Iterator[Browser]:
     manager = chromium()
     try:
@@ -32,7 +37,7 @@ def browser() -> Iterator[Browser]:
     manager.__exit__(None, None, None)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope=shared)
 def address(browser: Browser) -> Iterator[str]:
     with running_app() as app:
         yield app.address
@@ -48,12 +53,12 @@ def tab(browser: Browser, address: str) -> Iterator[Tab]:
     assert tab.errors == []
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def vlm() -> sg.VLM:
     return sg.load("demo")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scene as a file."""
     path = tmp_path_factory.mktemp("pictures") / "scene.png"

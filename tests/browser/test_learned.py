@@ -41,7 +41,7 @@ def some_gates(vlm: sg.VLM, layers: list[int], seed: int = 5, **options: Any) ->
     return lsg
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def shipped(vlm: sg.VLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of gate folders, one of which is broken."""
     folder = tmp_path_factory.mktemp("gates")
