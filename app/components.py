@@ -120,9 +120,19 @@ def learned_picker(value: dict[str, Any]) -> gr.HTML:
     return _component("learned", value)
 
 
-def action_buttons() -> gr.HTML:
-    """Return the buttons above the mixer. Value: ``{"choice": {"link": "..."}}``. Event: ``open``, to show the view of a link."""
-    return _component("actions", None)
+def action_buttons(phenomena: list[dict[str, Any]], demonstration: dict[str, Any] | None, interactive: bool) -> gr.HTML:
+    """Return the buttons above the mixer. Value: ``{"choice": {"link": "..."}}``. Event: ``open``, to show the view of a link.
+
+    Args:
+        phenomena: those of the model, ``{"title", "sentence", "link"}``.
+        demonstration: the movement of "Show me", ``{"question", "group", "layer", "scale"}``; the page chooses one where None.
+        interactive: whether the page follows a moving fader.
+    """
+    return _component(
+        "actions",
+        None,
+        actions={"phenomena": phenomena, "demonstration": demonstration, "interactive": interactive},
+    )
 
 
 def faders_history() -> gr.HTML:
@@ -132,6 +142,14 @@ def faders_history() -> gr.HTML:
     ``l_sink`` as in the mixer. Event: ``restore``.
     """
     return _component("history", None)
+
+
+def question_sweep() -> gr.HTML:
+    """Return the sweep of a question as a heat map. Value: that of `sweep.Sweep`, with ``note`` where it failed.
+
+    Events: ``start``, ``stop``.
+    """
+    return _component("sweep", None)
 
 
 def pinned_settings() -> gr.HTML:

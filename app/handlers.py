@@ -32,6 +32,7 @@ from .inspection import text_shares
 from .metrics import log_unexpected
 from .share_links import GATES_MISSING, STAND_IN, Link, share_value
 from .state import ANSWER_SECONDS, MAX_UPLOADED_GATES, Engine, UserSession, open_picture
+from .sweep import sweep
 from .view_model import (
     JSON,
     Lens,
@@ -343,6 +344,20 @@ class Handlers:
             session.gates_text = text
         except Exception as error:
             yield SKIP, SKIP, SKIP, error_value(error)
+
+    def sweep(self, session: UserSession | None) -> Iterator[JSON]:
+        """Sweep the question over every layer and group; yields the sweep as it grows, the reason where it fails."""
+        value: JSON = {}
+        try:
+            for value in sweep(self.engine, _active(session)):
+                yield value
+        except Exception as error:
+            yield value | {"status": "failed", "note": error_value(error)["text"]}
+
+    def stop_sweep(self, session: UserSession | None) -> None:
+        """Stop the sweep that runs."""
+        if session:
+            session.stop_sweep()
 
     def apply_gates(self, session: UserSession | None, text: str, lens: Any) -> tuple[Any, Any, Any]:
         """Set the faders from JSON; returns mixer, frame, status."""

@@ -30,11 +30,13 @@ from .components import (
     pinned_settings,
     prompt_tokens,
     question_chips,
+    question_sweep,
     scene_composer,
     share_panel,
     status_line,
 )
 from .handlers import Handlers
+from .phenomena import demonstration, gallery
 from .state import MAX_QUESTION, Engine
 
 FIRST_LAYER = 2  # of the maps, when the page opens
@@ -44,6 +46,7 @@ CACHE_SECONDS = (3600, 7200)  # uploads are checked every hour and deleted after
 # threads that may wait for the scheduler, which keeps order and limits
 FAST: dict[str, Any] = {"concurrency_id": "fast", "concurrency_limit": 24, "show_progress": "hidden"}
 SLOW: dict[str, Any] = {"concurrency_id": "slow", "concurrency_limit": 16, "show_progress": "hidden"}
+SWEEP: dict[str, Any] = {"concurrency_id": "sweep", "concurrency_limit": 8, "show_progress": "hidden"}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 READ_LINK = "(_, mixer, lens) => [window.sinkgate.link(), mixer, lens]"
@@ -76,6 +79,7 @@ class Parts:
     upload_learned: gr.UploadButton
     actions: gr.HTML
     history: gr.HTML
+    sweep: gr.HTML
     share: gr.HTML
     gates_text: gr.Textbox
     apply: gr.Button
@@ -94,16 +98,19 @@ def build_page(engine: Engine) -> gr.Blocks:
     """Return the whole page of one model."""
     handlers = Handlers(engine)
     with gr.Blocks(title="sinkgate", analytics_enabled=False, fill_width=True, delete_cache=CACHE_SECONDS) as page:
-        parts = lay_out(engine.vlm, handlers.learned_value(None))
+        parts = lay_out(engine.vlm, handlers.learned_value(None), engine.backend.interactive)
         connect_events(page, parts, handlers)
         public_endpoint(handlers)
     return page
 
 
-def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
+def lay_out(vlm: sg.VLM, learned_value: dict[str, Any], interactive: bool) -> Parts:
     """Lay out three columns (question, maps, answers), and below them rows with a column for each layer."""
     session = gr.State(None, time_to_live=STATE_SECONDS)
-    header(vlm.name)
+    with gr.Row(elem_classes="top"):
+        header(vlm.name)
+        actions = action_buttons(gallery(vlm), demonstration(vlm), interactive)
+        history = faders_history()
     status = status_line("Loading the first picture …")
     with gr.Row(elem_classes="panels"):
         with gr.Column(elem_classes="card asking", min_width=240):
@@ -150,11 +157,11 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 elem_id="learned-upload",
                 min_width=60,
             )
-            actions = action_buttons()
-            history = faders_history()
         layer_films(vlm.num_layers)
         attention_chart()
         faders = mixer(vlm.num_layers, presets())
+    with gr.Column(elem_classes="card sweeping empty"):
+        swept = question_sweep()
     with gr.Column(elem_classes="card pinning empty"):
         pinned_settings()
     with (
@@ -173,7 +180,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any]) -> Parts:
                 save = gr.Button("Save gates", elem_id="gates-save", min_width=60)
     return Parts(
         session, status, picture, anywhere, composer, question, ask, new_scene, edit, done, questions, answers,
-        lens, tokens, maps, faders, learned, upload_learned, actions, history, share, gates_text, apply, save, load,
+        lens, tokens, maps, faders, learned, upload_learned, actions, history, swept, share, gates_text, apply, save, load,
     )  # fmt: skip
 
 
@@ -268,6 +275,9 @@ def connect_events(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     on_gates(parts.upload_learned.upload, handlers.upload_learned, parts.upload_learned, [parts.learned, *moved])
 
     on_gates(parts.history.restore, handlers.restore, parts.history, [parts.learned, *moved])
+
+    parts.sweep.start(handlers.sweep, parts.session, parts.sweep, trigger_mode="multiple", **SWEEP, **PRIVATE)
+    parts.sweep.stop(handlers.stop_sweep, parts.session, None, trigger_mode="multiple", **FAST, **PRIVATE)
 
     refused = [parts.session, parts.questions]
     parts.questions.refused(handlers.restore_picture, refused, [parts.picture, parts.status], **FAST, **PRIVATE)

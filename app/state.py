@@ -114,6 +114,7 @@ class UserSession:
     wanted: sg.Gates | None = None  # the newest setting, which may still be queued
     streams: int = 0  # answers that are being generated: meanwhile the session does not expire
     sequence: int = 0
+    sweeps: int = 0  # number of sweeps begun or stopped: those before the newest end
     newest_revision: int = 0
     newest_edit: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)  # guards sequence and results of the slow tier
@@ -143,6 +144,12 @@ class UserSession:
         with self.lock:
             self.sequence += 1
             return self.sequence
+
+    def stop_sweep(self) -> int:
+        """Let the running sweep end; returns the number of the next one."""
+        with self.lock:
+            self.sweeps += 1
+            return self.sweeps
 
     def accepts(self, revision: int | None, wanted: sg.Gates | None = None) -> bool:
         """Return whether no newer setting of the mixer arrived before: the tiers have queues of their own.

@@ -7,11 +7,12 @@ element.querySelector(".share").addEventListener("click", () => {
   page.publish("share", true);
 });
 
-// The status line covers the words, and neither the model's name nor the buttons.
-const end = element.querySelector(".masthead-end");
+// The status line covers the words, and no button and not the model's name.
+const words = element.querySelector(".masthead-words");
 new ResizeObserver(() => {
-  document.documentElement.style.setProperty("--masthead-end", `${Math.ceil(end.getBoundingClientRect().width)}px`);
-}).observe(end);
+  const right = words.parentElement.closest(".top").getBoundingClientRect().right - words.getBoundingClientRect().right;
+  document.documentElement.style.setProperty("--masthead-end", `${Math.ceil(right)}px`);
+}).observe(words);
 
 const wanted = localStorage.getItem("sinkgate-light");
 const system = window.matchMedia("(prefers-color-scheme: dark)");

@@ -16,7 +16,7 @@ window.sinkgate = {
   // panels belong to that setting), "touched" (the layer whose fader moves), "layer" (the one to show on the maps), "lens"
   // (layer, head and query of the maps), "hover" (the layer under the pointer, or null), "switch" (the layer whose learned
   // gate is to go off or on), "answers" (both, as far as they are generated), "pin" (put the setting beside others), "pins"
-  // (their number), "share" (open the section with links and files), "refused" (the reason why a file was not uploaded).
+  // (their number), "sweep" (start one), "caption" (a sentence for the status line), "share" (open the section with links and files), "refused" (the reason why a file was not uploaded).
   publish(topic, detail) {
     this.last[topic] = detail;
     document.dispatchEvent(new CustomEvent("sinkgate:" + topic, { detail }));
