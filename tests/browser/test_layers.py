@@ -100,6 +100,15 @@ def test_48_layers_fit(many: Tab) -> None:
     assert width and width["width"] >= 20
 
 
+@pytest.mark.parametrize(("width", "height"), [(1366, 768), (1440, 900), (2560, 1440)])
+def test_maps_answers_and_faders_are_in_sight_without_scrolling(tab: Tab, width: int, height: int) -> None:
+    tab.page.set_viewport_size({"width": width, "height": height})
+    tab.page.wait_for_function("document.querySelector('#chart .plot svg').clientWidth > innerWidth - 100")
+    for name in ("#maps .screen", "#answers .answer", "#words .bars", "#films .film", "#chart .plot", "#mixer .strips"):
+        box = tab.page.locator(name).last.bounding_box()
+        assert box and box["y"] >= 0 and box["y"] + box["height"] <= height, name
+
+
 def test_a_click_on_any_row_selects_its_layer(tab: Tab) -> None:
     middles = tab.page.evaluate(MIDDLES, "ordinary")["films"]
     for row, layer in (("#chart .plot", 6), ("#mixer .strips", 4), ("#films .films", 1)):

@@ -155,7 +155,7 @@ def test_a_link_with_anything_in_it_opens_or_is_refused_in_a_sentence(engine: En
         (packed({**GOOD, "scene": FAR}), "9"),
         (packed({**GOOD, "gates": {"v_sink": [1.0] * 3, "rest": [1.0] * 3}}), "3 layers"),
         (packed({**GOOD, "gates": {"v_sink": [9.0] * 8, "rest": [1.0] * 8}}), "0 to 4"),
-        (packed({**GOOD, "gates": "off"}), "two lists"),
+        (packed({**GOOD, "gates": "off"}), "lists of numbers"),
     ],
 )
 def test_a_broken_link_is_told_and_the_page_opens_as_usual(handlers: Handlers, text: str, message: str) -> None:
