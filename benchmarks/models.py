@@ -95,6 +95,24 @@ def onevision(side: int = 27, layers: int = 24, encoder_layers: int = 26) -> Sub
     return _random("OneVision-0.5B shape", config)
 
 
+def narrow(side: int, layers: int) -> Subject:
+    """A LLaVA 64 wide with one head, for many tokens and layers on a CPU; ``side`` patches along the picture's edge."""
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 1}
+    config = LlavaConfig(
+        vision_config=SiglipVisionConfig(
+            **shape, num_hidden_layers=1, image_size=4 * side, patch_size=4, vision_use_head=False
+        ),
+        text_config=LlamaConfig(
+            **shape, vocab_size=200, num_hidden_layers=layers, max_position_embeddings=side**2 + 100
+        ),
+        image_token_index=IMAGE,
+        image_seq_length=side**2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    return _random(f"{layers} layers, 64 wide", config)
+
+
 def llava_7b() -> Subject:
     """LLaVA-1.5-7B's shape in bfloat16 on a GPU."""
     return _random("LLaVA-1.5-7B shape", llava_7b_config(), torch.bfloat16, "cuda")

@@ -120,25 +120,23 @@ class Race:
                 the unmodified model.
         """
         at = np.flatnonzero(self.running)
-        correct = right.astype(np.int64)
-        self._wins[np.ix_(at, at)] += correct.T @ (1 - correct)
+        correct = right.astype(np.float64)  # whose products are fast, and exact for counts
+        self._wins[np.ix_(at, at)] += (correct.T @ (1 - correct)).astype(np.int64)
         self.samples += len(right)
         threshold = log(2 * (len(self.running) - 1) / self.level)
         wins, losses = self._wins[np.ix_(at, at)], self._wins.T[np.ix_(at, at)]
-        worse = np.full(wins.shape, -np.inf)
-        possible = (losses > wins) & (losses * log(2) >= threshold)  # the wealth of all others is smaller
-        worse[possible] = against_as_good(wins[possible], losses[possible])
+        excess = losses - wins
+        # of all rivals the one with the strongest evidence, nearly; the correction counts them all
+        strength = np.where(excess > 0, excess**2 / np.maximum(1, wins + losses), 0.0)
+        rivals, rows = strength[:-1].argmax(1), np.arange(len(at) - 1)
+        worse = against_as_good(wins[rows, rivals], losses[rows, rivals])
         idle = against_gain(wins[:-1, -1], losses[:-1, -1], self.samples, self.margin)
         drops: list[Drop] = []
         for row, setting in enumerate(at[:-1]):
-            rival = int(worse[row].argmax())
-            reason, evidence = (
-                ("worse", worse[row, rival]) if worse[row, rival] >= threshold else ("no gain", idle[row])
-            )
-            if evidence < threshold:
-                continue
-            rival = rival if reason == "worse" else len(at) - 1
-            counts = int(wins[row, rival]), int(losses[row, rival])
-            drops.append(Drop(int(setting), reason, int(at[rival]), self.samples, *counts, exp(-evidence)))
+            reason = "worse" if worse[row] >= threshold else "no gain"
+            evidence, rival = (worse[row], int(rivals[row])) if reason == "worse" else (idle[row], len(at) - 1)
+            if evidence >= threshold:
+                counts = int(wins[row, rival]), int(losses[row, rival])
+                drops.append(Drop(int(setting), reason, int(at[rival]), self.samples, *counts, exp(-evidence)))
         self.running[[drop.setting for drop in drops]] = False
         return drops
