@@ -49,22 +49,26 @@ class Profile:
 
 
 def profiled(work: Work) -> Profile:
-    """Profile one call after one that warms up; its seconds are measured without the profiler, the shares with it."""
+    """Profile one call after one that warms up.
+
+    Seconds are the processor's, without the profiler. Shares are of the clock's time under the profiler, which knows no other: on a busy
+    machine every operation waits in proportion.
+    """
     work()
     start = time.process_time()
     work()
     seconds = time.process_time() - start
     with profile(activities=[ProfilerActivity.CPU]) as taken:
-        start = time.process_time()
+        start = time.perf_counter()
         work()
-        under = time.process_time() - start
+        under = time.perf_counter() - start
     events: list[Any] = list(taken.key_averages())
-    factor = seconds / under  # the profiler itself takes time
+    factor = seconds / under
     return Profile(seconds, {each.key: (each.self_cpu_time_total * 1e-6 * factor, each.count) for each in events})
 
 
 def works(vlm: VLM, prompt: sg.Prompt) -> dict[str, tuple[str, Work]]:
-    """What is profiled, by file name: a title and a call."""
+    """Return the work by file name: a title and a call."""
     layers, sinks = vlm.num_layers, some_sinks(vlm, prompt)
     session, gates = sg.Session(vlm, prompt, sinks), sg.Gates.ones(vlm)
     session.predict()
@@ -119,7 +123,7 @@ def table(title: str, result: Profile, plain: Profile, machine: str) -> str:
 
 
 def main(folder: Annotated[Path, typer.Argument(help="Folder of a model.")]) -> None:
-    """Profile, and write a table for each."""
+    """Profile each kind of work, and write a table for it."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     vlm = sg.load(folder)

@@ -1,4 +1,4 @@
-"""How cost grows with tokens, layers and settings, in processor time on a narrow model; ratios against plain prefills of the same run.
+"""Growth of cost with tokens, layers and settings, in processor time on a narrow model; ratios against plain prefills of the same run.
 
 ``python benchmarks/scaling.py [--figure FILE.svg] [--json]``. What sinkgate adds grows with tokens and layers as the model's own work does, or
 slower, at any width: a narrow model makes the additions stand out.
