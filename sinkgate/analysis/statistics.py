@@ -18,22 +18,64 @@ DRAWS = 2000  # of the bootstrap
 LEVEL, POWER = 0.05, 0.8  # of tests; the chance to find the smallest effect
 
 
-def intervals(differences: Any, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> tuple[Floats, Floats]:
+def intervals(
+    differences: Any, level: float = 0.95, draws: int = DRAWS, seed: int = 0, pictures: Any = None
+) -> tuple[Floats, Floats]:
     """Return percentile bootstrap intervals of the mean over samples; all settings share their draws, so they stay paired.
 
-    Shapes: differences (S, M) -> low (M,), high (M,).
+    Args:
+        differences: paired differences.
+        level: of the interval, in (0, 1).
+        draws: number of draws.
+        seed: of the draws.
+        pictures: a label for each sample; those with the same label, questions about one picture, are drawn together. None: each by itself.
+
+    Shapes: differences (S, M), pictures (S,) -> low (M,), high (M,).
     """
     values = np.asarray(differences, dtype=np.float64)
-    count = len(values)
+    sums, sizes = (values, np.ones(len(values))) if pictures is None else _by_picture(values, pictures)
+    count = len(sums)
     rng = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            rng.multinomial(count, np.full(count, 1 / count), size=min(250, draws - start)) @ values / count
-            for start in range(0, draws, 250)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    parts = []
+    for start in range(0, draws, 250):
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(250, draws - start))
+        parts.append(drawn @ sums / (drawn @ sizes)[:, None])
+    low, high = np.quantile(np.concatenate(parts), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
+
+
+def _by_picture(values: Floats, pictures: Any) -> tuple[Floats, Floats]:
+    """Return sums and numbers of the samples of each picture: (S, M) -> (pictures, M), (pictures,)."""
+    codes, names = pd.factorize(np.asarray(pictures))
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, codes, values)
+    return sums, np.bincount(codes).astype(np.float64)
+
+
+def flip_test(differences: Any, pictures: Any, draws: int = 10_000, seed: int = 0) -> Floats:
+    """Return the two-sided p of paired differences whose samples share pictures: the signs of whole pictures are flipped.
+
+    The share of sign patterns with a sum at least as far from 0; of all patterns where ``draws`` suffice for them, else of random ones,
+    the observed one among them. With one sample a picture and differences of -1, 0 and 1 this is `sign_test`.
+
+    Shapes: differences (S, M), pictures (S,) -> (M,).
+    """
+    sums, _ = _by_picture(np.asarray(differences, dtype=np.float64), pictures)
+    rng = np.random.default_rng(seed)
+    result = np.ones(sums.shape[1])
+    for column, values in enumerate(sums.T):
+        values = values[values != 0]
+        if not len(values):
+            continue
+        exact = 2 ** len(values) <= draws
+        signs = (
+            1 - 2 * ((np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1)
+            if exact
+            else rng.choice((-1, 1), size=(draws, len(values)))
+        )
+        far = int((np.abs(signs @ values) >= abs(values.sum()) - 1e-9).sum())
+        result[column] = far / len(signs) if exact else (far + 1) / (draws + 1)
+    return result
 
 
 def sign_test(wins: Any, losses: Any) -> Floats:
@@ -78,22 +120,24 @@ def smallest_effect(differences: Any, tests: int = 1, level: float = LEVEL, powe
     return np.where(fewest > count, np.inf, np.maximum(by_sign, by_noise))
 
 
-def compared(right: pd.DataFrame, base: pd.Series, seed: int = 0) -> pd.DataFrame:
+def compared(right: pd.DataFrame, base: pd.Series, seed: int = 0, pictures: pd.Series | None = None) -> pd.DataFrame:
     """Compare each setting with the unmodified model on the same samples.
 
     Args:
         right: one row a sample, one column a setting; whether the answer was right.
         base: the same of the unmodified model.
         seed: of the bootstrap.
+        pictures: a label for each sample, as in `intervals`; where several samples share one, p is that of `flip_test`.
 
     Returns:
         One row a setting: samples, base and accuracy (shares in [0, 1]), change with its 95 % interval low to high, wins and
         losses (samples that became right, and wrong), effect (mean over standard deviation of the paired differences, 0
-        where nothing changed), p of the sign test.
+        where nothing changed), p of the sign test or of `flip_test`.
     """
     correct, plain = right.to_numpy(dtype=np.int8), base.to_numpy(dtype=np.int8)[:, None]
     differences = correct - plain
-    low, high = intervals(differences, seed=seed)
+    shared = None if pictures is None or pictures.is_unique else pictures
+    low, high = intervals(differences, seed=seed, pictures=shared)
     wins, losses = (differences > 0).sum(0), (differences < 0).sum(0)
     spread = differences.std(0, ddof=1) if len(differences) > 1 else np.zeros(differences.shape[1])
     change = differences.mean(0)
@@ -108,7 +152,7 @@ def compared(right: pd.DataFrame, base: pd.Series, seed: int = 0) -> pd.DataFram
             "wins": wins,
             "losses": losses,
             "effect": np.divide(change, spread, out=np.zeros_like(change), where=spread > 0),
-            "p": sign_test(wins, losses),
+            "p": sign_test(wins, losses) if shared is None else flip_test(differences, shared, seed=seed),
         },
         index=right.columns,
     )
@@ -121,10 +165,11 @@ def score_interval(
     level: float = 0.95,
     draws: int = 500,
     seed: int = 0,
+    pictures: Any = None,
 ) -> tuple[float, float]:
     """Return the bootstrap interval of the change of any score, such as a mean over categories; both share their draws.
 
-    ``frame`` and ``base`` hold what the score reads, one row a sample, in the same order.
+    ``frame`` and ``base`` hold what the score reads, one row a sample, in the same order; ``pictures`` as in `intervals`.
     """
     # columns of plain arrays are drawn in half the time that pandas' strings take
     frame, base = (
@@ -133,8 +178,15 @@ def score_interval(
     )
     rng = np.random.default_rng(seed)
     changes = []
+    members = None
+    if pictures is not None:
+        codes, _ = pd.factorize(np.asarray(pictures))
+        members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     for _ in range(draws):
-        drawn = rng.integers(0, len(frame), len(frame))
+        if members is None:
+            drawn = rng.integers(0, len(frame), len(frame))
+        else:
+            drawn = np.concatenate([members[picture] for picture in rng.integers(0, len(members), len(members))])
         changes.append(score(frame.iloc[drawn]) - score(base.iloc[drawn]))
     defined = [change for change in changes if not np.isnan(change)]  # a group may be missing from a draw
     if not defined:

@@ -12,7 +12,7 @@ from sinkgate.benchmarks import Item
 from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError
 from sinkgate.models.vlm import VLM
-from sinkgate.studies.provenance import checksum, facts_of, facts_of_samples
+from sinkgate.studies.provenance import checksum, facts_of, facts_of_samples, mark_of
 from sinkgate.studies.runner import chunks
 from sinkgate.training.dataset import ExampleCache, ImageSinks, PreparedExample, SinkCounts
 
@@ -67,19 +67,25 @@ class OfItems:
 
 
 def frame_of(items: Sequence[Item], examples: ExampleCache, first: int = 0) -> pd.DataFrame:
-    """Return one row an item: sample, task, id, answer, the columns that its scores group by, its sinks and the criteria that named them."""
+    """Return one row an item: sample, task, id, answer, ``picture``, equal for questions about the same images, the columns that its scores group by, its sinks and the criteria that named them."""
     rows = [
         {
             "sample": number,
             "task": item.sample.kind or NO_KIND,
             "id": item.id,
             "answer": item.sample.answer,
+            "picture": checksum([mark_of(image) for image in item.sample.images]),
             **item.columns,
         }
         | vars(examples.counts[item.id])
         for number, item in enumerate(items, first)
     ]
     return pd.DataFrame(rows).astype({"v_sinks": "int32", "l_sinks": "Int32"})
+
+
+def pictures_of(items: pd.DataFrame) -> pd.Series | None:
+    """Return the label of each item's picture, by sample; None if the table was written before it was kept."""
+    return items.set_index("sample")["picture"] if "picture" in items else None
 
 
 def sinks_of(items: pd.DataFrame) -> SinkCounts | None:

@@ -16,7 +16,7 @@ from sinkgate.errors import SinkgateError
 from sinkgate.methods import Method, finder_of
 from sinkgate.models.finder import finder_settings
 from sinkgate.models.vlm import VLM, Finder
-from sinkgate.studies.base import OfItems, frame_of, prepared
+from sinkgate.studies.base import OfItems, frame_of, pictures_of, prepared
 from sinkgate.studies.runner import Tables
 from sinkgate.training.dataset import ExampleCache, batches
 from sinkgate.training.evaluation import evaluate
@@ -174,8 +174,14 @@ def changes(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: 
     """
     right = answers.pivot(index="sample", columns="method", values="right").astype(np.int8)
     tasks = [("all", items["sample"]), *((str(task), rows["sample"]) for task, rows in items.groupby(by, sort=False))]
+    pictures = pictures_of(items)
     tables = [
-        compared(right.loc[chosen].drop(columns=BASE), right.loc[chosen, BASE], seed)
+        compared(
+            right.loc[chosen].drop(columns=BASE),
+            right.loc[chosen, BASE],
+            seed,
+            None if pictures is None else pictures.loc[chosen],
+        )
         .rename_axis("method")
         .reset_index()
         .assign(task=task)
@@ -192,6 +198,7 @@ def scores(benchmark: Benchmark, items: pd.DataFrame, answers: pd.DataFrame, see
     such as that of a category of which there is none, has no rows.
     """
     frames = {str(name): items.merge(rows, on="sample") for name, rows in answers.groupby("method", sort=False)}
+    shared = "picture" in items and not items["picture"].is_unique
     rows = []
     for label, score in benchmark.scores.items():
         plain = score(frames[BASE])
@@ -199,6 +206,12 @@ def scores(benchmark: Benchmark, items: pd.DataFrame, answers: pd.DataFrame, see
             continue
         for name, frame in frames.items():
             value = score(frame)
-            low, high = (0.0, 0.0) if name == BASE else score_interval(score, frame, frames[BASE], seed=seed)
+            low, high = (
+                (0.0, 0.0)
+                if name == BASE
+                else score_interval(
+                    score, frame, frames[BASE], seed=seed, pictures=frame["picture"] if shared else None
+                )
+            )
             rows.append((label, name, value, value - plain, low, high))
     return pd.DataFrame(rows, columns=["score", "method", "value", "change", "low", "high"])

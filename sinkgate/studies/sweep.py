@@ -23,7 +23,7 @@ from sinkgate.methods import Fixed
 from sinkgate.models.finder import SinkFinder, finder_settings
 from sinkgate.models.vlm import VLM, Finder
 from sinkgate.sinks.gates import Gates
-from sinkgate.studies.base import OfItems, frame_of, prepared
+from sinkgate.studies.base import OfItems, frame_of, pictures_of, prepared
 from sinkgate.studies.runner import Tables
 from sinkgate.training.dataset import ExampleCache
 from sinkgate.training.evaluation import evaluate
@@ -128,8 +128,11 @@ def gains(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: in
     Return one row for each task and setting, with ``task``, ``layer``, ``v_sink``, ``l_sink``, ``ordinary``.
     """
     right, base = right_of(answers)
+    pictures = pictures_of(items)
     tables = [
-        compared(right.loc[chosen], base.loc[chosen], seed).reset_index().assign(task=task)
+        compared(right.loc[chosen], base.loc[chosen], seed, None if pictures is None else pictures.loc[chosen])
+        .reset_index()
+        .assign(task=task)
         for task, chosen in _tasks(items, by)
     ]
     table = pd.concat(tables, ignore_index=True)

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 
-from sinkgate.analysis.statistics import compared, holm, intervals, score_interval, sign_test, smallest_effect
+from sinkgate.analysis.statistics import (
+    compared,
+    flip_test,
+    holm,
+    intervals,
+    score_interval,
+    sign_test,
+    smallest_effect,
+)
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -42,6 +50,53 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     runs = rng.choice([-1, 0, 1], size=(200, 120), p=[0.1, 0.6, 0.3])  # one column a repetition of the study
     low, high = intervals(runs, draws=1000)
     assert 0.88 <= ((low <= 0.2) & (high >= 0.2)).mean() <= 0.99
+
+
+def test_questions_about_one_picture_are_drawn_together():
+    """Six questions a picture with one outcome are as sure as one: wider intervals than of independent questions, and the right coverage."""
+    rng = np.random.default_rng(0)
+    pictures = np.repeat(np.arange(40), 6)
+    runs = np.repeat(rng.choice([-1, 0, 1], size=(40, 150), p=[0.1, 0.6, 0.3]), 6, axis=0)
+    low, high = intervals(runs, draws=1000, pictures=pictures)
+    assert 0.88 <= ((low <= 0.2) & (high >= 0.2)).mean() <= 0.99
+    naive_low, naive_high = intervals(runs, draws=1000)
+    assert ((naive_low <= 0.2) & (naive_high >= 0.2)).mean() < 0.7
+    once = intervals(runs[::6], draws=1000)
+    assert np.allclose((low, high), once)
+
+
+def test_without_shared_pictures_nothing_changes():
+    values = np.random.default_rng(0).choice([-1, 0, 1], size=(50, 3))
+    assert np.allclose(intervals(values), intervals(values, pictures=np.arange(50)))
+    right, base = pd.DataFrame(values > 0), pd.Series(values[:, 0] < 1)
+    expected = compared(right, base)
+    assert compared(right, base, pictures=pd.Series(range(50))).equals(expected)
+
+
+@given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=12))
+def test_flipping_single_samples_is_the_sign_test(values):
+    differences = np.array(values)[:, None]
+    expected = sign_test((differences > 0).sum(), (differences < 0).sum())
+    assert flip_test(differences, np.arange(len(values)))[0] == pytest.approx(float(expected))
+
+
+def test_flips_of_many_pictures_are_drawn():
+    rng = np.random.default_rng(0)
+    none, strong = rng.choice([-1, 1], 60), np.ones(60)
+    p = flip_test(np.repeat(np.stack([none, strong], 1), 3, axis=0), np.repeat(np.arange(60), 3))
+    assert p[0] > 0.05 and p[1] == pytest.approx(1 / 10_001)
+    assert abs(p[0] - sign_test((none > 0).sum(), (none < 0).sum())) < 0.03
+    assert flip_test(np.zeros((4, 1)), [0, 0, 1, 1])[0] == 1
+
+
+def test_a_comparison_and_a_score_follow_the_pictures():
+    right = pd.DataFrame({"gated": [True] * 4 + [False] * 2})
+    base, pictures = pd.Series([False] * 4 + [False] * 2), pd.Series(["a", "a", "b", "b", "c", "c"])
+    row = compared(right, base, pictures=pictures).loc["gated"]
+    assert row["p"] == 0.5 and (row["wins"], row["losses"]) == (4, 0)  # two pictures changed: p of 2 of 2
+    frames = [pd.DataFrame({"right": each}) for each in (right["gated"], base)]
+    low, high = score_interval(lambda frame: frame["right"].mean(), *frames, pictures=pictures)
+    assert (low, high) == pytest.approx((row["low"], row["high"]), abs=0.05)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
