@@ -414,11 +414,16 @@ def report(
     figures: Annotated[
         str | None, typer.Option("--figures", help="svg, png, pdf or html: also write each figure to a file.")
     ] = None,
+    tables: Annotated[
+        str | None, typer.Option("--tables", help="csv or tex: also write each table to a file, for a paper.")
+    ] = None,
 ) -> None:
     """Write one self-contained page of figures and tables on every study in a folder."""
-    from sinkgate.studies.html_report import write_figures, write_page
+    from sinkgate.studies.html_report import write_figures, write_page, write_tables
 
     typer.echo(f"written to {write_page(folder, out)}")
+    if tables:
+        typer.echo(f"{len(write_tables(folder, tables))} tables as .{tables}, in the studies' folders")
     if figures:
         typer.echo(f"{len(write_figures(folder, figures))} figures as .{figures}, in the studies' folders")
 

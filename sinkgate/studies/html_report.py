@@ -86,6 +86,51 @@ def write_figures(folder: str | Path, suffix: str) -> list[Path]:
     return written
 
 
+def write_tables(folder: str | Path, suffix: str) -> list[Path]:
+    """Write every table of the page to a file in its study's folder: "csv" with all digits, or "tex", as the page shows it.
+
+    Raises:
+        SinkgateError: there is no study; no such kind of file.
+    """
+    if suffix not in ("csv", "tex"):
+        raise SinkgateError(f"tables cannot be written as {suffix!r}; expected csv or tex")
+    written = []
+    for results in Results.find(folder):
+        for section in _sections(results):
+            if isinstance(section.content, pd.DataFrame):
+                path = results.folder / f"{section.slug}.{suffix}"
+                text = section.content.to_csv(index=False) if suffix == "csv" else _latex(section)
+                path.write_text(text, encoding="utf-8")
+                written.append(path)
+    return written
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "×": r"$\times$", "±": r"$\pm$",
+}  # fmt: skip
+
+
+def _latex(section: Section) -> str:
+    """Return a table as a LaTeX ``table`` with the rules of booktabs; numbers stand at the right."""
+
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join("".join(LATEX.get(sign, sign) for sign in cell) for cell in cells) + r" \\"
+
+    columns = {
+        str(name).replace("_", " "): [_text(value) for value in values] for name, values in section.content.items()
+    }
+    form = "".join("r" if all(map(NUMBER.fullmatch, cells)) else "l" for cells in columns.values())
+    caption = line([section.title]).removesuffix(r" \\")
+    return "\n".join(
+        [
+            r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{tab:{section.slug}}}",
+            rf"\begin{{tabular}}{{{form}}}", r"\toprule", line(columns), r"\midrule",
+            *map(line, zip(*columns.values(), strict=True)), r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+        ]
+    )  # fmt: skip
+
+
 def _chapter(mark: str, results: Results, folder: Path, numbers: Iterator[int]) -> tuple[str, str]:
     """Return a study's entry in the table of contents, and its chapter; ``numbers`` give the ids of its figures."""
     title = f"{NAMES.get(results.study, results.study)}: {results.about['model'].get('name', 'unnamed model')}"

@@ -1,12 +1,14 @@
 """The page of every study: what is on it, and what never can be."""
 
+import re
 from html.parser import HTMLParser
 
 import fake_results
+import pandas as pd
 import pytest
 
 from sinkgate.errors import SinkgateError
-from sinkgate.studies.html_report import write_figures, write_page
+from sinkgate.studies.html_report import write_figures, write_page, write_tables
 from sinkgate.studies.runner import run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -137,3 +139,17 @@ def test_what_a_run_tells_of_itself_is_there(tmp_path):
     run(study, tmp_path, progress=False)
     page = Page(write_page(tmp_path))
     assert "987" in page.text and "<b>scenes</b>" in page.text and "b" not in page.tags
+
+
+def test_tables_are_written_for_papers(tmp_path):
+    studies = fake_results.studies(tmp_path)
+    as_csv, as_latex = write_tables(studies, "csv"), write_tables(studies, "tex")
+    assert [path.stem for path in as_csv] == [path.stem for path in as_latex] and len(as_csv) > 3
+    for text, path in zip(as_csv, as_latex, strict=True):
+        table, latex = pd.read_csv(text), path.read_text(encoding="utf-8").splitlines()
+        body = latex[latex.index(r"\midrule") + 1 : latex.index(r"\bottomrule")]
+        assert len(body) == len(table)
+        assert all(re.sub(r"\\&", "", line).count(" & ") == len(table.columns) - 1 for line in body), path
+        assert not re.search(r"(?<!\\)[%_#]", "".join(body)), path
+    with pytest.raises(SinkgateError, match="tables cannot be written as 'doc'; expected csv or tex"):
+        write_tables(studies, "doc")
