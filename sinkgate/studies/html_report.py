@@ -99,7 +99,7 @@ def write_tables(folder: str | Path, suffix: str) -> list[Path]:
         for section in _sections(results):
             if isinstance(section.content, pd.DataFrame):
                 path = results.folder / f"{section.slug}.{suffix}"
-                text = section.content.to_csv(index=False) if suffix == "csv" else _latex(section)
+                text = section.content.to_csv(index=False) if suffix == "csv" else _latex(section, section.content)
                 path.write_text(text, encoding="utf-8")
                 written.append(path)
     return written
@@ -111,15 +111,13 @@ LATEX = {
 }  # fmt: skip
 
 
-def _latex(section: Section) -> str:
+def _latex(section: Section, table: pd.DataFrame) -> str:
     """Return a table as a LaTeX ``table`` with the rules of booktabs; numbers stand at the right."""
 
     def line(cells: Iterable[str]) -> str:
         return " & ".join("".join(LATEX.get(sign, sign) for sign in cell) for cell in cells) + r" \\"
 
-    columns = {
-        str(name).replace("_", " "): [_text(value) for value in values] for name, values in section.content.items()
-    }
+    columns = {str(name).replace("_", " "): [_text(value) for value in values] for name, values in table.items()}
     form = "".join("r" if all(map(NUMBER.fullmatch, cells)) else "l" for cells in columns.values())
     caption = line([section.title]).removesuffix(r" \\")
     return "\n".join(
