@@ -36,6 +36,7 @@ def calm(browser: Browser, address: str) -> Iterator[Tab]:
 
 def test_show_me_turns_the_answer_and_ends_where_it_began(tab: Tab) -> None:
     tab.page.locator("#films .film").nth(5).click()
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 5")
     before = tab.settle()
     tab.page.evaluate(WATCH)
     show = tab.page.locator("#actions .show-me")
