@@ -493,7 +493,9 @@ class Handlers:
                 gates = None if state.gates.is_identity else state.gates
                 shares = facts = None
                 if self.engine.backend.interactive:
-                    before = text_shares(warm, texts, view.layer, None)
+                    before = state.text_shares.get(view.layer)
+                    if before is None:
+                        before = state.text_shares[view.layer] = text_shares(warm, texts, view.layer, None)
                     shares = before, before if gates is None else text_shares(warm, texts, view.layer, gates)
                 if view.patch is not None:
                     token = int(state.prompt.sheets[view.sheet].tokens.flatten()[view.patch])

@@ -71,6 +71,9 @@ class QuestionState:
     gated_done: bool = False
     cut: bool = False  # whether an answer was stopped because it took too long
     evidence: dict[int, dict[int, tuple[str, list[str]]]] = field(default_factory=dict)  # layer -> sink -> kind, values
+    text_shares: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # layer -> `inspection.text_shares` of the original model
     query: QueryRows | None = None  # of the prompt token that the page last looked at
     layers_run: int = 0  # for the last setting of the faders
     seconds: float = 0.0  # for the last setting of the faders

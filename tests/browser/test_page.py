@@ -193,6 +193,22 @@ def test_layer_head_query_and_hidden_sinks(tab: Any, vlm: sg.VLM, picture: Path)
         assert_shows(tab, tab.frame(), expected)
 
 
+def test_difference_query_and_patch(tab: Any) -> None:
+    """The third map, a word of the question as the query, and the panel of a patch; test_maps.py has the details."""
+    tab.drag(2, 0.1)
+    frame = tab.settle()
+    sink = frame["after"][0] - frame["before"][0]
+    tab.page.locator("#maps .screen").nth(2).click(position={"x": 5, "y": 5})
+    tab.page.wait_for_selector(".patch .decoded td")
+    shown = tab.page.locator("#maps .trio output").nth(2).text_content().replace("\N{MINUS SIGN}", "-")
+    assert float(shown.removesuffix(" pp")) == pytest.approx(100 * sink, abs=0.051) and sink < -0.3
+    assert tab.page.locator(".patch .name").text_content() == "Patch row 0, column 0: V-sink"
+    tab.page.locator(".token", has_text="objects").click()
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.position !== null")
+    assert tab.frame()["before"] != frame["before"]
+    assert tab.frame()["query"].endswith("“objects”")
+
+
 def test_examples_scenes_and_their_truth(tab: Any) -> None:
     first = tab.frame()["before"]
     tab.page.locator("#questions .gallery button").nth(2).click()

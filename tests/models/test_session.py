@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import noise_image, some_sinks, tiny_llava
 from transformers import AttentionInterface
+from zoo import ZOO
 
 import sinkgate as sg
 from sinkgate.analysis.sweep import CONTROLS, LINE, choose_by_generation
@@ -424,6 +425,21 @@ def test_rows_that_are_not_there_are_refused(cold, wrong):
     vlm, prompt, sinks = cold
     with pytest.raises(sg.SinkgateError, match="expected whole numbers from 0 to"):
         Session(vlm, prompt, sinks).rows(**{"queries": [0], **wrong})
+
+
+@pytest.mark.parametrize("name", ["gemma3", "instructblip", "llama4", "mllama", "qwen2_5_vl"])
+def test_rows_are_those_of_a_whole_run_on_every_kind_of_model(name):
+    """Windows, cross-attention, layers of two kinds, merged patches, and a model that cannot start in the middle."""
+    vlm = sg.VLM(ZOO[name].model(), None, name)
+    prompt = vlm.read(ZOO[name].sample())
+    queries, recorder = [prompt.length - 3, prompt.length - 1], sg.Recorder("all")
+    with torch.no_grad(), vlm.attached(None, recorder):
+        vlm.model(**vlm.warm_inputs(prompt), use_cache=False)
+    expected = torch.stack([recorder.attention[layer][0][0, :, queries].float() for layer in range(vlm.num_layers)])
+    session = Session(vlm, prompt)
+    last = vlm.num_layers - 1
+    assert torch.allclose(session.rows(queries), expected, atol=1e-5)
+    assert torch.allclose(session.rows(queries, layers=[last], keys=[1, 0]), expected[last:][..., [1, 0]], atol=1e-5)
 
 
 def test_rows_of_a_model_that_cannot_start_in_the_middle(cold, monkeypatch):
