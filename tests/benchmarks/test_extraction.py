@@ -1,6 +1,7 @@
 # ruff: noqa: RUF001 (full-width letters and punctuation are what is tested)
 """Letters, yes and no read from free text, by our rules and by the published ones."""
 
+import re
 import string
 from dataclasses import replace
 
@@ -154,30 +155,11 @@ def test_two_letters_in_one_way_contradict_each_other(one, other, way):
     assert letter(way.format(one, other), ABCD) == (one if one == other else None)
 
 
-#: Words that are nobody's answer: the small ones that a sentence is built with mean something of their own.
-WORDS = st.text(string.ascii_lowercase, min_size=2, max_size=9).filter(
-    lambda word: (
-        word
-        not in [
-            "or",
-            "and",
-            "nor",
-            "but",
-            "is",
-            "was",
-            "because",
-            "since",
-            "as",
-            "no",
-            "not",
-            "none",
-            "never",
-            "nan",
-            "an",
-            "the",
-        ]
-    )
+#: Words that are no answer: the small ones that a sentence is built with, in the languages that ``letter`` reads.
+SMALL = re.findall(
+    r"\w+", "or and nor but rather is was because since as no not none never nan an the ou oder und et es est ist"
 )
+WORDS = st.text(string.ascii_lowercase, min_size=2, max_size=9).filter(lambda word: word not in SMALL)
 
 
 @settings(deadline=None)
