@@ -128,6 +128,7 @@ def test_a_click_on_any_row_selects_its_layer(tab: Tab) -> None:
 def test_no_fader_moves_while_one_is_dragged(many: Tab) -> None:
     many.page.locator("#mixer .preset", has_text="All at 1").click()
     many.settle()
+    many.fader(12, "rest").scroll_into_view_if_needed()
     before = unmoved(many, 12)
     many.drag(12, 0.4, group="rest")
     frame = many.settle()
@@ -139,6 +140,7 @@ def test_no_fader_moves_while_one_is_dragged(many: Tab) -> None:
 def test_curves_are_painted(many: Tab) -> None:
     many.page.locator("#mixer .preset", has_text="All at 1").click()
     many.settle()
+    many.fader(20, "rest").scroll_into_view_if_needed()
     start, end = many.fader(20, "rest").bounding_box(), many.fader(30, "rest").bounding_box()
     assert start and end
     x, y = start["x"] + start["width"] / 2, start["y"] + start["height"] / 2
