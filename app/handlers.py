@@ -31,7 +31,7 @@ from .guard import address_of
 from .inspection import text_shares
 from .metrics import log_unexpected
 from .share_links import GATES_MISSING, STAND_IN, Link, share_value
-from .state import ANSWER_SECONDS, MAX_UPLOADED_GATES, Engine, UserSession, open_picture
+from .state import ANSWER_SECONDS, MAX_UPLOADED_GATES, Engine, UserSession, lens_revision, open_picture
 from .sweep import sweep
 from .view_model import (
     JSON,
@@ -133,7 +133,7 @@ class Handlers:
                 learned is None and link.learned is not None
             )
             session.notice = " ".join([*notes, session.notice]).strip()
-            lens = asdict(link.lens)
+            lens = {**asdict(link.lens), "revision": lens_revision(session.lens)}
             values = self.question_values(session, lens, moved=True)
             return *values, composer_value(session), lens, self.learned_value(session)
 

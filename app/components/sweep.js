@@ -12,6 +12,7 @@ let frame = null;
 let answers = {};
 let layer = 0; // of the maps
 let pending = false; // started, and nothing has arrived
+let closed = false; // until the next start: values of a sweep that is being stopped may still arrive
 
 function key(group, at, index) {
   return `${group}:${at}:${index}`;
@@ -178,6 +179,7 @@ map.addEventListener("keydown", (event) => {
 stop.addEventListener("click", () => trigger("stop"));
 element.querySelector(".close-sweep").addEventListener("click", () => {
   trigger("stop");
+  closed = true;
   pending = false;
   props.value = null;
   draw();
@@ -206,6 +208,7 @@ page.strongest = () => {
 
 page.subscribe("sweep", () => {
   pending = true;
+  closed = false;
   props.value = null;
   draw();
   element.closest(".sweeping").scrollIntoView({ block: "nearest", behavior: page.calm() ? "auto" : "smooth" });
@@ -224,6 +227,7 @@ page.subscribe("frame", (newest) => {
 });
 draw();
 watch("value", () => {
+  if (closed && props.value) return void (props.value = null);
   if (props.value) pending = false;
   draw();
 });

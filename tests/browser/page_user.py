@@ -138,6 +138,7 @@ class Tab:
         self, layer: int, to: float, group: str = "v_sink", ticks: int = 10, seconds: float = 0.2, most: float = 2
     ) -> None:
         """Pull a fader, which reaches up to ``most``, with the mouse from where it stands to a scale."""
+        self.fader(layer, group).scroll_into_view_if_needed()
         box = self.fader(layer, group).bounding_box()
         assert box
         x = box["x"] + box["width"] / 2

@@ -95,6 +95,17 @@ def test_a_forgotten_page_says_so(handlers: Handlers, vlm: sg.VLM) -> None:
     assert "expired" in next(handlers.stream_answers(None, setting(vlm)))[-1]["text"]
 
 
+def test_a_view_opened_on_the_page_counts_on(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
+    """The next choice of a map is newer than all before, although the link's lens has no number."""
+    handlers.set_lens(session, {**LENS, "layer": 4, "revision": 7})
+    link = handlers.share(session, {**LENS, "layer": 3})[0]["link"]
+    values = handlers.open_view(session, {"choice": {"link": link}}, setting(vlm), LENS)
+    lens = values[-2]
+    assert lens["layer"] == 3 and values[4]["lens"]["layer"] == 3
+    frame, _ = handlers.set_lens(session, {**lens, "layer": 5, "revision": lens["revision"] + 1})
+    assert frame["lens"]["layer"] == 5
+
+
 def test_a_model_for_photographs_opens_with_photographs(vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """It knows all words, as real tokenizers do. A link opens the photograph again, and the code names it."""
     monkeypatch.setattr(vlm, "unknown_words", lambda _: [])

@@ -157,8 +157,8 @@ def test_the_layer_of_the_maps_is_named_and_its_film_is_in_sight(deep: Tab) -> N
     deep.settle()
     assert deep.frame()["lens"]["layer"] == 27 and deep.page.evaluate("scrollY") == top
     assert deep.page.locator("#films [aria-checked=true]").inner_text() == "27"
-    captions = deep.page.locator("#maps figcaption").all_inner_texts()
-    assert all("layer 27" in caption for caption in captions)
+    captions = deep.page.locator("#maps .pair figcaption").all_text_contents()
+    assert len(captions) == 3 and all("layer 27" in caption for caption in captions)
     deep.page.locator("#films .film").nth(26).focus()
     for _ in range(26):
         deep.page.keyboard.press("ArrowLeft")

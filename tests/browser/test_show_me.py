@@ -124,6 +124,7 @@ def test_a_phenomenon_by_keyboard_is_one_step(tab: Tab) -> None:
     tab.page.wait_for_selector(".phenomena", state="hidden")
     assert tab.page.evaluate("document.activeElement.matches('.open-phenomena')")
     tab.page.keyboard.press("Enter")
+    tab.page.wait_for_function("document.activeElement.matches('.phenomenon')")
     tab.page.keyboard.press("Tab")
     tab.after(lambda: tab.page.keyboard.press("Enter"))
     assert tab.answers() == PHENOMENA["demo"][1].answers
