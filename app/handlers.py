@@ -305,9 +305,8 @@ class Handlers:
                 if not session.accepts(_revision(mixer)):
                     return SKIP, SKIP
                 before = session.state.sequence if session.state else None
-                moving = (
-                    self.engine.set_gates(session, gates).sequence != before
-                )  # the last tick may follow the answers
+                # the last tick may follow the answers, and then nothing moves any more
+                moving = self.engine.set_gates(session, gates).sequence != before
                 return self.frame(session, lens, moving), remark(session)
         except Exception as error:
             return SKIP, error_value(error)

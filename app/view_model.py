@@ -394,12 +394,8 @@ def _panel(state: QuestionState, lens: Lens, facts: PatchFacts) -> JSON:
         names = [f"attention / median in layer {lens.layer}", f"Value / mean in layer {lens.layer}"]
         measured = (sinks.llm_share[lens.layer, token], sinks.value_ratio[lens.layer, token])
         values = [f"{words.number(float(value))} ×" for value in measured]
-    ids, patches = (
-        prompt.inputs["input_ids"][0],
-        {position: index for index, position in enumerate(prompt.visual.tolist())},
-    )
-    patches = patches if image_positions(prompt) else {}
-    image = image_positions(prompt)
+    ids, image = prompt.inputs["input_ids"][0], image_positions(prompt)
+    patches = {position: index for index, position in enumerate(prompt.visual.tolist())} if image else {}
     order = [position for position in facts.after.argsort(descending=True).tolist() if facts.after[position] > 0]
     texts = [position for position in order if position not in image]
     looking = [position for position in order if position in patches and patches[position] != token]

@@ -58,9 +58,8 @@ class Registers:
 
     def __str__(self) -> str:
         """Return the method as ``--method`` takes it."""
-        return "registers" + (" neurons " + "+".join(f"{layer}.{unit}" for layer, unit in self.neurons)) * bool(
-            self.neurons
-        )
+        neurons = "+".join(f"{layer}.{unit}" for layer, unit in self.neurons)
+        return f"registers neurons {neurons}" if neurons else "registers"
 
     def first_layer(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
         """See `Method`."""

@@ -19,17 +19,22 @@ from sinkgate.training.dataset import ExampleCache, ImageSinks, PreparedExample,
 NO_KIND = "no kind"  # the task of items without a kind
 
 
-class OfSamples:
-    """Model, data and units of a study of samples; see `sinkgate.studies.runner.Study`."""
+class OfModel:
+    """Model of a study; see `sinkgate.studies.runner.Study`."""
 
     vlm: VLM
-    samples: Sequence[Sample]
     chunk: int
 
     @property
     def model(self) -> dict[str, Any]:
         """Name, revision, class, layers and precision of the model."""
         return facts_of(self.vlm)
+
+
+class OfSamples(OfModel):
+    """Model, data and units of a study of samples; see `sinkgate.studies.runner.Study`."""
+
+    samples: Sequence[Sample]
 
     @property
     def data(self) -> dict[str, Any]:
@@ -42,17 +47,10 @@ class OfSamples:
         return chunks(len(self.samples), self.chunk)
 
 
-class OfItems:
+class OfItems(OfModel):
     """Model, data and units of a study of items; see `sinkgate.studies.runner.Study`."""
 
-    vlm: VLM
     items: Sequence[Item]
-    chunk: int
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """Name, revision, class, layers and precision of the model."""
-        return facts_of(self.vlm)
 
     @property
     def data(self) -> dict[str, Any]:

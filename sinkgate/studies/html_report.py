@@ -105,28 +105,12 @@ def write_tables(folder: str | Path, suffix: str) -> list[Path]:
     return written
 
 
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "×": r"$\times$", "±": r"$\pm$",
-}  # fmt: skip
-
-
 def _latex(section: Section, table: pd.DataFrame) -> str:
-    """Return a table as a LaTeX ``table`` with the rules of booktabs; numbers stand at the right."""
-
-    def line(cells: Iterable[str]) -> str:
-        return " & ".join("".join(LATEX.get(sign, sign) for sign in cell) for cell in cells) + r" \\"
-
-    columns = {str(name).replace("_", " "): [_text(value) for value in values] for name, values in table.items()}
-    form = "".join("r" if all(map(NUMBER.fullmatch, cells)) else "l" for cells in columns.values())
-    caption = line([section.title]).removesuffix(r" \\")
-    return "\n".join(
-        [
-            r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{tab:{section.slug}}}",
-            rf"\begin{{tabular}}{{{form}}}", r"\toprule", line(columns), r"\midrule",
-            *map(line, zip(*columns.values(), strict=True)), r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
-        ]
-    )  # fmt: skip
+    """Return a table in LaTeX with the rules of booktabs, values as the page shows them; numbers stand at the right."""
+    shown = table.map(_text).rename(columns=lambda name: str(name).replace("_", " "))
+    form = "".join("r" if all(map(NUMBER.fullmatch, shown[name])) else "l" for name in shown)
+    label = f"tab:{section.slug}"
+    return shown.to_latex(index=False, escape=True, column_format=form, caption=section.title, label=label)
 
 
 def _chapter(mark: str, results: Results, folder: Path, numbers: Iterator[int]) -> tuple[str, str]:

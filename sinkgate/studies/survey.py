@@ -89,29 +89,27 @@ def effects(vlm: VLM, session: Session, scale: float, layers: Sequence[int] | No
     Raises:
         GateError: the scale is out of range.
     """
-    sinks = session.sinks
-    counts = {group: getattr(sinks, group).expand(vlm.num_layers, -1).sum(1).tolist() for group in MEASURED}
-    settings: list[tuple[int, Group]] = [
-        (layer, group)
+    settings: list[tuple[int, Group, int]] = [
+        (layer, group, count)
         for layer in (range(vlm.num_layers) if layers is None else layers)
         for group in MEASURED
-        if counts[group][layer]
+        if (count := int(session.sinks.group(group, layer).sum()))
     ]
     plain, *gated = session.predict_all(
-        [Gates.ones(vlm), *(Gates.ones(vlm).set(group, scale, layer) for layer, group in settings)]
+        [Gates.ones(vlm), *(Gates.ones(vlm).set(group, scale, layer) for layer, group, _ in settings)]
     ).softmax(-1)
     first = int(plain.argmax())
     return [
         {
             "layer": layer,
             "group": group,
-            "tokens": counts[group][layer],
+            "tokens": count,
             "variation": float((probabilities - plain).abs().sum() / 2),
             "before": float(plain[first]),
             "after": float(probabilities[first]),
             "changed": int(probabilities.argmax()) != first,
         }
-        for (layer, group), probabilities in zip(settings, gated, strict=True)
+        for (layer, group, count), probabilities in zip(settings, gated, strict=True)
     ]
 
 

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from app_process import running_app
+from models import page_of_deep_model
 from page_user import Tab
 from test_page import assert_shows
-from tiny import tiny_llava
 
 import sinkgate as sg
 from app.handlers import FIRST_SCENE, SCENE_SIDE, random_scene
@@ -39,14 +38,8 @@ BAND = "getComputedStyle(document.querySelector('{}'), '::before').left"
 def many(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     """A page about a model of 48 layers."""
     folder = tmp_path_factory.mktemp("models") / "many"
-    for part in tiny_llava(layers=MANY):
-        part.save_pretrained(folder)
-    with running_app("--model", str(folder)) as app:
-        context = browser.new_context(viewport={"width": 1280, "height": 720})
-        tab = Tab(context.new_page(), app.address)
+    with page_of_deep_model(browser, folder, MANY) as tab:
         yield tab
-        context.close()
-        assert tab.errors == []
 
 
 def assert_aligned(tab: Tab, layers: int) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from app_process import running_app
+from models import page_of_deep_model
 from page_user import Tab
 from PIL import Image
-from tiny import tiny_llava
 
 import sinkgate as sg
 from app.handlers import SCENES_ONLY
@@ -39,14 +38,8 @@ window.fetch = async (...request) => {
 def deep(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     """A page about a model of 30 layers that never ends an answer by itself."""
     folder = tmp_path_factory.mktemp("models") / NAME
-    for part in tiny_llava(layers=LAYERS):
-        part.save_pretrained(folder)
-    with running_app("--model", str(folder)) as app:
-        context = browser.new_context(viewport={"width": 1280, "height": 720})
-        tab = Tab(context.new_page(), app.address)
+    with page_of_deep_model(browser, folder, LAYERS) as tab:
         yield tab
-        context.close()
-        assert tab.errors == []
 
 
 def chart_lines(tab: Tab) -> dict[str, str]:
