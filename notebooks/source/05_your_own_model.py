@@ -125,7 +125,7 @@ pd.DataFrame([{"name": name, "on the Hub": known["id"]} for name, known in KNOWN
 # They do not measure the quality of the model. If a check fails, the error names the remedy:
 
 # %%
-for wrong in ({"source": "lava-1.5"}, {"source": "demo", "attn_implementation": "flash_attention_2"}):
+for wrong in ({"source": "lava-1.5"}, {"source": "demo", "attn_implementation": "fast"}):
     try:
         sg.load(**wrong)
     except sg.UnsupportedModelError as error:

@@ -112,7 +112,9 @@ def visit(folder, sweep_folder):
         page.keyboard.press("Shift+Enter")
         many = page.locator(".jp-CodeCell").nth(2)
         many.locator(".heatmaplayer image").first.wait_for()
-        assert many.locator(".widget-vslider").count() == 64
+        # three groups in 32 layers, of which L-sinks are shown when separated
+        assert many.locator(".widget-vslider").count() == 96
+        assert many.locator(".widget-vslider:visible").count() == 64
         wide = "(element) => element.scrollWidth > element.clientWidth"
         mixer = many.locator(".widget-hbox:has(> .widget-vbox)")
         assert mixer.evaluate(wide), "32 layers are wider than the cell"
