@@ -42,6 +42,13 @@ class Tab:
         page.goto(address)
         self.settle()
 
+    def leave(self, go: Callable[[], object]) -> None:
+        """Go to another page, or load this one again. Requests that are still waited for are aborted, and Gradio logs that."""
+        assert self.errors == []
+        go()
+        aborted = ("AbortError", "Unexpected error Connection errored out")
+        self.errors[:] = [error for error in self.errors if not error.startswith(aborted)]
+
     def settle(self) -> dict[str, Any]:
         """Wait until both answers are written for the setting on the mixer; gives the frame drawn then."""
         self.page.wait_for_function(

@@ -106,7 +106,7 @@ def test_a_link_in_markup(browser, address, tab, part):
     content = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     content[part] = MORE
     link = base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
-    tab.page.goto("about:blank")
+    tab.leave(lambda: tab.page.goto("about:blank"))
     tab.page.goto(f"{address}/#s={link}")
     tab.settle()
     assert tab.page.evaluate("location.hash") in ("", f"#s={link}")

@@ -130,7 +130,7 @@ def test_pins_hold_their_setting_and_can_be_put_back(tab: Tab) -> None:
     assert cards.nth(1).locator(".chance").inner_text() == f"“2” {100 * before:.1f} %"
     cards.nth(0).locator(".name").fill("one corner")
     cards.nth(0).locator(".name").press("Enter")
-    tab.page.reload()
+    tab.leave(tab.page.reload)
     tab.settle()
     assert cards.nth(0).locator(".name").input_value() == "one corner"
     tab.page.get_by_role("button", name="Put back pin 1").click()

@@ -342,7 +342,7 @@ def test_light_and_dark(browser: Browser, address: str, tab: Any) -> None:
     light = ground(tab.page)
     tab.page.get_by_label("Dark page").click()
     assert ground(tab.page) != light
-    tab.page.reload()
+    tab.leave(tab.page.reload)
     tab.settle()
     assert ground(tab.page) != light  # the choice is kept
     context = browser.new_context(color_scheme="dark")

@@ -150,7 +150,7 @@ def test_the_layer_of_the_maps_is_named_and_its_film_is_in_sight(deep: Tab) -> N
     deep.settle()
     assert deep.frame()["lens"]["layer"] == 27 and deep.page.evaluate("scrollY") == top
     assert deep.page.locator("#films [aria-checked=true]").inner_text() == "27"
-    captions = deep.page.locator("#maps .pair figcaption").all_text_contents()
+    captions = deep.page.locator("#maps .trio figcaption").all_text_contents()
     assert len(captions) == 3 and all("layer 27" in caption for caption in captions)
     deep.page.locator("#films .film").nth(26).focus()
     for _ in range(26):
@@ -283,7 +283,7 @@ def test_the_way_back_to_the_page_keeps_what_it_showed(tab: Tab) -> None:
     tab.drag(2, 0.3)
     frame = tab.settle()
     answers = tab.answers()
-    tab.page.goto("about:blank")
+    tab.leave(lambda: tab.page.goto("about:blank"))
     tab.page.go_back()
     tab.page.wait_for_selector("#answers [data-done=true]")
     assert tab.settle()["gates"] == frame["gates"] and tab.answers() == answers
@@ -293,7 +293,7 @@ def test_the_way_back_to_the_page_keeps_what_it_showed(tab: Tab) -> None:
 def test_a_new_visit_begins_anew(tab: Tab, address: str) -> None:
     tab.drag(2, 0.3)
     tab.settle()
-    tab.page.goto("about:blank")
+    tab.leave(lambda: tab.page.goto("about:blank"))
     tab.page.goto(address)
     assert tab.settle()["identity"]
 

@@ -392,7 +392,7 @@ def test_copying_where_there_is_no_clipboard(tab: Any) -> None:
 @pytest.mark.parametrize("light", ["light", "dark"])
 def test_figure_and_chart_are_saved_for_white_paper(tab: Tab, tmp_path: Path, light: Any) -> None:
     tab.page.emulate_media(color_scheme=light)
-    tab.page.reload()
+    tab.leave(tab.page.reload)
     tab.settle()
     tab.page.get_by_role("button", name="Share", exact=True).click()
     pictures = []
