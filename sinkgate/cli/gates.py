@@ -44,6 +44,9 @@ def train(
         int | None, typer.Option(help="Stop after this many epochs without a lower validation loss.")
     ] = None,
     report_to: Annotated[str, typer.Option(help="none, tensorboard or wandb.")] = "none",
+    save_minutes: Annotated[
+        float, typer.Option(min=0, help="Minutes without a checkpoint after which one is written.")
+    ] = 10,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Store no activations; less memory, more time.")
     ] = False,
@@ -100,6 +103,7 @@ def train(
         report_to=report_to,
         seed=seed,
         allow_empty=allow_empty,
+        save_minutes=save_minutes,
         resume=resume,
     )
     if not processes.is_main_process:
@@ -126,7 +130,9 @@ def stack(
     chosen: ModelChoice,
     data: DataChoice,
     criteria: SinkChoice,
-    gates: Annotated[Path, typer.Argument(help="Folder of gates that were trained separately.")],
+    gates: Annotated[
+        list[Path], typer.Argument(help="Folders of gates that were trained separately; their gates are joined.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the stack.")],
     by: Annotated[str, typer.Option(help="Criterion of improvement: loss or accuracy.")] = "loss",
     margin: Annotated[float, typer.Option(help="Improvement that an added gate must exceed.")] = 0.0,
@@ -142,7 +148,8 @@ def stack(
 
     if by not in ("accuracy", "loss"):
         raise SinkgateError(f"--by is {by!r}; expected accuracy or loss")
-    lsg, samples = LSG.from_pretrained(gates), data.samples("validation", on_test_split)
+    lsg = LSG.joined([LSG.from_pretrained(folder) for folder in gates])
+    samples = data.samples("validation", on_test_split)
     writable_folder(out)  # before the work
     vlm = chosen.load()
     lsg.check_fits(vlm, any_model)

@@ -15,9 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 import torch
+from accelerate.utils import broadcast
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
@@ -43,6 +45,7 @@ SAME = (
     "gradient_accumulation_steps",
     "seed",
 )  # arguments of a resumed run
+SAVE_MINUTES = 10.0  # the most that a killed run loses
 PROBED = 32  # samples to find sinks in before training
 GATED = {"v_sink": ("v_sink",), "l_sink": ("l_sink",), "three": ("v_sink", "l_sink")}  # groups of sinks, by grouping
 #: Other options have the defaults of `TrainingArguments`. Gradients are not clipped: a common norm would tie methods to each other.
@@ -103,6 +106,7 @@ def train(
     find: Finder | None = None,
     budget: int = BUDGET,
     allow_empty: bool = False,
+    save_minutes: float | None = SAVE_MINUTES,
     progress: bool = True,
     **options: Any,
 ) -> TrainingReport:
@@ -124,6 +128,7 @@ def train(
         find: finder of sinks; by the gates' own criterion if None.
         budget: bytes of encoded images to cache between epochs.
         allow_empty: train even if no image, of some spread over the data, has the sinks that the gates are for.
+        save_minutes: minutes without a checkpoint after which one is written, beside those of ``save_steps``; None for no such ones.
         progress: show a bar.
         options: arguments of transformers' `TrainingArguments` in place of ``DEFAULTS``; ``activation_checkpointing`` runs each
             layer again for the gradient and stores no activations; ``report_to="tensorboard"`` or ``"wandb"`` logs there.
@@ -169,6 +174,8 @@ def train(
     except RuntimeError as error:  # the package that report_to names is missing
         raise TrainingError(f"training cannot begin: {error}") from error
     trainer.remove_callback(PrinterCallback)
+    if save_minutes is not None and arguments.save_strategy != "no":
+        trainer.add_callback(_SaveByTime(60 * save_minutes))
     if progress:
         trainer.add_callback(_Progress)
     with frozen(vlm):
@@ -333,6 +340,25 @@ class _Progress(TrainerCallback):
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self.steps = iter(())
+
+
+class _SaveByTime(TrainerCallback):
+    """A checkpoint after so many seconds without one, which the first process decides for all."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.saved = seconds, monotonic()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.saved = monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        due = monotonic() - self.saved >= self.seconds
+        if args.world_size > 1:
+            due = bool(broadcast(torch.tensor(float(due), device=args.device)))
+        control.should_save |= due
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        self.saved = monotonic()
 
 
 class _Trainer(Trainer):

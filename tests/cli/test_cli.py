@@ -450,6 +450,19 @@ def test_a_group_that_no_image_has_is_named(sinkgate, tmp_path):
         assert (items["v_sinks"] == 0).all() and set(items["v_criterion"]) == {"massive activations"}
 
 
+def test_gates_that_jobs_trained_apart_are_stacked_by_one_command(sinkgate, tmp_path):
+    data = ["--limit", 4, "--haze", 0.5]
+    for layer in (2, 5):
+        options = ["--layers", layer, "--epochs", 1, "--batch-size", 4, "--save-minutes", 1]
+        sinkgate("train", *options, *data, "--out", tmp_path / str(layer))
+    folders = [tmp_path / str(layer) / "gates" for layer in (5, 2)]
+    printed = json.loads(sinkgate("stack", *folders, *data, "--out", tmp_path / "stack", "--json").stdout)
+    assert printed["singles"].keys() == {"2", "5"} and len(printed["steps"]) == 2
+    assert (
+        "several gates in layer 2" in sinkgate("stack", folders[1], folders[1], "--out", tmp_path / "x", code=2).stderr
+    )
+
+
 def test_a_benchmark_is_not_trained_on_unless_told(sinkgate, tmp_path):
     gates = sg.LSG.for_vlm(sg.load("demo"), [2])
     gates.save_pretrained(tmp_path / "gates")

@@ -178,3 +178,17 @@ def test_without_v_sinks_all_tokens_are_the_rest(case):
     groups = Groups.of(vlm.batch([prompt], [none]), lsg.config)
     assert not groups.members[:, 0].any() and (groups.members[:, 1, 0, prompt.visual]).all()
     assert torch.isfinite(lsg.read(vlm, prompt, none).scales).all()
+
+
+def test_gates_of_several_are_joined_by_layer(case):
+    vlm, prompt, sinks = case
+    whole = shaken(LSG.for_vlm(vlm, [0, 1, 2]))
+    joined = LSG.joined([whole.only([2]), whole.only([0, 1])])
+    assert joined.config == whole.config and joined.gates["2"] is whole.gates["2"]
+    assert torch.equal(joined.read(vlm, prompt, sinks).scales, whole.read(vlm, prompt, sinks).scales)
+    with pytest.raises(sg.GateError, match="several gates in layer 1"):
+        LSG.joined([whole.only([1]), whole.only([0, 1])])
+    with pytest.raises(sg.GateError, match="signal 'last' and 'mean'"):
+        LSG.joined([whole.only([1]), LSG.for_vlm(vlm, [0], signal="mean")])
+    with pytest.raises(sg.GateError, match="no gates to join"):
+        LSG.joined([])

@@ -1,5 +1,7 @@
 """Training gates: what they learn does not depend on how the work is divided, and nothing is lost when it stops."""
 
+import functools
+import itertools
 import json
 import os
 import signal
@@ -18,6 +20,7 @@ from sinkgate.data import Sample
 from sinkgate.errors import TrainingError
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.finder import SinkFinder
+from sinkgate.training import trainer
 from sinkgate.training.dataset import ExampleCache, Prefix, batches, labels_of
 from sinkgate.training.trainer import RUN, MethodEnsemble, frozen, train
 
@@ -179,6 +182,38 @@ def test_a_killed_run_goes_on_bit_for_bit(vlm, tmp_path):
     assert report.steps == complete.steps == 12
     assert half.exists() and notes.read_text() == "of the user", "only whole checkpoints are ever deleted"
     assert _steps(tmp_path / "killed") == [3, 10, 12, 999]
+
+
+def test_checkpoints_are_written_by_time_too(vlm, tmp_path, monkeypatch):
+    options = {"num_train_epochs": 2, "save_total_limit": None}
+    for name, more, expected in (
+        ("timed", {"save_minutes": 2}, [2, 4, 6]),
+        ("never", {"save_minutes": None}, [6]),  # the last step is always saved
+        ("none", {"save_minutes": 2, "save_strategy": "no"}, []),
+    ):
+        minutes = itertools.count(0, 60)
+        monkeypatch.setattr(trainer, "monotonic", lambda minutes=minutes: next(minutes))
+        run(vlm, fresh(vlm), tmp_path / name, **options, **more)
+        assert _steps(tmp_path / name) == expected
+
+
+def test_a_run_killed_before_the_first_save_steps_goes_on(vlm, tmp_path):
+    whole, again = fresh(vlm), fresh(vlm)
+    run(vlm, whole, tmp_path / "whole")
+    options = {"save_minutes": 0, "data": samples(), "num_train_epochs": 1}
+
+    def killed(vlm, prompt, calls=[]):  # noqa: B006
+        calls.append(prompt)
+        if len(calls) > 12 + 9:  # within the third batch, after the look for sinks
+            raise KeyboardInterrupt
+        return few_v_sinks(vlm, prompt)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(vlm, again, tmp_path / "killed", find=functools.wraps(few_v_sinks)(killed), budget=0, **options)
+    assert _steps(tmp_path / "killed") == [1]
+    again = fresh(vlm)
+    report = run(vlm, again, tmp_path / "killed", **options)
+    assert report.steps == 3 and same(weights(whole), weights(again), atol=0, rtol=0)
 
 
 def _steps(folder):

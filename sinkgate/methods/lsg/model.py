@@ -148,6 +148,27 @@ class LSG(nn.Module):
         part.gates = nn.ModuleDict({str(layer): self.gates[str(layer)] for layer in part.config.layers})
         return part
 
+    @classmethod
+    def joined(cls, parts: Sequence[LSG]) -> LSG:
+        """Return the gates of several as one `LSG` that shares their parameters, such as those that jobs of an array trained.
+
+        Raises:
+            GateError: there are none, two are for one layer, or they differ in more than their layers.
+        """
+        if not parts:
+            raise GateError("there are no gates to join; expected one LSG at least")
+        config, layers = parts[0].config, sorted(layer for part in parts for layer in part.config.layers)
+        for part in parts[1:]:
+            for name, value in vars(part.config).items():
+                if name != "layers" and value != getattr(config, name):
+                    raise GateError(f"gates to join have {name} {getattr(config, name)!r} and {value!r}; expected one")
+        if twice := sorted({layer for layer in layers if layers.count(layer) > 1}):
+            raise GateError(f"there are several gates in layer {twice[0]}; expected one in each layer")
+        whole = cls(config.only(tuple(layers)))
+        each = {name: gate for part in parts for name, gate in part.gates.items()}
+        whole.gates = nn.ModuleDict({str(layer): each[str(layer)] for layer in layers})
+        return whole
+
     # --- running
 
     @property
