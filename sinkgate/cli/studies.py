@@ -243,6 +243,9 @@ def evaluate(
         str, typer.Option(help="Rule that reads generated answers: robust, or a published one.")
     ] = "robust",
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Most tokens of a generated answer.")] = 32,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Measure the attention on each group under each method, too.")
+    ] = False,
     batch_size: Chunk = 16,
     any_model: AnyModel = False,
     as_json: AsJson = False,
@@ -253,10 +256,12 @@ def evaluate(
     from sinkgate.models.dimensions import WEIGHTS
     from sinkgate.sinks.gates import Gates
     from sinkgate.studies.base import sinks_of
-    from sinkgate.studies.evaluation import Evaluation, accuracies, scores, scoring_named
+    from sinkgate.studies.evaluation import Evaluation, accuracies, attention_by_method, scores, scoring_named
     from sinkgate.studies.provenance import checksum_of
 
-    scoring_named(scoring)  # refuse a wrong name before the model is loaded
+    # wrong options are refused before the model is loaded
+    if scoring_named(scoring) == "generate" and attention:
+        raise SinkgateError("--attention needs likelihood scoring; got generate")
     methods: dict[str, Method] = {name: published(name) for name in method or ()}
     benchmark, items, about = data.questions()
     vlm = chosen.load()
@@ -280,6 +285,7 @@ def evaluate(
         max_new_tokens,
         batch_size,
         find,
+        attention,
         origins=origins,
         about=about,  # pyright: ignore[reportArgumentType]
     )
@@ -289,16 +295,21 @@ def evaluate(
             return
         tables = results.table("items"), results.table("answers")
         by_task, named = accuracies(*tables), scores(benchmark, *tables)
+        shares = attention_by_method(results.table("attention")) if attention else None
         typer.echo(sinks_of(tables[0]) or "", err=True)
     if as_json:
-        shares = by_task.set_index("task")
+        right = by_task.set_index("task")
         each = {
-            name: {"accuracy": shares.loc["all", name], "kinds": shares[name].drop("all").to_dict()} for name in methods
+            name: {"accuracy": right.loc["all", name], "kinds": right[name].drop("all").to_dict()} for name in methods
         }
+        for row in () if shares is None else shares.to_dict("records"):
+            each[str(row.pop("method"))]["attention"] = row
         print_json(samples=len(tables[0]), methods=each, scores=_records(named))
         return
     typer.echo(by_task.to_string(index=False, float_format="{:.1%}".format))
     typer.echo(named.to_string(index=False, float_format="{:.1%}".format))
+    if shares is not None:
+        typer.echo(shares.to_string(index=False, float_format="{:.1%}".format))
 
 
 @unfolded

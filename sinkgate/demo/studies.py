@@ -16,11 +16,13 @@ import pandas as pd
 
 from sinkgate.analysis.sweep import LINE, grid
 from sinkgate.benchmarks import SCENES, Item
-from sinkgate.data.scenes import scene_facts
+from sinkgate.benchmarks.scenes import SIZE
+from sinkgate.data.scenes import scene_facts, scene_samples
 from sinkgate.demo.scoring import held_out
 from sinkgate.demo.sinks import SceneSinks
-from sinkgate.methods import VAR, Fixed, Method, Remove, SinkToTheFront, Suppress
+from sinkgate.methods import VAR, Fixed, Method, Remove, SinkToTheFront, Suppress, registry
 from sinkgate.methods.lsg import LSG
+from sinkgate.methods.registers import find_register_neurons
 from sinkgate.models.finder import SinkFinder
 from sinkgate.models.loading import BUILT_IN, load
 from sinkgate.models.vlm import VLM
@@ -28,7 +30,7 @@ from sinkgate.plots import export
 from sinkgate.sinks.gates import Gates
 from sinkgate.studies.anatomy import Anatomy, means_by_layer
 from sinkgate.studies.claims import claims
-from sinkgate.studies.evaluation import BASE, Evaluation, scores
+from sinkgate.studies.evaluation import BASE, Evaluation, attention_by_method, changes, scores
 from sinkgate.studies.features import Features
 from sinkgate.studies.html_report import write_page
 from sinkgate.studies.probes import Probes
@@ -40,6 +42,7 @@ HERE = Path(__file__).parent
 HAZE = (0.0, 0.7)  # of the scenes with room to gain: on clear ones both models are near their ceiling
 CLEAR = (0.0, 0.0)
 THREE = (0.0, 0.5, 1.0, 2.0)  # scales of the grid with L-sinks apart
+SEEDS = (11, 12, 13, 14, 15)
 Points = Sequence[tuple[float, ...]]
 #: Figures of the card: folder of the study, title of the section.
 FIGURES = (
@@ -52,6 +55,7 @@ FIGURES = (
     ("anatomy", "Broadcast or no-op, head by head"),
     ("groups", "What each method changes"),
     ("eval", "What each method changes"),
+    ("methods", "What each method changes"),
 )
 
 
@@ -67,6 +71,7 @@ class Plan:
         pictures: of the probes.
         scenes: of the study of sinks and objects, and questions of each.
         accuracy: questions a seed about clear scenes, three seeds.
+        methods: questions a seed, five seeds, and their haze, for methods without training.
         kinds: of questions in the sweeps; all if None.
         probes: options of `Features` and of `Probes`.
         sweeps: folder -> number of questions, seed, haze, points, and layers (None: all).
@@ -81,6 +86,7 @@ class Plan:
     pictures: int
     scenes: tuple[int, int]
     accuracy: int
+    methods: tuple[int, float]
     sweeps: dict[str, tuple[int, int, tuple[float, float], Points, Sequence[int] | None]]
     kinds: tuple[str, ...] | None = None
     probes: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
@@ -101,7 +107,7 @@ class Plan:
     def names(self) -> tuple[str, ...]:
         """Names of the studies, in the order of the card."""
         return (
-            *("anatomy", "scene-sinks", "groups", "accuracy", *self.sweeps, "probes"),
+            *("anatomy", "scene-sinks", "groups", "accuracy", "methods", *self.sweeps, "probes"),
             *(("eval",) if self.learned else ()),
         )
 
@@ -122,6 +128,7 @@ PLANS = {
         pictures=2000,
         scenes=(50, 5),
         accuracy=260,
+        methods=(390, 0.5),
         sweeps={
             "sweep-clear": (2600, 2, CLEAR, LINE, None),
             "sweep-hazed": (2600, 3, HAZE, LINE, None),
@@ -141,6 +148,7 @@ PLANS = {
         pictures=260,
         scenes=(26, 4),
         accuracy=130,
+        methods=(130, 0.4),
         sweeps={
             "sweep-hazed": (156, 3, HAZE, ((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)), None),
             "sweep-three": (78, 4, HAZE, (*grid((0.0, 1.0, 2.0)), *grid((0.0, 1.0, 2.0), 3)), (3, 4, 5)),
@@ -169,6 +177,20 @@ def groups(vlm: VLM) -> dict[str, Method]:
         "L-sinks off": Fixed(ones.set("l_sink", 0)),
         "V-sinks and L-sinks off": Fixed(ones.set("v_sink", 0).set("l_sink", 0)),
         f"ordinary tokens off from layer {upper[0]}": Fixed(ones.set("ordinary", 0, upper)),
+    }
+
+
+def untrained(vlm: VLM) -> dict[str, Method]:
+    """Return the published methods without training, with their papers' settings, and variants; register neurons are found on training scenes."""
+    prompts = [vlm.prompt(sample.images, sample.question) for sample in scene_samples(26, 0, split="train", size=SIZE)]
+    names = (
+        *("adaptvis", "scalingvis weight 0.5", "scalingvis weight 1.5", "vaf", "pai", "pai guidance 1", "var", "front"),
+        *("suppress", "remove", "fastv", "fastv sinks kept", "fastv sinks first", "fastv sinks dropped"),
+    )
+    return {
+        BASE: Fixed(Gates.ones(vlm)),
+        **{name: registry.published(name) for name in names},
+        **{f"registers of {count} neurons": find_register_neurons(vlm, prompts, count=count) for count in (10, 40)},
     }
 
 
@@ -226,16 +248,28 @@ def studies(plan: Plan, vlm: VLM, fast: VLM, scale: float) -> dict[str, Callable
         items = questions(many(plan.anatomy), 6)
         return evaluated(items, groups(fast), out, find=SinkFinder(), seed=6, haze=CLEAR)
 
+    def without_training(out: Path) -> Results:
+        count, haze = plan.methods
+        items = [item for seed in SEEDS for item in questions(many(count), seed, (haze, haze))]
+        seeds = ", ".join(map(str, SEEDS))
+        return evaluated(items, untrained(fast), out, find=SinkFinder(), attention=True, seed=seeds, haze=haze)
+
     def comparison(out: Path) -> Results:
         return evaluated(
             questions(many(2600), 5, HAZE), methods(fast, plan.gates, plan.learned), out, seed=5, haze=HAZE
         )
 
     def evaluated(
-        items: list[Item], compared: dict[str, Method], out: Path, find: SinkFinder | None = None, **about: object
+        items: list[Item],
+        compared: dict[str, Method],
+        out: Path,
+        find: SinkFinder | None = None,
+        attention: bool = False,
+        **about: object,
     ) -> Results:
+        about = {"data": "scenes", **about}
         return run(
-            Evaluation(fast, SCENES, items, compared, chunk=32, find=find, about={"data": "scenes", **about}), out
+            Evaluation(fast, SCENES, items, compared, chunk=32, find=find, attention=attention, about=about), out
         )
 
     def swept(name: str) -> Callable[[Path], Results]:
@@ -250,6 +284,7 @@ def studies(plan: Plan, vlm: VLM, fast: VLM, scale: float) -> dict[str, Callable
         "scene-sinks": scene_sinks,
         "groups": ablation,
         "accuracy": accuracy,
+        "methods": without_training,
         **{name: swept(name) for name in plan.sweeps},
         "probes": probes,
         "eval": comparison,
@@ -313,6 +348,8 @@ def card(plan: Plan, results: dict[str, Results], folder: Path) -> str:
         lines += ["## Attention of the text by group", "", attention_table(results["anatomy"]), ""]
     if "groups" in results:
         lines += ["## Each group's Keys at 0", "", groups_table(results["groups"]), ""]
+    if "methods" in results:
+        lines += ["## Methods without training", "", methods_table(results["methods"]), ""]
     lines += ["## Figures", ""]
     for name, title in FIGURES:
         sections = SECTIONS[results[name].study](results[name]) if name in results else ()
@@ -360,6 +397,35 @@ def groups_table(results: Results) -> str:
         lines.append(
             f"| {row['method']} | {row['score']} | {row['value']:.1%} | {'' if row['method'] == BASE else change} |"
         )
+    return "\n".join(lines)
+
+
+def methods_table(results: Results) -> str:
+    """Return accuracy and attention of the methods without training, in Markdown."""
+    items, answers = results.table("items"), results.table("answers")
+    of_all = changes(items, answers).query("task == 'all'").set_index("method")
+    shares = attention_by_method(results.table("attention")).set_index("method")
+    marks = answers.merge(items.assign(seed=items["id"].str.split("/").str[1])[["sample", "seed"]], on="sample")
+    by_seed = marks.pivot_table("right", "seed", "method", "mean", sort=False)
+    deviation = by_seed.sub(by_seed[BASE], axis=0).std()
+    lines = [
+        f"Published methods with their papers' settings, layers at the same depth, on {len(items):,} questions about scenes with {results.about['about']['haze']:.0%} of the contrast gone, five seeds. "
+        "The change is in points against the unmodified model, with its 95 % interval over pictures and the standard deviation over seeds; the last columns are the "
+        "attention of the prompt's last position, mean over heads, layers and questions.",
+        "",
+        "| method | accuracy | change | over seeds | V-sinks | L-sinks | ordinary | text |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in shares.iterrows():
+        changed = ("", "")
+        if name != BASE:
+            change = of_all.loc[name]
+            changed = (
+                f"{100 * change['change']:+.1f} ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})",
+                f"{100 * deviation[name]:.1f}",
+            )
+        groups = " | ".join(f"{row[group]:.1%}" for group in ("v_sink", "l_sink", "ordinary", "text"))
+        lines.append(f"| {name} | {by_seed[name].mean():.1%} | {' | '.join(changed)} | {groups} |")
     return "\n".join(lines)
 
 

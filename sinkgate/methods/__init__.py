@@ -1,6 +1,6 @@
 """Methods that change what a model does with visual tokens: fixed gates, learned gates and published baselines."""
 
-from sinkgate.methods.base import Fixed, Method, criterion_of, finder_of
+from sinkgate.methods.base import Fixed, Method, criterion_of, finder_of, reads_pixels
 from sinkgate.methods.fastv import FastV
 from sinkgate.methods.lora import LoRA
 from sinkgate.methods.pai import PAI
@@ -31,4 +31,5 @@ __all__ = [
     "criterion_of",
     "find_register_neurons",
     "finder_of",
+    "reads_pixels",
 ]

@@ -81,6 +81,11 @@ def finder_of(
     return SinkFinder(v_sink or name, l_sink or name, v_only)
 
 
+def reads_pixels(methods: Iterable[Any]) -> bool:
+    """Return whether any of the `Method`s encodes images anew, so that prompts have to keep their processed images."""
+    return any(getattr(method, "reads_pixels", False) for method in methods)
+
+
 @dataclass(frozen=True)
 class Fixed:
     """`Gates` or `FineGates` as a method; all ones is the unmodified model."""

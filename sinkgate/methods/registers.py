@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sinkgate.attention.partial_forward import replaced
 from sinkgate.attention.recorder import Recorder
-from sinkgate.errors import SinkgateError, UnsupportedModelError
+from sinkgate.errors import PromptError, SinkgateError, UnsupportedModelError
 from sinkgate.methods.decoder_inputs import Arguments, changed, embeddings, refuse_cross_attention
 from sinkgate.models.batch import Batch
 from sinkgate.models.prompts import Prompt
@@ -48,6 +48,7 @@ class Registers:
     neurons: tuple[Neuron, ...] = ()
     criterion: str | None = None
     uses_l_sinks = False
+    reads_pixels = True
 
     def __post_init__(self) -> None:
         for neuron in self.neurons:
@@ -94,6 +95,11 @@ class Registers:
         Raises:
             see `applied`.
         """
+        if "pixel_values" not in prompt.inputs:
+            raise PromptError(
+                "test-time registers encode the image anew, and the prompt's pixels were dropped; make the prompt again with vlm.prompt, "
+                "or prepare samples with ExampleCache(vlm, pixels=True)"
+            )
         with vlm.lock, torch.no_grad(), self.in_encoder(vlm):
             encoded = vlm.encode(prompt)
         if "deepstack_features" in encoded:

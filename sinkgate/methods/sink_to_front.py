@@ -79,6 +79,12 @@ def sources(batch: Batch) -> Tensor:
     return rows
 
 
+def in_old_order(rows: Tensor, batch: Batch) -> Tensor:
+    """Return recorded attention rows with the Keys in the order of the prompt, (B, K)."""
+    source = sources(batch).to(rows.device)[:, : rows.shape[1]]
+    return rows.scatter(1, source, rows[:, : source.shape[1]])
+
+
 def images(prompt: Prompt) -> Tensor:
     """Return the image that each visual token belongs to, (V,): text stands between images, separators between the rows of one."""
     covered, order = torch.cat([prompt.visual.cpu(), prompt.separators.cpu()]).sort()

@@ -13,7 +13,7 @@ import torch
 from sinkgate.analysis.statistics import compared, holm, score_interval
 from sinkgate.benchmarks import Benchmark, Item
 from sinkgate.errors import SinkgateError
-from sinkgate.methods import Method, finder_of
+from sinkgate.methods import Method, finder_of, reads_pixels
 from sinkgate.models.finder import finder_settings
 from sinkgate.models.vlm import VLM, Finder
 from sinkgate.studies.base import OfItems, frame_of, pictures_of, prepared
@@ -54,11 +54,12 @@ class Evaluation(OfItems):
         max_new_tokens: most tokens of a generated answer.
         chunk: items side by side in a forward, and in a part of the results.
         find: finder of sinks; by the methods' own criterion if None.
+        attention: measure the attention on each group under each method, too; with the likelihood alone.
         origins: checksums of the methods' files, part of the study's identity.
         about: further facts for the record, such as paths.
 
     Raises:
-        SinkgateError: no method is called "unmodified", or scoring or extractor are unknown.
+        SinkgateError: no method is called "unmodified", scoring or extractor are unknown, or attention is measured on generated answers.
 
     Example:
         >>> study = Evaluation(vlm, SCENES, SCENES.items(limit=100), {"unmodified": Fixed(sg.Gates.ones(vlm)), "VAR": VAR()})
@@ -75,6 +76,7 @@ class Evaluation(OfItems):
     max_new_tokens: int = 32
     chunk: int = 16
     find: Finder | None = None
+    attention: bool = False
     origins: Mapping[str, str | None] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -82,6 +84,8 @@ class Evaluation(OfItems):
         if BASE not in self.methods:
             raise SinkgateError(f"methods are {', '.join(self.methods)}; expected one called {BASE!r} among them")
         object.__setattr__(self, "scoring", scoring_named(self.scoring))
+        if self.attention and self.scoring == "generate":
+            raise SinkgateError("attention by group is measured with likelihood scoring; got generate")
         if self.scoring == "generate" and self.extractor not in self.benchmark.extractors:
             known = ", ".join(self.benchmark.extractors)
             raise SinkgateError(f"{self.benchmark.name} has no extractor {self.extractor!r}; there are: {known}")
@@ -93,6 +97,8 @@ class Evaluation(OfItems):
         settings |= finder_settings(self.finder, self.vlm)
         if self.scoring == "generate":
             settings |= {"extractor": self.extractor, "max_new_tokens": self.max_new_tokens}
+        if self.attention:
+            settings["attention"] = True
         return {**settings, **({"origins": dict(self.origins)} if self.origins else {})}
 
     @property
@@ -106,23 +112,34 @@ class Evaluation(OfItems):
         return {"benchmark": self.benchmark.name, **super().data}
 
     def work(self, unit: int) -> Tables:
-        """Return tables ``items`` and ``answers`` of one chunk; raises SinkgateError if an item cannot be prepared."""
+        """Return tables ``items`` and ``answers`` of one chunk, and ``attention`` where it is measured; raises SinkgateError if an item cannot be prepared."""
         start = unit * self.chunk
         part = self.items[start : start + self.chunk]
-        examples = ExampleCache(self.vlm, self.finder)
+        examples = ExampleCache(self.vlm, self.finder, pixels=reads_pixels(self.methods.values()))
         score = self._by_likelihood if self.scoring == "likelihood" else self._by_generation
         numbers = np.arange(start, start + len(part), dtype=np.int32)
-        answers = [
-            pd.DataFrame({"sample": numbers, "method": name, **columns})
-            for name, columns in score(part, examples).items()
-        ]
-        return {"items": frame_of(part, examples, start), "answers": pd.concat(answers, ignore_index=True)}
+        frames = {
+            table: pd.concat(
+                [pd.DataFrame({"sample": numbers, "method": name, **columns}) for name, columns in of_methods.items()],
+                ignore_index=True,
+            )
+            for table, of_methods in score(part, examples).items()
+        }
+        return {"items": frame_of(part, examples, start), **frames}
 
-    def _by_likelihood(self, part: Sequence[Item], examples: ExampleCache) -> dict[str, dict[str, Any]]:
+    def _by_likelihood(self, part: Sequence[Item], examples: ExampleCache) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return the columns of each table, by method."""
         prepared(examples, part)
-        samples = [item.sample for item in part]
-        result = evaluate(self.vlm, self.methods, samples, examples=examples, batch_size=self.chunk, progress=False)
-        return {
+        result = evaluate(
+            self.vlm,
+            self.methods,
+            [item.sample for item in part],
+            examples=examples,
+            batch_size=self.chunk,
+            progress=False,
+            attention=self.attention,
+        )
+        answers = {
             name: {
                 "said": result.chosen[name],
                 "right": result.right[name],
@@ -130,8 +147,13 @@ class Evaluation(OfItems):
             }
             for name in self.methods
         }
+        if not self.attention:
+            return {"answers": answers}
+        shares = {name: pd.DataFrame(rows).astype("float32").to_dict("list") for name, rows in result.attention.items()}
+        return {"answers": answers, "attention": shares}
 
-    def _by_generation(self, part: Sequence[Item], examples: ExampleCache) -> dict[str, dict[str, Any]]:
+    def _by_generation(self, part: Sequence[Item], examples: ExampleCache) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return the columns of each table, by method."""
         vlm, ready = self.vlm, prepared(examples, part)
         texts: dict[str, list[str]] = {name: [] for name in self.methods}
         for rows, _ in batches(vlm, ready):
@@ -151,7 +173,7 @@ class Evaluation(OfItems):
             read = [self.benchmark.read(item, text, self.extractor) for item, text in zip(part, generated, strict=True)]
             right = [answer == truth for answer, truth in zip(read, true, strict=True)]
             answers[name] = {"text": [text.strip() for text in generated], "said": read, "right": right}
-        return answers
+        return {"answers": answers}
 
 
 # --- reading the results
@@ -165,6 +187,11 @@ def accuracies(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task") -> 
     table.loc["all"] = merged.groupby("method")["right"].mean()
     table.columns.name = None
     return table.reset_index()
+
+
+def attention_by_method(attention: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean share of attention on each group under each method, in [0, 1]: columns method, v_sink, l_sink, ordinary, text."""
+    return attention.drop(columns="sample").groupby("method", sort=False).mean().reset_index()
 
 
 def changes(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0) -> pd.DataFrame:

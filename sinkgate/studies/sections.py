@@ -17,7 +17,7 @@ from sinkgate.plots import probes as probes_plots
 from sinkgate.plots import sweep as sweep_plots
 from sinkgate.plots.survey import effects_figure
 from sinkgate.studies.anatomy import flattening, jaccard, sinks_per_image
-from sinkgate.studies.evaluation import accuracies, changes, scores
+from sinkgate.studies.evaluation import accuracies, attention_by_method, changes, scores
 from sinkgate.studies.probes import MEASURES, advantage, summary
 from sinkgate.studies.race import placed, saved
 from sinkgate.studies.results import Results
@@ -218,6 +218,14 @@ def _evaluation(results: Results) -> Iterator[Section]:
             "What each method changes",
             "Right of 0, a method answers more of the same questions correctly than the unmodified model; an interval across 0 does not decide.",
             evaluation_plots.changes_figure(changes(items, answers)),
+        )
+    if results.about["settings"].get("attention"):
+        shares = attention_by_method(results.table("attention"))
+        yield Section(
+            "Attention under each method",
+            "Attention of the prompt's last position on each group, mean over heads, layers and items. It is measured before the first token; tokens that a method "
+            "drops have none.",
+            _readable(shares.rename(columns=GROUP_NAMES), shares=[GROUP_NAMES[name] for name in shares.columns[1:]]),
         )
     right = accuracies(items, answers)
     yield Section("Accuracy", "Share of right answers, by task.", _readable(right, shares=list(right.columns[1:])))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sinkgate.attention.partial_forward import checkpointed, kept_inputs, resumed
+from sinkgate.attention.recorder import Recorder
 from sinkgate.data import Sample
 from sinkgate.errors import ImageError, PromptError
 from sinkgate.methods.base import Method
@@ -125,6 +126,7 @@ class ExampleCache:
         vlm: the model.
         find: finder of sinks.
         budget: bytes of encoded images in the cache.
+        pixels: keep the processed images of the prompts, for methods that encode them anew (`reads_pixels`).
 
     Example:
         >>> examples = ExampleCache(vlm)
@@ -133,8 +135,8 @@ class ExampleCache:
         {}
     """
 
-    def __init__(self, vlm: VLM, find: Finder = find_sinks, budget: int = BUDGET) -> None:
-        self.vlm, self.find, self.budget = vlm, find, budget
+    def __init__(self, vlm: VLM, find: Finder = find_sinks, budget: int = BUDGET, *, pixels: bool = False) -> None:
+        self.vlm, self.find, self.budget, self.pixels = vlm, find, budget, pixels
         self.skipped: dict[str, str] = {}
         self.counts: dict[str, ImageSinks] = {}
         # by the sample's id(), which stays valid because the cache holds the sample
@@ -166,8 +168,10 @@ class ExampleCache:
         sinks = SinkMasks(masks.v_sink, masks.l_sink)
         if vlm.adapter.takes_encoded is not None:
             vlm.warm_inputs(prompt)
-            text = {name: value for name, value in prompt.inputs.items() if name in (*TEXT_INPUTS, *GRIDS)}
-            prompt = replace(prompt, images=[], sheets=(), inputs=text, sinks=None)
+            inputs = {
+                name: value for name, value in prompt.inputs.items() if self.pixels or name in (*TEXT_INPUTS, *GRIDS)
+            }
+            prompt = replace(prompt, images=[], sheets=(), inputs=inputs, sinks=None)
         return PreparedExample(
             prompt, sinks, tuple(answer), sample.kind, options, deciding, ImageSinks.of(masks, self.find, vlm)
         )
@@ -195,18 +199,18 @@ def batches(vlm: VLM, examples: Sequence[PreparedExample]) -> Iterator[tuple[sli
 class Prefix:
     """Forward of a batch on the unmodified model, from which methods continue at their first layers."""
 
-    def __init__(self, vlm: VLM, batch: Batch, checkpoint: bool = False) -> None:
+    def __init__(self, vlm: VLM, batch: Batch, checkpoint: bool = False, recorder: Recorder | None = None) -> None:
         assert batch.labels is not None
         self.vlm, self.batch, self.checkpoint = vlm, batch, checkpoint
         self.labels = batch.labels[:, batch.length :]  # (B, A)
         self.resumes = vlm.adapter.takes_encoded is not None and Session(vlm, batch.prompts[0]).resumes
         self._inputs: list[Tensor] = []
-        with torch.no_grad(), vlm.attached(None, None), kept_inputs(vlm.adapter.all_layers, self._inputs):
+        with torch.no_grad(), vlm.attached(None, recorder), kept_inputs(vlm.adapter.all_layers, self._inputs):
             self.plain = vlm.answer_logits(batch)
 
-    def run(self, method: Method) -> Tensor:
-        """Return the logits at the answers' positions under a method, (B, A, vocabulary)."""
-        with method.applied(self.vlm, self.batch):
+    def run(self, method: Method, recorder: Recorder | None = None) -> Tensor:
+        """Return the logits at the answers' positions under a method, (B, A, vocabulary); ``recorder`` takes attention rows of the layers that run."""
+        with method.applied(self.vlm, self.batch, recorder):
             return self.within(method)
 
     def within(self, method: Method) -> Tensor:

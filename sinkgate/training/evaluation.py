@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sinkgate.attention.recorder import Recorder
 from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError
-from sinkgate.methods.base import Method, finder_of
+from sinkgate.methods.base import Method, finder_of, reads_pixels
+from sinkgate.methods.sink_to_front import SinkToTheFront, in_old_order
+from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
 from sinkgate.output import track
 from sinkgate.training.dataset import ExampleCache, ImageSinks, Prefix, PreparedExample, SinkCounts, batches
@@ -28,7 +31,9 @@ class EvaluationResult:
     """Outcome of each method on each sample, in order: ``right``, ``loss`` and ``chosen`` by the method's name.
 
     The loss is in nats a token; of an answer with options it is the negative log-probability of the right one among them. ``chosen``: the
-    option, None for an open answer. ``counts``: numbers of sinks of each sample.
+    option, None for an open answer. ``counts``: numbers of sinks of each sample. ``attention``: shares of the attention of the prompt's last
+    position by group ("v_sink", "l_sink", "ordinary", "text"), in [0, 1], means over heads and layers; "text" is all that is no visual
+    token. Empty unless `evaluate` measures it.
     """
 
     kinds: list[str]
@@ -36,6 +41,7 @@ class EvaluationResult:
     loss: dict[str, list[float]]
     chosen: dict[str, list[str | None]]
     counts: list[ImageSinks] = field(default_factory=list)
+    attention: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
     @property
     def sinks(self) -> SinkCounts:
@@ -67,6 +73,7 @@ def evaluate(
     examples: ExampleCache | None = None,
     batch_size: int = 32,
     progress: bool = True,
+    attention: bool = False,
 ) -> EvaluationResult:
     """Evaluate methods on samples; ``Fixed(Gates.ones(vlm))`` is the unmodified model.
 
@@ -77,6 +84,7 @@ def evaluate(
         examples: cache of prepared samples, with its finder of sinks; a new one with the methods' own criterion if None.
         batch_size: samples side by side.
         progress: show a bar.
+        attention: measure attention by group, too; L-sinks are those of the finder.
 
     Raises:
         SinkgateError: no sample can be used, or methods have different criteria.
@@ -87,10 +95,12 @@ def evaluate(
         >>> result.accuracy("unmodified")
         1.0
     """
-    examples = examples or ExampleCache(vlm, finder_of(methods.values()))
+    examples = examples or ExampleCache(vlm, finder_of(methods.values()), pixels=reads_pixels(methods.values()))
     result = EvaluationResult(
         [], {name: [] for name in methods}, {name: [] for name in methods}, {name: [] for name in methods}
     )
+    if attention:
+        result.attention.update({name: [] for name in methods})
     samples = Sample.list_of(samples)
     starts = range(0, len(samples), batch_size)
     for start in track(starts, "evaluate", unit="batches", show=progress):
@@ -109,14 +119,43 @@ def _evaluate(
     """Append the outcomes of some examples to the result."""
     with torch.no_grad():
         for part, batch in batches(vlm, examples):
-            prefix, present = Prefix(vlm, batch), examples[part]
+            plain = _last_row(batch) if result.attention else None
+            prefix, present = Prefix(vlm, batch, recorder=plain), examples[part]
             result.kinds.extend(example.kind for example in present)
             result.counts.extend(example.counts for example in present)
             for name, method in methods.items():
-                right, loss, chosen = _outcomes(prefix, prefix.run(method), present)
+                recorder = _last_row(batch) if plain else None
+                right, loss, chosen = _outcomes(prefix, prefix.run(method, recorder), present)
                 result.right[name] += right
                 result.loss[name] += loss
                 result.chosen[name] += chosen
+                if plain and recorder:
+                    rows = {layer: entries[-1] for layer, entries in (plain.attention | recorder.attention).items()}
+                    if isinstance(method, SinkToTheFront):
+                        rows = {layer: in_old_order(row, batch) for layer, row in rows.items()}
+                    result.attention[name] += attention_shares(rows, batch)
+
+
+def _last_row(batch: Batch) -> Recorder:
+    return Recorder(rows=[batch.length - 1], mean=True)
+
+
+def attention_shares(rows: Mapping[int, Tensor], batch: Batch) -> list[dict[str, float]]:
+    """Return the mean over layers of the attention on each group, one dictionary a prompt; see `EvaluationResult`.
+
+    Args:
+        rows: attention of one position of each prompt, by layer, (B, K) each.
+        batch: the prompts, with their sinks.
+    """
+    stacked = torch.stack([rows[layer].float().cpu() for layer in sorted(rows)])  # L, B, K
+    shares: list[dict[str, float]] = []
+    for number, (prompt, sinks, start) in enumerate(zip(batch.prompts, batch.sinks, batch.starts, strict=True)):
+        visual = stacked[:, number, start + prompt.visual.cpu()]  # L, V
+        groups = {"v_sink": sinks.v_sink, "l_sink": sinks.l_sink, "ordinary": sinks.ordinary}
+        means = {name: float((visual * mask.cpu()).sum(1).mean()) for name, mask in groups.items()}
+        text = float((stacked[:, number].sum(1) - visual.sum(1)).mean())
+        shares.append({**means, "text": text})
+    return shares
 
 
 def _outcomes(

@@ -368,12 +368,17 @@ def test_gates_are_trained_stacked_examined_and_asked(sinkgate, scene_folder, tm
     assert set(LSG.from_pretrained(tmp_path / "stack").config.layers) == set(stacked["layers"]) <= {2, 6, 7}
     sg.Gates.ones(demo).set("rest", 0.0, [2]).save(tmp_path / "off.json")
     options = ["--gates", run / "gates", "--gates", tmp_path / "off.json", "--method", "var", "--limit", 26]
+    options.append("--attention")
     scores = json.loads(sinkgate("eval", *options, "--out", tmp_path / "eval", "--json").stdout)["methods"]
     assert set(scores) == {"unmodified", "gates", "off.json", "var"}
     assert scores["unmodified"]["accuracy"] > scores["off.json"]["accuracy"]
     assert len(scores["gates"]["kinds"]) == 13
+    attention = {name: each["attention"] for name, each in scores.items()}
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in attention.values())
+    assert attention["var"]["v_sink"] < attention["unmodified"]["v_sink"]
     table = sinkgate("eval", *options, "--out", tmp_path / "eval").stdout  # read again, not asked again
     assert "off.json" in table and f"{scores['unmodified']['accuracy']:.1%}" in table
+    assert f"{attention['var']['v_sink']:.1%}" in table
     picture, question = scene_folder / "0000.png", "How many objects are there?"
     answer = json.loads(sinkgate("ask", picture, question, "--gates", run / "gates", "--json").stdout)
     read = lsg.read(demo, demo.prompt(picture, question))
@@ -416,6 +421,7 @@ def test_gates_are_trained_on_files_in_llavas_format(sinkgate, scene_folder, tmp
         (["train", "--data", "nowhere.json"], "--data is nowhere.json; there is no such benchmark or file"),
         (["eval", "--data", "mmbench"], "expected mmstar, cvbench, pope, scenes, cambrian, or a JSON"),
         (["eval", "--data", "cambrian"], "--images"),
+        (["eval", "--attention", "--scoring", "generate"], "needs likelihood scoring; got generate"),
         (["eval", "--method", "magic"], "no method is called 'magic'.*var"),
         (["eval", "--gates", "nowhere"], "cannot be read"),
         (["stack", "nowhere"], "cannot be read|no gates"),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from dummy_study import scene_items
@@ -9,10 +10,13 @@ from dummy_study import scene_items
 import sinkgate as sg
 from sinkgate.benchmarks import SCENES, Item
 from sinkgate.data import Sample
-from sinkgate.errors import SinkgateError
-from sinkgate.methods import VAR, Fixed, Remove
-from sinkgate.studies.evaluation import Evaluation, accuracies, changes, scores
+from sinkgate.errors import PromptError, SinkgateError
+from sinkgate.methods import VAR, Fixed, Registers, Remove, SinkToTheFront
+from sinkgate.models.finder import SinkFinder
+from sinkgate.studies.evaluation import Evaluation, accuracies, attention_by_method, changes, scores
 from sinkgate.studies.runner import run
+from sinkgate.training.dataset import ExampleCache
+from sinkgate.training.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,48 @@ def test_written_answers_are_those_of_one_question_at_a_time(demo, items, method
         for name, gates in (("unmodified", None), ("off", off)):
             row, text = answers.loc[(name, number)], demo.answer(prompt, gates).text
             assert row["text"] == text and row["right"] == (text == item.sample.answer)
+
+
+def test_attention_is_that_of_a_trace(demo, items, tmp_path):
+    """One and several prompts in a batch; methods that start at a late layer, or move tokens; the unmodified model."""
+    late = sg.Gates.ones(demo).set("v_sink", 0.0, [5])
+    methods = {
+        "unmodified": Fixed(sg.Gates.ones(demo)),
+        "late": Fixed(late),
+        "removed": Remove(),
+        "front": SinkToTheFront(),
+    }
+    study = Evaluation(demo, SCENES, items[:5], methods, chunk=4, find=SinkFinder(), attention=True)
+    table = run(study, tmp_path, progress=False).table("attention")
+    groups = ["v_sink", "l_sink", "ordinary", "text"]
+    assert table.groupby("method").size().eq(5).all()
+    assert np.allclose(table[groups].sum(axis=1), 1, atol=1e-5)
+    shares = table.set_index(["method", "sample"])[groups]
+    for number, item in enumerate(items[:5]):
+        prompt = demo.prompt(item.sample.images, item.sample.question)
+        sinks = sg.find_sinks(demo, prompt)
+        for name, gates in (("unmodified", None), ("late", late)):
+            expected = demo.predict(prompt, gates).shares(sinks)
+            means = [float(expected[group].mean()) for group in groups]
+            assert np.allclose(shares.loc[(name, number)], means, atol=1e-5)
+    assert (shares.loc["removed", "v_sink"] == 0).all()
+    # tokens in front of the others lose the attention of their old place, not that of another token
+    front, plain = shares.loc["front", "v_sink"], shares.loc["unmodified", "v_sink"]
+    assert ((front / plain).between(0.5, 2)).all()
+    means = attention_by_method(table).set_index("method")
+    assert means.loc["late", "v_sink"] == pytest.approx(shares.loc["late", "v_sink"].mean(), rel=1e-5)
+
+
+def test_methods_that_encode_the_image_anew_are_evaluated(demo, items, tmp_path):
+    """The neurons of no patch leave the model as it is but for the extra token; example caches without pixels are refused."""
+    methods = {"unmodified": Fixed(sg.Gates.ones(demo)), "registers": Registers(((1, 3),))}
+    for scoring in ("likelihood", "generate"):
+        answers = run(Evaluation(demo, SCENES, items[:3], methods, scoring), tmp_path / scoring, progress=False)
+        assert answers.table("answers").groupby("method").size().to_dict() == {"registers": 3, "unmodified": 3}
+    samples = [item.sample for item in items[:2]]
+    assert len(evaluate(demo, methods, samples, progress=False).right["registers"]) == 2
+    with pytest.raises(PromptError, match="pixels=True"):
+        evaluate(demo, methods, samples, examples=ExampleCache(demo), progress=False)
 
 
 def test_forced_and_written_agree_where_answers_are_open(demo, items, methods, tmp_path):
@@ -113,6 +159,8 @@ def test_what_is_wrong_is_said_before_anything_runs(demo, items, methods):
         Evaluation(demo, SCENES, items, methods, "sung")
     with pytest.raises(SinkgateError, match="no extractor 'strict'.*robust"):
         Evaluation(demo, SCENES, items, methods, "written", "strict")
+    with pytest.raises(SinkgateError, match="measured with likelihood scoring; got generate"):
+        Evaluation(demo, SCENES, items, methods, "generate", attention=True)
 
 
 def test_other_pictures_are_another_study(demo, items, methods, tmp_path):
