@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sinkgate.images.io import open_image
     from sinkgate.images.layout import Sheet
     from sinkgate.methods.lsg import LSG, LSGConfig
+    from sinkgate.methods.runtime import export_runtime
     from sinkgate.models.dimensions import discover, sink_criteria
     from sinkgate.models.loading import load
     from sinkgate.models.prompts import Prompt
@@ -84,6 +85,7 @@ __all__ = [
     "discover_dimensions",
     "evaluate",
     "explore",
+    "export_runtime",
     "find_sinks",
     "gather_evidence",
     "known",
@@ -112,6 +114,7 @@ _MODULES = {
     "images.io": "open_image",
     "images.layout": "Sheet",
     "methods.lsg": "LSG LSGConfig",
+    "methods.runtime": "export_runtime",
     "models.dimensions": "discover sink_criteria",
     "models.loading": "load",
     "models.prompts": "Prompt",

@@ -28,6 +28,7 @@ EXTENDED_TESTS = (
     "images/test_images.py::test_a_phones_photograph_is_made_smaller_and_stands_upright[MPO]",
     "images/test_images.py::test_a_phones_photograph_is_made_smaller_and_stands_upright[TIFF]",
     "images/test_images.py::test_a_phones_photograph_is_made_smaller_and_stands_upright[WEBP]",
+    "methods/test_runtime.py::test_other_models_and_criteria_are_served_without_sinkgate",
     "models/test_processor_table.py::test_what_is_",
     "models/test_session.py::test_a_compiled_model_is_gated_and_recorded",
     "plots/test_style.py::test_images_are_files_of_their_kind",

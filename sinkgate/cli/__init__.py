@@ -23,6 +23,7 @@ for command in (
     gates.train,
     gates.stack,
     gates.convert,
+    gates.export_runtime,
     studies.anatomy,
     studies.probe,
     studies.sweep,

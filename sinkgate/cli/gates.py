@@ -1,4 +1,4 @@
-"""Commands of the learned gates: train, stack, convert."""
+"""Commands of gates: train, stack, convert, export-runtime."""
 
 from __future__ import annotations
 
@@ -208,3 +208,30 @@ def convert(
     lsg.save_pretrained(out)
     if not as_json:
         typer.echo(f"{lsg.trainable_parameters()}, saved in {out}")
+
+
+@unfolded
+def export_runtime(
+    chosen: ModelChoice,
+    criteria: SinkChoice,
+    gates: Annotated[Path, typer.Argument(help="JSON file of fixed gates, or folder of learned ones.")],
+    out: Annotated[Path, typer.Option(help="Folder for the module and its data.")],
+    any_model: AnyModel = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write gates as one Python module that needs torch and transformers only, to serve a model without sinkgate."""
+    from sinkgate.methods import runtime
+    from sinkgate.methods.lsg import LSG
+    from sinkgate.sinks.fine_gates import load_gates
+
+    table = LSG.from_pretrained(gates) if gates.is_dir() else load_gates(gates)
+    writable_folder(out)  # before the work
+    vlm = chosen.load()
+    if isinstance(table, LSG):
+        table.to(vlm.device)
+    v_sink, l_sink = criteria.criteria
+    files = runtime.export_runtime(vlm, table, out, v_sink=v_sink, l_sink=l_sink, any_model=any_model)  # pyright: ignore[reportArgumentType] - refuses fine gates
+    if as_json:
+        print_json(files=[str(file) for file in files], model=vlm.name)
+        return
+    typer.echo(f"{', '.join(file.name for file in files)} in {out}; logits equal sinkgate's on a test picture")

@@ -385,6 +385,15 @@ def test_gates_are_trained_stacked_examined_and_asked(sinkgate, scene_folder, tm
     assert answer["scales"]["v_sink"] == pytest.approx(read.scales[:, 0].tolist())
 
 
+def test_gates_are_exported_for_a_service(sinkgate, tmp_path, demo):
+    gates = tmp_path / "gates.json"
+    sg.Gates.ones(demo).set("v_sink", 0.5, 2).save(gates)
+    output = sinkgate("export-runtime", gates, "--out", tmp_path / "serve").stdout
+    assert "sink_runtime.py, sink_gates.json in" in output and "logits equal" in output
+    settings = json.loads((tmp_path / "serve" / "sink_gates.json").read_text())
+    assert settings["gated_layers"] == [2] and settings["v_sink"]["name"] == "AttentionShare"
+
+
 def test_gates_of_another_model_need_the_option_that_their_error_names(sinkgate, scene_folder, tmp_path, demo):
     lsg = sg.LSG.for_vlm(demo, [1, 2])
     lsg.config = replace(lsg.config, base_model="somebody/else", weights=None)
