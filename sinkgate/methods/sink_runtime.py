@@ -165,10 +165,10 @@ class SinkGates:
         embeds = kwargs.get("inputs_embeds")
         tokens: Any = embeds if embeds is not None else kwargs.get("input_ids", args[0] if args else None)
         cache = kwargs.get("past_key_values")
-        seen = int(cache.get_seq_length()) if cache is not None else 0
-        self.end = seen + tokens.shape[1]
+        cached = int(cache.get_seq_length()) if cache is not None else 0
+        self.end = cached + tokens.shape[1]
         has_images = self.ids is not None and bool((self.ids == self.image_token).any())
-        if seen:
+        if cached:
             if has_images and self.ids is not None and self.ids.shape[1] == tokens.shape[1]:
                 raise ValueError("images stand behind a cached prompt; sink gates need the whole prompt in one prefill")
             self.scales = getattr(cache, "sink_scales", {})

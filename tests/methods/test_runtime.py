@@ -135,9 +135,9 @@ def test_other_models_and_criteria_are_served_without_sinkgate(tmp_path):
     cases.append(zoo_case("llava", v_sink=NormOutliers(1.02), l_sink=SinkDimensions((3, 5), tau=1.0)))
     cases.append(zoo_case("qwen3_vl", v_sink=SinkDimensions((1,), 1.0), l_sink=MassiveActivations(1.5, 0.0, (2, 4))))
     for case in cases[2:]:
-        found = [case.sinks(prompt) for prompt in case.prompts]
-        assert any(sinks.v_sink.any() and not sinks.v_sink.all() for sinks in found), case.vlm.name
-        assert any(sinks.l_sink.any() for sinks in found), case.vlm.name
+        maps = [case.sinks(prompt) for prompt in case.prompts]
+        assert any(sinks.v_sink.any() and not sinks.v_sink.all() for sinks in maps), case.vlm.name
+        assert any(sinks.l_sink.any() for sinks in maps), case.vlm.name
     serve(tmp_path, cases)
 
 
