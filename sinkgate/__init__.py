@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from sinkgate.images.io import open_image
     from sinkgate.images.layout import Sheet
+    from sinkgate.images.video import Video, open_video
     from sinkgate.methods.lsg import LSG, LSGConfig
     from sinkgate.methods.runtime import export_runtime
     from sinkgate.models.dimensions import discover, sink_criteria
@@ -78,6 +79,7 @@ __all__ = [
     "Trace",
     "TrainingError",
     "UnsupportedModelError",
+    "Video",
     "attached",
     "choose",
     "compare",
@@ -92,6 +94,7 @@ __all__ = [
     "load",
     "logit_lens",
     "open_image",
+    "open_video",
     "oracle",
     "relevancy",
     "report",
@@ -113,6 +116,7 @@ _MODULES = {
     "errors": "GateError ImageError PromptError SceneError SinkgateError TrainingError UnsupportedModelError",
     "images.io": "open_image",
     "images.layout": "Sheet",
+    "images.video": "Video open_video",
     "methods.lsg": "LSG LSGConfig",
     "methods.runtime": "export_runtime",
     "models.dimensions": "discover sink_criteria",

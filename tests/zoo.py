@@ -98,6 +98,46 @@ class Family:
         return inputs
 
 
+VIDEO = 101
+#: Families that read a video as one input, with rows of its own in the prompt.
+VIDEO_FAMILIES = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "qwen3_5",
+    "llava_onevision",
+    "llava_next_video",
+)
+
+
+def video_sample(name: str, frames: int = 6, seed: int = 0) -> dict[str, Tensor]:
+    """One prompt of a family of `VIDEO_FAMILIES` with a video of 32 patches (Qwen) or 16 patches (LLaVA) a frame."""
+    generator = torch.Generator().manual_seed(seed)
+    start, end = torch.tensor([102]), torch.tensor([103])
+
+    def words(count: int) -> Tensor:
+        return torch.randint(5, 90, (count,), generator=generator)
+
+    def rows(count: int) -> Tensor:
+        return torch.full((count,), VIDEO)
+
+    if name.startswith("llava"):
+        videos = {"pixel_values_videos": torch.randn(1, frames, 3, 28, 28, generator=generator)}
+        parts = [rows(4 * frames + (name == "llava_onevision"))]
+    else:
+        times = -(-frames // 2)  # two frames become one
+        videos = {
+            "pixel_values_videos": torch.randn(32 * times, 96, generator=generator),
+            "video_grid_thw": torch.tensor([[times, 4, 8]]),
+        }
+        by_time = [part for _ in range(times) for part in (words(2), start, rows(8), end)]
+        parts = [start, rows(8 * times), end] if name.startswith("qwen2") else by_time
+    ids = torch.cat([words(3), *parts, words(4)])[None]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **videos}
+    return inputs if name.startswith("llava") else {**inputs, "mm_token_type_ids": (ids == VIDEO).long() * 2}
+
+
 def together(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Samples as one batch, padded on the left."""
     longest = max(sample["input_ids"].shape[1] for sample in samples)

@@ -54,7 +54,7 @@ def open_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         source = _from_array(source)
     if isinstance(source, Image.Image):
         return _decode(source, max_pixels)
-    data = _bytes_of(source)
+    data = read_bytes(source)
     if not data:
         raise ImageError("the image file is empty")
     with warnings.catch_warnings():
@@ -103,14 +103,18 @@ def is_one_picture(sources: Any) -> bool:
     return isinstance(sources, one) or hasattr(sources, "read") or not isinstance(sources, Iterable)
 
 
-def _bytes_of(source: Any) -> bytes:
-    """Return the bytes of a file from any source."""
+def read_bytes(source: Any) -> bytes:
+    """Return the bytes of a file from any source that `open_image` reads.
+
+    Raises:
+        ImageError: it cannot be opened.
+    """
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if isinstance(source, Mapping):
         for name in ("bytes", "path"):
             if source.get(name):
-                return _bytes_of(source[name])
+                return read_bytes(source[name])
         keys = ", ".join(map(repr, source)) or "nothing"
         raise ImageError(f'a dictionary of a picture holds "bytes" or "path"; got {keys}')
     if hasattr(source, "read"):

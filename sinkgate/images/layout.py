@@ -9,7 +9,7 @@ Shapes: N patches in the order of the pixels, V visual tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,12 +25,14 @@ class Sheet:
     """Grid of visual tokens: of the whole picture, an overview or its tiles; or a plain list of tokens.
 
     Shapes: tokens (rows, columns) indices into the prompt's visual tokens, -1 for none; box (left, top, right, bottom) of the picture's
-    pixels that they cover (beyond the picture if the processor pads), None if the tokens have no place in it.
+    pixels that they cover (beyond the picture if the processor pads), None if the tokens have no place in it. ``frames``: the first and the
+    last frame of the video that they cover, which differ where a model merges frames; None for pictures. ``image`` is the picture, or the first frame.
     """
 
     tokens: Tensor
     image: int = 0
     box: tuple[float, float, float, float] | None = None
+    frames: tuple[int, int] | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -58,13 +60,14 @@ class Sheet:
 class Places:
     """Positions of patches.
 
-    Shapes: image (N,) index of the picture, -1 for patches of padding only; center (N, 2) and size (N, 2), x and y
-    in pixels of that picture.
+    Shapes: image (N,) index of the picture or of the first frame, -1 for patches of padding only; center (N, 2) and size (N, 2), x and y
+    in pixels of that picture; last (N,) index of the last frame, None for pictures.
     """
 
     image: Tensor
     center: Tensor
     size: Tensor
+    last: Tensor | None = None
 
 
 def measure_places(pixels_of: Callable[[list[Image.Image]], Tensor], sizes: Sequence[Size]) -> Places:
@@ -84,18 +87,39 @@ def measure_places(pixels_of: Callable[[list[Image.Image]], Tensor], sizes: Sequ
             return pixels_of([*black[:index], picture, *black[index + 1 :]]) - dark
 
         white = difference(Image.new("RGB", size, "white"))
-        visible = white.abs() > 0.5 * white.abs().max()
-        count = visible.sum(1).clamp_min(1)
-        mine = visible.float().mean(1) > 0.25
+        visible, mine = _visible(white)
         image[mine] = index
         for axis in range(2):
-            share = torch.where(visible, difference(_ramp(size, axis)) / torch.where(visible, white, 1), 0)
-            mean = share.sum(1) / count
-            spread = (torch.where(visible, share - mean[:, None], 0).square().sum(1) / count).sqrt()
-            center[mine, axis] = mean[mine] * size[axis]
-            # a uniform distribution of width w has the standard deviation w / sqrt(12)
-            extent[mine, axis] = spread[mine] * 12**0.5 * size[axis]
+            mean, width = _along(difference(_ramp(size, axis)), white, visible)
+            center[mine, axis], extent[mine, axis] = mean[mine] * size[axis], width[mine] * size[axis]
     return Places(image, center, extent)
+
+
+def measure_frames(pixels_of: Callable[[list[Image.Image]], Tensor], size: Size, count: int) -> Places:
+    """Measure the position of each patch in a video of so many frames: in the frame by ramps, in time by the binary digits of frames.
+
+    In the run of a digit, frames whose index has it are white and all others black: the values of a patch are the index of their frame. A
+    patch of several frames, as models that merge frames in time cut them, holds values of each.
+
+    Args:
+        pixels_of: frames -> pixels of each patch, (N, values).
+        size: width and height of a frame.
+        count: number of frames.
+    """
+    black, bright = Image.new("RGB", size), Image.new("RGB", size, "white")
+    dark = pixels_of([black] * count)
+    white = pixels_of([bright] * count) - dark
+    visible, mine = _visible(white)
+    frame = torch.zeros(dark.shape, dtype=torch.int32)
+    for digit in range((count - 1).bit_length()):
+        part = pixels_of([bright if index >> digit & 1 else black for index in range(count)]) - dark
+        frame += (part / torch.where(visible, white, 1) > 0.5).int() << digit
+    first = torch.where(visible, frame, count).amin(1).long()
+    last = torch.where(visible, frame, -1).amax(1).long()
+    along = [_along(pixels_of([_ramp(size, axis)] * count) - dark, white, visible) for axis in range(2)]
+    center, extent = (torch.stack(each, 1) * torch.tensor(size) for each in zip(*along, strict=True))
+    nowhere = torch.full_like(first, -1)
+    return Places(torch.where(mine, first, nowhere), center, extent, torch.where(mine, last, nowhere))
 
 
 def lay_out(
@@ -111,7 +135,7 @@ def lay_out(
         count: number of visual tokens.
     """
     groups: list[tuple[int, Tensor, list[Tensor]]] = []  # picture, size of a cell, tokens
-    center, image = _of_tokens(token_of_patch, places, count)
+    center, image, last = _of_tokens(token_of_patch, places, count)
     for crop in crop_of_patch.unique():
         patches = (crop_of_patch == crop) & (token_of_patch >= 0) & (places.image >= 0)
         tokens = token_of_patch[patches].unique()
@@ -127,7 +151,10 @@ def lay_out(
         else:
             groups.append((picture, cell, [tokens]))
     sheets = [_sheet(picture, sizes[picture], cell, torch.cat(members), center) for picture, cell, members in groups]
-    return tuple(sheet for sheet in sheets if sheet is not None)
+    if places.last is None:
+        return tuple(sheet for sheet in sheets if sheet is not None)
+    spans = [(picture, int(last[torch.cat(members)].max())) for picture, _, members in groups]
+    return tuple(replace(sheet, frames=span) for sheet, span in zip(sheets, spans, strict=True) if sheet is not None)
 
 
 def list_sheet(count: int) -> Sheet:
@@ -145,15 +172,33 @@ def _ramp(size: Size, axis: int) -> Image.Image:
     return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
 
 
-def _of_tokens(token_of_patch: Tensor, places: Places, count: int) -> tuple[Tensor, Tensor]:
-    """Return the centre of each token over its patches in the picture, (V, 2), and the picture, (V,), -1 for none."""
+def _visible(white: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where patches change when the picture turns white, (N, values), and the patches that belong to it, (N,)."""
+    visible = white.abs() > 0.5 * white.abs().max()
+    return visible, visible.float().mean(1) > 0.25
+
+
+def _along(ramp: Tensor, white: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+    """Return centre and extent of patches along the axis of a ramp, (N,) each, as shares of the picture."""
+    count = visible.sum(1).clamp_min(1)
+    share = torch.where(visible, ramp / torch.where(visible, white, 1), 0)
+    mean = share.sum(1) / count
+    spread = (torch.where(visible, share - mean[:, None], 0).square().sum(1) / count).sqrt()
+    return mean, spread * 12**0.5  # a uniform distribution of width w has the standard deviation w / sqrt(12)
+
+
+def _of_tokens(token_of_patch: Tensor, places: Places, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the centre of each token over its patches in the picture, (V, 2), the picture and its last frame, (V,), -1 for none."""
     used = (token_of_patch >= 0) & (places.image >= 0)
     token = token_of_patch[used]
     number = torch.zeros(count).index_add(0, token, torch.ones(len(token)))
     center = torch.zeros(count, 2).index_add(0, token, places.center[used]) / number.clamp_min(1)[:, None]
     image = torch.full((count,), -1)
     image[token] = places.image[used]
-    return center, image
+    last = image.clone()
+    if places.last is not None:
+        last[token] = places.last[used]
+    return center, image, last
 
 
 def _cell(center: Tensor, of_one: Tensor, patch_size: Tensor) -> Tensor:

@@ -22,7 +22,9 @@ from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import Scales
 from sinkgate.errors import ImageError, PromptError
 from sinkgate.images.io import Picture
+from sinkgate.images.video import Video
 from sinkgate.models.adapters import Adapter, adapt
+from sinkgate.models.adapters.base import PIXELS
 from sinkgate.models.model_state import encoder_state
 from sinkgate.models.prompts import Prompt, Prompter
 from sinkgate.models.weights import model_checksum
@@ -89,18 +91,26 @@ class BaseVLM:
     # --- prompts
 
     def prompt(
-        self, images: Picture | Sequence[Picture], question: str | Sequence[str | None], *, system: str = ""
+        self,
+        images: Picture | Video | Sequence[Picture],
+        question: str | Sequence[str | None],
+        *,
+        system: str = "",
+        frames: int | None = None,
     ) -> Prompt:
-        """Put a question to an image, or to several, in the model's own chat format.
+        """Put a question to an image, to several, or to a video, in the model's own chat format.
 
         Args:
-            images: one, or several in their order.
+            images: one, several in their order, or a `Video` or the name of a video file. Models without an input for videos are given
+                the frames as images.
             question: 1 to 20,000 characters; line breaks within are kept. Images stand in front of a text; in a list of texts each
                 stands where None is.
             system: text of the system turn; what the chat template writes by itself where empty.
+            frames: how many frames of the video to use, at even distances; all of a `Video` and 8 of a file where None. With a number any
+                file is read as a video, an animated GIF too.
 
         Raises:
-            ImageError: an image cannot be used (see ``open_image``).
+            ImageError: an image or a video cannot be used (see ``open_image`` and ``open_video``).
             PromptError: the question is empty, too long, or holds a token with a meaning of its own; there is no image, or more
                 than the model takes; the chat template takes no system turn; the prompt has more positions than the model.
 
@@ -108,15 +118,17 @@ class BaseVLM:
             >>> prompt = vlm.prompt("street.jpg", "How many cars are there?", system="Answer with one word.")
         """
         with self.lock:
-            return self.prompter.ask(images, question, system)
+            return self.prompter.ask(images, question, system, frames)
 
-    def read(self, inputs: Mapping[str, Any], images: Picture | Sequence[Picture] = (), question: str = "") -> Prompt:
+    def read(
+        self, inputs: Mapping[str, Any], images: Picture | Video | Sequence[Picture] = (), question: str = ""
+    ) -> Prompt:
         """Return the prompt that a processor has made.
 
         Args:
             inputs: what the processor returned for one prompt: ``input_ids`` (1, P), ``pixel_values`` and what else the model takes,
                 as tensors, arrays or lists. They are put on the model's device, fractions in its dtype.
-            images: the images that it was given, in their order; without them no token has a place in a picture.
+            images: the images or the `Video` that it was given, in their order; without them no token has a place in a picture.
             question: what to call the prompt.
 
         Raises:
@@ -284,15 +296,15 @@ class BaseVLM:
         if name is None:
             return dict(prompt.inputs)
         if prompt.encoded is None or prompt.encoded_under != encoder_state(self.adapter):
-            if "pixel_values" not in prompt.inputs:
+            if not prompt.inputs.keys() & PIXELS.values():
                 raise PromptError(
                     "the model's vision encoder has changed (weights, adapters or hooks) since this prompt was encoded, and its pixels "
                     "were dropped; make the prompt again with vlm.prompt"
                 )
             with torch.no_grad():  # it is kept; a graph would be kept with it
                 self._keep_encoded(prompt)
-        text = {key: value for key, value in prompt.inputs.items() if key != "pixel_values"}
-        return {**text, name: self.adapter.as_input(prompt.encoded)}
+        text = {key: value for key, value in prompt.inputs.items() if key not in PIXELS.values()}
+        return {**text, name: self.adapter.as_input(prompt.encoded, prompt.kind)}
 
     @contextmanager
     def attached(

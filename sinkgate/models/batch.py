@@ -15,12 +15,13 @@ from torch.nn.functional import cross_entropy, pad
 
 from sinkgate.attention.scales import LogitScales, Scales
 from sinkgate.models.adapters import Adapter
+from sinkgate.models.adapters.base import PIXELS
 from sinkgate.models.prompts import Prompt
 from sinkgate.sinks.classify import SinkMasks
 
 #: Inputs with one entry a position of the text; all others describe images.
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
-GRIDS = ("image_grid_thw",)  # what positions of the text are computed from
+GRIDS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")  # what positions of the text are computed from
 IGNORED = -100  # torch's cross entropy leaves these labels out
 
 
@@ -52,14 +53,16 @@ class Batch:
         longest = max(prompt.length for prompt in prompts)
         inputs: dict[str, Any] = {}
         if adapter.takes_encoded is not None:
-            inputs[adapter.takes_encoded] = adapter.as_input(adapter.join([p.encoded for p in prompts]))
+            encoded = {kind: [p.encoded for p in prompts if p.kind == kind] for kind in PIXELS}
+            parts = [adapter.as_input(adapter.join(each), kind) for kind, each in encoded.items() if each]
+            inputs[adapter.takes_encoded] = parts[0] if len(parts) == 1 else parts[0] | parts[1]
         else:
             assert len(prompts) == 1
             inputs.update(prompts[0].inputs)
         for name in (*TEXT_INPUTS, *GRIDS):
-            if name in prompts[0].inputs:
+            values = [prompt.inputs[name] for prompt in prompts if name in prompt.inputs]
+            if values:
                 fill = pad_token if name == "input_ids" else 0
-                values = [prompt.inputs[name] for prompt in prompts]
                 if name in TEXT_INPUTS:
                     values = [_padded(value, longest, fill) for value in values]
                 inputs[name] = torch.cat(values)

@@ -7,12 +7,14 @@ and end with text that no model writes.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
+import numpy as np
 from jinja2 import TemplateError
 from PIL import Image
 
@@ -144,6 +146,36 @@ class ChatFormat:
 
     # --- prompts
 
+    @property
+    def has_video_input(self) -> bool:
+        """True where processors of this kind take videos; this one may lack its video part."""
+        return "video_processor" in inspect.signature(type(self.processor).__init__).parameters
+
+    def text_of_video(self, parts: Parts, system: str = "") -> str:
+        """Return the same as ``text`` with a video at the place of None.
+
+        Raises:
+            PromptError: the processor was loaded without its video part, or the template has no place for a video.
+        """
+        if getattr(self.processor, "video_processor", None) is None:
+            raise PromptError(
+                f'videos for {self.name} need torchvision, as its video processor does: run `pip install "sinkgate[vision]"` and '
+                "load the model again, or give the frames as pictures: vlm.prompt(video.frames, question)"
+            )
+        turns = [self._turn("system", [system])] if system else []
+        content = [{"type": "video"} if part is None else {"type": "text", "text": part} for part in parts]
+        text = (
+            self._render([*turns, {"role": "user", "content": content}], add_generation_prompt=True)
+            if self.template
+            else ""
+        )
+        if text.count(self.processor.video_token) != list(parts).count(None):
+            raise PromptError(
+                f"the chat template of {self.name} has no place for a video; give the frames as pictures: "
+                "vlm.prompt(video.frames, question)"
+            )
+        return text
+
     def text(self, parts: Parts, system: str = "") -> str:
         """Return the prompt's text up to where the model answers.
 
@@ -166,15 +198,28 @@ class ChatFormat:
         turns = [self._turn("system", [system])] if system else []
         return self._render([*turns, self._turn("user", parts)], add_generation_prompt=True)
 
-    def inputs(self, text: str, images: Sequence[Image.Image]) -> dict[str, Any]:
+    def inputs(self, text: str, images: Sequence[Image.Image], fps: float | None = None) -> dict[str, Any]:
         """Return the processor's tensors for a text and its images, on the model's device, batch 1.
 
         As in transformers, no special tokens are added where the template has written the first of them.
+
+        Args:
+            text: with a place for each image, or one for the video.
+            images: the images, or the frames of a video.
+            fps: frames in a second of a video; None: these are images.
         """
         bos = self.processor.tokenizer.bos_token
-        options = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
-        pictures = [list(images)] if images else None
-        features = self.processor(images=pictures, text=[text], return_tensors="pt", **options)
+        options: dict[str, Any] = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
+        if fps is None:
+            options["images"] = [list(images)] if images else None
+        else:
+            count = len(images)
+            options["videos"] = [np.stack([np.asarray(image) for image in images])]
+            options["video_metadata"] = [
+                {"total_num_frames": count, "fps": fps, "duration": count / fps, "frames_indices": list(range(count))}
+            ]
+            options["do_sample_frames"] = False  # they are chosen
+        features = self.processor(text=[text], return_tensors="pt", **options)
         return dict(features.to(self.model.device, self.model.dtype))
 
     def refuse_commands(self, text: str, kind: str) -> None:

@@ -25,7 +25,7 @@ def describe(vlm: VLM, prompt: Prompt) -> dict[str, str | int]:
         vlm: the model.
         prompt: any prompt of it; making one determines the rule of the patches.
     """
-    config, adapter, rule = vlm.model.config, vlm.adapter, vlm.prompter.rule
+    config, adapter, rule = vlm.model.config, vlm.adapter, vlm.prompter.rules.get(prompt.kind)
     text, vision, encoder = config.get_text_config(), config.vision_config, len(adapter.encoder_layers)
     quantized = getattr(vlm.model, "is_quantized", False)
     devices = sorted({str(place) for place in getattr(vlm.model, "hf_device_map", {"": vlm.device}).values()})

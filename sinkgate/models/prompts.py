@@ -6,6 +6,7 @@ Shapes: V visual tokens, S separators, N patches, U rows that the images put int
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from sinkgate.errors import ImageError, PromptError, UnsupportedModelError
 from sinkgate.images.io import Picture, open_images
-from sinkgate.images.layout import Sheet, Size, lay_out, list_sheet, measure_places
+from sinkgate.images.layout import Sheet, Size, lay_out, list_sheet, measure_frames, measure_places
+from sinkgate.images.video import Video, as_video
 from sinkgate.models.adapters import Adapter
-from sinkgate.models.adapters.base import RULES
+from sinkgate.models.adapters.base import PIXELS, RULES
 from sinkgate.models.chat import ChatFormat, stripped
 from sinkgate.models.token_map import measure_tokens
 from sinkgate.sinks.classify import SinkMap
@@ -37,7 +39,7 @@ class Prompt:
     Shapes: inputs as ``generate`` takes them, batch 1; visual (V,) positions of the visual tokens among the Keys, and
     separators (S,): newline, tile and break tokens between them, which carry no patch and are never gated; token_of_patch (N,) index into
     ``visual``, negative where a patch feeds no token, None where tokens mix patches. ``sheets`` lay the visual tokens out as
-    they lie in the pictures. ``note`` says what of this is not exact, or is empty.
+    they lie in the pictures. ``note`` says what of this is not exact, or is empty. Of a video ``images`` are the frames.
     """
 
     images: list[Image.Image]
@@ -50,16 +52,22 @@ class Prompt:
     sheets: tuple[Sheet, ...]
     note: str = ""
     system: str = ""  # the system turn, where one was given
+    video: Video | None = None  # whose frames the images are
+    kind: str = "image"  # "video" where the model reads it as a video, not as pictures
     encoded: Any = None  # the encoder's output, once it has run
     encoded_under: int = 0  # the `encoder_state` at that time
     sinks: SinkMap | None = None  # by the default criteria, once they were computed
     sinks_under: int = 0  # the `model_state` at that time
 
     def __repr__(self) -> str:
-        images = ", ".join(f"{image.width} x {image.height}" for image in self.images) or "none"
+        images = f"images: {', '.join(f'{image.width} x {image.height}' for image in self.images) or 'none'}"
         places = " and ".join(f"{rows} x {columns}" for rows, columns in (sheet.grid for sheet in self.sheets))
+        if self.video is not None:
+            images = f"{self.video!r}"
+            grids = Counter(f"{rows} x {columns}" for rows, columns in (sheet.grid for sheet in self.sheets))
+            places = " and ".join(f"{times} times {grid}" if times > 1 else grid for grid, times in grids.items())
         return (
-            f"Prompt({self.question!r}, images: {images}, {len(self.visual)} visual tokens"
+            f"Prompt({self.question!r}, {images}, {len(self.visual)} visual tokens"
             f"{f' in {places}' if places else ''}, {self.length} positions)"
         )
 
@@ -114,22 +122,38 @@ class Prompter:
     def __init__(self, adapter: Adapter, processor: Any, name: str) -> None:
         self.adapter, self.processor, self.name = adapter, processor, name
         self.chat = ChatFormat(processor, adapter.model, name)
-        self.rule: str | None = None  # of RULES; "measured" where none holds, "mixed" where tokens mix patches
+        self.rules: dict[
+            str, str
+        ] = {}  # by kind; of RULES, "measured" where none holds, "mixed" where tokens mix patches
         self._tokens: dict[tuple[Any, ...], Tensor] = {}
         self._sheets: dict[tuple[Any, ...], tuple[Sheet, ...]] = {}
 
+    @property
+    def rule(self) -> str | None:
+        """The rule by which patches of images become tokens; None before the first prompt."""
+        return self.rules.get("image")
+
     def ask(
-        self, images: Picture | Sequence[Picture], question: str | Sequence[str | None], system: str = ""
+        self,
+        images: Picture | Video | Sequence[Picture],
+        question: str | Sequence[str | None],
+        system: str = "",
+        frames: int | None = None,
     ) -> Prompt:
         """See `sinkgate.VLM.prompt`."""
         if not isinstance(question, list | tuple):
             _refuse_swapped(images, question)
-        pictures, system = open_images(images), stripped(system, "system turn")
-        parts = [None] * len(pictures) + [question.strip()] if isinstance(question, str) else list(question)
-        if parts.count(None) != len(pictures):
-            raise PromptError(
-                f"the question has {parts.count(None)} places for images; expected {len(pictures)}, as many as images"
-            )
+        _refuse_mixed(images)
+        video = as_video(images, frames)
+        pictures = list(video.frames) if video else open_images(cast(Any, images))
+        system = stripped(system, "system turn")
+        places = 1 if video else len(pictures)
+        parts = [None] * places + [question.strip()] if isinstance(question, str) else list(question)
+        if parts.count(None) != places:
+            noun = "the video; expected 1" if video else f"images; expected {places}, as many as images"
+            raise PromptError(f"the question has {parts.count(None)} places for {noun}")
+        if video and not self.chat.has_video_input:  # such a model reads frames as pictures
+            parts = [each for part in parts for each in ([part] if part is not None else [None] * len(pictures))]
         question = "".join(
             part for part in parts if part is not None
         )  # line breaks stay: benchmarks list options on lines
@@ -141,15 +165,20 @@ class Prompter:
             raise PromptError(f"the question has {len(question)} characters; at most {MAX_QUESTION:,} can be asked")
         self.chat.refuse_commands(question, "question")
         self.chat.refuse_commands(system, "system turn")
-        text = self.chat.text(parts, system)
+        as_one = video is not None and self.chat.has_video_input
+        text = self.chat.text_of_video(parts, system) if as_one else self.chat.text(parts, system)
         try:
-            inputs = self.chat.inputs(text, pictures)
+            inputs = (
+                self.chat.inputs(text, pictures, video.fps) if video and as_one else self.chat.inputs(text, pictures)
+            )
         except Exception as error:  # processors raise whatever a picture drives them to
             refusal = self._refusal(pictures, error)
+            if as_one:
+                refusal = PromptError(f"the processor of {self.name} refuses the video: {error}")
             if refusal is None:
                 raise
             raise refusal from error
-        return replace(self._read(inputs, pictures, question), system=system)
+        return replace(self._read(inputs, pictures, question, video), system=system)
 
     def _refusal(self, pictures: Sequence[Image.Image], error: Exception) -> ImageError | PromptError | None:
         """Return an error that names what the processor refused: a picture, their number or the text; None where it takes no picture at all."""
@@ -190,12 +219,27 @@ class Prompter:
                 "smaller images"
             )
 
-    def read(self, inputs: Mapping[str, Any], images: Picture | Sequence[Picture] = (), question: str = "") -> Prompt:
+    def read(
+        self, inputs: Mapping[str, Any], images: Picture | Video | Sequence[Picture] = (), question: str = ""
+    ) -> Prompt:
         """See `sinkgate.VLM.read`."""
-        return self._read(_as_tensors(inputs, self.adapter.model), open_images(images), question)
+        video = as_video(images, None)
+        pictures = list(video.frames) if video else open_images(cast(Any, images))
+        return self._read(_as_tensors(inputs, self.adapter.model), pictures, question, video)
 
-    def _read(self, inputs: Mapping[str, Any], images: Sequence[Image.Image], question: str) -> Prompt:
+    def _read(
+        self, inputs: Mapping[str, Any], images: Sequence[Image.Image], question: str, video: Video | None
+    ) -> Prompt:
         adapter = self.adapter
+        kind = adapter.kind(inputs)
+        both = all(name in inputs for name in PIXELS.values())
+        if both or (kind == "video" and not len(adapter.rows_in_prompt(inputs))):
+            reason = (
+                "images beside a video" if both else "this model's form of videos, without video tokens of their own,"
+            )
+            raise PromptError(
+                f"{self.name}: {reason} cannot be read; give the frames as pictures, vlm.prompt(video.frames, question)"
+            )
         _refuse_wrong_size(inputs, adapter)
         self.refuse_length(inputs["input_ids"].shape[1], "prompt")
         rows = adapter.rows_in_prompt(inputs).cpu()
@@ -208,7 +252,7 @@ class Prompter:
             fed[token[token >= 0]] = True
             token = torch.where(token >= 0, (fed.cumsum(0) - 1)[token.clamp_min(0)], token)
         visual = rows[fed]
-        sheets = self._lay_out(inputs, images, token, len(visual)) if images and token is not None else ()
+        sheets = self._lay_out(inputs, images, token, len(visual), video) if images and token is not None else ()
         separators: Tensor = cast(Any, torch.cat([rows[~fed], self._between(visual, sheets)])).unique()
         tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         return Prompt(
@@ -221,6 +265,8 @@ class Prompter:
             token,
             sheets or (list_sheet(len(visual)),),
             note,
+            video=video,
+            kind=kind,
         )
 
     def _token_of_patch(self, inputs: Mapping[str, Any]) -> tuple[Tensor | None, str]:
@@ -230,13 +276,15 @@ class Prompter:
             return None, "this encoder's layers cannot be looked into, so no visual token has a place in the picture"
         nearest = adapter.nearest_token_of_patch(inputs)
         if nearest is not None:
-            return nearest, "this large picture is resized after the encoder: patches are shown at the nearest token"
-        if self.rule is None:
+            noun = "frames are" if adapter.kind(inputs) == "video" else "this large picture is"
+            return nearest, f"{noun} resized after the encoder: patches are shown at the nearest token"
+        if (kind := adapter.kind(inputs)) not in self.rules:
             measured = self._measured(inputs)
             maps = ((rule, adapter.token_of_patch(inputs, rule)) for rule in RULES)
             follows = (rule for rule, token in maps if token is not None and torch.equal(token, measured))
-            self.rule = next(follows, "mixed" if bool((measured == -2).any()) else "measured")
-        token = adapter.token_of_patch(inputs, self.rule) if self.rule in RULES else None
+            self.rules[kind] = next(follows, "mixed" if bool((measured == -2).any()) else "measured")
+        rule = self.rules[kind]
+        token = adapter.token_of_patch(inputs, rule) if rule in RULES else None
         if token is None:
             token = self._measured(inputs)
         if bool((token == -2).any()):
@@ -251,13 +299,23 @@ class Prompter:
         return self._tokens[key]
 
     def _lay_out(
-        self, inputs: Mapping[str, Any], images: Sequence[Image.Image], token: Tensor, count: int
+        self,
+        inputs: Mapping[str, Any],
+        images: Sequence[Image.Image],
+        token: Tensor,
+        count: int,
+        video: Video | None,
     ) -> tuple[Sheet, ...]:
         sizes: list[Size] = [image.size for image in images]
         grids = self.adapter.grids(inputs)
-        key = (*sizes, *grids, count)
+        key = (video is not None, *sizes, *grids, count)
         if key not in self._sheets:
-            places = measure_places(self._pixels, sizes)
+            as_one = self.chat.has_video_input
+            places = (
+                measure_places(self._pixels, sizes)
+                if video is None
+                else measure_frames(self._frame_pixels if as_one else self._pixels, sizes[0], len(sizes))
+            )
             if len(places.image) != len(token):
                 raise PromptError(
                     f"the inputs hold {len(token)} patches, this model's processor makes {len(places.image)} of the images "
@@ -269,6 +327,9 @@ class Prompter:
 
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
         return self.adapter.pixels(self._process(images)).cpu()
+
+    def _frame_pixels(self, frames: Sequence[Image.Image]) -> Tensor:
+        return self.adapter.pixels(self.chat.inputs(self.chat.text_of_video([None, "?"]), frames, 1.0)).cpu()
 
     def _between(self, visual: Tensor, sheets: tuple[Sheet, ...]) -> Tensor:
         """Positions between visual tokens of one image: its break and tile tokens."""
@@ -289,6 +350,12 @@ def _refuse_swapped(images: Any, question: Any) -> None:
     if isinstance(images, str) and (picture or (name and not os.path.isfile(images))):  # noqa: PTH113 - no error for odd names
         raise PromptError(f"the image comes first, then the question; got {images[:100]!r} as the image")
     stripped(question, "question")
+
+
+def _refuse_mixed(images: Any) -> None:
+    """Raise PromptError where a video stands in a list."""
+    if isinstance(images, list | tuple) and any(isinstance(each, Video) for each in cast(Sequence[Any], images)):
+        raise PromptError("a prompt takes one video alone; give it without a list, or its frames among the pictures")
 
 
 def _sizes(images: Sequence[Image.Image]) -> str:
@@ -312,7 +379,8 @@ def _as_tensors(inputs: Any, model: Any) -> dict[str, Tensor]:
         if isinstance(array, Tensor) or array.dtype.kind in "buif":
             tensor = torch.as_tensor(array)
             tensors[name] = tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
-    for name, maker in (("input_ids", "text"), ("pixel_values", "images")):
+    missing = [("input_ids", "text"), ("pixel_values", "images")][: 1 if PIXELS["video"] in tensors else 2]
+    for name, maker in missing:
         if name not in tensors:
             raise PromptError(
                 f"the inputs hold no {name}, only {', '.join(tensors) or 'nothing'}; the processor makes them of its {maker}"
@@ -327,7 +395,7 @@ def _as_tensors(inputs: Any, model: Any) -> dict[str, Tensor]:
 
 
 def _refuse_wrong_size(inputs: Mapping[str, Any], adapter: Adapter) -> None:
-    vision, pixels = adapter.model.config.vision_config, inputs["pixel_values"]
+    vision, pixels = adapter.model.config.vision_config, adapter.pixel_input(inputs)
     if vision.model_type in FIXED_TOWERS and tuple(pixels.shape[-2:]) != (vision.image_size, vision.image_size):
         raise UnsupportedModelError(
             f"{adapter.name}: the processor makes pictures of {pixels.shape[-1]} x {pixels.shape[-2]} pixels, the vision tower "

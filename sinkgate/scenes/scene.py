@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from random import Random
 from reprlib import repr as short
@@ -41,6 +41,7 @@ MARGIN = 1 / 64  # between a bounding box and the picture's edge
 
 _SLACK = 1e-4  # tolerance for gaps and margins after rounding
 _SQUARE, _TRIANGLE, _ARM = 0.88, 2 / math.sqrt(3), 0.36  # half widths, in radii
+_FAR = 0.3  # of a clip's motion at least, along one axis
 _MIDLINE = 3 / 64  # no centre lies nearer than this to a midline, so that corners are unambiguous
 
 
@@ -144,6 +145,36 @@ class Scene:
         for item in self.objects:
             _draw_object(draw, item, scale)
         return image.reduce(2)
+
+    def clip(self, rng: Random, frames: int = 8) -> list[Scene]:
+        """Return the scenes of a clip: one object moves along a straight line, apart from the others and within the picture.
+
+        Args:
+            rng: random generator; the same state moves the same object to the same point.
+            frames: number of scenes, from 2; the first is this one.
+
+        Raises:
+            SceneError: fewer than two frames, or no object has room to move.
+
+        Example:
+            >>> rng = Random(1)
+            >>> len(Scene.random(rng, (1, 2)).clip(rng, 6))
+            6
+        """
+        if frames < 2:
+            raise SceneError(f"a clip of {frames} frames shows no motion; give at least 2")
+        for _ in range(500):
+            number = rng.randrange(len(self.objects))
+            mover, others = self.objects[number], self.objects[:number] + self.objects[number + 1 :]
+            low, high = mover.radius + MARGIN, 1 - mover.radius - MARGIN
+            x, y = rng.uniform(low, high), rng.uniform(low, high)
+            shares = [index / (frames - 1) for index in range(frames)]
+            path = [replace(mover, x=mover.x + (x - mover.x) * t, y=mover.y + (y - mover.y) * t) for t in shares]
+            far = max(abs(x - mover.x), abs(y - mover.y)) >= _FAR
+            if far and all(_apart(step, other, _SLACK) for step in path for other in others):
+                before, after = self.objects[:number], self.objects[number + 1 :]
+                return [replace(self, objects=(*before, step, *after)) for step in path]
+        raise SceneError("no object of the scene has room to move; take one with fewer objects")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scene as plain JSON types."""

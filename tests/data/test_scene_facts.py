@@ -1,13 +1,15 @@
 """Facts of the demo world: what is said of a picture is what is in it."""
 
 import io
+from random import Random
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sinkgate import SinkgateError
+from sinkgate import SceneError, SinkgateError
 from sinkgate.data import CROWDED, scene_facts
+from sinkgate.scenes import Scene
 from sinkgate.scenes.scene import BACKGROUNDS, COLORS, SHAPES
 
 
@@ -46,3 +48,18 @@ def test_arguments_of_scenes_hold():
     for wrong in ({"split": "all"}, {"haze": (0.5, 0.1)}, {"counts": (0, 3)}, {"count": -1}):
         with pytest.raises(SinkgateError):
             scene_facts(**{"count": 1, **wrong})
+
+
+def test_one_object_of_a_clip_moves_apart_from_the_others():
+    for seed in range(20):
+        scene = Scene.random(Random(seed), (1, 3))
+        scenes = scene.clip(Random(seed), 6)
+        assert scenes[0] == scene and scenes == scene.clip(Random(seed), 6) and len(scenes) == 6
+        for each in scenes:
+            Scene.from_dict(each.to_dict())  # gaps and margins hold
+        still = set(scenes[0].objects).intersection(*(each.objects for each in scenes))
+        assert len(still) == len(scene.objects) - 1
+        (first,), (last,) = (set(each.objects) - still for each in (scenes[0], scenes[-1]))
+        assert max(abs(first.x - last.x), abs(first.y - last.y)) >= 0.3
+    with pytest.raises(SceneError, match="at least 2"):
+        scene.clip(Random(0), 1)

@@ -24,6 +24,9 @@ from sinkgate.errors import UnsupportedModelError
 
 Inputs = Mapping[str, Any]
 Grid = tuple[int, int]  # rows and columns of patches
+#: The input that holds the pixels, and the one that holds grids of patches by time, of each kind of picture.
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+TIME_GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
 
 
 class Adapter:
@@ -62,8 +65,6 @@ class Adapter:
         optional = "pixel_values" in accepted and accepted["pixel_values"].default is None
         #: the argument of ``forward`` that takes an encoded image; None: it has to be encoded in every call
         self.takes_encoded = "mm_encoder_outputs" if optional and "mm_encoder_outputs" in accepted else None
-        method: Any = getattr(cast(Any, type(self.base)), self.image_method)
-        self._image_inputs = [*inspect.signature(inspect.unwrap(method)).parameters]
 
     def attending_layers(self, module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
         """Layers of a tower with what attends in them; layers that only convolve are left out."""
@@ -86,9 +87,23 @@ class Adapter:
             )
         return token
 
+    @property
+    def video_token_id(self) -> int:
+        """The id that holds a place for a row of a video in the prompt; -1 where the model has none."""
+        token = getattr(self.model.config, "video_token_id", None)
+        return -1 if token is None else token
+
+    def kind(self, inputs: Inputs) -> str:
+        """Return "video" where the inputs hold a video, else "image"; by their tokens where the pixels were dropped."""
+        pixels = [kind for kind, name in PIXELS.items() if name in inputs]
+        if pixels or "input_ids" not in inputs:
+            return pixels[-1] if pixels else "image"
+        return "video" if bool((inputs["input_ids"] == self.video_token_id).any()) else "image"
+
     def rows_in_prompt(self, inputs: Inputs) -> Tensor:
-        """Return the positions of the image's rows among the Keys of the LLM's layers, (U,)."""
-        return (inputs["input_ids"][0] == self.image_token_id).nonzero()[:, 0]
+        """Return the positions of the image's or video's rows among the Keys of the LLM's layers, (U,)."""
+        token = self.video_token_id if self.kind(inputs) == "video" else self.image_token_id
+        return (inputs["input_ids"][0] == token).nonzero()[:, 0]
 
     def num_keys(self, inputs: Inputs) -> int:
         """Return the number of Keys of a layer after the prompt."""
@@ -135,12 +150,13 @@ class Adapter:
 
     def encode(self, inputs: Inputs) -> Any:
         """Return the vision encoder's output, from which `projected` takes the projected rows."""
-        wanted = {name: inputs[name] for name in self._image_inputs if name in inputs}
-        return self.base.get_image_features(**wanted, return_dict=True)
+        method = getattr(self.base, f"get_{self.kind(inputs)}_features")
+        taken = inspect.signature(inspect.unwrap(getattr(cast(Any, type(self.base)), method.__name__))).parameters
+        return method(**{name: inputs[name] for name in taken if name in inputs}, return_dict=True)
 
-    def as_input(self, encoded: Any) -> Any:
-        """Return the encoded image in the form of ``takes_encoded``."""
-        return {"image": encoded}
+    def as_input(self, encoded: Any, kind: str = "image") -> Any:
+        """Return the encoded images or videos in the form of ``takes_encoded``."""
+        return {kind: encoded}
 
     def join(self, encoded: Sequence[Any]) -> Any:
         """Join the encoded images of several prompts to those of one batch."""
@@ -150,9 +166,12 @@ class Adapter:
             if name == "deepstack_features":  # Qwen3-VL: rows for several layers, image by image
                 joined[name] = [sum(level, ()) for level in zip(*values, strict=True)]
             elif name == self.image_rows:
-                joined[name] = (
-                    torch.cat(values) if isinstance(first, Tensor) else [row for rows in values for row in rows]
-                )
+                if not isinstance(first, Tensor):
+                    joined[name] = [row for rows in values for row in rows]
+                elif all(value.shape[1:] == first.shape[1:] for value in values):
+                    joined[name] = torch.cat(values)
+                else:  # videos of several lengths: the model takes their rows one after another
+                    joined[name] = torch.cat([value.flatten(0, -2) for value in values])[None]
         return joined
 
     def projected(self, encoded: Any) -> Tensor:
@@ -164,10 +183,11 @@ class Adapter:
 
     def grids(self, inputs: Inputs) -> list[Grid]:
         """Rows and columns of patches of each crop, in the order in which the encoder takes them."""
-        pixels, config = inputs["pixel_values"], self.model.config.vision_config
-        for name in ("image_grid_thw", "spatial_shapes"):
-            if name in inputs:
-                return [(int(shape[-2]), int(shape[-1])) for shape in inputs[name]]
+        pixels, config = self.pixel_input(inputs), self.model.config.vision_config
+        if (name := TIME_GRIDS[self.kind(inputs)]) in inputs:
+            return [(int(rows), int(columns)) for times, rows, columns in inputs[name] for _ in range(int(times))]
+        if "spatial_shapes" in inputs:
+            return [(int(rows), int(columns)) for rows, columns in inputs["spatial_shapes"]]
         if "image_position_ids" in inputs:  # (crops, S, 2) column and row, -1 for padding
             return [(int(at[:, 1].max()) + 1, int(at[:, 0].max()) + 1) for at in inputs["image_position_ids"]]
         patch = self.patch_size
@@ -182,18 +202,24 @@ class Adapter:
         size = self.model.config.vision_config.patch_size
         return size if isinstance(size, int) else size[0]
 
+    def pixel_input(self, inputs: Inputs) -> Tensor:
+        """Return the pixels as the model takes them."""
+        return inputs[PIXELS[self.kind(inputs)]]
+
     def crops(self, inputs: Inputs) -> Tensor:
-        """Return the crops for the encoder, (crops, channels, height, width)."""
-        pixels = inputs["pixel_values"]
+        """Return the crops for the encoder, (crops, channels, height, width); of a video its frames."""
+        pixels = self.pixel_input(inputs)
         if pixels.dim() == 4:
             return pixels
         crops = pixels.flatten(0, 1)
+        if self.kind(inputs) == "video":
+            return crops
         return crops[crops.flatten(1).any(1)]  # rows of a batch are filled up with crops of zeros
 
     def pixels(self, inputs: Inputs) -> Tensor:
         """Return the pixels of each patch of the processed image, (N, values)."""
         grids, patch = self.grids(inputs), self.patch_size
-        pixels: Tensor = inputs["pixel_values"]
+        pixels = self.pixel_input(inputs)
         if self.has_patch_rows(inputs):
             if pixels.dim() == 3 and pixels.shape[0] == len(grids):  # filled up to the largest crop
                 pixels = torch.cat(
@@ -212,8 +238,8 @@ class Adapter:
         return torch.cat(patches).float()
 
     def has_patch_rows(self, inputs: Inputs) -> bool:
-        """Return whether the processor cuts patches itself, so that ``pixel_values`` holds one row a patch."""
-        return "image_grid_thw" in inputs or inputs["pixel_values"].dim() < 4
+        """Return whether the processor cuts patches itself, so that the pixels come as one row a patch."""
+        return TIME_GRIDS[self.kind(inputs)] in inputs or self.pixel_input(inputs).dim() < 4
 
     def in_patch_order(self, rows: Tensor, inputs: Inputs) -> Tensor:
         """Return the encoder's rows as patches: (crops, S, ...) or (N, ...) -> (N, ...), without CLS, registers and padding.
@@ -241,7 +267,7 @@ class Adapter:
         return RULES[rule](self.grids(inputs), len(self.rows_in_prompt(inputs)))
 
     def nearest_token_of_patch(self, inputs: Inputs) -> Tensor | None:  # noqa: ARG002 - some families need it
-        """Return the same where this picture's features are resized after the encoder, so that no map is exact; else None."""
+        """Return the same where these pictures' features are resized after the encoder, so that no map is exact; else None."""
         return None
 
 

@@ -8,28 +8,49 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next import modeling_llava_next
 
-from sinkgate.models.adapters.base import Adapter, Inputs
+from sinkgate.models.adapters.base import RULES, Adapter, Grid, Inputs
 
 NEWLINE = -1.0
 reference = cast(Any, modeling_llava_next)  # its annotations are partial
 
 
 class AnyResAdapter(Adapter):
-    """Lets the model pack the numbers of the patches as it packs their features: what comes out is the map."""
+    """Lets the model pack the numbers of the patches as it packs their features: what comes out is the map.
+
+    Frames of a video are not tiled; 2 x 2 of their patches become a token, and LLaVA-OneVision ends the video with a newline.
+    """
 
     def crops(self, inputs: Inputs) -> Tensor:
-        pixels = inputs["pixel_values"]
-        if pixels.dim() == 4:
-            return pixels
+        pixels = self.pixel_input(inputs)
+        if pixels.dim() == 4 or self.kind(inputs) == "video":
+            return super().crops(inputs)
         return torch.cat([crops[:count] for crops, (_, count) in zip(pixels, self._images(inputs), strict=True)])
 
     def token_of_patch(self, inputs: Inputs, rule: str) -> Tensor | None:
-        return self._map(inputs) if rule == "blocks" else None
+        if rule != "blocks":
+            return None
+        return self._frame_map(inputs) if self.kind(inputs) == "video" else self._map(inputs)
 
     def nearest_token_of_patch(self, inputs: Inputs) -> Tensor | None:
+        if self.kind(inputs) == "video":
+            resized = self.model.config.model_type == "llava_onevision" and any(map(_is_odd, self.grids(inputs)))
+            return self._frame_map(inputs) if resized else None
         rows, columns = self.grids(inputs)[0]
         packed = [self._packed(size, crops, rows * columns) for size, crops in self._images(inputs)]
         return None if all(_is_whole(numbers) for numbers in packed) else self._map(inputs)
+
+    def _frame_map(self, inputs: Inputs) -> Tensor | None:
+        grids = self.grids(inputs)
+        rows, columns = grids[0]
+        if (
+            self.model.config.model_type != "llava_onevision"
+        ):  # pooled by its own configuration: exact for 2 x 2, else measured
+            return RULES["blocks"](grids, len(self.rows_in_prompt(inputs)))
+        high, wide = -(-rows // 2), -(-columns // 2)
+        row = (2 * torch.arange(rows) + 1) * high // (2 * rows)  # the token whose cell holds the patch's centre
+        column = (2 * torch.arange(columns) + 1) * wide // (2 * columns)
+        frame = (row[:, None] * wide + column).flatten()
+        return torch.cat([number * high * wide + frame for number in range(len(grids))])
 
     def _map(self, inputs: Inputs) -> Tensor:
         rows, columns = self.grids(inputs)[0]
@@ -77,6 +98,10 @@ class AnyResAdapter(Adapter):
             (size, reference.image_size_to_num_patches(size.tolist(), pinpoints, side) if tiles else 1)
             for size, tiles in zip(sizes, tiled, strict=True)
         ]
+
+
+def _is_odd(grid: Grid) -> bool:
+    return any(side % 2 for side in grid)
 
 
 def _is_whole(packed: Tensor) -> bool:

@@ -46,7 +46,7 @@ class CrossAttentionAdapter(Adapter):
     def join(self, encoded: Sequence[Any]) -> Any:
         return torch.cat(list(encoded))
 
-    def as_input(self, encoded: Any) -> Any:
+    def as_input(self, encoded: Any, kind: str = "image") -> Any:  # noqa: ARG002 - it takes no videos
         return encoded
 
     def projected(self, encoded: Any) -> Tensor:

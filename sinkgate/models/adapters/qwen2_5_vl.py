@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import vision_utils
 
-from sinkgate.models.adapters.base import Adapter, Inputs
+from sinkgate.models.adapters.base import TIME_GRIDS, Adapter, Inputs
 
 
 class WindowAdapter(Adapter):
@@ -19,7 +19,7 @@ class WindowAdapter(Adapter):
         tower = self.encoder
         unit = tower.spatial_merge_size**2
         index, _ = cast(Any, vision_utils).get_vision_window_index(
-            inputs["image_grid_thw"],
+            inputs[TIME_GRIDS[self.kind(inputs)]],
             spatial_merge_size=tower.spatial_merge_size,
             window_size=tower.window_size,
             patch_size=tower.patch_size,
