@@ -31,11 +31,9 @@ from random import Random
 from textwrap import fill
 
 import pandas as pd
-from plotly.subplots import make_subplots
 
 import sinkgate as sg
-from sinkgate.plots import shares_figure
-from sinkgate.plots.style import dressed
+from sinkgate.plots import maps_figure, shares_figure
 from sinkgate.scenes import Scene, SceneObject
 
 vlm = sg.load(MODEL, device=DEVICE)
@@ -67,35 +65,14 @@ trace.text
 #
 # **Before you run the next cell**: the model has to count two objects. Which patches do you expect to be dark?
 
-
-# %%
-def maps_figure(maps, title, subtitle, columns=4):
-    """Return maps over the picture, each as dark as its own largest value."""
-    rows = -(-len(maps) // columns)
-    figure = make_subplots(rows, columns, subplot_titles=list(maps), horizontal_spacing=0.02, vertical_spacing=0.1)
-    for number, grid in enumerate(maps.values()):
-        cell = {"row": number // columns + 1, "col": number % columns + 1}
-        height, width = grid.shape
-        place = {"x": -0.5, "y": -0.5, "sizex": width, "sizey": height, "sizing": "stretch", "layer": "below"}
-        figure.add_layout_image(source=image.resize((224, 224)), **place, **cell)
-        figure.add_heatmap(
-            z=grid.tolist(), colorscale=[[0, "rgba(194, 37, 92, 0)"], [1, "#a61e4d"]], showscale=False, **cell
-        )
-        figure.update_yaxes(scaleanchor=figure.data[-1].xaxis, **cell)
-    figure.update_xaxes(visible=False, constrain="domain")
-    figure.update_yaxes(visible=False, autorange="reversed", constrain="domain")
-    dressed(figure, title, subtitle, 120 + 240 * rows, legend=False)
-    return figure.update_layout(margin={"l": 10, "r": 10, "t": 110, "b": 10})
-
-
-# %% [markdown]
+#
 # Look for the objects in the dark patches, layer by layer, and at the upper left corner. The number above each map is the share of all attention that its darkest patch gets.
 
 # %%
 shown = range(0, vlm.num_layers, max(1, vlm.num_layers // 8))
 maps = {layer: trace.visual(layer) for layer in shown}
 maps = {f"layer {layer}: {grid.max():.0%}": grid for layer, grid in maps.items()}
-maps_figure(maps, "Where the answer looks", "Attention of the token that writes the answer, mean over heads.")
+maps_figure(image, maps, "Where the answer looks", "Attention of the token that writes the answer, mean over heads.")
 
 # %% [markdown]
 # In layer 2 of the demo model one patch of empty background gets about half of all attention, and layers 4 and 7 come back to it. As an explanation of the answer, such
@@ -139,7 +116,7 @@ for token in sinks.encoder_share.argsort(descending=True)[:5].tolist():
 share = prompt.sheets[0].spread(sinks.encoder_share)
 logarithm = (share.clamp_min(0.5) / 0.5).log10()
 maps = {"attention received": share, "its logarithm": logarithm}
-maps_figure(maps, "What patches receive inside the encoder", "From all patches, mean over heads.", columns=2)
+maps_figure(image, maps, "What patches receive inside the encoder", "From all patches, mean over heads.", columns=2)
 
 # %% [markdown]
 # The numbers drop sharply after two patches of the background. Sinks are not a matter of degree here.
@@ -207,14 +184,20 @@ shares_figure({name: each.tolist() for name, each in shares.items()})
 layers = shares["v_sink"].argsort(descending=True)[:3].tolist()
 before = {f"layer {layer}": trace.visual(layer) for layer in layers}
 after = {f"layer {layer}, V-sinks hidden": trace.visual(layer, hide=sinks.v_sink) for layer in layers}
-maps_figure(before | after, "The same attention", "Above as it is, below with V-sinks hidden.", columns=3)
+maps_figure(image, before | after, "The same attention", "Above as it is, below with V-sinks hidden.", columns=3)
 
 # %% [markdown]
 # In layer 4 most of the rest is on the triangle, in layer 7 on the circle: both were in the map before, too pale to see. In layer 2 nothing
 # in particular remains; there the attention was on the corner. The first map showed neither.
 #
 # Hidden is not removed: the model still attended to its sinks. To change the attention of the *model* is
-# the subject of [notebook 3](03_when_sinks_help_or_hurt.ipynb).
+# the subject of [notebook 3](03_when_sinks_help_or_hurt.ipynb). Or try it now: one fader a layer and group scales Keys, and maps, next token and answer follow.
+
+# %%
+sg.explore(vlm, image, "How many objects are there?")
+
+# %% [markdown]
+# **Try**: bring the V-sinks of layer 2 to 0. Which number does the model say, and which patches have the attention now?
 #
 # ## Four criteria
 #
@@ -231,7 +214,7 @@ print(sg.report(vlm, prompt, discovery))
 
 # %% [markdown]
 # On the demo model the criteria do **not** agree: attention says two sinks, everything else says none. No channel spikes (6 times the median in the encoder, where 100 would be
-# needed) and no state is long. In CLIP and LLaMA the paper finds the spike. So always name the criterion of a sink.
+# needed) and no state is long. In CLIP and LLaMA the paper finds the spike, and so does [notebook 6](06_real_l_sinks.ipynb) in a model whose LLM was pretrained on text. So always name the criterion of a sink.
 #
 # ## Four measurements that differ
 #
@@ -277,7 +260,7 @@ from sinkgate.plots import anatomy as plots
 plots.attention_figure(tokens)
 
 # %% [markdown]
-# A Value near the dotted line contributes as much as any other: these sinks *broadcast* information.
+# A Value near the dotted line contributes as much as any other token's: these sinks are no *no-op*. Whether all queries get the same from them (*broadcast*) is not in this figure.
 
 # %%
 plots.value_ratio_figure(tokens)

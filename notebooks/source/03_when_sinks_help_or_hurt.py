@@ -51,6 +51,7 @@ from sinkgate.attention.patch import scale_keys
 from sinkgate.benchmarks.samples import of_samples
 from sinkgate.data import scene_samples
 from sinkgate.models.loading import DEMO
+from sinkgate.plots import words_figure
 from sinkgate.plots.style import COLORWAY, GAIN, LOSS, SEQUENTIAL, SOFT, dressed
 from sinkgate.plots.sweep import confirmation_figure, lean_figure
 from sinkgate.scenes import Scene
@@ -182,14 +183,18 @@ pd.DataFrame(answers, index=list(gates)).T
 
 # %%
 traces = {name: vlm.answer(prompt, table, sinks, max_new_tokens=4) for name, table in gates.items()}
-words = list(dict.fromkeys(word for trace in traces.values() for word, _ in trace.next_token[:3]))
-figure = go.Figure()
-for (name, trace), color in zip(traces.items(), (LOSS, SOFT, GAIN), strict=True):
-    probabilities = dict(trace.next_token)
-    figure.add_bar(x=words, y=[probabilities.get(word, 0.0) for word in words], name=name, marker_color=color)
-figure.update_xaxes(type="category", title_text="next token")
-figure.update_yaxes(title_text="probability", range=[0, 1])
-dressed(figure, f'"{prompt.question}"', f"Keys of the V-sinks of layer {LAYER}, down, as they are, and up.", 360)
+words_figure(
+    {name: trace.next_token for name, trace in traces.items()},
+    f'"{prompt.question}"',
+    f"Keys of the V-sinks of layer {LAYER}, down, as they are, and up.",
+    colors=(LOSS, SOFT, GAIN),
+)
+
+# %% [markdown]
+# The same settings side by side, with maps, in a widget. Run the cell to see it, with another question or picture too.
+
+# %%
+sg.compare(vlm, image, prompt.question, {name: table for name, table in gates.items() if name != "unmodified"})
 
 # %% [markdown]
 # **Exercise 2.** Part 1 warned that turning down may raise attention. Does it, here? Softmax hides the logits, but not their differences. Only V-sinks are scaled, so for a V-sink $i$ and
@@ -275,7 +280,7 @@ dressed(figure, "Probability of the right answer", subtitle, 400, legend=False).
 #
 # One prompt is an anecdote. Whether a layer *helps* is a question about many.
 #
-# ## 4. A small oracle sweep, and why its best flatters itself
+# ## 4. A small oracle sweep, and the winner's curse
 #
 # Four kinds of question, a dozen of each: colors and shapes of the whole scene, and how many objects have a color or a shape. The pictures are hazed (haze takes contrast away, so that the demo model has something to
 # gain), and we sweep three layers. `run` writes a study into a folder and would go on there if killed; answers are
@@ -284,8 +289,8 @@ dressed(figure, "Probability of the right answer", subtitle, 400, legend=False).
 # %%
 KINDS = ("colors", "shapes", "count_color", "count_shape")
 samples = scene_samples(QUESTIONS, SEED, split="test", kinds=KINDS, haze=(0.0, 0.7), size=128)
-_, items = of_samples("scenes", samples)
-study = run(Sweep(vlm, items, LAYERS, chunk=QUESTIONS), Path(mkdtemp()) / "sweep", progress=False)
+_, all_items = of_samples("scenes", samples)
+study = run(Sweep(vlm, all_items, LAYERS, chunk=QUESTIONS), Path(mkdtemp()) / "sweep", progress=False)
 items, answers = study.table("items"), study.table("answers")
 print(f"{len(items)} questions, {len(answers) // len(items)} settings with the unmodified model")
 
@@ -298,7 +303,13 @@ best = table.sort_values(["change", "layer", "v_sink"], ascending=[False, True, 
 best[["task", "layer", "v_sink", "ordinary", "samples", "base", "change", "corrected"]].round(2).reset_index(drop=True)
 
 # %% [markdown]
-# `change` is in shares of questions: 0.08 is one question of twelve. `corrected` shows that they are not significant: it is the p value after correction for the number of settings that were tried.
+# Every cell of the sweep, with the questions that it flipped, is in a widget: click a cell.
+
+# %%
+sg.sweep_map(study, all_items)
+
+# %% [markdown]
+# `change` in the table is in shares of questions: 0.08 is one question of twelve. `corrected` shows that they are not significant: it is the p value after correction for the number of settings that were tried.
 #
 # Another way to see it needs no p value. One half of the questions chooses its best setting, the *other* half is answered under it, and the other way round.
 #
@@ -328,7 +339,7 @@ for count in (1, 11, 33, 88):
     )
 
 # %% [markdown]
-# A real sweep flatters itself less than that, since its settings resemble each other and many change nothing; but in the same direction, and the more the fewer questions there are.
+# A real sweep is less biased than that, since its settings resemble each other and many change nothing; but in the same direction, and the more the fewer questions there are.
 #
 # ## 5. The whole map
 #
@@ -339,13 +350,16 @@ for count in (1, 11, 33, 88):
 # %%
 shipped = {name: Results.load(DEMO.parent / "studies" / name) for name in ("sweep-clear", "sweep-hazed")}
 tables = {name: (results.table("items"), results.table("answers")) for name, results in shipped.items()}
-lean_figure(leaning(*tables["sweep-clear"]))
+leans = {name: leaning(*each) for name, each in tables.items()}
+limit = 100 * max(float(each["lean"].abs().max()) for each in leans.values())  # the same colours in both maps
+order = leans["sweep-clear"].groupby("task")["lean"].mean().sort_values(ascending=False).index  # and the same rows
+lean_figure(leans["sweep-clear"], limit, order)
 
 # %% [markdown]
-# Does it look the same where pictures are hazed, with other questions? What is there in both maps, you may believe.
+# Does it look the same where pictures are hazed, with other questions? Rows and colours are those of the first map. What is there in both maps, you may believe.
 
 # %%
-lean_figure(leaning(*tables["sweep-hazed"]))
+lean_figure(leans["sweep-hazed"], limit, order)
 
 # %% [markdown]
 # A lean says which end is better. It does not say that either end is better than the unmodified model. So: how many of all settings make a kind of question better or worse than the unmodified

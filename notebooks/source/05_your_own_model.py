@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 5 · Your own model
 #
-# Any vision-language model of the [36 tested architectures](../docs/pages/models.md), from the Hub or from a folder. This notebook walks the way that every new model goes:
+# Any vision-language model of the [tested architectures](../docs/pages/models.md), from the Hub or from a folder. This notebook walks the way that every new model goes:
 #
 # 1. load it, and what the checks on load prove;
 # 2. what sinkgate sees in it;
@@ -11,15 +11,15 @@
 # 6. gates, saved and read again;
 # 7. memory, several devices, quantization, and what else to watch out for.
 #
-# With `MODEL = None` it needs no network: it builds a tiny LLaVA with **random weights**, saves it as a folder and goes the same way with it. What is measured then is true of random numbers: the way is what
-# you are here for.
+# It needs no network: `MODEL` is `demo-large`, whose LLM is the first six layers of SmolLM2, with sinks of its own. A tiny LLaVA with **random weights** stands beside it, which has nothing to find: a measurement is worth
+# what it says of that one.
 #
-# **Time**: about 20 seconds on two cores.
+# **Time**: about half a minute on two cores.
 
 # %% tags=["parameters"]
-MODEL = None  # None: a tiny random LLaVA; or "llava-1.5-7b", "Qwen/Qwen2-VL-2B-Instruct", "path/to/folder"
+MODEL = "demo-large"  # or "llava-1.5-7b", "Qwen/Qwen2-VL-2B-Instruct", "path/to/folder"
 DEVICE = None  # None: a GPU where there is one
-QUESTIONS = 32  # of the sweep
+QUESTIONS = 16  # of the sweep
 SEED = 0
 
 # %% tags=["install"]
@@ -53,7 +53,7 @@ from sinkgate.data import scene_samples
 from sinkgate.demo.build import IMAGE, build_processor, build_tokenizer
 from sinkgate.models.checks import noise_picture
 from sinkgate.models.describe import describe
-from sinkgate.models.loading import KNOWN_MODELS
+from sinkgate.models.loading import DEMO, KNOWN_MODELS
 from sinkgate.plots.style import COLORWAY, dressed
 from sinkgate.plots.sweep import settings_figure
 from sinkgate.scenes.scene import BACKGROUNDS, COLORS, SIZES
@@ -67,8 +67,21 @@ work = Path(mkdtemp())
 # %% [markdown]
 # ## 1. From a folder to a model
 #
-# A folder on the Hub holds a configuration, weights, a tokenizer, an image processor and a chat template. So does this one: `save_pretrained` writes it. Tokenizer and processor are the demo model's; encoder and LLM are
-# smaller than any you would use. Random weights of the usual size hardly listen to their Keys, so we make them larger.
+# A folder on the Hub holds a configuration, weights, a tokenizer, an image processor and a chat template. So does the one of `demo-large`, which comes with sinkgate:
+
+# %%
+print(*sorted(file.name for file in (DEMO.parent / "weights-large").iterdir()), sep="\n")
+
+# %% [markdown]
+# `sg.load` takes such a folder, a Hub id, a short name (`sinkgate models` lists them), or a (model, processor) that you have loaded already.
+
+# %%
+vlm = sg.load(MODEL, device=DEVICE)
+print(f"{vlm.name}: {vlm.num_layers} layers that can be gated")
+pd.DataFrame([{"name": name, "on the Hub": known["id"]} for name, known in KNOWN_MODELS.items()]).head(6)
+
+# %% [markdown]
+# And here is the model beside it: smaller than any you would use, with the tokenizer and processor of the demo model. Random weights of the usual size hardly listen to their Keys, so we make them larger.
 
 
 # %%
@@ -102,21 +115,11 @@ def random_llava(seed: int = SEED):
     return model, build_processor(tokenizer)
 
 
-if MODEL is None:
-    for part in random_llava():
-        part.save_pretrained(work / "random-llava")
-    print(*sorted(file.name for file in (work / "random-llava").iterdir()), sep="\n")
+random_vlm = sg.load(random_llava())
+print(random_vlm)
 
 # %% [markdown]
-# `sg.load` takes such a folder, a Hub id, a short name (`sinkgate models` lists them), or a (model, processor) that you have loaded already.
-
-# %%
-vlm = sg.load(MODEL or work / "random-llava", device=DEVICE)
-print(f"{vlm.name}: {vlm.num_layers} layers that can be gated")
-pd.DataFrame([{"name": name, "on the Hub": known["id"]} for name, known in KNOWN_MODELS.items()]).head(6)
-
-# %% [markdown]
-# If you see this, the model has passed the **checks on load** ([checks.py](../sinkgate/models/checks.py)). On a small prompt they prove that
+# If you see this, both models have passed the **checks on load** ([checks.py](../sinkgate/models/checks.py)). On a small prompt they prove that
 #
 # - attention is seen in every layer, and its rows sum to one: nothing overflows, no layer goes another way;
 # - halving every visual Key moves the next token: the layers do read the image where sinkgate believes it is;
@@ -132,7 +135,7 @@ for wrong in ({"source": "lava-1.5"}, {"source": "demo", "attn_implementation": 
         print(f"{error}\n")
 
 # %% [markdown]
-# **Exercise 1.** Break a random LLaVA so that the checks notice: what could make its layers deaf to the image? `sg.load(random_llava())` takes a model with its processor, without a folder.
+# **Exercise 1.** Break a random LLaVA so that the checks notice: what could make its layers deaf to the image?
 
 # %%
 # your code here
@@ -166,14 +169,16 @@ for name, fact in describe(vlm, prompt).items():
 # Massive activations live in a few channels, the *sink dimensions* (paper, section 1): 1415 and 2533 in LLaMA-2-7B, 650 in LLaVA's CLIP. `sg.discover` looks for them on six plain pictures: a channel must reach 100 times the layer's median and dominate
 # its token, and the tokens must fall into two populations, loud and quiet ([criteria](../docs/pages/concepts/criteria.md#sink-dimensions)).
 #
-# **Before you run the next cell:** should a model with random weights have sink dimensions?
+# **Before you run the next cell:** which of the four sides has sink dimensions: the encoders and the LLMs of the two models?
 
 # %%
-discovery = sg.discover(vlm, cache=MODEL is not None)
-print(discovery.summary())
+discovery = sg.discover(vlm, cache=False)
+for each in (discovery, sg.discover(random_vlm, cache=False)):
+    print(each.summary(), end="\n\n")
 
 # %% [markdown]
-# "None" is an answer, and a common one: the loudest channel comes nowhere near 100 times the median. Then no token is a sink by its activations, and other criteria have to decide.
+# One: the LLM that was pretrained on text. "None" is an answer too, and a common one: the loudest channel comes nowhere near 100 times the median. Then no token is a sink by its activations, and other criteria have to
+# decide. ([Notebook 6](06_real_l_sinks.ipynb) looks at that dimension closely.)
 #
 # Take dimensions from a paper only for the very same weights. They are positions in a basis that training chose, so they do not transfer, not even between two models that grew from the same LLM. sinkgate keeps
 # published ones with their sources, as a start and no proof:
@@ -210,10 +215,17 @@ prompt = vlm.prompt(sample.images[0], sample.question)
 print(sg.report(vlm, prompt, discovery))
 
 # %% [markdown]
-# Read it from the top: how many, by which criterion, and then who disagrees. Here two patches are called sinks by attention, and by nothing else. Nobody trained them to be any, the weights are random: attention names
-# what draws attention, whatever the reason. Results on which criteria agree are safer; if attention is the only evidence, look at the picture.
+# Read it from the top: how many, by which criterion, and then who disagrees. Inside the LLM sink dimensions and norms agree on most; attention calls three times as many tokens sinks, since it names what draws attention,
+# whatever the reason. In the encoder attention is the only evidence. And on random weights?
+
+# %%
+on_random = random_vlm.prompt(sample.images[0], sample.question)
+print(sg.find_sinks(random_vlm, on_random).summary())
+
+# %% [markdown]
+# Nobody trained these to be any. Results on which criteria agree are safer; if attention is the only evidence, look at the picture.
 #
-# **Why a fixed threshold fails.** Residual streams grow with depth. A norm that is outstanding in layer 0 is ordinary in the last, and a fixed threshold calls every token of the upper layers a sink. So the
+# **Why a fixed threshold fails.** Residual streams grow with depth. A norm that is outstanding in layer 0 is ordinary in the last, and a fixed threshold calls many tokens of the upper layers sinks, in deep models all. So the
 # criteria of sinkgate compare a token with its own layer ([criteria.py](../sinkgate/sinks/criteria.py)); the fixed ones of the literature are there too, by name.
 #
 # **Before you run the next cell:** we take a threshold that suits layer 0, twice its median norm. What share of the tokens will it call sinks in the last layer? Look at where its line ends.
@@ -240,7 +252,8 @@ dressed(figure, "Norm outliers by two thresholds", "Share of the visual tokens, 
 # Both are `NormOutliers`, with and without a `threshold`, and any criterion can name the sinks that are gated:
 
 # %%
-criteria = {"norm, fixed": NormOutliers(threshold=fixed), "norm, relative": NormOutliers(), "attention": "attention"}
+criteria = {"norm, fixed": NormOutliers(threshold=fixed), "norm, relative": NormOutliers()}
+criteria |= {"attention": "attention", "dimensions": "dimensions"}
 for name, criterion in criteria.items():
     sinks = sg.find_sinks(vlm, prompt, l_sink=criterion)
     print(f"{name:>14}: L-sinks in each layer {sinks.l_sink.sum(1).tolist()}")
@@ -248,8 +261,7 @@ for name, criterion in criteria.items():
 # %% [markdown]
 # ## 5. A first sweep
 #
-# A handful of pictures, each layer alone, three settings: V-sinks off, all other visual tokens off, all visual tokens at a half. The questions have options, so only the first token among them counts
-# (a random model cannot give open answers). For real numbers take a benchmark: `sinkgate sweep --data mmstar --model ... --out runs/sweep`.
+# A handful of pictures, each layer alone, three settings: V-sinks off, all other visual tokens off, all visual tokens at a half. The questions have options, so only the first token among them counts. For real numbers take a benchmark: `sinkgate sweep --data mmstar --model ... --out runs/sweep`.
 
 # %%
 OPTIONS = {"background": BACKGROUNDS, "color": COLORS, "size": SIZES, "presence": ("yes", "no")}
@@ -263,7 +275,7 @@ print(f"kinds x settings: {len(table)}")
 print(f"settings that hold after correction: {int((table['corrected'] < 0.05).sum())}")
 
 # %% [markdown]
-# Look at the colors, and then at the triangles, which mark what holds after correction. With random weights every color is luck, and nothing should hold.
+# Look at the colors, and then for triangles, which would mark what holds after correction. Four questions of a kind cannot show that: a first sweep says where to look, and no more.
 
 # %%
 settings_figure(table)

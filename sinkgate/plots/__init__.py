@@ -3,7 +3,8 @@
 They know nothing of models and compute no statistics: intervals and corrected p come with the tables.
 """
 
+from sinkgate.plots.maps import maps_figure, words_figure
 from sinkgate.plots.shares import shares_figure
 from sinkgate.plots.style import GROUP_COLORS, GROUP_NAMES, export
 
-__all__ = ["GROUP_COLORS", "GROUP_NAMES", "export", "shares_figure"]
+__all__ = ["GROUP_COLORS", "GROUP_NAMES", "export", "maps_figure", "shares_figure", "words_figure"]

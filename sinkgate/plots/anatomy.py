@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 
 from sinkgate.plots.style import (
     GROUP_COLORS,
+    GROUP_NAMES,
     GROUP_SYMBOLS,
     SEQUENTIAL,
     SOFT,
@@ -40,6 +41,38 @@ def spike_figure(tokens: pd.DataFrame) -> go.Figure:
         del columns["spike"]
     figure = _panels(tokens, columns)
     return dressed(figure, "Spikes", "Which tokens hold massive activations, and from which layer on? Log scale.", 440)
+
+
+def tokens_figure(table: pd.DataFrame, column: str, title: str, subtitle: str, unit: str) -> go.Figure:
+    """Draw one dot for each visual token and layer, by group, on a log scale.
+
+    Args:
+        table: as ``SinkMap.to_frame()`` returns it: ``layer``, ``group``, ``token`` and the measure.
+        column: the measure, positive.
+        title: of the figure.
+        subtitle: of the figure.
+        unit: of the measure, for the axis.
+
+    Example:
+        >>> tokens_figure(sinks.to_frame(), "spike", "Spikes", "Layer by layer.", "times the median")
+    """
+    figure = go.Figure()
+    for group in groups_in(table):
+        rows = table.loc[table["group"] == group]
+        color, symbol = GROUP_COLORS[group], GROUP_SYMBOLS[group]
+        shift = (rows["token"] - table["token"].mean()) / (len(set(table["token"])) + 1) * 0.6  # side by side
+        figure.add_scatter(
+            x=rows["layer"] + shift,
+            y=rows[column],
+            name=GROUP_NAMES[group],
+            mode="markers",
+            marker={"color": color, "size": 7, "symbol": symbol, "opacity": 0.8},
+            customdata=rows[["token", "layer"]],
+            hovertemplate="token %{customdata[0]}, layer %{customdata[1]}<br>%{y:.3g}<extra></extra>",
+        )
+    figure.update_xaxes(**layer_axis(table["layer"]))
+    figure.update_yaxes(title_text=unit, type="log")
+    return dressed(figure, title, subtitle, 420)
 
 
 def attention_figure(tokens: pd.DataFrame) -> go.Figure:

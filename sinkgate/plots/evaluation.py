@@ -56,10 +56,19 @@ def changes_figure(changes: pd.DataFrame, by: str = "task") -> go.Figure:
     figure.add_vline(x=0, line={"color": SOFT, "width": 1, "dash": "dot"})
     figure.update_xaxes(title_text="points of accuracy against the unmodified model")
     figure.update_yaxes(
-        tickvals=[step * number + (len(methods) - 1) / 2 for number in range(len(tasks))],
-        ticktext=[escape(str(task)) for task in tasks],
-        range=[step * len(tasks) - 1, -1],
+        tickvals=[step * task + number for task in range(len(tasks)) for number in range(len(methods))],
+        ticktext=[escape(str(method)) for _ in tasks for method in methods],
+        range=[step * len(tasks) - 1, -1.2],
         showgrid=False,
     )
+    for number, task in enumerate(tasks):
+        figure.add_annotation(
+            text=f"<b>{escape(str(task))}</b>",
+            x=0,
+            xref="paper",
+            xanchor="left",
+            y=step * number - 0.9,
+            showarrow=False,
+        )
     subtitle = "95 % intervals; a filled mark holds after correction (p < 0.05). Right of 0 is a gain."
-    return dressed(figure, "What each method changes", subtitle, 190 + ROW * step * len(tasks))
+    return dressed(figure, "What each method changes", subtitle, 150 + ROW * step * len(tasks), legend=False)

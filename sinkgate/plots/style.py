@@ -120,7 +120,7 @@ def dressed(figure: go.Figure, title: str, subtitle: str, height: int, legend: b
 
 def panels(
     titles: Sequence[str], across: int, x_title: str, spacing: tuple[float, float]
-) -> tuple[go.Figure, list[dict[str, int]]]:
+) -> tuple[go.Figure, list[dict[str, Any]]]:
     """Return an empty figure of panels with shared y axes, ``across`` side by side, and the row and column of each.
 
     The x axis is named below the lowest panel of each column. ``spacing``: across and down, in shares of the figure.

@@ -7,6 +7,7 @@ correction for the number of settings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -29,9 +30,15 @@ def layers_figure(cells: pd.DataFrame, limit: float | None = None) -> go.Figure:
     return dressed(figure, "Gains and losses by task and layer", subtitle, _height(cells), legend=False)
 
 
-def lean_figure(leans: pd.DataFrame, limit: float | None = None) -> go.Figure:
-    """Draw a map of leanings: accuracy with strong V-sinks minus accuracy with weak V-sinks. Columns: ``task``, ``layer``, ``lean``, ``low``, ``high``, ``corrected``."""
-    figure = _map(leans, "lean", limit)
+def lean_figure(leans: pd.DataFrame, limit: float | None = None, tasks: Sequence[str] | None = None) -> go.Figure:
+    """Draw a map of leanings: accuracy with strong V-sinks minus accuracy with weak V-sinks.
+
+    Args:
+        leans: one row a task and layer: ``task``, ``layer``, ``lean``, ``low``, ``high``, ``corrected``.
+        limit: points at which the colours end, as in `layers_figure`; the same for maps that are to be compared.
+        tasks: rows from above, likewise; in the order of the table where None.
+    """
+    figure = _map(leans, "lean", limit, tasks)
     subtitle = (
         "Accuracy with V-sinks up, minus with V-sinks down, in points; bold with * where it holds after correction."
     )
@@ -186,8 +193,8 @@ def confirmation_figure(settings: pd.DataFrame) -> go.Figure:
     figure.add_vline(x=0, line={"color": SOFT, "width": 1, "dash": "dot"})
     figure.update_xaxes(title_text="points of accuracy against the unmodified model")
     figure.update_yaxes(tickvals=at, ticktext=names, range=[len(settings) - 0.5, -0.5])
-    subtitle = "The best of many flatters itself: what is left of it on items that had no part in the choice?"
-    return dressed(figure, "Searched against confirmed", subtitle, 190 + 46 * len(settings))
+    subtitle = "The best of many is biased upwards: what is left of it on items that had no part in the choice?"
+    return dressed(figure, "Searched against confirmed", subtitle, 190 + 52 * len(settings))
 
 
 def _holds(table: pd.DataFrame) -> np.ndarray:
@@ -217,7 +224,9 @@ def _hover_text(row: pd.Series, value: str = "change") -> str:
 def _row_name(row: pd.Series) -> str:
     family = f" ({row['family']})" if row.get("family", "all") != "all" else ""
     chosen = [row["first"], row["second"]]
-    chosen = "<br>".join(f"<sup>{escape(str(setting))}</sup>" for setting in dict.fromkeys(chosen))
+    chosen = "<br>".join(
+        f"<span style='font-size: 11px'>{escape(str(setting))}</span>" for setting in dict.fromkeys(chosen)
+    )
     return f"{escape(str(row['task']) + family)}<br>{chosen}"
 
 
@@ -225,8 +234,8 @@ def _height(cells: pd.DataFrame) -> int:
     return 170 + 34 * len(set(cells["task"]))
 
 
-def _map(cells: pd.DataFrame, value: str, limit: float | None) -> go.Figure:
-    tasks, layers = list(dict.fromkeys(cells["task"])), sorted(set(cells["layer"]))
+def _map(cells: pd.DataFrame, value: str, limit: float | None, tasks: Sequence[str] | None = None) -> go.Figure:
+    tasks, layers = list(dict.fromkeys(cells["task"] if tasks is None else tasks)), sorted(set(cells["layer"]))
     table = cells.assign(
         points=100 * cells[value],
         hover=[_hover_text(row, value) for _, row in cells.iterrows()],

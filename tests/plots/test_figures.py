@@ -4,10 +4,12 @@ import fake_results
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from sinkgate.plots import GROUP_COLORS, GROUP_NAMES, shares_figure
+from sinkgate.plots import GROUP_COLORS, GROUP_NAMES, maps_figure, shares_figure, words_figure
 from sinkgate.plots.anatomy import (
     agreement_figure,
     attention_figure,
@@ -16,11 +18,13 @@ from sinkgate.plots.anatomy import (
     projector_figure,
     sinks_figure,
     spike_figure,
+    tokens_figure,
     value_ratio_figure,
 )
 from sinkgate.plots.evaluation import changes_figure
 from sinkgate.plots.probes import probes_figure
 from sinkgate.plots.sweep import confirmation_figure, curves_figure, layers_figure, lean_figure, settings_figure
+from sinkgate.plots.training import lines_figure, losses_figure, scales_figure
 from sinkgate.studies.anatomy import jaccard
 from sinkgate.studies.evaluation import changes
 from sinkgate.studies.probes import summary
@@ -225,3 +229,63 @@ def test_names_are_shown_as_they_are():
     for figure in figures:
         text = str(drawn(figure))
         assert name not in text and "&lt;b&gt;a &amp; b&lt;/b&gt;" in text
+
+
+def test_maps_have_scales_of_their_own_or_share_one():
+    image, maps = Image.new("RGB", (8, 8)), {"a": torch.eye(2), "b": 3 * torch.eye(2)}
+    own, shared = (maps_figure(image, maps, "title", "subtitle", columns=1, shared=shared) for shared in (False, True))
+    assert [trace.zmax for trace in pick(own, "heatmap")] == [None, None]
+    assert [trace.zmax for trace in pick(shared, "heatmap")] == [3, 3]
+    assert len(shared.layout.images) == 2 and shared.layout.height > maps_figure(image, maps, "", "").layout.height
+
+
+def test_a_word_of_one_run_has_a_bar_in_all():
+    runs = {"before": [("2", 0.9), ("3", 0.1)], "after": [("large", 1.0)]}
+    before, after = words_figure(runs, "title", "subtitle").data
+    assert list(before.x) == list(after.x) == ["2", "3", "large"]
+    assert list(before.y) == [0.9, 0.1, 0] and list(after.y) == [0, 0, 1]
+    assert list(words_figure(runs, "", "", most=1).data[0].x) == ["2", "large"]
+
+
+def test_a_token_is_a_dot_in_each_layer_near_its_number():
+    table = pd.DataFrame(
+        {"layer": [0, 0, 1, 1], "token": [0, 1, 0, 1], "group": ["ordinary"] * 3 + ["l_sink"], "spike": [1.0, 2, 3, 99]}
+    )
+    l_sink, ordinary = tokens_figure(table, "spike", "title", "subtitle", "times").data
+    assert list(l_sink.y) == [99] and list(ordinary.y) == [1, 2, 3]
+    assert [round(x) for x in ordinary.x] == [0, 0, 1] and len(set(ordinary.x)) == 3
+
+
+def test_maps_to_be_compared_share_rows_and_colours():
+    leans = leaning(**SWEEP)
+    tasks = sorted(set(leans["task"]), reverse=True)
+    (heat,) = pick(lean_figure(leans, 50, tasks), "heatmap")
+    assert list(heat.y) == tasks and (heat.zmin, heat.zmax) == (-50, 50)
+    (own,) = pick(lean_figure(leans), "heatmap")
+    row = dict(zip(own.y, own.z, strict=True))
+    assert all(np.allclose(values, row[task]) for task, values in zip(heat.y, heat.z, strict=True))
+
+
+def test_every_method_is_named_on_the_axis():
+    frame = changes(**fake_results.evaluation())
+    figure = changes_figure(frame)
+    rows = dict(zip(figure.layout.yaxis.tickvals, figure.layout.yaxis.ticktext, strict=True))
+    for trace in figure.data:
+        assert {rows[at] for at in trace.y} == {trace.name}
+    assert [each.text for each in figure.layout.annotations] == [
+        f"<b>{task}</b>" for task in dict.fromkeys(frame["task"])
+    ]
+
+
+def test_figures_of_gates_that_learn():
+    lines = {"paper": ([(0.0, 1.0), (0.5, 0.5)], 0.5), "identity": ([(0.0, 2.0), (1.0, 1.0)], 1.0)}
+    loss = {point: sum(point) for line, _ in lines.values() for point in line}
+    plane, along = lines_figure(lines, loss, 2).data[:2]
+    assert list(plane.y) == [1.0, 0.5] and list(along.y) == [1.0, 1.0] and list(plane.marker.size) == [6, 13]
+    curve = pd.Series([2.0, 1.0], index=[0, 11])
+    learnt = losses_figure({"layer 1": {"paper": curve}, "layer 2": {"paper": curve, "identity": curve}}, 1.5)
+    assert [trace.showlegend for trace in learnt.data] == [True, False, True]
+    table = pd.DataFrame([[0.1, 0.2], [0.3, 0.4]], index=["count", "place"], columns=[1, 2])
+    first, second = scales_figure({"paper": (table, 0.5), "identity": (table.iloc[::-1], 1.0)}).data
+    assert list(first.y) == list(second.y) == ["count", "place"] and np.array_equal(first.z, second.z)
+    assert (first.zmid, second.zmid, second.zmax) == (0.5, 1.0, 2.0)
