@@ -39,6 +39,14 @@ class Sheet:
         """Numbers of rows and columns."""
         return (self.tokens.shape[0], self.tokens.shape[1])
 
+    @property
+    def time(self) -> str:
+        """The frames in words: "frame 3", "frames 2-3"; "" for pictures."""
+        if self.frames is None:
+            return ""
+        first, last = self.frames
+        return f"frame {first}" if first == last else f"frames {first}-{last}"
+
     def spread(self, values: Tensor) -> Tensor:
         """Return values of the visual tokens on the grid, (V,) -> (rows, columns); 0 for no token."""
         return torch.where(self.tokens >= 0, values[self.tokens.clamp_min(0)], 0)
@@ -163,6 +171,13 @@ def list_sheet(count: int) -> Sheet:
     numbers = torch.arange(rows * LIST_COLUMNS)
     columns = min(count, LIST_COLUMNS)
     return Sheet(torch.where(numbers < count, numbers, -1).view(rows, LIST_COLUMNS)[:, :columns])
+
+
+def by_time(sheets: Sequence[Sheet]) -> dict[tuple[int, int], Tensor]:
+    """Return the visual tokens of each span of frames, by the first and the last frame, in order; {} for pictures."""
+    spans = sorted({sheet.frames for sheet in sheets if sheet.frames is not None})
+    grids = {span: [sheet.tokens.flatten() for sheet in sheets if sheet.frames == span] for span in spans}
+    return {span: (tokens := torch.cat(parts))[tokens >= 0] for span, parts in grids.items()}
 
 
 def _ramp(size: Size, axis: int) -> Image.Image:

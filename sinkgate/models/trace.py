@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sinkgate.errors import SinkgateError
-from sinkgate.images.layout import Sheet
+from sinkgate.images.layout import Sheet, by_time
 from sinkgate.sinks.classify import SinkMasks
 
 if TYPE_CHECKING:
@@ -96,6 +96,32 @@ class Trace:
             groups = {"v_sink": sinks.v_sink, "l_sink": sinks.l_sink, "ordinary": sinks.ordinary}
             shares = {name: (patches * mask).sum(1) for name, mask in groups.items()}
         return {**shares, "separator": separator, "text": rows.sum(1) - patches.sum(1) - separator}
+
+    def frames(self, row: int = 0, hide: Tensor | None = None) -> dict[tuple[int, int], Tensor]:
+        """Return the share of one row's attention on each frame of a video in each layer, the mean over heads.
+
+        Args:
+            row: of the recorded ones.
+            hide: (V,) boolean, tokens that are left out, such as ``sinks.v_sink``.
+
+        Returns:
+            Shares (L,) by the first and the last frame that the tokens cover, in order of time; together they are the share of the visual tokens.
+
+        Raises:
+            SinkgateError: no such row was recorded, or the prompt holds no video.
+
+        Example:
+            >>> {frames: float(share.mean()) for frames, share in vlm.predict(prompt).frames().items()}
+        """
+        spans = by_time(self.sheets)
+        if not spans:
+            raise SinkgateError(
+                "the prompt holds no video whose frames are known; make it with vlm.prompt(video, question)"
+            )
+        patches = self._row(row).mean(1)[:, self.positions]
+        if hide is not None:
+            patches = patches * ~hide
+        return {span: patches[:, tokens].sum(1) for span, tokens in spans.items()}
 
     def _row(self, row: int) -> Tensor:
         """Return the attention of one recorded row, (L, H, K)."""

@@ -4,7 +4,7 @@ They know nothing of models and compute no statistics: intervals and corrected p
 """
 
 from sinkgate.plots.maps import maps_figure, words_figure
-from sinkgate.plots.shares import shares_figure
+from sinkgate.plots.shares import frames_figure, shares_figure
 from sinkgate.plots.style import GROUP_COLORS, GROUP_NAMES, export
 
-__all__ = ["GROUP_COLORS", "GROUP_NAMES", "export", "maps_figure", "shares_figure", "words_figure"]
+__all__ = ["GROUP_COLORS", "GROUP_NAMES", "export", "frames_figure", "maps_figure", "shares_figure", "words_figure"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from sinkgate.plots.style import GRID, GROUP_COLORS, GROUP_NAMES
+from sinkgate.plots.style import GRID, GROUP_COLORS, GROUP_NAMES, SEQUENTIAL, dressed
 
 _INK = "#868e96"  # readable on light and on dark
 
@@ -57,3 +57,28 @@ def shares_figure(
         hovermode="x unified",
     )
     return figure
+
+
+def frames_figure(shares: Mapping[tuple[int, int], Sequence[float]]) -> go.Figure:
+    """Draw the attention share of each frame of a video in each layer, as `Trace.frames` gives them.
+
+    Args:
+        shares: one share a layer, in [0, 1], by the first and the last frame that its tokens cover.
+    """
+    names = [str(first) if first == last else f"{first}-{last}" for first, last in shares]
+    columns = [[float(value) for value in each] for each in shares.values()]
+    figure = go.Figure(
+        go.Heatmap(
+            x=names,
+            z=list(zip(*columns, strict=True)),
+            zmin=0,
+            colorscale=SEQUENTIAL,
+            colorbar={"tickformat": "~%", "thickness": 12, "outlinewidth": 0},
+            hovertemplate="frame %{x}, layer %{y}: %{z:.1%}<extra></extra>",
+        )
+    )
+    layers = len(columns[0]) if columns else 0
+    figure.update_xaxes(title_text="frame", type="category")
+    figure.update_yaxes(title_text="layer", dtick=1 if layers <= 16 else 4)
+    subtitle = "Share of the attention of one query, the mean over heads."
+    return dressed(figure, "Attention by frame", subtitle, 180 + 18 * max(layers, 8), legend=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sinkgate.errors import SinkgateError
-from sinkgate.images.layout import Sheet
+from sinkgate.images.layout import Sheet, by_time
 from sinkgate.sinks.criteria import AttentionShare, Choice, SinkCriteria, Verdict
 from sinkgate.sinks.words import count, layers, number, numbered, span
 
@@ -110,8 +110,9 @@ class SinkMap(SinkMasks):
         return "" if verdict is None else _by(self.criteria and getattr(self.criteria, group), verdict)
 
     def sentences(self) -> list[str]:
-        """Return the sentences of ``summary``: V-sinks, L-sinks, criteria that find none, the text sink, attention on V-sinks."""
-        sentences = [self._v_sentence(), self._l_sentence(), *(self.criteria.sentences() if self.criteria else [])]
+        """Return the sentences of ``summary``: V-sinks, L-sinks, their frames, criteria that find none, the text sink, attention on V-sinks."""
+        sentences = [self._v_sentence(), self._l_sentence(), *self._frame_sentences()]
+        sentences += self.criteria.sentences() if self.criteria else []
         if text := self._text_sentence():
             sentences.append(text)
         if self.v_sink.any():
@@ -144,6 +145,19 @@ class SinkMap(SinkMasks):
         return (
             f"L-sinks in {layers(depths)}, at most {int(self.l_sink.sum(1).max())} in one" if depths else "no L-sinks"
         )
+
+    def _frame_sentences(self) -> list[str]:
+        """Return a sentence on the frames of a video in which each kind of sink lies; none for pictures and without sinks."""
+        sentences: list[str] = []
+        for noun, mask in (("V-sink", self.v_sink), ("L-sink", self.l_sink.any(0))):
+            numbers = {
+                span if span[0] != span[1] else span[:1]: int(mask[tokens].sum())
+                for span, tokens in by_time(self.sheets).items()
+            }
+            held = [f"{number} in {'-'.join(map(str, span))}" for span, number in numbers.items() if number]
+            if held:
+                sentences.append(f"{noun}s by frame: {', '.join(held)}.")
+        return sentences
 
     def _text_sentence(self) -> str:
         """Return a sentence on the text sink and the first position; "" where no text is among the Keys."""
@@ -197,7 +211,7 @@ class SinkMap(SinkMasks):
             if cell and sheet.box is None:
                 return f"visual token {token}"
             if cell:
-                on = f"sheet {index}, " if len(self.sheets) > 1 else ""
+                on = f"{sheet.time or f'sheet {index}'}, " if len(self.sheets) > 1 else ""
                 return f"{on}patch row {cell[0]}, column {cell[1]}"
         return f"visual token {token}, outside of the picture"
 
@@ -261,7 +275,8 @@ class SinkMap(SinkMasks):
     def to_frame(self) -> pd.DataFrame:
         """Return a table with a row for each layer and visual token. Needs pandas.
 
-        Columns: layer; token; position among the Keys; sheet, row and column in the picture (missing where a token has no place); group (v_sink, l_sink or
+        Columns: layer; token; position among the Keys; sheet, row and column in the picture (missing where a token has no place); for a video, frame and
+        last_frame (those that the token covers); group (v_sink, l_sink or
         ordinary); score, threshold and dimension of the L-sink verdict; spike; attention and encoder_attention over the median; value over the mean; encoder_norm over the median.
         """
         import pandas as pd
@@ -287,6 +302,10 @@ class SinkMap(SinkMasks):
         for axis, name in enumerate(("sheet", "row", "column")):
             values = [cells[t][axis] if t in cells else None for t in range(tokens)]
             columns[name] = pd.array(each_layer(values), dtype="Int64")
+        if any(sheet.frames for sheet in self.sheets):
+            spans = [self.sheets[cells[t][0]].frames if t in cells else None for t in range(tokens)]
+            for end, name in enumerate(("frame", "last_frame")):
+                columns[name] = pd.array(each_layer([span and span[end] for span in spans]), dtype="Int64")
         verdict = self.l_verdict
         columns |= {
             "group": group,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import noise_image, tiny_llava
+from tiny import noise_image, some_sinks, tiny_llava
 from transformers import PreTrainedTokenizerFast
 from zoo import VIDEO, VIDEO_FAMILIES, ZOO, video_sample
 
@@ -133,6 +133,34 @@ def test_a_video_stands_alone_at_one_place():
         vlm.prompt([video, noise_image()], QUESTION)
     with pytest.raises(sg.PromptError, match="2 places for the video"):
         vlm.prompt(video, [None, None, QUESTION])
+
+
+def test_attention_and_sinks_are_given_by_frame():
+    vlm = sg.load(tiny_llava())
+    prompt = vlm.prompt(sg.Video([noise_image(seed) for seed in range(3)]), QUESTION)
+    sinks = some_sinks(vlm, prompt)
+    trace, many = vlm.predict(prompt), len(prompt.visual) // 3
+    patches = trace.attention[:, :, 0].mean(1)[:, trace.positions]
+    for index, (frames, share) in enumerate(trace.frames().items()):
+        assert frames == (index, index)
+        assert torch.allclose(share, patches[:, index * many : (index + 1) * many].sum(1))
+    rest = trace.frames(hide=sinks.v_sink)
+    assert torch.allclose(sum(rest.values()), (patches * ~sinks.v_sink).sum(1))
+    frame = sinks.to_frame()
+    assert frame.loc[frame["layer"] == 0, "frame"].tolist() == [index for index in range(3) for _ in range(many)]
+    counts = [int(sinks.v_sink[index * many : (index + 1) * many].sum()) for index in range(3)]
+    held = ", ".join(f"{number} in {index}" for index, number in enumerate(counts) if number)
+    assert f"V-sinks by frame: {held}." in sinks.summary()
+    assert sinks.where(many) == "frame 1, patch row 0, column 0"
+    pictures = vlm.predict(vlm.prompt(prompt.images, QUESTION))
+    with pytest.raises(sg.SinkgateError, match="no video"):
+        pictures.frames()
+
+
+def test_a_sheet_names_the_frames_that_it_merges():
+    assert (
+        sg.Sheet(torch.tensor([[0]]), frames=(2, 3)).time == "frames 2-3" and sg.Sheet(torch.tensor([[0]])).time == ""
+    )
 
 
 # --- processors of the families, which need torchvision

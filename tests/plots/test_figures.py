@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sinkgate.plots import GROUP_COLORS, GROUP_NAMES, maps_figure, shares_figure, words_figure
+from sinkgate.plots import GROUP_COLORS, GROUP_NAMES, frames_figure, maps_figure, shares_figure, words_figure
 from sinkgate.plots.anatomy import (
     agreement_figure,
     attention_figure,
@@ -51,6 +51,11 @@ FIGURES = {
     "confirmation": lambda: confirmation_figure(confirmed(**SWEEP)),
     "changes": lambda: changes_figure(changes(**fake_results.evaluation())),
 }
+
+
+def test_frames_are_columns_and_layers_rows():
+    (heat,) = frames_figure({(0, 1): [0.1, 0.2, 0.3], (2, 2): [0.4, 0.0, 0.1]}).data
+    assert list(heat.x) == ["0-1", "2"] and [list(row) for row in heat.z] == [[0.1, 0.4], [0.2, 0.0], [0.3, 0.1]]
 
 
 def drawn(figure):
