@@ -49,8 +49,8 @@ class Backend:
     def __init__(self, vlm: sg.VLM) -> None:
         self.vlm = vlm
 
-    def prompt(self, image: Image.Image, question: str) -> sg.Prompt:
-        """Return the prompt of a picture and a question; raises as `sinkgate.VLM.prompt`."""
+    def prompt(self, image: Image.Image | sg.Video, question: str) -> sg.Prompt:
+        """Return the prompt of a picture or a video and a question; raises as `sinkgate.VLM.prompt`."""
         return self.vlm.prompt(image, question)
 
     def open(self, prompt: sg.Prompt, criterion: str) -> LocalSession:

@@ -56,15 +56,17 @@ class GPUError(sg.SinkgateError):
 
 @dataclass(frozen=True)
 class RemotePrompt:
-    """A picture and a question, from which a GPU process builds the prompt."""
+    """A picture or a video and a question, from which a GPU process builds the prompt."""
 
-    image: Image.Image
+    image: Image.Image | sg.Video
     question: str
 
     def key(self, criterion: str) -> str:
         """Return a hash of picture, question and criterion."""
-        words = repr((self.image.mode, self.image.size, self.question, criterion)).encode()
-        return hashlib.sha256(words + self.image.tobytes()).hexdigest()
+        is_video = isinstance(self.image, sg.Video)
+        frames, rate = (self.image.frames, self.image.fps) if is_video else ((self.image,), None)
+        words = repr((frames[0].mode, frames[0].size, rate, self.question, criterion)).encode()
+        return hashlib.sha256(b"".join([words, *(frame.tobytes() for frame in frames)])).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Backend(LocalBackend):
         self._sessions: OrderedDict[str, LocalSession] = OrderedDict()  # filled in the GPU process only
         self._work = spaces.GPU(self._on_gpu, duration=lambda seconds, _job: seconds)
 
-    def prompt(self, image: Image.Image, question: str) -> Any:
+    def prompt(self, image: Image.Image | sg.Video, question: str) -> Any:
         """Return a `RemotePrompt`; errors of picture or question are raised by `open`."""
         return RemotePrompt(image, question)
 

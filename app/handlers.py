@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -31,7 +32,16 @@ from .guard import address_of
 from .inspection import text_shares
 from .metrics import log_unexpected
 from .share_links import GATES_MISSING, STAND_IN, Link, share_value
-from .state import ANSWER_SECONDS, MAX_UPLOADED_GATES, Engine, UserSession, lens_revision, open_picture
+from .state import (
+    ANSWER_SECONDS,
+    FRAMES,
+    MAX_UPLOADED_GATES,
+    Engine,
+    UserSession,
+    lens_revision,
+    open_picture,
+    open_upload,
+)
 from .sweep import sweep
 from .view_model import (
     JSON,
@@ -47,10 +57,13 @@ from .view_model import (
 )
 
 FIRST_SCENE = 71  # seed
+CLIP_SEED = 1
 FIRST_KIND, FIRST_QUESTION = "count", "How many objects are there?"  # its answer changes with the fader of layer 2
-GALLERY = (71, 26, 16, 68, 188, 122)  # seeds
+CLIP = "clip"  # of the gallery: a video of a scene
+GALLERY = (71, 26, 16, 68, 188, CLIP)  # seeds
 PHOTOGRAPHS = ("cat", "coffee", "astronaut", "rocket", "camera", "clock")  # gallery of models that are no demo
 SCENES_ONLY = "The demo model knows scenes of coloured shapes only. For photographs, load a model that reads them: sinkgate app --model smolvlm-256m."
+CLIP_NOTICE = "The demo model was trained on single pictures: it reads the frames as several pictures. Move the slider over the maps through time."
 SCENE_SIDE = 448  # pixels
 TRIES = 3000  # to generate a question in the same words for an edited scene; one takes about 10 microseconds
 PLAIN_QUESTIONS = ("How many objects are there?", "What color is the background?", "What do you see?")
@@ -72,7 +85,7 @@ class Handlers:
         general = not any(engine.vlm.unknown_words(question) for question in GENERAL_QUESTIONS)
         self.plain = GENERAL_QUESTIONS if general else PLAIN_QUESTIONS  # examples for pictures that are no scenes
         self.examples = PHOTOGRAPHS if general else GALLERY
-        self.gallery = [image_url(ImageOps.fit(self.example_image(example), (96, 96))) for example in self.examples]
+        self.gallery = [image_url(ImageOps.fit(self.thumbnail(example), (96, 96))) for example in self.examples]
 
     # The handlers up to `show_scene` return: session, picture, question, questions, frame, status, mixer; those that bring
     # another picture also the composer.
@@ -82,6 +95,13 @@ class Handlers:
         if isinstance(example, str):
             return sg.open_image(photographs()[example])
         return random_scene(example).render(SCENE_SIDE)
+
+    def thumbnail(self, example: int | str) -> Image.Image:
+        """Return an example in small; of the clip, where its object goes from and to."""
+        if example != CLIP:
+            return self.example_image(example)
+        frames = example_clip().frames
+        return Image.blend(frames[0], frames[-1], 0.4)
 
     def begin(self, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """Open the page with the first picture of the gallery: a scene and its first question, or a photograph."""
@@ -146,6 +166,8 @@ class Handlers:
         index = _choice(chosen, "picture")
         example = self.examples[index if isinstance(index, int) and 0 <= index < len(self.examples) else 0]
         session = session or UserSession()
+        if example == CLIP:
+            return self.show_upload(session, example_clip(), CLIP_NOTICE, "", mixer, lens)
         if isinstance(example, str):
             return self.show_photograph(session, example, mixer, lens)
         return self.show_scene(session, example, mixer, lens)
@@ -174,14 +196,32 @@ class Handlers:
         try:
             if (source := uploaded(picture)) is None:
                 raise sg.ImageError("No picture arrived: upload it again.")
-            image = open_picture(source)
+            image = open_upload(source)
+        except Exception as error:
+            return session, _shown(session), *unchanged_values(session, error)[2:], SKIP
+        return self.show_upload(session, image, SCENES_ONLY, question.strip(), mixer, lens)
+
+    def show_upload(
+        self, session: UserSession, image: Image.Image | sg.Video, notice: str, question: str, mixer: Any, lens: Any
+    ) -> tuple[Any, ...]:
+        """Replace the picture by one, or a video, that is no scene; on an error the page stays as it was.
+
+        Args:
+            session: the user's session.
+            image: the picture or the video.
+            notice: a sentence for models that know scenes only.
+            question: to ask; the first example question where empty.
+            mixer: the mixer's value.
+            lens: the page's lens.
+        """
+        try:
             with self.engine.scheduler.slot(session, "ask"):
                 gates = self.newest_gates(session, mixer)
-                self.engine.ask(session, question.strip() or self.plain[0], gates, image)
-                set_picture(session, image)
+                self.engine.ask(session, question or self.plain[0], gates, image)
+                set_picture(session, image.frames[0] if isinstance(image, sg.Video) else image)
                 self.set_plain_examples(session)
                 if self.engine.vlm.name in BUILT_IN:
-                    session.notice = f"{SCENES_ONLY} {session.notice}".strip()
+                    session.notice = f"{notice} {session.notice}".strip()
                 return *self.question_values(session, _first_query(lens)), composer_value(session)
         except Exception as error:
             return session, _shown(session), *unchanged_values(session, error)[2:], SKIP
@@ -541,6 +581,14 @@ class Handlers:
             "view": view,
             "other_views": others,
         }
+
+
+@cache
+def example_clip() -> sg.Video:
+    """Return the gallery's clip."""
+    rng = random.Random(CLIP_SEED)
+    scenes = Scene.random(rng, (2, 3)).clip(rng, FRAMES)
+    return sg.Video([scene.render(SCENE_SIDE) for scene in scenes], fps=2)
 
 
 def random_scene(seed: int) -> Scene:

@@ -238,6 +238,13 @@ def _picture(session: UserSession) -> Iterator[str]:
         yield ""
         yield f"image = sg.open_image(photographs()[{session.photograph!r}])"
         return
+    if isinstance(image, sg.Video):
+        width, height = image.frames[0].size
+        yield "import sinkgate as sg"
+        yield ""
+        yield 'frames = sg.open_video("clip.gif", frames=' + f"{len(image.frames)}).frames  # the path of your video"
+        yield f"image = sg.Video([frame.resize({(width, height)}) for frame in frames], fps={image.fps:g})"
+        return
     if scene is None:
         yield "import sinkgate as sg"
         yield ""

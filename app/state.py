@@ -23,6 +23,7 @@ from torch import Tensor
 
 import sinkgate as sg
 from sinkgate.errors import ModelMismatchError
+from sinkgate.images.video import open_animation
 from sinkgate.models.session import Shelf
 from sinkgate.scenes.scene import Scene
 
@@ -39,6 +40,7 @@ MAX_QUESTION_STATES = 24  # of them, those whose image features and attention st
 MAX_SESSION_BYTES = 512 << 20  # pictures and uploaded gates of all users together
 MAX_UPLOADED_GATES = 3  # of one user
 MAX_PIXELS = 2_000_000  # of the picture that the model gets: larger ones are made smaller
+FRAMES = 6  # of an uploaded animation: more leave the demo model no positions for the question
 ANSWER_SECONDS = 20.0  # for one answer, from the moment it starts
 OWN_REVISION_STEP = 1_000_000  # revisions of a user between two of the server: more than a user can send
 CACHE_BYTES = 2 << 30  # for the key-value caches of all users; the least recently used are dropped
@@ -98,7 +100,7 @@ class QuestionState:
 class UserSession:
     """The state of one user's page. ``sequence`` counts settings and questions: work for an older one stops."""
 
-    image: Image.Image | None = None
+    image: Image.Image | sg.Video | None = None
     shown: Image.Image | str | None = None  # value of the picture box, put back when an upload is refused
     scene: Scene | None = None
     pictures: int = 0  # shown so far; edits of an earlier one are ignored
@@ -125,9 +127,10 @@ class UserSession:
     @property
     def nbytes(self) -> int:
         """Memory of the picture and the uploaded gates, in bytes."""
+        frames = self.image.frames if isinstance(self.image, sg.Video) else (self.image,)
         pictures = {
             id(image): image.width * image.height * 4  # Pillow keeps a pixel in four bytes
-            for image in (self.image, self.shown)
+            for image in (*frames, self.shown)
             if isinstance(image, Image.Image)
         }
         gates = (parameter.nbytes for learned in self.uploads for parameter in learned.lsg.parameters())
@@ -229,14 +232,16 @@ class Engine:
         self._recent: OrderedDict[int, UserSession] = OrderedDict()  # the least recently active first
         self._recent_lock = threading.Lock()
 
-    def ask(self, session: UserSession, question: str, gates: sg.Gates, image: Image.Image | None = None) -> None:
+    def ask(
+        self, session: UserSession, question: str, gates: sg.Gates, image: Image.Image | sg.Video | None = None
+    ) -> None:
         """Ask a question; on an error the session stays as it was.
 
         Args:
             session: the user's session.
             question: the question.
             gates: scales, unless the session's learned gates set them.
-            image: an image that replaces the session's.
+            image: an image or a video that replaces the session's.
 
         Raises:
             SinkgateError: there is no image, or the question cannot be used, or the queue is full (`scheduler.BusyError`).
@@ -383,7 +388,7 @@ class Engine:
         with self._recent_lock:
             return sum(session.nbytes for session in self._recent.values())
 
-    def _prompt(self, image: Image.Image, question: str) -> sg.Prompt:
+    def _prompt(self, image: Image.Image | sg.Video, question: str) -> sg.Prompt:
         if len(question) > MAX_QUESTION:
             raise sg.PromptError(f"Question too long: {len(question)} characters, limit {MAX_QUESTION}.")
         return self.backend.prompt(image, question)
@@ -504,9 +509,22 @@ def open_picture(picture: str) -> Image.Image:
     Raises:
         ImageError: it is none of the formats that `sinkgate.open_image` reads, or it is broken.
     """
+    return sg.open_image(_content(picture), max_pixels=MAX_PIXELS)
+
+
+def open_upload(picture: str) -> Image.Image | sg.Video:
+    """Return the same as `open_picture`, and of an animation `FRAMES` frames at even distances, `MAX_PIXELS` together.
+
+    Raises:
+        ImageError: as `open_picture`.
+    """
+    data = _content(picture)
+    return open_animation(data, FRAMES, max_pixels=MAX_PIXELS // FRAMES) or sg.open_image(data, max_pixels=MAX_PIXELS)
+
+
+def _content(picture: str) -> bytes:
     try:
         inline = picture.startswith("data:")
-        data = base64.b64decode(picture.partition(",")[2], validate=True) if inline else Path(picture).read_bytes()
+        return base64.b64decode(picture.partition(",")[2], validate=True) if inline else Path(picture).read_bytes()
     except (binascii.Error, OSError):
         raise sg.ImageError("The picture cannot be decoded, or its file is no longer here: upload it again.") from None
-    return sg.open_image(data, max_pixels=MAX_PIXELS)

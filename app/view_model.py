@@ -100,6 +100,7 @@ def frame(state: QuestionState, lens: Lens) -> JSON:
         "model": state.prompt_session.vlm.name,
         "lens": asdict(lens),
         "sheets": sheet_names(state.prompt.sheets),
+        "video": state.prompt.video is not None,
         "grid": list(sheet.grid),
         "placed": sheet.box is not None,
         "note": sentence(state.prompt.note or ("" if sheet.box else UNPLACED)),
@@ -248,7 +249,8 @@ def _marks(state: QuestionState, lens: Lens) -> tuple[list[JSON], str]:
             away += 1
         else:
             outside += 1
-    others = "on the other sheet" if len(sheets) == 2 else "on the other sheets"
+    others = "on the other sheet" if state.prompt.video is None else "in the other frame"
+    others += "s" * (len(sheets) > 2)
     counts = [(away, others), (outside, "outside of the picture")]
     return marks, ", ".join(f"{n} more {'sink' if n == 1 else 'sinks'} {where}" for n, where in counts if n)
 
@@ -282,7 +284,7 @@ def _shades(parts: torch.Tensor, holes: torch.Tensor) -> str:
 
 
 def sheet_names(sheets: tuple[Sheet, ...]) -> list[str]:
-    """Return names of the sheets: of those of one picture the coarsest is the overview, the others are tiles."""
+    """Return names of the sheets: of those of one picture the coarsest is the overview, the others are tiles; of a video their frames."""
     images = {sheet.image for sheet in sheets}
     names = []
     for sheet in sheets:
@@ -293,7 +295,10 @@ def sheet_names(sheets: tuple[Sheet, ...]) -> list[str]:
             name = f"{'overview' if sheet is coarsest else 'tiles'} {sheet.grid[0]} x {sheet.grid[1]}"
         if sheet.box is None:
             name = "list of tokens"
-        names.append(f"image {sheet.image + 1}: {name}" if len(images) > 1 else name)
+        if sheet.frames is not None:
+            names.append(f"{sheet.time}: {name}" if len(siblings) > 1 else sheet.time)
+        else:
+            names.append(f"image {sheet.image + 1}: {name}" if len(images) > 1 else name)
     return names
 
 

@@ -2,6 +2,7 @@ const page = window.sinkgate;
 const head = element.querySelector(".head");
 const row = element.querySelector(".row");
 const sheet = element.querySelector(".sheet");
+const time = element.querySelector(".frames");
 const scale = element.querySelector(".scale-kind");
 const every = element.querySelector(".all-heads");
 const hide = element.querySelector(".hide-sinks");
@@ -24,6 +25,7 @@ for (let index = 0; index < heads; index++) head.append(page.el("option", { valu
 head.addEventListener("change", () => choose({ head: head.value === "" ? null : Number(head.value) }));
 row.addEventListener("change", () => row.value !== "prompt" && choose({ row: Number(row.value), position: null }));
 sheet.addEventListener("change", () => choose({ sheet: Number(sheet.value), patch: null }));
+time.addEventListener("input", () => choose({ sheet: Number(time.value), patch: null }));
 every.addEventListener("click", () => choose({ heads: !props.value.heads }));
 scale.addEventListener("change", () => choose({ scale: scale.value }));
 hide.addEventListener("change", () => choose({ hide: hide.checked }));
@@ -56,7 +58,12 @@ page.subscribe("frame", (frame) => {
   row.value = ofPrompt ? "prompt" : String(props.value.row);
   name(sheet, frame.sheets);
   sheet.value = String(Math.min(props.value.sheet, frame.sheets.length - 1));
-  sheet.parentElement.hidden = frame.sheets.length === 1;
+  sheet.parentElement.hidden = frame.video || frame.sheets.length === 1;
+  time.parentElement.hidden = !frame.video || frame.sheets.length === 1;
+  time.max = String(frame.sheets.length - 1);
+  time.value = sheet.value;
+  time.nextElementSibling.textContent = frame.sheets[Number(sheet.value)];
+  time.setAttribute("aria-valuetext", frame.sheets[Number(sheet.value)]);
 });
 
 page.subscribe("layer", (layer) => choose({ layer }));

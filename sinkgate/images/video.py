@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from sinkgate.images.io import MAX_PIXELS, open_image, open_images, read_bytes
 FRAMES = 8  # of a file, where no number is given
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv", ".ts")
 MAX_FILE_FRAMES = 100_000  # about an hour at 25 frames a second; longer files are to be cut first
+MAX_ANIMATION_PIXELS = 500_000_000  # of all frames of an animation: Pillow decodes each, in seconds
 #: Types that `open_video` reads.
 VideoFile = str | Path | bytes | bytearray | memoryview | BinaryIO
 
@@ -90,12 +92,36 @@ def open_video(source: VideoFile | Video, frames: int = FRAMES, *, max_pixels: i
     data = read_bytes(source)
     if not data:
         raise ImageError("the video file is empty")
-    try:
-        animation = Image.open(io.BytesIO(data), formats=("GIF", "WEBP", "PNG"))
-    except Exception:  # noqa: BLE001 - no animation of Pillow's formats, whatever its reader says
-        return _decoded(data, frames, max_pixels)
-    with animation:
-        return _animated(animation, frames, max_pixels)
+    return open_animation(data, frames, max_pixels=max_pixels) or _decoded(data, frames, max_pixels)
+
+
+def open_animation(data: bytes, frames: int, *, max_pixels: int = MAX_PIXELS) -> Video | None:
+    """Return frames of an animated GIF, WebP or PNG as `open_video` does; None for any other file.
+
+    Args:
+        data: the bytes of the file.
+        frames: how many, from 1.
+        max_pixels: width times height of a frame at most.
+
+    Raises:
+        ImageError: the animation is damaged or too long.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+        try:
+            animation: Any = Image.open(io.BytesIO(data), formats=("GIF", "WEBP", "PNG"))
+            count: int = getattr(animation, "n_frames", 1)
+        except Exception:  # noqa: BLE001 - a broken file can raise any error in Pillow's readers
+            return None
+        with animation:
+            if count < 2:
+                return None
+            if count * animation.width * animation.height > MAX_ANIMATION_PIXELS:
+                raise ImageError(
+                    f"the animation has {count:,} frames of {animation.width} x {animation.height} pixels, and at most "
+                    f"{MAX_ANIMATION_PIXELS // 10**6} million pixels are read: cut it, or make it smaller"
+                )
+            return _animated(animation, count, frames, max_pixels)
 
 
 def as_video(source: Any, frames: int | None) -> Video | None:
@@ -112,13 +138,10 @@ def even_indices(count: int, frames: int) -> list[int]:
     return [index * count // frames for index in range(frames)]
 
 
-def _animated(animation: Any, frames: int, max_pixels: int) -> Video:
+def _animated(animation: Any, count: int, frames: int, max_pixels: int) -> Video:
     pictures: list[Image.Image] = []
     milliseconds = 0.0
     try:
-        count: int = getattr(animation, "n_frames", 1)
-        if count > MAX_FILE_FRAMES:
-            raise _too_long(count)
         chosen = set(even_indices(count, frames))
         for index in range(count):
             animation.seek(index)
@@ -127,8 +150,10 @@ def _animated(animation: Any, frames: int, max_pixels: int) -> Video:
             else:
                 animation.load()  # durations of later frames are read with the pixels
             milliseconds += animation.info.get("duration") or 100.0  # as browsers show frames without one
-    except (OSError, EOFError, ValueError, SyntaxError) as error:
-        raise ImageError(f"the video is damaged or cut short: {error}") from error
+    except ImageError:
+        raise
+    except Exception as error:  # as above
+        raise ImageError(f"the animation is damaged or cut short: {error}") from error
     return Video(pictures, len(pictures) / milliseconds * 1000)
 
 
@@ -145,7 +170,9 @@ def _decoded(data: bytes, frames: int, max_pixels: int) -> Video:
             stream = container.streams.video[0]
             times = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
             if len(times) > MAX_FILE_FRAMES:
-                raise _too_long(len(times))
+                raise ImageError(
+                    f"the video has {len(times):,} frames; at most {MAX_FILE_FRAMES:,} are read: cut it first"
+                )
             rate = float(stream.average_rate or stream.guessed_rate or 25)
             indices = even_indices(len(times), frames)
             wanted = {times[index] for index in indices}
@@ -165,7 +192,3 @@ def _decoded(data: bytes, frames: int, max_pixels: int) -> Video:
     if not pictures:
         raise ImageError("no frame of the video can be decoded; it may be damaged or cut short")
     return Video(pictures, rate * len(pictures) / len(times))
-
-
-def _too_long(count: int) -> ImageError:
-    return ImageError(f"the video has {count:,} frames; at most {MAX_FILE_FRAMES:,} are read: cut it first")

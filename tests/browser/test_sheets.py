@@ -234,6 +234,18 @@ def test_a_list_without_a_reason_says_so(demo: sg.VLM) -> None:
     assert expected_frame(demo, approximate)["note"] == "This large picture is resized."
 
 
+def test_a_slider_moves_the_maps_through_a_video(tab: Tab) -> None:
+    first = tab.after(lambda: tab.page.get_by_role("button", name="Example picture 6").click())
+    slider, pixels = tab.page.get_by_label("Time"), tab.pixels("before")
+    assert first["video"] and slider.is_visible() and not tab.page.locator("#lens .sheet").is_visible()
+    slider.focus()
+    second = tab.after(lambda: tab.page.keyboard.press("ArrowRight"))
+    assert second["lens"]["sheet"] == 1 and tab.page.locator("#lens .time output").text_content() == "frame 1"
+    assert tab.pixels("before") != pixels and second["before"] != first["before"]
+    tab.after(lambda: tab.page.get_by_role("button", name="Example picture 1").click())
+    assert not slider.is_visible()
+
+
 def test_sheets_are_named_by_what_they_are() -> None:
     def sheet(rows: int, image: int = 0) -> Sheet:
         return Sheet(torch.arange(rows * rows).view(rows, rows), image, (0.0, 0.0, 1.0, 1.0))

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import noise_image
 
 import sinkgate as sg
-from sinkgate.images.video import even_indices
+from sinkgate.images.video import even_indices, open_animation
 
 GREYS = [20 * index for index in range(10)]
 
@@ -99,3 +99,18 @@ def test_frames_are_pictures_of_one_size():
     for wrong in (0, True, 2.0, "4"):
         with pytest.raises(sg.ImageError, match="whole number from 1"):
             sg.open_video(video, wrong)
+
+
+def test_long_animations_are_refused_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr("sinkgate.images.video.MAX_ANIMATION_PIXELS", 5000)
+    with pytest.raises(sg.ImageError, match="10 frames of 32 x 16 pixels"):
+        sg.open_video(animation("GIF"))
+
+
+def test_pictures_are_no_animations():
+    file = io.BytesIO()
+    grey(9).save(file, "PNG")
+    assert open_animation(file.getvalue(), 4) is None and open_animation(b"GIF89a cut", 4) is None
+    whole = animation("GIF")
+    with pytest.raises(sg.ImageError, match="damaged"):
+        sg.open_video(whole[: len(whole) // 2] + bytes(40) + whole[len(whole) // 2 :], 10)

@@ -1,6 +1,8 @@
 """Videos in prompts: frames to tokens, by the probe, by change of a frame, and through the families' own video processors."""
 
 import importlib.util
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -290,6 +292,12 @@ def read_by(name):
 def gradient(turn):
     """A picture that is bright on one side."""
     return Image.linear_gradient("L").rotate(90 * turn).resize((48, 32)).convert("RGB")
+
+
+def test_the_guides_table_is_that_of_these_tests():
+    page = (Path(__file__).parents[2] / "docs/pages/guides/video.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (\d) \|", page, re.MULTILINE)
+    assert rows == [(name, "video", "2" if name in MERGED else "1") for name in PROCESSORS]
 
 
 @needs_torchvision
