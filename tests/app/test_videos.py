@@ -50,9 +50,9 @@ def test_an_animation_is_uploaded_and_a_picture_follows(handlers, mixer, tmp_pat
     frame = handlers.new_picture(session, {"path": str(path)}, QUESTION, mixer, LENS)[4]
     assert frame["sheets"] == FRAME_NAMES and isinstance(session.image, sg.Video)
     program = python(session, Lens(layer=2, sheet=1), handlers.engine.vlm).replace("clip.gif", str(path))
-    made = {}
-    exec(program, made)
-    assert [sheet.frames for sheet in made["prompt"].sheets] == [sheet.frames for sheet in session.state.prompt.sheets]
+    names = {}
+    exec(program, names)
+    assert [sheet.frames for sheet in names["prompt"].sheets] == [sheet.frames for sheet in session.state.prompt.sheets]
     example_clip().frames[0].save(tmp_path / "still.png")
     frame = handlers.new_picture(session, {"path": str(tmp_path / "still.png")}, QUESTION, mixer, LENS)[4]
     assert frame["sheets"] == ["picture"] and not frame["video"] and frame["lens"]["sheet"] == 0
