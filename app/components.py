@@ -136,7 +136,7 @@ def action_buttons(phenomena: list[dict[str, Any]], demonstration: dict[str, Any
 
 
 def faders_history() -> gr.HTML:
-    """Return undo and redo of the faders, and of the choice of learned gates, which the page counts.
+    """Return undo and redo of the faders, of the choice of learned gates, and of the scene.
 
     Value: the step to restore where it changes that choice, ``{"v_sink", "rest", "chosen": "stack" | None, "off": [3]}``, with
     ``l_sink`` as in the mixer. Event: ``restore``.

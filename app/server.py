@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+
+from sinkgate.sinks.glossary import GROUP_COLORS, GROUP_LABELS, TERMS
 
 from . import guard
 from .metrics import Metrics, log
@@ -111,5 +114,7 @@ def trim_memory() -> None:
 def head() -> str:
     """Return style and shared script for the page's head: Gradio would rewrite the selectors of its ``css`` parameter."""
     style = (HERE / "style.css").read_text(encoding="utf-8")
+    colors = "".join(f"--group-{group}: {color}; " for group, color in GROUP_COLORS.items())
     script = (HERE / "components" / "shared.js").read_text(encoding="utf-8")
-    return f"<style>{style}</style><script>{script}</script>"
+    script += f"Object.assign(window.sinkgate, {json.dumps({'terms': TERMS, 'groups': GROUP_LABELS})});"
+    return f"<style>:root {{ {colors}}}\n{style}</style><script>{script}</script>"

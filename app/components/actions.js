@@ -1,7 +1,6 @@
 // Buttons above the mixer: a demonstration, phenomena, and those that start what other components do.
 const page = window.sinkgate;
 const { phenomena, demonstration, interactive } = props.actions;
-const NAMES = { v_sink: "V-sinks", l_sink: "L-sinks", ordinary: "ordinary tokens" };
 const [DOWN, HOLD, UP, PATIENCE] = [1500, 1000, 1200, 10000]; // ms; PATIENCE for the answer at the lower end
 const INPUTS = ["pointerdown", "keydown", "wheel", "touchstart"];
 const pin = element.querySelector(".pin-setting");
@@ -53,7 +52,7 @@ function target() {
   const strongest = page.strongest?.();
   if (strongest) return strongest;
   const tokens = frame.groups?.tokens;
-  const group = Object.keys(NAMES).find((name) => !tokens || tokens[name][layer] > 0) || "ordinary";
+  const group = ["v_sink", "l_sink", "ordinary"].find((name) => !tokens || tokens[name][layer] > 0) || "ordinary";
   return { group, layer, scale: 0.1 };
 }
 
@@ -103,7 +102,7 @@ async function demonstrate() {
   page.playing = true;
   show.textContent = "Stop";
   show.setAttribute("aria-pressed", "true");
-  page.publish("caption", `${NAMES[goal.group]} × ${goal.scale} in ${goal.layer === null ? "every layer" : `layer ${goal.layer}`}, and back: watch maps and answer.`);
+  page.publish("caption", `${page.groups[goal.group]} × ${goal.scale} in ${goal.layer === null ? "every layer" : `layer ${goal.layer}`}, and back: watch maps and answer.`);
   if (goal.layer !== null) page.publish("touched", goal.layer);
   const moving = interactive && !page.calm();
   if (moving) await glide(0, 1, DOWN);

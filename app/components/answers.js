@@ -1,7 +1,7 @@
 const page = window.sinkgate;
 const box = { unchanged: element.querySelector(".unchanged"), gated: element.querySelector(".gated") };
 const SIDES = ["unchanged", "gated"];
-const EMPTY = "(empty answer: the model stopped at once)";
+const EMPTY = "(empty answer: stopped at once)";
 const LIMITED = "cut at ";
 let frame = null;
 let sync = "current";

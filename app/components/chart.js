@@ -2,12 +2,12 @@ const page = window.sinkgate;
 const plot = element.querySelector(".plot");
 const keys = element.querySelector(".keys");
 const reading = element.querySelector(".layer-words");
-const GROUPS = { // colour and marker, so that groups differ in more than colour
-  v_sink: { name: "V-sinks", marker: "M0-4L4 3.5H-4Z" },
-  l_sink: { name: "L-sinks", marker: "M-3-3H3V3H-3Z" },
-  ordinary: { name: "ordinary tokens", marker: "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0" },
-  separator: { name: "separators", marker: "M-3-3L3 3M3-3L-3 3" },
-  text: { name: "text", marker: "M0-4L4 0L0 4L-4 0Z" },
+const MARKERS = { // groups differ in more than colour
+  v_sink: "M0-4L4 3.5H-4Z",
+  l_sink: "M-3-3H3V3H-3Z",
+  ordinary: "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0",
+  separator: "M-3-3L3 3M3-3L-3 3",
+  text: "M0-4L4 0L0 4L-4 0Z",
 };
 const [TOP, BOTTOM, NUMBERS] = [8, 8, 32]; // pixels; NUMBERS are those of the layers, which the page has above its rows
 const DENSE = 26; // pixels between layers, below which curves have no markers
@@ -24,7 +24,7 @@ function svg(tag, attributes = {}, ...children) {
 
 function groups() {
   const shares = [frame.shares.unchanged, frame.shares.gated].filter(Boolean);
-  return Object.keys(GROUPS).filter((group) => group !== "separator" || shares.some((each) => each.separator.some(Boolean)));
+  return Object.keys(MARKERS).filter((group) => group !== "separator" || shares.some((each) => each.separator.some(Boolean)));
 }
 
 function layers() {
@@ -43,12 +43,11 @@ function words(layer) {
   const parts = groups().map((group) => {
     const [before, after] = [frame.shares.unchanged, frame.shares.gated].map((shares) => shares && shares[group][layer]);
     const moved = before !== null && after !== null && !frame.identity;
-    return `${GROUPS[group].name} ${moved ? page.change(before, after) : page.percent(after ?? before)}`;
+    return `${page.groups[group]} ${moved ? page.change(before, after) : page.percent(after ?? before)}`;
   });
   const gates = setting || frame.gates;
-  const names = { v_sink: "V-sinks", l_sink: "L-sinks", rest: gates.l_sink ? "ordinary tokens" : "other visual tokens" };
-  const moved = Object.keys(names).filter((group) => gates[group] && gates[group][layer] !== 1);
-  const scales = moved.map((group) => `${names[group]} × ${Number(gates[group][layer].toFixed(2))}`);
+  const moved = ["v_sink", "l_sink", "rest"].filter((group) => gates[group] && gates[group][layer] !== 1);
+  const scales = moved.map((group) => `${page.groupName(group, gates.l_sink)} × ${Number(gates[group][layer].toFixed(2))}`);
   return [`Layer ${layer}`, `Key scales: ${scales.join(", ") || "1"}`, `share of attention: ${parts.join(", ")}`];
 }
 
@@ -90,7 +89,7 @@ function build(width, height, left, right, numbered) {
       const points = shares[group].map((share, layer) => [across(layer), up(share)]);
       chart.append(svg("polyline", { class: `line ${side} ${group}`, points: points.join(" ") }));
       if (side === "gated" && column >= DENSE) {
-        chart.append(...points.map(([x, y]) => svg("path", { class: `marker ${group}`, d: GROUPS[group].marker, transform: `translate(${x} ${y})` })));
+        chart.append(...points.map(([x, y]) => svg("path", { class: `marker ${group}`, d: MARKERS[group], transform: `translate(${x} ${y})` })));
       }
     }
   }
@@ -103,9 +102,9 @@ function draw() {
   plot.replaceChildren(build(plot.clientWidth, plot.clientHeight, left, right, false));
   keys.replaceChildren(...groups().map((group) => {
     const key = svg("svg", { width: 26, height: 10, viewBox: "-13 -5 26 10", "aria-hidden": "true" },
-      svg("path", { class: `line gated ${group}`, d: "M-13 0H13" }), svg("path", { class: `marker ${group}`, d: GROUPS[group].marker }));
-    return page.el("span", { class: "key" }, key, GROUPS[group].name);
-  }), page.el("span", { class: "dotted" }, page.el("span", { text: "dotted: original model" }), page.el("span", { class: "sync" })));
+      svg("path", { class: `line gated ${group}`, d: "M-13 0H13" }), svg("path", { class: `marker ${group}`, d: MARKERS[group] }));
+    return page.el("span", { class: "key" }, key, page.groups[group]);
+  }), page.el("span", { class: "dotted" }, page.el("span", { text: frame.identity ? "" : "dotted: original model" }), page.el("span", { class: "sync" })));
   element.dataset.sequence = frame.sequence;
 }
 
@@ -120,7 +119,7 @@ function label() {
   const shares = frame.shares.gated || frame.shares.unchanged;
   const most = groups().map((group) => {
     const peak = Math.max(...shares[group]);
-    return `${GROUPS[group].name} at most ${page.percent(peak)} in layer ${shares[group].indexOf(peak)}`;
+    return `${page.groups[group]} at most ${page.percent(peak)} in layer ${shares[group].indexOf(peak)}`;
   });
   return `Share of attention by layer: ${most.join("; ")}.`;
 }

@@ -31,12 +31,34 @@ function send(event) {
 }
 
 // "input" and "commit" must stand in this file in quotes: Gradio reads the names of a component's events from it.
-const pace = page.pace(() => send("input"), () => send("commit"));
+const pace = page.pace(() => {
+  page.publish("editing", true);
+  send("input");
+}, () => {
+  page.publish("scene", { scene: copy(scene), picture });
+  send("commit");
+});
 
 function settled() {
   draw();
   pace.settled();
 }
+
+// For undo and redo: take keys that may still be repeated as one edit. Returns false while an object is dragged.
+page.restScene = () => {
+  if (held) return false;
+  settled();
+  return true;
+};
+
+// For undo and redo: put another version of this picture's scene on the stage. Returns false while an object is dragged.
+page.putScene = (wanted) => {
+  if (held) return false;
+  scene = copy(wanted);
+  if (!scene.objects[chosen]) chosen = NONE;
+  settled();
+  return true;
+};
 
 // ---- room ----------------------------------------------------------------------------------------------
 
@@ -293,6 +315,7 @@ function receive() {
   revision = Math.max(revision, value.revision || 0);
   if (!scene) open = false;
   if (!same || !scene?.objects[chosen]) chosen = NONE;
+  page.publish("scene", { scene: copy(scene), picture, server: true });
   draw();
 }
 

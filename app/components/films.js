@@ -47,6 +47,7 @@ page.subscribe("frame", (frame) => {
   frame.films.forEach((shades, layer) => drawFilm(films.children[layer].querySelector("canvas"), shades, frame.grid));
 });
 new ResizeObserver(() => {
+  films.classList.toggle("narrow", films.children[0].clientWidth < NUMBER / 2); // nothing can be seen in a map of a few pixels
   const step = Math.ceil(NUMBER / Math.max(1, films.children[0].clientWidth));
   [...films.children].forEach((film, layer) => film.classList.toggle("unnumbered", layer % step > 0));
 }).observe(films);

@@ -1,12 +1,15 @@
-// Undo and redo of the faders and of the choice of learned gates. A step is a setting at rest: a drag is one, and so is a click.
+// Undo and redo of the faders, of the choice of learned gates, and of the scene. A step is a setting at rest: a drag is one, and so is a click.
 const page = window.sinkgate;
 const buttons = { [-1]: element.querySelector(".undo"), [1]: element.querySelector(".redo") };
 const MOST = 100; // steps
-let steps = []; // {scales, chosen, off}, the oldest first
+let steps = []; // {scales, chosen, off, stage}, the oldest first
 let at = -1; // index of the step on the page
 let setting = null; // the newest, as sent
 let settled = false; // false while the faders move
 let frame = null;
+let stage = null; // {scene, picture} of the scene editor: a scene belongs to its picture, and another picture is no step
+let restoring = false; // true while a step puts its scene on the stage
+let editing = false; // true while an object moves: frames then belong to no step
 let began = null; // of the question of the newest step
 
 function learned() {
@@ -17,10 +20,20 @@ function sameLearned(one, other) {
   return one.chosen === other.chosen && one.off.join() === other.off.join();
 }
 
+function sameStage(one, other) {
+  return JSON.stringify(one) === JSON.stringify(other);
+}
+
+// Whether a step is what the page shows. Scenes of another picture count for nothing.
+function shows(step, scales) {
+  const elsewhere = step.stage?.picture !== stage?.picture;
+  return page.same(scales, step.scales) && sameLearned(learned(), step) && (elsewhere || sameStage(stage, step.stage));
+}
+
 // Another step, unless nothing differs from the one on the page. `replace`: the change belongs to that step.
 function record(scales, replace = false) {
-  const step = { scales: page.scales(scales), ...learned() };
-  if (at >= 0 && page.same(step.scales, steps[at].scales) && sameLearned(step, steps[at])) return;
+  if (at >= 0 && shows(steps[at], scales)) return;
+  const step = { scales: page.scales(scales), ...learned(), stage };
   steps = [...steps.slice(0, replace ? Math.max(at, 0) : at + 1), step].slice(-MOST);
   at = steps.length - 1;
   draw();
@@ -33,8 +46,15 @@ function draw() {
   element.dataset.steps = `${at}/${steps.length}`;
 }
 
-// Put a step on the page. Returns false while the pointer holds a fader.
+// Put a step on the page. Returns false while the pointer holds a fader or an object.
 page.restore = (step) => {
+  if (step.stage?.scene && step.stage.picture === stage?.picture && !sameStage(step.stage, stage)) {
+    restoring = true;
+    const put = page.putScene(step.stage.scene);
+    restoring = false;
+    if (!put) return false;
+    if (sameLearned(step, learned()) && (step.chosen || page.same(step.scales, setting))) return true; // learned gates read the scene
+  }
   if (sameLearned(step, learned())) return page.put(step.scales);
   props.value = { ...step.scales, chosen: step.chosen, off: step.off };
   trigger("restore");
@@ -43,20 +63,25 @@ page.restore = (step) => {
 
 function go(direction) {
   if (page.playing || !frame) return;
+  if (editing && !page.restScene()) return;
   if (!settled) record(setting); // keys may still be repeated
-  const [before, step] = [at, steps[at + direction]];
+  const before = at;
+  let next = at + direction;
+  while (steps[next + direction] && shows(steps[next], setting)) next += direction;
+  const step = steps[next];
   if (!step) return;
-  at += direction; // before the faders move, so that this is no step of its own
+  at = next; // before the faders move, so that this is no step of its own
   if (!page.restore(step)) at = before;
+  else if (step.stage?.picture !== stage?.picture) step.stage = stage;
   draw();
 }
 
 for (const direction of [-1, 1]) buttons[direction].addEventListener("click", () => go(direction));
 
-// Text boxes have their own undo, and the scene editor has none.
+// Text boxes have their own undo.
 document.addEventListener("keydown", (event) => {
   if (!(event.ctrlKey || event.metaKey) || event.altKey) return;
-  if (event.target.closest?.("textarea, input:not([type=checkbox]), [contenteditable], #composer")) return;
+  if (event.target.closest?.("textarea, input:not([type=checkbox]), [contenteditable]")) return;
   const key = event.key.toLowerCase();
   const direction = key === "y" || (key === "z" && event.shiftKey) ? 1 : key === "z" ? -1 : 0;
   if (!direction) return;
@@ -64,6 +89,13 @@ document.addEventListener("keydown", (event) => {
   go(direction);
 });
 
+page.subscribe("editing", (moving) => { editing = moving; });
+page.subscribe("scene", ({ server, ...newest }) => {
+  editing = false;
+  stage = newest;
+  if (server && at >= 0) steps[at].stage = stage;
+  if (!server && frame && !restoring) record(setting);
+});
 page.subscribe("setting", (newest) => {
   setting = newest;
   settled = false;
@@ -77,7 +109,7 @@ page.subscribe("settled", (newest) => {
 page.subscribe("frame", (newest) => {
   frame = newest;
   if (at < 0) [setting, settled] = [newest.gates, true];
-  if (!settled || page.playing || !page.same(setting, newest.gates)) return;
+  if (!settled || editing || page.playing || !page.same(setting, newest.gates)) return;
   record(setting, began !== null && began !== newest.began && !page.opening);
   began = newest.began;
   page.opening = false;

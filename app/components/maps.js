@@ -11,6 +11,7 @@ const reading = element.querySelector(".reading");
 const remark = element.querySelector(".remark");
 const heads = element.querySelector(".heads");
 const panel = element.querySelector(".patch");
+const beside = element.querySelector(".beside"); // heads and panel: over the card of the answers, so that nothing on the page moves
 const NAMES = ["Original", "Gated", "Difference"];
 const DIFFERENCE = 2;
 const DECADES = 3; // of the logarithmic scale
@@ -33,6 +34,7 @@ function fine(share) {
 }
 
 function small(value) { // without an exponent
+  value = Number(value.toPrecision(2));
   return value.toFixed(Math.min(12, 1 - Math.floor(Math.log10(value))));
 }
 
@@ -230,8 +232,9 @@ function draw() {
   remark.hidden = !frame.note;
   const missing = frame.finished ? "the gated answer has no such token" : "not generated yet";
   drawHeads();
+  settle(dialog.open ? view : document.querySelector(".answering"));
   drawPatch();
-  element.querySelector(".state").textContent = frame.after ? (frame.identity ? "all faders at 1" : "") : missing;
+  element.querySelector(".state").textContent = frame.after ? (frame.identity ? "= original" : "") : missing;
   read();
 }
 
@@ -266,10 +269,22 @@ function read() {
   trio.classList.toggle("read", !nothing);
   const evidence = mark ? frame.evidence[mark.kind].map((name, index) => [name, mark.values[index]]) : [];
   const kind = mark ? (mark.kind === "v_sink" ? "V-sink" : "L-sink") : "no sink in this layer";
-  reading.replaceChildren(...(nothing ? ["Point at a patch for its numbers; click it to see who attends to it."] : [
+  reading.replaceChildren(...(nothing ? [risen() || "Point at a patch for its numbers; click it to see who attends to it."] : [
     page.el("b", { class: mark?.kind || "", text: `${cellName(cursor)[0].toUpperCase()}${cellName(cursor).slice(1)}: ${kind}` }),
     ...evidence.map(([name, value]) => page.el("span", {}, name + " ", page.el("b", { text: value }))),
   ]));
+}
+
+// The reason why a Key scale of 0 has raised a group's attention in this layer; "" where it has not.
+function risen() {
+  const { layer } = frame.lens;
+  const [before, after] = [frame.shares.unchanged, frame.shares.gated];
+  if (!before || !after) return "";
+  const { v_sink, l_sink, rest } = frame.gates;
+  const scales = { v_sink, l_sink: l_sink || rest, ordinary: rest };
+  const group = Object.keys(scales).find((name) => scales[name][layer] === 0 && after[name][layer] > before[name][layer] + 0.001);
+  if (!group) return "";
+  return `${page.groups[group][0].toUpperCase()}${page.groups[group].slice(1)} × 0: their share of attention rises, ${page.change(before[group][layer], after[group][layer])}. A Key scale of 0 makes the logit 0; it does not remove the token.`;
 }
 
 function point(screen, event) {
@@ -284,6 +299,15 @@ function point(screen, event) {
 function leave() {
   cursor = null;
   if (frame) read();
+}
+
+// Heads and the panel of a patch stand below the answers, or below the enlarged maps.
+function settle(room) {
+  beside.hidden = !frame.heads && frame.lens.patch === null;
+  if (beside.hidden) return;
+  if (beside.parentElement !== room) room.append(beside);
+  const below = document.querySelector("#answers").getBoundingClientRect().bottom - room.getBoundingClientRect().top;
+  beside.style.setProperty("--below", Math.round(below) + "px");
 }
 
 // --- all heads
@@ -411,9 +435,11 @@ panel.querySelector(".close-patch").addEventListener("click", () => {
   page.publish("choose", { patch: null });
   trio.focus();
 });
-view.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !dialog.open && frame?.lens.patch !== null) page.publish("choose", { patch: null });
-});
+for (const part of [view, beside]) {
+  part.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !dialog.open && frame?.lens.patch !== null) page.publish("choose", { patch: null });
+  });
+}
 page.subscribe("inspected", (value) => {
   if (!value) return;
   patch = value.error ? { error: value.error } : value.patch && { ...value.patch, layer: value.layer, sequence: value.sequence };

@@ -4,6 +4,7 @@ const GROUPS = ["v_sink", "l_sink", "rest"];
 const RANGE = 2; // largest scale of a fader; doubled where gates from JSON or a link have a larger one
 const ALL = -1; // the master, in the gutter
 const GLIDE = 600; // ms of the animation that follows learned gates, from the lowest layer up, in the order in which they read
+const FINGER = 16; // pixels: in narrower columns a finger selects a layer and moves no fader
 const FADER = 24; // pixels of a fader's width, its gap included: in narrower columns the scales of a group are a curve
 const SLACK = 8; // pixels that a drag may leave its column before it paints the next one
 
@@ -13,11 +14,13 @@ const link = element.querySelector(".link");
 const separate = element.querySelector(".separate");
 const faders = new Map(); // "group:layer" -> its elements
 const rhos = new Map(); // layer -> the button that shows rho
+const ranges = new Map(); // group -> its slider for the layer of the maps, large enough for a finger
 const rows = new Map(); // group -> its name, rule and curve
 let setting = copy(props.value);
 let held = null; // {group, layer, scale, master} while the pointer drags
 let tap = null; // {fader, y} of a finger that may scroll the page: faders move by their knobs or by a tap
 let pressed = null; // the fader that was pressed last, null where something else was
+let shown = 0; // the layer of the maps
 let focus = 0; // the layer whose faders are in the tab order
 let revision = 0; // rises with every setting sent, so that the server can order them
 let learned = null; // learned gates and their scales for this question, from the frames
@@ -39,8 +42,8 @@ function groups() {
 }
 
 function name(group) {
-  if (group !== "rest") return { v_sink: "V-sinks", l_sink: "L-sinks" }[group];
-  return separate.checked ? "Ordinary tokens" : "Other visual tokens";
+  const text = page.groupName(group, separate.checked);
+  return text[0].toUpperCase() + text.slice(1);
 }
 
 // ---- sending -------------------------------------------------------------------------------------------
@@ -150,8 +153,44 @@ function addRow(group) {
   strips.append(parts.curve);
 }
 
+function addRange(group) {
+  const input = page.el("input", { type: "range", min: 0, step: 0.05 });
+  const parts = { input, number: page.el("output"), name: page.el("span") };
+  parts.row = page.el("label", { class: "range-row " + group }, parts.name, input, parts.number);
+  const release = () => { held = null; };
+  input.addEventListener("pointerdown", () => { held = { group, layer: shown }; });
+  for (const name of ["pointerup", "pointercancel", "blur"]) input.addEventListener(name, release);
+  input.addEventListener("input", () => {
+    put(group, shown, Number(input.value));
+    draw();
+    pace.moved();
+  });
+  input.addEventListener("change", () => pace.settled());
+  ranges.set(group, parts);
+  element.querySelector(".stepper").append(parts.row);
+}
+
+function drawRanges() {
+  element.querySelector(".which").textContent = "Layer " + shown;
+  for (const [direction, name] of [[-1, ".previous"], [1, ".next"]]) {
+    element.querySelector(".stepper " + name).disabled = shown + direction < 0 || shown + direction >= layers;
+  }
+  for (const [group, { row, input, number, name: label }] of ranges) {
+    const reason = empty(group, shown);
+    row.hidden = !groups().includes(group);
+    label.textContent = name(group);
+    input.max = top_;
+    input.value = get(group, shown);
+    input.disabled = Boolean(reason);
+    input.title = reason;
+    input.setAttribute("aria-label", `${name(group)}, layer ${shown}`);
+    number.textContent = reason ? "none" : "× " + get(group, shown).toFixed(2);
+  }
+}
+
 // Faders where columns have room for one of each group, else a curve for each group.
 function arrange() {
+  desk.classList.toggle("narrow", strips.clientWidth / layers < FINGER);
   const few = strips.clientWidth / layers >= groups().length * FADER + 8;
   desk.classList.toggle("curves", !few);
   desk.classList.toggle("three", separate.checked);
@@ -188,6 +227,7 @@ function draw() {
     parts.fader.title = reason;
     parts.fader.tabIndex = layer === focus || layer === ALL ? 0 : -1;
   }
+  drawRanges();
   drawPresets();
 }
 
@@ -259,6 +299,7 @@ function disabled(fader) {
 desk.addEventListener("pointerdown", (event) => {
   const fader = event.target.closest(".fader");
   if (event.button > 0) return;
+  if (event.pointerType === "touch" && desk.matches(".narrow")) return; // its click selects the layer
   pressed = fader && !disabled(fader) ? fader : null;
   if (!pressed) return;
   if (event.pointerType === "touch" && !event.target.closest(".knob")) {
@@ -324,7 +365,7 @@ desk.addEventListener("dblclick", (event) => {
 // Beside the faders a column selects its layer, as in the other rows.
 strips.addEventListener("click", (event) => {
   const strip = event.target.closest(".strip");
-  if (strip && !event.target.closest(".fader, .rho")) page.publish("layer", Number(strip.dataset.layer));
+  if (strip && (!event.target.closest(".fader, .rho") || (event.pointerType === "touch" && desk.matches(".narrow")))) page.publish("layer", Number(strip.dataset.layer));
 });
 strips.addEventListener("pointerover", (event) => {
   const strip = event.target.closest(".strip");
@@ -388,18 +429,27 @@ separate.addEventListener("change", () => {
   pace.settled();
 });
 
+for (const [direction, name] of [[-1, ".previous"], [1, ".next"]]) {
+  element.querySelector(".stepper " + name).addEventListener("click", () => page.publish("layer", shown + direction));
+}
 for (const group of GROUPS) addRow(group);
+for (const group of GROUPS) addRange(group);
 addStrip(ALL, element.querySelector(".all"));
 for (let layer = 0; layer < layers; layer++) addStrip(layer, strips);
 desk.style.setProperty("--step", GLIDE / 2 / layers + "ms");
 show(apart(setting));
 new ResizeObserver(arrange).observe(strips);
+page.subscribe("lens", ({ layer }) => {
+  shown = layer;
+  if (rhos.size) drawRanges();
+});
 page.subscribe("frame", (frame) => {
   learned = frame.learned;
   counts = frame.groups;
   draw();
   drawLearned();
   element.querySelector(".cost").textContent = frame.cost;
+  element.querySelector(".outcome").textContent = `“${frame.first.token.trim()}” ${page.change(frame.first.before, frame.first.after)}`;
 });
 watch("value", () => {
   revision = Math.max(revision, props.value.revision || 0);

@@ -1,7 +1,7 @@
 // Up to four settings side by side. They are in the state of this tab's history entry, as the link of the view is.
 const page = window.sinkgate;
 const MOST = 4;
-const GROUPS = { v_sink: "V-sinks", l_sink: "L-sinks", ordinary: "ordinary tokens", separator: "separators", text: "text" };
+const GROUPS = ["v_sink", "l_sink", "ordinary", "separator", "text"];
 const list = element.querySelector(".pins-row");
 const notice = element.querySelector(".notice");
 let pins = history.state?.pins || [];
@@ -95,13 +95,13 @@ function card(pin, index) {
   const chance = page.el("p", { class: "chance", text: `“${token.trim() || "␣"}” ${page.change(before, after)}` });
   chance.title = "Probability that the answer begins with the original model's first token; original → pinned" + (top === token ? "" : `. It now begins with “${top.trim()}”.`);
   const shares = page.el("div", { class: "pin-shares", role: "img" });
-  const parts = Object.keys(GROUPS).filter((group) => pin.shares?.[group][layer] > 0);
+  const parts = GROUPS.filter((group) => pin.shares?.[group][layer] > 0);
   shares.append(...parts.map((group) => {
     const part = page.el("i", { class: group });
     part.style.flexGrow = pin.shares[group][layer];
     return part;
   }));
-  shares.title = `Attention in layer ${layer}: ` + parts.map((group) => `${GROUPS[group]} ${page.percent(pin.shares[group][layer])}`).join(", ");
+  shares.title = `Attention in layer ${layer}: ` + parts.map((group) => `${page.groups[group]} ${page.percent(pin.shares[group][layer])}`).join(", ");
   shares.setAttribute("aria-label", shares.title);
   const elsewhere = here(pin) ? [] : [page.el("p", { class: "elsewhere", title: pin.question, text: pin.question === frame?.question ? "another picture" : `another question: “${pin.question}”` })];
   return page.el("li", { class: "pin" },
@@ -125,11 +125,11 @@ function draw() {
 }
 
 element.querySelector(".save-pins").addEventListener("click", () => {
-  const groups = Object.keys(GROUPS);
+  const groups = GROUPS;
   const scales = ["v_sink", "l_sink", "rest"];
   const head = ["name", "question", "original answer", "answer", "first token", "probability, original", "probability", "likeliest token", "layer"];
   page.saveTable("sinkgate-pins.csv", [
-    [...head, ...groups.map((group) => `attention, ${GROUPS[group]}`), ...scales.map((group) => `scales, ${GROUPS[group] || GROUPS.ordinary}`)],
+    [...head, ...groups.map((group) => `attention, ${page.groups[group]}`), ...scales.map((group) => `scales, ${page.groups[group === "rest" ? "ordinary" : group]}`)],
     ...pins.map((pin) => [
       pin.name, pin.question, pin.original, pin.answer && written(pin.answer), pin.first.token, pin.first.before, pin.first.after, pin.first.top, layer,
       ...groups.map((group) => pin.shares?.[group][layer]), ...scales.map((group) => (pin.scales[group] || pin.scales.rest).join(" ")),

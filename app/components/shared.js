@@ -11,6 +11,16 @@ window.sinkgate = {
     return node;
   },
 
+  // A button beside a term, which opens its definition.
+  help(term) {
+    return this.el("button", { type: "button", class: "help", "data-term": term, "aria-label": "Help: " + term, "aria-haspopup": "dialog", text: "?" });
+  },
+
+  // The name of a group of faders: without L-sinks of their own, `rest` are all visual tokens but V-sinks.
+  groupName(group, apart) {
+    return this.groups[group === "rest" && apart ? "ordinary" : group];
+  },
+
   // Page-wide messages between components: "frame" (a new frame to draw), "view" (a new picture under it), "setting" (of
   // the faders, as sent), "settled" (the same once they rest; `server` where the server moved them), "sync" (whether the
   // panels belong to that setting), "touched" (the layer whose fader moves), "layer" (the one to show on the maps), "lens"
@@ -85,8 +95,8 @@ window.sinkgate = {
   // Gates in words: each scale other than 1, with its layers.
   inWords(gates) {
     const parts = [];
-    const rest = gates.l_sink ? "ordinary tokens" : "other visual tokens";
-    for (const [group, name] of [["v_sink", "V-sinks"], ["l_sink", "L-sinks"], ["rest", rest]]) {
+    for (const group of ["v_sink", "l_sink", "rest"]) {
+      const name = this.groupName(group, gates.l_sink);
       const layers = new Map();
       (gates[group] || []).forEach((scale, layer) => {
         if (scale !== 1) layers.set(scale, [...(layers.get(scale) || []), layer]);
@@ -225,6 +235,42 @@ window.addEventListener("hashchange", () => {
       throw error;
     }
   };
+}
+
+// The definition of a term beside its "?". It lies over the page, so that nothing moves; Escape, Tab or a click elsewhere closes it.
+{
+  const page = window.sinkgate;
+  const [term, text] = [page.el("b", { id: "help-term" }), page.el("p", { id: "help-text" })];
+  const box = page.el("div", {
+    id: "help", popover: "auto", role: "dialog", tabindex: -1, "aria-labelledby": "help-term", "aria-describedby": "help-text",
+  }, term, text);
+  let opener = null;
+  let closed = null; // the button whose definition the press of this click has closed
+
+  document.addEventListener("pointerdown", () => { closed = box.matches(":popover-open") ? opener : null; }, true);
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.(".help");
+    if (!button || (event.detail && button === closed)) return;
+    event.preventDefault(); // of a label around it
+    opener = button;
+    term.textContent = button.dataset.term[0].toUpperCase() + button.dataset.term.slice(1);
+    text.textContent = page.terms[button.dataset.term];
+    (button.closest("dialog") || document.body).append(box); // what is outside of an open dialog cannot be used
+    box.showPopover();
+    const [from, own] = [button.getBoundingClientRect(), box.getBoundingClientRect()];
+    const below = from.bottom + own.height + 6 < window.innerHeight;
+    box.style.left = Math.max(8, Math.min(from.left - 12, window.innerWidth - own.width - 8)) + "px";
+    box.style.top = (below ? from.bottom + 6 : Math.max(8, from.top - own.height - 6)) + "px";
+    box.focus({ preventScroll: true });
+  });
+  box.addEventListener("beforetoggle", ({ newState }) => {
+    if (newState === "closed" && box.contains(document.activeElement)) opener.focus({ preventScroll: true });
+  });
+  box.addEventListener("focusout", ({ relatedTarget }) => { if (relatedTarget && !box.contains(relatedTarget)) box.hidePopover(); });
+  box.addEventListener("keydown", (event) => {
+    if (event.key === "Tab") box.hidePopover(); // the next element after the button has the focus then
+    else if (event.key === "Escape") event.stopPropagation();
+  });
 }
 
 // A picture that is pasted, or dropped outside of the picture box, is uploaded by a button that is not drawn.

@@ -1,10 +1,10 @@
 // A heat map of one question: every group scaled alone in every layer. A cell sets the faders to its setting.
 const page = window.sinkgate;
+const GROUPS = ["v_sink", "l_sink", "ordinary"];
 const map = element.querySelector(".sweep-map");
 const reading = element.querySelector(".reading");
 const progress = element.querySelector("progress");
 const stop = element.querySelector(".stop-sweep");
-const NAMES = { v_sink: "V-sinks", l_sink: "L-sinks", ordinary: "ordinary tokens" };
 let cells = new Map(); // "group:layer:index of the scale" -> node
 let size = ""; // for which the cells were made
 let focus = ""; // key of the cell in the tab order
@@ -24,7 +24,7 @@ function shown() {
 }
 
 function groups(value) {
-  return Object.keys(NAMES).filter((group) => value.groups[group].p.some((row) => row.some((share) => share !== null)));
+  return GROUPS.filter((group) => value.groups[group].p.some((row) => row.some((share) => share !== null)));
 }
 
 // One row of cells for each scale, the largest at the top as on the faders.
@@ -42,8 +42,8 @@ function build(value) {
   for (const group of groups(value)) {
     value.scales.map((scale, index) => [scale, index]).reverse().forEach(([scale, index], nth) => {
       const row = page.el("div", { role: "row", class: `${nth ? "" : "first "}${scale === 1 ? "one" : ""}` });
-      const name = page.el("span", { class: "group " + group, text: nth === 1 ? NAMES[group] : "" });
-      row.append(page.el("span", { role: "rowheader", "aria-label": `${NAMES[group]} × ${scale}` }, name, page.el("span", { class: "scale", text: [0, 1, 2].includes(scale) ? scale : "" })));
+      const name = page.el("span", { class: "group " + group, text: nth === 1 ? page.groups[group] : "" });
+      row.append(page.el("span", { role: "rowheader", "aria-label": `${page.groups[group]} × ${scale}` }, name, page.el("span", { class: "scale", text: [0, 1, 2].includes(scale) ? scale : "" })));
       for (let at = 0; at < layers; at++) {
         const cell = page.el("span", { role: "gridcell", class: "cell", tabindex: -1, "data-key": key(group, at, index) });
         cells.set(key(group, at, index), cell);
@@ -61,7 +61,7 @@ function words(group, at, index) {
   const value = props.value;
   const { p, tops } = value.groups[group];
   const share = p[at][index];
-  const where = `${NAMES[group]} × ${value.scales[index]}, layer ${at}`;
+  const where = `${page.groups[group]} × ${value.scales[index]}, layer ${at}`;
   if (share === null) return `${where}: ${p[at].every((other) => other === null) ? "there are none" : "not computed yet"}`;
   const first = `“${value.token.trim() || "␣"}” ${page.percent(share)}`;
   return `${where}: ${first}${tops[at][index] ? `; the answer begins with “${tops[at][index]}”` : ""}`;
@@ -111,7 +111,7 @@ function select() {
   const value = shown();
   if (!value) return;
   const scales = { v_sink: frame.gates.v_sink, l_sink: frame.gates.l_sink || frame.gates.rest, ordinary: frame.gates.rest };
-  const moved = Object.keys(NAMES).flatMap((group) => scales[group].flatMap((scale, at) => (scale === 1 ? [] : [[group, at, value.scales.indexOf(scale)]])));
+  const moved = GROUPS.flatMap((group) => scales[group].flatMap((scale, at) => (scale === 1 ? [] : [[group, at, value.scales.indexOf(scale)]])));
   const on = moved.length === 1 ? key(...moved[0]) : "";
   for (const [name, cell] of cells) cell.classList.toggle("on", name === on);
   for (const head of map.querySelectorAll(".layer-number")) head.classList.toggle("shown", Number(head.dataset.layer) === layer);
@@ -187,7 +187,7 @@ element.querySelector(".close-sweep").addEventListener("click", () => {
 element.querySelector(".save-sweep").addEventListener("click", () => {
   const value = props.value;
   const rows = groups(value).flatMap((group) => value.groups[group].p.flatMap((row, at) => row.flatMap((share, index) =>
-    (share === null ? [] : [[at, NAMES[group], value.scales[index], value.token, share, value.groups[group].tops[at][index] || value.token]]))));
+    (share === null ? [] : [[at, page.groups[group], value.scales[index], value.token, share, value.groups[group].tops[at][index] || value.token]]))));
   page.saveTable("sinkgate-sweep.csv", [["layer", "group", "scale", "first token of the original answer", "probability", "likeliest token"], ...rows]);
 });
 

@@ -1,5 +1,6 @@
 const page = window.sinkgate;
 const row = element.querySelector(".tokens");
+const help = page.help("query");
 let frame = null;
 let collected = null; // the view of the last request
 let unfolded = false; // whether the tokens of the chat template are listed
@@ -41,7 +42,7 @@ function draw() {
       nodes.push(page.el("button", { type: "button", class: "token fold", "aria-label": "Show the tokens of the chat template", title: "Tokens of the chat template", onclick: () => { unfolded = true; draw(); } }, "…"));
     }
   }
-  row.replaceChildren(page.el("span", { class: "label", text: "Query" }), ...nodes);
+  row.replaceChildren(page.el("span", { class: "label", text: "Query" }), help, ...nodes);
   row.children[focused]?.focus();
 }
 

@@ -1,6 +1,7 @@
 const page = window.sinkgate;
 const bars = element.querySelector(".bars");
 const why = element.querySelector(".why"); // the sinks in words
+const criterion = element.querySelector(".sinks small");
 
 function bar(kind, share) {
   const fill = page.el("i", { class: kind });
@@ -18,4 +19,7 @@ page.subscribe("frame", (frame) => {
 
 page.subscribe("frame", (frame) => {
   if (why.textContent !== frame.summary) why.textContent = frame.summary;
+  const { v_sink, l_sink } = frame.groups.criteria;
+  const names = v_sink === l_sink || !v_sink ? l_sink : `${v_sink} / ${l_sink}`;
+  criterion.textContent = names ? `criterion: ${names}` : "";
 });

@@ -17,6 +17,7 @@ import plotly.io as pio
 from plotly.subplots import make_subplots
 
 from sinkgate.errors import SinkgateError
+from sinkgate.sinks.glossary import GROUP_COLORS
 
 GROUP_NAMES = {
     "v_sink": "V-sinks",
@@ -26,15 +27,6 @@ GROUP_NAMES = {
     "text": "text",
     "first": "first token",
     "rest": "all but V-sinks",
-}
-GROUP_COLORS = {  # told apart with normal, red-blind, green-blind and blue-blind sight
-    "v_sink": "#e8590c",
-    "l_sink": "#1864ab",
-    "ordinary": "#4dabf7",
-    "separator": "#9030f0",
-    "text": "#868e96",
-    "first": "#a5694b",
-    "rest": "#1c7ed6",  # between L-sinks and ordinary, of which it is made, and never beside them
 }
 GROUP_DASHES = {
     "v_sink": "solid",

@@ -9,6 +9,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from page_user import Tab
 
+from sinkgate.sinks.glossary import TERMS
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -56,6 +58,35 @@ def test_everything_can_be_done_by_keyboard(tab: Tab) -> None:
     name = tab.page.evaluate("document.activeElement.getAttribute('aria-label')")
     assert name == "V-sinks, layer 2"
     tab_to(tab, "#chart *, #share button, .gates button, .label-wrap")
+
+
+def test_help_opens_over_the_page_by_mouse_and_keyboard(tab: Tab) -> None:
+    page, definition = tab.page, tab.page.locator("#help")
+    boxes = "['.panels', '.layered', '#mixer .strips'].map((name) => JSON.stringify(document.querySelector(name).getBoundingClientRect()))"
+    before = page.evaluate(boxes)
+    for term, text in TERMS.items():
+        button = page.get_by_role("button", name=f"Help: {term}")
+        button.click()
+        dialog = page.get_by_role("dialog", name=term)
+        assert dialog.is_visible() and text in (definition.text_content() or "") and page.evaluate(boxes) == before
+        box = definition.bounding_box()
+        assert box and box["x"] >= 0 and box["x"] + box["width"] <= 1366 and 0 <= box["y"] <= 768 - box["height"]
+        button.click()  # the same again closes it
+        assert not definition.is_visible()
+    assert findings(tab) == []
+    tab_to(tab, ".help[data-term='Key scale']")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "help" and findings(tab) == []
+    page.keyboard.press("Escape")
+    assert not definition.is_visible() and page.evaluate("document.activeElement.dataset.term") == "Key scale"
+    page.keyboard.press("Space")
+    page.mouse.click(5, 300)
+    assert not definition.is_visible()
+    page.get_by_label("Enlarge the gated map").click()
+    page.locator(".zoom .help[data-term='V-sink']").click()
+    assert definition.is_visible()
+    page.keyboard.press("Escape")  # closes the definition, not the maps
+    assert not definition.is_visible() and page.locator(".zoom").is_visible()
 
 
 @pytest.fixture

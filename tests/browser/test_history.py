@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from page_user import Tab
 from test_access import findings, tab_to
+from test_composer import assert_about
 from test_page import assert_shows, direct
 
 import sinkgate as sg
@@ -98,6 +99,65 @@ def wait_for(tab: Tab, state: tuple[Any, ...]) -> None:
         }""",
         arg=[state[0], state[1]],
     )
+
+
+def test_edits_of_the_scene_are_steps_among_those_of_the_faders(tab: Tab, vlm: sg.VLM, tmp_path: Path) -> None:
+    def state() -> tuple[Any, ...]:
+        frame = tab.settle()
+        return tab.scene(), frame["gates"], frame["before"], frame["after"], tab.answers()
+
+    def move() -> None:
+        thing = tab.scene()["objects"][0]
+        tab.page.mouse.move(*tab.at(thing["x"], thing["y"]))
+        tab.page.mouse.down()
+        tab.page.mouse.move(*tab.at(0.25, 0.2), steps=4)
+        tab.page.mouse.up()
+
+    def press(*keys: str) -> None:
+        tab.thing(0).focus()
+        for key in keys:
+            tab.page.keyboard.press(key)
+
+    tab.compose()
+    states = [state()]
+    edits = (  # whether of the scene
+        (True, move),
+        (True, tab.page.locator("#composer .add").click),
+        (False, lambda: tab.drag(2, 0.3)),
+        (True, lambda: press("Delete")),
+        (True, lambda: press("ArrowDown", "ArrowDown")),  # keys in a row are one edit
+    )
+    for of_scene, edit in edits:
+        before = steps(tab)
+        if of_scene:
+            tab.after(edit)
+        else:
+            edit()
+        tab.page.wait_for_function(
+            "(before) => document.querySelector('#history [data-steps]').dataset.steps !== before", arg=before
+        )
+        states.append(state())
+    assert steps(tab) == "5/6"
+
+    def go(keys: str, index: int, of_scene: bool) -> None:
+        if of_scene:
+            tab.after(lambda: tab.page.keyboard.press(keys))
+        else:
+            tab.page.keyboard.press(keys)
+            wait_for(tab, (states[index][1], None))
+        assert state() == states[index]
+
+    for index in reversed(range(5)):
+        go(UNDO, index, edits[index][0])  # an object has the focus
+    for index in range(1, 6):
+        go(REDO, index, edits[index - 1][0])
+    assert_about(tab, tab.settle(), vlm, tmp_path)
+
+    tab.after(lambda: tab.page.get_by_role("button", name="Example picture 4").click())
+    other = tab.scene()
+    tab.page.keyboard.press(UNDO)  # the last change of the faders: scenes of another picture are left out
+    tab.page.wait_for_function("document.querySelector('#history [data-steps]').dataset.steps === '2/6'")
+    assert tab.settle()["identity"] and tab.scene() == other
 
 
 def test_another_question_is_no_step_and_a_text_box_has_its_own_undo(tab: Tab) -> None:

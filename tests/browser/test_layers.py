@@ -93,7 +93,7 @@ def test_48_layers_fit(many: Tab) -> None:
     assert width and width["width"] >= 20
 
 
-@pytest.mark.parametrize(("width", "height"), [(1366, 768), (1440, 900), (2560, 1440)])
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1366, 768), (1440, 900), (2560, 1440)])
 def test_maps_answers_and_faders_are_in_sight_without_scrolling(tab: Tab, width: int, height: int) -> None:
     tab.page.set_viewport_size({"width": width, "height": height})
     tab.page.wait_for_function("document.querySelector('#chart .plot svg').clientWidth > innerWidth - 100")
@@ -148,6 +148,55 @@ def test_curves_are_painted(many: Tab) -> None:
     assert scales[19:21] == [1, 1] and scales[31] == 1 and scales[30] < 0.1
     assert scales[20:31] == sorted(scales[20:31], reverse=True) and len(set(scales[20:31])) > 7
     assert drawn == pytest.approx(scales) and set(frame["gates"]["v_sink"]) == {1}
+
+
+@pytest.fixture
+def narrow(many: Tab) -> Iterator[Tab]:
+    """48 layers in a phone's width, where a column has 5 pixels."""
+    many.page.set_viewport_size({"width": 390, "height": 844})
+    many.page.wait_for_selector("#mixer .desk.narrow")
+    many.page.locator("#mixer .preset", has_text="All at 1").click()
+    many.settle()
+    yield many
+    many.page.set_viewport_size({"width": 1280, "height": 720})
+    many.page.wait_for_selector("#mixer .desk:not(.narrow)")
+    many.page.locator("#mixer .preset", has_text="All at 1").click()
+    many.settle()
+
+
+def test_narrow_columns_have_one_large_slider_a_group(narrow: Tab) -> None:
+    page = narrow.page
+    layer = narrow.frame()["lens"]["layer"]
+    for step, button in ((1, "Next layer"), (1, "Next layer"), (-1, "Previous layer")):
+        layer += step
+        page.get_by_role("button", name=button).click()
+        page.wait_for_function(f"document.querySelector('#maps [data-tick]').frame.lens.layer === {layer}")
+    assert page.locator("#mixer .which").text_content() == f"Layer {layer}"
+    slider = page.get_by_role("slider", name=f"Other visual tokens, layer {layer}").locator("visible=true").last
+    box = slider.bounding_box()
+    assert box and box["height"] >= 40 and box["width"] >= 150
+    slider.scroll_into_view_if_needed()
+    page.mouse.click(box["x"] + 2, (slider.bounding_box() or box)["y"] + box["height"] / 2)
+    frame = narrow.settle()
+    assert [at for at, scale in enumerate(frame["gates"]["rest"]) if scale != 1] == [layer]
+    assert frame["gates"]["rest"][layer] < 0.2 and set(frame["gates"]["v_sink"]) == {1}
+    first = frame["first"]
+    shares = [page.evaluate("share => window.sinkgate.percent(share)", first[side]) for side in ("before", "after")]
+    outcome = page.locator("#mixer .outcome").text_content() or ""
+    assert all(share.removesuffix(" %") in outcome for share in shares)
+
+
+def test_a_finger_on_a_narrow_column_selects_its_layer_and_moves_no_fader(narrow: Tab) -> None:
+    narrow.page.evaluate(
+        """() => {
+          const fader = document.querySelector('#mixer .fader.rest[data-layer="33"]');
+          const box = fader.getBoundingClientRect();
+          const at = { pointerType: 'touch', bubbles: true, clientX: box.x + 2, clientY: box.y + 2 };
+          for (const name of ['pointerdown', 'pointerup', 'click']) fader.dispatchEvent(new PointerEvent(name, at));
+        }"""
+    )
+    narrow.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 33")
+    assert narrow.settle()["identity"] and narrow.scale(33, "rest") == 1
 
 
 def test_points_of_curves_are_sliders_for_the_keyboard(many: Tab) -> None:

@@ -285,10 +285,10 @@ def test_tokens_are_filled_by_their_attention_to_the_picture(tab: Tab, vlm: sg.V
 
 
 def test_all_heads_and_the_choice_of_one(tab: Tab) -> None:
-    assert not tab.page.locator("#maps .heads").is_visible()
+    assert not tab.page.locator(".heads").is_visible()
     tab.page.get_by_role("button", name="All heads").click()
-    tab.page.wait_for_selector("#maps .heads .head-map")
-    assert tab.page.locator("#maps .heads .head-map").count() == len(tab.frame()["heads"]) == 4
+    tab.page.wait_for_selector(".heads .head-map")
+    assert tab.page.locator(".heads .head-map").count() == len(tab.frame()["heads"]) == 4
     tab.page.get_by_role("radio", name="Head 2").click()
     tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.head === 2")
     assert tab.page.locator("#lens .head").input_value() == "2"
@@ -339,6 +339,56 @@ def test_a_patch_shows_who_attends_to_it(tab: Tab, vlm: sg.VLM) -> None:
     assert tab.frame()["lens"]["patch"] is None
 
 
+BOXES = """() => ['.panels', '.layered', '#maps .trio', '#chart .plot', '#mixer .strips', '#answers'].map((name) => {
+  const { x, y, width, height } = document.querySelector(name).getBoundingClientRect();
+  return [x, y, width, height];
+})"""
+
+
+@pytest.mark.parametrize("width", [390, 1280, 2560])
+def test_heads_and_the_panel_of_a_patch_move_nothing(tab: Tab, width: int) -> None:
+    page = tab.page
+    page.set_viewport_size({"width": width, "height": 800})
+    page.wait_for_function(
+        "document.querySelector('#chart .plot svg').clientWidth === document.querySelector('#chart .plot').clientWidth"
+    )
+    page.locator("#maps canvas.after").scroll_into_view_if_needed()
+    before = page.evaluate(BOXES)
+    page.locator("#maps canvas.after").click()
+    page.wait_for_selector(".patch .decoded td")
+    assert page.evaluate(BOXES) == before
+    page.locator("#lens .all-heads").click()
+    page.wait_for_selector(".heads .head-map")
+    panel = page.locator(".beside").bounding_box()
+    assert page.evaluate(BOXES) == before and panel
+    for name in ("#maps .trio", "#mixer .strips"):  # at a phone's width it covers the lower half
+        box = page.locator(name).bounding_box()
+        assert box and (
+            width == 390 or box["y"] >= panel["y"] + panel["height"] or box["x"] + box["width"] <= panel["x"]
+        )
+    page.locator(".close-patch").click()
+    page.wait_for_selector(".patch", state="hidden")
+
+
+def test_a_key_scale_of_0_that_raises_attention_says_why(tab: Tab) -> None:
+    """The Key scale 0 makes the logit 0, which may be more than it was."""
+    hint = tab.page.locator("#maps .reading")
+    tab.after(lambda: tab.ask("Describe the picture."))
+    assert (hint.text_content() or "").startswith("Point at a patch")
+    tab.page.locator("#mixer .preset", has_text="V-sinks × 0").click()
+    frame = tab.settle()
+    shares = [frame["shares"][side]["v_sink"] for side in ("unchanged", "gated")]
+    risen = [layer for layer, (before, after) in enumerate(zip(*shares, strict=True)) if after > before + 0.001]
+    fallen = [layer for layer, (before, after) in enumerate(zip(*shares, strict=True)) if after <= before]
+    assert risen and fallen
+    for layer in (risen[0], fallen[0]):
+        tab.page.locator("#films .film").nth(layer).click()
+        tab.page.wait_for_function(f"document.querySelector('#maps [data-tick]').frame.lens.layer === {layer}")
+        tab.page.mouse.move(0, 0)
+        text = hint.text_content() or ""
+        assert text.startswith("V-sinks × 0: their share of attention rises") == (layer == risen[0])
+
+
 def test_a_link_and_python_keep_query_heads_and_patch(tab: Tab, address: str) -> None:
     page = tab.page
     tab.drag(2, 0.1)
@@ -361,5 +411,5 @@ def test_a_link_and_python_keep_query_heads_and_patch(tab: Tab, address: str) ->
     assert other.frame()["lens"] == tab.frame()["lens"] and other.frame()["after"] == pytest.approx(
         frame["after"], abs=CLOSE
     )
-    assert other.page.locator("#maps .heads .head-map").count() == 4 and other.errors == []
+    assert other.page.locator(".heads .head-map").count() == 4 and other.errors == []
     other.page.close()
