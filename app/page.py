@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 import sinkgate as sg
+from sinkgate.sinks.glossary import preset_name
 
 from .components import (
     action_buttons,
@@ -201,13 +202,6 @@ def presets() -> list[dict[str, Any]]:
             scales = {"v_sink": 1.0, "l_sink": v_sink, "rest": 1.0}
             presets.append({**names, **scales, "needs": "l_sink", "instead": "v_sink"})
     return presets
-
-
-def preset_name(v_sink: float, rest: float) -> str:
-    """Return the name of a setting that is the same in every layer: its scales."""
-    if v_sink == rest:
-        return "All at 1" if rest == 1 else f"All × {rest:g}"
-    return f"V-sinks × {v_sink:g}" if rest == 1 else f"Others × {rest:g}"
 
 
 def connect_events(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:

@@ -234,6 +234,7 @@ function draw() {
   drawHeads();
   settle(dialog.open ? view : document.querySelector(".answering"));
   drawPatch();
+  element.querySelector(".state").classList.toggle("same", Boolean(frame.after) && frame.identity);
   element.querySelector(".state").textContent = frame.after ? (frame.identity ? "= original" : "") : missing;
   read();
 }

@@ -18,6 +18,7 @@ TERMS = {
     "Between 0 and 1.",
     "next-token probability": "The probability of a token as the next one, by the softmax over the model's vocabulary.",
 }
+ORIGINAL, GATED, DIFFERENCE = "Original model", "Gated", "Difference"  # runs and maps
 GROUP_LABELS = {
     "v_sink": "V-sinks",
     "l_sink": "L-sinks",
@@ -35,3 +36,10 @@ GROUP_COLORS = {  # told apart with normal, red-blind, green-blind and blue-blin
     "first": "#a5694b",
     "rest": "#1c7ed6",  # between L-sinks and ordinary, of which it is made, and never beside them
 }
+
+
+def preset_name(v_sink: float, rest: float) -> str:
+    """Return the name of a setting that is the same in every layer: its scales."""
+    if v_sink == rest:
+        return "All at 1" if rest == 1 else f"All × {rest:g}"
+    return f"V-sinks × {v_sink:g}" if rest == 1 else f"Others × {rest:g}"

@@ -12,6 +12,7 @@ from sinkgate.methods.lsg import LSG
 from sinkgate.models.session import Session
 from sinkgate.models.vlm import VLM, find_sinks
 from sinkgate.sinks.gates import Gates
+from sinkgate.sinks.glossary import ORIGINAL
 from sinkgate.widgets.common import MAX_NEW_TOKENS, Shown, cards, following, ipywidgets
 from sinkgate.widgets.figure import Screen
 
@@ -44,12 +45,14 @@ class Comparison(Shown):
             raise GateError('"Unchanged" is the name of the unmodified model here; give these gates another one')
         settings: dict[str, Gates | None] = {"Unchanged": None, **tables}
         self.traces = {name: self.warm.answer(each, max_new_tokens=MAX_NEW_TOKENS) for name, each in settings.items()}
-        self.screen = Screen([*self.traces], vlm.num_layers)
+        titles = [ORIGINAL, *list(self.traces)[1:]]
+        self.screen = Screen(titles, vlm.num_layers)
         self.screen.place(self.warm)
         self.screen.begin(self.traces["Unchanged"], self.warm.sinks)
-        self.screen.layer.observe(self._draw, "value")
+        for control in (self.screen.layer, self.screen.kind):
+            control.observe(self._draw, "value")
         self._draw()
-        texts = {name: trace.text for name, trace in self.traces.items()}
+        texts = {title: trace.text for title, trace in zip(titles, self.traces.values(), strict=True)}
         answers = ipw.HTML(cards(texts, self.screen.colors), layout={"margin": "0"})
         self.box = ipw.VBox([self.screen.figure, answers, self.screen.controls, following()])
 

@@ -15,15 +15,16 @@ from sinkgate.images.io import Picture, open_image
 from sinkgate.models.session import Session
 from sinkgate.models.trace import Trace
 from sinkgate.models.vlm import VLM
-from sinkgate.plots.style import GRID, GROUP_COLORS
+from sinkgate.plots.style import GRID
 from sinkgate.sinks.gates import PRESETS, Gates
+from sinkgate.sinks.glossary import GATED, GROUP_COLORS, GROUP_LABELS, ORIGINAL, preset_name
 from sinkgate.widgets.common import MAX_NEW_TOKENS, Shown, cards, fault, following, ipywidgets, small
 from sinkgate.widgets.figure import Screen
 from sinkgate.widgets.latest_only import LatestOnly
 
 PAUSE = 0.3  # seconds without a move before the answer is generated
 FRAME = 0.05  # least seconds between two updates: a browser that receives more lags behind
-NAMES = {"v_sink": "V-sinks", "l_sink": "L-sinks", "rest": "other visual tokens"}
+NAMES = {group: GROUP_LABELS[group] for group in ("v_sink", "l_sink", "rest")}
 
 
 def explore(vlm: VLM, image: Picture, question: str) -> Explorer:
@@ -98,20 +99,22 @@ class Explorer(Shown):
         self.question = ipw.Text(question, placeholder=hint, continuous_update=False, layout={"flex": "1 1 auto"})
         self.upload = ipw.FileUpload(accept="image/*", description="Picture", layout={"width": "120px"})
         self.message, self.summary, self.answers = ipw.HTML(), ipw.HTML(), ipw.HTML(layout={"margin": "0"})
-        self.screen = Screen(["Unchanged", "Gated"], self.vlm.num_layers)
+        self.screen = Screen([ORIGINAL, GATED], self.vlm.num_layers)
         self.faders = {group: [self._fader(group, layer) for layer in range(self.vlm.num_layers)] for group in NAMES}
-        self.presets = [ipw.Button(description=name, layout={"flex": "0 0 auto", "width": "auto"}) for name in PRESETS]
-        dots = " ".join(f'<b style="color: {GROUP_COLORS[group]}">●</b> {name}' for group, name in NAMES.items())
+        layout = {"flex": "0 0 auto", "width": "auto"}
+        self.presets = {
+            name: ipw.Button(description=preset_name(*scales), layout=layout) for name, scales in PRESETS.items()
+        }
+        self.legend = ipw.HTML(layout={"flex": "1 1 auto"})
         self.separate = ipw.Checkbox(False, description="Separate L-sinks", indent=False, layout={"width": "150px"})
         self._separated()
-        legend = ipw.HTML(f"<b>Key scales</b> by layer: {dots}", layout={"flex": "1 1 auto"})
         pairs = enumerate(zip(*self.faders.values(), strict=True))
         strips = [ipw.VBox([ipw.HTML(f"<center>{layer}</center>"), ipw.HBox(pair)]) for layer, pair in pairs]
         for strip in strips:
             strip.layout = {"flex": "0 0 auto", "border_left": f"1px solid {GRID}"}
         above = [ipw.HBox([self.question, self.upload]), self.message, self.screen.figure, self.answers]
         mixer = [
-            ipw.HBox([legend, self.separate, *self.presets], layout={"flex_flow": "row wrap"}),
+            ipw.HBox([self.legend, self.separate, *self.presets.values()], layout={"flex_flow": "row wrap"}),
             ipw.HBox(strips, layout={"overflow": "auto hidden"}),
         ]
         self.box = ipw.VBox([*above, *mixer, self.screen.controls, self.summary, following()])
@@ -125,10 +128,10 @@ class Explorer(Shown):
         for column in self.faders.values():
             for layer, fader in enumerate(column):
                 fader.observe(lambda _, layer=layer: self._touched(layer), "value")
-        for button in self.presets:
-            button.on_click(lambda button: self._set_all(*PRESETS[button.description]))
+        for name, button in self.presets.items():
+            button.on_click(lambda _, name=name: self._set_all(*PRESETS[name]))
         self.separate.observe(lambda _: self._separated(), "value")
-        for control in (self.question, self.screen.layer):
+        for control in (self.question, self.screen.layer, self.screen.kind):
             control.observe(lambda _: self._worker.put(self._request()), "value")
         self.upload.observe(lambda change: [self._take(bytes(file["content"])) for file in change.new], "value")
 
@@ -148,6 +151,11 @@ class Explorer(Shown):
             fader.value = rest.value
             fader.layout.display = None if self.separate.value else "none"
         self._from_user = True
+        names = NAMES if self.separate.value else {group: NAMES[group] for group in ("v_sink", "rest")}
+        if self.separate.value:
+            names = {**names, "rest": GROUP_LABELS["ordinary"]}
+        dots = " ".join(f'<b style="color: {GROUP_COLORS[group]}">●</b> {name}' for group, name in names.items())
+        self.legend.value = f"<b>Key scales</b> by layer: {dots}"
         if self.warm:
             self._worker.put(self._request())
 
@@ -223,5 +231,5 @@ class Explorer(Shown):
     def _draw(self, warm: Session) -> None:
         assert self.unchanged and self.gated
         self.screen.show([self.unchanged, self.gated], warm.sinks)
-        answers = {"Unchanged": self.unchanged.text, "Gated": self.gated.text if self._answered else None}
+        answers = {ORIGINAL: self.unchanged.text, GATED: self.gated.text if self._answered else None}
         self.answers.value = cards(answers, self.screen.colors)

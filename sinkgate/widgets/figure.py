@@ -12,8 +12,9 @@ from plotly.subplots import make_subplots
 from sinkgate.images.layout import Sheet
 from sinkgate.models.session import Session
 from sinkgate.models.trace import Trace
-from sinkgate.plots.style import COLORWAY, GROUP_COLORS, INK
+from sinkgate.plots.style import COLORWAY, DIVERGING, INK
 from sinkgate.sinks.classify import SinkMap
+from sinkgate.sinks.glossary import DIFFERENCE, GROUP_COLORS
 from sinkgate.widgets.common import data_url, ipywidgets, small, still
 
 ACROSS = 3  # maps side by side
@@ -21,20 +22,23 @@ HEIGHT = 230  # pixels of a row of maps
 TOP_WORDS = 6
 VIEW = 448  # pixels of the picture on a map
 UNCHANGED = "#adb5bd"
+SHARE = "Share of attention"
 MARKS = [("circle-open", GROUP_COLORS["v_sink"]), ("square-open", "#74c0fc")]  # V-sinks and L-sinks, light on dark maps
 
 
 class Screen:
     """A Plotly figure updated in place: one map and one colour of bars for each run; the first run is the unmodified model.
 
-    ``maps``, ``v_sinks``, ``l_sinks`` and ``bars`` are its traces, one for each run; ``controls`` hold the slider ``layer``. Of several token grids it shows the first.
+    ``maps``, ``v_sinks``, ``l_sinks`` and ``bars`` are its traces, one for each run; ``controls`` hold the slider ``layer`` and ``kind``, what the maps show:
+    shares of attention, or, beside the unmodified model's, differences from it. Of several token grids it shows the first.
     """
 
     def __init__(self, names: Sequence[str], layers: int) -> None:
         ipw = ipywidgets()
         self.layer = ipw.IntSlider(0, max=layers - 1, description="Layer", style={"description_width": "initial"})
         self.caption = ipw.HTML()
-        self.controls = ipw.HBox([self.layer, self.caption])
+        self.kind = ipw.Dropdown(options=[SHARE, DIFFERENCE], description="Maps", layout={"width": "200px"})
+        self.controls = ipw.HBox([self.layer, self.kind, self.caption])
         rows = -(-len(names) // ACROSS)
         across = -(-len(names) // rows)
         maps = [[{} if row * across + col < len(names) else None for col in range(across)] for row in range(rows)]
@@ -48,8 +52,7 @@ class Screen:
         self.colors = [UNCHANGED, *(others[number % len(others)] for number in range(len(names) - 1))]
         for number, title in enumerate(titles):
             place = {"row": number // across + 1, "col": number % across + 1}
-            label = "row %{y}, column %{x}: %{z:.2%}<extra></extra>"
-            figure.add_heatmap(zmin=0, colorscale="Viridis", showscale=False, hovertemplate=label, **place)
+            figure.add_heatmap(showscale=False, **place)
             for symbol, color in MARKS:
                 marker = {"symbol": symbol, "color": color, "size": 11, "line": {"width": 2.5}}
                 figure.add_scatter(mode="markers", marker=marker, hoverinfo="text", **place)
@@ -95,18 +98,25 @@ class Screen:
         sheet = traces[0].sheets[0]
         shares = [trace.visual(layer).masked_fill(sheet.tokens < 0, float("nan")).numpy() for trace in traces]
         top = max(float(share[sheet.tokens >= 0].max()) for share in shares)
+        looks, most = [_look(share, max(top, 1e-9)) for share in shares], 0.0
+        if self.kind.value == DIFFERENCE:
+            changes = [100 * (share - shares[0]) for share in shares[1:]]
+            most = max([1e-9, *(float(abs(change[sheet.tokens >= 0]).max()) for change in changes)])
+            looks[1:] = [_look(change, most, diverging=True) for change in changes]
         tokens = [dict(trace.next_token) for trace in traces]
         likely = {word: max(each.get(word, 0) for each in tokens) for each in tokens for word in each}
         words = sorted(likely, key=lambda word: -likely[word])[:TOP_WORDS]
         with self.figure.batch_update():
-            for shown, bar, share, each in zip(self.maps, self.bars, shares, tokens, strict=True):
-                shown.update(z=share, zmax=max(top, 1e-9))
+            for shown, bar, look, each in zip(self.maps, self.bars, looks, tokens, strict=True):
+                shown.update(look)
                 bar.update(y=[escape(word) for word in words], x=[each.get(word, 0.0) for word in words])
             if self._marked != (id(sinks), layer):
                 self._mark(traces[0].sheets[0], sinks, layer)
         caption = (
             f"Attention of the last prompt token, mean over heads, maximum {top:.1%}. ○ V-sink, □ L-sink of this layer."
         )
+        if self.kind.value == DIFFERENCE:
+            caption += f" Difference: at most {most:.1f} percentage points; teal rose, brown fell."
         self.caption.value = small(caption)
 
     def _mark(self, sheet: Sheet, sinks: SinkMap, layer: int) -> None:
@@ -117,3 +127,15 @@ class Screen:
             for mark in marks:
                 mark.update(x=x, y=y, hovertext=reasons)
         self._marked = (id(sinks), layer)
+
+
+def _look(values: Any, most: float, diverging: bool = False) -> dict[str, Any]:
+    """Return values, colours and hover text of a map: shares up to ``most``, or differences in percentage points."""
+    number = "%{z:+.2f} pp" if diverging else "%{z:.2%}"
+    return {
+        "z": values,
+        "zmin": -most if diverging else 0,
+        "zmax": most,
+        "colorscale": DIVERGING if diverging else "Viridis",
+        "hovertemplate": f"row %{{y}}, column %{{x}}: {number}<extra></extra>",
+    }

@@ -14,7 +14,7 @@ from page_user import Tab
 from PIL import Image
 
 import sinkgate as sg
-from app.page import preset_name
+from sinkgate.sinks.glossary import preset_name
 from app.state import MAX_NEW_TOKENS
 from app.view_model import Lens
 

@@ -22,10 +22,14 @@ def test_each_setting_has_its_map_bars_and_answer(demo, count):
         compared.screen.layer.value = layer
         for shown, trace in zip(compared.screen.maps, traces, strict=True):
             assert np.allclose(shown.z, trace.visual(layer).numpy(), atol=1e-5)
+    compared.screen.kind.value = "Difference"
+    for shown, trace in zip(compared.screen.maps[1:], traces[1:], strict=True):
+        difference = 100 * (trace.visual(6) - traces[0].visual(6)).numpy()
+        assert np.allclose(shown.z, difference, atol=1e-3) and shown.zmax == compared.screen.maps[1].zmax
     for bar, trace in zip(compared.screen.bars, traces, strict=True):
         assert bar.y[int(np.argmax(bar.x))] == trace.text
     titles = [note.text for note in compared.screen.figure.layout.annotations]
-    assert {"Unchanged", "&lt;0&gt;"} < set(titles)
+    assert {"Original model", "&lt;0&gt;"} < set(titles)
     assert len(set(compared.screen.colors)) == count + 1
     assert repr(compared).startswith("compare: Unchanged '2', <0> '1'")
 

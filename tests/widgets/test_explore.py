@@ -73,9 +73,11 @@ def test_l_sinks_can_have_faders_of_their_own(demo, explorer):
     assert explorer.faders["l_sink"][4].layout.display is None and explorer.faders["l_sink"][4].value == 0.5
     explorer.faders["l_sink"][4].value = 0.2
     assert explorer.settle(30)
+    assert "L-sinks" in explorer.legend.value and "ordinary tokens" in explorer.legend.value
     gates = sg.Gates.ones(demo).set("ordinary", 0.5, [4]).set("l_sink", 0.2, [4])
     assert explorer.gates == gates == explorer._shown
     explorer.separate.value = False
+    assert "L-sinks" not in explorer.legend.value and "other visual tokens" in explorer.legend.value
     assert explorer.gates == sg.Gates.ones(demo).set("rest", 0.5, [4])
     assert explorer.settle(30)
 
@@ -85,9 +87,10 @@ def test_the_other_fader_and_presets(demo, explorer):
     assert explorer.settle(30)
     assert explorer.gates == sg.Gates.ones(demo).set("rest", 0.5, [3])
     layer = explorer.screen.layer.value
-    for button in explorer.presets:
+    for name, button in explorer.presets.items():
         button.click()
-        assert explorer.gates == sg.Gates.preset(button.description, demo)
+        assert explorer.gates == sg.Gates.preset(name, demo)
+    assert explorer.presets["V-sinks off"].description == "V-sinks × 0", "as on the page"
     assert explorer.screen.layer.value == layer, "a preset is no layer's"
     assert explorer.settle(30)
 
@@ -101,6 +104,21 @@ def test_another_layer_is_drawn_and_not_computed_again(explorer):
         explorer.settle(30)
         assert np.allclose(shown_map(explorer), explorer.gated.visual(layer).numpy(), atol=1e-6)
     assert explorer.predictions == computed
+
+
+def test_maps_show_the_difference_from_the_original(explorer):
+    explorer.faders["v_sink"][2].value = 0.2
+    explorer.screen.kind.value = "Difference"
+    explorer.settle(30)
+    before, after = (trace.visual(2).numpy() for trace in (explorer.unchanged, explorer.gated))
+    original, gated = explorer.screen.maps
+    assert np.allclose(original.z, before, atol=1e-6) and original.zmin == 0
+    assert np.allclose(gated.z, 100 * (after - before), atol=1e-4)
+    assert gated.zmax == -gated.zmin == pytest.approx(abs(100 * (after - before)).max(), abs=1e-4)
+    assert "percentage points" in explorer.screen.caption.value and "pp" in gated.hovertemplate
+    explorer.screen.kind.value = "Share of attention"
+    explorer.settle(30)
+    assert np.allclose(gated.z, after, atol=1e-6) and gated.zmin == 0 and "pp" not in gated.hovertemplate
 
 
 def test_of_many_quick_moves_few_are_computed_and_the_last_wins(demo, explorer, monkeypatch):
