@@ -212,10 +212,14 @@ function draw() {
     const [group, layer] = [key.split(":")[0], Number(key.split(":")[1])];
     const value = get(group, layer);
     const reason = empty(group, layer);
+    const mixed = layer === ALL && setting[group].some((scale) => scale !== setting[group][0]);
+    const drawn = JSON.stringify([value, mixed, reason, top_, name(group), layer === focus]);
+    if (parts.drawn === drawn) continue; // of many layers few change at a time
+    parts.drawn = drawn;
     parts.knob.style.bottom = (100 * value) / top_ + "%";
     parts.fill.style.bottom = (100 * Math.min(value, 1)) / top_ + "%";
     parts.fill.style.height = (100 * Math.abs(value - 1)) / top_ + "%";
-    const text = layer === ALL && setting[group].some((scale) => scale !== setting[group][0]) ? "mixed" : value.toFixed(2);
+    const text = mixed ? "mixed" : value.toFixed(2);
     parts.number.textContent = text === "mixed" ? "–" : text;
     parts.number.classList.toggle("moved", value !== 1);
     parts.column.classList.toggle("empty", Boolean(reason));

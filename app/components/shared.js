@@ -38,10 +38,12 @@ window.sinkgate = {
   last: {},
   SYNC: { updating: "updating…", offline: "offline: last result" },
 
-  // Send a value that the user moves: `input` at once and then every 80 ms while it moves, `commit` when the pointer is
-  // released or no arrow key was pressed for 300 ms. While `busy`, the server may not change the value.
+  // Send a value that the user moves: `input` at once, and while it moves again as soon as the frame of the last one is drawn,
+  // at most every 80 ms and at least every 400 ms; `commit` when the pointer is released or no arrow key was pressed for
+  // 300 ms. While `busy`, the server may not change the value.
   pace(input, commit) {
     let [sent, due, resting] = [0, null, null]; // when it last sent; timers of the next `input` and of the keys' `commit`
+    let drawn = true; // whether a frame has come since
     const stop = () => {
       clearTimeout(due);
       clearTimeout(resting);
@@ -51,14 +53,22 @@ window.sinkgate = {
       clearTimeout(due);
       due = null;
       sent = performance.now();
+      drawn = false;
       what();
     };
     const moved = () => {
       if (due) return;
-      const wait = sent + 80 - performance.now();
+      const wait = sent + (drawn ? 80 : 400) - performance.now();
       if (wait <= 0) send(input);
       else due = setTimeout(send, wait, input);
     };
+    this.subscribe("frame", () => {
+      drawn = true;
+      if (!due) return;
+      clearTimeout(due);
+      due = null;
+      moved();
+    });
     const settled = () => {
       stop();
       send(commit);

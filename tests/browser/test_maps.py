@@ -187,7 +187,7 @@ def test_maps_open_large_and_close_again(tab: Tab) -> None:
     point_at(tab, 0)
     assert "V-sink" in (page.locator("#maps .reading").text_content() or "")
     page.keyboard.press("Escape")
-    page.wait_for_function("!document.querySelector('.zoom').open")
+    page.wait_for_selector("#maps .home > .view")
     assert page.locator("#maps canvas.after").bounding_box() == small
     assert page.evaluate("document.activeElement.className") == "enlarge"
 
