@@ -37,6 +37,7 @@ class Tab:
     def __init__(self, page: Page, address: str) -> None:
         self.page = page
         self.errors: list[str] = []
+        page.set_default_timeout(120_000)  # ms: a busy machine is no failure
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.goto(address)
