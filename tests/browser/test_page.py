@@ -14,9 +14,9 @@ from page_user import Tab
 from PIL import Image
 
 import sinkgate as sg
-from sinkgate.sinks.glossary import preset_name
 from app.state import MAX_NEW_TOKENS
 from app.view_model import Lens
+from sinkgate.sinks.glossary import preset_name
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
