@@ -39,7 +39,6 @@ from tempfile import mkdtemp
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from IPython.display import HTML, display
 from scipy.stats import ttest_1samp
@@ -53,7 +52,8 @@ from sinkgate.data import scene_samples
 from sinkgate.demo.comparison import mean_rho
 from sinkgate.methods import VAR, Fixed, LoRA, Suppress
 from sinkgate.plots.evaluation import changes_figure
-from sinkgate.plots.style import COLORWAY, DIVERGING, SOFT, dressed, panels
+from sinkgate.plots.style import COLORWAY
+from sinkgate.plots.training import lines_figure, losses_figure, scales_figure
 from sinkgate.scenes.questions import KINDS
 from sinkgate.training.dataset import ExampleCache
 
@@ -140,27 +140,7 @@ print("(0.5, 0.5) has the higher loss than (1, 1):", loss[0.5, 0.5] > loss[1.0, 
 
 # %%
 LINES = {"paper": (LINE, 0.5), "identity": (DOUBLE, 1.0)}
-COLORS = {"paper": COLORWAY[1], "identity": COLORWAY[0]}
-
-
-def lines_figure() -> go.Figure:
-    """Both lines in the plane of the scales, and the loss along them."""
-    figure, (plane, along) = panels(["scales of one layer", "loss"], 2, "scale of V-sinks", (0.12, 0.1))
-    figure.update_yaxes(matches=None, showticklabels=True)
-    for name, (line, start) in LINES.items():
-        v, rest = zip(*line, strict=True)
-        style = {"name": name, "legendgroup": name, "mode": "lines+markers", "line": {"color": COLORS[name]}}
-        sizes = {"size": [13 if scale == start else 6 for scale in v]}
-        figure.add_scatter(x=v, y=rest, marker=sizes, **style, **plane)
-        figure.add_scatter(x=v, y=[loss[point] for point in line], marker=sizes, showlegend=False, **style, **along)
-    figure.add_hline(y=loss[1.0, 1.0], line={"color": SOFT, "dash": "dot"}, **along)
-    figure.update_yaxes(title_text="scale of all others", **plane)
-    figure.update_yaxes(title_text="nats a token", **along)
-    subtitle = "Large marks: where gates begin. Dotted: the loss of the unmodified model, which is (1, 1)."
-    return dressed(figure, f"Two lines, fixed for all questions, in layer {LAYER}", subtitle, 400)
-
-
-lines_figure()
+lines_figure(LINES, loss, LAYER)
 
 # %% [markdown]
 # In this layer the whole line of the paper lies above the dotted one: no fixed point on it is as good as the model left alone. What a gate gains here it has to gain by telling questions apart.
@@ -211,25 +191,11 @@ print("begin as the unmodified model:", [name for name in looks if np.isclose(be
 
 # %% [markdown]
 # One panel a layer: the loss on the questions to choose by, which no gate learns from, as training goes on. Look first at step 0: the identity gate begins on the dotted line, the unmodified model, the paper's wherever
-# halved Keys put it; in the layer where V-sinks matter most that is far above, and has to be made good before anything is gained. Then look for curves that rise: a gate of a few thousand parameters
-# can learn a few hundred samples by heart.
-
+# halved Keys put it; in the layer where V-sinks matter most that is far above, and has to be made good before anything is gained. Then look for curves that rise: in the panel of layer 2
+# the identity gate leaves the dotted line upwards and stays there, since a gate of a few thousand parameters can learn a few hundred samples by heart.
 
 # %%
-def losses_figure() -> go.Figure:
-    """The validation loss while gates learn, a panel for each layer."""
-    figure, cells = panels([f"layer {layer}" for layer in LAYERS], len(LAYERS), "step", (0.04, 0.1))
-    for layer, cell in zip(LAYERS, cells, strict=True):
-        for name, color in COLORS.items():
-            style = {"name": name, "legendgroup": name, "line": {"color": color}, "showlegend": layer == LAYERS[0]}
-            figure.add_scatter(x=looks.index, y=looks[f"{name} {layer}"], mode="lines+markers", **style, **cell)
-        figure.add_hline(y=plain, line={"color": SOFT, "dash": "dot"}, **cell)
-    figure.update_yaxes(title_text="nats a token", **cells[0])
-    subtitle = "Loss on questions that gates do not learn from. Dotted: the unmodified model."
-    return dressed(figure, "Gates learn", subtitle, 380)
-
-
-losses_figure()
+losses_figure({f"layer {layer}": {name: looks[f"{name} {layer}"] for name in LINES} for layer in LAYERS}, plain)
 
 # %% [markdown]
 # ## What the gates do
@@ -251,57 +217,25 @@ print("layers with a scale other than 1:", (scales != 1).any(1).nonzero().flatte
 rho = mean_rho(vlm, {"LSG": gates["paper"], "LSG from 1": gates["identity"]}, tests["hazed"], examples)
 rho = {"paper": pd.DataFrame(rho["LSG"]).T, "identity": pd.DataFrame(rho["LSG from 1"]).T}
 kinds = sorted(KINDS, key=lambda kind: KINDS[kind].scope)
-
-
-def rho_figure() -> go.Figure:
-    """Mean scale of V-sinks by kind of question and layer, a panel for each start."""
-    titles = ["paper: begins at 0.5", "identity: begins at 1"]
-    figure, cells = panels(titles, 2, "layer", (0.04, 0.1))
-    for (name, (_, start)), cell in zip(LINES.items(), cells, strict=True):
-        table = rho[name].loc[kinds].to_numpy()
-        figure.add_heatmap(
-            x=[str(layer) for layer in LAYERS],
-            y=[f"{kind} ({KINDS[kind].scope})" for kind in kinds],
-            z=table,
-            zmin=0,
-            zmid=start,
-            zmax=2 * start,
-            colorscale=DIVERGING,
-            text=np.round(table, 2),
-            texttemplate="%{text:.2f}",
-            showscale=False,
-            **cell,
-        )
-    figure.update_xaxes(type="category").update_yaxes(autorange="reversed")
-    subtitle = "Mean over questions about hazed scenes. Green: above where the gate began; brown: below."
-    return dressed(figure, "Scale of V-sinks, by kind of question", subtitle, 520, legend=False)
-
-
-rho_figure()
+labels = [f"{kind} ({KINDS[kind].scope})" for kind in kinds]
+scales_figure(
+    {
+        f"{name}: begins at {start:g}": (rho[name].loc[kinds].set_axis(labels).set_axis(LAYERS, axis=1), start)
+        for name, (_, start) in LINES.items()
+    }
+)
 
 # %% [markdown]
 # Look at layer 2 on the left: most local kinds turn V-sinks down further than most global ones, which is the way the sweeps of [notebook 3](03_when_sinks_help_or_hurt.ipynb) lean in that layer.
 #
 # ## Take one sense away
 #
-# Does it matter that a gate reads the *last* token? The gate `mean` reads the average of all input tokens instead, most of which are patches: it sees the picture well and the question
-# hardly. The paper loses its gain by that (-0.28 on MMStar where LSG has +0.72). The figure shows the loss of both in the same layer, both from the paper's start: look at where the two curves part.
-
+# Does it matter that a gate reads the *last* token? The gate `mean` reads the average of all input tokens instead, most of which are patches: it mostly sees the picture, and very little of the
+# question. The paper loses its gain by that (-0.28 on MMStar where LSG has +0.72). The figure shows the loss of both in the same layer, both from the paper's start: look at where the two curves part.
 
 # %%
-def ablation_figure() -> go.Figure:
-    """The validation loss of the paper's gate and of one that reads the mean."""
-    figure = go.Figure()
-    for name, words, color in (("paper", "last token", COLORS["paper"]), ("mean", "mean of all", COLORWAY[2])):
-        column = looks[f"{name} {LAYER}"]
-        figure.add_scatter(x=column.index, y=column, name=words, mode="lines+markers", line={"color": color})
-    figure.add_hline(y=plain, line={"color": SOFT, "dash": "dot"})
-    figure.update_xaxes(title_text="step").update_yaxes(title_text="nats a token")
-    subtitle = "Loss on questions that gates do not learn from. Dotted: the unmodified model."
-    return dressed(figure, f"What a gate reads, layer {LAYER}", subtitle, 360)
-
-
-ablation_figure()
+reads = {"last token": looks[f"paper {LAYER}"], "mean of all": looks[f"mean {LAYER}"]}
+losses_figure({f"layer {LAYER}": reads}, plain, "What a gate reads", dict(zip(reads, COLORWAY[1:], strict=False)))
 
 # %% [markdown]
 # ## Stack
