@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pandas as pd
 from sinkgate.benchmarks.extraction import without_reasoning
 from sinkgate.benchmarks.reading import Fetched, Row, Table, fetch, files_in, with_images
 from sinkgate.data import Sample
+from sinkgate.data.llava import Broken, one_of
 from sinkgate.errors import BenchmarkError
 from sinkgate.images.io import Picture
 
@@ -74,6 +76,8 @@ class Benchmark:
         *,
         revision: str | None = None,
         images: str | Path | None = None,
+        broken: Broken = "stop",
+        passed: Counter[str] | None = None,
     ) -> list[Item]:
         """Return the questions, in the files' order. Equal pictures are stored once.
 
@@ -83,6 +87,8 @@ class Benchmark:
             seed: of the draw.
             revision: branch, tag or commit on the Hub, if ``files`` is None.
             images: folder of the images that the files name; not needed for files that hold their images.
+            broken: for an invalid row, "stop" raises, "skip" skips it; the scores are then of fewer questions than published ones.
+            passed: counts skipped rows as "broken".
 
         Raises:
             BenchmarkError: files cannot be fetched or read, a column or an image is missing, a row is invalid, or an item occurs twice.
@@ -91,15 +97,22 @@ class Benchmark:
             >>> from sinkgate.benchmarks import benchmark
             >>> items = benchmark("pope").items("coco_pope_random.json", limit=100, images="val2014")
         """
+        one_of("broken", broken, Broken)
         if limit is not None and limit < 1:
             raise BenchmarkError(f"limit is {limit}; expected 1 or more, or None for all")
         items: dict[str, Item] = {}
         unique: dict[Picture, Picture] = {}
         for place, row in self._rows(files, limit, seed, revision):
             try:
+                if isinstance(row, BenchmarkError):
+                    raise row
                 item = self.item_of(with_images(row, images))
             except BenchmarkError as error:
-                raise BenchmarkError(f"{self.name}: {place}: {error}") from error
+                if broken == "stop":
+                    raise BenchmarkError(f"{self.name}: {place}: {error}") from error
+                if passed is not None:
+                    passed["broken"] += 1
+                continue
             if item.id in items:
                 raise BenchmarkError(
                     f"{self.name}: {place}: item {item.id} occurs twice; are these two copies of the data?"
@@ -130,8 +143,8 @@ class Benchmark:
 
     def _rows(
         self, files: str | Path | None, limit: int | None, seed: int, revision: str | None
-    ) -> Iterator[tuple[str, Row]]:
-        """Yield the rows to make items of, each with its place in words."""
+    ) -> Iterator[tuple[str, Row | BenchmarkError]]:
+        """Yield the rows to make items of, each with its place in words; the error instead of one that cannot be read."""
         place = self.fetch(revision).folder if files is None else files
         table = Table(files_in(place, self.patterns), self.columns, self.renamed, self.of_file)
         shuffled = Random(seed).sample(range(len(table)), len(table))  # of all rows, so that limits nest

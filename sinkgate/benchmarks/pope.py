@@ -20,9 +20,9 @@ from sinkgate.benchmarks.base import Benchmark, Item, Score, among, micro
 from sinkgate.benchmarks.extraction import bare, no_or_else_yes, yes_no
 from sinkgate.benchmarks.reading import Row, pictures, text
 from sinkgate.data import Sample
+from sinkgate.data.vqa import INSTRUCTION
 from sinkgate.errors import BenchmarkError
 
-INSTRUCTION = "\nAnswer the question using a single word or phrase."
 OPTIONS = ("Yes", "No")  # as models write them
 CATEGORIES = ("random", "popular", "adversarial")
 

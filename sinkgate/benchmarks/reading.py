@@ -1,11 +1,13 @@
-"""Questions in Parquet or JSON files, fetched from the Hub and read row by row by the ``datasets`` library."""
+"""Questions in Parquet files, read row by row by the ``datasets`` library, or in JSON; fetched from the Hub."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import escape
+from itertools import count
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, NamedTuple, cast
 
 from huggingface_hub import snapshot_download
@@ -16,14 +18,13 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from sinkgate.data.llava import exists, named
-from sinkgate.errors import BenchmarkError
+from sinkgate.data.llava import RecordError, decode, exists, named, records
+from sinkgate.errors import BenchmarkError, SinkgateError
 from sinkgate.images.io import Picture
 from sinkgate.models.load_errors import first_sentence
 
 Row = Mapping[str, Any]
 BATCH = 16  # rows of Parquet read at a time; a picture in them may take megabytes
-FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}  # readers of datasets, by a file's suffix
 
 _REASONS: list[tuple[type[Exception], str]] = [
     (
@@ -116,8 +117,10 @@ class Table:
     def __len__(self) -> int:
         return sum(self.lengths.values())
 
-    def rows(self, numbers: Iterable[int]) -> Iterator[tuple[str, Row]]:
+    def rows(self, numbers: Iterable[int]) -> Iterator[tuple[str, Row | BenchmarkError]]:
         """Yield the rows with some numbers, counted from 0 over all files, in the files' order; each with its place in words.
+
+        An error stands for a line of JSON that cannot be read.
 
         Raises:
             BenchmarkError: a file is broken.
@@ -125,10 +128,11 @@ class Table:
         wanted, start = set(numbers), 0
         for file, length in self.lengths.items():
             more = self.of_file(file)
-            for number, row in enumerate(_stream(file, self._names(file)), start):
+            for number, (place, row) in enumerate(_stream(file, self._names(file)), start):
                 if number in wanted:
-                    renamed = {self.renamed.get(name, name): value for name, value in row.items()}
-                    yield f"{file.name}, row {number - start} (from 0)", {**more, **renamed}
+                    if not isinstance(row, BenchmarkError):
+                        row = {**more, **{self.renamed.get(name, name): value for name, value in row.items()}}
+                    yield f"{file.name}, {place}", row
             start += length
 
     def _length(self, file: Path) -> int:
@@ -149,9 +153,9 @@ class Table:
 
 def _shape(file: Path) -> tuple[list[str], int]:
     """Return the columns of a file and the number of its rows."""
-    if _format(file) == "json":
-        rows = list(_stream(file, None))
-        return (list(rows[0]) if rows else []), len(rows)
+    if _is_json(file):
+        rows = [row for _, row in _lines(file)]
+        return list(next((row for row in rows if not isinstance(row, BenchmarkError)), {})), len(rows)
     from pyarrow import parquet
 
     with _reading(file):
@@ -159,24 +163,45 @@ def _shape(file: Path) -> tuple[list[str], int]:
         return metadata.schema.to_arrow_schema().names, metadata.num_rows
 
 
-def _stream(file: Path, columns: Sequence[str] | None) -> Iterator[Row]:
-    """Yield the rows of a file, with these columns or all, pictures as stored; without a copy on disk."""
-    options = {} if _format(file) == "json" else {"batch_size": BATCH, "columns": columns}
+def _stream(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row | BenchmarkError]]:
+    """Yield the rows of a file with their places, with these columns, pictures as stored; without a copy on disk."""
+    if _is_json(file):
+        for place, row in _lines(file):
+            yield place, row if isinstance(row, BenchmarkError) else {name: row.get(name) for name in columns}
+        return
     with _reading(file) as datasets:
         rows = datasets.load_dataset(
-            _format(file), data_files=escape(str(file)), split="train", streaming=True, **cast(Any, options)
+            "parquet",
+            data_files=escape(str(file)),
+            split="train",
+            streaming=True,
+            **cast(Any, {"batch_size": BATCH, "columns": columns}),
         )
         rows = iter(rows.decode(False) if rows.features is not None else rows)
-    while True:
+    for number in count():
         with _reading(file):
             row = next(rows, None)
         if row is None:
             return
-        yield {name: row[name] for name in columns} if columns else row
+        yield f"row {number} (from 0)", {name: row[name] for name in columns}
 
 
-def _format(file: Path) -> str:
-    return FORMATS.get(file.suffix.lower(), "parquet")
+def _lines(file: Path) -> Iterator[tuple[str, Row | BenchmarkError]]:
+    """Yield the records of JSON lines or of a JSON list; the error instead of one that is no object."""
+    try:
+        for place, record in records(file):
+            try:
+                row = decode(record) if isinstance(record, bytes) else record
+            except RecordError as error:
+                yield place, BenchmarkError(str(error))
+                continue
+            yield place, row if isinstance(row, dict) else BenchmarkError(f"{short(row)}; expected an object")
+    except (SinkgateError, OSError) as error:
+        raise BenchmarkError(f"{file} cannot be read as JSON: {first_sentence(error)}") from error
+
+
+def _is_json(file: Path) -> bool:
+    return file.suffix.lower() in (".json", ".jsonl")
 
 
 @contextmanager
@@ -192,7 +217,7 @@ def _reading(file: Path) -> Iterator[Any]:
     try:
         yield datasets
     except (DatasetsError, OSError, ValueError) as error:  # pyarrow's are among the last two
-        raise BenchmarkError(f"{file} cannot be read as {_format(file)}: {first_sentence(error)}") from error
+        raise BenchmarkError(f"{file} cannot be read as Parquet: {first_sentence(error)}") from error
     finally:
         datasets.logging.set_verbosity(before)
 
@@ -216,7 +241,7 @@ def with_images(row: Row, folder: str | Path | None, column: str = "image") -> R
         BenchmarkError: there is no such file in the folder.
     """
     name = row.get(column)
-    if folder is None or not isinstance(name, str):
+    if folder is None or not isinstance(name, str) or _is_data_url(name):
         return row
     path = Path(folder) / name
     if Path(name).is_absolute() or ".." in Path(name).parts or not exists(path):
@@ -225,7 +250,7 @@ def with_images(row: Row, folder: str | Path | None, column: str = "image") -> R
 
 
 def pictures(row: Row, column: str = "image") -> tuple[Picture, ...]:
-    """Return the images of a row: paths, bytes, the Hub's ``{"bytes", "path"}``, or a list of them; a name alone is no image.
+    """Return the images of a row: paths, bytes, data URLs, the Hub's ``{"bytes", "path"}``, or a list of them; a name alone is no image.
 
     Raises:
         BenchmarkError: one is missing.
@@ -233,8 +258,8 @@ def pictures(row: Row, column: str = "image") -> tuple[Picture, ...]:
     value = row[column]
     listed = value if isinstance(value, list) else [value]
     files = [each.get("bytes") if isinstance(each, dict) else each for each in listed]
-    images = tuple(file for file in files if isinstance(file, bytes | Path) and file)
-    if isinstance(value, str):
+    images = tuple(file for file in files if file and (isinstance(file, bytes | Path) or _is_data_url(file)))
+    if isinstance(value, str) and not images:
         raise BenchmarkError(
             f"the image in column {column} is a name, {value!r:.60}; name the folder of the images (images=, --images)"
         )
@@ -243,3 +268,7 @@ def pictures(row: Row, column: str = "image") -> tuple[Picture, ...]:
             f"the image in column {column} is missing; expected the bytes of an image file in every row"
         )
     return images
+
+
+def _is_data_url(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("data:")

@@ -37,14 +37,14 @@ class DataChoice:
         str,
         typer.Option(
             "--data",
-            help='"scenes" (the demo world), a benchmark (mmstar, cvbench, pope), "cambrian", or a JSON or JSONL file in LLaVA\'s format.',
+            help='"scenes" (the demo world), a benchmark (mmstar, cvbench, pope), "cambrian", or a file in JSON: LLaVA\'s format, VQA v2 or GQA.',
         ),
     ] = "scenes"
     files: Annotated[
         Path | None,
         typer.Option(
             "--files",
-            help="The benchmark's file (Parquet or JSON), or a folder of such files; from the Hub if left out.",
+            help="The benchmark's file (Parquet or JSON), a folder of such files, or Cambrian's JSONL; from the Hub if left out.",
         ),
     ] = None
     data_revision: Annotated[
@@ -53,7 +53,20 @@ class DataChoice:
     images: Annotated[
         Path | None, typer.Option("--images", help="Folder to which the image paths of a JSON file are relative.")
     ] = None
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", help="Answers of VQA v2's questions; those beside them if left out.")
+    ] = None
+    broken: Annotated[
+        Literal["skip", "stop"] | None,
+        typer.Option(
+            "--broken", help="Invalid records: skip and count, or stop; if left out, benchmarks stop, others skip."
+        ),
+    ] = None
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most samples.")] = None
+    skip: Annotated[
+        int,
+        typer.Option("--skip", min=0, help="Leave out the first samples, such as those that gates were trained on."),
+    ] = 0
     haze: Annotated[
         float, typer.Option("--haze", min=0, max=0.95, help="Maximum haze in the demo world's pictures.")
     ] = 0.0
@@ -70,9 +83,13 @@ class DataChoice:
             SinkgateError: there is no such benchmark or file, images are needed, a benchmark is to be trained on, or what reading raises.
         """
         from sinkgate.benchmarks import BENCHMARKS
-        from sinkgate.data import read_cambrian, read_llava, scene_samples
+        from sinkgate.data import read_cambrian, read_llava, read_questions, scene_samples
+        from sinkgate.data.cambrian import CAMBRIAN
         from sinkgate.data.llava import exists, named
+        from sinkgate.data.vqa import is_question_file
 
+        if self.skip:
+            return self._rest(split, on_test_split)
         if self.data == "scenes":
             count = self.limit or SCENES
             drawn = scene_samples(count, self.seed, split=split, haze=(0.0, self.haze), per_scene=3)
@@ -84,23 +101,26 @@ class DataChoice:
                     f"{chosen.name} has one split, {chosen.split!r}, and it is for testing: gates that are trained or chosen on it make its "
                     "scores meaningless; name other data, or add --on-test-split"
                 )
-            items = chosen.items(self.files, self.limit, self.seed, revision=self.data_revision, images=self.images)
-            return [item.sample for item in items]
+            return [item.sample for item in self._items(chosen, self.files, self.data_revision)]
         if self.data != "cambrian" and not exists(self.data):
             known = ", ".join((*BENCHMARKS, "cambrian"))
             raise SinkgateError(
-                f"--data is {named(self.data)}; there is no such benchmark or file: expected {known}, or a JSON or JSONL file in LLaVA's format"
+                f"--data is {named(self.data)}; there is no such benchmark or file: expected {known}, or a JSON file in LLaVA's format, of VQA v2 or GQA"
             )
         if self.images is None:
             raise SinkgateError("--images is missing; expected the folder of the pictures")
+        options: Any = {"broken": self.broken or "skip", "passed": Counter()}
         if self.data == "cambrian":
-            return read_cambrian(self.images, count=self.limit or 10_000, seed=self.seed)
-        skipped: Counter[str] = Counter()
-        read = read_llava(self.data, self.images, broken="skip", passed=skipped)
-        samples = list(track(islice(read, self.limit), "samples", self.limit, unit="samples"))
-        if skipped:
-            reasons = ", ".join(f"{number} {reason}" for reason, number in skipped.items())
-            typer.echo(f"Skipped records of {self.data}: {reasons}.", err=True)
+            samples = read_cambrian(
+                self.images, self.files or CAMBRIAN, count=self.limit or 10_000, seed=self.seed, **options
+            )
+        else:
+            if is_question_file(self.data):
+                read = read_questions(self.data, self.images, self.annotations, **options)
+            else:
+                read = read_llava(self.data, self.images, **options)
+            samples = list(track(islice(read, self.limit), "samples", self.limit, unit="samples"))
+        self._report(options["passed"])
         return samples
 
     def questions(self) -> Questions:
@@ -112,6 +132,8 @@ class DataChoice:
         from sinkgate.benchmarks import BENCHMARKS, SCENES
         from sinkgate.benchmarks.samples import of_samples
 
+        if self.skip and self.data in BENCHMARKS:
+            raise SinkgateError(f"--skip is {self.skip}; expected none with the questions of a benchmark")
         if self.data == SCENES.name:
             chosen = replace(SCENES, haze=(0.0, self.haze))
             return Questions(chosen, chosen.items(self.files, self.limit, self.seed), self.about)
@@ -120,9 +142,36 @@ class DataChoice:
         chosen, files, about = BENCHMARKS[self.data], self.files, self.about
         if files is None:
             files, about["data_revision"] = chosen.fetch(self.data_revision)
-        return Questions(chosen, chosen.items(files, self.limit, self.seed, images=self.images), about)
+        return Questions(chosen, self._items(chosen, files), about)
 
     @property
     def about(self) -> dict[str, Any]:
         """Values of the options, for the record of a study."""
-        return {"data": self.data, "limit": self.limit, "seed": self.seed, "haze": self.haze}
+        about = {"data": self.data, "limit": self.limit, "seed": self.seed, "haze": self.haze}
+        return about | ({"skip": self.skip} if self.skip else {})
+
+    def _items(self, chosen: Benchmark, files: Path | None, revision: str | None = None) -> list[Item]:
+        passed: Counter[str] = Counter()
+        options: Any = {"revision": revision, "images": self.images, "broken": self.broken or "stop", "passed": passed}
+        items = chosen.items(files, self.limit, self.seed, **options)
+        self._report(passed)
+        return items
+
+    def _report(self, skipped: Counter[str]) -> None:
+        if skipped:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in skipped.items())
+            typer.echo(f"Skipped records of {self.data}: {reasons}.", err=True)
+
+    def _rest(self, split: Split, on_test_split: bool) -> list[Sample]:
+        """Return the samples behind the first ``skip``. The first of a longer choice are those of a shorter one, in all but benchmarks."""
+        from sinkgate.benchmarks import BENCHMARKS
+
+        if self.data != "scenes" and self.data in BENCHMARKS:
+            raise SinkgateError(
+                f"--skip is {self.skip}; expected none with {self.data}, whose questions are drawn at random"
+            )
+        longer = replace(self, skip=0, limit=None if self.limit is None else self.skip + self.limit)
+        samples = longer.samples(split, on_test_split)
+        if len(samples) <= self.skip:
+            raise SinkgateError(f"--skip is {self.skip} of {len(samples)} samples; expected fewer, or a larger --limit")
+        return samples[self.skip :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -27,6 +27,12 @@ def train(
     grouping: Annotated[
         str, typer.Option(help="Groups with separate scales: v_sink (and rest), l_sink (and rest) or three.")
     ] = "v_sink",
+    method: Annotated[
+        Literal["lsg", "lora", "reweight"],
+        typer.Option(
+            help="lsg: gates; or a control: lora of rank 8 in each layer, or reweight, of V-sinks and the rest."
+        ),
+    ] = "lsg",
     signal: Annotated[str, typer.Option(help="Hidden state that a gate reads: last, mean or visual.")] = "last",
     start: Annotated[
         str, typer.Option(help="paper: scales sum to 1; identity: starts as the unmodified model.")
@@ -70,6 +76,7 @@ def train(
     from accelerate import PartialState
     from transformers import set_seed
 
+    from sinkgate.methods import LoRA, Reweight
     from sinkgate.methods.lsg import LSG
     from sinkgate.sinks.gates import read_layers
     from sinkgate.training.trainer import train as train_gates
@@ -77,19 +84,27 @@ def train(
     processes = PartialState(cpu=not torch.cuda.is_available())
     writable_folder(out / "gates")  # before the work
     samples, seed = data.samples("train", on_test_split), data.seed
-    checks = replace(data, data=str(validation)).samples("validation", on_test_split) if validation else []
+    checks = replace(data, data=str(validation), skip=0).samples("validation", on_test_split) if validation else []
     if data.data == "scenes" and not validation:
-        checks = replace(data, limit=min(data.limit or SCENES, SCENES) // 4 or 1).samples("validation")
+        checks = replace(data, limit=min(data.limit or SCENES, SCENES) // 4 or 1, skip=0).samples("validation")
     vlm = chosen.load()
     set_seed(seed)
     at = read_layers(layers, vlm.num_layers)
     options: dict[str, Any] = {"grouping": grouping, "signal": signal, "start": start}
     options["criterion"] = criteria.replaced(criterion)
-    lsg = LSG.for_vlm(vlm, at, **options)
+    if method == "lora":
+        trained: Any = {f"lora-{layer}": LoRA.for_vlm(vlm, layer) for layer in at}
+    elif method == "reweight":
+        trained = {"reweight": Reweight.for_vlm(vlm, criterion=options["criterion"])}
+    else:
+        trained = LSG.for_vlm(vlm, at, **options)
     if processes.is_main_process and not as_json:
-        typer.echo(f"{lsg.trainable_parameters()}; {len(samples)} samples")
+        each = [trained] if method == "lsg" else trained.values()
+        count = sum(parameter.numel() for part in each for parameter in part.parameters())
+        size = trained.trainable_parameters() if method == "lsg" else f"{count:,} trainable parameters"
+        typer.echo(f"{size}; {len(samples)} samples")
     report = train_gates(
-        lsg,
+        trained,
         vlm,
         samples,
         validation=checks,
@@ -111,7 +126,13 @@ def train(
     facts = {"data": data.data, "samples": report.samples, "epochs": report.epochs, "steps": report.steps, "seed": seed}
     evaluated = next((entry for entry in reversed(report.history) if "eval_loss" in entry), {})
     metrics = {name.removeprefix("eval_"): value for name, value in evaluated.items() if "/" in name}
-    lsg.save_pretrained(out / "gates", training={**facts, "learning rate": learning_rate, "validation": metrics})
+    if method == "lsg":
+        trained.save_pretrained(
+            out / "gates", training={**facts, "learning rate": learning_rate, "validation": metrics}
+        )
+    else:
+        for name, part in trained.items():
+            part.save_pretrained(out / "gates" / name)
     (out / "report.json").write_text(report.to_json(), encoding="utf-8")
     typer.echo(report.sinks, err=True)
     if as_json:
@@ -134,6 +155,9 @@ def stack(
         list[Path], typer.Argument(help="Folders of gates that were trained separately; their gates are joined.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the stack.")],
+    layers: Annotated[
+        str, typer.Option(help='Gates to choose from: "all", or layers such as 3,6,7; one alone is taken.')
+    ] = "all",
     by: Annotated[str, typer.Option(help="Criterion of improvement: loss or accuracy.")] = "loss",
     margin: Annotated[float, typer.Option(help="Improvement that an added gate must exceed.")] = 0.0,
     on_test_split: Annotated[
@@ -144,11 +168,14 @@ def stack(
 ) -> None:
     """Stack gates greedily by validation score, the best first, without further training."""
     from sinkgate.methods.lsg import LSG
+    from sinkgate.sinks.gates import read_layers
     from sinkgate.training.stacking import stack as stack_gates
 
     if by not in ("accuracy", "loss"):
         raise SinkgateError(f"--by is {by!r}; expected accuracy or loss")
     lsg = LSG.joined([LSG.from_pretrained(folder) for folder in gates])
+    if layers != "all":
+        lsg = lsg.only(read_layers(layers, lsg.config.layers[-1] + 1))
     samples = data.samples("validation", on_test_split)
     writable_folder(out)  # before the work
     vlm = chosen.load()

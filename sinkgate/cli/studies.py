@@ -266,8 +266,9 @@ def evaluate(
     benchmark, items, about = data.questions()
     vlm = chosen.load()
     origins: dict[str, str | None] = {}
+    names = [path.name for path in gates or ()]
     for path in gates or ():
-        name = path.name if path.name not in (*methods, "unmodified") else str(path)
+        name = path.name if names.count(path.name) == 1 and path.name not in (*methods, "unmodified") else str(path)
         if name in (*methods, "unmodified"):
             raise SinkgateError(f"two methods have the name {name!r}; rename the folder or file {path}")
         methods[name] = read_method(path, vlm, any_model)

@@ -7,6 +7,7 @@ from sinkgate.data.photos import photographs
 from sinkgate.data.probe_example import Pictured
 from sinkgate.data.sample import Sample
 from sinkgate.data.scenes import CROWDED, scene_facts, scene_samples
+from sinkgate.data.vqa import read_questions
 
 __all__ = [
     "CROWDED",
@@ -17,6 +18,7 @@ __all__ = [
     "read_cambrian",
     "read_clevr",
     "read_llava",
+    "read_questions",
     "scene_facts",
     "scene_samples",
 ]

@@ -1,7 +1,7 @@
 """LLaVA's format: a JSON list, or JSONL, of records that each hold an image and a conversation about it.
 
 A record is ``{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}], "source"}``; ``image`` is one path or a
-list of them, relative to a folder of images, and is missing from text-only records. ``source`` is optional.
+list of them, relative to a folder of images (or a data URL), and is missing from text-only records. ``source`` is optional.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def is_text_only(record: dict[str, Any]) -> bool:
 
 def _read(path: Path, folder: Path, turns: Turns, broken: Broken, passed: Counter[str]) -> Iterator[Sample]:
     empty = True
-    for place, record in _records(path):
+    for place, record in records(path):
         empty = False
         try:
             record = decode(record) if isinstance(record, bytes) else record
@@ -176,8 +176,12 @@ def _read(path: Path, folder: Path, turns: Turns, broken: Broken, passed: Counte
         raise SinkgateError(f"{path} holds no records; expected a JSON list or JSONL of LLaVA-format records")
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield every record with its place in the file: members of a JSON list, or undecoded lines of JSONL."""
+def records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield every record with its place in the file: members of a JSON list, or undecoded lines of JSONL.
+
+    Raises:
+        SinkgateError: it begins as a JSON list but is none.
+    """
     with path.open("rb") as file:
         begin = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
         file.seek(0)
@@ -222,10 +226,13 @@ def _dialogue(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         raise RecordError(f"field 'conversations' has {len(turns)} turns; expected one of 'human', then one of 'gpt'")
 
 
-def _pictures(names: Any, folder: Path) -> Iterator[Path]:
+def _pictures(names: Any, folder: Path) -> Iterator[Path | str]:
     for name in [names] if isinstance(names, str) else names if isinstance(names, list) else [names]:
         if not isinstance(name, str) or not name:
             raise RecordError(f"field 'image' is {short(names)}; expected a path or a list of paths")
+        if name.startswith("data:"):
+            yield name
+            continue
         path = Path(os.path.normpath(folder / name))
         if not path.is_relative_to(folder):
             raise RecordError(

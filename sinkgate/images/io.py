@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import threading
 import warnings
@@ -38,7 +39,7 @@ def open_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     change of its aspect ratio; photographs of up to 120 million pixels are read.
 
     Args:
-        source: a file name, the bytes of a file, a file opened for reading bytes, a Pillow image, ``{"bytes": ..., "path": ...}`` as
+        source: a file name, a data URL in base64, the bytes of a file, a file opened for reading bytes, a Pillow image, ``{"bytes": ..., "path": ...}`` as
             ``datasets`` stores images, or an array or tensor of shape (height, width), (height, width, channels) or (channels, height,
             width) with 1, 3 or 4 channels: whole numbers from 0 to 255, or fractions from 0 to 1.
         max_pixels: width times height of the result at most.
@@ -121,7 +122,9 @@ def read_bytes(source: Any) -> bytes:
         return _read_open(source)
     if not isinstance(source, str | Path):
         raise ImageError(f"got {type(source).__name__}, expected a picture: {_OVERVIEW}")
-    if str(source).lower().startswith(("http:", "https:", "ftp:", "s3:", "gs:", "hf:", "data:")):
+    if str(source).lower().startswith("data:"):
+        return _from_data_url(str(source))
+    if str(source).lower().startswith(("http:", "https:", "ftp:", "s3:", "gs:", "hf:")):
         address = str(source).partition(":")[0] + ": addresses are not read"
         raise ImageError(f"{address} ({_short(source)}); download the picture and give its file or bytes")
     try:
@@ -129,6 +132,16 @@ def read_bytes(source: Any) -> bytes:
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a zero byte; RuntimeError: an unknown ~user
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"the image cannot be opened: {reason} ({_short(source)})") from error
+
+
+def _from_data_url(url: str) -> bytes:
+    head, _, data = url.partition(",")
+    try:
+        if not head.lower().endswith(";base64"):
+            raise ValueError
+        return base64.b64decode("".join(data.split()), validate=True)
+    except ValueError as error:
+        raise ImageError(f"this data URL is no base64 ({_short(url)}); expected data:image/png;base64,...") from error
 
 
 def _read_open(file: Any) -> bytes:

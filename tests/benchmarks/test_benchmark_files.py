@@ -1,7 +1,9 @@
 """Questions from parquet files: what becomes of a row, which rows are drawn, and the sentence for everything that is wrong."""
 
+import base64
 import json
 import sys
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -130,8 +132,28 @@ def test_a_json_list_is_read_like_lines_and_a_broken_one_is_named(tmp_path):
     (item,) = benchmark("pope").items(tmp_path / "a.json", images=tmp_path)
     assert item.id == "random/1" and item.sample.images == (tmp_path / "a.png",)
     (tmp_path / "a.json").write_text('[{"question_id": 1, "quest')
-    with pytest.raises(SinkgateError, match=r"a\.json cannot be read as json: "):
+    with pytest.raises(SinkgateError, match=r"a\.json cannot be read as JSON: "):
         benchmark("pope").items(tmp_path / "a.json", images=tmp_path)
+
+
+def test_a_bad_row_stops_with_its_line_or_is_counted(tmp_path):
+    url = "data:image/png;base64," + base64.b64encode(files.png()).decode()
+    good = {"question_id": 1, "text": "Is there a dog?", "label": "no", "image": url, "objects": ["a", 1]}
+    bad = [
+        '{"question_id": 2, "te',
+        "[1]",
+        json.dumps({**good, "label": "perhaps"}),
+        json.dumps({**good, "image": "a.png"}),
+    ]
+    for number, line in enumerate(bad):
+        path = tmp_path / f"coco_pope_random_{number}.json"
+        path.write_text("\n".join([json.dumps(good), line, json.dumps({**good, "question_id": 3, "objects": 4})]))
+        with pytest.raises(SinkgateError, match=rf"pope: coco_pope_random_{number}\.json, line 2: "):
+            benchmark("pope").items(path)
+        passed = Counter()
+        items = benchmark("pope").items(path, broken="skip", passed=passed)
+        assert ids(items) == ["random/1", "random/3"] and passed == {"broken": 1}
+        assert items[0].sample.images == (url,)
 
 
 def test_pictures_stay_as_they_are_stored_where_the_hub_marks_them_as_images(tmp_path):
@@ -256,7 +278,7 @@ def test_an_empty_table(written, name):
 
 def test_no_parquet_file(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
-    with pytest.raises(SinkgateError, match=r"a\.parquet cannot be read as parquet: "):
+    with pytest.raises(SinkgateError, match=r"a\.parquet cannot be read as Parquet: "):
         benchmark("mmstar").items(tmp_path / "a.parquet")
 
 

@@ -93,7 +93,9 @@ def test_what_is_no_picture(tmp_path):
         ("a\0b", "cannot be opened"),
         ("iVBORw0KGgo" * 1000, "cannot be opened.*characters"),
         ("https://example.org/cat.jpg", "addresses are not read"),
-        ("data:image/png;base64,iVBORw0KGgo=", "addresses are not read"),
+        ("data:image/png;base64,iVBORw0KGgo=", "no picture that can be read"),
+        ("data:image/png;base64,iVBORw0KGgo", "this data URL is no base64"),
+        ("data:image/svg+xml,<svg/>", "this data URL is no base64"),
     ):
         with pytest.raises(sg.ImageError, match=message):
             sg.open_image(path)
