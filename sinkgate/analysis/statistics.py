@@ -94,11 +94,29 @@ def holm(p: Any) -> Floats:
     return corrected
 
 
-def smallest_effect(differences: Any, tests: int = 1, level: float = LEVEL, power: float = POWER) -> Floats:
+def paired_test(differences: Any, pictures: Any = None, seed: int = 0) -> Floats:
+    """Return the two-sided p of paired differences: of the sign test, or of `flip_test` where several samples share a picture.
+
+    Shapes: differences (S, M), pictures (S,) -> (M,).
+    """
+    if shared(pictures) is not None:
+        return flip_test(differences, pictures, seed=seed)
+    values = np.asarray(differences)
+    return sign_test((values > 0).sum(0), (values < 0).sum(0))
+
+
+def shared(pictures: Any) -> Any:
+    """Return the labels of pictures if several samples have the same, else None."""
+    return None if pictures is None or pd.Series(np.asarray(pictures)).is_unique else pictures
+
+
+def smallest_effect(
+    differences: Any, tests: int = 1, level: float = LEVEL, power: float = POWER, pictures: Any = None
+) -> Floats:
     """Return the smallest mean difference that a study of this size and noise can find.
 
-    Two bounds, the larger counts. The sign test of one among ``tests`` corrected tests needs so many samples that all change in the
-    same direction, each by the mean size of the changes at hand (1 if nothing changed). And the mean has to stand out from its own
+    Two bounds, the larger counts. The sign test of one among ``tests`` corrected tests needs so many samples (or pictures) that all change in
+    the same direction, each by the mean size of the changes at hand (1 a sample if nothing changed). And the mean has to stand out from its own
     standard error with the given power. Infinite if even a change of every sample would not be significant.
 
     Args:
@@ -106,18 +124,67 @@ def smallest_effect(differences: Any, tests: int = 1, level: float = LEVEL, powe
         tests: number of tests that are corrected together.
         level: level of the corrected tests.
         power: chance to find the effect, in (0, 1).
+        pictures: a label for each sample, as in `intervals`.
 
     Returns:
         A share in [0, 1] or infinity, scalar or (M,).
     """
+    count, groups, by_sign, by_noise = _bounds(differences, tests, level, power, pictures)
+    return np.where(_fewest(tests, level) > groups, np.inf, np.maximum(by_sign / count, by_noise / np.sqrt(count)))
+
+
+def questions_needed(
+    differences: Any,
+    effect: float = 0.01,
+    tests: int = 1,
+    level: float = LEVEL,
+    power: float = POWER,
+    pictures: Any = None,
+) -> Floats:
+    """Return how many questions like these show a mean difference, by the bounds of `smallest_effect`.
+
+    Args:
+        differences: paired differences of a study at hand, (S,) or (S, M), in [-1, 1]; the larger the pilot, the better its noise is known.
+        effect: difference to show, a share in (0, 1]; one point by default.
+        tests: number of tests that are corrected together.
+        level: level of the corrected tests.
+        power: chance to find the effect, in (0, 1).
+        pictures: a label for each sample, as in `intervals`; as many questions a picture are assumed.
+
+    Returns:
+        A number of questions, scalar or (M,).
+
+    Raises:
+        ValueError: the effect is out of its range.
+
+    Example:
+        >>> questions_needed([0, 1, 0, -1, 0, 0, 1, 0, 0, 0] * 10, effect=0.05)
+        np.float64(920.0)
+    """
+    if not 0 < effect <= 1:
+        raise ValueError(f"effect is {effect}; expected a share above 0, up to 1")
+    count, groups, by_sign, by_noise = _bounds(differences, tests, level, power, pictures)
+    fewest = _fewest(tests, level) * count / groups  # so many pictures at least
+    return np.ceil(np.maximum(fewest, np.maximum(by_sign / effect, (by_noise / effect) ** 2)))
+
+
+def _fewest(tests: int, level: float) -> int:
+    """Return the number of samples, all changed in one direction, from which a corrected sign test is significant."""
+    return int(np.ceil(np.log2(2 * tests / level)))  # 2 * 0.5^fewest <= level / tests
+
+
+def _bounds(differences: Any, tests: int, level: float, power: float, pictures: Any) -> tuple[int, int, Floats, Floats]:
+    """Return numbers of samples and pictures, and both bounds times the number of samples, and its root."""
     values = np.asarray(differences, dtype=np.float64)
-    count = len(values)
-    fewest = int(np.ceil(np.log2(2 * tests / level)))  # 2 * 0.5^fewest <= level / tests
-    changed = np.abs(values).sum(0) / np.maximum(1, (values != 0).sum(0))
-    by_sign = fewest / count * np.where(changed > 0, changed, 1.0)
-    spread = values.std(0, ddof=1) if count > 1 else np.zeros_like(changed)
-    by_noise = (norm.isf(level / tests / 2) + norm.ppf(power)) * spread / np.sqrt(count)
-    return np.where(fewest > count, np.inf, np.maximum(by_sign, by_noise))
+    count, columns = len(values), values.reshape(len(values), -1)
+    sums, sizes = (columns, np.ones(count)) if shared(pictures) is None else _by_picture(columns, pictures)
+    groups = len(sums)
+    changed = np.abs(sums).sum(0) / np.maximum(1, (sums != 0).sum(0))
+    by_sign = _fewest(tests, level) * np.where(changed > 0, changed, count / groups)
+    residuals = ((sums - sizes[:, None] * columns.mean(0)) ** 2).sum(0)
+    spread = np.sqrt(residuals * groups / max(groups - 1, 1) / count)
+    by_noise = (norm.isf(level / tests / 2) + norm.ppf(power)) * spread
+    return count, groups, by_sign.reshape(values.shape[1:]), by_noise.reshape(values.shape[1:])
 
 
 def compared(right: pd.DataFrame, base: pd.Series, seed: int = 0, pictures: pd.Series | None = None) -> pd.DataFrame:
@@ -136,8 +203,7 @@ def compared(right: pd.DataFrame, base: pd.Series, seed: int = 0, pictures: pd.S
     """
     correct, plain = right.to_numpy(dtype=np.int8), base.to_numpy(dtype=np.int8)[:, None]
     differences = correct - plain
-    shared = None if pictures is None or pictures.is_unique else pictures
-    low, high = intervals(differences, seed=seed, pictures=shared)
+    low, high = intervals(differences, seed=seed, pictures=shared(pictures))
     wins, losses = (differences > 0).sum(0), (differences < 0).sum(0)
     spread = differences.std(0, ddof=1) if len(differences) > 1 else np.zeros(differences.shape[1])
     change = differences.mean(0)
@@ -152,7 +218,7 @@ def compared(right: pd.DataFrame, base: pd.Series, seed: int = 0, pictures: pd.S
             "wins": wins,
             "losses": losses,
             "effect": np.divide(change, spread, out=np.zeros_like(change), where=spread > 0),
-            "p": sign_test(wins, losses) if shared is None else flip_test(differences, shared, seed=seed),
+            "p": paired_test(differences, pictures, seed),
         },
         index=right.columns,
     )

@@ -182,7 +182,7 @@ def stack(
     lsg.check_fits(vlm, any_model)
     lsg.config = replace(lsg.config, criterion=criteria.replaced(lsg.config.criterion))
     stacked = stack_gates(lsg.to(vlm.device), vlm, samples, score=by, margin=margin)
-    layers = list(stacked.lsg.config.layers)
+    in_stack = list(stacked.lsg.config.layers)
     typer.echo(stacked.sinks, err=True)
     validation = {
         by: abs(stacked.score),
@@ -192,7 +192,7 @@ def stack(
     if as_json:
         steps = [{"layers": step.layers, "score": step.score, "kept": step.accepted} for step in stacked.steps]
         print_json(
-            layers=layers, score=stacked.score, unmodified=stacked.unmodified, singles=stacked.singles, steps=steps
+            layers=in_stack, score=stacked.score, unmodified=stacked.unmodified, singles=stacked.singles, steps=steps
         )
         stacked.lsg.save_pretrained(out, training=validation)
         return
@@ -200,7 +200,7 @@ def stack(
     for step in stacked.steps:
         typer.echo(f"{'kept' if step.accepted else 'left':<6}{step.layers!s:<24}{by} {abs(step.score):.4f}")
     stacked.lsg.save_pretrained(out, training=validation)
-    typer.echo(f"a stack of layers {layers}, saved in {out}")
+    typer.echo(f"a stack of layers {in_stack}, saved in {out}")
     if stacked.score <= stacked.unmodified:
         typer.echo("It is no better than the unmodified model on these samples.")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sinkgate.analysis.statistics import compared, holm, score_interval
+from sinkgate.analysis.statistics import compared, holm, questions_needed, score_interval
 from sinkgate.benchmarks import Benchmark, Item
 from sinkgate.errors import SinkgateError
 from sinkgate.methods import Method, finder_of, reads_pixels
@@ -197,23 +197,19 @@ def attention_by_method(attention: pd.DataFrame) -> pd.DataFrame:
 def changes(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0) -> pd.DataFrame:
     """Compare each method with the unmodified model, by task and over "all" items.
 
-    Columns: those of `sinkgate.analysis.statistics.compared`, ``corrected`` (p by Holm over all rows), ``task`` and ``method``.
+    Columns: those of `sinkgate.analysis.statistics.compared`, ``corrected`` (p by Holm over all rows), ``task``, ``method`` and ``needed``,
+    the number of questions like these that would show one point (`questions_needed`, a test by itself).
     """
     right = answers.pivot(index="sample", columns="method", values="right").astype(np.int8)
     tasks = [("all", items["sample"]), *((str(task), rows["sample"]) for task, rows in items.groupby(by, sort=False))]
     pictures = pictures_of(items)
-    tables = [
-        compared(
-            right.loc[chosen].drop(columns=BASE),
-            right.loc[chosen, BASE],
-            seed,
-            None if pictures is None else pictures.loc[chosen],
-        )
-        .rename_axis("method")
-        .reset_index()
-        .assign(task=task)
-        for task, chosen in tasks
-    ]
+    tables = []
+    for task, chosen in tasks:
+        labels = None if pictures is None else pictures.loc[chosen]
+        others, plain = right.loc[chosen].drop(columns=BASE), right.loc[chosen, BASE]
+        needed = questions_needed(others.sub(plain, axis=0), pictures=labels)
+        table = compared(others, plain, seed, labels).assign(needed=needed)
+        tables.append(table.rename_axis("method").reset_index().assign(task=task))
     table = pd.concat(tables, ignore_index=True)
     return table.assign(corrected=holm(table["p"]))
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from sinkgate.analysis.statistics import compared, holm, intervals, sign_test, smallest_effect
+from sinkgate.analysis.statistics import compared, holm, intervals, paired_test, shared, smallest_effect
 from sinkgate.analysis.sweep import CONTROLS, LINE, Setting, oracle
 from sinkgate.benchmarks import Item
 from sinkgate.methods import Fixed
@@ -149,7 +149,7 @@ def confirmed(
     """Return the gain of each task's best setting on items that had no part in its choice.
 
     Each half of a task's items chooses its best setting (of equals the one with the lowest loss), or no change at all if no setting gains;
-    the other half measures its effect.
+    the other half measures its effect. Questions about one picture are in the same half, and drawn and flipped together.
 
     Args:
         items: table of a sweep.
@@ -160,7 +160,7 @@ def confirmed(
 
     Returns:
         One row a task and family: ``first`` and ``second``, the chosen settings, in words; ``searched``, their change on the half that chose them;
-        ``confirmed``, their change on the other half, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test and ``corrected``, p by Holm over all rows;
+        ``confirmed``, their change on the other half, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test, or of `flip_test` over pictures, and ``corrected``, p by Holm over all rows;
         ``smallest``, the change that so many items could have shown (`smallest_effect`), infinite if the unmodified model answers none or all
         of them rightly. Changes are shares in [-1, 1], over all of the task's items together.
     """
@@ -173,8 +173,9 @@ def confirmed(
     for task, chosen in _tasks(items, by):
         if len(chosen) < 2:
             continue
-        mixed = rng.permutation(chosen)
-        middle = len(mixed) // 2
+        mixed, middle = _halved(chosen, _shared(items, chosen), rng)
+        if not 0 < middle < len(mixed):
+            continue
         idle = np.zeros((len(mixed), 1), dtype=np.int8)
         changed = np.hstack([right.loc[mixed].to_numpy() - base.loc[mixed].to_numpy()[:, None], idle])
         losses = loss.loc[mixed].to_numpy()
@@ -188,12 +189,14 @@ def confirmed(
                 best.append(within[first] if gained[first] > 0 else len(cells))
             searched = np.concatenate([changed[half, cell] for half, cell in zip(halves, best, strict=True)])
             other = np.concatenate([changed[half, cell] for half, cell in zip(halves, best[::-1], strict=True)])
-            low, high = intervals(other[:, None], seed=seed)
+            pictures = _shared(items, np.concatenate([mixed[half] for half in halves]))
+            low, high = intervals(other[:, None], seed=seed, pictures=pictures)
             row: dict[str, Any] = {"task": task, "family": name, "samples": len(mixed), "base": base.loc[chosen].mean()}
             words = [in_words(cells.iloc[cell]) if cell < len(cells) else "unmodified" for cell in best]
             row |= {"first": words[0], "second": words[1]}
             row |= {"searched": searched.mean(), "confirmed": other.mean(), "low": low[0], "high": high[0]}
-            rows.append(row | {"p": float(sign_test((other > 0).sum(), (other < 0).sum())), "smallest": other})
+            p = float(paired_test(other[:, None], pictures, seed)[0])
+            rows.append(row | {"p": p, "smallest": (other, pictures)})
     columns = [
         "task",
         "family",
@@ -225,7 +228,8 @@ def leaning(
     """Return the direction of each task: accuracy where V-sinks have the larger scale, minus accuracy where the rest has.
 
     Averaged over the cells of the line v_sink + rest = 1 except the middle. One row for each task and layer, or for each task with "all" layers ``together``:
-    ``lean`` in [-1, 1], above 0 if the task gains from stronger sinks, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test over samples,
+    ``lean`` in [-1, 1], above 0 if the task gains from stronger sinks, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test over samples (or of
+    `flip_test` over pictures where several samples share one),
     ``base``, the unmodified model's accuracy, ``corrected`` and ``smallest`` as in `confirmed`. Empty if the sweep has no such cells.
     """
     right, base = right_of(answers)
@@ -237,20 +241,38 @@ def leaning(
     chosen_layers = {"all": layers} if together and layers else {layer: [layer] for layer in layers}
     rows = []
     for task, chosen in _tasks(items, by):
-        correct = right.loc[chosen].to_numpy(dtype=float)
+        correct, pictures = right.loc[chosen].to_numpy(dtype=float), _shared(items, chosen)
         for layer, among in chosen_layers.items():
             here = cells["layer"].isin(among).to_numpy()
             sides = [correct[:, side & here].mean(1) for side in (up, down)]
             difference = sides[0] - sides[1]
-            low, high = intervals(difference[:, None], seed=seed)
-            p = float(sign_test((difference > 0).sum(), (difference < 0).sum()))
-            rows.append((task, layer, difference.mean(), low[0], high[0], p, base.loc[chosen].mean(), difference))
+            low, high = intervals(difference[:, None], seed=seed, pictures=pictures)
+            p = float(paired_test(difference[:, None], pictures, seed)[0])
+            measured = (difference, pictures)
+            rows.append((task, layer, difference.mean(), low[0], high[0], p, base.loc[chosen].mean(), measured))
     return _corrected(pd.DataFrame(rows, columns=["task", "layer", "lean", "low", "high", "p", "base", "smallest"]))
 
 
+def _shared(items: pd.DataFrame, chosen: np.ndarray) -> np.ndarray | None:
+    """Return the labels of some samples' pictures if several share one, else None."""
+    pictures = pictures_of(items)
+    return None if pictures is None else shared(pictures.loc[chosen].to_numpy())
+
+
+def _halved(chosen: np.ndarray, pictures: np.ndarray | None, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """Return samples in random order and the beginning of the second half; samples of one picture are in the same half."""
+    if pictures is None:
+        return rng.permutation(chosen), len(chosen) // 2
+    codes, names = pd.factorize(pictures)
+    place = rng.permutation(len(names))[codes]
+    order = np.argsort(place, kind="stable")
+    middle = np.searchsorted(place[order], place[order][len(chosen) // 2])  # where that picture begins
+    return chosen[order], int(middle) or int((place == 0).sum())
+
+
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:
-    """Add ``corrected``, and compute ``smallest`` from the differences in that column."""
-    effects = [smallest_effect(each, len(table)) for each in table["smallest"]]
+    """Add ``corrected``, and compute ``smallest`` from the differences, with their pictures, in that column."""
+    effects = [smallest_effect(each, len(table), pictures=pictures) for each, pictures in table["smallest"]]
     smallest = np.where(table["base"].isin([0, 1]), np.inf, np.array(effects, dtype=float))
     return table.assign(smallest=smallest, corrected=holm(table["p"]))
 

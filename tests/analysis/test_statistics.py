@@ -12,6 +12,7 @@ from sinkgate.analysis.statistics import (
     flip_test,
     holm,
     intervals,
+    questions_needed,
     score_interval,
     sign_test,
     smallest_effect,
@@ -144,3 +145,34 @@ def test_few_samples_can_show_nothing():
     assert smallest_effect(np.zeros(60)) == pytest.approx(0.1), "six of sixty in one direction: p = 0.03"
     assert smallest_effect(np.zeros(60), tests=1000) > smallest_effect(np.zeros(60))
     assert smallest_effect(np.full((40, 2), 0.25)).shape == (2,)
+
+
+def test_copies_about_one_picture_show_no_smaller_effect():
+    rng = np.random.default_rng(3)
+    values = rng.choice([-1, 0, 1], size=(90, 4), p=[0.1, 0.75, 0.15])
+    pictures = np.repeat(np.arange(90), 4)
+    assert smallest_effect(values.repeat(4, 0), 3, pictures=pictures) == pytest.approx(smallest_effect(values, 3))
+    assert (smallest_effect(values.repeat(4, 0), 3) < 0.6 * smallest_effect(values, 3)).all()
+    assert questions_needed(values.repeat(4, 0), pictures=pictures) == pytest.approx(
+        4 * questions_needed(values), abs=4
+    )
+
+
+def test_so_many_questions_show_the_effect():
+    rng = np.random.default_rng(0)
+
+    def changes(count, runs, effect=0.0):
+        return rng.choice([-1, 0, 1], size=(count, runs), p=[0.05 - effect / 2, 0.9, 0.05 + effect / 2])
+
+    needed = int(np.median(questions_needed(changes(400, 200), 0.04)))
+    drawn = changes(needed, 400, 0.04)
+    found = (sign_test((drawn > 0).sum(0), (drawn < 0).sum(0)) < 0.05).mean()
+    assert found == pytest.approx(0.8, abs=0.1)
+    assert questions_needed(np.zeros(50), 0.01) == 600, "six that change, each of which is one in a hundred"
+    assert float(smallest_effect(changes(needed, 1)[:, 0])) == pytest.approx(0.04, rel=0.25)
+    with pytest.raises(ValueError, match="effect is 0"):
+        questions_needed([0, 1], 0)
+
+
+def test_the_example_of_the_docstring():
+    assert questions_needed([0, 1, 0, -1, 0, 0, 1, 0, 0, 0] * 10, effect=0.05) == 920

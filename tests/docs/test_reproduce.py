@@ -23,6 +23,7 @@ import sinkgate as sg
 from sinkgate import cli
 from sinkgate.models import loading
 from sinkgate.scenes import Scene
+from sinkgate.studies import evaluation
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/pages/guides/reproduce.md"
@@ -131,6 +132,7 @@ def run(lab, monkeypatch, capfd):
     load = functools.cache(loading.load)
     monkeypatch.chdir(lab)
     monkeypatch.setattr(loading, "load", lambda source, **_: load(source))
+    monkeypatch.setattr(evaluation, "score_interval", functools.partial(evaluation.score_interval, draws=5))
 
     def run(arguments):
         monkeypatch.setattr(sys, "argv", ["sinkgate", *arguments])

@@ -213,6 +213,30 @@ def test_leanings_tell_direction_and_depth():
     assert leaning(items, pd.concat([off_line, answers[answers["layer"] == -1]])).empty
 
 
+def test_questions_about_one_picture_count_as_one():
+    """Every question three times about the same picture: no more is known than from one of each."""
+    items, answers = planted(60)
+    items = items.assign(picture=[f"picture {number}" for number in items["sample"]])
+    copies = [table.assign(sample=3 * table["sample"] + copy) for copy in range(3) for table in (items, answers)]
+    three_items = pd.concat(copies[::2]).sort_values("sample", ignore_index=True)
+    three_answers = pd.concat(copies[1::2], ignore_index=True)
+    once, thrice = leaning(items, answers), leaning(three_items, three_answers)
+    for column in ("lean", "low", "high", "smallest"):
+        assert thrice[column].to_numpy() == pytest.approx(once[column].to_numpy())
+    assert thrice["p"].to_numpy() == pytest.approx(once["p"].to_numpy(), abs=0.02)
+    alone = confirmed(three_items.drop(columns="picture"), three_answers).iloc[0]
+    together = confirmed(three_items, three_answers).iloc[0]
+    assert together["task"] == "up" and together["first"] == together["second"] == "layer 0: V 0.9, rest 0.1"
+    assert together["high"] - together["low"] == pytest.approx(3**0.5 * (alone["high"] - alone["low"]), rel=0.3)
+    assert alone["p"] < together["p"] < 0.05 and together["smallest"] > 1.4 * alone["smallest"]
+
+
+def test_a_task_on_one_picture_confirms_nothing():
+    items, answers = planted(20)
+    assert confirmed(items.assign(picture="one"), answers).empty
+    assert (leaning(items.assign(picture="one"), answers)["p"] == 1).all()
+
+
 def test_cells_in_words():
     cell = pd.Series({"layer": 3, "v_sink": 0.5, "l_sink": 1.0, "ordinary": 1.0})
     assert in_words(cell) == "layer 3: V 0.5, rest 1"
