@@ -166,8 +166,8 @@ def test_so_many_questions_show_the_effect():
 
     needed = int(np.median(questions_needed(changes(400, 200), 0.04)))
     drawn = changes(needed, 400, 0.04)
-    found = (sign_test((drawn > 0).sum(0), (drawn < 0).sum(0)) < 0.05).mean()
-    assert found == pytest.approx(0.8, abs=0.1)
+    share = (sign_test((drawn > 0).sum(0), (drawn < 0).sum(0)) < 0.05).mean()
+    assert share == pytest.approx(0.8, abs=0.1)
     assert questions_needed(np.zeros(50), 0.01) == 600, "six that change, each of which is one in a hundred"
     assert float(smallest_effect(changes(needed, 1)[:, 0])) == pytest.approx(0.04, rel=0.25)
     with pytest.raises(ValueError, match="effect is 0"):

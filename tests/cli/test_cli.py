@@ -478,6 +478,29 @@ def test_gates_that_jobs_trained_apart_are_stacked_by_one_command(sinkgate, tmp_
     )
 
 
+def test_samples_behind_the_first_ones(sinkgate, scene_folder, tmp_path, demo):
+    sg.LSG.for_vlm(demo, [2]).save_pretrained(tmp_path / "gates")
+    turns = [{"from": "human", "value": "How many objects are there?"}]
+    records = [
+        {"image": "0000.png", "conversations": [*turns, {"from": "gpt", "value": answer}]} for answer in ("1", "2", "2")
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    stack = ["stack", tmp_path / "gates", "--data", tmp_path / "data.json", "--images", scene_folder, "--json"]
+    scores = {
+        skip: json.loads(sinkgate(*stack, *skip, "--out", tmp_path / "stack").stdout)["unmodified"]
+        for skip in ((), ("--skip", 1), ("--skip", 1, "--limit", 1), ("--skip", 2))
+    }
+    whole, behind, second, third = scores.values()
+    assert second == pytest.approx(third) and behind == pytest.approx(second) and behind != pytest.approx(whole)
+    assert "--skip is 3 of 3 samples" in sinkgate(*stack, "--skip", 3, "--out", tmp_path / "stack", code=2).stderr
+    assert "none with the questions" in sinkgate("eval", "--skip", 3, code=2).stderr
+    records[1]["image"] = "none.png"
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    skipped = sinkgate(*stack, "--out", tmp_path / "stack")
+    assert "Skipped records" in skipped.stderr and "1 missing image" in skipped.stderr
+    assert "record 2" in sinkgate(*stack, "--broken", "stop", "--out", tmp_path / "stack", code=2).stderr
+
+
 def test_a_benchmark_is_not_trained_on_unless_told(sinkgate, tmp_path):
     gates = sg.LSG.for_vlm(sg.load("demo"), [2])
     gates.save_pretrained(tmp_path / "gates")

@@ -31,14 +31,14 @@ def vqa(folder):
     """Files of VQA v2, and their path."""
 
     def write(questions=None, answers=None):
-        asked = [(262148, 262148000, "Where is he looking?"), (393225, 393225001, "Is it daytime?")]
-        listed = [{"image_id": image, "question_id": number, "question": text} for image, number, text in asked]
+        rows = [(262148, 262148000, "Where is he looking?"), (393225, 393225001, "Is it daytime?")]
+        listed = [{"image_id": image, "question_id": number, "question": text} for image, number, text in rows]
         annotated = [
             {
                 "question_type": "none of the above", "multiple_choice_answer": answer, "image_id": image, "answer_type": kind,
                 "answers": [{"answer": answer, "answer_confidence": "yes", "answer_id": 1}], "question_id": number,
             }
-            for (image, number, _), answer, kind in zip(asked, ("down", "yes"), ("other", "yes/no"), strict=True)
+            for (image, number, _), answer, kind in zip(rows, ("down", "yes"), ("other", "yes/no"), strict=True)
         ]  # fmt: skip
         path = folder / "v2_OpenEnded_mscoco_val2014_questions.json"
         more = {"task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": "val2014"}
