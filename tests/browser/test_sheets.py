@@ -239,8 +239,10 @@ def test_a_slider_moves_the_maps_through_a_video(tab: Tab) -> None:
     slider, pixels = tab.page.get_by_label("Time"), tab.pixels("before")
     assert first["video"] and slider.is_visible() and not tab.page.locator("#lens .sheet").is_visible()
     slider.focus()
-    second = tab.after(lambda: tab.page.keyboard.press("ArrowRight"))
-    assert second["lens"]["sheet"] == 1 and tab.page.locator("#lens .time output").text_content() == "frame 1"
+    tab.page.keyboard.press("ArrowRight")
+    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.sheet === 1")
+    second = tab.frame()
+    assert tab.page.locator("#lens .time output").text_content() == "frame 1"
     assert tab.pixels("before") != pixels and second["before"] != first["before"]
     tab.after(lambda: tab.page.get_by_role("button", name="Example picture 1").click())
     assert not slider.is_visible()
