@@ -149,7 +149,10 @@ class Evaluation(OfItems):
         }
         if not self.attention:
             return {"answers": answers}
-        shares = {name: pd.DataFrame(rows).astype("float32").to_dict("list") for name, rows in result.attention.items()}
+        shares: dict[str, dict[str, Any]] = {
+            name: {group: np.array([row[group] for row in rows], dtype=np.float32) for group in rows[0]}
+            for name, rows in result.attention.items()
+        }
         return {"answers": answers, "attention": shares}
 
     def _by_generation(self, part: Sequence[Item], examples: ExampleCache) -> dict[str, dict[str, dict[str, Any]]]:

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,11 +19,12 @@ from transformers import TrainerCallback
 import sinkgate as sg
 from sinkgate.data import Sample
 from sinkgate.errors import TrainingError
+from sinkgate.methods import LoRA
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.finder import SinkFinder
 from sinkgate.training import trainer
 from sinkgate.training.dataset import ExampleCache, Prefix, batches, labels_of
-from sinkgate.training.trainer import RUN, MethodEnsemble, frozen, train
+from sinkgate.training.trainer import RUN, MethodEnsemble, _described, frozen, train
 
 HERE = Path(__file__).parent
 #: The worker finds what the tests find; processes of one run meet on the loopback device.
@@ -399,6 +401,12 @@ def test_checkpoints_of_another_run_are_refused(vlm, tmp_path):
         run(other, fresh(vlm), tmp_path)
     (tmp_path / "checkpoint-3" / RUN).unlink()  # of an earlier release
     run(vlm, fresh(vlm), tmp_path, data=samples(8))
+
+
+def test_facts_of_a_run_hold_sets_in_order(demo):
+    """Their own order differs between processes, so that a run would be refused as another."""
+    modules = re.findall(r"self_attn\.\w+", _described(LoRA.for_vlm(demo, 2)))
+    assert len(modules) == 4 and modules == sorted(modules)
 
 
 def test_a_seed_repeats_a_run(vlm, tmp_path):
