@@ -55,7 +55,6 @@ FIGURES = (
     ("anatomy", "Broadcast or no-op, head by head"),
     ("groups", "What each method changes"),
     ("eval", "What each method changes"),
-    ("methods", "What each method changes"),
 )
 
 

@@ -29,6 +29,7 @@ def test_every_published_study_is_finished(plan):
         "accuracy",
         "anatomy",
         "groups",
+        "methods",
         "probes",
         "scene-sinks",
         *plan.sweeps,
@@ -43,6 +44,7 @@ def test_every_published_study_is_finished(plan):
     assert all(f"]({figure.name})" in readme for figure in plan.folder.glob("*.svg"))
     assert studies.groups_table(Results.load(plan.folder / "groups")) in readme
     assert studies.attention_table(Results.load(plan.folder / "anatomy")) in readme
+    assert studies.methods_table(Results.load(plan.folder / "methods")) in readme
 
 
 def test_the_plan_makes_studies_a_page_and_a_card(demo, tmp_path, monkeypatch):
