@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import attention
 import growth
 import intervention
+import page
 import resume
 import sinks
 import sweep
@@ -22,8 +23,6 @@ import typer
 from models import SUBJECTS
 from timing import Row
 from transformers.utils import logging
-
-from app import page
 
 BY_MODEL = {
     "attention": attention.measure,

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import limits
+import bounds
 import torch
 from models import SUBJECTS, Subject, onevision
 from timing import Row, duration, ratio, take_turns, wait_for_device
@@ -58,7 +58,7 @@ def measure(subject: Subject, rounds: float = 1) -> list[Row]:
         ratio("rows in prefill / plain sdpa", name, read[ROWS], read[PLAIN], "<= 1.05", note=of_prefill),
         ratio("rows in decode / plain sdpa", name, step[ROWS], step[PLAIN], "<= 1.05", note=of_step),
         ratio("eager output_attentions / rows in prefill", name, against[ROWS], against[EAGER], "> 1", speedup=True),
-        *limits.rows(subject, read[GATED], step[GATED]),
+        *bounds.rows(subject, read[GATED], step[GATED]),
     ]
 
 
@@ -132,7 +132,7 @@ def _forward(subject: Subject, variant: str, inputs: dict[str, Any], scales: Any
         return subject.model(**inputs, use_cache=True, logits_to_keep=1, output_attentions=variant == EAGER)
 
 
-def _attached(subject: Subject, variant: str, scales: Any, stored: int = 0) -> AbstractContextManager[None]:
+def _attached(subject: Subject, variant: str, scales: Any, stored: int = 0) -> AbstractContextManager[Any]:
     if variant in (GATED, *LIMITED):
         return subject.vlm.attached(scales, None, own_cache=True, stored=stored)
     if variant == ROWS:

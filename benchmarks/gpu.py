@@ -23,11 +23,11 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, cast
 
-import limits
+import bounds
 import torch
 import transformers
 import typer
-from models import IMAGE, WORDS, Subject, some_sinks
+from models import IMAGE, WORDS, Options, Subject, some_sinks
 from timing import Row, duration, ratio, take_turns, timed
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -89,7 +89,7 @@ class Shape:
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = 0
         vlm = VLM(model, None, self.name)
-        vlm.prompter.rule = self.rule  # gradients through the whole tower would say so, slowly
+        vlm.prompter.rules["image"] = self.rule  # gradients through the whole tower would say so, slowly
         inputs = {
             name: value.to(dtype) if value.is_floating_point() else value for name, value in self.inputs(tiny).items()
         }
@@ -99,8 +99,13 @@ class Shape:
 
 def llava(tiny: bool) -> Any:
     """LLaVA-1.5-7B: CLIP-L at 336 pixels, 576 visual tokens, LLaMA of 32 layers, 4096 wide."""
-    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    text = {"vocab_size": 32064}
+    vision: Options = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    }
+    text: Options = {"vocab_size": 32064}
     if tiny:
         vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
         text = {
@@ -142,7 +147,7 @@ def qwen(tiny: bool) -> Any:
         text |= {"num_key_value_heads": 2, "vocab_size": 200}
         sections = [2, 3, 3]
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
-    ids = {"image_token_id": IMAGE, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+    ids: Options = {"image_token_id": IMAGE, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
     config = Qwen2_5_VLConfig(vision_config=vision, text_config={**text, "rope_parameters": rope}, **ids)
     return Qwen2_5_VLForConditionalGeneration(config)
 
@@ -183,8 +188,8 @@ class Peak:
 def peak_of(device: torch.device, dtype: torch.dtype, tiny: bool) -> Peak:
     """Return what the device can do at best."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    if name in limits.DEVICES:
-        bandwidth, operations = limits.DEVICES[name]
+    if name in bounds.DEVICES:
+        bandwidth, operations = bounds.DEVICES[name]
         return Peak(operations, bandwidth, f"data sheet of {name}")
     side = 256 if tiny else 8192
     matrix = torch.randn(side, side, device=device, dtype=dtype)
@@ -348,7 +353,7 @@ def prefill(subject: Subject, peak: Peak, rounds: int) -> list[Row]:
     scales = subject.scales(gates_of(subject))
     runs = {name: partial(forward, subject, block) for name, block in blocks(subject, scales).items()}
     seconds = take_turns(runs, rounds)
-    limit = limits.operations(subject) / peak.operations
+    limit = bounds.operations(subject) / peak.operations
     note = (
         f"{duration(median(seconds['plain']))} plain; {duration(limit)} at best, operations over peak ({peak.source})"
     )
@@ -375,7 +380,7 @@ def decode(subject: Subject, peak: Peak, rounds: int) -> list[Row]:
 
     runs = {name: partial(steps, block) for name, block in blocks(subject, scales, subject.prompt.num_keys).items()}
     seconds = take_turns(runs, rounds)
-    step, limit = median(seconds["plain"]) / STEPS, limits.bytes_a_token(subject) / peak.bandwidth
+    step, limit = median(seconds["plain"]) / STEPS, bounds.bytes_a_token(subject) / peak.bandwidth
     note = f"{duration(step)} a token plain; {duration(limit)} at best, bytes over bandwidth ({peak.source})"
     return [
         ratio("gated decode / plain", subject.name, seconds["gated"], seconds["plain"], "<= 1.02", note=note),

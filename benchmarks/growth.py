@@ -125,7 +125,8 @@ def draw(curves: dict[str, Curves], path: Path) -> None:
 
 
 def _draw_panel(figure: go.Figure, index: int, panel: str, curves: Curves) -> None:
-    cell, number = {"row": index // 2 + 1, "col": index % 2 + 1}, index + 1
+    cell: dict[str, Any] = {"row": index // 2 + 1, "col": index % 2 + 1}
+    number = index + 1
     x_title, y_title, across, up, anchor = PANELS[panel]
     legend = f"legend{number}" if index else "legend"
     for (name, (x, y)), (color, symbol, dash) in zip(curves.items(), STYLES, strict=False):
@@ -138,7 +139,7 @@ def _draw_panel(figure: go.Figure, index: int, panel: str, curves: Curves) -> No
         axis = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     figure.update_xaxes(title_text=x_title, title_standoff=6, showline=True, linecolor="#868e96", **axis, **cell)
     figure.update_yaxes(title_text=y_title, title_standoff=6, rangemode="tozero", **cell)
-    box = figure.get_subplot(**cell)
+    box: Any = figure.get_subplot(**cell)
     (left, right), (low, high) = box.xaxis.domain, box.yaxis.domain
     at = {"x": left + across * (right - left), "y": low + up * (high - low), "xanchor": anchor, "yanchor": "bottom"}
     figure.update_layout({legend: {**at, "font": {"size": 12}, "bgcolor": "rgba(255, 255, 255, 0.8)"}})

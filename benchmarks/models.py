@@ -28,14 +28,15 @@ from sinkgate.sinks.classify import SinkMap
 from sinkgate.sinks.criteria import Verdict
 
 IMAGE, WORDS = 5, 40  # the image token's id; words of the question
-SIGLIP = {
+Options = dict[str, Any]  # of a configuration
+SIGLIP: Options = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
     "num_attention_heads": 16,
     "patch_size": 14,
     "vision_use_head": False,
 }
-QWEN2 = {
+QWEN2: Options = {
     "vocab_size": 8000,  # 151,936 in the original: memory only, one row of logits is computed
     "hidden_size": 896,
     "intermediate_size": 4864,
@@ -97,7 +98,7 @@ def onevision(side: int = 27, layers: int = 24, encoder_layers: int = 26) -> Sub
 
 def narrow(side: int, layers: int) -> Subject:
     """A LLaVA 64 wide with one head, for many tokens and layers on a CPU; ``side`` patches along the picture's edge."""
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 1}
+    shape: Options = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 1}
     config = LlavaConfig(
         vision_config=SiglipVisionConfig(
             **shape, num_hidden_layers=1, image_size=4 * side, patch_size=4, vision_use_head=False
@@ -150,8 +151,9 @@ def _random(name: str, config: LlavaConfig, dtype: torch.dtype = torch.float32, 
     model.generation_config.eos_token_id = None  # random weights must not end an answer
     model.generation_config.pad_token_id = 0
     vlm = VLM(model, None, name)
-    vlm.prompter.rule = "blocks"  # a patch is a token; gradients through the whole tower would say so, slowly
-    side = config.vision_config.image_size
+    vlm.prompter.rules["image"] = "blocks"  # a patch is a token; gradients through the whole tower would say so, slowly
+    vision: Any = config.vision_config
+    side = vision.image_size
     words = torch.randint(10, 60, (1, WORDS))
     ids = torch.cat([torch.full((1, config.image_seq_length), IMAGE), words], 1)
     pixels = torch.randn(1, 3, side, side)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from models import Subject
@@ -25,7 +26,7 @@ def hooked(subject: Subject, layer: int, scales: Tensor) -> Iterator[None]:
     def scale(_module: nn.Module, _args: tuple[Tensor], output: Tensor) -> Tensor | None:
         return output * column if output.shape[1] == len(column) else None  # later steps bring text only
 
-    projection = subject.vlm.attention[layer].k_proj
+    projection: Any = subject.vlm.attention[layer].k_proj
     hook = projection.register_forward_hook(scale)
     try:
         yield
@@ -48,7 +49,7 @@ def generate(subject: Subject, layer: int, scales: Tensor, max_new_tokens: int) 
 
 def nnsight_rerun(subject: Subject, layer: int) -> Callable[[Tensor], Tensor]:
     """The same through nnsight, on a copy that shares the weights: wrapping leaves the model changed."""
-    from nnsight import NNsight
+    from nnsight import NNsight  # pyright: ignore[reportMissingImports]
 
     model = subject.model
     copy = deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})

@@ -55,6 +55,7 @@ def races(world: str, rights: Iterator[np.ndarray], margin: float) -> Saving:
     survived: list[bool] = []
     finished: list[int] = []
     gains: list[float] = []
+    samples = settings = 0
     for right in rights:
         samples, settings = len(right), right.shape[1] - 1
         race, answers = Race(settings, LEVEL, margin), 0

@@ -53,6 +53,7 @@ def _seconds(subject: Subject, times: int) -> tuple[list[list[float]], list[list
     moved: list[list[float]] = [[] for _ in layers]
     again: list[list[float]] = [[] for _ in layers]
     warm: list[float] = []
+    peer = 0.0  # the first layer measures it
     every = max(1, len(layers) // 6)  # the peer costs the same at every layer: it need not run at each
     for index in range(times):
         for layer in layers:

@@ -127,7 +127,7 @@ def draw(panels: dict[str, Curves], path: Path) -> None:
 
     figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.07)
     for column, (name, curves) in enumerate(panels.items(), 1):
-        place = {"row": 1, "col": column}
+        place: dict[str, Any] = {"row": 1, "col": column}
         styles = (*STYLES, ("#cc79a7", "cross", "dashdot"))
         for (label, (x, y)), (color, symbol, dash) in zip(curves.items(), styles, strict=False):
             line, marker = {"color": color, "dash": dash, "width": 2}, {"symbol": symbol, "size": 7}
@@ -141,9 +141,9 @@ def draw(panels: dict[str, Curves], path: Path) -> None:
         )
         figure.update_yaxes(rangemode="tozero", **place)
         figure.add_hline(y=1, line={"color": "#868e96", "width": 1}, **place)
-        left = figure.get_subplot(**place).xaxis.domain[0]
+        box: Any = figure.get_subplot(**place)
         figure.update_layout(
-            {f"legend{column}" if column > 1 else "legend": {"x": left, "y": 1.02, "yanchor": "bottom"}}
+            {f"legend{column}" if column > 1 else "legend": {"x": box.xaxis.domain[0], "y": 1.02, "yanchor": "bottom"}}
         )
     figure.update_yaxes(title_text="times a plain prefill", col=1)
     figure.update_layout(

@@ -20,6 +20,7 @@ def measure(subject: Subject, rounds: float = 1) -> list[Row]:
     swept = range(layers) if small else range(1, layers, 7)  # of 24 layers: as deep, on the mean, as all
     each = len(LINE) if small else 1  # a generate costs the same at every setting
     mine, peer = [], []
+    begin = 0.0
     for _ in range(max(1, round(5 * rounds)) if small else 1):
         begin, ours, theirs = _in_turns(subject, swept, each)
         mine.append(begin + ours * layers / len(swept))

@@ -28,7 +28,7 @@ def rows(subject: Subject, prefill: list[float], step: list[float]) -> list[Row]
     device = torch.cuda.get_device_name(subject.vlm.device)
     names = ("gated prefill / operations over peak", "gated decode / bytes over bandwidth")
     if device not in DEVICES:
-        return [Row(name, subject.name, None, note=f"the limit of {device} is unknown to limits.py") for name in names]
+        return [Row(name, subject.name, None, note=f"the limit of {device} is unknown to bounds.py") for name in names]
     bandwidth, peak = DEVICES[device]
     limits = operations(subject) / peak, bytes_a_token(subject) / bandwidth
     return [
