@@ -20,8 +20,9 @@ from torch import Tensor
 from sinkgate.attention.partial_forward import kept_inputs, kept_output, without_layers
 from sinkgate.errors import SinkgateError, UnsupportedModelError
 from sinkgate.models.prompts import Prompt, refuse_several
+from sinkgate.models.session import whole_numbers
 from sinkgate.models.vlm import VLM, find_sinks
-from sinkgate.sinks.gates import Gates
+from sinkgate.sinks.gates import Gates, index
 from sinkgate.sinks.sink_map import SinkMap, SinkMasks
 
 if TYPE_CHECKING:
@@ -135,14 +136,17 @@ def logit_lens(
         raise UnsupportedModelError(
             f"{vlm.name} reads images by cross-attention: visual tokens have no hidden states in its LLM to decode"
         )
-    chosen = tuple(range(depth + 1)) if layers is None else tuple(layers)
-    wrong = [layer for layer in chosen if not 0 <= layer <= depth]
-    if wrong or not chosen or top < 1:
+    try:
+        chosen = tuple(dict.fromkeys(whole_numbers(range(depth + 1) if layers is None else layers, depth + 1, "layer")))
+        count = index(top, "the number of words")
+    except SinkgateError:
+        count = 0
+    if count < 1:
         raise SinkgateError(
-            f"layers is {list(chosen)} and top is {top}; expected layers from 0 to {depth}, at least one, and at least 1 word"
+            f"layers is {layers} and top is {top}; expected layers from 0 to {depth}, at least one, and at least 1 word"
         )
     states = _states(vlm, prompt, set(chosen), gates, sinks)
-    return decode(vlm, prompt, {layer: states[layer] for layer in chosen}, top=top)
+    return decode(vlm, prompt, {layer: states[layer] for layer in chosen}, top=count)
 
 
 def decode(

@@ -10,8 +10,10 @@ Shapes: L LLM layers, V visual tokens, G groups of them, K Keys.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from math import isfinite
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -19,8 +21,10 @@ from torch import Tensor
 from sinkgate.errors import SinkgateError
 from sinkgate.images.layout import Sheet
 from sinkgate.models.prompts import Prompt, refuse_several
+from sinkgate.models.session import whole_numbers
 from sinkgate.models.vlm import VLM
 from sinkgate.output import track
+from sinkgate.sinks.gates import index
 
 Estimate = Literal["leave-out", "gradient"]
 
@@ -83,9 +87,11 @@ def relevancy(
     """
     refuse_several(prompt, "relevancy")
     count = len(prompt.visual)
-    groups = torch.eye(count, dtype=torch.bool) if groups is None else groups
-    chosen = list(range(vlm.num_layers) if layers is None else layers)
-    _check(vlm, estimate, chosen, groups, count, scale, batch_size)
+    groups = torch.eye(count, dtype=torch.bool) if groups is None else _table(groups)
+    layers = range(vlm.num_layers) if layers is None else layers
+    chosen = sorted(set(whole_numbers(layers, vlm.num_layers, "layer")))
+    _check(estimate, groups, count, scale, batch_size)
+    scale, batch_size = float(scale), int(batch_size)
     ids = vlm.encode_answer(prompt, answer) if answer is not None else vlm.answer(prompt, max_rows=0).ids
     visual = prompt.visual.cpu()
     ones = torch.ones(vlm.num_layers, 1, prompt.num_keys, requires_grad=estimate == "gradient")
@@ -107,20 +113,27 @@ def relevancy(
     return Relevancy(values, float(whole[0].detach()), text, estimate, scale, groups, prompt.sheets)
 
 
-def _check(
-    vlm: VLM, estimate: str, layers: list[int], groups: Tensor, count: int, scale: float, batch_size: int
-) -> None:
+def _table(groups: Any) -> Tensor:
+    """Return groups of any kind as a tensor."""
+    try:
+        return torch.as_tensor(groups)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SinkgateError(f"groups is no table of true and false: {error}") from error
+
+
+def _check(estimate: str, groups: Tensor, count: int, scale: Any, batch_size: Any) -> None:
     if estimate not in get_args(Estimate):
         raise SinkgateError(f"estimate is {estimate!r}; expected one of {', '.join(get_args(Estimate))}")
-    if not layers or not all(0 <= layer < vlm.num_layers for layer in layers):
-        raise SinkgateError(f"layers is {layers}; expected numbers from 0 to {vlm.num_layers - 1}, at least one")
     if groups.dtype != torch.bool or groups.dim() != 2 or groups.shape[1] != count or not len(groups):
         raise SinkgateError(
             f"groups is {groups.dtype} of shape {tuple(groups.shape)}; expected torch.bool of shape (groups, {count})"
         )
-    if not torch.tensor(float(scale)).isfinite() or batch_size < 1:
+    usable = False
+    with suppress(TypeError, ValueError, SinkgateError):
+        usable = not isinstance(scale, str) and isfinite(scale) and index(batch_size, "the batch size") >= 1
+    if not usable:
         raise SinkgateError(
-            f"scale is {scale} and batch_size {batch_size}; expected a finite number and a batch of at least 1"
+            f"scale is {scale!r} and batch_size {batch_size!r}; expected a finite number and a batch of at least 1"
         )
 
 

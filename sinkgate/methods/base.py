@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from math import inf, isfinite
 from typing import Any, Protocol
 
 import torch
 
 from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import Scales
-from sinkgate.errors import SinkgateError
+from sinkgate.errors import GateError, SinkgateError
 from sinkgate.models.batch import Batch
 from sinkgate.models.finder import SinkFinder
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import AnyGates
+from sinkgate.sinks.gates import index
 
 
 class Method(Protocol):
@@ -149,15 +151,33 @@ def spread(vlm: VLM, batch: Batch, gates: Sequence[AnyGates]) -> Scales:
 
 
 def checked_layers(vlm: VLM, layers: Sequence[int]) -> tuple[int, ...]:
-    """Return layers, counted as `Gates` count them.
+    """Return layers from 0, counted as `Gates` count them.
 
     Raises:
-        SinkgateError: the model has no such layer.
+        GateError: the model has no such layer, or these are no layers.
     """
-    outside = [layer for layer in layers if not 0 <= layer < vlm.num_layers]
+    count = vlm.num_layers
+    chosen = [index(layer, "a layer") for layer in (layers if isinstance(layers, Iterable) else [layers])]
+    outside = [layer for layer in chosen if not -count <= layer < count]
     if outside:
-        raise SinkgateError(f"there is no layer {outside[0]}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")
-    return tuple(layers)
+        raise GateError(f"there is no layer {outside[0]}: {vlm.name} has layers 0 to {count - 1}")
+    return tuple(layer % count for layer in chosen)
+
+
+def check_numbers(method: Method, low: float, high: float, *names: str) -> None:
+    """Check options of a method that are numbers.
+
+    Raises:
+        GateError: one is no finite number from ``low`` to ``high``.
+    """
+    for name in names:
+        value = getattr(method, name)
+        if not isinstance(value, str | bytes | bool):
+            with suppress(TypeError, ValueError, RuntimeError):
+                if low <= float(value) <= high and isfinite(value):
+                    continue
+        limit = f"of at least {low:g}" if high == inf else f"from {low:g} to {high:g}"
+        raise GateError(f"{name} is {value!r}; expected a finite number {limit}")
 
 
 def layers_by_depth(vlm: VLM, first: int, last: int, depth: int = 32) -> tuple[int, ...]:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import SinkgateError
-from sinkgate.methods.base import checked_layers
+from sinkgate.methods.base import check_numbers, checked_layers
 from sinkgate.methods.decoder_inputs import refuse_cross_attention
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
+from sinkgate.sinks.gates import index
 
 SinkRule = Literal["ranked", "kept", "first", "dropped"]
 
@@ -49,9 +50,8 @@ class FastV:
     uses_l_sinks = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise SinkgateError(f"share is {self.share}; expected a share from 0 to 1")
-        if self.layer < 1:
+        check_numbers(self, 0, 1, "share")
+        if index(self.layer, "the layer") < 1:
             raise SinkgateError(f"layer is {self.layer}; expected 1 or more: tokens are ranked in the layer before")
         if self.sinks not in get_args(SinkRule):
             raise SinkgateError(f"sinks is {self.sinks!r}; expected one of {', '.join(get_args(SinkRule))}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 
 from sinkgate.attention.patch import Attached
 from sinkgate.attention.recorder import Recorder
-from sinkgate.errors import SinkgateError, UnsupportedModelError
-from sinkgate.methods.base import Fixed, checked_layers, layers_by_depth, spread
+from sinkgate.errors import UnsupportedModelError
+from sinkgate.methods.base import Fixed, check_numbers, checked_layers, layers_by_depth, spread
 from sinkgate.methods.decoder_inputs import refuse_cross_attention
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
@@ -38,7 +39,7 @@ class PAI:
         criterion: see `Method`; without effect, all visual tokens are treated alike.
 
     Raises:
-        SinkgateError: a number is out of range.
+        GateError: a number is out of range.
     """
 
     boost: float = 0.2
@@ -49,9 +50,9 @@ class PAI:
     uses_l_sinks = False
 
     def __post_init__(self) -> None:
-        for name, low, high in (("boost", 0, 3), ("guidance", 1, float("inf")), ("plausibility", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise SinkgateError(f"{name} is {getattr(self, name)}; expected a number from {low} to {high}")
+        check_numbers(self, 0, 3, "boost")
+        check_numbers(self, 1, inf, "guidance")
+        check_numbers(self, 0, 1, "plausibility")
 
     def first_layer(self, vlm: VLM) -> int:
         """See `Method`; guidance needs all layers."""
@@ -68,7 +69,7 @@ class PAI:
         """See `Method`.
 
         Raises:
-            SinkgateError: there is no such layer.
+            GateError: there is no such layer.
             UnsupportedModelError: with guidance, images are read by cross-attention; while running: the model needs an image, or beams are used.
         """
         if self.guidance > 1:

@@ -52,7 +52,11 @@ class Registers:
 
     def __post_init__(self) -> None:
         for neuron in self.neurons:
-            if len(neuron) != 2 or any(type(number) is not int or number < 0 for number in neuron):
+            if (
+                not isinstance(neuron, Sequence)
+                or len(neuron) != 2
+                or any(type(number) is not int or number < 0 for number in neuron)
+            ):
                 raise SinkgateError(
                     f"the neuron {neuron!r} is not a pair (encoder layer, unit of its MLP) of whole numbers from 0"
                 )

@@ -67,6 +67,9 @@ def published(text: str) -> Method:
         raise SinkgateError(
             f"the method {text!r} has {problem}; expected pairs of a name and a value, of {', '.join(kinds)}"
         )
+    twice = [word for word in kinds if words[::2].count(word) > 1]
+    if twice:
+        raise SinkgateError(f"the method {text!r} has several values of {twice[0]}; expected one")
     return method(
         **{word: _value(word, value, kinds[word]) for word, value in zip(words[::2], words[1::2], strict=True)}
     )

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sinkgate.attention.recorder import Recorder
-from sinkgate.methods.base import AsGates, checked_layers, spread
+from sinkgate.methods.base import AsGates, check_numbers, checked_layers, spread
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import FineGates
+from sinkgate.sinks.gates import MAX_SCALE
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,17 @@ class ScalingVis(AsGates):
         weight: the paper's alpha, in [0, 4]: below 1 the row spreads its attention over the image, above 1 it sharpens it.
         layers: counted as `Gates` counts them; None for all, as in the paper.
         criterion: see `Method`; without effect, all visual tokens are scaled alike.
+
+    Raises:
+        GateError: the weight is out of range.
     """
 
     weight: float = 0.5
     layers: tuple[int, ...] | None = None
     criterion: str | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self, 0, MAX_SCALE, "weight")
 
     def gates(self, vlm: VLM) -> FineGates:
         """Return the method as fixed gates."""
@@ -49,6 +56,9 @@ class AdaptVis:
         threshold: in [0, 1] (beta).
         layers: see `ScalingVis`.
         criterion: see `ScalingVis`.
+
+    Raises:
+        GateError: a weight or the threshold is out of range.
     """
 
     unsure: float = 0.5
@@ -57,6 +67,10 @@ class AdaptVis:
     layers: tuple[int, ...] | None = None
     criterion: str | None = None
     uses_l_sinks = False
+
+    def __post_init__(self) -> None:
+        check_numbers(self, 0, MAX_SCALE, "unsure", "sure")
+        check_numbers(self, 0, 1, "threshold")
 
     def first_layer(self, vlm: VLM) -> int:
         """See `Method`."""
@@ -67,8 +81,7 @@ class AdaptVis:
         """See `Method`. The prompts are run once, unmodified, before the block.
 
         Raises:
-            GateError: a weight is out of range.
-            SinkgateError: there is no such layer.
+            GateError: there is no such layer.
         """
         choices = [ScalingVis(weight, self.layers).gates(vlm) for weight in (self.unsure, self.sure)]
         with vlm.lock:

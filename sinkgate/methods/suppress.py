@@ -11,11 +11,11 @@ import torch
 
 from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import UnsupportedModelError
-from sinkgate.methods.base import Fixed
+from sinkgate.methods.base import Fixed, check_numbers
 from sinkgate.methods.decoder_inputs import Arguments, cached, changed, placed, refuse_cross_attention
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
-from sinkgate.sinks.gates import Gates
+from sinkgate.sinks.gates import MAX_SCALE, Gates
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,18 @@ class Suppress:
         scale: in [0, 4].
         layers: gated layers, counted as `Gates` counts them; None for all.
         criterion: see `Method`.
+
+    Raises:
+        GateError: the scale is out of range.
     """
 
     scale: float = 0.0
     layers: tuple[int, ...] | None = None
     criterion: str | None = None
     uses_l_sinks = False
+
+    def __post_init__(self) -> None:
+        check_numbers(self, 0, MAX_SCALE, "scale")
 
     def first_layer(self, vlm: VLM) -> int:
         """See `Method`."""
@@ -41,7 +47,7 @@ class Suppress:
         """See `Method`.
 
         Raises:
-            GateError: the scale is out of range, or there is no such layer.
+            GateError: there is no such layer.
         """
         return self._fixed(vlm).applied(vlm, batch, recorder)
 

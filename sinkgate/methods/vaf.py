@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sinkgate.methods.base import AsGates, checked_layers, layers_by_depth
+from sinkgate.methods.base import AsGates, check_numbers, checked_layers, layers_by_depth
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import FineGates
+from sinkgate.sinks.gates import MAX_SCALE
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,18 @@ class VAF(AsGates):
         system: scale on the text in front of the first image, the text sink included (sup_para).
         layers: counted as `Gates` counts them; None for the paper's 9 to 14 of 32, at the same depth in other models.
         criterion: see `Method`; without effect, all visual tokens are scaled alike.
+
+    Raises:
+        GateError: a scale is out of range.
     """
 
     image: float = 1.15
     system: float = 0.95
     layers: tuple[int, ...] | None = None
     criterion: str | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self, 0, MAX_SCALE, "image", "system")
 
     def gates(self, vlm: VLM) -> FineGates:
         """Return the method as fixed gates."""

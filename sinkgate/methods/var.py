@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from sinkgate.attention.patch import Attached, Rewrite
 from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import SinkgateError
-from sinkgate.methods.base import checked_layers
+from sinkgate.methods.base import check_numbers, checked_layers
 from sinkgate.methods.decoder_inputs import beams, ends, everywhere, refuse_cross_attention
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
@@ -56,9 +56,7 @@ class VAR:
     criterion: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("min_image_attention", "min_non_sink_share", "moved"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SinkgateError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
+        check_numbers(self, 0, 1, "min_image_attention", "min_non_sink_share", "moved")
 
     @property
     def uses_l_sinks(self) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from transformers import DynamicCache
 from sinkgate.attention.partial_forward import cache_tensors, copied_layer, ended, kept_inputs, prefilled, resumed
 from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import LogitScales, Scales
-from sinkgate.errors import SinkgateError
+from sinkgate.errors import GateError, SinkgateError
 from sinkgate.models.batch import Batch
 from sinkgate.models.generation import generate_options, streamed
 from sinkgate.models.model_state import model_state
@@ -34,6 +34,7 @@ from sinkgate.models.trace import Trace
 from sinkgate.models.vlm import MAX_ROWS, VLM, find_sinks
 from sinkgate.sinks.classify import SinkMap
 from sinkgate.sinks.fine_gates import AnyGates
+from sinkgate.sinks.gates import index
 
 BATCH = 32  # settings side by side at first; fewer where memory does not suffice
 
@@ -206,9 +207,9 @@ class Session:
         Example:
             >>> rows = session.rows([session.prompt.length - 2], layers=[4])  # of the token in front of the last one
         """
-        positions = _within(queries, self.prompt.length, "query")
-        depths = _within(range(self.vlm.num_layers) if layers is None else layers, self.vlm.num_layers, "layer")
-        columns = None if keys is None else _within(keys, self.prompt.num_keys, "key")
+        positions = whole_numbers(queries, self.prompt.length, "query")
+        depths = whole_numbers(range(self.vlm.num_layers) if layers is None else layers, self.vlm.num_layers, "layer")
+        columns = None if keys is None else whole_numbers(keys, self.prompt.num_keys, "key")
         with self.vlm.lock, torch.no_grad():
             known: dict[int, Tensor] = {}
             if positions == [self._followed] and columns is None and self._holds(gates) and self._state:
@@ -226,7 +227,7 @@ class Session:
             SinkgateError: there is no such position.
         """
         if query is not None:
-            _within([query], self.prompt.length, "query")
+            (query,) = whole_numbers([query], self.prompt.length, "query")
         with self.vlm.lock:
             if query != self._followed and self._state:
                 self._state = replace(self._state, followed={})
@@ -435,14 +436,19 @@ class _FollowingRecorder(Recorder):
             self.followed[layer] = rows_of(torch.tensor([self.query]))
 
 
-def _within(numbers: Sequence[int], count: int, noun: str) -> list[int]:
-    """Return whole numbers as a list; raises SinkgateError where one is not from 0 to below ``count``, or there is none."""
-    chosen = list(numbers)
-    if not chosen or not all(type(number) is int and 0 <= number < count for number in chosen):
-        raise SinkgateError(
-            f"got {'no ' + noun if not chosen else f'{noun} {chosen}'}; expected whole numbers from 0 to {count - 1}"
-        )
-    return chosen
+def whole_numbers(numbers: Any, count: int, noun: str) -> list[int]:
+    """Return whole numbers, of Python, NumPy or torch, as a list; raises SinkgateError where one is not from 0 to below ``count``, or there is none."""
+    try:
+        several = list(numbers)
+    except TypeError:  # a single one
+        several = [numbers]
+    with suppress(GateError):
+        chosen = [index(number, f"a {noun}") for number in several]
+        if chosen and all(0 <= number < count for number in chosen):
+            return chosen
+    raise SinkgateError(
+        f"got {f'{noun} {several}' if several else 'no ' + noun}; expected whole numbers from 0 to {count - 1}"
+    )
 
 
 class Shelf:

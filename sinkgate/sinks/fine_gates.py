@@ -115,16 +115,25 @@ class FineGates:
             >>> FineGates.ones(32, rows="last", rule="monotone").set("visual", 1.2, layers="2-31")
         """
         name = None
+        heads = None if heads is None else plain.index(heads, "the number of heads")
+        if heads is not None and heads < 1:
+            raise GateError(f"the number of heads is {heads}; expected 1 or more")
         if hasattr(layers, "num_layers"):
             model: Any = layers
             layers, name = model.num_layers, model.name
             heads = model.num_heads if heads is None else heads
-        shape = (plain.index(layers, "the number of layers"), plain.index(heads or 1, "the number of heads"))
+        shape = (plain.index(layers, "the number of layers"), heads or 1)
         return cls(torch.ones(*shape, len(GROUPS)), read_rows(rows), rule, name)
 
     @classmethod
     def of(cls, gates: Gates, *, rows: str | Sequence[str] = "all", rule: Rule = "scale") -> FineGates:
-        """Return fixed gates limited to these rows, or under another rule; all heads alike."""
+        """Return fixed gates limited to these rows, or under another rule; all heads alike.
+
+        Raises:
+            GateError: these are no `Gates`, or no such row or rule.
+        """
+        if not isinstance(gates, Gates):
+            raise GateError(f"got {type(gates).__name__}, expected Gates")
         scales = torch.ones(len(gates.scales), 1, len(GROUPS))
         scales[:, 0, :3] = gates.scales
         return cls(scales, read_rows(rows), rule, gates.model)
@@ -150,7 +159,7 @@ class FineGates:
         Example:
             >>> FineGates.ones(30, heads=9).set("v_sink", 0.5, layers="12-29", heads=[0, 4])
         """
-        if group not in _COLUMNS:
+        if not isinstance(group, str) or group not in _COLUMNS:
             raise GateError(f"no group is called {group!r}; there are: {', '.join(_COLUMNS)}")
         value = plain.number(scale)
         scales = self.scales.clone()
@@ -288,7 +297,9 @@ def read_rows(rows: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         GateError: no row of that name, or none at all.
     """
-    names = [name.strip() for name in rows.split(",")] if isinstance(rows, str) else list(rows)
+    names = [name.strip() for name in rows.split(",")] if isinstance(rows, str) else rows
+    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+        raise GateError(f"rows are {rows!r}; expected names, some of {', '.join([*ROWS, *_SEVERAL_ROWS])}")
     chosen = {row for name in names for row in _SEVERAL_ROWS.get(name, (name,))}
     if not chosen or not chosen <= set(ROWS):
         odd = ", ".join(sorted(map(repr, chosen - set(ROWS)))) or "none"

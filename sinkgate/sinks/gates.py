@@ -347,10 +347,10 @@ def typed_numbers(text: str) -> list[int]:
     """Return rising whole numbers as they are typed: "3,6,7", "4-10".
 
     Raises:
-        ValueError: anything else.
+        ValueError: anything else, a range that falls among them.
     """
     ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
-    if any(len(pair) > 2 for pair in ends):
+    if any(len(pair) > 2 or pair[0] > pair[-1] for pair in ends):
         raise ValueError(text)
     return sorted({number for pair in ends for number in range(pair[0], pair[-1] + 1)})
 

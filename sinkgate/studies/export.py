@@ -29,7 +29,7 @@ from sinkgate.studies.base import OfSamples
 from sinkgate.studies.runner import Tables
 
 IMAGES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 )  # files of a folder that are taken
 
 
@@ -115,7 +115,11 @@ def samples_of(places: Sequence[Path], questions: Sequence[str]) -> list[Sample]
     """
     pictures: list[Path] = []
     for place in places:
-        files = sorted(file for file in place.glob("*") if file.suffix.lower() in IMAGES) if place.is_dir() else [place]
+        files = (
+            sorted(file for file in place.glob("*") if file.suffix.lower() in IMAGES and file.is_file())
+            if place.is_dir()
+            else [place]
+        )
         if not files or not place.exists():
             expected = f"a picture ({', '.join(sorted(IMAGES))})"
             raise SinkgateError(

@@ -1,5 +1,6 @@
 """The logit lens is the model's own way from a state to words, and leaves the model as it was."""
 
+import numpy as np
 import pytest
 import torch
 from tiny import noise_image
@@ -79,9 +80,10 @@ def test_tables_name_groups_as_the_sinks_do(demo, prompt):
 
 
 def test_wrong_arguments_are_named(demo, prompt):
-    for options in ({"layers": [9]}, {"layers": []}, {"top": 0}):
+    for options in ({"layers": [9]}, {"layers": []}, {"top": 0}, {"top": 2.5}, {"layers": [1.5]}, {"layers": "1-2"}):
         with pytest.raises(sg.SinkgateError, match="expected layers from 0 to 8, at least one, and at least 1 word"):
             sg.logit_lens(demo, prompt, **options)
+    assert sg.logit_lens(demo, prompt, layers=np.array([1, 2]), top=1).layers == (1, 2)
     with pytest.raises(
         sg.SinkgateError, match=r"token 64 at layer 2 was not decoded; expected tokens 0 to 63.*layers 2"
     ):

@@ -1,5 +1,6 @@
 """Relevancy is a difference of log-probabilities that a plain computation gives too; its gradient is the limit of small scales."""
 
+import numpy as np
 import pytest
 import torch
 from tiny import noise_image
@@ -79,7 +80,11 @@ def test_groups_are_scaled_together_and_the_own_answer_is_the_default(demo, prom
 def test_wrong_arguments_are_named(demo, prompt):
     cases = {
         "estimate is 'shap'; expected one of leave-out, gradient": {"estimate": "shap"},
-        r"layers is \[8\]; expected numbers from 0 to 7": {"layers": [8]},
+        r"layer \[8\]; expected whole numbers from 0 to 7": {"layers": [8]},
+        r"layer \[1.5\]; expected whole numbers": {"layers": [1.5]},
+        "no table of true and false": {"groups": [[True], [True, False]]},
+        "scale is 'a'": {"scale": "a"},
+        "batch_size 2.5; expected": {"batch_size": 2.5},
         r"groups is torch.float32 of shape \(1, 64\); expected torch.bool of shape \(groups, 64\)": {
             "groups": torch.ones(1, 64)
         },
@@ -89,6 +94,15 @@ def test_wrong_arguments_are_named(demo, prompt):
     for words, options in cases.items():
         with pytest.raises(sg.SinkgateError, match=words):
             sg.relevancy(demo, prompt, "3", **options)
+
+
+def test_numbers_and_tables_may_be_those_of_numpy_and_a_layer_counts_once(demo, prompt):
+    expected = sg.relevancy(demo, prompt, "3", layers=[1], estimate="gradient").values
+    for layers in ([1, 1], np.array([1]), 1):
+        assert torch.equal(sg.relevancy(demo, prompt, "3", layers=layers, estimate="gradient").values, expected)
+    groups = np.arange(64)[None] < 8
+    effect = sg.relevancy(demo, prompt, "3", groups=groups, scale=np.float32(0), batch_size=np.int64(2))
+    assert torch.equal(effect.values, sg.relevancy(demo, prompt, "3", groups=torch.from_numpy(groups)).values)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "mllama", "gemma3", "qwen3_vl", "instructblip"])

@@ -8,7 +8,7 @@ from transformers.generation.logits_process import UnbatchedClassifierFreeGuidan
 from transformers.masking_utils import eager_mask
 
 import sinkgate as sg
-from sinkgate.methods import PAI, VAF, AdaptVis, ScalingVis
+from sinkgate.methods import PAI, VAF, AdaptVis, FastV, ScalingVis, Suppress
 from sinkgate.methods.base import layers_by_depth
 
 
@@ -143,9 +143,25 @@ def test_layers_and_weights_that_do_not_exist_are_refused(tiny, prompts):
     for method in (ScalingVis(layers=(4,)), AdaptVis(layers=(4,)), VAF(layers=(4,))):
         with pytest.raises(sg.SinkgateError, match="no layer 4: tiny has layers 0 to 3"), method.applied(tiny, batch):
             pass
-    for method in (ScalingVis(5.0), AdaptVis(sure=5.0), VAF(image=5.0)):
-        with pytest.raises(sg.GateError, match="is 5; expected a finite number from 0 to 4"):
-            method.first_layer(tiny)
+    for method, name in ((ScalingVis, "weight"), (AdaptVis, "sure"), (VAF, "image"), (Suppress, "scale")):
+        for wrong in (5.0, float("nan"), "2", None, True):
+            with pytest.raises(sg.GateError, match=f"{name} is .*; expected a finite number from 0 to 4"):
+                method(**{name: wrong})
+    for wrong in (7.0, float("nan"), "x"):
+        with pytest.raises(sg.GateError, match="threshold is .* from 0 to 1"):
+            AdaptVis(threshold=wrong)
+    with pytest.raises(sg.GateError, match="guidance is inf; expected a finite number of at least 1"):
+        PAI(guidance=float("inf"))
+    for wrong in (2.5, "2", True):
+        with pytest.raises(sg.GateError, match="the layer is a whole number"):
+            FastV(layer=wrong)
+    with pytest.raises(sg.GateError, match="a layer is a whole number"):
+        VAF(layers="1-2").gates(tiny)
+
+
+def test_layers_are_counted_as_gates_count_them(tiny):
+    expected = VAF(layers=(3,)).gates(tiny)
+    assert VAF(layers=(-1,)).gates(tiny) == VAF(layers=torch.tensor([3])).gates(tiny) == expected
 
 
 def pai(boost):

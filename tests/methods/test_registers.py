@@ -120,6 +120,7 @@ def test_activations_move_to_the_extra_token(tiny, prompts):
     [
         (lambda vlm, _: Registers(((0,),)), "is not a pair"),
         (lambda vlm, _: Registers(((-1, 2),)), "is not a pair"),
+        (lambda vlm, _: Registers((5,)), "is not a pair"),
         (
             lambda vlm, prompts: Registers(((0, 64),)).encoded(vlm, prompts[0]),
             "has no unit 64: its MLP has units 0 to 63",

@@ -32,6 +32,9 @@ def test_options_are_the_attributes_of_the_method(text, expected):
     ("text", "message"),
     [
         ("", "no method is called ''; there are: adaptvis"),
+        ("vaf layers 5-2", "layers is '5-2'; expected whole numbers"),
+        ("vaf image 1.3 image 1.5", "several values of image; expected one"),
+        ("scalingvis weight 9", "weight is 9.0; expected a finite number from 0 to 4"),
         ("magic", "no method is called 'magic'; there are: adaptvis"),
         ("vaf weight 2", "has no option 'weight'; expected pairs of a name and a value, of image, system, layers"),
         ("vaf image", "has no value for 'image'"),

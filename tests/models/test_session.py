@@ -417,9 +417,33 @@ def test_states_are_the_inputs_of_layers(cold):
     assert all(torch.allclose(state[0], other, atol=1e-5) for state, other in zip(states, expected, strict=True))
 
 
+def test_rows_take_numbers_of_any_kind(cold):
+    vlm, prompt, sinks = cold
+    session = Session(vlm, prompt, sinks)
+    places = prompt.visual[:2]
+    expected = session.rows(places.tolist(), layers=[1], keys=places.tolist())
+    for of in (lambda numbers: numbers, lambda numbers: numbers.numpy(), lambda numbers: list(numbers)):
+        assert torch.equal(session.rows(of(places), layers=of(torch.tensor([1])), keys=of(places)), expected)
+    assert torch.equal(session.rows(int(places[0]), layers=1, keys=places), expected[:, :, :1])
+    session.drop()
+    session.follow(places[0])
+    session.predict()
+    before = session.layers_run
+    session.rows(places[:1])
+    assert session.layers_run == before or not session.resumes
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"queries": []}, {"queries": [-1]}, {"queries": [10_000]}, {"queries": [1.0]}, {"layers": [99]}, {"keys": [-2]}],
+    [
+        {"queries": []},
+        {"queries": [-1]},
+        {"queries": [10_000]},
+        {"queries": [1.0]},
+        {"layers": [99]},
+        {"keys": [-2]},
+        {"queries": None},
+    ],
 )
 def test_rows_that_are_not_there_are_refused(cold, wrong):
     vlm, prompt, sinks = cold

@@ -97,6 +97,21 @@ def test_models_that_they_do_not_fit_are_refused(demo):
         FineGates.ones(demo).set("visual", 0.5, heads=9)
     with pytest.raises(sg.GateError, match="no group is called 'question'"):
         FineGates.ones(demo).set("question", 0.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(sg.GateError, match="no group is called"):
+        FineGates.ones(demo).set(["v_sink"], 0.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(sg.GateError, match="numbers such as 3,6,7 or 4-10; got .5-2,7."):
+        FineGates.ones(demo).set("visual", 0.5, layers="5-2,7")
+
+
+def test_what_is_no_table_rows_or_heads_is_refused():
+    for rows in (3, None, [1], [["last"]]):
+        with pytest.raises(sg.GateError, match="rows are .*; expected names"):
+            FineGates.ones(2, rows=rows)  # pyright: ignore[reportArgumentType]
+    for heads in (0, -1):
+        with pytest.raises(sg.GateError, match=f"heads is {heads}; expected 1 or more"):
+            FineGates.ones(2, heads)
+    with pytest.raises(sg.GateError, match="got FineGates, expected Gates"):
+        FineGates.of(FineGates.ones(2))  # pyright: ignore[reportArgumentType]
 
 
 def test_keys_and_rows_of_a_prompt():

@@ -89,6 +89,7 @@ def test_the_command_line(pictures, tmp_path):
 
 def test_wrong_places_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "folder.png").mkdir()
     for arguments, words in (
         ([str(tmp_path / "none.png"), "--out", "x"], "none.png is not there; expected a picture"),
         ([str(tmp_path / "empty"), "--out", "x"], "empty holds no picture; expected a picture"),
