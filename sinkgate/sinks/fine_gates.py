@@ -132,7 +132,7 @@ class FineGates:
         Raises:
             GateError: these are no `Gates`, or no such row or rule.
         """
-        if not isinstance(gates, Gates):
+        if not isinstance(gates, Gates):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
             raise GateError(f"got {type(gates).__name__}, expected Gates")
         scales = torch.ones(len(gates.scales), 1, len(GROUPS))
         scales[:, 0, :3] = gates.scales
@@ -159,7 +159,7 @@ class FineGates:
         Example:
             >>> FineGates.ones(30, heads=9).set("v_sink", 0.5, layers="12-29", heads=[0, 4])
         """
-        if not isinstance(group, str) or group not in _COLUMNS:
+        if not isinstance(group, str) or group not in _COLUMNS:  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
             raise GateError(f"no group is called {group!r}; there are: {', '.join(_COLUMNS)}")
         value = plain.number(scale)
         scales = self.scales.clone()
@@ -298,7 +298,7 @@ def read_rows(rows: str | Sequence[str]) -> tuple[str, ...]:
         GateError: no row of that name, or none at all.
     """
     names = [name.strip() for name in rows.split(",")] if isinstance(rows, str) else rows
-    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         raise GateError(f"rows are {rows!r}; expected names, some of {', '.join([*ROWS, *_SEVERAL_ROWS])}")
     chosen = {row for name in names for row in _SEVERAL_ROWS.get(name, (name,))}
     if not chosen or not chosen <= set(ROWS):
