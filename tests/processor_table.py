@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -161,7 +162,7 @@ def same_inputs(vlm: sg.VLM, images: list[Image.Image], system: str) -> bool | N
             return_dict=True,
             return_tensors="pt",
         )
-    except ValueError:
+    except (ValueError, TemplateError):
         expected = None
     try:
         inputs = vlm.prompt(images, question, system=system).inputs
