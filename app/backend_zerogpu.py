@@ -63,8 +63,9 @@ class RemotePrompt:
 
     def key(self, criterion: str) -> str:
         """Return a hash of picture, question and criterion."""
-        is_video = isinstance(self.image, sg.Video)
-        frames, rate = (self.image.frames, self.image.fps) if is_video else ((self.image,), None)
+        frames, rate = (
+            (self.image.frames, self.image.fps) if isinstance(self.image, sg.Video) else ((self.image,), None)
+        )
         words = repr((frames[0].mode, frames[0].size, rate, self.question, criterion)).encode()
         return hashlib.sha256(b"".join([words, *(frame.tobytes() for frame in frames)])).hexdigest()
 

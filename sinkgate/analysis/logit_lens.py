@@ -136,6 +136,7 @@ def logit_lens(
         raise UnsupportedModelError(
             f"{vlm.name} reads images by cross-attention: visual tokens have no hidden states in its LLM to decode"
         )
+    chosen: tuple[int, ...] = ()
     try:
         chosen = tuple(dict.fromkeys(whole_numbers(range(depth + 1) if layers is None else layers, depth + 1, "layer")))
         count = index(top, "the number of words")

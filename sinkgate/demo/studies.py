@@ -415,7 +415,7 @@ def methods_table(results: Results) -> str:
         "| method | accuracy | change | over seeds | V-sinks | L-sinks | ordinary | text |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, row in shares.iterrows():
+    for name, row in zip(map(str, shares.index), shares.to_dict("records"), strict=True):
         changed = ("", "")
         if name != BASE:
             change = of_all.loc[name]
