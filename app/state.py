@@ -7,15 +7,12 @@ gives to them in turn, and nothing else. This module does not depend on the page
 
 from __future__ import annotations
 
-import base64
-import binascii
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -23,6 +20,7 @@ from torch import Tensor
 
 import sinkgate as sg
 from sinkgate.errors import ModelMismatchError
+from sinkgate.images.io import read_bytes
 from sinkgate.images.video import open_animation
 from sinkgate.models.session import Shelf
 from sinkgate.scenes.scene import Scene
@@ -524,7 +522,6 @@ def open_upload(picture: str) -> Image.Image | sg.Video:
 
 def _content(picture: str) -> bytes:
     try:
-        inline = picture.startswith("data:")
-        return base64.b64decode(picture.partition(",")[2], validate=True) if inline else Path(picture).read_bytes()
-    except (binascii.Error, OSError):
+        return read_bytes(picture)
+    except sg.ImageError:
         raise sg.ImageError("The picture cannot be decoded, or its file is no longer here: upload it again.") from None

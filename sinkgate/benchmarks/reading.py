@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 
 from sinkgate.data.llava import RecordError, decode, exists, named, records
 from sinkgate.errors import BenchmarkError, SinkgateError
-from sinkgate.images.io import Picture
+from sinkgate.images.io import Picture, is_data_url
 from sinkgate.models.load_errors import first_sentence
 
 Row = Mapping[str, Any]
@@ -241,7 +241,7 @@ def with_images(row: Row, folder: str | Path | None, column: str = "image") -> R
         BenchmarkError: there is no such file in the folder.
     """
     name = row.get(column)
-    if folder is None or not isinstance(name, str) or _is_data_url(name):
+    if folder is None or not isinstance(name, str) or is_data_url(name):
         return row
     path = Path(folder) / name
     if Path(name).is_absolute() or ".." in Path(name).parts or not exists(path):
@@ -258,7 +258,7 @@ def pictures(row: Row, column: str = "image") -> tuple[Picture, ...]:
     value = row[column]
     listed = value if isinstance(value, list) else [value]
     files = [each.get("bytes") if isinstance(each, dict) else each for each in listed]
-    images = tuple(file for file in files if file and (isinstance(file, bytes | Path) or _is_data_url(file)))
+    images = tuple(file for file in files if file and (isinstance(file, bytes | Path) or is_data_url(file)))
     if isinstance(value, str) and not images:
         raise BenchmarkError(
             f"the image in column {column} is a name, {value!r:.60}; name the folder of the images (images=, --images)"
@@ -268,7 +268,3 @@ def pictures(row: Row, column: str = "image") -> tuple[Picture, ...]:
             f"the image in column {column} is missing; expected the bytes of an image file in every row"
         )
     return images
-
-
-def _is_data_url(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("data:")

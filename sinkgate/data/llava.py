@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 from sinkgate.data.sample import PLACEHOLDER, Sample
 from sinkgate.errors import SinkgateError
+from sinkgate.images.io import is_data_url
 
 Turns = Literal["first", "all"]
 Broken = Literal["stop", "skip"]
@@ -230,7 +231,7 @@ def _pictures(names: Any, folder: Path) -> Iterator[Path | str]:
     for name in [names] if isinstance(names, str) else names if isinstance(names, list) else [names]:
         if not isinstance(name, str) or not name:
             raise RecordError(f"field 'image' is {short(names)}; expected a path or a list of paths")
-        if name.startswith("data:"):
+        if is_data_url(name):
             yield name
             continue
         path = Path(os.path.normpath(folder / name))

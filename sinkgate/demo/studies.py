@@ -180,7 +180,7 @@ def groups(vlm: VLM) -> dict[str, Method]:
 
 
 def untrained(vlm: VLM) -> dict[str, Method]:
-    """Return the published methods without training, with their papers' settings, and variants; register neurons are found on training scenes."""
+    """Return the published methods without training, with our defaults and a few variants; register neurons are found on training scenes."""
     prompts = [vlm.prompt(sample.images, sample.question) for sample in scene_samples(26, 0, split="train", size=SIZE)]
     names = (
         *("adaptvis", "scalingvis weight 0.5", "scalingvis weight 1.5", "vaf", "pai", "pai guidance 1", "var", "front"),
@@ -408,7 +408,7 @@ def methods_table(results: Results) -> str:
     by_seed = marks.pivot_table("right", "seed", "method", "mean", sort=False)
     deviation = by_seed.sub(by_seed[BASE], axis=0).std()
     lines = [
-        f"Published methods with their papers' settings, layers at the same depth, on {len(items):,} questions about scenes with {results.about['about']['haze']:.0%} of the contrast gone, five seeds. "
+        f"Published methods with our defaults, which are their papers' where these name one, and variants, on {len(items):,} questions about scenes with {results.about['about']['haze']:.0%} of the contrast gone, five seeds. "
         "The change is in points against the unmodified model, with its 95 % interval over pictures and the standard deviation over seeds; the last columns are the "
         "attention of the prompt's last position, mean over heads, layers and questions.",
         "",

@@ -122,7 +122,7 @@ def read_bytes(source: Any) -> bytes:
         return _read_open(source)
     if not isinstance(source, str | Path):
         raise ImageError(f"got {type(source).__name__}, expected a picture: {_OVERVIEW}")
-    if str(source).lower().startswith("data:"):
+    if is_data_url(str(source)):
         return _from_data_url(str(source))
     if str(source).lower().startswith(("http:", "https:", "ftp:", "s3:", "gs:", "hf:")):
         address = str(source).partition(":")[0] + ": addresses are not read"
@@ -132,6 +132,11 @@ def read_bytes(source: Any) -> bytes:
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a zero byte; RuntimeError: an unknown ~user
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"the image cannot be opened: {reason} ({_short(source)})") from error
+
+
+def is_data_url(source: Any) -> bool:
+    """Return whether a source is text that holds a file itself, ``data:...``."""
+    return isinstance(source, str) and source[:5].lower() == "data:"
 
 
 def _from_data_url(url: str) -> bytes:

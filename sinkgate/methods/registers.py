@@ -99,7 +99,7 @@ class Registers:
         Raises:
             see `applied`.
         """
-        if "pixel_values" not in prompt.inputs:
+        if not prompt.has_pixels:
             raise PromptError(
                 "test-time registers encode the image anew, and the prompt's pixels were dropped; make the prompt again with vlm.prompt, "
                 "or prepare samples with ExampleCache(vlm, pixels=True)"

@@ -296,7 +296,7 @@ class BaseVLM:
         if name is None:
             return dict(prompt.inputs)
         if prompt.encoded is None or prompt.encoded_under != encoder_state(self.adapter):
-            if not prompt.inputs.keys() & PIXELS.values():
+            if not prompt.has_pixels:
                 raise PromptError(
                     "the model's vision encoder has changed (weights, adapters or hooks) since this prompt was encoded, and its pixels "
                     "were dropped; make the prompt again with vlm.prompt"

@@ -15,13 +15,13 @@ from torch.nn.functional import cross_entropy, pad
 
 from sinkgate.attention.scales import LogitScales, Scales
 from sinkgate.models.adapters import Adapter
-from sinkgate.models.adapters.base import PIXELS
+from sinkgate.models.adapters.base import PIXELS, TIME_GRIDS
 from sinkgate.models.prompts import Prompt
 from sinkgate.sinks.classify import SinkMasks
 
 #: Inputs with one entry a position of the text; all others describe images.
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
-GRIDS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")  # what positions of the text are computed from
+GRIDS = (*TIME_GRIDS.values(), "second_per_grid_ts")  # what positions of the text are computed from
 IGNORED = -100  # torch's cross entropy leaves these labels out
 
 

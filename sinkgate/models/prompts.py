@@ -59,6 +59,11 @@ class Prompt:
     sinks: SinkMap | None = None  # by the default criteria, once they were computed
     sinks_under: int = 0  # the `model_state` at that time
 
+    @property
+    def has_pixels(self) -> bool:
+        """True where the inputs hold the processed images or the video, so that they can be encoded anew."""
+        return bool(self.inputs.keys() & PIXELS.values())
+
     def __repr__(self) -> str:
         images = f"images: {', '.join(f'{image.width} x {image.height}' for image in self.images) or 'none'}"
         places = " and ".join(f"{rows} x {columns}" for rows, columns in (sheet.grid for sheet in self.sheets))
@@ -122,9 +127,8 @@ class Prompter:
     def __init__(self, adapter: Adapter, processor: Any, name: str) -> None:
         self.adapter, self.processor, self.name = adapter, processor, name
         self.chat = ChatFormat(processor, adapter.model, name)
-        self.rules: dict[
-            str, str
-        ] = {}  # by kind; of RULES, "measured" where none holds, "mixed" where tokens mix patches
+        # by kind of picture: one of RULES, "measured" where none holds, "mixed" where tokens mix patches
+        self.rules: dict[str, str] = {}
         self._tokens: dict[tuple[Any, ...], Tensor] = {}
         self._sheets: dict[tuple[Any, ...], tuple[Sheet, ...]] = {}
 
@@ -168,9 +172,7 @@ class Prompter:
         as_one = video is not None and self.chat.has_video_input
         text = self.chat.text_of_video(parts, system) if as_one else self.chat.text(parts, system)
         try:
-            inputs = (
-                self.chat.inputs(text, pictures, video.fps) if video and as_one else self.chat.inputs(text, pictures)
-            )
+            inputs = self.chat.inputs(text, pictures, video.fps if video and as_one else None)
         except Exception as error:  # processors raise whatever a picture drives them to
             refusal = self._refusal(pictures, error)
             if as_one:

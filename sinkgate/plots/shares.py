@@ -64,6 +64,9 @@ def frames_figure(shares: Mapping[tuple[int, int], Sequence[float]]) -> go.Figur
 
     Args:
         shares: one share a layer, in [0, 1], by the first and the last frame that its tokens cover.
+
+    Example:
+        >>> frames_figure(vlm.predict(prompt).frames())
     """
     names = [str(first) if first == last else f"{first}-{last}" for first, last in shares]
     columns = [[float(value) for value in each] for each in shares.values()]

@@ -3,14 +3,13 @@
 import importlib
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from random import Random
-from types import ModuleType
 
 import parquet_files as files
 import pytest
 import torch
 from chat_cases import TEMPLATES, sentencepiece, vlm_with
+from lmms_interface import adapter_class
 from tiny import noise_image, shaken
 
 import sinkgate as sg
@@ -33,15 +32,7 @@ def test_without_lmms_eval_the_remedy_is_named(monkeypatch):
 @pytest.fixture
 def adapter(monkeypatch):
     """The adapter's class, on a bare interface where lmms-eval is not installed."""
-    if find_spec("lmms_eval") is None:
-        for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.models"):
-            monkeypatch.setitem(sys.modules, name, ModuleType(name))
-        model, registry = ModuleType("lmms_eval.api.model"), ModuleType("lmms_eval.models.registry_v2")
-        model.lmms, registry.ModelManifest = type("lmms", (), {}), object
-        monkeypatch.setitem(sys.modules, model.__name__, model)
-        monkeypatch.setitem(sys.modules, registry.__name__, registry)
-        monkeypatch.delitem(sys.modules, "sinkgate.benchmarks.lmms", raising=False)
-    return importlib.import_module("sinkgate.benchmarks.lmms").GatedModel
+    return adapter_class(monkeypatch)
 
 
 def test_sinks_are_those_of_the_gates_unless_others_are_named(adapter, demo, tmp_path, monkeypatch):

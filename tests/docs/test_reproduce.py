@@ -8,13 +8,12 @@ import os
 import shlex
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
-from types import ModuleType
 
 import parquet_files
 import pytest
+from lmms_interface import adapter_class
 from test_examples import blocks
 from tokenizers import AddedToken
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -148,18 +147,8 @@ def run(lab, monkeypatch, capfd):
 
 @pytest.fixture
 def lmms(monkeypatch):
-    """The adapter of lmms-eval, on a bare interface."""
-    if find_spec("lmms_eval") is None:
-        for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.models"):
-            monkeypatch.setitem(sys.modules, name, ModuleType(name))
-        model, registry = ModuleType("lmms_eval.api.model"), ModuleType("lmms_eval.models.registry_v2")
-        model.lmms, registry.ModelManifest = type("lmms", (), {}), object
-        monkeypatch.setitem(sys.modules, model.__name__, model)
-        monkeypatch.setitem(sys.modules, registry.__name__, registry)
-        monkeypatch.delitem(sys.modules, "sinkgate.benchmarks.lmms", raising=False)
-    from sinkgate.benchmarks.lmms import GatedModel
-
-    return GatedModel
+    """The adapter of lmms-eval, on a bare interface where lmms-eval is not installed."""
+    return adapter_class(monkeypatch)
 
 
 def test_every_command_of_the_page_runs(lab, run, lmms):
