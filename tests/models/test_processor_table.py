@@ -47,7 +47,7 @@ def test_what_is_right_is_seen(folder):
 def test_what_is_wrong_is_seen(folder, monkeypatch):
     """The first token twice, where the template writes it."""
 
-    def doubled(self, text, images):
+    def doubled(self, text, images, fps=None):
         features = self.processor(images=[list(images)], text=[text], return_tensors="pt", add_special_tokens=True)
         return dict(features.to(self.model.device, self.model.dtype))
 
