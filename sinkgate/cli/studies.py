@@ -379,10 +379,14 @@ def survey(
 ) -> None:
     """Survey a model's sinks: dimensions, V-sinks and L-sinks by each criterion, attention, and the effect of a scale. Writes a card and a page."""
     from sinkgate.studies.html_report import write_page
-    from sinkgate.studies.survey import Survey, card, compared, pushed, samples_for, write_card
+    from sinkgate.studies.hub import check_target
+    from sinkgate.studies.hub import push as upload
+    from sinkgate.studies.survey import Survey, card, compared, samples_for, write_card
 
     if push and runs.out is None:
         raise SinkgateError("--push uploads a folder; expected it as --out")
+    if push:
+        check_target(push, connect=runs.share.rank == 0)
     find, vlm = criteria.finder(), chosen.load()
     samples, about = samples_for(vlm, pictures, question)
     study = Survey(
@@ -406,7 +410,7 @@ def survey(
             files = [write_card(results), write_page(results.folder)]
             typer.echo("\n".join(f"wrote {file}" for file in files), err=True)
             if push:
-                typer.echo(f"uploaded {pushed(results, push)}", err=True)
+                typer.echo(f"uploaded {upload(results, push)}", err=True)
 
 
 def compare_models(

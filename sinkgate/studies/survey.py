@@ -224,30 +224,6 @@ def samples_for(
     return samples_of(list(photographs().values()), texts), {"images": "photographs of the package"}
 
 
-def pushed(results: Results, name: str) -> str:
-    """Upload card and page of a survey to a data set of the Hub, which is created if it is not there; return its address.
-
-    Raises:
-        SinkgateError: the Hub refuses.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    api, folder = HfApi(), str(results.about["model"]["name"]).replace("/", "--")
-    try:
-        api.create_repo(name, repo_type="dataset", exist_ok=True)
-        api.upload_folder(
-            repo_id=name,
-            repo_type="dataset",
-            folder_path=results.folder,
-            path_in_repo=folder,
-            allow_patterns=[FILE, "report.html", "*.parquet", "study.json"],
-        )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise SinkgateError(f"the survey cannot be uploaded to {name}: {error}") from error
-    return f"https://huggingface.co/datasets/{name}/tree/main/{folder}"
-
-
 def write_card(results: Results) -> Path:
     """Write the card beside the tables of its survey, and return its file; raises as `card`."""
     path = results.folder / FILE

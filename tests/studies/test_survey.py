@@ -142,23 +142,3 @@ def test_the_command_writes_card_and_page(tmp_path):
     assert read_card(tmp_path / "out")["about"]["images"] == [cat]
     refused = CliRunner().invoke(cli, ["survey", cat, "--push", "you/sinks"])
     assert isinstance(refused.exception, sg.SinkgateError) and "--out" in str(refused.exception)
-
-
-def test_a_push_uploads_card_and_page(results, monkeypatch):
-    import huggingface_hub
-
-    from sinkgate.studies.survey import pushed
-
-    calls = []
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda _, *args, **options: calls.append((args, options)))
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda _, **options: calls.append(options))
-    assert pushed(results, "you/sinks") == "https://huggingface.co/datasets/you/sinks/tree/main/demo"
-    assert calls[0] == (("you/sinks",), {"repo_type": "dataset", "exist_ok": True})
-    assert calls[1]["folder_path"] == results.folder and "survey.json" in calls[1]["allow_patterns"]
-
-    def refuse(*_, **__):
-        raise OSError("no connection")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    with pytest.raises(sg.SinkgateError, match="cannot be uploaded to you/sinks: no connection"):
-        pushed(results, "you/sinks")
