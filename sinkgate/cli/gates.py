@@ -160,13 +160,19 @@ def stack(
     ] = "all",
     by: Annotated[str, typer.Option(help="Criterion of improvement: loss or accuracy.")] = "loss",
     margin: Annotated[float, typer.Option(help="Improvement that an added gate must exceed.")] = 0.0,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume", help="Use the outcomes that a killed run left in the folder, or begin anew."
+        ),
+    ] = True,
     on_test_split: Annotated[
         bool, typer.Option("--on-test-split", help="Use a benchmark's only split, though it is for testing.")
     ] = False,
     any_model: AnyModel = False,
     as_json: AsJson = False,
 ) -> None:
-    """Stack gates greedily by validation score, the best first, without further training."""
+    """Stack gates greedily by validation score, the best first, without further training. The same command resumes a killed run."""
     from sinkgate.methods.lsg import LSG
     from sinkgate.sinks.gates import read_layers
     from sinkgate.training.stacking import stack as stack_gates
@@ -181,7 +187,7 @@ def stack(
     vlm = chosen.load()
     lsg.check_fits(vlm, any_model)
     lsg.config = replace(lsg.config, criterion=criteria.replaced(lsg.config.criterion))
-    stacked = stack_gates(lsg.to(vlm.device), vlm, samples, score=by, margin=margin)
+    stacked = stack_gates(lsg.to(vlm.device), vlm, samples, score=by, margin=margin, out=out, resume=resume)
     in_stack = list(stacked.lsg.config.layers)
     typer.echo(stacked.sinks, err=True)
     validation = {

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sinkgate.data.identity import checksum
 from sinkgate.demo.scoring import SceneQuestions
 from sinkgate.images.layout import Sheet
 from sinkgate.models.dimensions import sink_criteria
@@ -24,7 +25,7 @@ from sinkgate.models.vlm import VLM
 from sinkgate.scenes.scene import Scene
 from sinkgate.sinks.classify import Observation, classify
 from sinkgate.sinks.criteria import CRITERIA, SinkCriteria
-from sinkgate.studies.provenance import checksum, facts_of
+from sinkgate.studies.provenance import facts_of
 from sinkgate.studies.results import Results
 from sinkgate.studies.runner import Tables, chunks
 

@@ -10,9 +10,10 @@ import pandas as pd
 
 from sinkgate.benchmarks import Item
 from sinkgate.data import Sample
+from sinkgate.data.identity import checksum, facts_of_samples, mark_of
 from sinkgate.errors import SinkgateError
 from sinkgate.models.vlm import VLM
-from sinkgate.studies.provenance import checksum, facts_of, facts_of_samples, mark_of
+from sinkgate.studies.provenance import facts_of
 from sinkgate.studies.runner import chunks
 from sinkgate.training.dataset import ExampleCache, ImageSinks, PreparedExample, SinkCounts
 

@@ -25,13 +25,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sinkgate.data import Pictured
+from sinkgate.data.identity import checksum, mark_of
 from sinkgate.data.probe_example import Target
 from sinkgate.errors import SinkgateError
 from sinkgate.models.dimensions import sink_criteria
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.classify import Merged, Observation, SinkMasks, classify
 from sinkgate.sinks.criteria import Choice, Criterion, SinkCriteria, reduction_of
-from sinkgate.studies.provenance import checksum, facts_of, mark_of
+from sinkgate.studies.provenance import facts_of
 from sinkgate.studies.runner import chunks
 
 Precision = Literal["float32", "float16"]

@@ -12,9 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sinkgate.data import Sample
-from sinkgate.errors import ImageError
-from sinkgate.images.io import Picture, open_image
 from sinkgate.models.dimensions import WEIGHTS
 from sinkgate.models.vlm import VLM
 
@@ -36,29 +33,6 @@ def facts_of(vlm: VLM) -> dict[str, Any]:
         **({"quantization": _plain(quantized)} if (quantized := getattr(config, "quantization_config", None)) else {}),
         "attention": config.get_text_config()._attn_implementation,
     }
-
-
-def facts_of_samples(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return the number of samples, and a checksum of pictures, questions and answers."""
-    content = [(each.kind, each.question, each.answer, *each.options, *map(mark_of, each.images)) for each in samples]
-    return {"samples": len(samples), "checksum": checksum(content)}
-
-
-def mark_of(picture: Picture) -> str:
-    """Return what identifies a picture: the hash of its bytes, or name and size of its file."""
-    try:
-        if isinstance(picture, str | Path):
-            path = Path(picture)
-            return f"{path.name} {path.stat().st_size if path.is_file() else 'missing'}"
-        data = picture if isinstance(picture, bytes) else open_image(picture).tobytes()
-    except (ImageError, OSError):  # reported when the sample is prepared
-        return "unreadable"
-    return hashlib.sha256(data).hexdigest()
-
-
-def checksum(content: Any) -> str:
-    """Return the first 16 digits of the SHA-256 of a value's JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _plain(quantized: Any) -> Any:

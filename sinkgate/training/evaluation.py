@@ -7,8 +7,11 @@ position at which the options differ.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -22,7 +25,7 @@ from sinkgate.methods.base import Method, finder_of, reads_pixels
 from sinkgate.methods.sink_to_front import SinkToTheFront, in_old_order
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
-from sinkgate.output import track
+from sinkgate.output import disk_errors, track
 from sinkgate.training.dataset import ExampleCache, ImageSinks, Prefix, PreparedExample, SinkCounts, batches
 
 
@@ -42,6 +45,25 @@ class EvaluationResult:
     chosen: dict[str, list[str | None]]
     counts: list[ImageSinks] = field(default_factory=list)
     attention: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, methods: Iterable[str], attention: bool = False) -> EvaluationResult:
+        """Return the result of no sample."""
+        right, loss, chosen, shares = ({name: [] for name in methods} for _ in range(4))
+        return cls([], right, loss, chosen, attention=shares if attention else {})
+
+    def extend(self, other: EvaluationResult) -> None:
+        """Append the outcomes of the same methods on further samples."""
+        self.kinds.extend(other.kinds)
+        self.counts.extend(other.counts)
+        for own, more in (
+            (self.right, other.right),
+            (self.loss, other.loss),
+            (self.chosen, other.chosen),
+            (self.attention, other.attention),
+        ):
+            for name, values in own.items():
+                values += more[name]
 
     @property
     def sinks(self) -> SinkCounts:
@@ -74,6 +96,7 @@ def evaluate(
     batch_size: int = 32,
     progress: bool = True,
     attention: bool = False,
+    keep: Path | None = None,
 ) -> EvaluationResult:
     """Evaluate methods on samples; ``Fixed(Gates.ones(vlm))`` is the unmodified model.
 
@@ -85,6 +108,7 @@ def evaluate(
         batch_size: samples side by side.
         progress: show a bar.
         attention: measure attention by group, too; L-sinks are those of the finder.
+        keep: file to which every finished batch is written, and from which a call with the same arguments goes on.
 
     Raises:
         SinkgateError: no sample can be used, or methods have different criteria.
@@ -96,17 +120,21 @@ def evaluate(
         1.0
     """
     examples = examples or ExampleCache(vlm, finder_of(methods.values()), pixels=reads_pixels(methods.values()))
-    result = EvaluationResult(
-        [], {name: [] for name in methods}, {name: [] for name in methods}, {name: [] for name in methods}
-    )
-    if attention:
-        result.attention.update({name: [] for name in methods})
+    methods = dict(methods)
+    result = EvaluationResult.empty(methods, attention)
+    finished = {} if keep is None else _finished(keep)
     samples = Sample.list_of(samples)
     starts = range(0, len(samples), batch_size)
     for start in track(starts, "evaluate", unit="batches", show=progress):
-        numbered = enumerate(samples[start : start + batch_size], start)
-        prepared = [examples.prepare(sample, f"sample {number}") for number, sample in numbered]
-        _evaluate(vlm, methods, [example for example in prepared if example is not None], result)
+        part = finished.get(start)
+        if part is None:
+            part = EvaluationResult.empty(methods, attention)
+            numbered = enumerate(samples[start : start + batch_size], start)
+            prepared = [examples.prepare(sample, f"sample {number}") for number, sample in numbered]
+            _evaluate(vlm, methods, [example for example in prepared if example is not None], part)
+            if keep is not None:
+                _append(keep, start, part)
+        result.extend(part)
     if not result.kinds:
         first = next(iter(examples.skipped.values()), "there are none")
         raise SinkgateError(f"no sample can be used: {first}")
@@ -134,6 +162,23 @@ def _evaluate(
                     if isinstance(method, SinkToTheFront):
                         rows = {layer: in_old_order(row, batch) for layer, row in rows.items()}
                     result.attention[name] += attention_shares(rows, batch)
+
+
+def _finished(file: Path) -> dict[int, EvaluationResult]:
+    """Return the finished batches in a file, by the number of their first sample; a line that a killed run left half written is none."""
+    batches: dict[int, EvaluationResult] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        with suppress(ValueError, TypeError, KeyError):
+            start, part = json.loads(line)
+            batches[start] = EvaluationResult(**{**part, "counts": [ImageSinks(**counts) for counts in part["counts"]]})
+    return batches
+
+
+def _append(file: Path, start: int, part: EvaluationResult) -> None:
+    with disk_errors(f"{file} cannot be written"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as lines:  # the first line break ends a line that was left half written
+            lines.write(f"\n{json.dumps([start, asdict(part)])}\n")
 
 
 def _last_row(batch: Batch) -> Recorder:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from shutil import rmtree
 from typing import Literal
 
 from sinkgate.data import Sample
+from sinkgate.data.identity import checksum, facts_of_samples
 from sinkgate.methods.base import Fixed, Method, finder_of
 from sinkgate.methods.lsg.model import LSG
-from sinkgate.models.vlm import VLM
+from sinkgate.models.finder import finder_settings
+from sinkgate.models.vlm import VLM, Finder
 from sinkgate.output import track
 from sinkgate.sinks.gates import Gates
 from sinkgate.training.dataset import ExampleCache, SinkCounts
@@ -17,6 +22,7 @@ from sinkgate.training.evaluation import EvaluationResult, evaluate
 
 Score = Literal["accuracy", "loss"]
 UNMODIFIED = "unmodified"
+TRIALS = "trials"  # subfolder with the outcomes of finished batches
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ def stack(
     score: Score = "loss",
     margin: float = 0.0,
     examples: ExampleCache | None = None,
+    out: str | Path | None = None,
+    resume: bool = True,
     progress: bool = True,
 ) -> Stack:
     """Start from the best single gate, try the others in order of their single scores, and add each that improves the stack.
@@ -70,19 +78,30 @@ def stack(
         score: criterion of improvement. Default chosen by us; the paper does not say. The loss varies less than accuracy on few samples.
         margin: improvement that an added gate must exceed, in units of the score.
         examples: see `evaluate`.
+        out: folder to whose ``trials/`` every finished batch of samples is written, so that the same call continues a killed one; the outcomes
+            of another model, of other gates, samples or criteria of sinks do not count. None writes nothing.
+        resume: use the outcomes in the folder; False deletes them.
         progress: show a bar.
 
     Raises:
-        SinkgateError: no sample can be used.
+        SinkgateError: no sample can be used, or the folder cannot be written.
 
     Example:
-        >>> result = sg.stack(lsg, vlm, validation)
+        >>> result = sg.stack(lsg, vlm, validation, out="runs/stack")
         >>> result.lsg.save_pretrained("runs/stack")
     """
     examples = examples or ExampleCache(vlm, finder_of([lsg], l_sinks=False))
     alone: dict[str, Method] = {str(layer): lsg.only([layer]) for layer in lsg.config.layers}
+    trials = None if out is None else Path(out) / TRIALS / _identity(lsg, vlm, samples, examples.find)
+    if trials is not None and not resume:
+        rmtree(trials, ignore_errors=True)
     results = evaluate(
-        vlm, {UNMODIFIED: Fixed(Gates.ones(vlm)), **alone}, samples, examples=examples, progress=progress
+        vlm,
+        {UNMODIFIED: Fixed(Gates.ones(vlm)), **alone},
+        samples,
+        examples=examples,
+        progress=progress,
+        keep=trials and trials / "singles.jsonl",
     )
     singles = {layer: _score(results, str(layer), score) for layer in lsg.config.layers}
     best, *others = sorted(singles, key=lambda layer: -singles[layer])
@@ -90,12 +109,29 @@ def stack(
     steps = [Step(chosen, best_value, True)]
     for layer in track(others, "stack", unit="gates", show=progress):
         tried = (*chosen, layer)
-        result = evaluate(vlm, {"tried": lsg.only(tried)}, samples, examples=examples, progress=False)
+        result = evaluate(
+            vlm,
+            {"tried": lsg.only(tried)},
+            samples,
+            examples=examples,
+            progress=False,
+            keep=trials and trials / f"{'-'.join(map(str, sorted(tried)))}.jsonl",
+        )
         value = _score(result, "tried", score)
         steps.append(Step(tried, value, accepted=value > best_value + margin))
         if steps[-1].accepted:
             chosen, best_value = tried, value
     return Stack(lsg.only(chosen), _score(results, UNMODIFIED, score), singles, steps, results.sinks)
+
+
+def _identity(lsg: LSG, vlm: VLM, samples: Sequence[Sample], find: Finder) -> str:
+    """Return a checksum of all that outcomes depend on."""
+    weights = sha256()
+    for name, tensor in sorted(lsg.state_dict().items()):
+        weights.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    model = {"model": vlm.name, "weights": vlm.weights_checksum, "dtype": str(vlm.model.dtype)}
+    gates = {"gates": weights.hexdigest(), "config": str(lsg.config)}
+    return checksum({**model, **gates, **facts_of_samples(samples), "sinks": finder_settings(find, vlm)})
 
 
 def _score(result: EvaluationResult, name: str, score: Score) -> float:

@@ -1,5 +1,7 @@
 """Stacks: greedy from the best, nothing trained again, told as it went."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import noise_image
@@ -7,6 +9,7 @@ from tiny import noise_image
 import sinkgate as sg
 from sinkgate.data import scene_samples
 from sinkgate.methods import Fixed
+from sinkgate.training import evaluation, stacking
 from sinkgate.training.dataset import ExampleCache
 from sinkgate.training.evaluation import evaluate
 from sinkgate.training.stacking import stack
@@ -71,3 +74,75 @@ def test_the_score_is_that_of_the_returned_stack_under_a_negative_margin(demo, s
     marks = evaluate(demo, {"it": result.lsg}, samples, examples=examples, progress=False)
     assert result.score == pytest.approx(-marks.mean_loss("it"))
     assert result.score < max(step.score for step in result.steps), "the case needs a step that made it worse"
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The methods of every batch that is run; ``stop`` is the number of batches before a kill."""
+    calls = []
+    calls_of = evaluation._evaluate
+
+    def counted(vlm, methods, examples, part):
+        if len(calls) == runs.stop:
+            raise KeyboardInterrupt
+        calls.append(tuple(methods))
+        calls_of(vlm, methods, examples, part)
+
+    class runs:  # noqa: N801
+        stop = None
+        batches = calls
+
+    monkeypatch.setattr(evaluation, "_evaluate", counted)
+    monkeypatch.setattr(evaluation.evaluate, "__kwdefaults__", {**evaluation.evaluate.__kwdefaults__, "batch_size": 3})
+    return runs
+
+
+def outcome(result):
+    return result.lsg.config.layers, result.unmodified, result.singles, result.steps, result.sinks
+
+
+def test_a_killed_stack_goes_on_and_equals_a_whole_one(demo, samples, tmp_path, runs):
+    lsg, samples = leaning(demo, [0, 2, 3], [0, 1, 0]), samples[:5]
+    whole = stack(lsg, demo, samples, progress=False)
+    batches = list(runs.batches)
+    assert len(batches) == 6 and len(batches[0]) == 4, "two batches of the singles, then two of each of two trials"
+    for stop in (1, 2, 5):  # within the singles, behind them, within the last trial
+        runs.batches.clear()
+        runs.stop = stop
+        with pytest.raises(KeyboardInterrupt):
+            stack(lsg, demo, samples, out=tmp_path / str(stop), progress=False)
+        newest = max(
+            (tmp_path / str(stop) / stacking.TRIALS).rglob("*.jsonl"), key=lambda file: file.stat().st_mtime_ns
+        )
+        with newest.open("a") as file:
+            file.write('\n[3, {"kinds": ["cou')  # a line that the kill cut
+        runs.stop = None
+        assert outcome(stack(lsg, demo, samples, out=tmp_path / str(stop), progress=False)) == outcome(whole)
+        assert runs.batches == batches, "no batch is run twice"
+    runs.batches.clear()
+    assert outcome(stack(lsg, demo, samples, out=tmp_path / "5", progress=False)) == outcome(whole)
+    assert not runs.batches
+    assert outcome(stack(lsg, demo, samples, out=tmp_path / "5", resume=False, progress=False)) == outcome(whole)
+    assert runs.batches == batches
+
+
+def test_outcomes_of_other_gates_samples_or_criteria_do_not_count(demo, samples, tmp_path, runs):
+    lsg, few = leaning(demo, [2, 6], [1, 0]), samples[:3]
+    stack(lsg, demo, few, out=tmp_path, progress=False)
+    once = list(runs.batches)
+    other = leaning(demo, [2, 6], [0, 1])
+    by_norm = leaning(demo, [2, 6], [1, 0])
+    by_norm.config = replace(by_norm.config, criterion="norm")
+    answers = [replace(few[0], answer="9"), *few[1:]]
+    for gates, these in ((other, few), (by_norm, few), (lsg, answers)):
+        runs.batches.clear()
+        fresh = stack(gates, demo, these, progress=False)
+        alone = list(runs.batches)
+        runs.batches.clear()
+        assert outcome(stack(gates, demo, these, out=tmp_path, progress=False)) == outcome(fresh)
+        assert runs.batches == alone
+    runs.batches.clear()
+    stack(lsg, demo, few, out=tmp_path, margin=1.0, score="accuracy", progress=False)
+    assert len(once) == 2 and not runs.batches, (
+        "another score or margin reads the same outcomes, where the trials are the same"
+    )
