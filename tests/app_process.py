@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -12,12 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 import psutil
+import pytest
 
 ROOT = Path(__file__).parents[1]
+_starts = count()
 START_SECONDS = 600  # a bound for an app that hangs; a busy machine takes minutes
 ALTERED = """import runpy, sys
 sys.path.insert(0, ".")
@@ -26,11 +31,27 @@ runpy.run_path("app/main.py", run_name="__main__")
 """
 
 
+MAIN = ("app/main.py",)
+#: Of the app; the first sets variables that the others read.
+IMPORTS = ["app.main", "app.backend", "app.gate_library", "app.page", "app.server", "sinkgate.models.loading"]
+
+
+class Process(Protocol):
+    """The part of `subprocess.Popen` that tests use."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def kill(self) -> None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int, /) -> None: ...
+
+
 @dataclass
 class App:
     """A running app."""
 
-    process: subprocess.Popen[bytes]
+    process: Process
     address: str
     metrics: str  # address
     log: Path
@@ -65,17 +86,29 @@ def altered(code: str) -> tuple[str, str]:
 
 @contextmanager
 def running_app(
-    *options: str, start: Sequence[str] = ("app/main.py",), environment: Mapping[str, str] | None = None
+    *options: str, start: Sequence[str] = MAIN, environment: Mapping[str, str] | None = None
 ) -> Iterator[App]:
-    """``python app/main.py``; given once it is well, killed at the end where it still runs."""
+    """``python app/main.py``; given once it is well, killed at the end where it still runs.
+
+    The first one of a test process is started as users start it, and so is each with another ``start`` or ``environment``. Others are
+    forked off a process that has imported the app, which saves most of a start's time.
+    """
     port, metrics = free_port(), free_port()
-    command = [sys.executable, *start, "--port", str(port), "--metrics-port", str(metrics), *options]
+    arguments = ["--port", str(port), "--metrics-port", str(metrics), *options]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env={**os.environ, **(environment or {})}, stdout=stream, stderr=stream
-            )
+        log.touch()
+        if start == MAIN and not environment and next(_starts):
+            process: Process = Fork(arguments, log)
+        else:
+            with log.open("wb") as stream:
+                process = subprocess.Popen(
+                    [sys.executable, *start, *arguments],
+                    cwd=ROOT,
+                    env={**os.environ, **(environment or {})},
+                    stdout=stream,
+                    stderr=stream,
+                )
         app = App(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics", log)
         try:
             deadline = time.monotonic() + START_SECONDS
@@ -87,6 +120,51 @@ def running_app(
         finally:
             process.kill()  # tests/load stops one as an operator does
             process.wait()
+
+
+class Fork:
+    """An app forked off a process that has imported what it imports."""
+
+    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTS)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+            patch.setenv("PYTHONWARNINGS", "ignore:resource_tracker")  # of locks that a killed app leaves
+            self._process = context.Process(target=serve, args=(list(arguments), log), daemon=True)
+            self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, "it still runs"
+        return self._process.exitcode
+
+    def send_signal(self, sig: int, /) -> None:
+        os.kill(self.pid, sig)
+
+
+def serve(arguments: list[str], log: Path) -> None:
+    """Run the app in this process, with its output in a file."""
+    sys.path.insert(0, str(ROOT))  # tests/app is no package of the app
+    from app.main import main
+
+    with log.open("wb") as stream:
+        for output in (1, 2):
+            os.dup2(stream.fileno(), output)
+    os.chdir(ROOT)
+    sys.argv = [*MAIN, *arguments]
+    main()
 
 
 def is_well(address: str) -> bool:
