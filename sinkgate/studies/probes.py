@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
+from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import average_precision_score
@@ -104,7 +105,7 @@ def probe(
     if not len(test) or frequent.sum() < needed:
         return dict.fromkeys(LABELS, Probed(np.nan, np.nan, np.nan, np.nan, **counted))
     cv = StratifiedKFold(folds, shuffle=True, random_state=0)
-    choice: Any = {"Cs": sorted(regularisers), "cv": cv, "scoring": "neg_log_loss", "max_iter": MAX_ITER}
+    choice: Any = {"Cs": sorted(regularisers), "cv": cv, "scoring": _log_likelihood, "max_iter": MAX_ITER}
     fitted = [_fit(train, column, LogisticRegressionCV(**choice)) for column in _columns(train_labels)]
     chosen = [float(np.ravel(model.named_steps["model"].C_)[0]) for model in fitted]
     shuffled = _columns(np.random.default_rng(seed).permutation(train_labels))
@@ -125,11 +126,18 @@ def _columns(labels: np.ndarray) -> list[np.ndarray]:
 
 
 def _fit(train: np.ndarray, labels: np.ndarray, model: LogisticRegression) -> Pipeline:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
         # only predictions count, converged or not; and the arguments whose defaults will change make no difference here
         for kind in (ConvergenceWarning, FutureWarning):
             warnings.simplefilter("ignore", kind)
         return Pipeline([("scale", StandardScaler()), ("model", model)]).fit(train, labels)
+
+
+def _log_likelihood(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean log probability of the labels; that of scikit-learn checks its input for longer than a small fit takes."""
+    sure = model.predict_proba(features)
+    right = sure[np.arange(len(labels)), np.searchsorted(model.classes_, labels)]
+    return float(np.log(right.clip(np.finfo(right.dtype).eps)).mean())
 
 
 def _judge(models: list[Pipeline], test: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_info, threadpool_limits
 from tiny import noise_image
 
@@ -211,6 +213,21 @@ def test_the_choice_never_sees_the_test():
         for s in [planted(np.random.default_rng(5), labels, 100, strength)]
     }
     assert len(chosen) > 1  # or it would choose nothing
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("classes", [("b", "a"), ("c", "a", "b"), (True, False)])
+def test_the_penalty_is_chosen_by_the_log_loss_of_scikit_learn(classes):
+    rng = np.random.default_rng(7)
+    labels = rng.choice(classes, 90)
+    states = planted(rng, labels, width=20, strength=1.0)
+    settings = {"Cs": [0.001, 0.1, 10.0], "cv": StratifiedKFold(3), "max_iter": 1000}
+    own, reference = (
+        LogisticRegressionCV(**settings, scoring=scoring).fit(states, labels)
+        for scoring in (probes._log_likelihood, "neg_log_loss")
+    )
+    for label, scores in reference.scores_.items():
+        assert own.scores_[label] == pytest.approx(scores, abs=1e-6)
 
 
 def test_scale_and_offset_of_features_do_not_matter():
