@@ -139,23 +139,30 @@ def row(name: str, vlm: sg.VLM, pictures: Sequence[Image.Image] = ()) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def cases() -> list[tuple[list[Image.Image], str]]:
-    """Images and a system turn, "" for the template's own: sizes, several images, a system turn."""
+def cases() -> list[tuple[list[Image.Image], str, list[tuple[str, str]]]]:
+    """Images, a system turn, "" for the template's own, and earlier turns: sizes, several images, a system turn, three questions."""
     return [
-        *(([gradient(size)], "") for size in SIZES),
-        ([gradient(SIZES[0]), gradient(SIZES[1])], ""),
-        ([gradient(SIZES[0])], "Answer with one word."),
+        *(([gradient(size)], "", []) for size in SIZES),
+        ([gradient(SIZES[0]), gradient(SIZES[1])], "", []),
+        ([gradient(SIZES[0])], "Answer with one word.", []),
+        ([gradient(SIZES[1])], "", [(QUESTIONS[1], "Two."), (QUESTIONS[2], "Red and “blue”.")]),
     ]
 
 
-def same_inputs(vlm: sg.VLM, images: list[Image.Image], system: str) -> bool | None:
+def same_inputs(vlm: sg.VLM, images: list[Image.Image], system: str, earlier: list[tuple[str, str]]) -> bool | None:
     """Compare a prompt with what transformers makes of the same conversation; None where both refuse it."""
     question = "What is in the picture?\nIt's “nice”."
-    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
-    chat = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+
+    def turn(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": text}]}
+
+    chat = [turn("user", question)]
+    for past, answer in reversed(earlier):
+        chat = [turn("user", past), turn("assistant", answer), *chat]
+    chat[0]["content"] = [*({"type": "image", "image": image} for image in images), *chat[0]["content"]]
     try:
         expected = vlm.processor.apply_chat_template(
-            [*chat, {"role": "user", "content": content}],
+            [*([turn("system", system)] if system else []), *chat],
             chat_template=vlm.prompter.chat.template,
             add_generation_prompt=True,
             tokenize=True,
@@ -165,7 +172,7 @@ def same_inputs(vlm: sg.VLM, images: list[Image.Image], system: str) -> bool | N
     except (ValueError, TemplateError):
         expected = None
     try:
-        inputs = vlm.prompt(images, question, system=system).inputs
+        inputs = vlm.prompt(images, question, system=system, earlier=earlier).inputs
     except sg.PromptError:
         return None if expected is None else False
     return (

@@ -62,6 +62,13 @@ class DataChoice:
             "--broken", help="Invalid records: skip and count, or stop; if left out, benchmarks stop, others skip."
         ),
     ] = None
+    turns: Annotated[
+        Literal["first", "all", "context"],
+        typer.Option(
+            "--turns",
+            help="Questions of a conversation in LLaVA's format: the first, all without the turns before, or all in their context.",
+        ),
+    ] = "first"
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most samples.")] = None
     skip: Annotated[
         int,
@@ -88,6 +95,7 @@ class DataChoice:
         from sinkgate.data.llava import exists, named
         from sinkgate.data.vqa import is_question_file
 
+        self._check_turns()
         if self.skip:
             return self._rest(split, on_test_split)
         if self.data == "scenes":
@@ -118,7 +126,7 @@ class DataChoice:
             if is_question_file(self.data):
                 read = read_questions(self.data, self.images, self.annotations, **options)
             else:
-                read = read_llava(self.data, self.images, **options)
+                read = read_llava(self.data, self.images, turns=self.turns, **options)
             samples = list(track(islice(read, self.limit), "samples", self.limit, unit="samples"))
         self._report(options["passed"])
         return samples
@@ -132,6 +140,7 @@ class DataChoice:
         from sinkgate.benchmarks import BENCHMARKS, SCENES
         from sinkgate.benchmarks.samples import of_samples
 
+        self._check_turns()
         if self.skip and self.data in BENCHMARKS:
             raise SinkgateError(f"--skip is {self.skip}; expected none with the questions of a benchmark")
         if self.data == SCENES.name:
@@ -148,7 +157,22 @@ class DataChoice:
     def about(self) -> dict[str, Any]:
         """Values of the options, for the record of a study."""
         about = {"data": self.data, "limit": self.limit, "seed": self.seed, "haze": self.haze}
-        return about | ({"skip": self.skip} if self.skip else {})
+        return (
+            about
+            | ({"skip": self.skip} if self.skip else {})
+            | ({"turns": self.turns} if self.turns != "first" else {})
+        )
+
+    def _check_turns(self) -> None:
+        from sinkgate.benchmarks import BENCHMARKS
+        from sinkgate.data.llava import exists, named
+        from sinkgate.data.vqa import is_question_file
+
+        single = self.data in ("scenes", "cambrian", *BENCHMARKS) or (exists(self.data) and is_question_file(self.data))
+        if self.turns != "first" and single:
+            raise SinkgateError(
+                f"--turns is {self.turns}; expected first with {named(self.data)}, whose questions stand alone"
+            )
 
     def _items(self, chosen: Benchmark, files: Path | None, revision: str | None = None) -> list[Item]:
         passed: Counter[str] = Counter()

@@ -15,7 +15,10 @@ from sinkgate.images.io import Picture, open_image
 
 def facts_of_samples(samples: Sequence[Sample]) -> dict[str, Any]:
     """Return the number of samples, and a checksum of pictures, questions and answers."""
-    content = [(each.kind, each.question, each.answer, *each.options, *map(mark_of, each.images)) for each in samples]
+    content = [
+        (each.kind, *sum(each.earlier, ()), each.question, each.answer, *each.options, *map(mark_of, each.images))
+        for each in samples
+    ]
     return {"samples": len(samples), "checksum": checksum(content)}
 
 

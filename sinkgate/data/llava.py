@@ -20,7 +20,7 @@ from sinkgate.data.sample import PLACEHOLDER, Sample
 from sinkgate.errors import SinkgateError
 from sinkgate.images.io import is_data_url
 
-Turns = Literal["first", "all"]
+Turns = Literal["first", "all", "context"]
 Broken = Literal["stop", "skip"]
 
 
@@ -48,7 +48,8 @@ def read_llava(
         path: the file; its content decides between a JSON list and JSONL, not its name.
         images: folder to which image paths are relative. A path that leads out of it is an error; links in it are followed.
         turns: "first", the first question and its answer; "all", every question of a conversation as a separate sample without
-            the turns before. Turns before the first human one are left out, as in LLaVA.
+            the turns before; "context", every question behind the turns before it. Turns before the first human one are left out, as in
+            LLaVA.
         broken: for an invalid record, "stop" raises, "skip" skips it.
         passed: counts skipped records by reason: "text only" (always skipped), "broken", "missing image".
 
@@ -111,8 +112,8 @@ def samples_of(record: Any, folder: Path, turns: Turns = "first", passed: Counte
     Args:
         record: a decoded record.
         folder: an image folder as `image_folder` returns it.
-        turns: "first" or "all", as in `read_llava`.
-        passed: counts, as "empty turn", questions of "all" turns that are skipped because they or their answers are empty.
+        turns: "first", "all" or "context", as in `read_llava`.
+        passed: counts, as "empty turn", questions behind the first that are skipped because they or their answers are empty.
 
     Raises:
         RecordError: the record is invalid.
@@ -125,9 +126,16 @@ def samples_of(record: Any, folder: Path, turns: Turns = "first", passed: Counte
             raise RecordError(f"field 'image' is missing though a question holds {PLACEHOLDER}; {_found(record)}")
         return []
     images = tuple(_pictures(record["image"], folder))
-    pairs = [(_placed(question, len(images)), answer.strip()) for question, answer in dialogue]
-    whole = [(question, answer) for question, answer in pairs if question and answer]
-    if not whole:
+    between = turns == "context" and any(PLACEHOLDER in question for question, _ in dialogue[1:])
+    if between:
+        pairs = [
+            (re.sub(rf"({PLACEHOLDER})\s+", r"\1", question).strip(), answer.strip()) for question, answer in dialogue
+        ]
+        _check_places([question for question, _ in pairs], len(images))
+    else:
+        pairs = [(_placed(question, len(images)), answer.strip()) for question, answer in dialogue]
+    whole = [(question, answer) for question, answer in pairs if question.replace(PLACEHOLDER, "").strip() and answer]
+    if not whole or (between and len(whole) < len(pairs)):
         raise RecordError(
             f"field 'conversations': a question or an answer is empty but for {PLACEHOLDER}; expected words"
         )
@@ -135,7 +143,15 @@ def samples_of(record: Any, folder: Path, turns: Turns = "first", passed: Counte
         passed["empty turn"] += len(pairs) - len(whole)
     source = record.get("source")
     kind = source if isinstance(source, str) else ""
-    return [Sample(images, question, answer, kind) for question, answer in whole]
+    if turns != "context":
+        return [Sample(images, question, answer, kind) for question, answer in whole]
+    samples: list[Sample] = []
+    for number, (question, answer) in enumerate(whole):
+        places = sum(each.count(PLACEHOLDER) for each, _ in whole[: number + 1])
+        shown = images[:places] if between else images
+        if shown:  # no question before the first image
+            samples.append(Sample(shown, question, answer, kind, earlier=tuple(whole[:number])))
+    return samples
 
 
 def _placed(question: str, images: int) -> str:
@@ -145,11 +161,16 @@ def _placed(question: str, images: int) -> str:
         plain = re.sub(pattern, "", question)
         if PLACEHOLDER not in plain:
             return plain
-    if (count := question.count(PLACEHOLDER)) != images:
-        raise RecordError(
-            f"field 'conversations': a question holds {PLACEHOLDER} {count} times; expected {images}, as there are images"
-        )
+    _check_places([question], images)
     return question
+
+
+def _check_places(questions: list[str], images: int) -> None:
+    if (count := sum(question.count(PLACEHOLDER) for question in questions)) != images:
+        subject = "a question holds" if len(questions) == 1 else "the questions hold"
+        raise RecordError(
+            f"field 'conversations': {subject} {PLACEHOLDER} {count} times; expected {images}, as there are images"
+        )
 
 
 def is_text_only(record: dict[str, Any]) -> bool:

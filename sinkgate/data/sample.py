@@ -18,6 +18,8 @@ class Sample:
 
     ``question``: one ``<image>`` for each image marks its place; without them, images stand before the question.
     ``options``: the permitted answers, such as "A" to "D", the right one among them; () if the answer is open.
+    ``earlier``: questions with their answers before this one; then places of images are those of all questions, and without any, images
+    stand before the first.
     """
 
     images: tuple[Picture, ...]
@@ -25,13 +27,23 @@ class Sample:
     answer: str
     kind: str = ""
     options: tuple[str, ...] = ()
+    earlier: tuple[tuple[str, str], ...] = ()
 
     @property
     def parts(self) -> str | list[str | None]:
         """The question as `VLM.prompt` takes it: a text, or parts of it with None at the place of each image."""
-        texts = self.question.split(PLACEHOLDER)
-        if len(texts) == 1 or len(texts) != len(self.images) + 1:
-            return self.question
+        return self._parts(self.question)
+
+    @property
+    def turns(self) -> list[tuple[str | list[str | None], str]]:
+        """The earlier questions, likewise, with their answers."""
+        return [(self._parts(question), answer) for question, answer in self.earlier]
+
+    def _parts(self, text: str) -> str | list[str | None]:
+        texts = text.split(PLACEHOLDER)
+        places = sum(each.count(PLACEHOLDER) for each in (self.question, *(question for question, _ in self.earlier)))
+        if len(texts) == 1 or places != len(self.images):
+            return text
         return [part for text in texts for part in (text, None) if part != ""][:-1]
 
     @classmethod

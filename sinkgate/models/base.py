@@ -26,7 +26,7 @@ from sinkgate.images.video import Video
 from sinkgate.models.adapters import Adapter, adapt
 from sinkgate.models.adapters.base import PIXELS
 from sinkgate.models.model_state import encoder_state
-from sinkgate.models.prompts import Prompt, Prompter
+from sinkgate.models.prompts import Prompt, Prompter, Turn
 from sinkgate.models.weights import model_checksum
 from sinkgate.sinks.classify import HeadObservation, Observation, PatchObservation
 from sinkgate.sinks.criteria import SinkCriteria
@@ -96,6 +96,7 @@ class BaseVLM:
         question: str | Sequence[str | None],
         *,
         system: str = "",
+        earlier: Sequence[Turn] = (),
         frames: int | None = None,
     ) -> Prompt:
         """Put a question to an image, to several, or to a video, in the model's own chat format.
@@ -106,19 +107,22 @@ class BaseVLM:
             question: 1 to 20,000 characters; line breaks within are kept. Images stand in front of a text; in a list of texts each
                 stands where None is.
             system: text of the system turn; what the chat template writes by itself where empty.
+            earlier: turns before the question, each a question with its answer. Images stand in front of the first one; or each where
+                None is, in whichever questions are lists of texts.
             frames: how many frames of the video to use, at even distances; all of a `Video` and 8 of a file where None. With a number any
                 file is read as a video, an animated GIF too.
 
         Raises:
             ImageError: an image or a video cannot be used (see ``open_image`` and ``open_video``).
             PromptError: the question is empty, too long, or holds a token with a meaning of its own; there is no image, or more
-                than the model takes; the chat template takes no system turn; the prompt has more positions than the model.
+                than the model takes; the chat template takes no system turn or no earlier turns; the prompt has more positions than the model.
 
         Example:
             >>> prompt = vlm.prompt("street.jpg", "How many cars are there?", system="Answer with one word.")
+            >>> follow_up = vlm.prompt("street.jpg", "Of which color?", earlier=[("How many cars are there?", "Two.")])
         """
         with self.lock:
-            return self.prompter.ask(images, question, system, frames)
+            return self.prompter.ask(images, question, system, frames, earlier)
 
     def read(
         self, inputs: Mapping[str, Any], images: Picture | Video | Sequence[Picture] = (), question: str = ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -32,8 +32,14 @@ PLAIN_TEMPLATES = {
 PLAIN_TEMPLATE = "{image}\n{question}\n"
 #: Marks around the thoughts of reasoning models.
 THINKING = {"<think>": "</think>", "◁think▷": "◁/think▷"}
-QUESTION, ANSWER = "SampleQuestion", "SampleAnswer"  # texts whose surroundings in a rendered template are read
+QUESTION, ANSWER, LATER = (
+    "SampleQuestion",
+    "SampleAnswer",
+    "LaterSample",
+)  # texts whose surroundings in a rendered template are read
 Parts = Sequence[str | None]  # of a turn: texts, and None at the place of an image
+Turns = Sequence[tuple[Parts, str]]  # earlier ones: questions with their answers
+_REFUSALS = (TypeError, ValueError, KeyError, TemplateError)  # of a template that cannot print a conversation
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ class ChatFormat:
         self.processor, self.model, self.name = processor, model, name
         self._by_text: dict[tuple[str | None, str], bool] = {}
         self._answers: dict[tuple[str | None, tuple[int, ...]], AnswerForm] = {}
+        self._earlier: dict[str | None, bool] = {}
 
     @property
     def template(self) -> str | None:
@@ -151,7 +158,7 @@ class ChatFormat:
         """True where processors of this kind take videos; this one may lack its video part."""
         return "video_processor" in inspect.signature(type(self.processor).__init__).parameters
 
-    def text_of_video(self, parts: Parts, system: str = "") -> str:
+    def text_of_video(self, parts: Parts, system: str = "", earlier: Turns = ()) -> str:
         """Return the same as ``text`` with a video at the place of None.
 
         Raises:
@@ -162,29 +169,30 @@ class ChatFormat:
                 f'videos for {self.name} need torchvision, as its video processor does: run `pip install "sinkgate[vision]"` and '
                 "load the model again, or give the frames as pictures: vlm.prompt(video.frames, question)"
             )
-        turns = [self._turn("system", [system])] if system else []
-        content = [{"type": "video"} if part is None else {"type": "text", "text": part} for part in parts]
-        text = (
-            self._render([*turns, {"role": "user", "content": content}], add_generation_prompt=True)
-            if self.template
-            else ""
-        )
-        if text.count(self.processor.video_token) != list(parts).count(None):
+
+        def with_video(parts: Parts) -> dict[str, Any]:
+            content = [{"type": "video"} if part is None else {"type": "text", "text": part} for part in parts]
+            return {"role": "user", "content": content}
+
+        text = self._conversation(parts, system, earlier, with_video) if self.template else ""
+        if text.count(self.processor.video_token) != 1:
             raise PromptError(
                 f"the chat template of {self.name} has no place for a video; give the frames as pictures: "
                 "vlm.prompt(video.frames, question)"
             )
         return text
 
-    def text(self, parts: Parts, system: str = "") -> str:
+    def text(self, parts: Parts, system: str = "", earlier: Turns = ()) -> str:
         """Return the prompt's text up to where the model answers.
 
         Args:
-            parts: of the user's turn: texts, and None at the place of an image.
+            parts: of the user's last turn: texts, and None at the place of an image.
             system: the system turn; "" leaves it to the template.
+            earlier: questions, as parts, with their answers.
 
         Raises:
-            PromptError: the template has no place for the question, the images or the system turn; a text holds half a character.
+            PromptError: the template has no place for the question, the images, the system turn or earlier turns; a text holds half a
+                character.
         """
         for part in (*parts, system):
             refuse_half_characters(part or "", "question")
@@ -193,10 +201,13 @@ class ChatFormat:
                 raise PromptError(
                     f"{self.name} has no chat template, so no system turn either; put the text into the question"
                 )
+            if earlier:
+                raise PromptError(
+                    f"{self.name} has no chat template, so no earlier turns either; put what matters of them into the question"
+                )
             question = "".join(part for part in parts if part is not None)
             return self._plain.format(image=self._place * list(parts).count(None), question=question)
-        turns = [self._turn("system", [system])] if system else []
-        return self._render([*turns, self._turn("user", parts)], add_generation_prompt=True)
+        return self._conversation(parts, system, earlier, lambda parts: self._turn("user", parts))
 
     def inputs(self, text: str, images: Sequence[Image.Image], fps: float | None = None) -> dict[str, Any]:
         """Return the processor's tensors for a text and its images, on the model's device, batch 1.
@@ -289,6 +300,31 @@ class ChatFormat:
     def _plain(self) -> str:
         return PLAIN_TEMPLATES.get(self.model.config.model_type, PLAIN_TEMPLATE)
 
+    def _conversation(self, parts: Parts, system: str, earlier: Turns, user: Callable[[Parts], dict[str, Any]]) -> str:
+        """Return a conversation as the template prints it, up to where the model answers."""
+        turns = [self._turn("system", [system])] if system else []
+        if not earlier:
+            return self._render([*turns, user(parts)], add_generation_prompt=True)
+        if not self._prints_earlier():
+            raise PromptError(
+                f"the chat template of {self.name} prints no earlier turns; put what matters of them into the question"
+            )
+        for question, answer in earlier:
+            turns += [user(question), self._turn("assistant", [answer])]
+        try:
+            return self._render([*turns, user(parts)], add_generation_prompt=True)
+        except _REFUSALS as error:
+            raise PromptError(
+                f"the chat template of {self.name} refuses a conversation of {len(earlier) + 1} questions: {error}"
+            ) from error
+
+    def _prints_earlier(self) -> bool:
+        """Return whether the template prints the question and the answer of an earlier turn."""
+        if self.template not in self._earlier:
+            text = self._past(ANSWER, LATER)
+            self._earlier[self.template] = all(each in text for each in (QUESTION, ANSWER, LATER))
+        return self._earlier[self.template]
+
     def _render(self, turns: Sequence[Mapping[str, Any]], **options: Any) -> str:
         return self.processor.apply_chat_template(list(turns), chat_template=self.template, **options)
 
@@ -328,7 +364,7 @@ class ChatFormat:
                 return self._render([turn], add_generation_prompt=True)
             user = self._turn("user", [None, QUESTION])
             return self._render([turn, user] if role == "system" else [user, turn])
-        except (TypeError, ValueError, KeyError, TemplateError):
+        except _REFUSALS:
             return ""
 
     def _read_answer_form(self) -> AnswerForm:
@@ -353,7 +389,7 @@ class ChatFormat:
         try:
             turns = [self._turn("user", [None, QUESTION]), self._turn("assistant", [answer])]
             return self._render([*turns, self._turn("user", [later])] if later else turns)
-        except (PromptError, TypeError, ValueError, KeyError, TemplateError):
+        except (PromptError, *_REFUSALS):
             return ""
 
     def _behind(self, context: str, text: str) -> list[int]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, cast
 
 import numpy as np
@@ -28,6 +29,8 @@ from sinkgate.models.token_map import measure_tokens
 from sinkgate.sinks.classify import SinkMap
 
 MAX_QUESTION = 20_000  # characters
+#: A question with its answer: a text, or texts with None at the place of each image.
+Turn = tuple[str | Sequence[str | None], str]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FIXED_TOWERS = ("clip_vision_model", "siglip_vision_model")  # take pictures of one size only
 
@@ -52,6 +55,7 @@ class Prompt:
     sheets: tuple[Sheet, ...]
     note: str = ""
     system: str = ""  # the system turn, where one was given
+    earlier: tuple[tuple[str, str], ...] = ()  # earlier questions with their answers
     video: Video | None = None  # whose frames the images are
     kind: str = "image"  # "video" where the model reads it as a video, not as pictures
     encoded: Any = None  # the encoder's output, once it has run
@@ -143,6 +147,7 @@ class Prompter:
         question: str | Sequence[str | None],
         system: str = "",
         frames: int | None = None,
+        earlier: Sequence[Turn] = (),
     ) -> Prompt:
         """See `sinkgate.VLM.prompt`."""
         if not isinstance(question, list | tuple):
@@ -151,26 +156,32 @@ class Prompter:
         video = as_video(images, frames)
         pictures = list(video.frames) if video else open_images(cast(Any, images))
         system = stripped(system, "system turn")
-        places = 1 if video else len(pictures)
-        parts = [None] * places + [question.strip()] if isinstance(question, str) else list(question)
-        if parts.count(None) != places:
-            noun = "the video; expected 1" if video else f"images; expected {places}, as many as images"
-            raise PromptError(f"the question has {parts.count(None)} places for {noun}")
+        past = _read_turns(earlier)
+        turns = _placed([*(each for each, _ in past), question], 1 if video else len(pictures), video is not None)
         if video and not self.chat.has_video_input:  # such a model reads frames as pictures
-            parts = [each for part in parts for each in ([part] if part is not None else [None] * len(pictures))]
-        question = "".join(
-            part for part in parts if part is not None
-        )  # line breaks stay: benchmarks list options on lines
+            turns = [
+                [each for part in turn for each in ([part] if part is not None else [None] * len(pictures))]
+                for turn in turns
+            ]
+        # line breaks stay: benchmarks list options on lines
+        texts = ["".join(part for part in turn if part is not None) for turn in turns]
+        answers = [stripped(answer, "earlier answer") for _, answer in past]
         if not pictures:
             raise PromptError("there is no image; a prompt needs at least one")
-        if not question.strip():
-            raise PromptError("the question is empty; ask something about the image")
-        if len(question) > MAX_QUESTION:
-            raise PromptError(f"the question has {len(question)} characters; at most {MAX_QUESTION:,} can be asked")
-        self.chat.refuse_commands(question, "question")
+        for text in texts:
+            if not text.strip():
+                raise PromptError("the question is empty; ask something about the image")
+            if len(text) > MAX_QUESTION:
+                raise PromptError(f"the question has {len(text)} characters; at most {MAX_QUESTION:,} can be asked")
+            self.chat.refuse_commands(text, "question")
+        for answer in answers:
+            if not answer:
+                raise PromptError("an earlier answer is empty; leave its question out")
+            self.chat.refuse_commands(answer, "earlier answer")
         self.chat.refuse_commands(system, "system turn")
         as_one = video is not None and self.chat.has_video_input
-        text = self.chat.text_of_video(parts, system) if as_one else self.chat.text(parts, system)
+        render = self.chat.text_of_video if as_one else self.chat.text
+        text = render(turns[-1], system, list(zip(turns, answers, strict=False)))
         try:
             inputs = self.chat.inputs(text, pictures, video.fps if video and as_one else None)
         except Exception as error:  # processors raise whatever a picture drives them to
@@ -180,7 +191,8 @@ class Prompter:
             if refusal is None:
                 raise
             raise refusal from error
-        return replace(self._read(inputs, pictures, question, video), system=system)
+        read = self._read(inputs, pictures, texts[-1], video)
+        return replace(read, system=system, earlier=tuple(zip(texts, answers, strict=False)))
 
     def _refusal(self, pictures: Sequence[Image.Image], error: Exception) -> ImageError | PromptError | None:
         """Return an error that names what the processor refused: a picture, their number or the text; None where it takes no picture at all."""
@@ -343,6 +355,43 @@ class Prompter:
         gaps = ((visual.diff() > 1) & (image.diff() == 0)).nonzero()[:, 0]
         ranges = [torch.arange(int(visual[gap]) + 1, int(visual[gap + 1])) for gap in gaps]
         return torch.cat(ranges) if ranges else torch.empty(0, dtype=torch.long)
+
+
+def _placed(questions: Sequence[str | Sequence[str | None]], places: int, video: bool) -> list[list[str | None]]:
+    """Return the questions of a conversation as parts: images in front of the first one, unless some part marks a place.
+
+    Raises:
+        PromptError: a question is no text, or there are not as many places as images.
+    """
+    marked = any(not isinstance(question, str) for question in questions)
+    turns: list[list[str | None]] = [
+        [stripped(each, "question")] if isinstance(each, str) else list(each) for each in questions
+    ]
+    if not marked:
+        turns[0] = [*[None] * places, *turns[0]]
+    if (count := sum(turn.count(None) for turn in turns)) != places:
+        noun = "the video; expected 1" if video else f"images; expected {places}, as many as images"
+        subject = "question has" if len(turns) == 1 else "questions have"
+        raise PromptError(f"the {subject} {count} places for {noun}")
+    return turns
+
+
+def _read_turns(earlier: Any) -> list[Turn]:
+    """Return earlier turns as pairs; raise PromptError where they are none."""
+    if isinstance(earlier, str) or not isinstance(earlier, Collection):
+        raise PromptError(
+            f"the earlier turns are a {type(earlier).__name__}; expected pairs of a question and its answer, in a list"
+        )
+    turns: list[Any] = list(cast(Collection[Any], earlier))
+    for number, turn in enumerate(turns, 1):
+        match turn:
+            case [str() | list() | tuple(), str()]:
+                pass
+            case _:
+                raise PromptError(
+                    f"earlier turn {number} is {short(turn)}; expected a question and its answer, two texts"
+                )
+    return [(question, answer) for question, answer in turns]
 
 
 def _refuse_swapped(images: Any, question: Any) -> None:

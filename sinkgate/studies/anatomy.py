@@ -146,7 +146,7 @@ class Anatomy(OfSamples):
         start = unit * self.chunk
         dissected = []
         for number, sample in enumerate(self.samples[start : start + self.chunk], start):
-            prompt = self.vlm.prompt(sample.images, sample.parts)
+            prompt = self.vlm.prompt(sample.images, sample.parts, earlier=sample.turns)
             criteria = {"v_sink": self.criteria.v_sink, "l_sink": self.criteria.l_sink}
             dissected.append(dissect(self.vlm, prompt, self.dimensions, **criteria, merged=self.merged, sample=number))
         return {

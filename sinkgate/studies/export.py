@@ -85,7 +85,7 @@ class Export(OfSamples):
 
     def _tables(self, sample: Sample) -> dict[str, pd.DataFrame]:
         vlm = self.vlm
-        prompt = vlm.prompt(sample.images, sample.parts)
+        prompt = vlm.prompt(sample.images, sample.parts, earlier=sample.turns)
         sinks = find_sinks(vlm, prompt, v_sink=self.find.v_sink, l_sink=self.find.l_sink)
         trace = vlm.answer(prompt, max_new_tokens=self.max_new_tokens, max_rows=self.rows)
         layers = list(range(vlm.num_layers)) if self.layers is None else list(self.layers)

@@ -61,7 +61,7 @@ class Survey(Anatomy):
         start = unit * self.chunk
         rows: list[dict[str, Any]] = []
         for number, sample in enumerate(self.samples[start : start + self.chunk], start):
-            prompt = self.vlm.prompt(sample.images, sample.parts)
+            prompt = self.vlm.prompt(sample.images, sample.parts, earlier=sample.turns)
             sinks = find_sinks(
                 self.vlm, prompt, v_sink=self.criteria.v_sink, l_sink=self.criteria.l_sink, merged=self.merged
             )

@@ -161,7 +161,7 @@ class ExampleCache:
 
     def _prepare(self, sample: Sample) -> PreparedExample:
         vlm = self.vlm
-        prompt = vlm.prompt(sample.images, sample.parts)
+        prompt = vlm.prompt(sample.images, sample.parts, earlier=sample.turns)
         answer = vlm.encode_answer(prompt, sample.answer)
         options, deciding = self._options(prompt, sample) if sample.options else ({}, 0)
         masks = self.find(vlm, prompt)

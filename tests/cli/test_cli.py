@@ -501,6 +501,24 @@ def test_samples_behind_the_first_ones(sinkgate, scene_folder, tmp_path, demo):
     assert "record 2" in sinkgate(*stack, "--broken", "stop", "--out", tmp_path / "stack", code=2).stderr
 
 
+def test_turns_in_their_context_are_other_questions(sinkgate, scene_folder, tmp_path):
+    talk = ["How many objects are there?", "2", "What colors are there?", "red and blue"]
+    turns = [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(talk)]
+    (tmp_path / "data.json").write_text(json.dumps([{"image": "0000.png", "conversations": turns}]))
+    options = ["eval", "--data", tmp_path / "data.json", "--images", scene_folder]
+    tables, checksums = {}, set()
+    for way in ("first", "all", "context"):
+        sinkgate(*options, "--turns", way, "--out", tmp_path / way)
+        tables[way] = Results.load(tmp_path / way).table("answers")["loss"].tolist()
+        checksums.add(Results.load(tmp_path / way).about["data"]["checksum"])
+    assert [len(table) for table in tables.values()] == [1, 2, 2] and len(checksums) == 3
+    assert tables["all"][0] == pytest.approx(tables["first"][0]) == pytest.approx(tables["context"][0])
+    assert tables["all"][1] != pytest.approx(tables["context"][1], abs=1e-4), "it reads the turn before"
+    assert "another study" in sinkgate(*options, "--turns", "context", "--out", tmp_path / "all", code=2).stderr
+    for data in (["--data", "pope", "--files", tmp_path], [], ["--data", "cambrian", "--images", tmp_path]):
+        assert "whose questions stand alone" in sinkgate("eval", *data, "--turns", "all", code=2).stderr
+
+
 def test_a_benchmark_is_not_trained_on_unless_told(sinkgate, tmp_path):
     gates = sg.LSG.for_vlm(sg.load("demo"), [2])
     gates.save_pretrained(tmp_path / "gates")

@@ -63,6 +63,26 @@ def test_of_many_turns_the_first_or_all(written):
     assert [(s.question, s.answer) for s in written(record(talk=talk), turns="all")] == [("One?", "1"), ("Two?", "2")]
 
 
+def test_turns_in_context_have_those_before_them(written, folder):
+    talk = ("<image>\nOne?", "1", "Two?", " ", "Three?", "3", "Four?")
+    passed = Counter()
+    first, third = written(record(talk=talk), turns="context", passed=passed)
+    assert (first.question, first.earlier) == ("One?", ()) and passed == {"empty turn": 1}
+    assert (third.question, third.answer, third.earlier) == ("Three?", "3", (("One?", "1"),))
+    assert third.parts == "Three?" and third.turns == [("One?", "1")]
+
+    both = record(["coco/a.png", "b.png"], talk=("Hi", "Hello", "<image>\nOne?", "1", "And <image>?", "2"))
+    cat, other = folder / "images/coco/a.png", folder / "images/b.png"
+    one, two = written(both, turns="context")
+    assert (one.images, two.images) == ((cat,), (cat, other)), "no question stands before the first image"
+    assert one.parts == [None, "One?"] and one.turns == [("Hi", "Hello")]
+    assert two.parts == ["And ", None, "?"] and two.turns == [("Hi", "Hello"), ([None, "One?"], "1")]
+    with pytest.raises(SinkgateError, match="the questions hold <image> 2 times; expected 1"):
+        written({**both, "image": "b.png"}, turns="context")
+    with pytest.raises(SinkgateError, match="is empty"):
+        written(record(["coco/a.png", "b.png"], talk=("<image>", "1", "And <image>?", "2")), turns="context")
+
+
 def test_a_broken_later_turn_does_not_discard_the_first(written):
     talk = ("<image>\nOne?", "1", "Two?", " ", "Three?", "3")
     assert [(s.question, s.answer) for s in written(record(talk=talk))] == [("One?", "1")]

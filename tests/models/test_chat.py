@@ -71,6 +71,87 @@ def test_prompts_are_those_of_transformers(tokenizer, template, images, system):
     assert tokenizer.decode(prompt.inputs["input_ids"][0]).count(cases.BOS) <= 1
 
 
+EARLIER = [("How many\nare there?", "two dogs"), ("Why?", "a cat and “yes”")]
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_several_turns_are_those_of_transformers(tokenizer, template, system):
+    vlm, picture = vlm_with(tokenizer, TEMPLATES[template]), noise_image()
+    if template == "questions":
+        with pytest.raises(sg.PromptError, match="prints no earlier turns; put what matters of them into the question"):
+            vlm.prompt(picture, QUESTION, earlier=EARLIER)
+        return
+    text = (lambda words: words) if template == "listed" else (lambda words: [{"type": "text", "text": words}])
+    chat = [{"role": "system", "content": text(system)}] if system else []
+    for number, (question, answer) in enumerate([*EARLIER, (QUESTION, None)]):
+        image = [{"type": "image", "image": picture}] if number == 0 else []
+        chat.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
+        chat += [{"role": "assistant", "content": text(answer)}] if answer else []
+    expected = vlm.processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    prompt = vlm.prompt(picture, QUESTION, earlier=EARLIER, system=system)
+    assert prompt.inputs.keys() == expected.keys() and prompt.earlier == tuple(EARLIER) and prompt.question == QUESTION
+    assert all(torch.equal(prompt.inputs[name], value) for name, value in expected.items())
+
+
+def test_images_stand_where_turns_say(tokenizer):
+    vlm = vlm_with(tokenizer, CHATML)
+    pictures = [noise_image(1), noise_image(2, (30, 28))]
+    asides = [(["Look: ", None], "yes")]
+    prompt = vlm.prompt(pictures, [None, "two dogs"], earlier=asides)
+    chat = [
+        {"role": "user", "content": [{"type": "text", "text": "Look: "}, {"type": "image", "image": pictures[0]}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+        {"role": "user", "content": [{"type": "image", "image": pictures[1]}, {"type": "text", "text": "two dogs"}]},
+    ]
+    expected = vlm.processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert all(torch.equal(prompt.inputs[name], value) for name, value in expected.items())
+    assert prompt.earlier == (("Look: ", "yes"),)
+    assert len(vlm.prompt(pictures, "two dogs", earlier=asides[:0]).visual) == 32
+    sample = sg.Sample(tuple(pictures), "<image>two dogs", "yes", earlier=(("Look: <image>", "yes"),))
+    same = vlm.prompt(sample.images, sample.parts, earlier=sample.turns)
+    assert torch.equal(same.inputs["input_ids"], prompt.inputs["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("earlier", "message"),
+    [
+        ("Why?", "the earlier turns are a str; expected pairs"),
+        (None, "the earlier turns are a NoneType"),
+        (["Why?"], "earlier turn 1 is 'Why\\?'; expected a question and its answer"),
+        ([("Why?", "so"), ("Why?",)], r"earlier turn 2 is \('Why\?',\)"),
+        ([("Why?", 2)], r"earlier turn 1 is \('Why\?', 2\)"),
+        ([(" ", "so")], "the question is empty"),
+        ([("Why?", " ")], "an earlier answer is empty; leave its question out"),
+        ([("Why?", EOS)], "the earlier answer holds </s>"),
+        ([("Why? " + IMAGE, "so")], "the question holds <image>"),
+        ([([None, "Why?", None], "so")], "the questions have 2 places for images; expected 1"),
+        ([(["Why?"], "so")], "the questions have 0 places for images; expected 1"),
+        ([("wh\ud83dy", "so")], "the question holds half a character"),
+    ],
+)
+def test_turns_that_are_none_get_a_sentence(tokenizer, earlier, message):
+    with pytest.raises(sg.PromptError, match=message):
+        vlm_with(tokenizer, CHATML).prompt(noise_image(), QUESTION, earlier=earlier)
+
+
+def test_a_model_that_takes_one_turn_says_so(tokenizer):
+    with pytest.raises(sg.PromptError, match="no chat template, so no earlier turns"):
+        vlm_with(tokenizer, None).prompt(noise_image(), QUESTION, earlier=EARLIER)
+    newest = "{% for m in messages[-1:] %}" + CHATML.partition("%}")[2]
+    with pytest.raises(sg.PromptError, match="prints no earlier turns"):
+        vlm_with(tokenizer, newest).prompt(noise_image(), QUESTION, earlier=EARLIER)
+    two = "{% if messages|length > 3 %}{{ raise_exception('two questions at most') }}{% endif %}" + CHATML
+    vlm = vlm_with(tokenizer, two)
+    assert vlm.prompt(noise_image(), QUESTION, earlier=EARLIER[:1]).earlier == tuple(EARLIER[:1])
+    with pytest.raises(sg.PromptError, match="refuses a conversation of 3 questions: two questions at most"):
+        vlm.prompt(noise_image(), QUESTION, earlier=EARLIER)
+
+
 def test_a_template_of_the_tokenizer_alone_is_used(tokenizer):
     tokenizer.chat_template = CHATML
     try:

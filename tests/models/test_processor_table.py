@@ -37,7 +37,7 @@ def test_what_is_right_is_seen(folder):
     assert list(table) == ["the demo", "a", "b"]
     for name, end in (("a", "&lt;&#124;im_end&#124;&gt;"), ("b", "&lt;/s&gt;")):
         source, equal, placed, pieces, _ = table[name]
-        assert source == "chat template of the processor" and (equal, placed) == ("5 of 5", "3 of 3")
+        assert source == "chat template of the processor" and (equal, placed) == ("6 of 6", "3 of 3")
         assert pieces.endswith(f"<code>{end}</code>")
     assert table["a"][-1].endswith("equal") and table["b"][-1] == "no weights"
     equal, total = map(int, table["the demo"][-1].removesuffix(" equal").split(" of "))
@@ -53,7 +53,7 @@ def test_what_is_wrong_is_seen(folder, monkeypatch):
 
     monkeypatch.setattr(ChatFormat, "inputs", doubled)
     table = cells(folder)
-    assert table["a"][1] == "5 of 5" and table["b"][1] == "0 of 5"
+    assert table["a"][1] == "6 of 6" and table["b"][1] == "0 of 6"
 
 
 def test_the_page_holds_the_table_and_every_processor_is_read_rightly():

@@ -181,19 +181,22 @@ def test_pictures_of_several_sizes_side_by_side(name, request):
 
 
 @pytest.mark.parametrize("name", ["llava_next", "idefics3", "qwen2_vl"])
-@pytest.mark.parametrize("sizes", [[(90, 56)], [(40, 80), (56, 56)]])
-def test_ids_masks_and_pixels_are_those_of_transformers(name, sizes, request):
+@pytest.mark.parametrize(
+    ("sizes", "earlier"), [([(90, 56)], []), ([(40, 80), (56, 56)], []), ([(90, 56)], [("Is it red?", "yes")])]
+)
+def test_ids_masks_and_pixels_are_those_of_transformers(name, sizes, earlier, request):
     vlm = request.getfixturevalue(name)
     images = [noise_image(number, size) for number, size in enumerate(sizes)]
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": QUESTION}]
+    chat = [{"role": "user", "content": content}]
+    for question, answer in earlier:
+        content[-1] = {"type": "text", "text": question}
+        chat += [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        chat += [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
     expected = vlm.processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    inputs = vlm.prompt(images, QUESTION).inputs
+    inputs = vlm.prompt(images, QUESTION, earlier=earlier).inputs
     assert inputs.keys() == expected.keys()
     assert all(torch.equal(inputs[name], value) for name, value in expected.items())
 

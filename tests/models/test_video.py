@@ -333,15 +333,20 @@ def test_every_token_of_a_video_is_where_its_frame_and_its_place_say(name):
 
 
 @needs_torchvision
+@pytest.mark.parametrize("earlier", [[], [("What color is it?", "red")]])
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_ids_masks_and_pixels_of_a_video_are_those_of_transformers(name):
+def test_ids_masks_and_pixels_of_a_video_are_those_of_transformers(name, earlier):
     vlm = read_by(name)
     video = sg.Video([noise_image(seed, (48, 32)) for seed in range(4)], fps=2)
-    prompt = vlm.prompt(video, QUESTION)
-    content = [{"type": "video", "video": list(video.frames)}, {"type": "text", "text": QUESTION}]
+    prompt = vlm.prompt(video, QUESTION, earlier=earlier)
+    chat = [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
+    for question, answer in earlier:
+        past = (("user", question), ("assistant", answer))
+        chat = [*({"role": role, "content": [{"type": "text", "text": text}]} for role, text in past), *chat]
+    chat[0]["content"].insert(0, {"type": "video", "video": list(video.frames)})
     metadata = {"total_num_frames": 4, "fps": 2.0, "duration": 2.0, "frames_indices": [0, 1, 2, 3]}
     expected = vlm.processor.apply_chat_template(
-        [{"role": "user", "content": content}],
+        chat,
         chat_template=vlm.processor.chat_template,
         add_generation_prompt=True,
         tokenize=True,
