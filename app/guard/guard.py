@@ -211,7 +211,10 @@ class Guard:
         if session is None:
             raise Refused(404, "There are no events here, or they were fetched already.")
         with self.abandoned.listening(queue, session):
-            await self.streams.serve(self.app, scope, receive, send, session)
+            if "/call/" in scope["path"]:
+                await self.app(scope, receive, send)
+            else:
+                await self.streams.serve(self.app, scope, receive, send, session)
 
     async def _read(self, read: Reader, scope: Scope, receive: Receive, send: Send, address: str) -> None:
         body, size = bytearray(), 0

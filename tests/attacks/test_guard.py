@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.guard import Guard, Limits, headers, payload, scripts_of
+from app.guard import Guard, Limits, headers, payload, scripts_of, streams
 from app.guard.guard import NO_ROOM, address_of, is_host, sweep
 
 JOIN, UPLOAD, CALL = "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/call/answer"
@@ -322,6 +322,138 @@ def test_what_is_asked_while_a_stream_ends_is_replied_to_when_it_was_put_down(vi
         assert request.result(timeout=2).status_code == 200
     with client.stream("GET", "/gradio_api/queue/data?session_hash=user") as stream:
         assert any("process_completed" in line for line in stream.iter_lines())
+
+
+class SharedQueue:
+    """Gradio's stream of one session: whoever reads takes messages from one queue, and a hang-up drops all."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[str] = asyncio.Queue()
+        self.readers, self.dropped = 0, False
+
+    async def __call__(self, scope, receive, send) -> None:
+        async def stream():
+            yield {"type": "http.response.start", "status": 200, "headers": []}
+            text = ""
+            while "completed" not in text:
+                text = await self.messages.get()
+                yield {"type": "http.response.body", "body": text.encode(), "more_body": True}
+            yield {"type": "http.response.body", "body": streams.LAST, "more_body": True}
+            yield {"type": "http.response.body", "body": b"", "more_body": False}
+
+        async def reading() -> None:
+            async for message in stream():
+                await send(message)
+
+        async def hang_up() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.dropped = True
+
+        self.readers += 1
+        waits = [asyncio.ensure_future(wait) for wait in (reading(), hang_up())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        self.readers -= 1
+
+
+class Connection:
+    """A request for the messages of a session."""
+
+    def __init__(self, served: streams.Streams, app: SharedQueue) -> None:
+        self.sent: list[dict] = []
+        self.closed = asyncio.Event()
+        self.task = asyncio.create_task(served.serve(app, {}, self.receive, self.send, "session"))
+
+    async def receive(self) -> dict:
+        await self.closed.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict) -> None:
+        assert not self.ended, "a message after the end"
+        assert self.sent or message["type"] == "http.response.start"
+        self.sent.append(message)
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.sent) and self.sent[-1]["type"] == "http.response.body" and not self.sent[-1].get("more_body")
+
+    @property
+    def bodies(self) -> list[str]:
+        return [message["body"].decode() for message in self.sent if message.get("body")]
+
+
+async def turns() -> None:
+    """Let all that can run do so."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_session_has_one_reader_which_sends_to_the_newest_request(started):
+    """Two requests that took messages in turns left the page waiting for those that it did not read."""
+
+    async def test() -> None:
+        served, app = streams.Streams(60), SharedQueue()
+        older = Connection(served, app)
+        if started:
+            await turns()
+            app.messages.put_nowait("first")
+            await turns()
+        newer = Connection(served, app)
+        await turns()
+        assert older.ended and older.task.done() and older.bodies == ["first"] * started
+        older.closed.set()
+        await turns()
+        assert app.readers == 1 and not app.dropped  # the hang-up of the older concerns nobody
+        for text in ("second", "third", "completed"):
+            app.messages.put_nowait(text)
+            await turns()
+        assert newer.bodies == ["second", "third", "completed", streams.LAST.decode()] and not newer.ended
+        newer.closed.set()
+        await newer.task
+        assert app.readers == 0 and not app.dropped and not served._readers
+
+    run(test())
+
+
+def test_a_newer_request_releases_the_replies_that_wait_for_the_end_of_the_older():
+    async def test() -> None:
+        served, app, replies = streams.Streams(60), SharedQueue(), []
+        older = Connection(served, app)
+        app.messages.put_nowait("completed")
+        await turns()
+
+        async def reply(message: dict) -> None:
+            replies.append(message)
+
+        send = served.replying(reply, "session")
+        waiting = asyncio.create_task(send({"type": "http.response.start"}))
+        await turns()
+        assert not replies and not older.ended
+        newer = Connection(served, app)
+        await turns()
+        assert replies and older.ended and older.task.done()
+        app.messages.put_nowait("completed")
+        await turns()
+        assert newer.bodies == ["completed", streams.LAST.decode()]
+        newer.closed.set()
+        await asyncio.gather(newer.task, waiting)
+
+    run(test())
+
+
+def test_a_hang_up_before_the_end_drops_the_events_of_the_session():
+    async def test() -> None:
+        served, app = streams.Streams(60), SharedQueue()
+        only = Connection(served, app)
+        await turns()
+        only.closed.set()
+        await only.task
+        assert app.dropped and not app.readers and not served._readers
+
+    run(test())
 
 
 def test_a_stream_ends_also_for_those_who_do_not_hang_up(visit):
