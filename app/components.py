@@ -104,8 +104,8 @@ def mixer(layers: int, presets: list[dict[str, Any]]) -> gr.HTML:
     """Return a fader for each layer and group. Value: ``{"v_sink": [1.0, ...], "rest": [1.0, ...], "revision": 0}``, scales from 0 to 4.
 
     ``l_sink`` holds the scales of L-sinks where they differ from those of ordinary tokens, which then are ``rest`` alone.
-    Events: ``input`` while a fader moves, ``commit`` when it comes to rest. ``revision`` rises with every setting, of the page
-    and of the server. Draws the scales of learned gates from the frames of the maps.
+    Events: ``input`` while a fader moves, ``commit`` when it comes to rest, ``overdue`` when a result does not come.
+    ``revision`` rises with every setting, of the page and of the server. Draws the scales of learned gates from the frames of the maps.
     """
     ones = [1.0] * layers
     value = {"v_sink": ones, "rest": ones, "revision": 0}

@@ -37,6 +37,7 @@ from .state import (
     FRAMES,
     MAX_UPLOADED_GATES,
     Engine,
+    QuestionState,
     UserSession,
     lens_revision,
     open_picture,
@@ -393,6 +394,9 @@ class Handlers:
         except Exception as error:
             yield value | {"status": "failed", "note": error_value(error)["text"]}
 
+    def catch_up(self) -> None:
+        """Do nothing: any event makes a page that has missed the end of its stream open another, which brings all that waits."""
+
     def stop_sweep(self, session: UserSession | None) -> None:
         """Stop the sweep that runs."""
         if session:
@@ -511,7 +515,7 @@ class Handlers:
         """Build the link and the Python code of the current view; returns share and status."""
         try:
             session = _active(session)
-            return share_value(session, self.lens(session, lens), self.engine), SKIP
+            return share_value(session, self.lens(session.state, lens), self.engine), SKIP
         except Exception as error:
             return SKIP, error_value(error)
 
@@ -526,7 +530,7 @@ class Handlers:
                 state = session.state
                 if state is None:
                     return SKIP, SKIP
-                view, warm = self.lens(session, lens), state.prompt_session
+                view, warm = self.lens(state, lens), state.prompt_session
                 image = image_positions(state.prompt)
                 texts = [position for position in range(state.prompt.length) if position not in image]
                 gates = None if state.gates.is_identity else state.gates
@@ -552,21 +556,27 @@ class Handlers:
             lens: the page's lens.
             moving: leave out the link that restores the page after a reload, which costs time.
         """
-        state = session.state
-        if state is None:
-            raise sg.PromptError("Ask a question first.")
-        view = self.lens(session, session.newest_lens(lens))
-        refused = {}
-        try:
-            self.engine.look(session, view.position)
-        except sg.SinkgateError as error:  # no GPU for it, or no slot: the maps show the last prompt token
-            refused, view = {"note": error_value(error)["text"]}, replace(view, position=None)
-        here = {} if moving else {"here": Link.of(session, view, self.engine).to_text()}
+        lens, refused = session.newest_lens(lens), {}
+        while True:  # until no other thread has moved the faders in between
+            if (state := session.snapshot()) is None:
+                raise sg.PromptError("Ask a question first.")
+            view = self.lens(state, lens)
+            if refused:  # no GPU for it, or no slot: the maps show the last prompt token
+                view = replace(view, position=None)
+            if view.position == (state.query and state.query.position) and (
+                state.query is None or state.query.sequence == state.sequence
+            ):
+                break
+            try:
+                self.engine.look(session, view.position)
+            except sg.SinkgateError as error:
+                refused = {"note": error_value(error)["text"]}
+        here = {} if moving else {"here": replace(Link.of(session, view, self.engine), gates=state.gates).to_text()}
         return frame(state, view) | {"question": session.question} | refused | here
 
-    def lens(self, session: UserSession, lens: Any) -> Lens:
+    def lens(self, state: QuestionState | None, lens: Any) -> Lens:
         """Return the page's lens, with values that model and prompt have."""
-        prompt = session.state.prompt if session.state else None
+        prompt = state.prompt if state else None
         view = Lens.read(lens, self.engine.vlm, len(prompt.sheets) if prompt else 1)
         return view.within(prompt) if prompt else view
 

@@ -254,6 +254,7 @@ def connect_events(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
         parts.mixer.input(handlers.set_gates, [parts.session, *setting], drawn, **newest, **FAST, **PRIVATE)
         parts.composer.input(handlers.edit_scene, [*scene, *setting], edited, **newest, **FAST, **PRIVATE)
     parts.mixer.commit(handlers.stream_answers, [parts.session, parts.mixer], streamed, **newest, **SLOW, **PRIVATE)
+    parts.mixer.overdue(handlers.catch_up, None, None, trigger_mode="multiple", **FAST, **PRIVATE)
     parts.lens.input(handlers.set_lens, [parts.session, parts.lens], drawn, **newest, **FAST, **PRIVATE)
 
     def on_gates(event: Callable[..., Any], handler: Callable[..., Any], source: Any, outputs: list[Any]) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,6 +143,11 @@ class UserSession:
 
     def __deepcopy__(self, memo: object) -> UserSession:
         return self  # Gradio copies initial state, and a page has one session
+
+    def snapshot(self) -> QuestionState | None:
+        """Return the question's state as it is now: gates and results that belong together, while other threads work on."""
+        with self.lock:
+            return copy(self.state)
 
     def next_sequence(self) -> int:
         """Return a new sequence number, which makes work for all older ones outdated."""
@@ -283,8 +289,9 @@ class Engine:
         with self.scheduler.slot(session, "fast"):
             rho = learned.read(state.prompt_session) if learned else None
             state = self.set_gates(session, rho or sg.Gates.ones(self.vlm))
-        session.learned = state.learned = learned
-        state.rho = rho
+        with session.lock:
+            session.learned = state.learned = learned
+            state.rho = rho
 
     def set_gates(self, session: UserSession, gates: sg.Gates) -> QuestionState:
         """Run the fast tier: one prefill under these gates, unless they are set already."""
@@ -297,9 +304,9 @@ class Engine:
             if not same_scales(state.gates, gates):
                 sequence, before, begun = session.next_sequence(), state.prompt_session.layers_run, time.monotonic()
                 gated = state.prompt_session.predict(gates)
-                state.layers_run, state.seconds = state.prompt_session.layers_run - before, time.monotonic() - begun
                 self.cache.use(state.prompt_session)
                 with session.lock:
+                    state.layers_run, state.seconds = state.prompt_session.layers_run - before, time.monotonic() - begun
                     state.gates, state.gated, state.gated_done, state.sequence = gates, gated, False, sequence
             self._touch(session)
             return state
@@ -410,7 +417,10 @@ class Engine:
                 state.unchanged, state.unchanged_done = stream.trace, True
         unchanged = state.unchanged.text
         if gates.is_identity:
-            state.gated, state.gated_done = state.unchanged, True
+            with session.lock:
+                if outdated():
+                    return
+                state.gated, state.gated_done = state.unchanged, True
         elif not state.gated_done:
             stream = _AnswerStream(state, gates, outdated, self.scheduler.slot(session, "slow"))
             for text in stream:

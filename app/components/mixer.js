@@ -63,6 +63,8 @@ const pace = page.pace(() => send("input"), () => {
   send("commit");
 });
 
+page.subscribe("overdue", () => trigger("overdue"));
+
 // For other components: set all faders, `moving` where more settings follow at once. Returns false while the pointer holds a fader.
 page.put = (scales, moving = false) => {
   if (held) return false;

@@ -26,7 +26,8 @@ window.sinkgate = {
   // panels belong to that setting), "touched" (the layer whose fader moves), "layer" (the one to show on the maps), "lens"
   // (layer, head and query of the maps), "hover" (the layer under the pointer, or null), "switch" (the layer whose learned
   // gate is to go off or on), "answers" (both, as far as they are generated), "pin" (put the setting beside others), "pins"
-  // (their number), "sweep" (start one), "caption" (a sentence for the status line), "share" (open the section with links and files), "refused" (the reason why a file was not uploaded).
+  // (their number), "sweep" (start one), "caption" (a sentence for the status line), "share" (open the section with links and files), "refused" (the reason why a file was not uploaded),
+  // "overdue" (a result that the page waits for).
   publish(topic, detail) {
     this.last[topic] = detail;
     document.dispatchEvent(new CustomEvent("sinkgate:" + topic, { detail }));
@@ -201,7 +202,9 @@ window.addEventListener("hashchange", () => {
 // Whether the panels show the setting of the faders: "current", "updating" (for longer than 300 ms), "offline".
 {
   const page = window.sinkgate;
+  const OVERDUE = 10000; // ms without news of a result that the page waits for, doubled at each try
   let [setting, frame, offline, due] = [null, null, false, null];
+  let [answered, patience, overdue] = [true, OVERDUE, null];
   let shown = "current";
 
   const behind = () => setting && frame && ["v_sink", "l_sink", "rest"].some((group) => {
@@ -221,12 +224,27 @@ window.addEventListener("hashchange", () => {
     else if (shown === "offline") show("updating");
     else due = due || setTimeout(show, 300, "updating");
   };
-  page.subscribe("setting", (newest) => { setting = newest; check(); });
+
+  // Gradio opens a stream of events when one is sent, unless it reads one. A page that was too slow may have missed the end of
+  // the last, and then waits: any other event opens one, which brings all results.
+  const watch = () => {
+    clearTimeout(overdue);
+    overdue = null;
+    if (offline || (answered && !behind())) patience = OVERDUE;
+    else overdue = setTimeout(() => {
+      patience *= 2;
+      page.publish("overdue");
+      watch();
+    }, patience);
+  };
+  page.subscribe("setting", (newest) => { setting = newest; check(); watch(); });
+  page.subscribe("answers", ({ done, stale }) => { answered = done && !stale; watch(); });
   page.subscribe("frame", (newest) => {
     frame = newest;
     clearTimeout(due); // it follows
     due = null;
     check();
+    watch();
   });
   const connected = (yes) => { offline = !yes; check(); };
   window.addEventListener("offline", () => connected(false));

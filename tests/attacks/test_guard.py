@@ -325,7 +325,7 @@ def test_what_is_asked_while_a_stream_ends_is_replied_to_when_it_was_put_down(vi
 
 
 class SharedQueue:
-    """Gradio's stream of one session: whoever reads takes messages from one queue, and a hang-up drops all."""
+    """Gradio's stream of one session: all readers take messages from one queue, and a hang-up drops them."""
 
     def __init__(self) -> None:
         self.messages: asyncio.Queue[str] = asyncio.Queue()

@@ -20,7 +20,7 @@ from app_process import ROOT, running_app
 from PIL import Image
 
 import sinkgate as sg
-from app import state
+from app import state, view_model
 from app.backend import LocalSession
 from app.handlers import Handlers
 from app.scheduler import Limits
@@ -219,6 +219,43 @@ def test_what_is_written_is_drawn_through_the_newest_lens(
     next(answers)
     handlers.set_lens(session, {**LENS, "layer": 5})
     assert list(answers)[-1][1]["lens"]["layer"] == 5
+
+
+def test_a_frame_shows_one_setting_though_the_faders_move_while_it_is_drawn(
+    handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = handlers.engine.read_gates(setting(vlm, 0.3))
+    before = handlers.frame(session, LENS)
+    drawn = view_model._map
+
+    def moved_meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(view_model, "_map", drawn)
+        handlers.engine.set_gates(session, newer)
+        return drawn(*arguments)
+
+    monkeypatch.setattr(view_model, "_map", moved_meanwhile)
+    frame = handlers.frame(session, LENS)
+    assert all(frame[name] == before[name] for name in ("gates", "identity", "sequence", "after", "words", "here"))
+    assert handlers.frame(session, LENS)["sequence"] > before["sequence"]
+
+
+def test_the_rows_of_a_prompt_token_belong_to_the_faders_that_are_shown(
+    handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert session.state is not None
+    lens = {**LENS, "position": session.state.prompt.length - 2}
+    newer = handlers.engine.read_gates(setting(vlm, 0.0))
+    look = handlers.engine.look
+
+    def moved_behind(session: UserSession, position: int | None) -> None:
+        look(session, position)
+        monkeypatch.setattr(handlers.engine, "look", look)
+        handlers.engine.set_gates(session, newer)
+
+    monkeypatch.setattr(handlers.engine, "look", moved_behind)
+    frame = handlers.frame(session, lens)
+    assert frame["gates"]["v_sink"] == [0.0] * vlm.num_layers and frame["lens"]["position"] == lens["position"]
+    assert frame["after"] != frame["before"] and frame["after"] == handlers.frame(session, lens)["after"]
 
 
 def test_both_tiers_at_once_settle_on_one_state(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:

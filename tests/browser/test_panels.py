@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from app_process import altered, running_app
 from models import page_of_deep_model
 from page_user import Tab
 from PIL import Image
@@ -48,6 +49,54 @@ def chart_lines(tab: Tab) -> dict[str, str]:
         "Object.fromEntries([...document.querySelectorAll('#chart .plot .line')].map((line) => "
         "[line.getAttribute('class'), line.getAttribute('points')]))"
     )
+
+
+# --- streams of events
+
+NOT_HELD = """
+from app.guard import streams
+serve = streams._Reader.serve
+async def at_once(reader, receive, send, seconds):
+    await serve(reader, receive, send, 0.0)
+streams._Reader.serve = at_once
+"""
+MISSED_END = """
+const { fetch } = window;
+window.missed = null; // while it is a list, the end of the stream waits in it until the replies of two events have been read
+window.fetch = async (...request) => {
+  const path = String(request[0]?.url || request[0]);
+  const answer = await fetch(...request);
+  if (path.includes("/queue/join")) window.missed?.shift()?.();
+  if (!path.includes("/queue/data") || !window.missed) return answer;
+  const decoder = new TextDecoder();
+  return new Response(answer.body.pipeThrough(new TransformStream({
+    async transform(chunk, stream) {
+      if (decoder.decode(chunk).includes("close_stream")) {
+        const replies = [new Promise((go) => window.missed.push(go)), new Promise((go) => window.missed.push(go))];
+        await Promise.all(replies);
+        await new Promise((go) => setTimeout(go, 500)); // the page reads both replies
+        window.missed = null;
+      }
+      stream.enqueue(chunk);
+    },
+  })), answer);
+};
+"""
+
+
+def test_a_page_that_missed_the_end_of_its_stream_catches_up(browser: Browser) -> None:
+    """It took the ended stream for an open one, and waited for ever for the events that it had sent meanwhile."""
+    with running_app(start=altered(NOT_HELD)) as app:
+        page = browser.new_page()
+        page.add_init_script(MISSED_END)
+        tab = Tab(page, app.address)
+        page.evaluate("window.missed = []")
+        tab.fader(2).press("ArrowDown")
+        page.wait_for_function("window.missed === null", polling=50)  # the last events wait for a stream
+        frame = tab.settle()
+        assert frame["gates"]["v_sink"][2] == tab.scale(2) < 1 and frame["finished"]
+        page.close()
+        assert tab.errors == []
 
 
 # --- queries
