@@ -40,7 +40,9 @@ def small_run(demo, monkeypatch):
 
 
 def test_a_small_run_is_resumed_and_becomes_a_card(small_run, tmp_path):
-    setup = replace(comparison.SETUPS["demo-small"], samples=2, validation=13, questions=39, seeds=(0,))
+    setup = replace(
+        comparison.SETUPS["demo-small"], layers=(1, 2, 7), samples=2, validation=13, questions=39, seeds=(0,)
+    )
     comparison.run_comparison(setup, tmp_path / "run")
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.json")}
     assert sorted(times) == ["more-0.json", "oracle-0.json", "oracle.json", "seed-0.json"]
