@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -79,6 +82,14 @@ def demo() -> Subject:
     vlm = sg.load("demo")
     prompt = vlm.prompt(Scene.random(Random(71)).render(), "How many objects are there?")
     return Subject("demo", vlm, prompt, sg.find_sinks(vlm, prompt))
+
+
+def open_folder(folder: Path) -> Subject:
+    """Return the model in a folder, with a question about noise."""
+    vlm = sg.load(str(folder))
+    noise = np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8)
+    prompt = vlm.prompt(Image.fromarray(noise), "What is in the picture?")
+    return Subject(folder.name, vlm, prompt, sg.find_sinks(vlm, prompt, v_sink="norm", l_sink="norm"))
 
 
 def onevision(side: int = 27, layers: int = 24, encoder_layers: int = 26) -> Subject:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -17,12 +16,10 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
-from models import Subject
-from PIL import Image
-from timing import Row, duration, ratio, take_turns
+from models import Subject, open_folder
+from timing import Row, duration, processor_time, ratio, take_turns
 
 import sinkgate as sg
 from sinkgate.models.vlm import VLM
@@ -45,8 +42,8 @@ _CLEAR = Path("/proc/self/clear_refs")
 def measure(subject: Subject, rounds: float = 1) -> list[Row]:
     """``find_sinks`` over a plain prefill of the same pixels, by criterion."""
     vlm, prompt = subject.vlm, subject.prompt
-    runs: dict[str, Callable[[], float]] = {"plain": _processor_time(partial(_prefill, vlm, prompt))}
-    runs |= {name: _processor_time(partial(_find, vlm, prompt, each)) for name, each in CRITERIA.items()}
+    runs: dict[str, Callable[[], float]] = {"plain": processor_time(partial(_prefill, vlm, prompt))}
+    runs |= {name: processor_time(partial(_find, vlm, prompt, each)) for name, each in CRITERIA.items()}
     times = max(3, round(rounds * (30 if subject.name == "demo" else 7)))
     seconds = take_turns(runs, times)
     note = f"{duration(median(seconds['plain']))} of processor time plain, {times} rounds"
@@ -68,11 +65,11 @@ def measure_widths(rounds: float = 1) -> list[Row]:
         torch.manual_seed(0)
         states, matrix = torch.randn(tokens, width).bfloat16(), torch.randn(width, width).bfloat16()
         states[0, 7] = 3000
-        runs = {name: _processor_time(partial(reduction, states)) for name, reduction in REDUCTIONS.items()}
+        runs = {name: processor_time(partial(reduction, states)) for name, reduction in REDUCTIONS.items()}
         runs |= {
-            "read": _processor_time(lambda states=states: states.float().sum()),
-            "median": _processor_time(lambda states=states: states.float().abs().median()),
-            "product": _processor_time(partial(torch.matmul, states, matrix)),
+            "read": processor_time(lambda states=states: states.float().sum()),
+            "median": processor_time(lambda states=states: states.float().abs().median()),
+            "product": processor_time(partial(torch.matmul, states, matrix)),
         }
         seconds = take_turns(runs, max(3, round(rounds * 15)))
         products = [each * weights / width**2 for each in seconds["product"]]
@@ -102,14 +99,6 @@ def measure_memory(folder: Path) -> list[Row]:
     ]
 
 
-def open_folder(folder: Path) -> Subject:
-    """Return the model in a folder, with a question about noise."""
-    vlm = sg.load(str(folder))
-    noise = np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8)
-    prompt = vlm.prompt(Image.fromarray(noise), "What is in the picture?")
-    return Subject(folder.name, vlm, prompt, sg.find_sinks(vlm, prompt, v_sink="norm", l_sink="norm"))
-
-
 def _prefill(vlm: VLM, prompt: sg.Prompt) -> None:
     with torch.no_grad():
         vlm.model(**prompt.inputs, use_cache=False, logits_to_keep=1)
@@ -117,15 +106,6 @@ def _prefill(vlm: VLM, prompt: sg.Prompt) -> None:
 
 def _find(vlm: VLM, prompt: sg.Prompt, criterion: Criterion) -> None:
     sg.find_sinks(vlm, prompt, v_sink="norm", l_sink=criterion)
-
-
-def _processor_time(run: Callable[[], Any]) -> Callable[[], float]:
-    def timed() -> float:
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-
-    return timed
 
 
 def _in_a_process(folder: Path, name: str) -> tuple[int, int]:

@@ -1,37 +1,53 @@
-"""A gate in every layer, each as if alone: from one shared prefix, against a run for each gate."""
+"""A gate in every layer, each as if alone: from one shared prefix, against a run for each gate.
+
+``python benchmarks/training.py FOLDER`` measures on the model in a folder. Seconds are the processor's.
+"""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from models import Subject
-from timing import Row, ratio, take_turns
+import typer
+from models import Subject, open_folder
+from timing import Row, processor_time, ratio, take_turns
 from torch.nn.functional import cross_entropy
 
+import sinkgate as sg
 from sinkgate.data import Sample, scene_samples
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
+from sinkgate.sinks.classify import SinkMap
 from sinkgate.training.trainer import frozen, train
 
 SAMPLES, BATCH, EPOCHS, RATE = 64, 16, 2, 1e-3
 
 
-def measure(subject: Subject, rounds: float = 1) -> list[Row]:
-    """Rows of the table, on the demo model, samples read and encoded included."""
+def measure(
+    subject: Subject, rounds: float = 1, *, samples: int = SAMPLES, batch: int = BATCH, every: int = 1
+) -> list[Row]:
+    """Rows of the table in processor time, samples read and encoded and sinks found included.
+
+    Args:
+        subject: the model.
+        rounds: more or fewer rounds, as a factor.
+        samples: training samples of the scenes world.
+        batch: samples a step.
+        every: a gate in each so many layers.
+    """
     vlm = subject.vlm
-    samples = list(scene_samples(SAMPLES, haze=(0, 0.7), per_scene=3, size=128))
-    layers = range(vlm.num_layers)
+    asked = list(scene_samples(samples, haze=(0, 0.7), per_scene=3, size=128))
+    layers = range(0, vlm.num_layers, every)
     variants = {
-        "ours": lambda: _train(vlm, samples, list(layers)),
-        "one by one": lambda: [_train(vlm, samples, [layer]) for layer in layers],
-        "naive": lambda: [_naive(vlm, samples, layer) for layer in layers],
+        "ours": lambda: _train(vlm, asked, batch, list(layers)),
+        "one by one": lambda: [_train(vlm, asked, batch, [layer]) for layer in layers],
+        "naive": lambda: [_naive(vlm, asked, batch, layer) for layer in layers],
     }
-    seconds = take_turns(variants, max(1, round(3 * rounds)))
+    seconds = take_turns({name: processor_time(run) for name, run in variants.items()}, max(1, round(3 * rounds)))
     return [
         ratio(
             f"{peer} / all {len(layers)} gates at once", subject.name, seconds["ours"], seconds[key], aim, speedup=True
@@ -43,22 +59,34 @@ def measure(subject: Subject, rounds: float = 1) -> list[Row]:
     ]
 
 
-def _train(vlm: VLM, samples: list[Sample], layers: list[int]) -> None:
-    out = Path(tempfile.mkdtemp())
-    options = {"per_device_train_batch_size": BATCH, "num_train_epochs": EPOCHS, "save_strategy": "no"}
-    try:
-        train(LSG.for_vlm(vlm, layers), vlm, samples, out=out, progress=False, learning_rate=RATE, **options)
-    finally:
-        shutil.rmtree(out)
+def _find(vlm: VLM, prompt: sg.Prompt) -> SinkMap:
+    """Cost what every criterion costs, on models without V-sinks by attention too."""
+    return sg.find_sinks(vlm, prompt, v_sink="norm", l_sink="norm")
 
 
-def _naive(vlm: VLM, samples: list[Sample], layer: int) -> None:
+def _train(vlm: VLM, samples: list[Sample], batch: int, layers: list[int]) -> None:
+    options = {"per_device_train_batch_size": batch, "num_train_epochs": EPOCHS, "save_strategy": "no"}
+    with tempfile.TemporaryDirectory() as out:
+        train(
+            LSG.for_vlm(vlm, layers),
+            vlm,
+            samples,
+            out=out,
+            find=_find,
+            allow_empty=True,
+            progress=False,
+            learning_rate=RATE,
+            **options,
+        )
+
+
+def _naive(vlm: VLM, samples: list[Sample], size: int, layer: int) -> None:
     """Train the plain way: everything anew for each gate and epoch, and each step a whole forward."""
     lsg = LSG.for_vlm(vlm, [layer])
     optimizer = torch.optim.AdamW(lsg.parameters(), RATE)
     with frozen(vlm):
         for _ in range(EPOCHS):
-            for batch in _batches(vlm, lsg, samples):
+            for batch in _batches(vlm, samples, size):
                 with lsg.applied(vlm, batch):
                     logits = vlm.model(**batch.inputs, use_cache=False).logits[:, :-1]
                     assert batch.labels is not None
@@ -68,9 +96,26 @@ def _naive(vlm: VLM, samples: list[Sample], layer: int) -> None:
                 optimizer.zero_grad()
 
 
-def _batches(vlm: VLM, lsg: LSG, samples: list[Sample]) -> Iterator[Batch]:
-    for start in range(0, len(samples), BATCH):
-        part = samples[start : start + BATCH]
+def _batches(vlm: VLM, samples: list[Sample], size: int) -> Iterator[Batch]:
+    for start in range(0, len(samples), size):
+        part = samples[start : start + size]
         prompts = [vlm.prompt(sample.images, sample.question) for sample in part]
         answers = [vlm.encode_answer(prompt, sample.answer) for prompt, sample in zip(prompts, part, strict=True)]
-        yield vlm.batch(prompts, [lsg.find_sinks(vlm, prompt) for prompt in prompts], answers)
+        yield vlm.batch(prompts, [_find(vlm, prompt) for prompt in prompts], answers)
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="A model.")],
+    samples: Annotated[int, typer.Option(min=1)] = 4,
+    batch: Annotated[int, typer.Option(min=1)] = 2,
+    every: Annotated[int, typer.Option(min=1, help="A gate in each so many layers.")] = 1,
+    rounds: Annotated[float, typer.Option(min=0, help="More or fewer rounds, as a factor.")] = 1,
+) -> None:
+    """Measure on the model in a folder, and print a line for each ratio."""
+    for row in measure(open_folder(folder), rounds, samples=samples, batch=batch, every=every):
+        spread = f" ({row.low:.3g} to {row.high:.3g})" if row.low is not None else ""
+        print(f"{row.model}: {row.what}: {row.value:.3g} x{spread} {row.aim}  {row.note}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
