@@ -91,7 +91,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Ask a vision-language model questions while you scale its attention sinks, in a browser."
     )
     parser.add_argument(
-        "--model", default="demo", help="demo, demo-small, demo-large, a Hub id or a folder (default: %(default)s)"
+        "--model", default="demo-large", help="demo-large, demo-small, a Hub id or a folder (default: %(default)s)"
     )
     parser.add_argument("--revision", help="branch, tag or commit on the Hub; main by default")
     parser.add_argument("--device", help="cpu, cuda, mps, ...; a GPU if there is one by default, or auto")

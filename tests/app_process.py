@@ -88,13 +88,14 @@ def altered(code: str) -> tuple[str, str]:
 def running_app(
     *options: str, start: Sequence[str] = MAIN, environment: Mapping[str, str] | None = None
 ) -> Iterator[App]:
-    """``python app/main.py``; given once it is well, killed at the end where it still runs.
+    """``python app/main.py`` on the small demo model, or another ``--model``; given once it is well, killed at the end where it still runs.
 
     The first one of a test process is started as users start it, and so is each with another ``start`` or ``environment``. Others are
     forked off a process that has imported the app, which saves most of a start's time.
     """
     port, metrics = free_port(), free_port()
-    arguments = ["--port", str(port), "--metrics-port", str(metrics), *options]
+    model = () if "--model" in options else ("--model", "demo-small")
+    arguments = ["--port", str(port), "--metrics-port", str(metrics), *model, *options]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         log.touch()

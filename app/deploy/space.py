@@ -33,6 +33,7 @@ SECRET = re.compile(
     r"\bhf_\w{30,}|\bsk-[\w-]{20,}|\bgh[pousr]_\w{30,}|\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY-----"
     r"|(?<![\w.])/(?:home|root|Users)/\w"
 )
+DEMOS = {"demo-large": "-large", "demo": "", "demo-small": ""}  # ends of the names of their folders in sinkgate/demo
 START_SECONDS = 300
 START = '''"""Start the app on a Space."""
 
@@ -58,7 +59,7 @@ def build(folder: Path, hardware: str, model: str, revision: str | None) -> None
     Args:
         folder: destination, empty or written by an earlier build.
         hardware: name as on Spaces; ``zero-a10g`` is ZeroGPU.
-        model: ``demo`` or a Hub id. Users of the Space cannot choose another.
+        model: a demo model or a Hub id. Users of the Space cannot choose another.
         revision: commit of the model on the Hub, 40 hexadecimal digits.
 
     Raises:
@@ -73,8 +74,8 @@ def build(folder: Path, hardware: str, model: str, revision: str | None) -> None
         raise ValueError(f"{folder} holds {min(other)}, which is not part of a Space: give an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "sinkgate", ignore_errors=True)
-    copy_package(folder / "sinkgate", with_demo=model == "demo")
-    arguments = [] if model == "demo" else ["--model", model, "--revision", revision]
+    copy_package(folder / "sinkgate", model)
+    arguments = ["--model", model, *(["--revision", revision] if revision else [])]
     (folder / APP_FILE).write_text(START.format(arguments=arguments), encoding="utf-8")
     shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
     (folder / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n", encoding="utf-8")
@@ -91,23 +92,22 @@ def build(folder: Path, hardware: str, model: str, revision: str | None) -> None
         app_file=APP_FILE,
         suggested_hardware=hardware,
         license="apache-2.0",
-        models=None if model == "demo" else [model],
+        models=None if model in DEMOS else [model],
         tags=["attention", "interpretability", "vision-language-model"],
     )
-    about = ABOUT.format(model="a small model of shapes" if model == "demo" else f"{model} at revision {revision}")
+    about = ABOUT.format(model="a small model of shapes" if model in DEMOS else f"{model} at revision {revision}")
     (folder / "README.md").write_text(f"---\n{front.to_yaml()}\n---\n{about}", encoding="utf-8")
 
 
-def copy_package(target: Path, with_demo: bool) -> None:
-    """Copy the package with the app in it, without studies and, unless wanted, without the demo's weights and gates."""
+def copy_package(target: Path, model: str) -> None:
+    """Copy the package with the app in it, without studies and without weights and gates of other demo models than this one."""
     sources = {ROOT / "sinkgate": target, ROOT / "app": target / "app"}
+    others = {end for end in DEMOS.values() if end != DEMOS.get(model)}
     left_out = {
+        "app/deploy",
         "sinkgate/demo/studies",
         "sinkgate/demo/studies-large",
-        "sinkgate/demo/weights-large",
-        "sinkgate/demo/gates-large",
-        "app/deploy",
-        *(() if with_demo else ("sinkgate/demo/weights", "sinkgate/demo/gates")),
+        *(f"sinkgate/demo/{kind}{end}" for kind in ("weights", "gates") for end in others),
     }
     for source, place in sources.items():
         for path in source.rglob("*"):
@@ -120,10 +120,10 @@ def copy_package(target: Path, with_demo: bool) -> None:
 
 def model_problem(model: str, revision: str | None) -> str:
     """Return the reason why a Space must not run this model; empty if it may."""
-    if model == "demo":
+    if model in DEMOS:
         return ""
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", model):
-        return f"the model is {model!r}; expected demo or a Hub id, owner/name"
+        return f"the model is {model!r}; expected a demo model ({', '.join(DEMOS)}) or a Hub id, owner/name"
     if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         return (
             f"the revision of {model} is {revision!r}; expected a commit, 40 hexadecimal digits, so that the Space never changes "
@@ -204,7 +204,11 @@ def main() -> None:
     building.add_argument(
         "--hardware", default="cpu-basic", help="name as on Spaces; zero-a10g is ZeroGPU (default: %(default)s)"
     )
-    building.add_argument("--model", default="demo", help="demo or a Hub id; users cannot choose another")
+    building.add_argument(
+        "--model",
+        default="demo-large",
+        help=f"{', '.join(DEMOS)} or a Hub id; users cannot choose another (default: %(default)s)",
+    )
     building.add_argument("--revision", help="commit of the model on the Hub, 40 hexadecimal digits")
     checking = commands.add_parser(
         "check", help="check the files, start the app, ask a question; exit status 1 on failure"

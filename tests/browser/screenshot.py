@@ -1,6 +1,6 @@
 """A picture of the running app: ``python tests/browser/screenshot.py page.png [--dark] [--phone] [--learned name] [--share]``.
 
-Starts the app, waits for the answered example, pulls the V-sink fader of a layer down, or chooses learned gates, and waits for
+Starts the app, asks a question of the first example, pulls the V-sink fader of a layer, or chooses learned gates, and waits for
 the answers.
 """
 
@@ -23,18 +23,21 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--phone", action="store_true", help="390 pixels wide, the whole page")
-    parser.add_argument("--layer", type=int, default=2, help="counted from 0, as everywhere (default: %(default)s)")
-    parser.add_argument("--scale", type=float, default=0.1, help="where the fader is pulled (default: %(default)s)")
+    parser.add_argument("--model", default="demo-large", help="as of the app (default: %(default)s)")
+    parser.add_argument("--question", default="Is there any blue circle?", help="(default: %(default)s)")
+    parser.add_argument("--layer", type=int, default=3, help="counted from 0, as everywhere (default: %(default)s)")
+    parser.add_argument("--scale", type=float, default=2, help="where the fader is pulled (default: %(default)s)")
     parser.add_argument("--learned", help="choose these learned gates and leave the faders alone")
     parser.add_argument("--share", action="store_true", help="what there is to take away, opened")
     options = parser.parse_args()
 
     size: ViewportSize = {"width": 390, "height": 844} if options.phone else {"width": 1366, "height": 768}
-    with chromium() as browser, running_app() as app:
+    with chromium() as browser, running_app("--model", options.model) as app:
         context = browser.new_context(
             viewport=size, device_scale_factor=2, color_scheme="dark" if options.dark else "light"
         )
         tab = Tab(context.new_page(), app.address)
+        tab.after(lambda: tab.ask(options.question))
         tab.page.locator("#films .film").nth(options.layer).click()
         if options.learned:
             tab.page.locator("#learned select").select_option(options.learned)

@@ -38,7 +38,7 @@ def test_the_options_of_a_model_reach_it(monkeypatch: pytest.MonkeyPatch) -> Non
     assert received == flags and stop.value.code == "m: not today"
     with pytest.raises(SystemExit):
         start(monkeypatch)
-    assert received == {**dict.fromkeys(flags), "model": "demo"}
+    assert received == {**dict.fromkeys(flags), "model": "demo-large"}
 
 
 def test_a_folder_of_gates_that_is_not_there_is_one_sentence(

@@ -35,8 +35,14 @@ QUESTION = "How many objects are there?"
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[str]:
-    with running_app("--mcp") as app:
+    with running_app("--mcp", "--model", "demo-large") as app:
         yield app.address
+
+
+@pytest.fixture(scope="module")
+def vlm() -> sg.VLM:
+    """The model that the app opens on when none is named."""
+    return sg.load("demo-large")
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +121,12 @@ def test_the_guide_names_every_key_of_an_answer() -> None:
 
 def test_an_answer_keeps_its_form(client: Client, vlm: sg.VLM, scene: Path) -> None:
     jsonschema.Draft202012Validator.check_schema(ANSWER)
-    gates = sg.Gates.ones(vlm).set("v_sink", 0.2, layers=[2])
+    gates = sg.Gates.ones(vlm).set("v_sink", 0.1)
     for text, expected in (("", direct(vlm, scene)), (gates.to_json(), direct(vlm, scene, gates))):
         reply = client.predict(handle_file(scene), QUESTION, text, api_name="/answer")
         jsonschema.validate(reply, ANSWER)
         assert reply.keys() == ANSWER["properties"].keys()
-        assert reply["text"] == expected.text and reply["model"] == "demo"
+        assert reply["text"] == expected.text and reply["model"] == "demo-large"
         assert dict(reply["next_token"]) == pytest.approx(dict(expected.next_token), abs=1e-4)
 
 
@@ -148,12 +154,12 @@ def test_wrong_questions_and_pictures_are_told_in_a_sentence(client: Client, sce
 
 
 def test_the_tool_answers_about_a_scene_and_a_picture(served: str, vlm: sg.VLM, scene: Path) -> None:
-    gates = sg.Gates.ones(vlm).set("v_sink", 0.2, layers=[2])
+    gates = sg.Gates.ones(vlm).set("v_sink", 0.1)
     for source in ({"scene": 71}, {"picture": data_url(scene)}):
         result = call(served, {"question": QUESTION, "gates": gates.to_json(), **source})
         assert not result.isError and result.structuredContent
         jsonschema.validate(result.structuredContent, ANSWER)
-        assert result.structuredContent["text"] == direct(vlm, scene, gates).text == "1"
+        assert result.structuredContent["text"] == direct(vlm, scene, gates).text == "3"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import SpaceCard
 
 from app.deploy import space
+from sinkgate.models.loading import ALIASES, BUILT_IN
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -21,7 +22,7 @@ OFFLINE = ["unshare", "-rn", sys.executable, "tests/hosting/offline.py"]
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("space")
-    space.build(folder, "cpu-basic", "demo", None)
+    space.build(folder, "cpu-basic", "demo-large", None)
     return folder
 
 
@@ -57,14 +58,26 @@ def test_the_package_is_what_a_wheel_holds_without_studies(built):
     app = {Path("app") / path.relative_to(ROOT / "app") for path in (ROOT / "app").rglob("*.py")}
     expected = modules | {path for path in app if "deploy" not in path.parts}
     assert {path.relative_to(built / "sinkgate") for path in (built / "sinkgate").rglob("*.py")} == expected
-    assert not (built / "sinkgate" / "demo" / "studies").exists() and [*built.rglob("model.safetensors")]
+    assert not [path for path in (built / "sinkgate" / "demo").glob("studies*") if path.is_dir()]
+    assert [path.parent.name for path in built.rglob("model.safetensors") if "gates" not in str(path)] == [
+        "weights-large"
+    ]
+
+
+def test_every_demo_model_is_known_with_its_folders(tmp_path):
+    assert set(space.DEMOS) == {*BUILT_IN, *ALIASES}
+    for name, end in space.DEMOS.items():
+        assert BUILT_IN[ALIASES.get(name, name)].name == f"weights{end}"
+    space.copy_package(tmp_path, "demo-small")
+    assert (tmp_path / "demo" / "weights" / "model.safetensors").exists() and (tmp_path / "demo" / "gates").exists()
+    assert not (tmp_path / "demo" / "weights-large").exists()
 
 
 def test_a_version_history_stays_and_old_modules_go(folder):
     (folder / ".git").mkdir()
     (folder / ".git" / "HEAD").write_text("ref: refs/heads/main")
     (folder / "sinkgate" / "old.py").write_text("")
-    space.build(folder, "cpu-basic", "demo", None)
+    space.build(folder, "cpu-basic", "demo-large", None)
     assert (folder / ".git" / "HEAD").exists() and not (folder / "sinkgate" / "old.py").exists()
     assert list(space.problems_in(folder)) == []
 
@@ -72,7 +85,7 @@ def test_a_version_history_stays_and_old_modules_go(folder):
 def test_other_folders_stay_untouched(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="holds thesis.tex, which is not part of a Space"):
-        space.build(tmp_path, "cpu-basic", "demo", None)
+        space.build(tmp_path, "cpu-basic", "demo-large", None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -92,7 +105,7 @@ def test_another_model_is_pinned_and_has_no_demo_beside_it(tmp_path):
     ("hardware", "model", "revision", "message"),
     [
         ("gpu", "demo", None, "hardware is 'gpu'; expected one of a100-large"),
-        ("cpu-basic", "../weights", COMMIT, "expected demo or a Hub id"),
+        ("cpu-basic", "../weights", COMMIT, "expected a demo model (demo-large, demo, demo-small) or a Hub id"),
         ("cpu-basic", "owner/name", None, "the revision of owner/name is None; expected a commit"),
         ("cpu-basic", "owner/name", "main", "expected a commit, 40 hexadecimal digits"),
     ],
@@ -133,7 +146,7 @@ def test_secrets_of_a_clone_are_not_copied(tmp_path, monkeypatch):
     (clone / "app" / ".env").write_text("KEY=1")
     (clone / "sinkgate" / "notes.txt").write_text("private")
     monkeypatch.setattr(space, "ROOT", clone)
-    space.build(tmp_path / "space", "cpu-basic", "demo", None)
+    space.build(tmp_path / "space", "cpu-basic", "demo-large", None)
     assert not [*(tmp_path / "space").rglob(".env"), *(tmp_path / "space").rglob("notes.txt")]
 
 

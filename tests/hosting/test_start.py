@@ -22,7 +22,7 @@ def read(monkeypatch):
 
 def test_defaults_are_for_this_machine_alone(read):
     options = read()
-    assert (options.host, options.port, options.model, options.revision) == ("127.0.0.1", 7860, "demo", None)
+    assert (options.host, options.port, options.model, options.revision) == ("127.0.0.1", 7860, "demo-large", None)
 
 
 def test_the_environment_names_host_and_port(read):

@@ -34,20 +34,21 @@ def main() -> int:
     parser.add_argument(
         "--programs", type=int, default=3, help="of them with gradio_client; the others speak as a page does"
     )
+    parser.add_argument("--model", default="demo-large", choices=("demo-small", "demo-large"))
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--errands", type=int, default=6, help="different scenes, questions and gates of a user")
     parser.add_argument("--every", type=float, default=10, help="seconds between two looks at the server")
     parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
     options = parser.parse_args()
-    vlm = demo()
+    vlm = demo(options.model)
     planned = [errands(vlm, number, options.errands) for number in range(options.users)]
     notes, stop = Notes(), threading.Event()
-    with running_app() as app:
+    with running_app("--model", options.model) as app:
         server = psutil.Process(app.process.pid)
         kinds = [Person] * options.browsers + [Program] * options.programs
         kinds += [PageClient] * (options.users - len(kinds))
         crowd = [
-            kind(app.address, plan, notes, stop, number)
+            kind(app.address, plan, notes, stop, number, options.model)
             for number, (kind, plan) in enumerate(zip(kinds, planned, strict=True))
         ]
         for user in crowd:
@@ -78,6 +79,7 @@ def main() -> int:
         for name, seconds in sorted(notes.seconds.items())
     }
     result = {
+        "model": options.model,
         "users": options.users,
         "minutes": options.minutes,
         "right": notes.right,

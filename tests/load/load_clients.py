@@ -58,9 +58,9 @@ class Notes:
 
 
 @cache
-def demo() -> sg.VLM:
+def demo(name: str = "demo") -> sg.VLM:
     """The model to compare with; loaded before there are threads, since transformers loads one at a time."""
-    return sg.load("demo")
+    return sg.load(name)
 
 
 def errands(vlm: sg.VLM, user: int, count: int) -> list[Errand]:
@@ -88,8 +88,11 @@ def _expected(vlm: sg.VLM, prompt: sg.Prompt, sinks: sg.SinkMap, gates: sg.Gates
 class PageClient(threading.Thread):
     """Runs errands until told to stop, as a page does."""
 
-    def __init__(self, address: str, errands: list[Errand], notes: Notes, stop: threading.Event, seed: int) -> None:
+    def __init__(
+        self, address: str, errands: list[Errand], notes: Notes, stop: threading.Event, seed: int, model: str = "demo"
+    ) -> None:
         super().__init__(daemon=True)
+        self.model = model
         self.address, self.errands, self.notes, self.stop = address, errands, notes, stop
         self.rng = Random(seed)
 
@@ -229,6 +232,6 @@ class Person(PageClient):
 
     def direct(self, scales: list[float]) -> str:
         """Return the model's answer under the scales that the mouse has reached."""
-        vlm = demo()
+        vlm = demo(self.model)
         prompt = vlm.prompt(Scene.random(Random(71)).render(448), QUESTIONS[0])
         return vlm.answer(prompt, sg.Gates.from_lists(v_sink=scales, rest=[1.0] * len(scales))).text

@@ -1,0 +1,82 @@
+"""The page on the model that it opens on, walked as its guide does in two minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from app_process import ROOT, running_app
+from page_user import Tab
+
+from app.phenomena import DEMONSTRATIONS
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+GUIDE = (ROOT / "docs" / "pages" / "guides" / "app.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with running_app("--model", "demo-large") as app:
+        yield app.address
+
+
+@pytest.fixture
+def large(browser: Browser, address: str) -> Iterator[Tab]:
+    context = browser.new_context(viewport={"width": 1366, "height": 768})
+    yield (tab := Tab(context.new_page(), address))
+    context.close()
+    assert tab.errors == []
+
+
+def preset(tab: Tab, name: str) -> None:
+    tab.page.get_by_role("button", name=name, exact=True).click()
+    tab.settle()
+
+
+def test_the_guide_can_be_walked(large: Tab) -> None:
+    tab = large
+    assert tab.answers() == ("2", "2")
+    preset(tab, "V-sinks × 0")
+    assert tab.answers() == ("2", "3")
+    preset(tab, "All at 1")
+    tab.page.locator("#mixer .separate").check()
+    for group, answer in (("l_sink", "2"), ("v_sink", "1")):
+        tab.drag(-1, 0, group)
+        tab.settle()
+        assert tab.answers() == ("2", answer)
+    preset(tab, "All at 1")
+    tab.after(lambda: tab.ask("Is there any blue circle?"))
+    for layer, answer in ((3, "no"), (4, "yes")):
+        tab.drag(layer, 2)
+        tab.settle()
+        assert tab.answers() == ("yes", answer)
+        preset(tab, "All at 1")
+    walk = GUIDE.partition("## In two minutes")[2].partition("\n## ")[0]
+    for part in (
+        "V-sinks × 0",
+        "Separate L-sinks",
+        "three",
+        "still two",
+        "one.",
+        "Is there any blue circle?",
+        "layer 3",
+        "layer 4",
+    ):
+        assert part in walk
+
+
+def test_show_me_turns_the_answer(large: Tab) -> None:
+    large.page.evaluate(
+        """() => { window.turns = []; document.addEventListener('sinkgate:answers', ({ detail }) => {
+          if (detail.done && !detail.stale) window.turns.push((detail.gated || []).map(([word]) => word).join(' ')); }); }"""
+    )
+    large.page.locator("#actions .show-me").click()
+    turned = DEMONSTRATIONS["demo-large"].answers[1]
+    large.page.wait_for_function(f"window.turns.includes('{turned}')")
+    large.page.wait_for_function(
+        "document.querySelector('#actions .show-me').textContent === 'Show me' && !window.sinkgate.playing"
+    )
+    assert large.settle()["identity"]
