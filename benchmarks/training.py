@@ -40,12 +40,12 @@ def measure(
         every: a gate in each so many layers.
     """
     vlm = subject.vlm
-    asked = list(scene_samples(samples, haze=(0, 0.7), per_scene=3, size=128))
+    questions = list(scene_samples(samples, haze=(0, 0.7), per_scene=3, size=128))
     layers = range(0, vlm.num_layers, every)
     variants = {
-        "ours": lambda: _train(vlm, asked, batch, list(layers)),
-        "one by one": lambda: [_train(vlm, asked, batch, [layer]) for layer in layers],
-        "naive": lambda: [_naive(vlm, asked, batch, layer) for layer in layers],
+        "ours": lambda: _train(vlm, questions, batch, list(layers)),
+        "one by one": lambda: [_train(vlm, questions, batch, [layer]) for layer in layers],
+        "naive": lambda: [_naive(vlm, questions, batch, layer) for layer in layers],
     }
     seconds = take_turns({name: processor_time(run) for name, run in variants.items()}, max(1, round(3 * rounds)))
     return [
