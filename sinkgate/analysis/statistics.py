@@ -13,6 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
+from sinkgate.analysis.scores import CountedScore
+
 Floats = NDArray[np.float64]
 DRAWS = 2000  # of the bootstrap
 LEVEL, POWER = 0.05, 0.8  # of tests; the chance to find the smallest effect
@@ -224,6 +226,15 @@ def compared(right: pd.DataFrame, base: pd.Series, seed: int = 0, pictures: pd.S
     )
 
 
+def drawn_counts(size: int, draws: int, seed: int = 0, pictures: Any = None) -> Floats:
+    """Return how often each sample is in each draw with replacement, (draws, size); ``pictures`` as in `intervals`."""
+    codes = np.arange(size) if pictures is None else pd.factorize(np.asarray(pictures))[0]
+    count = int(codes.max()) + 1 if size else 0
+    rng = np.random.default_rng(seed)
+    drawn = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(draws)]
+    return np.stack(drawn)[:, codes].astype(np.float64)
+
+
 def score_interval(
     score: Callable[[pd.DataFrame], float],
     frame: pd.DataFrame,
@@ -235,25 +246,14 @@ def score_interval(
 ) -> tuple[float, float]:
     """Return the bootstrap interval of the change of any score, such as a mean over categories; both share their draws.
 
-    ``frame`` and ``base`` hold what the score reads, one row a sample, in the same order; ``pictures`` as in `intervals`.
+    A `CountedScore` takes all draws at once; any other function is called for every draw. ``frame`` and ``base`` hold what the score reads, one row a sample, in the same order; ``pictures`` as in `intervals`.
     """
-    # columns of plain arrays are drawn in half the time that pandas' strings take
-    frame, base = (
-        each.astype({name: object for name, kind in each.dtypes.items() if not isinstance(kind, np.dtype)})
-        for each in (frame, base)
-    )
-    rng = np.random.default_rng(seed)
-    changes = []
-    members = None
-    if pictures is not None:
-        codes, _ = pd.factorize(np.asarray(pictures))
-        members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-    for _ in range(draws):
-        if members is None:
-            drawn = rng.integers(0, len(frame), len(frame))
-        else:
-            drawn = np.concatenate([members[picture] for picture in rng.integers(0, len(members), len(members))])
-        changes.append(score(frame.iloc[drawn]) - score(base.iloc[drawn]))
+    counts = drawn_counts(len(frame), draws, seed, pictures)
+    if isinstance(score, CountedScore):
+        changes = score.of(frame, counts) - score.of(base, counts)
+    else:
+        rows = [np.repeat(np.arange(len(frame)), each) for each in counts.astype(int)]
+        changes = [score(frame.iloc[drawn]) - score(base.iloc[drawn]) for drawn in rows]
     defined = [change for change in changes if not np.isnan(change)]  # a group may be missing from a draw
     if not defined:
         return float("nan"), float("nan")

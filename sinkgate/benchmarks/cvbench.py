@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from string import ascii_uppercase
 
+import numpy as np
 import pandas as pd
 
+from sinkgate.analysis.scores import CountedScore
 from sinkgate.benchmarks.base import Benchmark, Item, among, mean_over, micro
 from sinkgate.benchmarks.extraction import first_letter, letter
 from sinkgate.benchmarks.reading import Row, pictures, text
@@ -38,12 +40,15 @@ def _item(row: Row) -> Item:
     )
 
 
-def _flat(answers: pd.DataFrame) -> float:
-    return (among("source", "ADE20K")(answers) + among("source", "COCO")(answers)) / 2
+ADE, COCO, OMNI = (among("source", source) for source in SOURCES)
 
 
-def _official(answers: pd.DataFrame) -> float:
-    return (_flat(answers) + among("source", "Omni3D")(answers)) / 2
+def _flat(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+    return (ADE.of(answers, counts) + COCO.of(answers, counts)) / 2
+
+
+def _official(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+    return (_flat(answers, counts) + OMNI.of(answers, counts)) / 2
 
 
 CVBENCH = Benchmark(
@@ -55,10 +60,10 @@ CVBENCH = Benchmark(
     item_of=_item,
     scores={
         "task mean": mean_over("task"),
-        "official": _official,
+        "official": CountedScore(_official),
         "micro": micro,
-        "2D": _flat,
-        "3D": among("source", "Omni3D"),
+        "2D": CountedScore(_flat),
+        "3D": OMNI,
         **{task: among("task", task) for task in TASKS},
     },
     extractors={"robust": letter, "lmms-eval": first_letter(before=r"[(\s]*")},

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sinkgate.benchmarks.base import Benchmark, Item, Score, among, micro
+from sinkgate.analysis.scores import CountedScore
+from sinkgate.benchmarks.base import Benchmark, Item, among, micro, share
 from sinkgate.benchmarks.extraction import bare, no_or_else_yes, yes_no
 from sinkgate.benchmarks.reading import Row, pictures, text
 from sinkgate.data import Sample
@@ -42,7 +43,7 @@ def _of_file(file: Path) -> Row:
 
 
 def _yes(answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return masks of the items whose true answer, and whose given answer is "yes".
+    """Return 1 for the items whose true answer, and for those whose given answer is "yes", 0 for others.
 
     Without a column ``said``, the given answer is the true one if it is right, else the other of the two.
     """
@@ -50,39 +51,38 @@ def _yes(answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     answered = (
         answers["said"].str.lower() == "yes" if "said" in answers else true == np.asarray(answers["right"], dtype=bool)
     )
-    return true, np.asarray(answered)
+    return true.astype(np.float64), np.asarray(answered, dtype=np.float64)
 
 
-def precision(answers: pd.DataFrame) -> float:
-    """Return the share of answers "yes" that are right; 0 if there are none."""
+def _precision(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
     true, answered = _yes(answers)
-    return float((true & answered).sum() / max(1, answered.sum()))
+    return counts @ (true * answered) / np.maximum(1, counts @ answered)
 
 
-def recall(answers: pd.DataFrame) -> float:
-    """Return the share of items with the true answer "yes" that were answered so; 0 if there are none."""
+def _recall(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
     true, answered = _yes(answers)
-    return float((true & answered).sum() / max(1, true.sum()))
+    return counts @ (true * answered) / np.maximum(1, counts @ true)
 
 
-def f1(answers: pd.DataFrame) -> float:
-    """Return the harmonic mean of precision and recall; 0 if one of them is 0."""
+def _f1(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
     true, answered = _yes(answers)
-    return float(2 * (true & answered).sum() / max(1, true.sum() + answered.sum()))
+    return 2 * (counts @ (true * answered)) / np.maximum(1, counts @ true + counts @ answered)
 
 
-def yes_share(answers: pd.DataFrame) -> float:
-    """Return the share of items that were answered with "yes"."""
-    return float(_yes(answers)[1].mean())
+def _yes_share(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+    return share(counts @ _yes(answers)[1], counts.sum(1))
 
 
-_WHOLE: dict[str, Score] = {
-    "accuracy": micro,
-    "precision": precision,
-    "recall": recall,
-    "F1": f1,
-    "yes share": yes_share,
-}
+#: The share of answers "yes" that are right; 0 if there are none.
+precision = CountedScore(_precision)
+#: The share of items with the true answer "yes" that were answered so; 0 if there are none.
+recall = CountedScore(_recall)
+#: The harmonic mean of precision and recall; 0 if one of them is 0.
+f1 = CountedScore(_f1)
+#: The share of items that were answered with "yes".
+yes_share = CountedScore(_yes_share)
+
+_WHOLE = {"accuracy": micro, "precision": precision, "recall": recall, "F1": f1, "yes share": yes_share}
 
 POPE = Benchmark(
     name="pope",

@@ -4,11 +4,13 @@ import math
 from collections import defaultdict
 from fractions import Fraction
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sinkgate.analysis.statistics import score_interval
 from sinkgate.benchmarks import BENCHMARKS, benchmark
 from sinkgate.benchmarks.mmstar import CATEGORIES
 
@@ -164,3 +166,39 @@ def test_pope_by_hand():
     assert scores["accuracy"] == 5 / 8 and scores["precision"] == 3 / 4 and scores["recall"] == 3 / 5
     assert scores["F1"] == pytest.approx(2 / 3) and scores["yes share"] == 0.5
     assert scores["recall (popular)"] == 3 / 5 and math.isnan(scores["recall (random)"])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", ["cvbench", "mmstar", "pope", "scenes"])
+def test_intervals_of_all_draws_at_once_are_those_of_single_draws(name, shared):
+    """And the draws are those of earlier releases: pictures by number, with all their questions."""
+    rng, count = np.random.default_rng(3), 20  # few, so that draws lack whole categories
+    table = pd.DataFrame(
+        {
+            "task": rng.choice(["Count", "Relation", "Depth"], count),
+            "source": rng.choice(["ADE20K", "COCO", "Omni3D"], count),
+            "category": rng.choice([*CATEGORIES[:2], "random", "popular"], count),
+            "l2_category": rng.choice(["a", "b"], count),
+            "scope": rng.choice(["global", "local"], count),
+            "answer": rng.choice(["Yes", "No"], count),
+            "picture": rng.choice(["p", "q", "r", "s", "t", "u", "v"], count),
+            "right": rng.random(count) < 0.7,
+        }
+    )
+    base = table.assign(right=rng.random(count) < 0.4)
+    codes, names = pd.factorize(table["picture"])
+    size = len(names) if shared else count
+    draw = np.random.default_rng(5)
+    draws = []
+    for _ in range(20):
+        drawn = draw.integers(0, size, size)
+        draws.append(np.concatenate([np.flatnonzero(codes == each) for each in drawn]) if shared else drawn)
+    for label, score in BENCHMARKS[name].scores.items():
+        changes = [score(table.iloc[drawn]) - score(base.iloc[drawn]) for drawn in draws]
+        defined = [change for change in changes if not np.isnan(change)]
+        expected = np.quantile(defined, [0.025, 0.975]) if defined else [np.nan, np.nan]
+        options = {"draws": 20, "seed": 5, "pictures": table["picture"] if shared else None}
+        at_once = score_interval(score, table, base, **options)
+        assert at_once == pytest.approx(tuple(expected), abs=1e-12, nan_ok=True), label
+        one_by_one = score_interval(lambda each, score=score: score(each), table, base, **options)
+        assert one_by_one == pytest.approx(at_once, abs=1e-12, nan_ok=True), label
