@@ -45,7 +45,7 @@ def visit() -> Iterator[Callable[..., httpx.Client]]:
                 app_kwargs={"middleware": guards},
             )
             pages.append(page)
-            clients[key] = httpx.Client(base_url=address.rstrip("/"), timeout=20)
+            clients[key] = httpx.Client(base_url=address.rstrip("/"), timeout=120)
         return clients[key]
 
     yield visit

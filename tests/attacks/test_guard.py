@@ -319,7 +319,7 @@ def test_what_is_asked_while_a_stream_ends_is_replied_to_when_it_was_put_down(vi
             assert other.status_code == 200
             with pytest.raises(TimeoutError):  # a page that has read no further would go on listening here
                 request.result(timeout=0.5)
-        assert request.result(timeout=2).status_code == 200
+        assert request.result(timeout=60).status_code == 200
     with client.stream("GET", "/gradio_api/queue/data?session_hash=user") as stream:
         assert any("process_completed" in line for line in stream.iter_lines())
 
@@ -465,14 +465,15 @@ def test_a_stream_ends_also_for_those_who_do_not_hang_up(visit):
 
 
 def test_answers_that_nobody_fetches_are_let_go(visit):
-    client = visit(Limits(unread_seconds=0.3, hang_up_seconds=0.1))
+    client = visit(Limits(calls_per_address=1, unread_seconds=0.3, hang_up_seconds=0.1))
     request = {"data": [{}, None], "fn_index": 1}
     stream = "/gradio_api/queue/data?session_hash="
     assert client.post(JOIN, json=request | {"session_hash": "listens"}).status_code == 200
     assert "process_completed" in client.get(f"{stream}listens").text
     assert client.post(JOIN, json=request | {"session_hash": "leaves"}).status_code == 200
     event = client.post(CALL, json={"data": [None, "", ""]}).json()["event_id"]
-    time.sleep(1)
+    while client.post(CALL, json={"data": [None, "", ""]}).status_code == 429:  # until the last of them is dropped
+        time.sleep(0.1)
     assert client.get(f"{stream}leaves").status_code == client.get(f"{stream}listens").status_code == 404
     assert client.get(f"{CALL}/{event}").status_code == 404
 
@@ -501,11 +502,10 @@ def test_calls_that_nobody_fetches_are_bounded_for_a_time_only(visit):
 
 def test_who_fetches_nothing_may_not_ask_for_ever(visit):
     client = visit(Limits(unread_messages=6, hang_up_seconds=0.1))
-    answers = []
-    for _ in range(8):
-        answers.append(joined(client, [{}, None]).status_code)
+    assert joined(client, [{}, None]).status_code == 200
+    while (answer := joined(client, [{}, None]).status_code) == 200:  # an event has messages once it has run
         time.sleep(0.1)
-    assert answers[0] == 200 and answers[-1] == 429
+    assert answer == 429
     assert "process_completed" in client.get("/gradio_api/queue/data?session_hash=user").text
     assert joined(client, [{}, None]).status_code == 200
 

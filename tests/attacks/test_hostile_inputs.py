@@ -284,7 +284,7 @@ def raw(app: AttackedApp, method: str, path: str) -> str:
 
     host, port = app.address.removeprefix("http://").split(":")
     line = f"{method} {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-    with socket.create_connection((host, int(port)), timeout=10) as client:
+    with socket.create_connection((host, int(port)), timeout=60) as client:
         client.sendall(line.encode("utf-8", "replace"))
         head = client.recv(1 << 16)
         if b" 200 " not in head[:20] or b"event-stream" not in head:

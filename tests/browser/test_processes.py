@@ -36,7 +36,7 @@ def proxy(*processes: str):
     env = {**os.environ, **addresses, "SINKGATE_BIND": f"127.0.0.1:{port}"}
     running = subprocess.Popen([HAPROXY, "-db", "-f", str(DEPLOY / "haproxy.cfg")], env=env, stderr=subprocess.PIPE)
     try:
-        for _ in range(100):
+        for _ in range(600):
             time.sleep(0.1)
             assert running.poll() is None, running.stderr and running.stderr.read()
             try:

@@ -301,7 +301,14 @@ def test_a_link_keeps_an_edited_scene(opened: Callable[[str], Tab], tab: Tab) ->
             tab.page.keyboard.press("ArrowLeft")
 
     tab.after(move)
-    tab.page.wait_for_timeout(500)  # the keys' commit
+    tab.page.wait_for_function(  # the keys' commit
+        """() => {
+          const here = document.querySelector('#maps [data-tick]').frame.here || '';
+          const { scene } = JSON.parse(atob(here.replaceAll('-', '+').replaceAll('_', '/')) || '{}');
+          return scene?.objects[0].x === document.querySelector('#composer [data-composing]').scene.objects[0].x;
+        }""",
+        polling=50,
+    )
     tab.settle()
     taken = takings(tab)
     assert "scene" in unpacked(taken["link"].partition("#s=")[2]) and "from_dict" in taken["python"]
