@@ -5,11 +5,14 @@ A test compares the page with what is written here.
 
 from __future__ import annotations
 
+from inspect import signature
 from math import isqrt
 from pathlib import Path
 
 import torch
-from zoo import ZOO, Family
+import transformers
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from zoo import FRAMES_AS_IMAGES, VIDEO_FAMILIES, ZOO, Family, video_sample
 
 import sinkgate as sg
 from sinkgate.models.vlm import VLM
@@ -18,8 +21,8 @@ from sinkgate.sinks.classify import classify
 PAGE = Path(__file__).parent.parent / "docs" / "pages" / "models.md"
 BEGIN, END = "<!-- models: written by tests/model_table.py -->", "<!-- end of models -->"
 HEAD = (
-    "| architecture (`model_type`) | Keys gated | attention rows | patch map | V-sinks | L-sinks | image encoded once | resumes |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "| architecture (`model_type`) | Keys gated | attention rows | patch map | V-sinks | L-sinks | videos | image encoded once | resumes |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -48,6 +51,7 @@ def row(name: str, family: Family) -> str:
         patch_map(vlm, prompt),
         v_sinks(prompt, observation),
         "by the states its layers read" if vlm.adapter.cross_attention else "yes",
+        videos(vlm, name),
         "yes" if vlm.adapter.takes_encoded else "no",
         "yes" if sg.Session(vlm, prompt, sinks).resumes else "no",
     ]
@@ -61,6 +65,21 @@ def patch_map(vlm: VLM, prompt: sg.Prompt) -> str:
     side = isqrt(int(prompt.token_of_patch[prompt.token_of_patch >= 0].bincount().max()))
     text = "one patch a token" if side == 1 else "m x m patches a token"
     return text + (", newlines apart" if len(prompt.separators) and not vlm.adapter.cross_attention else "")
+
+
+def videos(vlm: VLM, name: str, frames: int = 6) -> str:
+    """Return how a video is read, in a few words: measured where the tiny model takes one, else by the processor of the architecture."""
+    if name in VIDEO_FAMILIES:
+        prompt = vlm.read(video_sample(name, frames))
+        assert prompt.kind == "video" and prompt.token_of_patch is not None
+        times = prompt.inputs["video_grid_thw"][0, 0] if "video_grid_thw" in prompt.inputs else frames
+        return f"{frames // int(times)} frames a token" if frames > int(times) else "1 frame a token"
+    if name in FRAMES_AS_IMAGES:
+        return "1 frame a token, as images"
+    processor = PROCESSOR_MAPPING_NAMES.get(vlm.model.config.model_type)
+    if processor is None or "video_processor" in signature(getattr(transformers, processor).__init__).parameters:
+        return "not checked"
+    return "frames as pictures"
 
 
 def v_sinks(prompt: sg.Prompt, observation: sg.sinks.classify.Observation) -> str:

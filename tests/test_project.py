@@ -57,6 +57,15 @@ def test_the_models_of_the_page_are_those_of_the_tests():
     assert model_table.written(model_table.PAGE.read_text()) == model_table.table()
 
 
+def test_the_table_of_videos_agrees_with_that_of_the_models():
+    cells = {row.split(" | ")[0]: row for row in model_table.written(model_table.PAGE.read_text()).splitlines()}
+    page = (model_table.PAGE.parent / "guides" / "video.md").read_text()
+    rows = re.findall(r"^\| (`\w+`) \| video \| (\d) \|", page, re.M)
+    assert len(rows) == 7
+    for name, frames in rows:
+        assert f"| {frames} frame{'s' * (frames != '1')} a token" in cells[f"| {name}"], name
+
+
 def test_the_project_reads_plainly():
     """``docs/wording.py`` finds nothing."""
     done = subprocess.run([sys.executable, "docs/wording.py"], cwd=ROOT, capture_output=True, text=True)

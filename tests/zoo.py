@@ -109,6 +109,8 @@ VIDEO_FAMILIES = (
     "llava_onevision",
     "llava_next_video",
 )
+#: Families whose processors write each frame of a video as an image, so that the model sees images; checked with those processors.
+FRAMES_AS_IMAGES = ("internvl", "smolvlm")
 
 
 def video_sample(name: str, frames: int = 6, seed: int = 0) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tiny import noise_image, some_sinks, tiny_llava
 from transformers import PreTrainedTokenizerFast
-from zoo import VIDEO, VIDEO_FAMILIES, ZOO, video_sample
+from zoo import FRAMES_AS_IMAGES, VIDEO, VIDEO_FAMILIES, ZOO, video_sample
 
 import sinkgate as sg
 from sinkgate.demo.build import build_tokenizer
@@ -272,6 +272,7 @@ PROCESSORS = {
     "internvl": internvl,
     "smolvlm": smolvlm,
 }
+assert set(PROCESSORS) - set(VIDEO_FAMILIES) == set(FRAMES_AS_IMAGES), "the table of architectures names them"
 MERGED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # two frames become one
 
 
