@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
+from hashlib import sha256
 from math import inf, isfinite
+from re import sub
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import Scales
@@ -46,6 +50,35 @@ class Method(Protocol):
             recorder: takes attention rows.
         """
         ...
+
+
+def configuration(method: Any) -> str:
+    """Return the options of a method that learns as text, sets in order: their own order differs between processes."""
+    config = copy(getattr(method, "config", type(method).__name__))
+    for name, value in getattr(config, "__dict__", {}).items():
+        if isinstance(value, set):
+            setattr(config, name, sorted(value))
+    return str(config)
+
+
+def described(method: Any) -> str:
+    """Return all that a method's results depend on as text, the same in every process: its options, a checksum of weights or gates."""
+    if isinstance(method, nn.Module):
+        return f"{configuration(method)}, weights {weights_checksum(method)}"
+    if isinstance(method, Fixed):
+        content = sha256(method.gates.to_json().encode()).hexdigest()[:16]
+        return f"{method.gates!r} {content}, criterion {method.criterion}"
+    if not hasattr(method, "__dataclass_fields__"):  # a class of a user's own
+        return sub(r" at 0x[0-9a-f]+", "", f"{type(method).__qualname__} {getattr(method, '__dict__', {})}")
+    return repr(method)
+
+
+def weights_checksum(method: nn.Module) -> str:
+    """Return the first 16 digits of the SHA-256 of a method's parameters and their names."""
+    digest = sha256()
+    for name, tensor in sorted(method.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def criterion_of(methods: Iterable[Any]) -> str:

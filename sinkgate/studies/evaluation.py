@@ -14,6 +14,7 @@ from sinkgate.analysis.statistics import compared, holm, questions_needed, score
 from sinkgate.benchmarks import Benchmark, Item
 from sinkgate.errors import SinkgateError
 from sinkgate.methods import Method, finder_of, reads_pixels
+from sinkgate.methods.base import described
 from sinkgate.models.finder import finder_settings
 from sinkgate.models.vlm import VLM, Finder
 from sinkgate.studies.base import OfItems, frame_of, pictures_of, prepared
@@ -94,6 +95,7 @@ class Evaluation(OfItems):
     def settings(self) -> dict[str, Any]:
         """See `sinkgate.studies.runner.Study`."""
         settings = {"methods": list(self.methods), "scoring": self.scoring, "chunk": self.chunk}
+        settings["options"] = {name: described(method) for name, method in self.methods.items()}
         settings |= finder_settings(self.finder, self.vlm)
         if self.scoring == "generate":
             settings |= {"extractor": self.extractor, "max_new_tokens": self.max_new_tokens}

@@ -36,6 +36,13 @@ from sinkgate.studies.results import FORMAT, VERSION, Results
 
 IDENTITY = ("study", "settings", "model", "data", "units")  # equal in all runs of one folder
 CRITERIA = {"settings.v_sink": "V-sinks", "settings.l_sink": "L-sinks"}  # settings that are criteria of sinks
+OPTIONS = "settings.options."  # of methods, by name
+WORDS = {
+    "settings.attention": "attention measured",
+    "settings.chunk": "batch size",
+    "data.checksum": "the checksum of the samples' content",
+    "data.ids": "the checksum of the items' ids",
+}
 Tables = Mapping[str, pd.DataFrame | dict[str, Tensor]]
 
 
@@ -236,16 +243,34 @@ def _stored(about: dict[str, Any], out: Path) -> dict[str, Any]:
 def _check_same(stored: dict[str, Any], about: dict[str, Any], out: Path) -> None:
     """Raise if the folder holds another study."""
     there, here = _flat({key: stored[key] for key in IDENTITY}), _flat({key: about[key] for key in IDENTITY})
+    if "options" not in stored["settings"]:  # of an older release
+        here = {key: value for key, value in here.items() if not key.startswith(OPTIONS)}
     for key in [*here, *there]:
         if there.get(key) != here.get(key):
-            if group := CRITERIA.get(key):
-                raise SinkgateError(
-                    f"{out} was begun with {group} by {there.get(key, 'no criterion on record')}, this is a study of {group} by "
-                    f"{here.get(key, 'no criterion')}; name another folder, or the same criterion, dimensions and tau as there"
-                )
-            raise SinkgateError(
-                f"{out} holds another study: {key} is {there.get(key)} there and {here.get(key)} here; name another folder"
-            )
+            raise SinkgateError(f"{out} {_difference(key, there.get(key), here.get(key))}")
+
+
+def _difference(key: str, there: Any, here: Any) -> str:
+    """Return in words how a study differs from that of a folder, and the remedy."""
+    if group := CRITERIA.get(key):
+        return (
+            f"was begun with {group} by {there or 'no criterion on record'}, this is a study of {group} by {here or 'no criterion'}; name "
+            "another folder, or the same criterion, dimensions and tau as there"
+        )
+    if key.startswith(OPTIONS):
+        name = key.removeprefix(OPTIONS)
+        if not (there and here):
+            return f"was begun {'with' if there else 'without'} the method {name}; name another folder"
+        return f"was begun with other options of the method {name}: {there} there, {here} here; name another folder, or the same options"
+    label = WORDS.get(
+        key, key.removeprefix("settings.").replace("_", " ").replace("origins.", "the checksum of the files of ")
+    )
+    if all(value is None or isinstance(value, bool) for value in (there, here)):
+        words = f"{label} there, not here" if there else f"{label} here, not there"
+    else:
+        before, now = ("not set" if value is None else value for value in (there, here))
+        words = f"{label} is {before} there and {now} here"
+    return f"holds another study: {words}; name another folder"
 
 
 def _write_about(about: dict[str, Any], out: Path) -> None:

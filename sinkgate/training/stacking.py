@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
 from typing import Literal
 
 from sinkgate.data import Sample
 from sinkgate.data.identity import checksum, facts_of_samples
-from sinkgate.methods.base import Fixed, Method, finder_of
+from sinkgate.methods.base import Fixed, Method, described, finder_of
 from sinkgate.methods.lsg.model import LSG
 from sinkgate.models.finder import finder_settings
 from sinkgate.models.vlm import VLM, Finder
@@ -126,12 +125,10 @@ def stack(
 
 def _identity(lsg: LSG, vlm: VLM, samples: Sequence[Sample], find: Finder) -> str:
     """Return a checksum of all that outcomes depend on."""
-    weights = sha256()
-    for name, tensor in sorted(lsg.state_dict().items()):
-        weights.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
     model = {"model": vlm.name, "weights": vlm.weights_checksum, "dtype": str(vlm.model.dtype)}
-    gates = {"gates": weights.hexdigest(), "config": str(lsg.config)}
-    return checksum({**model, **gates, **facts_of_samples(samples), "sinks": finder_settings(find, vlm)})
+    return checksum(
+        {**model, "gates": described(lsg), **facts_of_samples(samples), "sinks": finder_settings(find, vlm)}
+    )
 
 
 def _score(result: EvaluationResult, name: str, score: Score) -> float:

@@ -13,7 +13,6 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -31,7 +30,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from sinkgate.data import Sample
 from sinkgate.errors import SinkgateError, TrainingError
-from sinkgate.methods.base import Method, finder_of
+from sinkgate.methods.base import Method, configuration, finder_of
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.finder import finder_settings
 from sinkgate.models.vlm import VLM, Finder
@@ -486,17 +485,8 @@ def _facts(
     settings = {f"criterion {side}": criterion for side, criterion in finder_settings(find, vlm).items()}
     facts = {"model": vlm.name, "weights": vlm.weights_checksum, "samples": samples, **settings}
     facts |= {name: getattr(arguments, name) for name in SAME}
-    facts |= {f"method {name}": _described(method) for name, method in methods.items()}
+    facts |= {f"method {name}": configuration(method) for name, method in methods.items()}
     return {name: str(value) for name, value in facts.items()}
-
-
-def _described(method: nn.Module) -> str:
-    """Return a method's configuration as text, sets in order: their own order differs between processes."""
-    config = copy(getattr(method, "config", type(method).__name__))
-    for name, value in getattr(config, "__dict__", {}).items():
-        if isinstance(value, set):
-            setattr(config, name, sorted(value))
-    return str(config)
 
 
 def _newest(out: Path, ensemble: MethodEnsemble, facts: Mapping[str, str]) -> str | None:

@@ -1,10 +1,13 @@
 """Methods on a benchmark: batches equal single questions, scores equal those computed by hand."""
 
+import json
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from dummy_study import scene_items
 
 import sinkgate as sg
@@ -167,13 +170,73 @@ def test_other_pictures_are_another_study(demo, items, methods, tmp_path):
     plain = {"unmodified": methods["unmodified"]}
     run(Evaluation(demo, SCENES, items[:3], plain), tmp_path, progress=False)
     swapped = [replace(items[0], sample=replace(items[0].sample, images=items[1].sample.images)), *items[1:3]]
-    with pytest.raises(SinkgateError, match=r"data\.checksum"):
+    with pytest.raises(SinkgateError, match="the checksum of the samples' content is .* there and .* here"):
         run(Evaluation(demo, SCENES, swapped, plain), tmp_path, progress=False)
-    with pytest.raises(SinkgateError, match=r"settings\.origins"):
+    with pytest.raises(
+        SinkgateError, match="the checksum of the files of gates is not set there and 1 here; name another folder"
+    ):
         run(Evaluation(demo, SCENES, items[:3], plain, origins={"gates": "1"}), tmp_path, progress=False)
     assert run(
         Evaluation(demo, SCENES, items[:3], plain, about={"path": "elsewhere"}), tmp_path, progress=False
     ).finished
+
+
+class Unchanged:
+    """A method of a user's own, with an option."""
+
+    criterion, uses_l_sinks = None, False
+
+    def __init__(self, number):
+        self.number, self.lock = number, object()
+
+    def first_layer(self, vlm):
+        return len(vlm.adapter.all_layers)
+
+    def applied(self, vlm, batch, recorder=None):
+        return vlm.attached(None, recorder)
+
+
+def test_another_method_under_the_same_name_is_another_study(demo, items, tmp_path):
+    def begin(method, out, **options):
+        methods = {"unmodified": Fixed(sg.Gates.ones(demo)), "ours": method}
+        return run(Evaluation(demo, SCENES, items[:3], methods, **options), tmp_path / out, progress=False)
+
+    torch.manual_seed(0)
+    trained = sg.LSG.for_vlm(demo, [2])
+    other = sg.LSG.for_vlm(demo, [2])
+    with torch.no_grad():
+        other.gates["2"].up.weight.add_(1)
+    gates = sg.Gates.ones(demo)
+    for number, (one, another) in enumerate(
+        [
+            (VAR(), VAR(moved=0.5)),
+            (trained, other),
+            (Fixed(gates.set("rest", 0.5, 2)), Fixed(gates.set("rest", 0.5, 3))),
+            (Fixed(gates), Fixed(gates, "norm")),
+            (Unchanged(1), Unchanged(2)),
+        ]
+    ):
+        out = f"{number}"
+        begin(one, out)
+        assert begin(deepcopy(one), out).finished, "the same again"
+        with pytest.raises(SinkgateError, match=r"begun with other options of the method ours: .* there, .* here"):
+            begin(another, out)
+    with pytest.raises(SinkgateError, match="attention measured here, not there; name another folder"):
+        begin(VAR(), "0", attention=True)
+    with pytest.raises(SinkgateError, match="was begun with the method ours|methods is"):
+        plain = {"unmodified": Fixed(gates)}
+        run(Evaluation(demo, SCENES, items[:3], plain), tmp_path / "0", progress=False)
+
+
+def test_a_study_that_holds_no_options_of_methods_goes_on(demo, items, tmp_path):
+    """Those of older releases."""
+    methods = {"unmodified": Fixed(sg.Gates.ones(demo)), "var": VAR()}
+    study = Evaluation(demo, SCENES, items[:3], methods)
+    run(study, tmp_path, progress=False)
+    record = json.loads((tmp_path / "study.json").read_text())
+    del record["settings"]["options"]
+    (tmp_path / "study.json").write_text(json.dumps(record))
+    assert run(study, tmp_path, progress=False).finished
 
 
 def test_an_item_that_cannot_be_asked_is_named(demo, items, methods, tmp_path):

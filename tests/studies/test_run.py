@@ -91,12 +91,12 @@ def test_folders_of_machines_without_a_common_disk_are_gathered(whole, tmp_path)
     assert gather([tmp_path / "2", tmp_path / "1"], tmp_path / "all").finished
     assert tables(tmp_path / "all") == tables(whole.folder)
     run(DummyStudy(seed=1), tmp_path / "other", progress=False)
-    with pytest.raises(SinkgateError, match="settings.seed is 0 there and 1 here"):
+    with pytest.raises(SinkgateError, match=": seed is 0 there and 1 here"):
         gather([tmp_path / "other"], tmp_path / "all")
 
 
 def test_another_study_is_refused(whole):
-    with pytest.raises(SinkgateError, match=r"settings\.seed is 0 there and 3 here; name another folder"):
+    with pytest.raises(SinkgateError, match=": seed is 0 there and 3 here; name another folder"):
         run(DummyStudy(seed=3), whole.folder, progress=False)
     with pytest.raises(SinkgateError, match="units is 12 there and 13 here|data.items"):
         run(DummyStudy(units=13), whole.folder, progress=False)

@@ -20,11 +20,12 @@ import sinkgate as sg
 from sinkgate.data import Sample
 from sinkgate.errors import TrainingError
 from sinkgate.methods import LoRA
+from sinkgate.methods.base import configuration
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.finder import SinkFinder
 from sinkgate.training import trainer
 from sinkgate.training.dataset import ExampleCache, Prefix, batches, labels_of
-from sinkgate.training.trainer import RUN, MethodEnsemble, _described, frozen, train
+from sinkgate.training.trainer import RUN, MethodEnsemble, frozen, train
 
 HERE = Path(__file__).parent
 #: The worker finds what the tests find; processes of one run meet on the loopback device.
@@ -405,7 +406,7 @@ def test_checkpoints_of_another_run_are_refused(vlm, tmp_path):
 
 def test_facts_of_a_run_hold_sets_in_order(demo):
     """Their own order differs between processes, so that a run would be refused as another."""
-    modules = re.findall(r"self_attn\.\w+", _described(LoRA.for_vlm(demo, 2)))
+    modules = re.findall(r"self_attn\.\w+", configuration(LoRA.for_vlm(demo, 2)))
     assert len(modules) == 4 and modules == sorted(modules)
 
 
