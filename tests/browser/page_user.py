@@ -42,6 +42,7 @@ class Tab:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.goto(address)
         self.settle()
+        page.evaluate("document.getAnimations().forEach((each) => each.cancel())")  # one button's, for 7 s of drawing
 
     def leave(self, go: Callable[[], object]) -> None:
         """Go to another page, or load this one again. Requests that are still waited for are aborted, and Gradio logs that."""

@@ -266,24 +266,22 @@ GIVE = """([kind, selector, name, type, data]) => {
 }"""
 
 
-@pytest.mark.parametrize(
-    ("kind", "suffix", "where"),
-    [
+def test_a_picture_is_pasted_or_dropped_anywhere(tab: Tab) -> None:
+    gifts = (
         ("paste", "PNG", "#maps"), ("paste", "AVIF", "#question textarea"), ("drop", "GIF", "#maps"),
         ("drop", "BMP", "body"), ("drop", "TIFF", "#mixer"),
-    ],
-)  # fmt: skip
-def test_a_picture_is_pasted_or_dropped_anywhere(tab: Tab, kind: str, suffix: str, where: str) -> None:
-    data = io.BytesIO()
-    Image.new("RGB", (70, 40), "red").save(data, suffix)
-    name, mime = f"a.{suffix.lower()}", f"image/{suffix.lower()}"
-    file = [name, mime, base64.b64encode(data.getvalue()).decode()]
-    if kind == "drop":
-        assert tab.page.evaluate(GIVE, ["dragover", where, *file])
-        assert tab.page.locator("body.dropping").count() == 1
-    tab.after(lambda: tab.page.evaluate(GIVE, [kind, where, *file]))
-    assert tab.status() == SCENES_ONLY and tab.page.locator("body.dropping").count() == 0
-    assert tab.page.evaluate("document.querySelector('#picture img').naturalWidth") == 70
+    )  # fmt: skip
+    for width, (kind, suffix, where) in enumerate(gifts, 70):
+        data = io.BytesIO()
+        Image.new("RGB", (width, 40), "red").save(data, suffix)
+        name, mime = f"a.{suffix.lower()}", f"image/{suffix.lower()}"
+        file = [name, mime, base64.b64encode(data.getvalue()).decode()]
+        if kind == "drop":
+            assert tab.page.evaluate(GIVE, ["dragover", where, *file])
+            assert tab.page.locator("body.dropping").count() == 1
+        tab.after(lambda kind=kind, where=where, file=file: tab.page.evaluate(GIVE, [kind, where, *file]))
+        assert tab.status() == SCENES_ONLY and tab.page.locator("body.dropping").count() == 0, suffix
+        assert tab.page.evaluate("document.querySelector('#picture img').naturalWidth") == width, suffix
 
 
 def test_a_dropped_text_is_refused_and_text_is_pasted(tab: Tab) -> None:
@@ -394,13 +392,13 @@ def boxes(tab: Tab, *names: str) -> list[dict[str, Any]]:
     return [box for box in rectangles if box]
 
 
-@pytest.mark.parametrize("width", [1120, 1280, 1440])
-def test_the_status_line_covers_neither_the_models_name_nor_buttons(tab: Tab, width: int) -> None:
-    tab.page.set_viewport_size({"width": width, "height": 720})
+def test_the_status_line_covers_neither_the_models_name_nor_buttons(tab: Tab) -> None:
     tab.ask("why " * 200)
     tab.page.wait_for_selector("#status .warning")
-    status, *others = boxes(tab, "#status .status", ".masthead .model", ".masthead .share", ".light-switch")
-    assert all(status["x"] + status["width"] <= other["x"] for other in others)
+    for width in (1120, 1280, 1440):
+        tab.page.set_viewport_size({"width": width, "height": 720})
+        status, *others = boxes(tab, "#status .status", ".masthead .model", ".masthead .share", ".light-switch")
+        assert all(status["x"] + status["width"] <= other["x"] for other in others), width
 
 
 def test_nothing_is_written_over_the_sources_of_pictures(tab: Tab) -> None:
