@@ -1,3 +1,4 @@
+import fcntl
 import os
 import subprocess
 import sys
@@ -91,6 +92,8 @@ COMMON = (
     "lfm2_vl",
 )
 MAIN_PATH = "browser/test_page.py"
+#: Folders whose files take longest: begun first, so that no worker is left with one of them at the end.
+LONGEST = ("notebooks", "widgets")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -104,6 +107,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         rare = any(isinstance(value, str) and value in rare_names for value in call.params.values()) if call else False
         if rare or (path.parts[0] in EXTENDED and path.as_posix() != MAIN_PATH) or test.startswith(EXTENDED_TESTS):
             item.add_marker("extended")
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in LONGEST)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -141,11 +145,19 @@ def tiny(request) -> sg.VLM:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory) -> Path:
-    """The documentation, built once, warnings as errors."""
-    folder, root = tmp_path_factory.mktemp("site"), Path(__file__).parents[1]
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", "docs/mkdocs.yml", "-d", str(folder)]
-    done = subprocess.run(
-        command, cwd=root, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    """The documentation, built once for all workers, warnings as errors."""
+    root, base = Path(__file__).parents[1], tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, command = (
+        base / "site",
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", "docs/mkdocs.yml"],
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    with (base / "site.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+            command += ["-d", str(base / "site-unchecked")]
+            done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+            (base / "site-unchecked").rename(folder)
     return folder
