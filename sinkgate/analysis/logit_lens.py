@@ -54,6 +54,7 @@ class LogitLens:
             SinkgateError: that layer was not decoded, or there is no such token.
         """
         count = self.ids.shape[1]
+        token, layer = index(token, "a token"), index(layer, "a layer")
         if layer not in self.layers or (
             not -count <= token < count if self.tokens is None else token not in self.tokens
         ):
@@ -64,7 +65,7 @@ class LogitLens:
             )
         row, column = self.layers.index(layer), token if self.tokens is None else self.tokens.index(token)
         ids, probabilities = self.ids[row, column].tolist(), self.probabilities[row, column].tolist()
-        return [(self.words_by_id[index], share) for index, share in zip(ids, probabilities, strict=True)]
+        return [(self.words_by_id[each], share) for each, share in zip(ids, probabilities, strict=True)]
 
     def to_frame(self, sinks: SinkMasks | None = None) -> pd.DataFrame:
         """Return one line for each layer, token and word: ``layer``, ``token``, ``rank`` from 0, ``word``, ``probability``, and with
@@ -162,11 +163,19 @@ def decode(
         tokens: visual tokens to decode, from 0; all where None.
         top: words of a token, at least 1.
 
+    Raises:
+        SinkgateError: there are no states, no such token, or ``top`` is below 1.
+
     Example:
         >>> states = session.states()
         >>> decode(vlm, prompt, {4: states[4], 8: states[8]}, tokens=[17]).words(17, 8)
     """
-    positions = prompt.visual if tokens is None else prompt.visual[list(tokens)]
+    if not states or index(top, "the number of words") < 1:
+        raise SinkgateError(
+            f"states are of {len(states)} layers and top is {top}; expected at least one layer and 1 word"
+        )
+    tokens = None if tokens is None else whole_numbers(tokens, len(prompt.visual), "token")
+    positions = prompt.visual if tokens is None else prompt.visual[tokens]
     top = min(top, vlm.model.get_output_embeddings().weight.shape[0])
     decoded = [_decode(vlm, prompt, state, positions, top) for state in states.values()]
     ids, probabilities = (torch.stack(parts) for parts in zip(*decoded, strict=True))

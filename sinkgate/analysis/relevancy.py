@@ -24,7 +24,7 @@ from sinkgate.models.prompts import Prompt, refuse_several
 from sinkgate.models.session import whole_numbers
 from sinkgate.models.vlm import VLM
 from sinkgate.output import track
-from sinkgate.sinks.gates import index
+from sinkgate.sinks.gates import index, position
 
 Estimate = Literal["leave-out", "gradient"]
 
@@ -46,9 +46,13 @@ class Relevancy:
     sheets: tuple[Sheet, ...]
 
     def map(self, sheet: int = 0) -> Tensor:
-        """Return the values in their places on a sheet, (rows, columns); a token of several groups has their mean."""
+        """Return the values in their places on a sheet, (rows, columns); a token of several groups has their mean.
+
+        Raises:
+            SinkgateError: the prompt has no such sheet.
+        """
         weights = self.groups.float() / self.groups.sum(0).clamp_min(1)
-        return self.sheets[sheet].spread(self.values @ weights)
+        return self.sheets[position(sheet, len(self.sheets), "a sheet")].spread(self.values @ weights)
 
 
 def relevancy(

@@ -20,7 +20,9 @@ from sinkgate.errors import PromptError, SinkgateError, UnsupportedModelError
 from sinkgate.methods.decoder_inputs import Arguments, changed, embeddings, refuse_cross_attention
 from sinkgate.models.batch import Batch
 from sinkgate.models.prompts import Prompt
+from sinkgate.models.session import whole_numbers
 from sinkgate.models.vlm import VLM, find_v_sinks
+from sinkgate.sinks.gates import index
 
 Neuron = tuple[int, int]  # encoder layer, unit of its MLP
 
@@ -140,7 +142,7 @@ class Registers:
 
 def find_register_neurons(
     vlm: VLM,
-    prompts: Iterable[Prompt],
+    prompts: Prompt | Iterable[Prompt],
     *,
     count: int = 10,
     layers: Sequence[int] | None = None,
@@ -164,12 +166,14 @@ def find_register_neurons(
         >>> str(find_register_neurons(vlm, [vlm.prompt("photo.jpg", "What is this?")], count=2))
         'registers neurons 5.120+4.31'
     """
+    count = index(count, "the number of neurons")
     if count < 1:
         raise SinkgateError(f"count is {count}; expected at least 1 neuron")
     searched = range(vlm.adapter.feature_layer + 1) if layers is None else layers
+    searched = whole_numbers(searched, len(vlm.adapter.encoder_layers), "encoder layer")
     totals: dict[int, Tensor] = {}
     patches = 0
-    for prompt in prompts:
+    for prompt in [prompts] if isinstance(prompts, Prompt) else prompts:
         v_sinks = find_v_sinks(vlm, prompt, v_sink).v_sink
         of_patch = prompt.token_of_patch
         if of_patch is None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from sinkgate.attention.scales import LogitScales, Scales
+from sinkgate.errors import PromptError
 from sinkgate.models.adapters import Adapter
 from sinkgate.models.adapters.base import PIXELS, TIME_GRIDS
 from sinkgate.models.prompts import Prompt
@@ -49,7 +50,18 @@ class Batch:
         sinks: Sequence[SinkMasks] = (),
         answers: Sequence[Sequence[int]] | None = None,
     ) -> Batch:
-        """Return a batch of encoded prompts, for a model that takes encoded images; of a single one for any other."""
+        """Return a batch of encoded prompts, for a model that takes encoded images; of a single one for any other.
+
+        Raises:
+            PromptError: there is no prompt, not as many sinks or answers as prompts, or prompts whose text has other inputs.
+        """
+        if not prompts:
+            raise PromptError("there is no prompt; a batch needs at least one")
+        for values, noun in ((sinks, "sinks"), (answers or (), "answers")):
+            if len(values) not in (0, len(prompts)):
+                raise PromptError(
+                    f"there are {len(prompts)} prompts with {len(values)} {noun}; give one of each a prompt, or none"
+                )
         longest = max(prompt.length for prompt in prompts)
         inputs: dict[str, Any] = {}
         if adapter.takes_encoded is not None:
@@ -61,6 +73,13 @@ class Batch:
             inputs.update(prompts[0].inputs)
         for name in (*TEXT_INPUTS, *GRIDS):
             values = [prompt.inputs[name] for prompt in prompts if name in prompt.inputs]
+            if name == "attention_mask" and len(prompts) > 1:  # padding has to be hidden
+                values = [prompt.inputs.get(name, torch.ones_like(prompt.inputs["input_ids"])) for prompt in prompts]
+            if name in TEXT_INPUTS and len(values) not in (0, len(prompts)):
+                raise PromptError(
+                    f"{len(values)} of {len(prompts)} prompts have {name}, the others have none; make all of them with vlm.prompt, or "
+                    "give the inputs of one processor to vlm.read"
+                )
             if values:
                 fill = pad_token if name == "input_ids" else 0
                 if name in TEXT_INPUTS:

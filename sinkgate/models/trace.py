@@ -14,6 +14,7 @@ from torch import Tensor
 from sinkgate.errors import SinkgateError
 from sinkgate.images.layout import Sheet, by_time
 from sinkgate.sinks.classify import SinkMasks
+from sinkgate.sinks.gates import index, position
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,13 +72,17 @@ class Trace:
         """Return the attention on the visual tokens of one sheet, (rows, columns); the mean over heads where ``head`` is None.
 
         ``hide`` (V,) boolean sets those tokens to zero and scales the others to the same sum.
+
+        Raises:
+            SinkgateError: there is no such layer, head or sheet, or no such row was recorded.
         """
-        rows = self._row(row)[layer]
-        patches = (rows.mean(0) if head is None else rows[head])[self.positions]
+        layers, heads = self.attention.shape[:2]
+        rows = self._row(row)[position(layer, layers, "a layer")]
+        patches = (rows.mean(0) if head is None else rows[position(head, heads, "a head")])[self.positions]
         if hide is not None:
             shown = patches * ~hide
             patches = shown * (patches.sum() / shown.sum().clamp_min(1e-12))
-        return self.sheets[sheet].spread(patches)
+        return self.sheets[position(sheet, len(self.sheets), "a sheet")].spread(patches)
 
     def shares(self, sinks: SinkMasks | None = None, row: int = 0) -> dict[str, Tensor]:
         """Return the shares of one row's attention in each layer, the mean over heads.
@@ -125,7 +130,7 @@ class Trace:
 
     def _row(self, row: int) -> Tensor:
         """Return the attention of one recorded row, (L, H, K)."""
-        recorded = self.attention.shape[2]
+        recorded, row = self.attention.shape[2], index(row, "an attention row")
         if not -recorded <= row < recorded:
             raise SinkgateError(
                 f"there is no attention row {row}: this trace holds {recorded}, from 0; max_rows says how many an answer records"

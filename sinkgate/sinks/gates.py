@@ -427,6 +427,18 @@ def index(number: Any, kind: str) -> int:
     return plain
 
 
+def position(number: Any, count: int, kind: str) -> int:
+    """Return the position of one among ``count``, negative numbers from the end.
+
+    Raises:
+        GateError: it is no whole number, or there is none.
+    """
+    plain = index(number, kind)
+    if not -count <= plain < count:
+        raise GateError(f"{kind} is a number from 0 to {count - 1}; got {plain}")
+    return plain % count
+
+
 def _plain(value: Any) -> Any:
     """Return numbers of NumPy and torch, alone or in a list, as Python's own; anything else as it is."""
     if isinstance(value, np.generic | np.ndarray | Tensor):

@@ -90,6 +90,24 @@ def test_wrong_arguments_are_named(demo, prompt):
         sg.logit_lens(demo, prompt, layers=[2]).words(64, 2)
     with pytest.raises(sg.PromptError):
         sg.logit_lens(demo, [prompt])
+    lens = sg.logit_lens(demo, prompt, layers=[2])
+    assert lens.words(np.int64(3), torch.tensor(2)) == lens.words(3, 2)
+    for token, layer, words in (
+        (None, 2, "a token is a whole number; got None"),
+        (3, 2.0, "a layer is a whole number"),
+    ):
+        with pytest.raises(sg.SinkgateError, match=words):
+            lens.words(token, layer)
+    states = {2: torch.zeros(1, prompt.length, 4)}
+    for options, words in (
+        ({"tokens": [64]}, r"token \[64\]; expected whole numbers from 0 to 63"),
+        ({"tokens": [2.5]}, r"token \[2.5\]"),
+        ({"top": 0}, "top is 0"),
+        ({"top": None}, "the number of words is a whole number"),
+        ({"states": {}}, "states are of 0 layers"),
+    ):
+        with pytest.raises(sg.SinkgateError, match=words):
+            module.decode(demo, prompt, **{"states": states, **options})
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -94,6 +94,20 @@ def test_wrong_arguments_are_named(demo, prompt):
     for words, options in cases.items():
         with pytest.raises(sg.SinkgateError, match=words):
             sg.relevancy(demo, prompt, "3", **options)
+    result = sg.relevancy(demo, prompt, "3", layers=[7], groups=torch.ones(1, 64, dtype=torch.bool))
+    assert torch.equal(result.map(np.int64(-1)), result.map())
+    for sheet, words in ((9, "a sheet is a number from 0 to 0; got 9"), (None, "a sheet is a whole number; got None")):
+        with pytest.raises(sg.SinkgateError, match=words):
+            result.map(sheet)
+    trace = demo.predict(prompt)
+    for options, words in (
+        ({"layer": 8}, "a layer is a number from 0 to 7; got 8"),
+        ({"layer": 2, "head": 99}, "a head is a number from 0 to"),
+        ({"layer": 2, "sheet": 1}, "a sheet is a number from 0 to 0; got 1"),
+        ({"layer": 2, "row": None}, "an attention row is a whole number; got None"),
+    ):
+        with pytest.raises(sg.SinkgateError, match=words):
+            trace.visual(**options)
 
 
 def test_numbers_and_tables_may_be_those_of_numpy_and_a_layer_counts_once(demo, prompt):

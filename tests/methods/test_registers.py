@@ -98,6 +98,8 @@ def test_neurons_are_the_most_active_ones_in_the_patches_of_v_sinks(tiny, prompt
     table = torch.stack([totals[0], totals[1]]).abs()
     best = [divmod(int(at), 64) for at in table.flatten().argsort(descending=True)[:4]]
     method = find_register_neurons(tiny, prompts, count=4, v_sink="attention")
+    one = [find_register_neurons(tiny, each, count=4, v_sink="attention") for each in (prompts[0], prompts[:1])]
+    assert one[0] == one[1]
     assert method.neurons == tuple(best)
     assert published(str(method)) == method and published(str(Registers())) == Registers()
     only = find_register_neurons(tiny, prompts, count=4, layers=[0], v_sink="attention")
@@ -127,6 +129,9 @@ def test_activations_move_to_the_extra_token(tiny, prompts):
         ),
         (lambda vlm, prompts: Registers(((7, 0),)).encoded(vlm, prompts[0]), "no encoder layer 7; expected 0 to 2"),
         (lambda vlm, prompts: find_register_neurons(vlm, prompts, count=0), "count is 0"),
+        (lambda vlm, prompts: find_register_neurons(vlm, prompts, count=2.5), "number of neurons is a whole number"),
+        (lambda vlm, prompts: find_register_neurons(vlm, prompts, layers=[9]), r"encoder layer \[9\]; expected whole"),
+        (lambda vlm, prompts: find_register_neurons(vlm, prompts, layers="1"), "encoder layer"),
         (lambda vlm, prompts: find_register_neurons(vlm, [], v_sink="norm"), "no prompt has V-sinks"),
     ],
 )

@@ -601,3 +601,26 @@ def test_an_unknown_option_of_generate_is_named(demo):
     with pytest.raises(sg.SinkgateError, match="'heat' is no option of transformers' generate"):
         demo.answer(prompt, do_sample=True, heat=0.5)
     assert demo.answer(prompt, do_sample=True, top_p=0.9, repetition_penalty=1.1, max_new_tokens=2).text is not None
+
+
+def test_prompts_with_other_text_inputs_are_no_batch():
+    vlm = sg.load(tiny_llava())
+    prompts = [
+        vlm.prompt(noise_image(seed), question) for seed, question in ((1, "Is it red?"), (2, "Is it red or blue?"))
+    ]
+    together = vlm.predict_all(prompts)
+    bare = vlm.read(
+        {name: value for name, value in prompts[0].inputs.items() if name != "attention_mask"}, noise_image(1)
+    )
+    for one, many in zip(vlm.predict_all([bare, prompts[1]]), together, strict=True):
+        assert torch.allclose(one.probabilities, many.probabilities, atol=1e-6), "padding is hidden all the same"
+    typed = vlm.read({**prompts[0].inputs, "token_type_ids": torch.zeros_like(prompts[0].inputs["input_ids"])})
+    with pytest.raises(sg.PromptError, match="1 of 2 prompts have token_type_ids, the others have none"):
+        vlm.batch([typed, prompts[1]])
+    for options, message in (
+        (([],), "there is no prompt"),
+        ((prompts, [some_sinks(vlm, prompts[0])]), "2 prompts with 1 sinks"),
+        ((prompts, (), [[5]]), "2 prompts with 1 answers"),
+    ):
+        with pytest.raises(sg.PromptError, match=message):
+            vlm.batch(*options)
