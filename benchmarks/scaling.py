@@ -7,7 +7,6 @@ slower, at any width: a narrow model makes the additions stand out.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -19,7 +18,7 @@ import torch
 import typer
 from growth import STYLES
 from models import Subject, narrow
-from timing import take_turns
+from timing import processor_time, take_turns
 
 import sinkgate as sg
 from sinkgate.attention.recorder import Recorder
@@ -29,17 +28,6 @@ SIDES = (24, 35, 50, 71, 100, 126)  # patches along the picture's edge: 576 to 1
 LAYERS = (8, 16, 32, 80)
 SETTINGS = (1, 11, 44, 176)
 Curves = dict[str, tuple[list[float], list[float]]]
-
-
-def processor_time(run: Callable[[], Any]) -> Callable[[], float]:
-    """Return a function that runs and returns the processor seconds."""
-
-    def timed() -> float:
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-
-    return timed
 
 
 def runs_of(subject: Subject) -> dict[str, Callable[[], float]]:
@@ -121,7 +109,7 @@ def _by(subjects: list[Subject], counts: Any, rounds: int) -> tuple[Curves, list
     return curves, plain
 
 
-def draw(panels: dict[str, Curves], path: Path) -> None:
+def draw(panels: dict[str, Curves], path: Path, unit: str = "times a plain prefill", width: int = 1100) -> None:
     """Write one panel a quantity as SVG, readable in print."""
     from plotly.subplots import make_subplots
 
@@ -145,10 +133,10 @@ def draw(panels: dict[str, Curves], path: Path) -> None:
         figure.update_layout(
             {f"legend{column}" if column > 1 else "legend": {"x": box.xaxis.domain[0], "y": 1.02, "yanchor": "bottom"}}
         )
-    figure.update_yaxes(title_text="times a plain prefill", col=1)
+    figure.update_yaxes(title_text=unit, col=1)
     figure.update_layout(
         template="plotly_white",
-        width=1100,
+        width=width,
         height=420,
         font={"family": "Helvetica, Arial, sans-serif", "size": 12, "color": "#212529"},
         margin={"l": 60, "r": 15, "t": 100, "b": 50},
