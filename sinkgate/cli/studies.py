@@ -435,13 +435,14 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained page of figures and tables on every study in a folder."""
-    from sinkgate.studies.html_report import write_figures, write_page, write_tables
+    from sinkgate.studies.html_report import contents_of, write_figures, write_page, write_tables
 
-    typer.echo(f"written to {write_page(folder, out)}")
+    contents = contents_of(folder)
+    typer.echo(f"written to {write_page(folder, out, contents)}")
     if tables:
-        typer.echo(f"{len(write_tables(folder, tables))} tables as .{tables}, in the studies' folders")
+        typer.echo(f"{len(write_tables(folder, tables, contents))} tables as .{tables}, in the studies' folders")
     if figures:
-        typer.echo(f"{len(write_figures(folder, figures))} figures as .{figures}, in the studies' folders")
+        typer.echo(f"{len(write_figures(folder, figures, contents))} figures as .{figures}, in the studies' folders")
 
 
 def merge(

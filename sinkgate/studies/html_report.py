@@ -36,20 +36,40 @@ MOST_ROWS = 24  # of a table that is not collapsed
 TOP, SAVED = 34, 50  # pixels: margin above a figure without its title, and the height that this saves
 
 
-def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
+Contents = list[tuple[Results, list[Section]]]
+
+
+def contents_of(folder: str | Path) -> Contents:
+    """Return every study in a folder and below with its sections, for several files of the same report.
+
+    Raises:
+        SinkgateError: there is no study, or one that cannot be read.
+    """
+    return [(results, list(_sections(results))) for results in Results.find(folder)]
+
+
+def write_page(folder: str | Path, out: str | Path | None = None, contents: Contents | None = None) -> Path:
     """Write one HTML page of every study in a folder and below: ``report.html`` in that folder, or ``out``.
 
     Unfinished studies are listed with their progress.
 
+    Args:
+        folder: of a study, or of many.
+        out: path of the page.
+        contents: the folder's from `contents_of`, computed here if None.
+
     Raises:
         SinkgateError: there is no study, or one that cannot be read; the page cannot be written.
+
+    Example:
+        >>> write_page("runs")
     """
     folder = Path(folder)
-    studies = Results.find(folder)
+    contents = contents_of(folder) if contents is None else contents
     out = folder / "report.html" if out is None else Path(out)
     numbers = count(1)
-    chapters = [_chapter(f"study-{number}", each, folder, numbers) for number, each in enumerate(studies, 1)]
-    checked = claims(studies)
+    chapters = [_chapter(f"study-{number}", *each, folder, numbers) for number, each in enumerate(contents, 1)]
+    checked = claims([results for results, _ in contents])
     if checked:
         sentence = (
             "The paper's claims, checked against these results. “Undecided”: the study could not have shown the effect. "
@@ -71,32 +91,48 @@ def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
     return out
 
 
-def write_figures(folder: str | Path, suffix: str) -> list[Path]:
-    """Write every figure of the page to a file in its study's folder: "svg", "png", "pdf" or "html".
+def write_figures(folder: str | Path, suffix: str, contents: Contents | None = None) -> list[Path]:
+    """Write every figure of the page to a file in its study's folder.
+
+    Args:
+        folder: of a study, or of many.
+        suffix: "svg", "png", "pdf" or "html".
+        contents: as in `write_page`.
 
     Raises:
         SinkgateError: there is no study; no such kind of file, or nothing here can draw it (see `sinkgate.plots.export`).
+
+    Example:
+        >>> write_figures("runs", "svg")
     """
     written = []
-    for results in Results.find(folder):
-        for section in _sections(results):
+    for results, sections in contents_of(folder) if contents is None else contents:
+        for section in sections:
             if not isinstance(section.content, pd.DataFrame):
                 written.append(results.folder / f"{section.slug}.{suffix}")
                 export(section.content, written[-1])
     return written
 
 
-def write_tables(folder: str | Path, suffix: str) -> list[Path]:
-    """Write every table of the page to a file in its study's folder: "csv" with all digits, or "tex", as the page shows it.
+def write_tables(folder: str | Path, suffix: str, contents: Contents | None = None) -> list[Path]:
+    """Write every table of the page to a file in its study's folder.
+
+    Args:
+        folder: of a study, or of many.
+        suffix: "csv" with all digits, or "tex", as the page shows it.
+        contents: as in `write_page`.
 
     Raises:
         SinkgateError: there is no study; no such kind of file.
+
+    Example:
+        >>> write_tables("runs", "csv")
     """
     if suffix not in ("csv", "tex"):
         raise SinkgateError(f"tables cannot be written as {suffix!r}; expected csv or tex")
     written = []
-    for results in Results.find(folder):
-        for section in _sections(results):
+    for results, sections in contents_of(folder) if contents is None else contents:
+        for section in sections:
             if isinstance(section.content, pd.DataFrame):
                 path = results.folder / f"{section.slug}.{suffix}"
                 text = section.content.to_csv(index=False) if suffix == "csv" else _latex(section, section.content)
@@ -113,12 +149,13 @@ def _latex(section: Section, table: pd.DataFrame) -> str:
     return shown.to_latex(index=False, escape=True, column_format=form, caption=section.title, label=label)
 
 
-def _chapter(mark: str, results: Results, folder: Path, numbers: Iterator[int]) -> tuple[str, str]:
+def _chapter(
+    mark: str, results: Results, sections: list[Section], folder: Path, numbers: Iterator[int]
+) -> tuple[str, str]:
     """Return a study's entry in the table of contents, and its chapter; ``numbers`` give the ids of its figures."""
     title = f"{NAMES.get(results.study, results.study)}: {results.about['model'].get('name', 'unnamed model')}"
     if results.folder != folder:
         title += f" ({results.folder.relative_to(folder).as_posix()})"
-    sections = list(_sections(results))
     entries = [_link(f"{mark}-{at}", section.title) for at, section in enumerate(sections, 1)]
     parts = [f'<h2 id="{mark}">{escape(title)}</h2>', _state(results, folder), _facts(results.about)]
     for at, section in enumerate(sections, 1):

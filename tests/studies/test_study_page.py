@@ -7,9 +7,11 @@ import fake_results
 import pandas as pd
 import pytest
 
+from sinkgate.cli.studies import report
 from sinkgate.errors import SinkgateError
 from sinkgate.studies.html_report import write_figures, write_page, write_tables
 from sinkgate.studies.runner import run
+from sinkgate.studies.sections import SECTIONS
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
@@ -153,3 +155,11 @@ def test_tables_are_written_for_papers(tmp_path):
         assert not re.search(r"(?<!\\)[%_#]", "".join(body)), path
     with pytest.raises(SinkgateError, match="tables cannot be written as 'doc'; expected csv or tex"):
         write_tables(studies, "doc")
+
+
+def test_the_files_of_one_report_share_its_sections(tmp_path, monkeypatch):
+    run(fake_results.FakeStudy("eval", fake_results.evaluation()), tmp_path, progress=False)
+    calls, sections = [], SECTIONS["eval"]
+    monkeypatch.setitem(SECTIONS, "eval", lambda results: calls.append(results) or sections(results))
+    report(tmp_path, figures="html", tables="csv")
+    assert len(calls) == 1 and len(list(tmp_path.glob("*.html"))) == 2 and list(tmp_path.glob("*.csv"))
