@@ -200,7 +200,8 @@ class Handlers:
             image = open_upload(source)
         except Exception as error:
             return session, _shown(session), *unchanged_values(session, error)[2:], SKIP
-        return self.show_upload(session, image, SCENES_ONLY, question.strip(), mixer, lens)
+        notice = CLIP_NOTICE if isinstance(image, sg.Video) else SCENES_ONLY
+        return self.show_upload(session, image, notice, question.strip(), mixer, lens)
 
     def show_upload(
         self, session: UserSession, image: Image.Image | sg.Video, notice: str, question: str, mixer: Any, lens: Any

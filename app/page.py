@@ -124,7 +124,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any], interactive: bool) -> Pa
                 alt_text="The picture of the question",
                 placeholder="Drop or paste a picture, or click to choose one",
             )
-            anywhere = gr.UploadButton("Picture", file_types=["image"], elem_id="picture-anywhere")
+            anywhere = gr.UploadButton("Picture", file_types=["image", "video"], elem_id="picture-anywhere")
             composer = scene_composer()
             question = gr.Textbox(
                 label="Question about the picture",

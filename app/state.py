@@ -22,6 +22,7 @@ from torch import Tensor
 import sinkgate as sg
 from sinkgate.errors import ModelMismatchError
 from sinkgate.images.io import read_bytes
+from sinkgate.images.video import SUFFIXES as VIDEOS
 from sinkgate.images.video import open_animation
 from sinkgate.models.session import Shelf
 from sinkgate.scenes.scene import Scene
@@ -38,8 +39,9 @@ MAX_SESSIONS = 200  # users whose picture and question are held; the least recen
 MAX_QUESTION_STATES = 24  # of them, those whose image features and attention stay in memory
 MAX_SESSION_BYTES = 512 << 20  # pictures and uploaded gates of all users together
 MAX_UPLOADED_GATES = 3  # of one user
+MAX_DECODED = 2_000_000_000  # pixels of all frames of an uploaded video, which are decoded in about half a minute
 MAX_PIXELS = 2_000_000  # of the picture that the model gets: larger ones are made smaller
-FRAMES = 6  # of an uploaded animation: more leave the demo model no positions for the question
+FRAMES = 6  # of an uploaded video: more leave the demo model no positions for the question
 ANSWER_SECONDS = 20.0  # for one answer, from the moment it starts
 OWN_REVISION_STEP = 1_000_000  # revisions of a user between two of the server: more than a user can send
 CACHE_BYTES = 2 << 30  # for the key-value caches of all users; the least recently used are dropped
@@ -521,13 +523,15 @@ def open_picture(picture: str) -> Image.Image:
 
 
 def open_upload(picture: str) -> Image.Image | sg.Video:
-    """Return the same as `open_picture`, and of an animation `FRAMES` frames at even distances, `MAX_PIXELS` together.
+    """Return the same as `open_picture`, and of a video or an animation `FRAMES` frames at even distances, `MAX_PIXELS` together.
 
     Raises:
-        ImageError: as `open_picture`.
+        ImageError: as `open_picture`, and as `sinkgate.open_video`.
     """
-    data = _content(picture)
-    return open_animation(data, FRAMES, max_pixels=MAX_PIXELS // FRAMES) or sg.open_image(data, max_pixels=MAX_PIXELS)
+    data, limit = _content(picture), MAX_PIXELS // FRAMES
+    if picture.lower().endswith(VIDEOS):
+        return sg.open_video(data, FRAMES, max_pixels=limit, max_decoded=MAX_DECODED)
+    return open_animation(data, FRAMES, max_pixels=limit) or sg.open_image(data, max_pixels=MAX_PIXELS)
 
 
 def _content(picture: str) -> bytes:

@@ -301,9 +301,12 @@ window.addEventListener("hashchange", () => {
   });
 }
 
-// A picture that is pasted, or dropped outside of the picture box, is uploaded by a button that is not drawn.
+// A picture that is pasted, or dropped outside of the picture box, is uploaded by a button that is not drawn; a video also where
+// it is dropped on the box, which takes pictures only.
 {
-  const image = (transfer) => [...(transfer?.files || [])].find((file) => file.type.startsWith("image/") || /\.(hei[cf]|tiff?)$/i.test(file.name));
+  const isVideo = (file) => file.type.startsWith("video/") || /\.(m4v|mkv|avi|ogv)$/i.test(file.name);
+  const isPicture = (file) => file.type.startsWith("image/") || /\.(hei[cf]|tiff?)$/i.test(file.name);
+  const image = (transfer) => [...(transfer?.files || [])].find((file) => isPicture(file) || isVideo(file));
   const carries = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
   const inBox = (event) => event.target.closest?.("#picture, #gates, #learned-upload");
   const upload = (file) => {
@@ -329,10 +332,21 @@ window.addEventListener("hashchange", () => {
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) mark(false); });
   document.addEventListener("drop", (event) => {
     mark(false);
-    if (!carries(event) || inBox(event)) return;
-    event.preventDefault();
     const file = image(event.dataTransfer);
+    if (!carries(event) || (inBox(event) && !(file && isVideo(file) && event.target.closest("#picture")))) return;
+    event.preventDefault();
+    event.stopPropagation();
     if (file) upload(file);
-    else window.sinkgate.publish("refused", "This file is no picture: use a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF.");
-  });
+    else window.sinkgate.publish("refused", "This file is no picture or video: use a PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, MP4 or WebM.");
+  }, true);
+  document.addEventListener("click", ({ target }) => { // the box's own, before the browser lists the files
+    if (target.matches?.("#picture input[type=file]")) target.accept = "image/*,video/*";
+  }, true);
+  document.addEventListener("change", (event) => {
+    const file = event.target.matches?.("#picture input[type=file]") && [...event.target.files].find(isVideo);
+    if (!file) return;
+    event.stopPropagation();
+    upload(file);
+    event.target.value = ""; // so that the same file can be chosen again
+  }, true);
 }

@@ -21,9 +21,11 @@ from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from sinkgate.images.video import SUFFIXES as VIDEOS
+
 JSON = dict[str, Any]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
-SUFFIXES = (*PICTURES, ".json", ".safetensors")
+SUFFIXES = (*PICTURES, *VIDEOS, ".json", ".safetensors")
 MAX_FILES = 4  # in an upload; the page sends at most two
 MAX_DEPTH = 32  # levels of JSON; a scene has four
 MAX_VALUES = 20_000
@@ -223,7 +225,7 @@ class Form:
         if "\0" in name or PurePosixPath(stored).suffix.lower() not in SUFFIXES:
             raise Refused(
                 415,
-                "Use a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF picture; gates come as .json and .safetensors files.",
+                "Use a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF picture, or a video; gates come as .json and .safetensors files.",
             )
 
     def _data(self, data: bytes, start: int, end: int) -> None:  # noqa: ARG002

@@ -69,7 +69,9 @@ class Video:
         return Video([self.frames[index] for index in indices], self.fps * len(indices) / len(self.frames))
 
 
-def open_video(source: VideoFile | Video, frames: int = FRAMES, *, max_pixels: int = MAX_PIXELS) -> Video:
+def open_video(
+    source: VideoFile | Video, frames: int = FRAMES, *, max_pixels: int = MAX_PIXELS, max_decoded: int | None = None
+) -> Video:
     """Return frames of a video at even distances, upright RGB.
 
     Animated GIF, WebP and PNG files are read by Pillow, all others by PyAV: ``pip install "sinkgate[video]"``.
@@ -78,6 +80,7 @@ def open_video(source: VideoFile | Video, frames: int = FRAMES, *, max_pixels: i
         source: a file name, the bytes of a file, a file opened for reading bytes, or a `Video`.
         frames: how many, from 1; fewer where the file has fewer. Frame i of N is the first of the i-th of N equal parts.
         max_pixels: width times height of a frame at most; larger ones are reduced.
+        max_decoded: pixels of all frames up to the last one returned, at most: PyAV decodes each; no limit where None.
 
     Raises:
         ImageError: not a video, empty, damaged, too long, PyAV is missing, or ``frames`` is no whole number from 1.
@@ -92,7 +95,7 @@ def open_video(source: VideoFile | Video, frames: int = FRAMES, *, max_pixels: i
     data = read_bytes(source)
     if not data:
         raise ImageError("the video file is empty")
-    return open_animation(data, frames, max_pixels=max_pixels) or _decoded(data, frames, max_pixels)
+    return open_animation(data, frames, max_pixels=max_pixels) or _decoded(data, frames, max_pixels, max_decoded)
 
 
 def open_animation(data: bytes, frames: int, *, max_pixels: int = MAX_PIXELS) -> Video | None:
@@ -157,7 +160,7 @@ def _animated(animation: Any, count: int, frames: int, max_pixels: int) -> Video
     return Video(pictures, len(pictures) / milliseconds * 1000)
 
 
-def _decoded(data: bytes, frames: int, max_pixels: int) -> Video:
+def _decoded(data: bytes, frames: int, max_pixels: int, max_decoded: int | None) -> Video:
     if find_spec("av") is None:
         raise ImageError(
             'reading this video needs PyAV: run `pip install "sinkgate[video]"`; animated GIFs need nothing more'
@@ -177,8 +180,15 @@ def _decoded(data: bytes, frames: int, max_pixels: int) -> Video:
             indices = even_indices(len(times), frames)
             wanted = {times[index] for index in indices}
         pictures: list[Image.Image] = []
+        decoded = 0  # pixels
         with closing(av.open(io.BytesIO(data))) as container:
             for frame in container.decode(video=0):
+                decoded += frame.width * frame.height
+                if max_decoded is not None and decoded > max_decoded:
+                    raise ImageError(
+                        f"the video has {len(times):,} frames of {frame.width} x {frame.height} pixels, and at most "
+                        f"{max_decoded // 10**6:,} million pixels are read: cut it, or make it smaller"
+                    )
                 if frame.pts in wanted:
                     wanted.discard(frame.pts)
                     upright = frame.to_image().rotate(getattr(frame, "rotation", 0), expand=True)

@@ -5,7 +5,8 @@ import io
 import pytest
 
 import sinkgate as sg
-from app.handlers import CLIP, CLIP_NOTICE, GALLERY, Handlers, example_clip
+from app import state
+from app.handlers import CLIP, CLIP_NOTICE, GALLERY, SCENES_ONLY, Handlers, example_clip
 from app.share_links import python
 from app.state import FRAMES, Engine, UserSession
 from app.view_model import Lens
@@ -47,12 +48,61 @@ def test_an_animation_is_uploaded_and_a_picture_follows(handlers, mixer, tmp_pat
     session = UserSession()
     path = tmp_path / "clip.gif"
     path.write_bytes(saved(example_clip().frames * 2))
-    frame = handlers.new_picture(session, {"path": str(path)}, QUESTION, mixer, LENS)[4]
+    frame, status = handlers.new_picture(session, {"path": str(path)}, QUESTION, mixer, LENS)[4:6]
+    assert status["text"] == CLIP_NOTICE, "not that of photographs"
     assert frame["sheets"] == FRAME_NAMES and isinstance(session.image, sg.Video)
     program = python(session, Lens(layer=2, sheet=1), handlers.engine.vlm).replace("clip.gif", str(path))
     names = {}
     exec(program, names)
     assert [sheet.frames for sheet in names["prompt"].sheets] == [sheet.frames for sheet in session.state.prompt.sheets]
     example_clip().frames[0].save(tmp_path / "still.png")
-    frame = handlers.new_picture(session, {"path": str(tmp_path / "still.png")}, QUESTION, mixer, LENS)[4]
+    frame, status = handlers.new_picture(session, {"path": str(tmp_path / "still.png")}, QUESTION, mixer, LENS)[4:6]
+    assert status["text"] == SCENES_ONLY
     assert frame["sheets"] == ["picture"] and not frame["video"] and frame["lens"]["sheet"] == 0
+
+
+@pytest.fixture(params=["mp4", "webm"])
+def video_file(request, tmp_path):
+    """The gallery's clip as a video file."""
+    av = pytest.importorskip("av")
+    path = tmp_path / f"clip.{request.param}"
+    codec = {"mp4": "mpeg4", "webm": "libvpx"}[request.param]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=4)
+        stream.width = stream.height = 448
+        stream.pix_fmt = "yuv420p"
+        for picture in example_clip().frames * 2:
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_video_file_is_uploaded(handlers, mixer, video_file):
+    session = UserSession()
+    values = handlers.new_picture(session, {"path": str(video_file)}, QUESTION, mixer, LENS)
+    assert values[5]["text"] == CLIP_NOTICE and values[4]["sheets"] == FRAME_NAMES and values[4]["video"]
+    assert session.image.fps == pytest.approx(2) and values[1] is session.image.frames[0]
+
+
+@pytest.mark.parametrize("reason", ["PyAV", "pixels", "damaged", "model"])
+def test_a_video_that_cannot_be_used_is_refused_and_the_page_stays(
+    handlers, mixer, video_file, reason, monkeypatch, tmp_path
+):
+    session = handlers.begin(mixer, LENS)[0]
+    shown = session.shown
+    if reason == "PyAV":
+        monkeypatch.setattr("sinkgate.images.video.find_spec", lambda name: None)
+    elif reason == "pixels":
+        monkeypatch.setattr(state, "MAX_DECODED", 3 * 448 * 448)
+    elif reason == "damaged":
+        video_file.write_bytes(video_file.read_bytes()[:200])
+    else:
+
+        def refuse(picture, question):
+            raise sg.PromptError("this model takes one picture")
+
+        monkeypatch.setattr(handlers.engine.backend, "prompt", refuse)
+    words = {"PyAV": "PyAV", "pixels": "cut it", "damaged": "video", "model": "one picture"}[reason]
+    values = handlers.new_picture(session, {"path": str(video_file)}, QUESTION, mixer, LENS)
+    assert values[1] is shown and session.shown is shown and session.scene is not None
+    assert values[5]["tone"] == "warning" and words in values[5]["text"] and "Unexpected" not in values[5]["text"]

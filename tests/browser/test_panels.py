@@ -15,7 +15,8 @@ from page_user import Tab
 from PIL import Image
 
 import sinkgate as sg
-from app.handlers import SCENES_ONLY
+from app.handlers import CLIP_NOTICE, SCENES_ONLY, example_clip
+from app.state import FRAMES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -284,11 +285,35 @@ def test_a_picture_is_pasted_or_dropped_anywhere(tab: Tab) -> None:
         assert tab.page.evaluate("document.querySelector('#picture img').naturalWidth") == width, suffix
 
 
+@pytest.mark.parametrize("way", ["drop on the box", "drop on the maps", "choose"])
+def test_a_video_file_is_read(tab: Tab, tmp_path: Path, way: str) -> None:
+    av = pytest.importorskip("av")
+    path = tmp_path / "clip.webm"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libvpx", rate=3)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for picture in example_clip().frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(picture.resize((64, 64)))))
+        container.mux(stream.encode())
+    if way == "choose":
+        frame = tab.after(lambda: tab.upload(path))
+    else:
+        where = "#picture img" if way == "drop on the box" else "#maps"
+        data = base64.b64encode(path.read_bytes()).decode()
+        frame = tab.after(lambda: tab.page.evaluate(GIVE, ["drop", where, path.name, "video/webm", data]))
+    assert frame["video"] and len(frame["sheets"]) == FRAMES and tab.status() == CLIP_NOTICE
+    assert tab.page.evaluate("document.querySelector('#picture img').naturalWidth") == 64
+    path.write_bytes(b"no video")
+    tab.upload(path)
+    tab.page.wait_for_selector("#status .warning")
+    assert "this is no video" in tab.status().lower() and tab.page.locator("#picture img").count() == 1
+
+
 def test_a_dropped_text_is_refused_and_text_is_pasted(tab: Tab) -> None:
     shown = tab.answers()
     assert tab.page.evaluate(GIVE, ["drop", "#maps", "notes.txt", "text/plain", base64.b64encode(b"no").decode()])
     tab.page.wait_for_selector("#status .warning")
-    assert tab.status().startswith("This file is no picture") and tab.answers() == shown
+    assert tab.status().startswith("This file is no picture or video") and tab.answers() == shown
     assert not tab.page.evaluate(
         """() => {
           const transfer = new DataTransfer();
