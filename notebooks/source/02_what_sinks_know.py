@@ -80,21 +80,33 @@ def observed(picture):
     return observation.hidden[LAYER, observation.visual], classify(observation, prompt.sheets)
 
 
-def ordinary_mean(number, tokens):
-    """Return the mean state of ``tokens`` ordinary tokens of a picture, drawn at random."""
-    each, sinks = observations[number]
-    (drawn,) = draw_ordinary(sinks, tokens, draws=1, seed=f"{SEED}/{number}")
-    return each[drawn].mean(0).numpy()
+def ordinary_states(numbers, tokens):
+    """Return the mean state of ``tokens`` ordinary tokens of each picture, drawn at random, by number; without pictures that have fewer."""
+    drawn = {n: draw_ordinary(observations[n][1], tokens, draws=1, seed=f"{SEED}/{n}")[0] for n in numbers}
+    return {n: observations[n][0][chosen].mean(0).numpy() for n, chosen in drawn.items() if len(chosen)}
 
 
 observations = [observed(picture) for picture in pictures]
-there = [number for number, (_, sinks) in enumerate(observations) if sinks.v_sink.any()]  # without V-sinks no mean
+with_v_sinks = [number for number, (_, sinks) in enumerate(observations) if sinks.v_sink.any()]  # without them no mean
+enough = len(with_v_sinks) > BY_HAND / 2
+ordinary = ordinary_states(with_v_sinks if enough else range(BY_HAND), tokens=5)
+there = list(ordinary)
+if not enough:
+    print(
+        f"{vlm.name} has V-sinks in {len(with_v_sinks)} of {BY_HAND} pictures, too few for a probe: the figures show ordinary tokens alone."
+    )
+if len(there) < BY_HAND / 4:
+    raise sg.SinkgateError(
+        f"only {len(there)} of {BY_HAND} pictures have five tokens that are sinks in no layer: too few to compare sinks with"
+    )
 counts = np.array([pictures[number].targets["count"] for number in there])
-states = {
-    "v_sink": np.stack([observations[number][0][observations[number][1].v_sink].mean(0).numpy() for number in there]),
-    "ordinary": np.stack([ordinary_mean(number, tokens=5) for number in there]),
-}
-states["v_sink"].shape  # pictures, width
+states = {}
+if enough:
+    states["v_sink"] = np.stack(
+        [each[sinks.v_sink].mean(0).numpy() for each, sinks in map(observations.__getitem__, there)]
+    )
+states["ordinary"] = np.stack(list(ordinary.values()))
+next(iter(states.values())).shape  # pictures, width
 
 # %% [markdown]
 # **Before you run the next cell**: every dot will be a picture, its color the number of objects, and the axes the two directions in which the states differ most. The
@@ -103,7 +115,7 @@ states["v_sink"].shape  # pictures, width
 # Look whether dots of one color lie together.
 
 # %%
-figure = make_subplots(1, 2, subplot_titles=[GROUP_NAMES[group] for group in states])
+figure = make_subplots(1, len(states), subplot_titles=[GROUP_NAMES[group] for group in states])
 for column, each in enumerate(states.values(), 1):
     x, y = PCA(2, random_state=0).fit_transform(StandardScaler().fit_transform(each)).T
     marker = {"color": counts.astype(int), "colorscale": SEQUENTIAL, "size": 7, "line": {"color": "gray", "width": 0.5}}
@@ -208,6 +220,8 @@ probes_figure(summary(scores))
 def leads(scores):
     """Return the lead of V-sinks over ordinary tokens, in points: a row for each target, a column for each place."""
     table = advantage(scores).query("group == 'v_sink'")
+    if table.empty:
+        return f"no lead to show: the study has no V-sinks of {vlm.name}"
     wide = table.pivot(index="target", columns="place", values="accuracy")[table["place"].unique()]
     return (100 * wide).loc[["count", "colors", "shapes", "largest"]].map("{:+.1f}".format)
 
@@ -263,15 +277,13 @@ for claim in claims([shipped]):
 # your code here
 
 # %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
-rows = {}
+rows, first = {}, next(iter(states.values()))  # V-sinks, where there are any
 for c in (1e-4, 1e-2, 1.0, 100.0):
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)).fit(
-        states["v_sink"][:half], mixed[:half]
-    )
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)).fit(first[:half], mixed[:half])
     rows[c] = {
-        "control, seen": probe.score(states["v_sink"][:half], mixed[:half]),
-        "control, new": probe.score(states["v_sink"][half:], counts[half:]),
-        "true, new": accuracy(states["v_sink"], counts, c),
+        "control, seen": probe.score(first[:half], mixed[:half]),
+        "control, new": probe.score(first[half:], counts[half:]),
+        "true, new": accuracy(first, counts, c),
     }
 pd.DataFrame(rows).T.rename_axis("C").map("{:.0%}".format)
 
@@ -284,11 +296,13 @@ pd.DataFrame(rows).T.rename_axis("C").map("{:.0%}".format)
 # your code here
 
 # %% tags=["solution"] jupyter={"source_hidden": true, "outputs_hidden": true}
-truth = np.array([picture.targets["count"] for picture in pictures])
-right = {
-    tokens: f"{accuracy(np.stack([ordinary_mean(number, tokens) for number in range(len(pictures))]), truth):.0%}"
-    for tokens in (1, 5, 20)
-}
+right = {}
+for tokens in (1, 5, 20):
+    means = ordinary_states(range(len(pictures)), tokens)
+    truth = np.array([pictures[number].targets["count"] for number in means])
+    right[tokens] = (
+        f"{accuracy(np.stack(list(means.values())), truth):.0%}" if len(means) > BY_HAND / 4 else "too few pictures"
+    )
 pd.DataFrame({"accuracy": right}).rename_axis("ordinary tokens")
 
 # %% [markdown]
