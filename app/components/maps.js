@@ -302,12 +302,12 @@ function leave() {
   if (frame) read();
 }
 
-// Heads and the panel of a patch stand below the answers, or below the enlarged maps.
+// Heads and the panel of a patch stand below the likeliest next tokens, or below the enlarged maps.
 function settle(room) {
   beside.hidden = !frame.heads && frame.lens.patch === null;
   if (beside.hidden) return;
   if (beside.parentElement !== room) room.append(beside);
-  const below = document.querySelector("#answers").getBoundingClientRect().bottom - room.getBoundingClientRect().top;
+  const below = document.querySelector("#words .bars").getBoundingClientRect().bottom - room.getBoundingClientRect().top;
   beside.style.setProperty("--below", Math.round(below) + "px");
 }
 

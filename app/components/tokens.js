@@ -3,6 +3,7 @@ const row = element.querySelector(".tokens");
 const help = page.help("query");
 let frame = null;
 let collected = null; // the view of the last request
+let inSight = null; // query and tokens when it was scrolled to
 let unfolded = false; // whether the tokens of the chat template are listed
 
 // The view that the server measures: not while something moves.
@@ -44,6 +45,11 @@ function draw() {
   }
   row.replaceChildren(page.el("span", { class: "label", text: "Query" }), help, ...nodes);
   row.children[focused]?.focus();
+  const query = frame.lens.position + row.textContent;
+  if (query === inSight) return;
+  inSight = query; // where the tokens need two lines, one is seen
+  const chosen = row.querySelector("[aria-pressed=true]");
+  if (chosen) row.scrollTop += chosen.getBoundingClientRect().top - row.getBoundingClientRect().top - 2;
 }
 
 page.subscribe("frame", (newest) => {

@@ -347,6 +347,30 @@ def test_a_photograph_from_a_phone_is_made_smaller(tab: Tab, tmp_path: Path) -> 
     assert size[0] < size[1] and size[0] * size[1] <= 2_000_000
 
 
+# --- panels side by side
+
+EDGES = """(names) => names.map((name) => {
+  const box = document.querySelector(name).getBoundingClientRect();
+  return [box.top, box.bottom];
+})"""
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (1440, 900)])
+def test_panels_leave_each_other_in_sight(tab: Tab, size: tuple[int, int]) -> None:
+    """The panel of a patch stands below the likeliest next tokens, a notice above the cards, and the query is seen in its row."""
+    tab.page.set_viewport_size({"width": size[0], "height": size[1]})
+    tab.after(lambda: tab.page.get_by_label("Example picture 6").click())
+    assert tab.status() == CLIP_NOTICE
+    tab.page.evaluate("window.sinkgate.publish('choose', { patch: 20 })")
+    tab.page.wait_for_function("!document.querySelector('.patch').hidden")
+    names = ["#words .word:nth-child(3)", ".beside", "#status .status", ".looking", ".tokens"]
+    word, panel, notice, card, row = tab.page.evaluate(EDGES, names)
+    assert word[0] < word[1] <= panel[0] + 1 < panel[1] - 80
+    assert notice[1] <= card[0] + 1
+    (query,) = tab.page.evaluate(EDGES, [".token[aria-pressed=true]"])
+    assert row[0] - 1 <= query[0] and query[1] <= row[1] + 1
+
+
 # --- old, offline, and back again
 
 
