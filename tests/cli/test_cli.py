@@ -595,7 +595,10 @@ def test_a_killed_sweep_goes_on_and_two_processes_equal_one(sinkgate, tmp_path):
     for table in ("answers", "items"):
         assert (killed / f"{table}.parquet").read_bytes() == (whole / f"{table}.parquet").read_bytes()
     assert "holds a study already" in sinkgate("sweep", *options, "--out", killed, "--no-resume", code=2).stderr
-    assert "settings.layers" in sinkgate("sweep", *options, "--layers", 5, "--out", killed, code=2).stderr
+    assert (
+        "layers is [1, 2] there and [5] here"
+        in sinkgate("sweep", *options, "--layers", 5, "--out", killed, code=2).stderr
+    )
 
 
 def test_shards_are_merged(sinkgate, tmp_path):
