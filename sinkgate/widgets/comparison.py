@@ -7,6 +7,7 @@ from typing import Any
 
 from sinkgate.errors import GateError
 from sinkgate.images.io import Picture
+from sinkgate.images.video import Video
 from sinkgate.methods import criterion_of
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.session import Session
@@ -17,12 +18,12 @@ from sinkgate.widgets.common import MAX_NEW_TOKENS, Shown, cards, following, ipy
 from sinkgate.widgets.figure import Screen
 
 
-def compare(vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates | LSG]) -> Comparison:
+def compare(vlm: VLM, image: Picture | Video, question: str, gates: Mapping[str, Gates | LSG]) -> Comparison:
     """Show the unmodified model beside named settings: maps of a selectable layer, next-token probabilities and answers.
 
     Args:
         vlm: the model.
-        image: picture as a path, bytes or an image object.
+        image: picture as a path, bytes or an image object, or a video.
         question: question about it.
         gates: settings by name. Learned gates read the question; sinks are classified by the criterion that they were trained with.
 
@@ -36,7 +37,7 @@ def compare(vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates |
 class Comparison(Shown):
     """Widget of `compare`. ``traces`` holds each run by name, "Unchanged" first."""
 
-    def __init__(self, vlm: VLM, image: Picture, question: str, gates: Mapping[str, Gates | LSG]) -> None:
+    def __init__(self, vlm: VLM, image: Picture | Video, question: str, gates: Mapping[str, Gates | LSG]) -> None:
         ipw = ipywidgets()
         prompt, criterion = vlm.prompt(image, question), criterion_of(gates.values())
         self.warm = Session(vlm, prompt, find_sinks(vlm, prompt, v_sink=criterion, l_sink=criterion))
@@ -49,7 +50,7 @@ class Comparison(Shown):
         self.screen = Screen(titles, vlm.num_layers)
         self.screen.place(self.warm)
         self.screen.begin(self.traces["Unchanged"], self.warm.sinks)
-        for control in (self.screen.layer, self.screen.kind):
+        for control in (self.screen.time, self.screen.layer, self.screen.kind):
             control.observe(self._draw, "value")
         self._draw()
         texts = {title: trace.text for title, trace in zip(titles, self.traces.values(), strict=True)}

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sinkgate.errors import ImageError, SinkgateError
 from sinkgate.images.io import Picture, open_image
+from sinkgate.images.video import Video, as_video
 from sinkgate.models.session import Session
 from sinkgate.models.trace import Trace
 from sinkgate.models.vlm import VLM
@@ -27,14 +28,14 @@ FRAME = 0.05  # least seconds between two updates: a browser that receives more 
 NAMES = {group: GROUP_LABELS[group] for group in ("v_sink", "l_sink", "rest")}
 
 
-def explore(vlm: VLM, image: Picture, question: str) -> Explorer:
+def explore(vlm: VLM, image: Picture | Video, question: str) -> Explorer:
     """Show a fader of the Key scale for each layer and group; maps, next-token probabilities and the answer follow.
 
     Errors of the image, the question or the scales appear in the widget, which stays usable. ``explorer.gates`` holds the scales of the faders.
 
     Args:
         vlm: the model.
-        image: picture as a path, bytes or an image object.
+        image: picture as a path, bytes or an image object; or a video, whose frames a slider goes through.
         question: question about it.
 
     Raises:
@@ -46,7 +47,7 @@ def explore(vlm: VLM, image: Picture, question: str) -> Explorer:
 class _Request(NamedTuple):
     """An image, a question, and one scale for each layer and group."""
 
-    image: Image.Image | None
+    image: Image.Image | Video | None
     question: str
     v_sink: list[float]
     l_sink: list[float] | None  # None: that of ``rest``
@@ -56,15 +57,15 @@ class _Request(NamedTuple):
 class Explorer(Shown):
     """Widget of `explore`. ``unchanged`` and ``gated`` are the runs on display; ``predictions`` counts the computed settings."""
 
-    def __init__(self, vlm: VLM, image: Picture, question: str) -> None:
+    def __init__(self, vlm: VLM, image: Picture | Video, question: str) -> None:
         self.vlm, self.predictions = vlm, 0
         self.warm: Session | None = None
         self.unchanged: Trace | None = None
         self.gated: Trace | None = None
         self._shown: Gates | None = None  # gates of the run in ``gated``
         self._answered = False  # True if ``gated`` holds the whole answer
-        self._image: Image.Image | None = None
-        self._current: tuple[Image.Image | None, str] | None = None
+        self._image: Image.Image | Video | None = None
+        self._current: tuple[Image.Image | Video | None, str] | None = None
         self._error = ""  # of the current image and question
         self._from_user = True
         self._worker = LatestOnly(self._follow)
@@ -131,7 +132,7 @@ class Explorer(Shown):
         for name, button in self.presets.items():
             button.on_click(lambda _, name=name: self._set_all(*PRESETS[name]))
         self.separate.observe(lambda _: self._separated(), "value")
-        for control in (self.question, self.screen.layer, self.screen.kind):
+        for control in (self.question, self.screen.time, self.screen.layer, self.screen.kind):
             control.observe(lambda _: self._worker.put(self._request()), "value")
         self.upload.observe(lambda change: [self._take(bytes(file["content"])) for file in change.new], "value")
 
@@ -172,9 +173,11 @@ class Explorer(Shown):
         self._from_user = True
         self._worker.put(self._request())
 
-    def _take(self, picture: Picture) -> None:
+    def _take(self, picture: Picture | Video) -> None:
         try:
-            self._image = open_image(picture)
+            if not isinstance(picture, Video):
+                picture = as_video(picture, None) or open_image(picture)
+            self._image = picture
         except ImageError as error:
             self.message.value = fault(str(error))
         else:
@@ -196,7 +199,7 @@ class Explorer(Shown):
             message = f"the model failed: {error}"
         self.message.value = fault(message)
 
-    def _ask(self, image: Image.Image | None, question: str) -> None:
+    def _ask(self, image: Image.Image | Video | None, question: str) -> None:
         """Start a session for another image or question; after an error the display stays as it is."""
         self._current, self._error = (image, question), ""
         try:

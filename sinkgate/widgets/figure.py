@@ -30,7 +30,8 @@ class Screen:
     """A Plotly figure updated in place: one map and one colour of bars for each run; the first run is the unmodified model.
 
     ``maps``, ``v_sinks``, ``l_sinks`` and ``bars`` are its traces, one for each run; ``controls`` hold the slider ``layer`` and ``kind``, what the maps show:
-    shares of attention, or, beside the unmodified model's, differences from it. Of several token grids it shows the first.
+    shares of attention, or, beside the unmodified model's, differences from it. Of a video the slider ``time`` chooses the frame; of several token
+    grids of pictures the first is shown.
     """
 
     def __init__(self, names: Sequence[str], layers: int) -> None:
@@ -38,7 +39,8 @@ class Screen:
         self.layer = ipw.IntSlider(0, max=layers - 1, description="Layer", style={"description_width": "initial"})
         self.caption = ipw.HTML()
         self.kind = ipw.Dropdown(options=[SHARE, DIFFERENCE], description="Maps", layout={"width": "200px"})
-        self.controls = ipw.HBox([self.layer, self.kind, self.caption])
+        self.time = ipw.SelectionSlider(options=[("picture", 0)], description="Time", layout={"display": "none"})
+        self.controls = ipw.HBox([self.time, self.layer, self.kind, self.caption])
         rows = -(-len(names) // ACROSS)
         across = -(-len(names) // rows)
         maps = [[{} if row * across + col < len(names) else None for col in range(across)] for row in range(rows)]
@@ -68,12 +70,22 @@ class Screen:
         figure.update_yaxes(visible=True, type="category", autorange="reversed", ticks="", ticklabelstandoff=5, **bars)
         self.figure = still(figure)
         self.maps, self.v_sinks, self.l_sinks, self.bars = (self.figure.data[kind::4] for kind in range(4))
-        self._marked = (0, -1)  # identity of the SinkMap whose sinks are marked, and the layer
+        self._warm: Session | None = None
+        self._placed = -1  # index of the sheet whose picture is under the maps
+        self._marked = (0, -1, -1)  # identity of the SinkMap whose sinks are marked, the layer and the sheet
 
     def place(self, warm: Session) -> None:
-        """Set the axes to a prompt's token grid and draw its image in faint grey over the maps."""
-        self._marked = (0, -1)
-        sheet = warm.prompt.sheets[0]
+        """Show another prompt, of a video with a slider through time."""
+        video = warm.prompt.video is not None
+        names = [sheet.time for sheet in warm.prompt.sheets] if video else ["picture"]
+        self._warm, self._placed = warm, -1
+        self.time.options = [(name, index) for index, name in enumerate(names)]
+        self.time.layout.display = None if len(names) > 1 else "none"
+        self._place(warm, 0)
+
+    def _place(self, warm: Session, index: int) -> None:
+        """Set the axes to a token grid and draw its image in faint grey over the maps."""
+        self._placed, sheet = index, warm.prompt.sheets[index]
         (rows, columns), view = sheet.grid, sheet.view(warm.prompt.images)
         ratio = (view.height / rows) / (view.width / columns) if view else 1.0
         corner = {"x": -0.5, "y": -0.5, "sizex": columns, "sizey": rows, "sizing": "stretch"}
@@ -94,9 +106,13 @@ class Screen:
 
     def show(self, traces: Sequence[Trace], sinks: SinkMap) -> None:
         """Draw one map for each run: attention of the last prompt token in the selected layer, mean over heads."""
-        layer = self.layer.value
-        sheet = traces[0].sheets[0]
-        shares = [trace.visual(layer).masked_fill(sheet.tokens < 0, float("nan")).numpy() for trace in traces]
+        layer, index = self.layer.value, self.time.value or 0
+        sheet = traces[0].sheets[index]
+        if self._warm and self._placed != index:
+            self._place(self._warm, index)
+        shares = [
+            trace.visual(layer, sheet=index).masked_fill(sheet.tokens < 0, float("nan")).numpy() for trace in traces
+        ]
         top = max(float(share[sheet.tokens >= 0].max()) for share in shares)
         looks, most = [_look(share, max(top, 1e-9)) for share in shares], 0.0
         if self.kind.value == DIFFERENCE:
@@ -110,8 +126,9 @@ class Screen:
             for shown, bar, look, each in zip(self.maps, self.bars, looks, tokens, strict=True):
                 shown.update(look)
                 bar.update(y=[escape(word) for word in words], x=[each.get(word, 0.0) for word in words])
-            if self._marked != (id(sinks), layer):
-                self._mark(traces[0].sheets[0], sinks, layer)
+            if self._marked != (id(sinks), layer, index):
+                self._mark(sheet, sinks, layer)
+                self._marked = (id(sinks), layer, index)
         caption = (
             f"Attention of the last prompt token, mean over heads, maximum {top:.1%}. ○ V-sink, □ L-sink of this layer."
         )
@@ -126,7 +143,6 @@ class Screen:
             y, x = ([cell[axis] for cell in cells.values()] for axis in (0, 1))
             for mark in marks:
                 mark.update(x=x, y=y, hovertext=reasons)
-        self._marked = (id(sinks), layer)
 
 
 def _look(values: Any, most: float, diverging: bool = False) -> dict[str, Any]:

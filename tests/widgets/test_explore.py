@@ -270,3 +270,28 @@ def test_newest_keeps_the_newest_and_begins_again():
     assert not newest.comes(0.01)
     newest.put("again")
     assert newest.settle(10) and done[-1] == "again"
+
+
+def test_a_slider_goes_through_the_frames_of_a_video(demo):
+    rng = Random(1)
+    video = sg.Video([scene.render() for scene in Scene.random(rng, (2, 3)).clip(rng, 4)], fps=2)
+    explorer = sg.explore(demo, video, QUESTION)
+    time = explorer.screen.time
+    assert time.layout.display is None and time.description == "Time"
+    assert [name for name, _ in time.options] == [f"frame {index}" for index in range(4)]
+    pictures, trace = [], demo.answer(demo.prompt(video, QUESTION))
+    for index in (2, 3):
+        time.value = index
+        assert explorer.settle(30)
+        layer = explorer.screen.layer.value
+        assert np.allclose(shown_map(explorer, 0), trace.visual(layer, sheet=index).numpy(), atol=1e-6)
+        sinks = explorer.warm.sinks
+        cells = [cell for token in sinks.v_sink.nonzero()[:, 0].tolist() if (cell := trace.sheets[index].find(token))]
+        marks = explorer.screen.v_sinks[0]
+        assert list(zip(marks.y, marks.x, strict=True)) == cells
+        pictures.append(explorer.screen.figure.layout.images[0].source)
+    assert pictures[0] != pictures[1], "the frame under the maps"
+
+
+def test_a_picture_has_no_slider_through_time(explorer):
+    assert explorer.screen.time.layout.display == "none" and explorer.screen.time.value == 0
