@@ -77,7 +77,7 @@ LARGE = """
 
 A LLaVA of {parameters:,} parameters ({megabytes:.1f} MB in bfloat16) that answers questions about pictures of flat shapes: the vision tower of the small
 demo model, a projector, and the first six layers of SmolLM2-135M-Instruct (Apache-2.0), of which layers 0 to 2 stay as they were pretrained. Its
-**L-sinks come from SmolLM2's own training**; nothing is planted. Load it with `sg.load("demo-large")`, or start the app with `--model demo-large`.
+**L-sinks come from SmolLM2's own training**; nothing is planted. Load it with `sg.load("demo-large")`, or start the app, which opens on it.
 The image comes first, and there is no start token.
 
 ## Recipe

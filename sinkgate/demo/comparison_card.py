@@ -23,19 +23,19 @@ from sinkgate.scenes.questions import KINDS
 Report = dict[str, Any]
 HEAD = """# Learned gates and baselines on the demo world: {model}
 
-Written by `python -m sinkgate.demo compare {command}`; measured {measured}. Conclusions are in [the log](../LOG.md).
+Written by `python -m sinkgate.demo compare {command}{options}`; measured {measured}. Conclusions are in [the log](../LOG.md).
 
 On the scenes of its training the model has little room to gain ({clear:.1f} % right). So the pictures are **hazed**: they lose a share of the contrast,
 which the model did not see in training. Every method learns, with the backbone frozen, from the same {samples:,} questions about scenes with 0 to 70 % haze, used twice
 ({steps} steps of {batch}, AdamW, 1e-3, cosine{more_samples}). The test has {asked:,} other questions a seed about scenes with {haze:.0%} of the
-contrast gone, the same number of each kind, and {asked_clear:,} about clear scenes. {seeds}: other scenes of training, validation and test, another start. An
+contrast gone, the same number of each kind, and {asked_clear:,} about clear scenes. {seeds}. An
 answer is right if greedy decoding writes it to its end. The model runs in bfloat16.
 
 - **LSG** starts as in the paper: scales sum to 1, 0.5 each. **LSG from 1** (chosen by us; the paper does not have it) starts at the unmodified model: scales sum to 2.
 - *Layer l*: one gate, trained separately, in layers {layers}; those of the first rows are at the layer that was best on validation questions (paper's form: {paper}, from 1: {ours}). *Stack*:
   gates that were trained separately, combined greedily by validation accuracy; *by loss*, by validation loss. *Joint*: a gate in each of these layers, trained together.
-- Ablations start as in the paper, at layers {ablated}, chosen on scenes that are in none of these samples; LoRA (rank 8) at layer {lora}.
-{oracle}- Gains are points over the unmodified model on the same questions, mean and standard deviation over seeds; p of a paired t-test over seeds, and of an exact sign
+- Ablations start as in the paper, at {ablated}, chosen on scenes that are in none of these samples; LoRA (rank 8) at layer {lora}.
+{oracle}- Gains are points over the unmodified model on the same questions{spread}; p of {t_test}an exact sign
   test over all questions with a changed mark. There is no correction for the number of rows: of {rows} rows, one in twenty falls below 0.05 by chance.
 
 """
@@ -233,7 +233,7 @@ def main_table(comparison: Comparison, names: Sequence[str]) -> str:
         ]
         other = _signed(comparison.gain("clear", name)) if name in clear else ""
         lines.append(
-            f"| {name} | {gain.accuracy:.2f} % | {_signed(gain)} | {_p(gain.over_seeds)} | {_p(gain.over_questions)} "
+            f"| {name} | {gain.accuracy:.2f} % | {_signed(gain)} | {_p(gain.over_seeds) if len(gain.seeds) > 1 else ''} | {_p(gain.over_questions)} "
             f"| {parts[0]} | {parts[1]} | {other} |"
         )
     return "\n".join(lines)
@@ -280,7 +280,12 @@ def stacks_text(comparison: Comparison) -> str:
 
 
 def _signed(gain: Gain) -> str:
-    return f"{gain.mean:+.2f} ± {gain.deviation:.2f}"
+    return f"{gain.mean:+.2f} ± {gain.deviation:.2f}" if len(gain.seeds) > 1 else f"{gain.mean:+.2f}"
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _p(value: float) -> str:
@@ -318,6 +323,7 @@ def _card(
     head = HEAD.format(
         model=setup.model,
         command=next(name for name, each in SETUPS.items() if each.model == setup.model),
+        options="".join(f" --seed {run['seed']}" for run in comparison.seeds) if count < len(setup.seeds) else "",
         measured=measured_dates([run["measured"] for run in comparison.seeds]),
         layers=f"{layers[0]} to {layers[-1]}",
         clear=100 * fmean(float(marks.mean()) for marks in clear),
@@ -328,12 +334,14 @@ def _card(
         asked=len(comparison.marks("hazed", UNMODIFIED)[0]),
         haze=setup.haze,
         asked_clear=len(clear[0]),
-        seeds=f"{count} seeds"
+        seeds=f"{count} seeds: other scenes of training, validation and test, another start"
         if count > 1
-        else "One seed, so that there is no deviation, and the sign test alone tells chance from effect",
+        else "One seed",
+        spread=", mean and standard deviation over seeds" if count > 1 else "",
+        t_test="a paired t-test over seeds, and of " if count > 1 else "",
         paper=comparison.best_layer("LSG"),
         ours=comparison.best_layer("LSG from 1"),
-        ablated=", ".join(map(str, setup.ablated)),
+        ablated=f"layer{'s' * (len(setup.ablated) > 1)} {', '.join(map(str, setup.ablated))}",
         lora=setup.lora,
         oracle=ORACLE.format(count=comparison.oracle["asked"]) if comparison.oracle else "",
         rows=len(names) - 1,
@@ -345,10 +353,10 @@ def _card(
         "By kind of question": kinds_table(comparison, shown),
         "By layer": layers_table(comparison),
         "Stacks, seed by seed": stacks_text(comparison),
-        "Scales of the gates": "Mean scale of V-sinks on hazed scenes, by kind of question and layer, each gate by itself, over seeds."
+        "Scales of the gates": "Mean scale of V-sinks on hazed scenes, by kind of question and layer, each gate by itself."
         "\n\n![Mean scale of V-sinks](rho.svg)",
         "Cost": f"Training all methods of one seed side by side, {len(first['worlds']['hazed']['marks']['right'])} methods tested: "
-        f"{min(minutes):.0f} to {max(minutes):.0f} minutes of training on one CPU core shared with other work.",
+        f"{_span(minutes)} minutes of training on one CPU core shared with other work.",
     }
     if published is not None:
         parts["Published gates"] = (
