@@ -423,7 +423,7 @@ def _panel(state: QuestionState, lens: Lens, facts: PatchFacts) -> JSON:
         "heads": [_floats(row) for row in facts.received_after[0]],
         "ordinary": sinks.where(others[0]) if others else None,
         "words": [
-            [layer, *([[word, round(share, 4)] for word, share in lens_words.words(each, layer)] for each in facts.tokens)]
+            [layer, *([[word, _short(share)] for word, share in lens_words.words(each, layer)] for each in facts.tokens)]
             for layer in lens_words.layers
         ] if lens_words else None,
     }  # fmt: skip
@@ -446,9 +446,14 @@ def _words(state: QuestionState) -> list[list[Any]]:
     }
     likely = sorted(names, key=lambda token: -max(before.probabilities[token], after.probabilities[token]))
     return [
-        [names[token], *(round(float(trace.probabilities[token]), 5) for trace in (before, after))]
+        [names[token], *(_short(float(trace.probabilities[token])) for trace in (before, after))]
         for token in likely[:TOP_WORDS]
     ]
+
+
+def _short(probability: float) -> float:
+    """Return a probability with six significant digits: none above 0 becomes 0."""
+    return float(f"{probability:.6g}")
 
 
 def _first(state: QuestionState) -> JSON:
@@ -457,8 +462,8 @@ def _first(state: QuestionState) -> JSON:
     before, after = (float(trace.probabilities[first]) for trace in (state.unchanged, state.gated))
     return {
         "token": state.unchanged.next_token[0][0],
-        "before": round(before, 5),
-        "after": round(after, 5),
+        "before": _short(before),
+        "after": _short(after),
         "top": state.gated.next_token[0][0],
     }
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -237,6 +238,15 @@ def test_a_frame_shows_one_setting_though_the_faders_move_while_it_is_drawn(
     frame = handlers.frame(session, LENS)
     assert all(frame[name] == before[name] for name in ("gates", "identity", "sequence", "after", "words", "here"))
     assert handlers.frame(session, LENS)["sequence"] > before["sequence"]
+
+
+def test_an_unlikely_token_is_not_shown_as_impossible(handlers: Handlers, session: UserSession) -> None:
+    assert session.state is not None
+    gated = session.state.gated
+    unlikely = gated.probabilities.clone()
+    unlikely[gated.probabilities.topk(2).indices[1]] = 2e-7
+    session.state.gated = replace(gated, probabilities=unlikely)
+    assert 2e-7 in [after for _, _, after in handlers.frame(session, LENS)["words"]]
 
 
 def test_the_rows_of_a_prompt_token_belong_to_the_faders_that_are_shown(
