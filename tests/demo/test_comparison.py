@@ -65,6 +65,14 @@ def test_a_small_run_is_resumed_and_becomes_a_card(small_run, tmp_path):
     assert torch.equal(published.gates["7"].up.weight, trained.gates["7"].up.weight)
 
 
+@pytest.mark.parametrize("name", comparison.SETUPS)
+def test_published_comparisons_have_a_gate_in_every_layer(demo, name):
+    setup = comparison.SETUPS[name]
+    layers = {name: gates.config.layers for name, gates in comparison.learned_gates(demo, setup).items()}
+    assert {layers.pop(form) for form in ("LSG", "LSG from 1", "LSG from 1, joint")} == {tuple(range(demo.num_layers))}
+    assert layers == dict.fromkeys(comparison.ABLATIONS, setup.ablated)
+
+
 def test_a_short_comparison_has_a_card_without_the_parts_that_it_leaves_out(small_run, tmp_path):
     setup = replace(
         comparison.SETUPS["demo-large"], layers=(6, 7), ablated=(7,), samples=2, validation=13, questions=39, seeds=(0,)
@@ -74,6 +82,10 @@ def test_a_short_comparison_has_a_card_without_the_parts_that_it_leaves_out(smal
     write_comparison(setup, tmp_path, tmp_path / "card", publish=0)
     card = (tmp_path / "card" / "README.md").read_text()
     assert "One seed" in card and "| LSG, layer 7 |" in card and "| three groups, layer 7 |" in card
+    assert "±" not in card and "t-test over seeds" not in card and "--seed" not in card
+    few = replace(setup, seeds=(0, 1))
+    write_comparison(few, tmp_path, tmp_path / "partial")
+    assert "compare demo-large --seed 0`" in (tmp_path / "partial" / "README.md").read_text()
     assert "Oracle" not in card and "5 x samples" not in card and "query reweighting" not in card
     layers = LSG.from_pretrained(tmp_path / "card" / "stack").config.layers
     assert layers == tuple(json.loads((tmp_path / "seed-0.json").read_text())["stacks"]["LSG from 1 by loss"]["layers"])
