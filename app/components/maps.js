@@ -500,8 +500,10 @@ dialog.addEventListener("close", () => {
 // --- values
 
 function receive() {
-  const sent = props.value;
-  if (!sent || !sent.grid || (frame && sent.tick < frame.tick)) return;
+  if (!props.value?.grid) return;
+  const sent = JSON.parse(JSON.stringify(props.value)); // plain values: each read of the page's own goes through a proxy
+  props.value = null; // Gradio's page copies the values of all components, number by number, at every message about any event
+  if (frame && sent.tick < frame.tick) return;
   frame = sent;
   element.frame = frame; // for the browser tests
   element.dataset.tick = frame.tick;
