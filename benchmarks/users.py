@@ -40,14 +40,10 @@ def visit(users: int, minutes: float, model: str) -> dict[str, Any]:
 
 
 def curves_of(reports: list[dict[str, Any]]) -> Curves:
-    """Return medians and 95 % quantiles of each wait by users, over a single user's median."""
+    """Return the median of each wait by users, over a single user's."""
     users = [float(report["users"]) for report in reports]
-    curves: Curves = {}
-    for wait, name in WAITS.items():
-        alone = reports[0]["latencies"][wait]["p50 ms"]
-        for share, label in (("p50 ms", "median"), ("p95 ms", "95 % within")):
-            curves[f"{name}, {label}"] = users, [report["latencies"][wait][share] / alone for report in reports]
-    return curves
+    medians = {name: [report["latencies"][wait]["p50 ms"] for report in reports] for wait, name in WAITS.items()}
+    return {name: (users, [each / times[0] for each in times]) for name, times in medians.items()}
 
 
 def table(reports: list[dict[str, Any]]) -> str:
