@@ -13,7 +13,7 @@
 # 4. run the study as the paper does it, on a few hundred pictures;
 # 5. read the results for 2,000 pictures that come with sinkgate, and what they do *not* show.
 #
-# **Time**: about 25 seconds on two cores. To repeat it on LLaVA, change `MODEL`.
+# **Time**: about a minute on two cores. To repeat it on LLaVA, change `MODEL`.
 
 # %% tags=["parameters"]
 MODEL = "demo"  # or a Hub id such as "llava-hf/llava-1.5-7b-hf", or a folder
@@ -182,7 +182,7 @@ pd.DataFrame({"pictures with an L-sink": has_l_sinks}).rename_axis("layer").T.ma
 # each with a split of its own; $C$ chosen by cross-validation on training pictures alone; four targets; shuffled labels beside each; several layers and the encoder. Both
 # studies write their results part by part, and the same call resumes a killed run.
 #
-# It takes a quarter of a minute.
+# It takes half a minute.
 
 # %%
 from sinkgate.studies.features import Features
