@@ -1,4 +1,4 @@
-"""Benchmarks: files of questions, items made of their rows, extractors of answers, and published scores."""
+"""Benchmarks: files of questions, items read from their rows, extractors of answers, and published scores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Score = Callable[[pd.DataFrame], float]
 class Item:
     """A question of a benchmark.
 
-    ``sample.kind`` is its task; scores group by ``columns``; ``choices`` are the texts of ``sample.options``, () if they are not known.
+    ``sample.kind`` is its task. Scores group by ``columns``. ``choices`` are the texts of ``sample.options``; () if unknown.
     """
 
     sample: Sample
@@ -146,7 +146,7 @@ class Benchmark:
     def _rows(
         self, files: str | Path | None, limit: int | None, seed: int, revision: str | None
     ) -> Iterator[tuple[str, Row | BenchmarkError]]:
-        """Yield the rows to make items of, each with its place in words; the error instead of one that cannot be read."""
+        """Yield rows, each with its place in words; an error stands for a row that cannot be read."""
         place = self.fetch(revision).folder if files is None else files
         table = Table(files_in(place, self.patterns), self.columns, self.renamed, self.of_file)
         shuffled = Random(seed).sample(range(len(table)), len(table))  # of all rows, so that limits nest
@@ -161,17 +161,16 @@ def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
 
 
-def _micro(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+@CountedScore
+def micro(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+    """Return the share of right answers over all items."""
     return share(counts @ _column(answers, "right"), counts.sum(1))
-
-
-#: The share of right answers over all items.
-micro = CountedScore(_micro)
 
 
 def mean_over(column: str) -> CountedScore:
     """Return the score that averages the share of right answers over the groups of a column, each of the same weight."""
 
+    @CountedScore
     def score(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
         codes, names = pd.factorize(_column(answers, column))
         members = (codes[:, None] == np.arange(len(names))).astype(np.float64)  # items x groups
@@ -179,18 +178,19 @@ def mean_over(column: str) -> CountedScore:
         shares = share((counts * _column(answers, "right")) @ members, sizes)
         return share(np.nansum(shares, 1), (sizes > 0).sum(1))  # a draw may lack a group
 
-    return CountedScore(score)
+    return score
 
 
 def among(column: str, value: str, score: CountedScore = micro) -> CountedScore:
     """Return a score of the items with a value in a column; NaN if there are none."""
 
+    @CountedScore
     def part(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
         chosen = np.flatnonzero(_column(answers, column) == value)
         some = counts[:, chosen].sum(1) > 0
         return np.where(some, score.of(answers.take(chosen), counts[:, chosen]), np.nan)
 
-    return CountedScore(part)
+    return part
 
 
 def _column(answers: pd.DataFrame, name: str) -> np.ndarray:

@@ -43,9 +43,9 @@ def _of_file(file: Path) -> Row:
 
 
 def _yes(answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return 1 for the items whose true answer, and for those whose given answer is "yes", 0 for others.
+    """Return two arrays, 1 where the true answer is "yes", and 1 where the model's answer is "yes"; else 0.
 
-    Without a column ``said``, the given answer is the true one if it is right, else the other of the two.
+    Without a column ``said``, the model's answer is the true one if it is right, else the other of the two.
     """
     true = np.asarray(answers["answer"].str.lower() == "yes")
     answered = (
@@ -54,33 +54,32 @@ def _yes(answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return true.astype(np.float64), np.asarray(answered, dtype=np.float64)
 
 
-def _precision(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+@CountedScore
+def precision(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+    """Return the share of answers "yes" that are right; 0 if there are none."""
     true, answered = _yes(answers)
     return counts @ (true * answered) / np.maximum(1, counts @ answered)
 
 
-def _recall(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+@CountedScore
+def recall(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+    """Return the share of items with the true answer "yes" that were answered so; 0 if there are none."""
     true, answered = _yes(answers)
     return counts @ (true * answered) / np.maximum(1, counts @ true)
 
 
-def _f1(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+@CountedScore
+def f1(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+    """Return the harmonic mean of precision and recall; 0 if one of them is 0."""
     true, answered = _yes(answers)
     return 2 * (counts @ (true * answered)) / np.maximum(1, counts @ true + counts @ answered)
 
 
-def _yes_share(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+@CountedScore
+def yes_share(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+    """Return the share of items that were answered with "yes"."""
     return share(counts @ _yes(answers)[1], counts.sum(1))
 
-
-#: The share of answers "yes" that are right; 0 if there are none.
-precision = CountedScore(_precision)
-#: The share of items with the true answer "yes" that were answered so; 0 if there are none.
-recall = CountedScore(_recall)
-#: The harmonic mean of precision and recall; 0 if one of them is 0.
-f1 = CountedScore(_f1)
-#: The share of items that were answered with "yes".
-yes_share = CountedScore(_yes_share)
 
 _WHOLE = {"accuracy": micro, "precision": precision, "recall": recall, "F1": f1, "yes share": yes_share}
 

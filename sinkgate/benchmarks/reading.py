@@ -70,7 +70,7 @@ def fetch(hub: str, patterns: Sequence[str], revision: str | None = None) -> Fet
     return Fetched(folder, folder.name)  # the cache names a snapshot's folder by its commit
 
 
-def files_in(place: str | Path, patterns: Sequence[str] = ("*.parquet",)) -> list[Path]:
+def files_in(place: str | Path, patterns: Sequence[str]) -> list[Path]:
     """Return the files at a place, sorted: the file itself; in a folder those that match the patterns, else all Parquet files, else all JSON.
 
     Raises:
@@ -95,7 +95,7 @@ class Table:
     Args:
         files: in their order.
         columns: columns that every file must have; no others are read.
-        renamed: column by its other name in some files.
+        renamed: other names of these columns in some files.
         of_file: columns that follow from the name of a file.
 
     Raises:
@@ -106,16 +106,25 @@ class Table:
         self,
         files: Sequence[Path],
         columns: Sequence[str],
-        renamed: Mapping[str, str] | None = None,
-        of_file: Callable[[Path], Row] = lambda _: {},
+        renamed: Mapping[str, str],
+        of_file: Callable[[Path], Row],
     ) -> None:
-        self.columns, self.renamed, self.of_file = list(columns), renamed or {}, of_file
-        self.lengths = {file: self._length(file) for file in files}
+        self.renamed, self.of_file = renamed, of_file
+        self.shapes: dict[Path, tuple[list[str], int]] = {}  # columns to read, by their names in the file, and rows
+        for file in files:
+            names, length = _shape(file)
+            known = {*(renamed.get(name, name) for name in names), *of_file(file)}
+            missing = [column for column in columns if column not in known]
+            if missing and (names or not length):
+                raise BenchmarkError(
+                    f"{file}: no column {', '.join(missing)}; found {', '.join(names) or 'none'}, expected {', '.join(columns)}"
+                )
+            self.shapes[file] = [name for name in names if renamed.get(name, name) in columns], length
         if not len(self):
             raise BenchmarkError(f"{', '.join(file.name for file in files)}: there are no rows; is the split empty?")
 
     def __len__(self) -> int:
-        return sum(self.lengths.values())
+        return sum(length for _, length in self.shapes.values())
 
     def rows(self, numbers: Iterable[int]) -> Iterator[tuple[str, Row | BenchmarkError]]:
         """Yield the rows with some numbers, counted from 0 over all files, in the files' order; each with its place in words.
@@ -126,29 +135,14 @@ class Table:
             BenchmarkError: a file is broken.
         """
         wanted, start = set(numbers), 0
-        for file, length in self.lengths.items():
+        for file, (names, length) in self.shapes.items():
             more = self.of_file(file)
-            for number, (place, row) in enumerate(_stream(file, self._names(file)), start):
+            for number, (place, row) in enumerate(_stream(file, names), start):
                 if number in wanted:
                     if not isinstance(row, BenchmarkError):
                         row = {**more, **{self.renamed.get(name, name): value for name, value in row.items()}}
                     yield f"{file.name}, {place}", row
             start += length
-
-    def _length(self, file: Path) -> int:
-        """Return the number of rows of a file; raise BenchmarkError if it lacks a column."""
-        names, length = _shape(file)
-        known = {*(self.renamed.get(name, name) for name in names), *self.of_file(file)}
-        missing = [column for column in self.columns if column not in known]
-        if missing and (names or not length):
-            raise BenchmarkError(
-                f"{file}: no column {', '.join(missing)}; found {', '.join(names) or 'none'}, expected {', '.join(self.columns)}"
-            )
-        return length
-
-    def _names(self, file: Path) -> list[str]:
-        """Return the columns to read, by their names in the file."""
-        return [name for name in _shape(file)[0] if self.renamed.get(name, name) in self.columns]
 
 
 def _shape(file: Path) -> tuple[list[str], int]:
@@ -234,37 +228,37 @@ def text(row: Row, column: str) -> str:
     return str(value).strip()
 
 
-def with_images(row: Row, folder: str | Path | None, column: str = "image") -> Row:
-    """Return the row with the path of its image, if it holds a name and there is a folder of images.
+def with_images(row: Row, folder: str | Path | None) -> Row:
+    """Return the row with the path of its image, if its column ``image`` holds a name and there is a folder of images.
 
     Raises:
         BenchmarkError: there is no such file in the folder.
     """
-    name = row.get(column)
+    name = row.get("image")
     if folder is None or not isinstance(name, str) or is_data_url(name):
         return row
     path = Path(folder) / name
     if Path(name).is_absolute() or ".." in Path(name).parts or not exists(path):
-        raise BenchmarkError(f"column {column} is {name!r:.60}, but there is no such file in {folder}")
-    return {**row, column: path}
+        raise BenchmarkError(f"column image is {name!r:.60}, but there is no such file in {folder}")
+    return {**row, "image": path}
 
 
-def pictures(row: Row, column: str = "image") -> tuple[Picture, ...]:
-    """Return the images of a row: paths, bytes, data URLs, the Hub's ``{"bytes", "path"}``, or a list of them; a name alone is no image.
+def pictures(row: Row) -> tuple[Picture, ...]:
+    """Return the images of a row: paths, bytes, data URLs, the Hub's ``{"bytes", "path"}``, or a list of them.
+
+    A name alone is no image.
 
     Raises:
         BenchmarkError: one is missing.
     """
-    value = row[column]
+    value = row["image"]
     listed = value if isinstance(value, list) else [value]
     files = [each.get("bytes") if isinstance(each, dict) else each for each in listed]
     images = tuple(file for file in files if file and (isinstance(file, bytes | Path) or is_data_url(file)))
     if isinstance(value, str) and not images:
         raise BenchmarkError(
-            f"the image in column {column} is a name, {value!r:.60}; name the folder of the images (images=, --images)"
+            f"the image in column image is a name, {value!r:.60}; name the folder of the images (images=, --images)"
         )
     if not files or len(images) < len(files):
-        raise BenchmarkError(
-            f"the image in column {column} is missing; expected the bytes of an image file in every row"
-        )
+        raise BenchmarkError("the image in column image is missing; expected the bytes of an image file in every row")
     return images

@@ -1,4 +1,4 @@
-"""Sinks of a demo model against the truth of its scenes: criterion by criterion, on objects or beside them, the same for every question.
+"""Study of a demo model's sinks against the truth of its scenes: by each criterion, on objects or beside them, and stable over questions.
 
 A patch that draws attention because it holds the object of the question is no sink. So an L-sink counts here only if it is one for at
 least four fifths of its image's questions.
@@ -25,7 +25,7 @@ from sinkgate.models.vlm import VLM
 from sinkgate.scenes.scene import Scene
 from sinkgate.sinks.classify import Observation, classify
 from sinkgate.sinks.criteria import CRITERIA, SinkCriteria
-from sinkgate.studies.provenance import facts_of
+from sinkgate.studies.base import OfModel
 from sinkgate.studies.results import Results
 from sinkgate.studies.runner import Tables, chunks
 
@@ -34,13 +34,14 @@ ENCODER = -1  # its layer in the table
 
 
 @dataclass(frozen=True)
-class SceneSinks:
+class SceneSinks(OfModel):
     """The study, with two tables.
 
-    ``sinks`` has a row for each scene, criterion, group ("v_sink", "l_sink") and layer (``ENCODER``: the encoder's, V-sinks only): ``tokens`` of the
-    group, ``on_objects`` those on an object, ``attention`` of one over that of an ordinary token (in the encoder layer that reads the
-    features; from the text of all questions in the LLM), ``answering`` the same from the token that writes the answer to a question about the whole
-    scene, and ``spiking``, V-sinks that the criterion of L-sinks names too. ``scenes`` has the patches of each scene and those on objects.
+    ``sinks`` has a row for each scene, criterion, group ("v_sink", "l_sink") and layer (``ENCODER``: the encoder's, V-sinks only).
+    ``tokens`` counts the group, ``on_objects`` those on an object. ``attention`` is that on one token of the group over that on an ordinary
+    one: in the encoder layer that reads the features, in the LLM from the text of all questions. ``answering`` is the same from the token
+    that generates the answer to a question about the whole scene. ``spiking`` counts V-sinks that the criterion of L-sinks names too.
+    ``scenes`` has the patches of each scene and those on objects.
 
     Args:
         vlm: the model; its encoder can be observed.
@@ -69,11 +70,6 @@ class SceneSinks:
         return {"steady": STEADY, "chunk": self.chunk, **{name: held.settings for name, held in self.criteria.items()}}
 
     @property
-    def model(self) -> dict[str, Any]:
-        """See `sinkgate.studies.runner.Study`."""
-        return facts_of(self.vlm)
-
-    @property
     def data(self) -> dict[str, Any]:
         """See `sinkgate.studies.runner.Study`."""
         content = [[scene.to_dict(), [question.question for question in questions]] for scene, questions in self.scenes]
@@ -86,10 +82,9 @@ class SceneSinks:
 
     def work(self, unit: int) -> Tables:
         """Return the tables of one chunk."""
-        start = unit * self.chunk
         sinks: list[dict[str, Any]] = []
         patches: list[dict[str, Any]] = []
-        for sample, (scene, questions) in enumerate(self.scenes[start : start + self.chunk], start):
+        for sample, (scene, questions) in self.numbered(unit, self.scenes):
             image = scene.render()
             prompts = [self.vlm.prompt(image, question.question) for question in questions]
             covered = on_objects(scene, prompts[0].grid)

@@ -25,7 +25,7 @@ from sinkgate.sinks.gates import index
 
 
 class Method(Protocol):
-    """Change of a model's work on visual tokens within a block. Methods that learn are modules too, with only their own parameters."""
+    """A change of what a model does with visual tokens, within a block. A method that learns is an `nn.Module` with only its own parameters."""
 
     @property
     def criterion(self) -> str | None:
@@ -38,7 +38,7 @@ class Method(Protocol):
         ...
 
     def first_layer(self, vlm: VLM) -> int:
-        """Return the number of the lowest LLM layer whose work changes, in ``vlm.adapter.all_layers``; layers below it are not affected."""
+        """Return the index, in ``vlm.adapter.all_layers``, of the lowest LLM layer that the method changes."""
         ...
 
     def applied(self, vlm: VLM, batch: Batch, recorder: Recorder | None = None) -> AbstractContextManager[Any]:
@@ -53,7 +53,7 @@ class Method(Protocol):
 
 
 def configuration(method: Any) -> str:
-    """Return the options of a method that learns as text, sets in order: their own order differs between processes."""
+    """Return the options of a method that learns as text. Sets are sorted, since their order differs between processes."""
     config = copy(getattr(method, "config", type(method).__name__))
     for name, value in getattr(config, "__dict__", {}).items():
         if isinstance(value, set):
@@ -62,7 +62,7 @@ def configuration(method: Any) -> str:
 
 
 def described(method: Any) -> str:
-    """Return all that a method's results depend on as text, the same in every process: its options, a checksum of weights or gates."""
+    """Return as text all that a method's results depend on, options and a checksum of weights or gates; the same in every process."""
     if isinstance(method, nn.Module):
         return f"{configuration(method)}, weights {weights_checksum(method)}"
     if isinstance(method, Fixed):
@@ -184,10 +184,10 @@ def spread(vlm: VLM, batch: Batch, gates: Sequence[AnyGates]) -> Scales:
 
 
 def checked_layers(vlm: VLM, layers: Sequence[int]) -> tuple[int, ...]:
-    """Return layers from 0, counted as `Gates` count them.
+    """Return layers as numbers from 0; negative ones count from the last, as in `Gates`.
 
     Raises:
-        GateError: the model has no such layer, or these are no layers.
+        GateError: the model has no such layer, or a layer is no whole number.
     """
     count = vlm.num_layers
     chosen = [index(layer, "a layer") for layer in (layers if isinstance(layers, Iterable) else [layers])]

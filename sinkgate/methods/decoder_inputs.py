@@ -1,4 +1,4 @@
-"""Changes of the decoder's inputs, shared by methods that act before the first layer.
+"""Base and helpers of methods that change the decoder's inputs, before its first layer.
 
 Shapes: B prompts, n beams a prompt, T positions, V visual tokens, D LLM width.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import UnsupportedModelError
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
@@ -20,20 +21,38 @@ from sinkgate.models.vlm import VLM
 Arguments = dict[str, Any]  # of the decoder's forward
 
 
-@contextmanager
-def changed(vlm: VLM, change: Callable[[Arguments], Arguments], *, steps: bool = False) -> Iterator[None]:
-    """Pass the decoder's arguments through ``change`` within the block: in the prefill, and with ``steps`` in decode steps."""
+class ChangesInputs:
+    """Base of methods that change the decoder's arguments in the prefill: `first_layer` and `applied` follow from ``change``.
 
-    def before_forward(
-        _module: nn.Module, args: tuple[Any, ...], kwargs: Arguments
-    ) -> tuple[tuple[Any, ...], Arguments]:
-        return args, change(kwargs) if steps or cached(kwargs) == 0 else kwargs
+    Attributes:
+        in_decode: change the arguments of decode steps, too.
+    """
 
-    hook = vlm.decoder.register_forward_pre_hook(before_forward, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
+    uses_l_sinks = False
+    in_decode = False
+
+    def change(self, vlm: VLM, batch: Batch) -> Callable[[Arguments], Arguments]:
+        """Return a function from the decoder's arguments to the changed ones; both raise UnsupportedModelError where that is not possible."""
+        raise NotImplementedError
+
+    def first_layer(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
+        """See `Method`."""
+        return 0
+
+    @contextmanager
+    def applied(self, vlm: VLM, batch: Batch, recorder: Recorder | None = None) -> Iterator[None]:
+        """See `Method`; raises as ``change``."""
+        change = self.change(vlm, batch)
+
+        def before_forward(_module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> tuple[Any, Arguments]:
+            return args, change(kwargs) if self.in_decode or cached(kwargs) == 0 else kwargs
+
+        with vlm.attached(None, recorder):
+            hook = vlm.decoder.register_forward_pre_hook(before_forward, with_kwargs=True)
+            try:
+                yield
+            finally:
+                hook.remove()
 
 
 def cached(arguments: Arguments) -> int:

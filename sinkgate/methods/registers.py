@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sinkgate.attention.partial_forward import replaced
-from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import PromptError, SinkgateError, UnsupportedModelError
-from sinkgate.methods.decoder_inputs import Arguments, changed, embeddings, refuse_cross_attention
+from sinkgate.methods.decoder_inputs import Arguments, ChangesInputs, embeddings, refuse_cross_attention
 from sinkgate.models.batch import Batch
 from sinkgate.models.prompts import Prompt
 from sinkgate.models.session import whole_numbers
@@ -28,7 +27,7 @@ Neuron = tuple[int, int]  # encoder layer, unit of its MLP
 
 
 @dataclass(frozen=True)
-class Registers:
+class Registers(ChangesInputs):
     """An extra token in the vision encoder takes over the activations of its register neurons.
 
     In the MLPs of the encoder, the highest activation of each register neuron over all rows of a crop is given to the extra token, which
@@ -49,7 +48,6 @@ class Registers:
 
     neurons: tuple[Neuron, ...] = ()
     criterion: str | None = None
-    uses_l_sinks = False
     reads_pixels = True
 
     def __post_init__(self) -> None:
@@ -68,13 +66,8 @@ class Registers:
         neurons = "+".join(f"{layer}.{unit}" for layer, unit in self.neurons)
         return f"registers neurons {neurons}" if neurons else "registers"
 
-    def first_layer(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
-        """See `Method`."""
-        return 0
-
-    @contextmanager
-    def applied(self, vlm: VLM, batch: Batch, recorder: Recorder | None = None) -> Iterator[None]:
-        """See `Method`.
+    def change(self, vlm: VLM, batch: Batch) -> Callable[[Arguments], Arguments]:
+        """See `ChangesInputs`.
 
         Raises:
             UnsupportedModelError: the encoder takes no extra token, or the LLM does not read images as embeddings at its input alone.
@@ -85,21 +78,20 @@ class Registers:
         rows = [self.encoded(vlm, prompt) for prompt in batch.prompts]
         places = [vlm.adapter.rows_in_prompt(prompt.inputs).cpu() for prompt in batch.prompts]
 
-        def change(arguments: Arguments) -> Arguments:
+        def with_rows(arguments: Arguments) -> Arguments:
             inputs = embeddings(vlm, arguments).clone()
             for number in range(len(inputs)):
                 prompt = number * len(batch.prompts) // len(inputs)  # the beams of a prompt are side by side
                 inputs[number, batch.starts[prompt] + places[prompt]] = rows[prompt].to(inputs)
             return {**arguments, "inputs_embeds": inputs}
 
-        with vlm.attached(None, recorder), changed(vlm, change):
-            yield
+        return with_rows
 
     def encoded(self, vlm: VLM, prompt: Prompt) -> Tensor:
         """Return the rows of the image in the prompt, encoded with the extra token, (U, D).
 
         Raises:
-            see `applied`.
+            see `change`.
         """
         if not prompt.has_pixels:
             raise PromptError(
@@ -119,7 +111,7 @@ class Registers:
         """Run the vision encoder with the extra token within the block.
 
         Raises:
-            see `applied`.
+            see `change`.
         """
         layers = vlm.adapter.encoder_layers
         units: dict[int, list[int]] = defaultdict(list)
@@ -160,7 +152,7 @@ def find_register_neurons(
 
     Raises:
         SinkgateError: no prompt has V-sinks, or a number is out of range.
-        UnsupportedModelError: an MLP of the encoder has no down-projection that is told by its shape.
+        UnsupportedModelError: the down-projection of an MLP of the encoder cannot be recognised by its shape.
 
     Example:
         >>> str(find_register_neurons(vlm, [vlm.prompt("photo.jpg", "What is this?")], count=2))

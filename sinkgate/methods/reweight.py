@@ -6,8 +6,7 @@ Shapes: B prompts, n beams a prompt, T positions, D LLM width.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import GateError, ModelMismatchError
 from sinkgate.methods.decoder_inputs import (
     Arguments,
+    ChangesInputs,
     beams,
-    changed,
     embeddings,
     ends,
     everywhere,
@@ -68,8 +66,8 @@ class ReweightConfig:
             raise GateError(f"weighing is {self.weighing!r}; expected softmax or sigmoid")
 
 
-class Reweight(nn.Module):
-    """Two weights, read off the question, multiply the V-sinks and the other visual tokens as they enter the LLM.
+class Reweight(ChangesInputs, nn.Module):
+    """Two weights, computed from the question, multiply the V-sinks and the other visual tokens as they enter the LLM.
 
     The question is the mean of the embeddings of the prompt's text after the image (its last token where none follows), at the
     LLM's input; Luo et al. take a sentence encoder instead, and retrain a projector for each group, which is left out here.
@@ -77,8 +75,6 @@ class Reweight(nn.Module):
     zero: all weights are 1 at first, the unmodified model, bit for bit. Where a model adds more of the image in later layers
     (Qwen3-VL's deepstack), those rows stay as they are.
     """
-
-    uses_l_sinks = False
 
     def __init__(self, config: ReweightConfig) -> None:
         super().__init__()
@@ -118,13 +114,8 @@ class Reweight(nn.Module):
                 f"this Reweight reads embeddings {config.hidden_size} wide, those of {vlm.name} are {width}"
             )
 
-    def first_layer(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
-        """See `Method`."""
-        return 0
-
-    @contextmanager
-    def applied(self, vlm: VLM, batch: Batch, recorder: Recorder | None = None) -> Iterator[None]:
-        """See `Method`.
+    def change(self, vlm: VLM, batch: Batch) -> Callable[[Arguments], Arguments]:
+        """See `ChangesInputs`.
 
         Raises:
             UnsupportedModelError: images are read by cross-attention, or the decoder gets no embeddings.
@@ -135,7 +126,7 @@ class Reweight(nn.Module):
         text, sinks = question_of(batch), [masks.v_sink for masks in batch.sinks]
         visual = everywhere(batch)
 
-        def change(arguments: Arguments) -> Arguments:
+        def weighted(arguments: Arguments) -> Arguments:
             inputs = embeddings(vlm, arguments)
             mask = beams(text, inputs).to(inputs)  # B n, T
             question = torch.einsum("bt,btd->bd", mask, inputs) / mask.sum(1, keepdim=True)
@@ -144,8 +135,7 @@ class Reweight(nn.Module):
             factor = torch.where(placed(batch, sinks, inputs), weights[:, :1], others)
             return {**arguments, "inputs_embeds": (inputs * factor[..., None]).to(inputs.dtype)}
 
-        with vlm.attached(None, recorder), changed(vlm, change):
-            yield
+        return weighted
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``reweight_config.json`` and ``reweight.safetensors`` into a folder."""
@@ -165,18 +155,16 @@ class Reweight(nn.Module):
         folder = Path(folder)
         try:
             content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or (content.pop("format", None), content.pop("version", None)) != (
-                FORMAT,
-                1,
-            ):
+            marks = [content.pop(name, None) for name in ("format", "version")] if isinstance(content, dict) else None
+            if marks != [FORMAT, 1]:
                 raise GateError(
                     f'{folder / CONFIG} says no "format": "{FORMAT}" of version 1; is this a saved Reweight?'
                 )
             reweight = cls(ReweightConfig(**content))
             reweight.load_state_dict(load_file(folder / WEIGHTS))
+        except GateError:
+            raise
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, GateError):
-                raise
             raise GateError(f"a Reweight cannot be read from {folder}: {error}") from error
         return reweight
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sinkgate._version import __version__
 from sinkgate.errors import GateError, SinkgateError
-from sinkgate.methods.base import finder_of
+from sinkgate.methods.base import Fixed, finder_of
 from sinkgate.methods.lsg import LSG
 from sinkgate.methods.sink_runtime import FORMAT, VERSION
 from sinkgate.models.adapters import Adapter
@@ -43,7 +43,7 @@ def export_runtime(
     any_model: bool = False,
     prompt: Prompt | None = None,
 ) -> list[Path]:
-    """Write gates as a module that needs torch and transformers only, and compare its logits with sinkgate's.
+    """Write gates as a module that needs only torch and transformers, and compare its logits with sinkgate's.
 
     The folder holds ``sink_runtime.py``, ``sink_gates.json`` and, for learned gates, ``sink_gates.safetensors``. In the code that serves
     the model, ``apply_gates(model)`` of that module gates every ``generate`` call.
@@ -108,21 +108,21 @@ def _settings(vlm: VLM, gates: Gates | LSG, finder: SinkFinder, prompt: Prompt |
     Raises:
         GateError: the module cannot serve this.
     """
+    learned, scales = None, None
     if isinstance(gates, LSG):
-        layers = list(gates.config.layers)
-        groups = gates.config.groups
-        by_l_sink = gates.uses_l_sinks
-        by_v_sink = True
+        config = gates.config
+        learned = {name: getattr(config, name) for name in ("groups", "signal", "activation", "total")}
+        layers, by_v_sink, by_l_sink = list(config.layers), True, gates.uses_l_sinks
     else:
-        layers = [layer for layer, scales in enumerate(gates.scales) if (scales != 1).any()]
-        groups = ()
-        by_l_sink = not torch.equal(gates.scales[:, 1], gates.scales[:, 2])
+        scales = gates.scales.tolist()
+        layers = [layer for layer, row in enumerate(scales) if row != [1.0, 1.0, 1.0]]
+        by_l_sink = Fixed(gates).uses_l_sinks
         by_v_sink = by_l_sink or not torch.equal(gates.scales[:, 0], gates.scales[:, 2])
     adapter, text = vlm.adapter, vlm.model.config.get_text_config()
     _refuse_family(vlm)
     criteria = finder.criteria(vlm)
     names = {module: name for name, module in vlm.model.named_modules(remove_duplicate=False)}
-    settings: dict[str, Any] = {
+    return {
         "format": FORMAT,
         "version": VERSION,
         "sinkgate": __version__,
@@ -145,27 +145,15 @@ def _settings(vlm: VLM, gates: Gates | LSG, finder: SinkFinder, prompt: Prompt |
         "v_sink": _criterion(criteria.v_sink, "V-sinks") if by_v_sink else None,
         "l_sink": _criterion(criteria.l_sink, "L-sinks") if by_l_sink else None,
         "vision": _vision(vlm, prompt, names) if by_v_sink else None,
-        "learned": None,
-        "scales": None,
+        "learned": learned,
+        "scales": scales,
     }
-    if isinstance(gates, LSG):
-        config = gates.config
-        settings["learned"] = {
-            "groups": groups,
-            "signal": config.signal,
-            "activation": config.activation,
-            "total": config.total,
-        }
-    else:
-        settings["scales"] = gates.scales.tolist()
-    return settings
 
 
 def _refuse_family(vlm: VLM) -> None:
-    adapter = vlm.adapter
     reasons = {
-        "its images or layers need an adapter of their own": type(adapter) is not Adapter,
-        "some of its layers attend to Keys of others": adapter.shares_keys,
+        "its images or layers need an adapter of their own": type(vlm.adapter) is not Adapter,
+        "some of its layers attend to Keys of others": vlm.adapter.shares_keys,
         "its layers cannot be named": vlm.num_layers == 0,
     }
     for reason, applies in reasons.items():

@@ -5,22 +5,20 @@ Shapes: B prompts, n beams a prompt, T positions, V visual tokens, U rows of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sinkgate.attention.recorder import Recorder
-from sinkgate.methods.decoder_inputs import Arguments, beams, changed, embeddings, refuse_cross_attention
+from sinkgate.methods.decoder_inputs import Arguments, ChangesInputs, beams, embeddings, refuse_cross_attention
 from sinkgate.models.batch import Batch
 from sinkgate.models.prompts import Prompt
 from sinkgate.models.vlm import VLM
 
 
 @dataclass(frozen=True)
-class SinkToTheFront:
+class SinkToTheFront(ChangesInputs):
     """The visual tokens of each image in another order: first its V-sinks, then the others, each part in its old order.
 
     Under causal attention all later tokens, those of the image too, can then read the V-sinks. Luo et al. move tokens "with their position
@@ -35,15 +33,9 @@ class SinkToTheFront:
 
     keep_positions: bool = False
     criterion: str | None = None
-    uses_l_sinks = False
 
-    def first_layer(self, vlm: VLM) -> int:  # noqa: ARG002 - the same on every model
-        """See `Method`."""
-        return 0
-
-    @contextmanager
-    def applied(self, vlm: VLM, batch: Batch, recorder: Recorder | None = None) -> Iterator[None]:
-        """See `Method`.
+    def change(self, vlm: VLM, batch: Batch) -> Callable[[Arguments], Arguments]:
+        """See `ChangesInputs`.
 
         Raises:
             UnsupportedModelError: images are read by cross-attention, or the decoder gets no embeddings.
@@ -51,7 +43,7 @@ class SinkToTheFront:
         refuse_cross_attention(vlm, "sink-to-the-front", "visual tokens have no order there")
         source = sources(batch)
 
-        def change(arguments: Arguments) -> Arguments:
+        def reordered(arguments: Arguments) -> Arguments:
             inputs = embeddings(vlm, arguments)
             order = beams(source, inputs).to(inputs.device)  # B n, T
             moved = {**arguments, "inputs_embeds": _reordered(inputs, order)}
@@ -65,8 +57,7 @@ class SinkToTheFront:
                     moved["attention_mask"] = torch.ones_like(order)
             return moved
 
-        with vlm.attached(None, recorder), changed(vlm, change):
-            yield
+        return reordered
 
 
 def sources(batch: Batch) -> Tensor:
@@ -104,7 +95,7 @@ def _reordered_rows(rows: Tensor, mask: Tensor, order: Tensor) -> Tensor:
 
 
 def _reordered_positions(position: Tensor | None, order: Tensor) -> Tensor:
-    """Positions (B n, T), or one such table for each axis of the picture, in the new order; None: as they stand."""
+    """Return positions (B n, T), or one such table for each axis of the picture, in the new order; None stands for 0, 1, 2, ..."""
     if position is None:
         position = torch.arange(order.shape[1], device=order.device)[None]
     tables = position.expand(*position.shape[:-2], *order.shape)

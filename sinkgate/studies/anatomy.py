@@ -143,21 +143,18 @@ class Anatomy(OfSamples):
 
     def work(self, unit: int) -> Tables:
         """Return `TABLES` of one chunk; raises as ``vlm.prompt`` if a sample cannot be used."""
-        start = unit * self.chunk
+        criteria: Any = {"v_sink": self.criteria.v_sink, "l_sink": self.criteria.l_sink, "merged": self.merged}
         dissected = []
-        for number, sample in enumerate(self.samples[start : start + self.chunk], start):
+        for number, sample in self.numbered(unit, self.samples):
             prompt = self.vlm.prompt(sample.images, sample.parts, earlier=sample.turns)
-            criteria = {"v_sink": self.criteria.v_sink, "l_sink": self.criteria.l_sink}
-            dissected.append(dissect(self.vlm, prompt, self.dimensions, **criteria, merged=self.merged, sample=number))
+            dissected.append(dissect(self.vlm, prompt, self.dimensions, **criteria, sample=number))
+        joined = {name: pd.concat([tables[name] for tables in dissected], ignore_index=True) for name in TABLES}
+        if self.layers is None:
+            return joined
         return {
-            name: self._in_layers(pd.concat([tables[name] for tables in dissected], ignore_index=True))
-            for name in TABLES
+            name: table[table["layer"].isin(self.layers)].reset_index(drop=True) if "layer" in table else table
+            for name, table in joined.items()
         }
-
-    def _in_layers(self, table: pd.DataFrame) -> pd.DataFrame:
-        if self.layers is None or "layer" not in table:
-            return table
-        return table[table["layer"].isin(self.layers)].reset_index(drop=True)
 
 
 def dissect(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -18,6 +18,7 @@ from sinkgate.studies.runner import chunks
 from sinkgate.training.dataset import ExampleCache, ImageSinks, PreparedExample, SinkCounts
 
 NO_KIND = "no kind"  # the task of items without a kind
+T = TypeVar("T")
 
 
 class OfModel:
@@ -30,6 +31,11 @@ class OfModel:
     def model(self) -> dict[str, Any]:
         """Name, revision, class, layers and precision of the model."""
         return facts_of(self.vlm)
+
+    def numbered(self, unit: int, values: Sequence[T]) -> list[tuple[int, T]]:
+        """Return the values of one unit with their numbers."""
+        start = unit * self.chunk
+        return list(enumerate(values[start : start + self.chunk], start))
 
 
 class OfSamples(OfModel):
@@ -66,7 +72,11 @@ class OfItems(OfModel):
 
 
 def frame_of(items: Sequence[Item], examples: ExampleCache, first: int = 0) -> pd.DataFrame:
-    """Return one row an item: sample, task, id, answer, ``picture``, equal for questions about the same images, the columns that its scores group by, its sinks and the criteria that named them."""
+    """Return one row for each item, with ``sample``, its number from ``first``.
+
+    Columns: sample, task, id, answer, ``picture`` (a checksum, equal for questions about the same images), the item's own columns, and its
+    sinks with their criteria.
+    """
     rows = [
         {
             "sample": number,
@@ -83,12 +93,12 @@ def frame_of(items: Sequence[Item], examples: ExampleCache, first: int = 0) -> p
 
 
 def pictures_of(items: pd.DataFrame) -> pd.Series | None:
-    """Return the label of each item's picture, by sample; None if the table was written before it was kept."""
+    """Return the label of each item's picture, by sample; None for a table of an older release, which has none."""
     return items.set_index("sample")["picture"] if "picture" in items else None
 
 
 def sinks_of(items: pd.DataFrame) -> SinkCounts | None:
-    """Count the images with sinks in a table of items; None if it was written before they were counted."""
+    """Count the images with sinks in a table of items; None for a table of an older release, which has no counts."""
     columns = [field.name for field in fields(ImageSinks)]
     if not set(columns) <= set(items.columns):
         return None
@@ -100,7 +110,7 @@ def sinks_of(items: pd.DataFrame) -> SinkCounts | None:
 
 
 def prepared(examples: ExampleCache, items: Sequence[Item]) -> list[PreparedExample]:
-    """Return the items' examples. An item that cannot be prepared stops a study: a score without it is another score.
+    """Return the items' examples. An item that cannot be prepared stops the study, since scores without it are not comparable.
 
     Raises:
         SinkgateError: an item cannot be prepared for the model.

@@ -94,14 +94,16 @@ class Evaluation(OfItems):
     @property
     def settings(self) -> dict[str, Any]:
         """See `sinkgate.studies.runner.Study`."""
-        settings = {"methods": list(self.methods), "scoring": self.scoring, "chunk": self.chunk}
+        settings: dict[str, Any] = {"methods": list(self.methods), "scoring": self.scoring, "chunk": self.chunk}
         settings["options"] = {name: described(method) for name, method in self.methods.items()}
         settings |= finder_settings(self.finder, self.vlm)
         if self.scoring == "generate":
             settings |= {"extractor": self.extractor, "max_new_tokens": self.max_new_tokens}
         if self.attention:
             settings["attention"] = True
-        return {**settings, **({"origins": dict(self.origins)} if self.origins else {})}
+        if self.origins:
+            settings["origins"] = dict(self.origins)
+        return settings
 
     @property
     def finder(self) -> Finder:
@@ -110,11 +112,11 @@ class Evaluation(OfItems):
 
     @property
     def data(self) -> dict[str, Any]:
-        """See `OfItems`; with the benchmark."""
+        """See `OfItems`, and the benchmark's name."""
         return {"benchmark": self.benchmark.name, **super().data}
 
     def work(self, unit: int) -> Tables:
-        """Return tables ``items`` and ``answers`` of one chunk, and ``attention`` where it is measured; raises SinkgateError if an item cannot be prepared."""
+        """Return tables ``items``, ``answers`` and, if it is measured, ``attention`` of one chunk; raises SinkgateError if an item cannot be prepared."""
         start = unit * self.chunk
         part = self.items[start : start + self.chunk]
         examples = ExampleCache(self.vlm, self.finder, pixels=reads_pixels(self.methods.values()))
@@ -122,40 +124,28 @@ class Evaluation(OfItems):
         numbers = np.arange(start, start + len(part), dtype=np.int32)
         frames = {
             table: pd.concat(
-                [pd.DataFrame({"sample": numbers, "method": name, **columns}) for name, columns in of_methods.items()],
+                [pd.DataFrame({"sample": numbers, "method": name, **columns}) for name, columns in by_method.items()],
                 ignore_index=True,
             )
-            for table, of_methods in score(part, examples).items()
+            for table, by_method in score(part, examples).items()
         }
         return {"items": frame_of(part, examples, start), **frames}
 
     def _by_likelihood(self, part: Sequence[Item], examples: ExampleCache) -> dict[str, dict[str, dict[str, Any]]]:
         """Return the columns of each table, by method."""
         prepared(examples, part)
-        result = evaluate(
-            self.vlm,
-            self.methods,
-            [item.sample for item in part],
-            examples=examples,
-            batch_size=self.chunk,
-            progress=False,
-            attention=self.attention,
-        )
-        answers = {
-            name: {
-                "said": result.chosen[name],
-                "right": result.right[name],
-                "loss": np.array(result.loss[name], dtype=np.float32),
+        options: Any = {"examples": examples, "batch_size": self.chunk, "progress": False, "attention": self.attention}
+        result = evaluate(self.vlm, self.methods, [item.sample for item in part], **options)
+        tables: dict[str, dict[str, dict[str, Any]]] = {"answers": {}}
+        for name in self.methods:
+            loss = np.array(result.loss[name], dtype=np.float32)
+            tables["answers"][name] = {"said": result.chosen[name], "right": result.right[name], "loss": loss}
+        if self.attention:
+            tables["attention"] = {
+                name: {group: np.array([row[group] for row in rows], dtype=np.float32) for group in rows[0]}
+                for name, rows in result.attention.items()
             }
-            for name in self.methods
-        }
-        if not self.attention:
-            return {"answers": answers}
-        shares: dict[str, dict[str, Any]] = {
-            name: {group: np.array([row[group] for row in rows], dtype=np.float32) for group in rows[0]}
-            for name, rows in result.attention.items()
-        }
-        return {"answers": answers, "attention": shares}
+        return tables
 
     def _by_generation(self, part: Sequence[Item], examples: ExampleCache) -> dict[str, dict[str, dict[str, Any]]]:
         """Return the columns of each table, by method."""
@@ -185,7 +175,7 @@ class Evaluation(OfItems):
 
 
 def accuracies(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task") -> pd.DataFrame:
-    """Return the share of right answers: a row a task and one for "all", a column a method."""
+    """Return the share of right answers: a row for each task and for "all", a column for each method."""
     merged = answers.merge(items[["sample", by]], on="sample")
     methods = answers["method"].unique()
     table = merged.pivot_table("right", by, "method", "mean", sort=False)[methods]
@@ -233,13 +223,9 @@ def scores(benchmark: Benchmark, items: pd.DataFrame, answers: pd.DataFrame, see
         if np.isnan(plain):
             continue
         for name, frame in frames.items():
-            value = score(frame)
-            low, high = (
-                (0.0, 0.0)
-                if name == BASE
-                else score_interval(
-                    score, frame, frames[BASE], seed=seed, pictures=frame["picture"] if shared else None
-                )
-            )
+            value, pictures = score(frame), frame["picture"] if shared else None
+            low, high = (0.0, 0.0)
+            if name != BASE:
+                low, high = score_interval(score, frame, frames[BASE], seed=seed, pictures=pictures)
             rows.append((label, name, value, value - plain, low, high))
     return pd.DataFrame(rows, columns=["score", "method", "value", "change", "low", "high"])

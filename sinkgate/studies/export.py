@@ -3,10 +3,10 @@
 Tables, each with the column ``sample``, the number of the sample from 0:
 
     samples     image, question, answer that was generated, V-sinks, L-sinks in any layer, error where it could not be used
-    tokens      a line a layer and visual token: the columns of `sinkgate.SinkMap.to_frame`, L2 norm of the state, words of the logit lens
+    tokens      a row for each layer and visual token: the columns of `sinkgate.SinkMap.to_frame`, L2 norm of the state, words of the logit lens
                 with their probabilities
-    shares      a line a recorded row and layer: the columns of `sinkgate.Trace.to_frame`
-    attention   a line a recorded row, layer and head: attention on every Key, summing to 1
+    shares      a row for each recorded row and layer: the columns of `sinkgate.Trace.to_frame`
+    attention   a row for each recorded row, layer and head: attention on every Key, summing to 1
 """
 
 from __future__ import annotations
@@ -28,17 +28,24 @@ from sinkgate.models.vlm import VLM, find_sinks
 from sinkgate.studies.base import OfSamples
 from sinkgate.studies.runner import Tables
 
-IMAGES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
-)  # files of a folder that are taken
+#: Endings of the files of a folder that are pictures.
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 
 
 @dataclass(frozen=True)
 class Export(OfSamples):
-    """The study. No number depends on ``chunk``, how many samples are a part of the results.
+    """The study. Each sample is measured by itself, so no number depends on ``chunk``.
 
-    ``layers``: LLM layers that ``tokens``, ``shares`` and ``attention`` keep, all where None. ``words``: of the logit lens, 0 for none.
-    ``rows``: attention rows from the first generated token on. ``find``: finder of sinks.
+    Args:
+        vlm: the model.
+        samples: images and questions.
+        find: finder of sinks.
+        layers: LLM layers in ``tokens``, ``shares`` and ``attention``; all if None.
+        words: words of the logit lens for each token; 0 for none.
+        rows: attention rows, from the first generated token on.
+        max_new_tokens: most tokens of an answer.
+        chunk: samples in a part of the results.
+        about: further facts for the record, such as paths.
     """
 
     kind: ClassVar[str] = "export"
@@ -65,10 +72,9 @@ class Export(OfSamples):
         }
 
     def work(self, unit: int) -> Tables:
-        """Return the tables of one chunk; a sample that cannot be used has its reason in ``samples`` and no lines elsewhere."""
-        start = unit * self.chunk
+        """Return the tables of one chunk; a sample that cannot be used has its error in ``samples`` and no rows in other tables."""
         tables: dict[str, list[pd.DataFrame]] = {"samples": [], "tokens": [], "shares": [], "attention": []}
-        for number, sample in enumerate(self.samples[start : start + self.chunk], start):
+        for number, sample in self.numbered(unit, self.samples):
             try:
                 results = self._tables(sample)
             except SinkgateError as error:
@@ -115,19 +121,16 @@ def samples_of(places: Sequence[Path], questions: Sequence[str]) -> list[Sample]
     """
     pictures: list[Path] = []
     for place in places:
-        files = (
-            sorted(file for file in place.glob("*") if file.suffix.lower() in IMAGES and file.is_file())
-            if place.is_dir()
-            else [place]
-        )
-        if not files or not place.exists():
-            expected = f"a picture ({', '.join(sorted(IMAGES))})"
-            raise SinkgateError(
-                f"the folder {place} holds no picture; expected {expected}"
-                if place.is_dir()
-                else f"{place} is not there; expected {expected} or a folder of pictures"
-            )
-        pictures += files
+        expected = f"expected a picture ({', '.join(sorted(IMAGES))})"
+        if place.is_dir():
+            files = sorted(file for file in place.glob("*") if file.suffix.lower() in IMAGES and file.is_file())
+            if not files:
+                raise SinkgateError(f"the folder {place} holds no picture; {expected}")
+            pictures += files
+        elif place.exists():
+            pictures.append(place)
+        else:
+            raise SinkgateError(f"{place} is not there; {expected} or a folder of pictures")
     return [Sample((picture,), question, "") for picture in pictures for question in questions]
 
 

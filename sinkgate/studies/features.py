@@ -32,7 +32,7 @@ from sinkgate.models.dimensions import sink_criteria
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.classify import Merged, Observation, SinkMasks, classify
 from sinkgate.sinks.criteria import Choice, Criterion, SinkCriteria, reduction_of
-from sinkgate.studies.provenance import facts_of
+from sinkgate.studies.base import OfModel
 from sinkgate.studies.runner import chunks
 
 Precision = Literal["float32", "float16"]
@@ -41,7 +41,7 @@ QUESTION = "Describe the picture."
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(OfModel):
     """Study that runs the model and stores hidden states.
 
     Parts hold the table ``targets`` (a row for each picture: its number as ``sample``, and each target as JSON) and the tensors
@@ -52,8 +52,8 @@ class Features:
         vlm: the model.
         pictures: images with their targets.
         data: description of the pictures for the record.
-        question: prompt text for all pictures. In most models it stands behind the image, so the states of visual tokens do not depend
-            on it; L-sinks by attention do.
+        question: prompt text for all pictures. In most models it follows the image, so the states of visual tokens do not depend on
+            it; L-sinks by attention do.
         layers: LLM layers to store; all if None. Ordinary tokens are sinks in no layer of the model, stored or not.
         v_sink: criterion of V-sinks, as in `sinkgate.find_sinks`.
         l_sink: criterion of L-sinks, likewise.
@@ -106,14 +106,9 @@ class Features:
     @property
     def settings(self) -> dict[str, Any]:
         names = ("question", "merged", "tokens", "draws", "dtype", "seed", "chunk")
-        values = {name: getattr(self, name) for name in names}
-        settings = {name: value if isinstance(value, str | int) else repr(value) for name, value in values.items()}
+        settings = {name: getattr(self, name) for name in names}
         marks = [[mark_of(each.image), _written(each.targets)] for each in self.pictures]
         return {**settings, **self.criteria.settings, "layers": self._layers, "pictures": checksum(marks)}
-
-    @property
-    def model(self) -> dict[str, Any]:
-        return facts_of(self.vlm)
 
     @property
     def units(self) -> int:
@@ -124,10 +119,9 @@ class Features:
         return list(range(self.vlm.num_layers) if self.layers is None else self.layers)
 
     def work(self, unit: int) -> dict[str, pd.DataFrame | dict[str, Tensor]]:
-        first = unit * self.chunk
-        chunk = dict(enumerate(self.pictures[first : first + self.chunk], first))
-        pooled = [self._pooled(number, picture) for number, picture in chunk.items()]
-        targets = [{"sample": number, **_written(picture.targets)} for number, picture in chunk.items()]
+        numbered = self.numbered(unit, self.pictures)
+        pooled = [self._pooled(number, picture) for number, picture in numbered]
+        targets = [{"sample": number, **_written(picture.targets)} for number, picture in numbered]
         states = {place: torch.stack([each[place] for each in pooled]) for place in pooled[0]}
         return {
             "targets": pd.DataFrame(targets),

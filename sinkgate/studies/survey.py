@@ -58,9 +58,8 @@ class Survey(Anatomy):
 
     def work(self, unit: int) -> Tables:
         """Return the tables of one chunk; raises as ``vlm.prompt`` if a sample cannot be used."""
-        start = unit * self.chunk
         rows: list[dict[str, Any]] = []
-        for number, sample in enumerate(self.samples[start : start + self.chunk], start):
+        for number, sample in self.numbered(unit, self.samples):
             prompt = self.vlm.prompt(sample.images, sample.parts, earlier=sample.turns)
             sinks = find_sinks(
                 self.vlm, prompt, v_sink=self.criteria.v_sink, l_sink=self.criteria.l_sink, merged=self.merged
@@ -114,7 +113,7 @@ def effects(vlm: VLM, session: Session, scale: float, layers: Sequence[int] | No
 
 
 def _confidence(vlm: VLM) -> dict[str, list[dict[str, Any]] | None]:
-    """Return the sink dimensions of both sides with their confidence; an empty list where a side has none, None where it cannot be observed."""
+    """Return the sink dimensions of both sides with their confidence: [] for a side without any, None for one that cannot be observed."""
     discovery = held_discovery(vlm)
     return {
         side: None
@@ -125,7 +124,7 @@ def _confidence(vlm: VLM) -> dict[str, list[dict[str, Any]] | None]:
 
 
 def card(results: Results) -> dict[str, Any]:
-    """Return the card of a finished survey: what a page and a comparison of models show, as plain JSON values.
+    """Return the card of a finished survey, plain JSON values: the numbers that a page and a comparison of models show.
 
     Shares are in [0, 1]; layers count from 0. ``attention`` is measured on the text after the image. A group's numbers
     come from the layer where it has most attention a token, by the mean over samples that have the group there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from sinkgate._version import __version__
 from sinkgate.errors import GateError, SinkgateError
@@ -35,8 +35,8 @@ class LSGConfig:
         bottleneck: width between the two linear layers; 64 in the paper.
         grouping: a name of ``GROUPINGS``.
         signal: ``last``, the last input token's hidden state (the paper's), ``mean`` of all tokens, or of the ``visual`` ones.
-        start: ``paper``, scales sum to 1 and begin equal; ``identity`` (ours, not the paper's), they sum to the number of groups and begin at 1, the
-            unmodified model, which the paper's line never meets.
+        start: ``paper``, scales sum to 1 and begin equal; ``identity`` (chosen by us, not in the paper), they sum to the number of
+            groups and begin at 1, the unmodified model, which scales that sum to 1 cannot reach.
         activation: between the linear layers; not known from the paper, gelu is our choice.
         bias: the two linear layers have biases; the paper counts none.
         norm_weights: the LayerNorm has a weight and a bias of its own; the paper counts none.
@@ -70,12 +70,7 @@ class LSGConfig:
         for name in ("hidden_size", "bottleneck"):
             if getattr(self, name) < 1:
                 raise GateError(f"{name} is {getattr(self, name)}; expected at least 1")
-        choices = {
-            "grouping": tuple(GROUPINGS),
-            "signal": SIGNALS,
-            "start": STARTS,
-            "activation": ACTIVATIONS,
-        }
+        choices = {"grouping": tuple(GROUPINGS), "signal": SIGNALS, "start": STARTS, "activation": ACTIVATIONS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise GateError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
@@ -131,15 +126,9 @@ class LSGConfig:
 
 
 def _check_types(content: dict[str, Any]) -> None:
-    texts = ("grouping", "signal", "start", "activation", "criterion")
-    optional = ("base_model", "revision", "weights")
-    right = {
-        "layers": lambda value: isinstance(value, list) and all(type(layer) is int for layer in value),
-        **{name: lambda value: type(value) is int for name in ("hidden_size", "bottleneck")},
-        **{name: lambda value: isinstance(value, bool) for name in ("bias", "norm_weights")},
-        **{name: lambda value: isinstance(value, str) for name in texts},
-        **{name: lambda value: value is None or isinstance(value, str) for name in optional},
-    }
+    hints = get_type_hints(LSGConfig)
     for name, value in content.items():
-        if not right[name](value):
+        values = value if name == "layers" and isinstance(value, list) else [value]
+        kinds = get_args(hints[name]) or (hints[name],)  # tuple[int, ...]: of each; str | None: either
+        if (name == "layers") != isinstance(value, list) or any(type(each) not in kinds for each in values):
             raise GateError(f"gate_config.json: {name} is {value!r}, which is of another type than it should be")

@@ -110,11 +110,10 @@ def push(
     private: bool | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
-    message: str = "Learned gates",
 ) -> str:
     """Upload what ``write`` writes to a Hub repository, created if missing; its card is replaced. Returns the address.
 
-    ``card`` makes the card for the full id of the repository.
+    ``card`` returns the card, given the full id of the repository.
 
     Raises:
         GateError: the Hub cannot be reached or refuses.
@@ -124,7 +123,9 @@ def push(
             hub = HfApi(token=token)
             url = hub.create_repo(repo_id, private=private, exist_ok=True)
             write(folder, config, weights, card(url.repo_id))
-            hub.upload_folder(repo_id=url.repo_id, folder_path=folder, revision=revision, commit_message=message)
+            hub.upload_folder(
+                repo_id=url.repo_id, folder_path=folder, revision=revision, commit_message="Learned gates"
+            )
             return str(url)
     except UnsupportedModelError as error:
         raise GateError(str(error)) from error
