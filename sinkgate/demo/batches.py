@@ -1,6 +1,6 @@
-"""Training batches of the demo world: pure functions of (seed, stage, step), drawn on the fly.
+"""Training batches of the demo world, drawn on the fly: pure functions of (seed, stage, step).
 
-Nothing is stored and no scene is used twice; a resumed run draws the same scenes as an uninterrupted one.
+Nothing is stored and no scene is used twice. A resumed run draws the same scenes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ GRID = IMAGE_SIZE // PATCH_SIZE
 
 @dataclass(frozen=True)
 class TurnMix:
-    """The turns behind each image, and the weights of their tokens in the loss.
+    """The turns after each image, and the weights of their tokens in the loss.
 
     Attributes:
-        questions: questions behind each image, at least 1.
+        questions: questions after each image, at least 1.
         kinds: relative frequency of each kind of question; 1.5 for kinds left out.
-        long_turns: long answers behind the questions: "both" for a description and a line-up of the objects behind every
-            image; "seldom" for one of them in a third of the batches, in the place of as many questions as it is long.
-        long_weight: weight of a token of a long answer; 1 for one of a question's answer.
-        question_weight: of the mean loss on the words of questions, beside 1 for that on answers.
-        tower_weight: of the tower's own loss.
+        long_turns: long answers after the questions: "both" for a description and a line-up of the objects for every
+            image; "seldom" for one of them in a third of the batches, in place of as many questions as have its length.
+        long_weight: weight of a token of a long answer; a token of a question's answer has 1.
+        question_weight: weight of the mean loss on the words of questions; the loss on answers has 1.
+        tower_weight: weight of the tower's loss.
     """
 
     questions: int = 6
@@ -52,7 +52,7 @@ class TurnMix:
     )
     long_turns: Literal["both", "seldom"] = "both"
     long_weight: float = 1.0
-    question_weight: float = 0.2  # most positions then have something to do besides looking
+    question_weight: float = 0.2  # so that positions without an answer are trained, too
     tower_weight: float = 0.2
 
 
@@ -129,12 +129,12 @@ def _patch_classes(scene: Scene) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Packed:
-    """Images, each with several independent turns behind it.
+    """Images, each followed by several independent turns.
 
     Shapes: input_ids, labels, question_labels, position_ids, segments (B, T); attention_mask (B, 1, T, T) additive.
     ``labels`` are on answers only, ``question_labels`` on the rest of each turn but its first token. Segment 0 is
-    the image, 1 the first turn and so on, -1 padding. A turn attends to the image and to itself only, and sits at
-    the positions it would have alone, so one packed row equals as many single prompts.
+    the image, 1 the first turn and so on, -1 padding. A turn attends to the image and to itself only, and has the positions that it would
+    have alone, so one packed row equals as many single prompts.
     """
 
     input_ids: Tensor
@@ -145,9 +145,9 @@ class Packed:
     attention_mask: Tensor
 
     def narrowed(self, turns: list[list[bool]], visible: Tensor) -> Tensor:
-        """The attention mask with some turns seeing only the ``visible`` patches; turns left out see all.
+        """Return the attention mask in which some turns attend to the ``visible`` patches only.
 
-        Shapes: turns, one flag a turn for each image; visible (B, PATCHES) boolean.
+        Shapes: turns, for each image one flag a turn, turns without a flag attend to all; visible (B, PATCHES) boolean.
         """
         numbers = [torch.tensor([i + 1 for i, narrow in enumerate(flags) if narrow]) for flags in turns]
         rows = torch.stack([torch.isin(segment, few) for segment, few in zip(self.segments, numbers, strict=True)])
@@ -173,7 +173,7 @@ def _description(scene: Scene, rng: Random) -> tuple[str, str]:
     return rng.choice(DESCRIBE), describe(scene)
 
 
-# Each with the number of questions that are about as long.
+# Each with the number of questions of about the same length.
 _LONG_TURNS: tuple[tuple[Callable[[Scene, Random], tuple[str, str]], int], ...] = ((_description, 5), (line_up, 2))
 
 
@@ -197,16 +197,11 @@ def draw_turns(
 
 
 def pack(dialogues: list[list[tuple[str, str]]], tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype) -> Packed:
-    """Lay the turns of each image behind its visual tokens; only answers carry labels."""
+    """Put the turns of each image after its visual tokens; only answers have labels."""
     prompts = [f"{USER}{question}{ASSISTANT}" for turns in dialogues for question, _ in turns]
     answers = [f"{answer}{END}" for turns in dialogues for _, answer in turns]
-    encoded = iter(
-        zip(
-            tokenizer(prompts, add_special_tokens=False).input_ids,
-            tokenizer(answers, add_special_tokens=False).input_ids,
-            strict=True,
-        )
-    )
+    ids_of = (tokenizer(texts, add_special_tokens=False).input_ids for texts in (prompts, answers))
+    encoded = iter(zip(*ids_of, strict=True))
     image = token_id(tokenizer, IMAGE)
     rows = []
     for turns_ in dialogues:

@@ -1,7 +1,7 @@
 """The demo model's parts before training: tokenizer, processor and an untrained LLaVA.
 
-Everything is a transformers class, so that the saved folder loads with ``AutoProcessor`` and
-``AutoModelForImageTextToText`` and whatever works on it works on a Hub model.
+All of them are classes of transformers, so that the saved folder loads with ``AutoProcessor`` and ``AutoModelForImageTextToText``, and code
+that works on it works on a model of the Hub.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FEATURE_LAYER = -2  # the LLM reads what the encoder's last layer reads, as LLaV
 
 PAD, UNK, END, IMAGE, USER, ASSISTANT = "<pad>", "<unk>", "</s>", "<image>", "<|user|>", "<|assistant|>"
 
-# Image first, no start token: a text sink in front of the image would leave none among its tokens.
+# Image first, no start token: with a text sink before the image, no visual token would become a sink.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.content is string %}{% set parts = [{'type': 'text', 'text': message.content}] %}"
@@ -43,7 +43,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, lower case, punctuation dropped; British spellings read as American ones."""
+    """Return a tokenizer with one token for each word: lower case, no punctuation, British spellings read as American ones."""
     special = [PAD, UNK, END, IMAGE, USER, ASSISTANT]
     vocabulary = {word: index for index, word in enumerate([*special, *words()])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
@@ -68,12 +68,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    """A token's number."""
+    """Return a token's id."""
     return tokenizer.get_vocab()[token]
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> LlavaProcessor:
-    """A LLaVA processor around Pillow-only image processing."""
+    """Return a LLaVA processor whose image processor needs only Pillow."""
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return LlavaProcessor(
         SiglipImageProcessorPil(size=side),

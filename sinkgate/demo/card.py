@@ -165,9 +165,8 @@ def _sinks(results: Results) -> str:
             ("l_sink", ("tokens", "layer", "images", "on_objects", "llm")),
         ):
             row = table[(table["criterion"] == name) & (table["group"] == group)].iloc[0]
-            cells += (
-                ["none", *[""] * (len(columns) - 1)] if pd.isna(row["tokens"]) else [_cell(row, c) for c in columns]
-            )
+            empty = ["none", *[""] * (len(columns) - 1)]
+            cells += empty if pd.isna(row["tokens"]) else [_cell(row, column) for column in columns]
         rows.append(cells)
     header = (
         "criterion", "V-sinks an image", "images", "on objects", "encoder", "LLM", "LLM, global", "L-sinks too",
@@ -223,8 +222,9 @@ def _more(plan: Plan) -> str:
 
 def _cost(cost: Record) -> str:
     ratios = [cost[key] / cost["small"][key] for key in ("prefill_ms", "tick_ms")]
-    small = f"Beside it in the same run, the small model took {cost['small']['prefill_ms']:.0f} and {cost['small']['tick_ms']:.0f} ms: {ratios[0]:.1f} and {ratios[1]:.1f} times less. "
-    small = small if cost["parameters"] > 1e7 else ""
+    small = ""
+    if cost["parameters"] > 1e7:
+        small = f"Beside it in the same run, the small model took {cost['small']['prefill_ms']:.0f} and {cost['small']['tick_ms']:.0f} ms: {ratios[0]:.1f} and {ratios[1]:.1f} times less. "
     return f"""
 ## Cost
 Processor time in float32, medians of {cost["pictures"]} pictures: a prefill with gates, image encoding included, {cost["prefill_ms"]:.0f} ms; a tick, the same prompt after a fader of layer 0 moved,
@@ -276,7 +276,7 @@ def measure_cost(plan: Plan, pictures: int = 20) -> Record:
 
 
 def _milliseconds(call: Callable[[], object]) -> float:
-    """Return the processor time of a call: unlike the clock's, it hardly depends on other work on the machine."""
+    """Return the processor time of a call, which depends less on other work on the machine than elapsed time."""
     start = time.process_time()
     call()
     return 1000 * (time.process_time() - start)
@@ -285,7 +285,7 @@ def _milliseconds(call: Callable[[], object]) -> float:
 def write_card(plan: Plan, history: Path | None = None) -> None:
     """Write the card of a model's published studies, then its own, with figures and record, beside its weights.
 
-    The record is measured anew where it belongs to other weights.
+    A record of other weights is replaced.
 
     Args:
         plan: the model's plan.
@@ -321,21 +321,12 @@ def growth_figure(history: Sequence[Record]) -> go.Figure:
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     steps, first = _steps(history)
     v_sink, on_object = GROUP_COLORS["v_sink"], COLORWAY[1]
-    ratio = [record["top_over_median"] for record in history]
-    figure.add_scatter(
-        x=steps, y=ratio, name="attention in the encoder, times the median patch", line={"color": v_sink}
-    )
-    llm = [
-        (x, record["llm_top_over_median"])
-        for x, record in zip(steps, history, strict=True)
-        if "llm_top_over_median" in record
-    ]
-    figure.add_scatter(
-        x=[x for x, _ in llm],
-        y=[y for _, y in llm],
-        name="attention of text in the LLM, times the median patch",
-        line={"color": v_sink, "dash": "dot"},
-    )
+    ratio, label = [record["top_over_median"] for record in history], "attention in the encoder, times the median patch"
+    figure.add_scatter(x=steps, y=ratio, name=label, line={"color": v_sink})
+    key, label = "llm_top_over_median", "attention of text in the LLM, times the median patch"
+    llm = [(x, record[key]) for x, record in zip(steps, history, strict=True) if key in record]
+    x, y = ([point[axis] for point in llm] for axis in (0, 1))
+    figure.add_scatter(x=x, y=y, name=label, line={"color": v_sink, "dash": "dot"})
     share = [record["top_on_object"] for record in history]
     figure.add_scatter(x=steps, y=share, name="it lies on an object", line={"color": on_object}, secondary_y=True)
     figure.update_yaxes(title_text="times the median", rangemode="tozero", secondary_y=False)

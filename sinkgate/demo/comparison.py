@@ -1,7 +1,7 @@
 """Comparison of learned gates, their ablations and baselines on hazed scenes, over seeds.
 
-``python -m sinkgate.demo compare demo-large --out runs/comparison``. The demo models are near their ceiling on scenes of their training, so the
-pictures are hazed: they lose contrast, and there is room to gain. Every method learns from the same hazed scenes with a frozen
+``python -m sinkgate.demo compare demo-large --out runs/comparison``. The demo models answer nearly every question about scenes like those of
+their training, so the pictures are hazed: less contrast leaves room for gains. Every method learns from the same hazed scenes with a frozen
 backbone, and is tested on other scenes. Each seed is saved when it is finished, and the same command resumes a run.
 """
 
@@ -11,7 +11,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from statistics import fmean
@@ -78,10 +78,11 @@ class Setup:
     ablations: tuple[str, ...] = tuple(ABLATIONS)
     batch: int = 32
     further: bool = True
-    worlds: dict[str, tuple[float, float]] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "worlds", {"hazed": (self.haze, self.haze), "clear": (0.0, 0.0)})
+    @property
+    def worlds(self) -> dict[str, tuple[float, float]]:
+        """Minimum and maximum haze of the test scenes, by name."""
+        return {"hazed": (self.haze, self.haze), "clear": (0.0, 0.0)}
 
     @property
     def gates(self) -> str:
@@ -131,6 +132,11 @@ def scenes(setup: Setup, count: int, seed: int, split: str = "train", world: str
     return list(scene_samples(count, seed, split=cast(Any, split), haze=haze, per_scene=3, size=SIZE))
 
 
+def test_scenes(setup: Setup, seed: int, world: str) -> list[Sample]:
+    """Return the questions of a test world."""
+    return scenes(setup, setup.questions if world == "hazed" else setup.questions // 3, seed, "test", world)
+
+
 def run_seed(vlm: VLM, setup: Setup, seed: int, out: Path) -> Report:
     """Train every method once and test it. Shares are in [0, 1]."""
     began = time.time()
@@ -170,7 +176,7 @@ def run_seed(vlm: VLM, setup: Setup, seed: int, out: Path) -> Report:
     methods |= {f"{name}, {stack_name(score)}": result.lsg for name, result in stacks.items()}
     worlds = {}
     for world in setup.worlds:
-        test = scenes(setup, _test_size(setup, world), seed, "test", world)
+        test = test_scenes(setup, seed, world)
         result = evaluate(vlm, methods, test, examples=examples)
         worlds[world] = {"marks": _table(result), "rho": mean_rho(vlm, gates, test, examples)}
     history = [{k: v for k, v in entry.items() if "loss" in k or k == "step"} for entry in report.history]
@@ -218,12 +224,8 @@ def run_further(vlm: VLM, setup: Setup, seed: int, out: Path) -> Report:
     )
     methods |= {f"{name}, 5 x samples": cast(Method, method) for name, method in learning.items()}
     cast(LSG, learning["LSG from 1, joint"]).save_pretrained(out / f"more-{seed}" / "joint")
-    worlds = {
-        world: _table(
-            evaluate(vlm, methods, scenes(setup, _test_size(setup, world), seed, "test", world), examples=examples)
-        )
-        for world in setup.worlds
-    }
+    tests = {world: test_scenes(setup, seed, world) for world in setup.worlds}
+    worlds = {world: _table(evaluate(vlm, methods, test, examples=examples)) for world, test in tests.items()}
     return {"seed": seed, "stacks": stacks, "worlds": worlds}
 
 
@@ -240,16 +242,17 @@ def mean_rho(vlm: VLM, gates: Mapping[str, LSG], samples: list[Sample], examples
         name: defaultdict(lambda: defaultdict(list)) for name in FORMS
     }
     prepared = [example for sample in samples if (example := examples.prepare(sample, "")) is not None]
+    chunks = [prepared[start : start + 32] for start in range(0, len(prepared), 32)]
     with torch.no_grad():
-        for start in range(0, len(prepared), 32):
-            for part, batch in batches(vlm, prepared[start : start + 32]):
-                prefix, chosen = Prefix(vlm, batch), prepared[start : start + 32][part]
+        for chunk in chunks:
+            for part, batch in batches(vlm, chunk):
+                prefix = Prefix(vlm, batch)
                 for name, table in scales.items():
                     for layer in gates[name].config.layers:
                         gate = gates[name].only([layer])
                         with gate.applied(vlm, batch) as trace:
                             prefix.within(gate)
-                        for example, scale in zip(chosen, trace.scales[layer][:, 0].tolist(), strict=True):
+                        for example, scale in zip(chunk[part], trace.scales[layer][:, 0].tolist(), strict=True):
                             table[example.kind][layer].append(scale)
     return {
         name: {kind: [fmean(of[layer]) for layer in sorted(of)] for kind, of in table.items()}
@@ -265,24 +268,21 @@ def search_oracle(vlm: VLM, setup: Setup, seed: int) -> Report:
     count = max(len(KINDS), setup.validation)
     settings = oracle(vlm, points=(*LINE, *CONTROLS, *AROUND_ONE))
     methods: dict[str, Method] = {str(number): Fixed(setting.gates(vlm)) for number, setting in enumerate(settings)}
-    result = evaluate(
-        vlm, methods, scenes(setup, count, seed, "validation", "hazed"), examples=ExampleCache(vlm, find_sinks)
-    )
+    validation = scenes(setup, count, seed, "validation", "hazed")
+    result = evaluate(vlm, methods, validation, examples=ExampleCache(vlm, find_sinks))
     by_kind = {name: result.by_kind(name) for name in methods}
     line = {str(i) for i, setting in enumerate(settings) if (setting.v_sink, setting.rest) not in AROUND_ONE}
-    best = {}
-    for way, allowed in (("paper", line), ("free", set(methods))):
-        best[way] = {
-            kind: vars(settings[int(max(sorted(allowed, key=int), key=lambda name, k=kind: by_kind[name][k]))])
-            for kind in KINDS
-        }
+    best = {
+        way: {kind: vars(settings[int(max(names, key=lambda name, k=kind: by_kind[name][k]))]) for kind in KINDS}
+        for way, names in (("paper", [name for name in methods if name in line]), ("free", list(methods)))
+    }
     return {"asked": count, "settings": [vars(setting) for setting in settings], "accuracy": by_kind, "best": best}
 
 
 def apply_oracle(vlm: VLM, setup: Setup, best: Report, seed: int) -> Report:
     """Return right answers (1) under the oracle's setting for the kind of each test question, by way, in the order of ``run_seed``."""
     examples = ExampleCache(vlm, find_sinks)
-    test = scenes(setup, setup.questions, seed, "test", "hazed")
+    test = test_scenes(setup, seed, "hazed")
     results: Report = {}
     for way, cells in best.items():
         right = [0] * len(test)
@@ -334,10 +334,6 @@ def stack_name(score: str) -> str:
 
 def _stacked(form: str, score: str) -> str:
     return form if score == "accuracy" else f"{form} by loss"
-
-
-def _test_size(setup: Setup, world: str) -> int:
-    return setup.questions if world == "hazed" else setup.questions // 3
 
 
 def _stack(result: Stack) -> Report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -43,14 +43,15 @@ ORACLE = """- *Oracle*: the best fixed scales of one layer for each kind of ques
   or on another line too, through 1. It uses the kind of the question; a gate reads it from the hidden states.
 """
 
+GLOBAL, LOCAL = ([kind for kind in KINDS if KINDS[kind].scope == scope] for scope in ("global", "local"))
 ORACLES = {"paper": "oracle, paper's line", "free": "oracle, around 1 too"}
 
 
 @dataclass(frozen=True)
 class Gain:
-    """A method against the unmodified model on the same questions, in points; one difference a seed.
+    """Gain of a method over the unmodified model on the same questions, in points, one for each seed.
 
-    ``over_seeds`` is the paired t-test's p over seeds, ``over_questions`` the exact sign test's over all questions whose mark turned.
+    ``over_seeds`` is p of the paired t-test over seeds, ``over_questions`` p of the exact sign test over all questions whose mark changed.
     """
 
     accuracy: float
@@ -97,26 +98,21 @@ class Comparison:
         """Return the methods that were tested on a world."""
         return list(self.seeds[0]["worlds"][world]["marks"]["right"])
 
-    def marks(self, world: str, name: str, scope: Callable[[str], bool] = lambda _: True) -> list[np.ndarray]:
-        """Return right (1) or wrong (0) on the questions of the kinds in scope, an array a seed."""
+    def marks(self, world: str, name: str, kinds: Container[str] = KINDS) -> list[np.ndarray]:
+        """Return right (1) or wrong (0) on the questions of some kinds, one array for each seed."""
         tables = [run["worlds"][world]["marks"] for run in self.seeds]
-        chosen = [[scope(kind) for kind in table["kinds"]] for table in tables]
+        chosen = [[kind in kinds for kind in table["kinds"]] for table in tables]
         return [np.asarray(table["right"][name])[mask] for table, mask in zip(tables, chosen, strict=True)]
 
-    def gain(self, world: str, name: str, scope: Callable[[str], bool] = lambda _: True) -> Gain:
-        """Return the gain of a method over the unmodified model."""
+    def gain(self, world: str, name: str, kinds: Container[str] = KINDS) -> Gain:
+        """Return the gain of a method over the unmodified model on the questions of some kinds."""
         from scipy.stats import binomtest
 
-        pairs = list(zip(self.marks(world, name, scope), self.marks(world, UNMODIFIED, scope), strict=True))
-        seeds = [100 * float((mine - plain).mean()) for mine, plain in pairs]
-        better = int(sum((mine > plain).sum() for mine, plain in pairs))
-        worse = int(sum((mine < plain).sum() for mine, plain in pairs))
-        return Gain(
-            100 * fmean(float(mine.mean()) for mine, _ in pairs),
-            seeds,
-            _t_test(seeds),
-            float(binomtest(better, better + worse).pvalue) if better + worse else 1.0,
-        )
+        pairs = list(zip(self.marks(world, name, kinds), self.marks(world, UNMODIFIED, kinds), strict=True))
+        seeds = [100 * float((marks - plain).mean()) for marks, plain in pairs]
+        better, worse = (int(sum((sign * (marks - plain) > 0).sum() for marks, plain in pairs)) for sign in (1, -1))
+        sign_test = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+        return Gain(100 * fmean(float(marks.mean()) for marks, _ in pairs), seeds, _t_test(seeds), sign_test)
 
     def best_layer(self, form: str) -> int:
         """Return the layer with the best single gate on validation questions, by the mean over seeds."""
@@ -127,11 +123,8 @@ class Comparison:
     def rho(self, world: str, form: str) -> dict[str, list[float]]:
         """Return the mean scale of V-sinks by kind and layer, over seeds."""
         tables = [run["worlds"][world]["rho"][form] for run in self.seeds]
-        return {
-            kind: [fmean(at) for at in zip(*(t[kind] for t in tables), strict=True)]
-            for kind in KINDS
-            if kind in tables[0]
-        }
+        by_layer = {kind: zip(*(table[kind] for table in tables), strict=True) for kind in KINDS if kind in tables[0]}
+        return {kind: [fmean(values) for values in layers] for kind, layers in by_layer.items()}
 
     def main_rows(self, setup: Setup) -> list[str]:
         """Return the methods of the first table, in its order."""
@@ -166,11 +159,6 @@ def _t_test(differences: Sequence[float]) -> float:
     return float(ttest_1samp(differences, 0).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def is_global(kind: str) -> bool:
-    """Return whether a kind asks about the whole picture."""
-    return KINDS[kind].scope == "global"
-
-
 def gains_figure(comparison: Comparison, names: Sequence[str]) -> go.Figure:
     """Draw the gain of each method over the unmodified model on hazed scenes: the mean as a bar, each seed as a dot."""
     gains = [comparison.gain("hazed", name) for name in names]
@@ -190,7 +178,7 @@ def gains_figure(comparison: Comparison, names: Sequence[str]) -> go.Figure:
 
 def rho_figure(comparison: Comparison, world: str = "hazed") -> go.Figure:
     """Draw the mean scale of V-sinks by kind of question and layer, global kinds above."""
-    kinds = sorted(KINDS, key=lambda kind: not is_global(kind))
+    kinds = GLOBAL + LOCAL
     titles = ["LSG as in the paper: rho of V-sinks, starts at 0.5", "LSG from 1: scale of V-sinks, starts at 1"]
     figure = make_subplots(cols=2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.12)
     for column, (form, middle) in enumerate(zip(FORMS, (0.5, 1.0), strict=True), 1):
@@ -228,27 +216,20 @@ def main_table(comparison: Comparison, names: Sequence[str]) -> str:
             plain = 100 * fmean(float(m.mean()) for m in comparison.marks("clear", name))
             lines.append(f"| {name} | {gain.accuracy:.2f} % | | | | | | {plain:.2f} % |")
             continue
-        parts = [
-            _signed(comparison.gain("hazed", name, scope)) for scope in (is_global, lambda kind: not is_global(kind))
-        ]
-        other = _signed(comparison.gain("clear", name)) if name in clear else ""
-        lines.append(
-            f"| {name} | {gain.accuracy:.2f} % | {_signed(gain)} | {_p(gain.over_seeds) if len(gain.seeds) > 1 else ''} | {_p(gain.over_questions)} "
-            f"| {parts[0]} | {parts[1]} | {other} |"
-        )
+        cells = [name, f"{gain.accuracy:.2f} %", _signed(gain)]
+        cells += [_p(gain.over_seeds) if len(gain.seeds) > 1 else "", _p(gain.over_questions)]
+        cells += [_signed(comparison.gain("hazed", name, kinds)) for kinds in (GLOBAL, LOCAL)]
+        cells.append(_signed(comparison.gain("clear", name)) if name in clear else "")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def kinds_table(comparison: Comparison, names: Sequence[str]) -> str:
     """Return the gain by kind of question, in Markdown: mean over seeds, in points."""
     lines = [f"| kind | unmodified | {' | '.join(names)} |", "|---|---:|" + "---:|" * len(names)]
-    for kind in sorted(KINDS, key=lambda kind: not is_global(kind)):
-
-        def only(other: str, kind: str = kind) -> bool:
-            return other == kind
-
-        plain = comparison.gain("hazed", UNMODIFIED, only).accuracy
-        cells = [f"{comparison.gain('hazed', name, only).mean:+.1f}" for name in names]
+    for kind in GLOBAL + LOCAL:
+        plain = comparison.gain("hazed", UNMODIFIED, [kind]).accuracy
+        cells = [f"{comparison.gain('hazed', name, [kind]).mean:+.1f}" for name in names]
         lines.append(f"| {kind} ({KINDS[kind].scope}) | {plain:.1f} % | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -334,9 +315,9 @@ def _card(
         asked=len(comparison.marks("hazed", UNMODIFIED)[0]),
         haze=setup.haze,
         asked_clear=len(clear[0]),
-        seeds=f"{count} seeds: other scenes of training, validation and test, another start"
-        if count > 1
-        else "One seed",
+        seeds="One seed"
+        if count == 1
+        else f"{count} seeds: other scenes of training, validation and test, another start",
         spread=", mean and standard deviation over seeds" if count > 1 else "",
         t_test="a paired t-test over seeds, and of " if count > 1 else "",
         paper=comparison.best_layer("LSG"),
@@ -377,20 +358,15 @@ def _compact(comparison: Comparison) -> Report:
     worlds = {
         world: {
             name: {
-                kind: [
-                    round(float(marks.mean()), 5)
-                    for marks in comparison.marks(world, name, lambda k, kind=kind: k == kind)
-                ]
+                kind: [round(float(marks.mean()), 5) for marks in comparison.marks(world, name, [kind])]
                 for kind in KINDS
             }
             for name in comparison.names(world)
         }
         for world in ("hazed", "clear")
     }
-    runs = [
-        {key: run[key] for key in ("seed", "measured", "samples", "steps", "minutes", "stacks")}
-        for run in comparison.seeds
-    ]
+    keys = ("seed", "measured", "samples", "steps", "minutes", "stacks")
+    runs = [{key: run[key] for key in keys} for run in comparison.seeds]
     rho = {form: {w: comparison.rho(w, form) for w in ("hazed", "clear")} for form in FORMS}
     return {"accuracy": worlds, "runs": runs, "rho": rho, "oracle": comparison.oracle.get("best")}
 

@@ -6,6 +6,8 @@ Shapes: B images, V visual tokens, E the tower's width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from sinkgate.demo.batches import (
     tower_targets,
 )
 from sinkgate.demo.build import FEATURE_LAYER, PATCHES
-from sinkgate.demo.scoring import by_kind, dialogues, held_out, overall, right_answers
+from sinkgate.demo.scoring import by_kind, dialogues, held_out, right_answers
 from sinkgate.scenes.scene import COLORS, MAX_OBJECTS, SHAPES, Scene
 
 DTYPE = torch.bfloat16
@@ -36,12 +38,11 @@ NARROWED = 0.8  # share of the turns about the whole scene that see only those
 
 
 class Tower(nn.Module):
-    """The vision tower with linear read-outs, for training only; both read the features that the LLM will read.
+    """The vision tower with linear classifiers on the features that the LLM will read; the classifiers are for training only.
 
-    Patches of an object are read for its shape, color, size, row and column. Facts of the whole scene are read from the
-    patches that receive most attention in the last layer, one to ``FEW`` of them: as many as a token-pruning
-    method such as VisionZip would leave. Background patches carry no loss of their own. Training alone decides which patches are
-    attended, and what they hold.
+    From each patch of an object they predict its shape, color, size, row and column. Facts of the whole scene are predicted from the one to
+    ``FEW`` patches that receive most attention in the last layer, as many as a token-pruning method such as VisionZip would leave.
+    Background patches have no loss of their own. Training alone decides which patches are attended, and what they hold.
     """
 
     def __init__(self, vision: SiglipVisionModel) -> None:
@@ -62,7 +63,7 @@ class Tower(nn.Module):
         return output.hidden_states[FEATURE_LAYER], output.attentions[-1].float().mean((1, 2))
 
     def read(self, features: Tensor, attention: Tensor, targets: Targets, few: int) -> tuple[Tensor, dict[str, float]]:
-        """Return loss and accuracies of both read-outs; shapes as in ``see``, ``few`` the patches that tell the scene."""
+        """Return loss and accuracies of both classifiers; shapes as in ``see``, ``few`` patches for facts of the whole scene."""
         tokens = self.norm(features)
         share, chosen = attention.topk(few, -1)
         weight = (share / share.sum(-1, keepdim=True)).to(tokens.dtype)
@@ -121,7 +122,7 @@ class Run:
 
 
 class Answerer(nn.Module):
-    """The LLaVA on packed questions: the loss on answers, beside a lesser one on questions and the tower's own.
+    """The LLaVA on packed questions: the loss on answers, a smaller one on questions, and the tower's.
 
     In most turns about the whole scene, the text sees only the few patches that the encoder attended to most.
     """
@@ -206,19 +207,15 @@ class Answerer(nn.Module):
             use_cache=False,
             output_attentions=True,
         )
-        scores = by_kind(data, right_answers(output.logits, packed))
+        right = right_answers(output.logits, packed)
         most = self.tower.see(images)[1].argmax(-1).cpu()
         text = (packed.segments > 0).float()
-        received = torch.stack(
-            [
-                torch.einsum("bt,btv->bv", text, layer[..., :PATCHES].float().mean(1).cpu())
-                for layer in output.attentions
-            ]
-        )
+        to_patches = [layer[..., :PATCHES].float().mean(1).cpu() for layer in output.attentions]
+        received = torch.einsum("bt,lbtv->lbv", text, torch.stack(to_patches))
         ratio = received / received.median(-1, keepdim=True).values
         top = ratio.gather(-1, most.expand(len(ratio), -1)[..., None])[..., 0]
         return {
             "llm_top_over_median": top.mean(-1).max().item(),
-            "overall": overall(scores),
-            "kinds": {kind: score.accuracy for kind, score in scores.items()},
+            "overall": fmean(chain.from_iterable(right)),
+            "kinds": by_kind(data, right),
         }

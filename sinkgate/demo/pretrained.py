@@ -1,10 +1,10 @@
-"""The demo model: lower layers of a pretrained language model behind the small demo model's vision tower.
+"""Training of the large demo model: lower layers of a pretrained language model after the small demo model's vision tower.
 
 ``python -m sinkgate.demo.pretrained --out runs/demo --language HuggingFaceTB/SmolLM2-135M-Instruct`` (or a GGUF file).
-First projector, vision tower, vocabulary and the last two layers learn to answer, as the small model's do. Then the last
-three layers alone learn on, with harder questions and the grounding of noun phrases (``sinkgate.demo.grounding``). The
-lower layers stay as they were pretrained: they write the massive activation that makes attention sinks, and training
-them takes it away. Seeded, checkpointed and resumable: kill it and start it again with the same arguments.
+First projector, vision tower, vocabulary and the last two layers learn to answer, as those of the small model. Then only the last three
+layers are trained, with harder questions and the grounding of noun phrases (``sinkgate.demo.grounding``). The lower layers stay
+as they were pretrained: they write the massive activation that makes attention sinks, and training removes it. Runs are seeded and
+checkpointed; the same command resumes a killed run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from sinkgate.errors import UnsupportedModelError
 from sinkgate.models.loading import DEMO, load
 
 LAYERS = 6  # 42 MB in bf16 for SmolLM2-135M, whose sink dimension spikes from layer 2 on
-
 FROZEN = 3  # layers that no stage trains; layer 2 writes the massive activation
 ANSWER_FROZEN = 4  # layers that the first stage leaves alone
 RATES = {"tower": 1e-4, "projector": 1e-3, "layers": 4e-4, "words": 3e-4}
@@ -65,7 +64,7 @@ GROUNDING_MIX = TurnMix(
     tower_weight=0.0,
 )
 
-# Text of the pretrained vocabulary that means what each special token of the demo means.
+# Text in the pretrained vocabulary with the meaning of each special token of the demo.
 _SPECIAL = {
     PAD: "<|endoftext|>",
     UNK: " thing",

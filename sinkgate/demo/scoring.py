@@ -1,11 +1,11 @@
-"""Scores of packed rows of questions, by the rule of greedy decoding, for the progress of a training run."""
+"""Right answers on packed rows of questions, by the rule of greedy decoding, for the progress of a training run."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable
 from random import Random
+from statistics import fmean
 
 from torch import Tensor
 
@@ -14,16 +14,6 @@ from sinkgate.scenes.questions import KINDS, Question, ask_all
 from sinkgate.scenes.scene import Scene
 
 SceneQuestions = tuple[Scene, list[Question]]
-
-
-@dataclass(frozen=True)
-class KindScore:
-    """Exactly right answers of one kind of question; ``chance`` is the best constant answer's accuracy."""
-
-    scope: str
-    questions: int
-    accuracy: float
-    chance: float
 
 
 def held_out(seed: int | str, count: int) -> list[SceneQuestions]:
@@ -40,41 +30,21 @@ def dialogues(data: Iterable[SceneQuestions]) -> list[list[tuple[str, str]]]:
 def right_answers(logits: Tensor, packed: Packed) -> list[list[bool]]:
     """Return for every row whether each of its answers is right, in the order of the turns.
 
-    An answer is right where every one of its tokens, the end included, is the most probable one given those
-    before: exactly when greedy decoding would give it. Shapes: logits (B, T, vocabulary).
+    An answer is right if each of its tokens, the end included, is the most probable one given those before it: exactly if greedy decoding
+    generates it. Shapes: logits (B, T, vocabulary).
     """
-    labels = packed.labels[:, 1:]
+    labels, segments = packed.labels[:, 1:], packed.segments[:, 1:]
     hit = (logits[:, :-1].argmax(-1).cpu() == labels) | (labels == IGNORED)
     return [
-        [bool(hit[row, start:end].all()) for start, end in _runs((labels[row] != IGNORED).tolist())]
-        for row in range(len(labels))
+        [bool(row[turns == turn].all()) for turn in range(1, int(turns.max()) + 1)]
+        for row, turns in zip(hit, segments, strict=True)
     ]
 
 
-def by_kind(data: Iterable[SceneQuestions], right: Iterable[list[bool]]) -> dict[str, KindScore]:
-    """Return the scores of every kind among the questions."""
-    hits, truth = defaultdict[str, list[bool]](list), defaultdict[str, Counter[str]](Counter)
+def by_kind(data: Iterable[SceneQuestions], right: Iterable[list[bool]]) -> dict[str, float]:
+    """Return the share of right answers for each kind among the questions."""
+    hits = defaultdict[str, list[bool]](list)
     for (_, questions), row in zip(data, right, strict=True):
         for question, hit in zip(questions, row, strict=True):
             hits[question.kind].append(hit)
-            truth[question.kind][question.answer] += 1
-    return {
-        kind: KindScore(
-            KINDS[kind].scope,
-            len(hits[kind]),
-            sum(hits[kind]) / len(hits[kind]),
-            truth[kind].most_common(1)[0][1] / len(hits[kind]),
-        )
-        for kind in KINDS
-        if hits[kind]
-    }
-
-
-def overall(scores: dict[str, KindScore]) -> float:
-    """Return the share of right answers over all questions."""
-    return sum(s.accuracy * s.questions for s in scores.values()) / sum(s.questions for s in scores.values())
-
-
-def _runs(chosen: list[bool]) -> Iterator[tuple[int, int]]:
-    edges = [i for i in range(len(chosen) + 1) if (i > 0 and chosen[i - 1]) != (i < len(chosen) and chosen[i])]
-    return zip(edges[::2], edges[1::2], strict=True)
+    return {kind: fmean(hits[kind]) for kind in KINDS if kind in hits}

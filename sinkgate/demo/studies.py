@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Plan:
         kinds: of questions in the sweeps; all if None.
         probes: options of `Features` and of `Probes`.
         sweeps: folder -> number of questions, seed, haze, points, and layers (None: all).
-        learned: names of learned gates that the comparison of methods takes; without any, there is none.
+        learned: names of learned gates in the comparison of methods; without any, it is left out.
         precise: run anatomy and probes in float32.
     """
 
@@ -180,7 +181,7 @@ def groups(vlm: VLM) -> dict[str, Method]:
 
 
 def untrained(vlm: VLM) -> dict[str, Method]:
-    """Return the published methods without training, with our defaults and a few variants; register neurons are found on training scenes."""
+    """Return the published methods without training, with default options and some variants; register neurons are found on training scenes."""
     prompts = [vlm.prompt(sample.images, sample.question) for sample in scene_samples(26, 0, split="train", size=SIZE)]
     names = (
         *("adaptvis", "scalingvis weight 0.5", "scalingvis weight 1.5", "vaf", "pai", "pai guidance 1", "var", "front"),
@@ -254,9 +255,8 @@ def studies(plan: Plan, vlm: VLM, fast: VLM, scale: float) -> dict[str, Callable
         return evaluated(items, untrained(fast), out, find=SinkFinder(), attention=True, seed=seeds, haze=haze)
 
     def comparison(out: Path) -> Results:
-        return evaluated(
-            questions(many(2600), 5, HAZE), methods(fast, plan.gates, plan.learned), out, seed=5, haze=HAZE
-        )
+        items, compared = questions(many(2600), 5, HAZE), methods(fast, plan.gates, plan.learned)
+        return evaluated(items, compared, out, seed=5, haze=HAZE)
 
     def evaluated(
         items: list[Item],
@@ -266,17 +266,13 @@ def studies(plan: Plan, vlm: VLM, fast: VLM, scale: float) -> dict[str, Callable
         attention: bool = False,
         **about: object,
     ) -> Results:
-        about = {"data": "scenes", **about}
-        return run(
-            Evaluation(fast, SCENES, items, compared, chunk=32, find=find, attention=attention, about=about), out
-        )
+        options: Any = {"find": find, "attention": attention, "about": {"data": "scenes", **about}}
+        return run(Evaluation(fast, SCENES, items, compared, chunk=32, **options), out)
 
-    def swept(name: str) -> Callable[[Path], Results]:
+    def swept(name: str, out: Path) -> Results:
         count, seed, haze, points, layers = plan.sweeps[name]
-        about = {"data": "scenes", "seed": seed, "haze": haze}
-        return lambda out: run(
-            Sweep(fast, questions(many(count), seed, haze, plan.kinds), layers, tuple(points), 32, about=about), out
-        )
+        items, about = questions(many(count), seed, haze, plan.kinds), {"data": "scenes", "seed": seed, "haze": haze}
+        return run(Sweep(fast, items, layers, tuple(points), 32, about=about), out)
 
     tasks: dict[str, Callable[[Path], Results]] = {
         "anatomy": anatomy,
@@ -284,7 +280,7 @@ def studies(plan: Plan, vlm: VLM, fast: VLM, scale: float) -> dict[str, Callable
         "groups": ablation,
         "accuracy": accuracy,
         "methods": without_training,
-        **{name: swept(name) for name in plan.sweeps},
+        **{name: partial(swept, name) for name in plan.sweeps},
         "probes": probes,
         "eval": comparison,
     }
@@ -392,10 +388,8 @@ def groups_table(results: Results) -> str:
         "|---|---|---:|---:|",
     ]
     for row in table[table["score"].isin(["global", "local"])].to_dict("records"):
-        change = f"{100 * row['change']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
-        lines.append(
-            f"| {row['method']} | {row['score']} | {row['value']:.1%} | {'' if row['method'] == BASE else change} |"
-        )
+        change = "" if row["method"] == BASE else _change(row)
+        lines.append(f"| {row['method']} | {row['score']} | {row['value']:.1%} | {change} |")
     return "\n".join(lines)
 
 
@@ -416,16 +410,15 @@ def methods_table(results: Results) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in zip(map(str, shares.index), shares.to_dict("records"), strict=True):
-        changed = ("", "")
-        if name != BASE:
-            change = of_all.loc[name]
-            changed = (
-                f"{100 * change['change']:+.1f} ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})",
-                f"{100 * deviation[name]:.1f}",
-            )
+        changed = " | " if name == BASE else f"{_change(of_all.loc[name])} | {100 * deviation[name]:.1f}"
         groups = " | ".join(f"{row[group]:.1%}" for group in ("v_sink", "l_sink", "ordinary", "text"))
-        lines.append(f"| {name} | {by_seed[name].mean():.1%} | {' | '.join(changed)} | {groups} |")
+        lines.append(f"| {name} | {by_seed[name].mean():.1%} | {changed} | {groups} |")
     return "\n".join(lines)
+
+
+def _change(row: Any) -> str:
+    """Return a change in points with its interval."""
+    return f"{100 * row['change']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
 
 
 def _publish(out: Path, results: dict[str, Results], folder: Path) -> None:

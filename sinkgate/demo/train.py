@@ -1,8 +1,7 @@
 """Training of the small demo model from nothing: ``python -m sinkgate.demo.train --out runs/demo-small``.
 
-First the vision tower learns what is in a scene and under each patch, then tower, projector and
-LLM learn to answer together. Seeded, checkpointed and resumable: kill it and start it again with
-the same arguments. The weights are bf16 beside fp32 master copies.
+First the vision tower learns what is in a scene and under each patch, then tower, projector and LLM learn to answer together. Runs are
+seeded and checkpointed; the same command resumes a killed run. The weights are bf16 with fp32 master copies.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class MasterAdamW:
             torch._foreach_copy_(self.weights, self.masters)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Return everything that the next step depends on."""
         return {
             "masters": self.masters,
             "optimizer": self.optimizer.state_dict(),
@@ -73,7 +72,7 @@ class MasterAdamW:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken."""
+        """Restore the state that ``state_dict`` returned."""
         with torch.no_grad():
             torch._foreach_copy_(self.masters, state["masters"])
             torch._foreach_copy_(self.weights, self.masters)
@@ -135,7 +134,7 @@ def run_stage(
 
 
 def _seconds_so_far(history: Path, stage: str, step: int) -> float:
-    """Training time up to a step, of all runs that led there."""
+    """Return the training time up to a step, over all resumed runs."""
     if not history.exists():
         return 0.0
     records = [json.loads(line) for line in history.read_text().splitlines()]
@@ -157,7 +156,7 @@ def pick_device(name: str) -> torch.device:
 def _save(path: Path, state: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    partial.replace(path)  # a kill leaves the old checkpoint or the new one, never half of one
+    partial.replace(path)  # a killed run leaves the old checkpoint or the new one, never a part
 
 
 def main(

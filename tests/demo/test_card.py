@@ -11,7 +11,7 @@ import sinkgate as sg
 from sinkgate.data import scene_samples
 from sinkgate.demo import card as cards
 from sinkgate.demo.batches import pack
-from sinkgate.demo.scoring import by_kind, dialogues, held_out, overall, right_answers
+from sinkgate.demo.scoring import by_kind, dialogues, held_out, right_answers
 from sinkgate.demo.sinks import ENCODER, SceneSinks, on_objects, steady, summary
 from sinkgate.demo.studies import PLANS, published
 from sinkgate.methods import Fixed
@@ -41,11 +41,12 @@ def test_packed_rows_are_scored_as_greedy_generation(demo):
     assert not any(map(any, right_answers(wrong, packed)))
 
 
-def test_chance_is_the_best_constant_answer():
+def test_accuracy_by_kind_counts_the_questions_of_each_kind():
     data = held_out(seed=3, count=40)
     scores = by_kind(data, [[q.answer == "yes" for q in questions] for _, questions in data])
-    assert scores["presence"].chance >= max(scores["presence"].accuracy, 1 - scores["presence"].accuracy) - 1e-9
-    assert overall(scores) < 0.25
+    answers = [q.answer for _, questions in data for q in questions if q.kind == "presence"]
+    assert scores["presence"] == answers.count("yes") / len(answers) > 0
+    assert scores["count"] == 0 and list(scores) == list(KINDS)
 
 
 def test_objects_cover_the_patches_under_their_middle():
