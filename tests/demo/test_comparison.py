@@ -116,6 +116,6 @@ def test_gains_are_paired_and_tested(tmp_path):
     assert gain.accuracy == pytest.approx(100 * (4 + 1 + 1) / 12)
     assert gain.over_questions == pytest.approx(12 / 32), "four better and one worse of five that turned, two-sided"
     assert gain.over_seeds == pytest.approx(0.2254, abs=1e-3), "t = 25 / (25 / sqrt 3) = 1.732, 2 degrees of freedom"
-    counts = results.gain("hazed", "method", lambda kind: kind == "count")
+    counts = results.gain("hazed", "method", ["count"])
     assert counts.seeds == [50, 50, 50] and counts.over_seeds == 0.0, "no spread at all"
     assert "| method | 50.00 % | +25.00 ± 25.00 | 0.225 | 0.375 |" in main_table(results, ["unmodified", "method"])
