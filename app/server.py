@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 GRACE = 15.0  # seconds in which running answers may end after a signal to stop
 TRIM_SECONDS = 30.0  # between two releases of freed memory
+POLL_SECONDS = 0.005  # between two looks of Gradio at its empty queue, which by itself looks every 0.001 s
 FLUSH_SECONDS = 1.0  # for the last messages to reach the clients
 
 
@@ -72,6 +73,8 @@ class Server:
             more["lifespan"] = self.mcp.lifespan
         # the scheduler's limit comes first, and its message says more
         self.page.queue(max_size=4 * self.engine.scheduler.limits.queue)
+        self.page._queue.sleep_when_free = POLL_SECONDS
+        self.page._queue.progress_update_sleep_when_free = 1.0  # the page has no progress bars
         self.page.launch(
             server_name=host,
             server_port=port,

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -22,16 +21,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
-_starts = count()
 START_SECONDS = 600  # a bound for an app that hangs; a busy machine takes minutes
-ALTERED = """import runpy, sys
-sys.path.insert(0, ".")
-{code}
-runpy.run_path("app/main.py", run_name="__main__")
-"""
-
-
-MAIN = ("app/main.py",)
 #: Of the app; the first sets variables that the others read.
 IMPORTS = ["app.main", "app.backend", "app.gate_library", "app.page", "app.server", "sinkgate.models.loading"]
 
@@ -79,19 +69,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def altered(code: str) -> tuple[str, str]:
-    """A ``start`` of `running_app` that runs some code before the app's own."""
-    return "-c", ALTERED.format(code=code)
-
-
 @contextmanager
 def running_app(
-    *options: str, start: Sequence[str] = MAIN, environment: Mapping[str, str] | None = None
+    *options: str, start: Sequence[str] = (), environment: Mapping[str, str] | None = None, code: str = ""
 ) -> Iterator[App]:
     """``python app/main.py`` on the small demo model, or another ``--model``; given once it is well, killed at the end where it still runs.
 
-    The first one of a test process is started as users start it, and so is each with another ``start`` or ``environment``. Others are
-    forked off a process that has imported the app, which saves most of a start's time.
+    It is forked off a process that has imported the app, which saves most of a start's time. With ``start``, words for Python, it is
+    started as users start it.
+
+    Args:
+        options: of the command line.
+        start: words for Python, such as ``("app/main.py",)``.
+        environment: variables that the app's process has beside this one's.
+        code: Python that the process runs before the app's own; not with ``start``.
     """
     port, metrics = free_port(), free_port()
     model = () if "--model" in options else ("--model", "demo-small")
@@ -99,8 +90,8 @@ def running_app(
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         log.touch()
-        if start == MAIN and not environment and next(_starts):
-            process: Process = Fork(arguments, log)
+        if not start:
+            process: Process = Fork(arguments, log, environment or {}, code)
         else:
             with log.open("wb") as stream:
                 process = subprocess.Popen(
@@ -115,7 +106,7 @@ def running_app(
             deadline = time.monotonic() + START_SECONDS
             while not is_well(app.address):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the app did not start: {app.logged()[-2000:]}")
+                    raise RuntimeError(f"the app did not start (exit status {process.poll()}): {app.logged()[-2000:]}")
                 time.sleep(0.05)
             yield app
         finally:
@@ -126,13 +117,13 @@ def running_app(
 class Fork:
     """An app forked off a process that has imported what it imports."""
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+    def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str], code: str) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(IMPORTS)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
             patch.setenv("PYTHONWARNINGS", "ignore:resource_tracker")  # of locks that a killed app leaves
-            self._process = context.Process(target=serve, args=(list(arguments), log), daemon=True)
+            self._process = context.Process(target=serve, args=(list(arguments), log, dict(environment), code))
             self._process.start()
 
     @property
@@ -155,17 +146,19 @@ class Fork:
         os.kill(self.pid, sig)
 
 
-def serve(arguments: list[str], log: Path) -> None:
+def serve(arguments: list[str], log: Path, environment: dict[str, str], code: str) -> None:
     """Run the app in this process, with its output in a file."""
     sys.path.insert(0, str(ROOT))  # tests/app is no package of the app
-    from app.main import main
-
     with log.open("wb") as stream:
         for output in (1, 2):
             os.dup2(stream.fileno(), output)
     os.chdir(ROOT)
-    sys.argv = [*MAIN, *arguments]
-    main()
+    os.environ.update(environment)
+    tempfile.tempdir = None  # read from the environment again
+    exec(code, {})
+    from app.main import main
+
+    main(arguments)
 
 
 def is_well(address: str) -> bool:

@@ -28,7 +28,6 @@ EXTENDED_TESTS = (
     "browser/test_page.py::test_bad_questions",
     "browser/test_page.py::test_broken_uploads",
     "browser/test_page.py::test_every_kind_of_picture",
-    "browser/test_page.py::test_fits_a_phone",
     "browser/test_page.py::test_gates_as_files",
     "browser/test_page.py::test_layer_head_query",
     "browser/test_page.py::test_light_and_dark",

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from app_process import ROOT, altered, running_app
+from app_process import ROOT, running_app
 from PIL import Image
 
 ANSWER_SECONDS = 30
-FILE_LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
 CANARY = "the-canary-that-no-user-may-hear"
 LEAKS = re.compile(
     rf"Traceback|File \"|site-packages|{re.escape(str(ROOT))}|/opt/|/usr/|root:x:0|{CANARY}|object at 0x|Error\("
@@ -127,14 +126,13 @@ class Listener:
 
 
 @contextmanager
-def attacked_app(folder: Path, *options: str, file_size: int | None = None) -> Iterator[AttackedApp]:
-    """The app with a temporary folder of its own; ``file_size`` is the most bytes that a file of its may have."""
+def attacked_app(folder: Path, *options: str, code: str = "") -> Iterator[AttackedApp]:
+    """The app with a temporary folder of its own; ``code`` is Python that it runs before its own."""
     temporary = folder / "temporary"
     temporary.mkdir()
     (folder / "secret.png").write_text(CANARY)
-    start = altered(FILE_LIMIT.format(file_size)) if file_size else ("app/main.py",)
     environment = {"TMPDIR": str(temporary), "GRADIO_TEMP_DIR": str(temporary / "gradio")}
-    with closing(Listener()) as listener, running_app(*options, start=start, environment=environment) as app:
+    with closing(Listener()) as listener, running_app(*options, environment=environment, code=code) as app:
         clients = [httpx.Client(transport=httpx.HTTPTransport(local_address=f"127.0.0.{n}")) for n in range(1, 61)]
         yield AttackedApp(app.address, temporary, app.log, listener, itertools.cycle(clients))
         assert app.process.poll() is None, app.logged()[-2000:]  # it lives on

@@ -11,13 +11,20 @@ import pytest
 from app_process import requests_from_many
 from hostile_clients import AttackedApp, attacked_app, png
 
-from app.guard import Limits
+#: Files of half a MiB at most: what is larger meets a disk that is full. Less patience with uploads, and fewer pages, than users get.
+LIMITS = """
+import resource
+from functools import partial
+from app import guard
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, 1 << 19))
+guard.Limits = partial(guard.Limits, stall_seconds=5.0, pages_per_minute={pages})
+"""
+PAGES = 60  # that an address may ask for in a minute
 
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    """An app whose files may have half a MiB: what is larger meets a disk that is full."""
-    with attacked_app(tmp_path_factory.mktemp("transport"), file_size=1 << 19) as app:
+    with attacked_app(tmp_path_factory.mktemp("transport"), code=LIMITS.format(pages=PAGES)) as app:
         yield app
         assert app.unforeseen() == [] and app.strays() == []
 
@@ -119,5 +126,5 @@ def test_chunked_bodies_are_counted_too(app):
 def test_an_address_that_is_made_up_does_not_count(app):
     own = httpx.HTTPTransport(local_address="127.0.0.99")  # the other tests come from elsewhere
     with httpx.Client(transport=own) as client:
-        batches = (requests_from_many(client, app.address, Limits.pages_per_minute + 5) for _ in range(3))
+        batches = (requests_from_many(client, app.address, PAGES + 5) for _ in range(3))
         assert any(429 in batch for batch in batches)  # a batch across the turn of a minute may count for less

@@ -51,16 +51,19 @@ class Tab:
         aborted = ("AbortError", "Unexpected error Connection errored out")
         self.errors[:] = [error for error in self.errors if not error.startswith(aborted)]
 
+    def wait(self, condition: str, arg: Any = None) -> None:
+        """Wait until a condition in JavaScript is true."""
+        self.page.wait_for_function(condition, arg=arg, polling=50)  # ms; each frame of the screen would cost a drawing
+
     def settle(self) -> dict[str, Any]:
         """Wait until both answers are written for the setting on the mixer; gives the frame drawn then."""
-        self.page.wait_for_function(
+        self.wait(
             """() => {
               const frame = document.querySelector('#maps [data-tick]')?.frame;
               if (!frame || document.querySelector('#answers [data-done]')?.dataset.done !== 'true') return false;
               return [...document.querySelectorAll('#mixer .fader')].every((fader) => fader.dataset.layer === '-1' ||
                 Math.abs((frame.gates[fader.dataset.group] || frame.gates.rest)[fader.dataset.layer] - fader.ariaValueNow) < 1e-9);
-            }""",
-            polling=50,  # ms; checking at every animation frame makes the browser draw all the time
+            }"""
         )
         return self.frame()
 
@@ -98,7 +101,7 @@ class Tab:
     def gates_text(self) -> Locator:
         """The gates as JSON, opened; once the first have come, which replace what is typed before."""
         self.page.evaluate("document.querySelector('#gates .label-wrap').click()")
-        self.page.wait_for_function("document.querySelector('#gates-text textarea')?.value")
+        self.wait("document.querySelector('#gates-text textarea')?.value")
         return self.page.locator("#gates-text textarea")
 
     def ask(self, question: str) -> None:
@@ -129,7 +132,7 @@ class Tab:
         """Do something that asks anew and wait until all is answered; gives the frame drawn then."""
         began = self.frame()["began"]
         act()
-        self.page.wait_for_function(f"document.querySelector('#maps [data-tick]').frame.began > {began}")
+        self.wait(f"document.querySelector('#maps [data-tick]').frame.began > {began}")
         return self.settle()
 
     def truth(self) -> dict[str, str]:

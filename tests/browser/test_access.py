@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from page_user import Tab
 
 from sinkgate.sinks.glossary import TERMS
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 PHONE = {"width": 390, "height": 844}
 IMPACTS = ("serious", "critical")
@@ -90,12 +87,8 @@ def test_help_opens_over_the_page_by_mouse_and_keyboard(tab: Tab) -> None:
 
 
 @pytest.fixture
-def phone(browser: Browser, address: str) -> Iterator[Tab]:
-    context = browser.new_context(viewport=PHONE, device_scale_factor=2, has_touch=True, is_mobile=True)
-    tab = Tab(context.new_page(), address)
-    yield tab
-    context.close()
-    assert tab.errors == []
+def phone(enter: Callable[..., Tab], address: str) -> Tab:
+    return enter(address, phone=True, size=PHONE)
 
 
 @pytest.mark.parametrize("light", ["light", "dark"])

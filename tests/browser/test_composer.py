@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,20 +23,13 @@ from app.view_model import sentence
 from sinkgate.scenes.questions import ask, describe
 from sinkgate.scenes.scene import MAX_OBJECTS, Scene
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
-
 COUNTS = {ask(Scene.random(Random(1)), "count", Random(seed)).question for seed in range(60)}  # every wording
 
 
 @pytest.fixture
-def phone(browser: Browser, address: str) -> Iterator[Tab]:
+def phone(enter: Callable[..., Tab], address: str) -> Tab:
     """A user with a phone."""
-    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    tab = Tab(context.new_page(), address)
-    yield tab
-    context.close()
-    assert tab.errors == []
+    return enter(address, phone=True, size={"width": 390, "height": 844})
 
 
 def shown(tab: Any) -> np.ndarray:
@@ -82,7 +75,7 @@ def test_a_click_adds_an_object_and_the_count_goes_up(tab: Any, vlm: sg.VLM, tmp
     assert not tab.page.locator("#composer .add").is_enabled()
     full = tab.scene()
     tab.page.mouse.click(*tab.at(0.01, 0.01))
-    tab.page.wait_for_function("document.querySelector('#composer .note').textContent.startsWith('Limit: ')")
+    tab.wait("document.querySelector('#composer .note').textContent.startsWith('Limit: ')")
     assert tab.scene() == full
 
 
@@ -106,7 +99,7 @@ def test_everything_follows_a_dragged_object(tab: Any, vlm: sg.VLM, tmp_path: Pa
             x, y = (start[axis] + (0.2 - start[axis]) * step / 20 for axis in ("x", "y"))
             tab.page.mouse.move(*tab.at(x, y))
             tab.page.wait_for_timeout(30)
-        tab.page.wait_for_function("new Set(window.seen).size >= 2")  # the page follows before the hand lets go
+        tab.wait("new Set(window.seen).size >= 2")  # the page follows before the hand lets go
         assert tab.page.locator("#answers [data-done=false]").count() == 1
         tab.page.mouse.up()
 
@@ -201,7 +194,7 @@ def test_a_broken_scene_gets_a_sentence_and_the_next_edit_works(tab: Any, vlm: s
     tab.page.keyboard.press("ArrowLeft")
     tab.page.wait_for_selector("#status .warning")
     assert "'pink'" in tab.status() and "Unexpected" not in tab.status()
-    tab.page.wait_for_function("document.querySelector('#composer [data-composing]').scene.objects[0].color !== 'pink'")
+    tab.wait("document.querySelector('#composer [data-composing]').scene.objects[0].color !== 'pink'")
     assert tab.scene() == good
     frame = tab.after(lambda: tab.page.keyboard.press("ArrowLeft"))
     tab.page.wait_for_selector("#status .warning", state="detached")

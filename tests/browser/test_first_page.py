@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pytest
 from app_process import ROOT, running_app
 from page_user import Tab
 
 from app.phenomena import DEMONSTRATIONS
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 GUIDE = (ROOT / "docs" / "pages" / "guides" / "app.md").read_text(encoding="utf-8")
 
@@ -23,21 +19,12 @@ def address() -> Iterator[str]:
         yield app.address
 
 
-@pytest.fixture
-def large(browser: Browser, address: str) -> Iterator[Tab]:
-    context = browser.new_context(viewport={"width": 1366, "height": 768})
-    yield (tab := Tab(context.new_page(), address))
-    context.close()
-    assert tab.errors == []
-
-
 def preset(tab: Tab, name: str) -> None:
     tab.page.get_by_role("button", name=name, exact=True).click()
     tab.settle()
 
 
-def test_the_guide_can_be_walked(large: Tab) -> None:
-    tab = large
+def test_the_guide_can_be_walked(tab: Tab) -> None:
     assert tab.answers() == ("2", "2")
     preset(tab, "V-sinks × 0")
     assert tab.answers() == ("2", "3")
@@ -68,15 +55,13 @@ def test_the_guide_can_be_walked(large: Tab) -> None:
         assert part in walk
 
 
-def test_show_me_turns_the_answer(large: Tab) -> None:
-    large.page.evaluate(
+def test_show_me_turns_the_answer(tab: Tab) -> None:
+    tab.page.evaluate(
         """() => { window.turns = []; document.addEventListener('sinkgate:answers', ({ detail }) => {
           if (detail.done && !detail.stale) window.turns.push((detail.gated || []).map(([word]) => word).join(' ')); }); }"""
     )
-    large.page.locator("#actions .show-me").click()
+    tab.page.locator("#actions .show-me").click()
     turned = DEMONSTRATIONS["demo-large"].answers[1]
-    large.page.wait_for_function(f"window.turns.includes('{turned}')")
-    large.page.wait_for_function(
-        "document.querySelector('#actions .show-me').textContent === 'Show me' && !window.sinkgate.playing"
-    )
-    assert large.settle()["identity"]
+    tab.wait(f"window.turns.includes('{turned}')")
+    tab.wait("document.querySelector('#actions .show-me').textContent === 'Show me' && !window.sinkgate.playing")
+    assert tab.settle()["identity"]

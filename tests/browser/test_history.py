@@ -40,7 +40,7 @@ def shown(tab: Tab) -> tuple[Any, ...]:
 def pin(tab: Tab) -> None:
     count = tab.page.locator("#pins .pin").count()
     tab.page.get_by_role("button", name="Pin this setting").click()
-    tab.page.wait_for_function(
+    tab.wait(
         f"document.querySelectorAll('#pins .pin').length === {count + 1} &&"
         " !document.querySelector('#pins .pin:last-child .pin-answer .faint')"
     )
@@ -51,7 +51,7 @@ def test_every_change_is_one_step(tab: Tab, vlm: sg.VLM, scene: Path) -> None:
 
     def change(act: Any) -> None:
         act()
-        tab.page.wait_for_function(
+        tab.wait(
             "([before]) => document.querySelector('#history [data-steps]').dataset.steps !== before", arg=[steps_before]
         )
         states.append(shown(tab))
@@ -72,7 +72,7 @@ def test_every_change_is_one_step(tab: Tab, vlm: sg.VLM, scene: Path) -> None:
     tab.fader(0).focus()
     for index in reversed(range(5)):
         tab.page.keyboard.press(UNDO)
-        tab.page.wait_for_function(f"document.querySelector('#history [data-steps]').dataset.steps === '{index}/6'")
+        tab.wait(f"document.querySelector('#history [data-steps]').dataset.steps === '{index}/6'")
         wait_for(tab, states[index])
         assert shown(tab) == states[index]
     tab.page.keyboard.press(UNDO)  # nothing is left
@@ -92,7 +92,7 @@ def test_every_change_is_one_step(tab: Tab, vlm: sg.VLM, scene: Path) -> None:
 
 def wait_for(tab: Tab, state: tuple[Any, ...]) -> None:
     """Wait until the page shows scales and learned gates of a state."""
-    tab.page.wait_for_function(
+    tab.wait(
         """([gates, learned]) => {
           const frame = document.querySelector('#maps [data-tick]').frame;
           return window.sinkgate.same(frame.gates, gates) && JSON.stringify(frame.learned) === JSON.stringify(learned);
@@ -133,9 +133,7 @@ def test_edits_of_the_scene_are_steps_among_those_of_the_faders(tab: Tab, vlm: s
             tab.after(edit)
         else:
             edit()
-        tab.page.wait_for_function(
-            "(before) => document.querySelector('#history [data-steps]').dataset.steps !== before", arg=before
-        )
+        tab.wait("(before) => document.querySelector('#history [data-steps]').dataset.steps !== before", arg=before)
         states.append(state())
     assert steps(tab) == "5/6"
 
@@ -156,13 +154,13 @@ def test_edits_of_the_scene_are_steps_among_those_of_the_faders(tab: Tab, vlm: s
     tab.after(lambda: tab.page.get_by_role("button", name="Example picture 4").click())
     other = tab.scene()
     tab.page.keyboard.press(UNDO)  # the last change of the faders: scenes of another picture are left out
-    tab.page.wait_for_function("document.querySelector('#history [data-steps]').dataset.steps === '2/6'")
+    tab.wait("document.querySelector('#history [data-steps]').dataset.steps === '2/6'")
     assert tab.settle()["identity"] and tab.scene() == other
 
 
 def test_another_question_is_no_step_and_a_text_box_has_its_own_undo(tab: Tab) -> None:
     tab.page.locator("#learned select").select_option("stack")
-    tab.page.wait_for_function("document.querySelector('#history [data-steps]').dataset.steps === '1/2'")
+    tab.wait("document.querySelector('#history [data-steps]').dataset.steps === '1/2'")
     tab.settle()
     tab.after(lambda: tab.ask("What color is the background?"))  # the learned gates set the faders anew
     frame = tab.settle()
@@ -170,7 +168,7 @@ def test_another_question_is_no_step_and_a_text_box_has_its_own_undo(tab: Tab) -
     tab.page.locator("#question textarea").fill("")
     tab.page.locator("#question textarea").type("Hello")
     tab.page.keyboard.press(UNDO)
-    tab.page.wait_for_function("document.querySelector('#question textarea').value !== 'Hello'")
+    tab.wait("document.querySelector('#question textarea').value !== 'Hello'")
     assert steps(tab) == "1/2" and tab.frame()["gates"] == frame["gates"]
 
 
@@ -222,7 +220,7 @@ def test_a_pin_of_another_question_says_so_and_brings_it_back(tab: Tab) -> None:
     assert "another question" in note.inner_text()
     tab.after(lambda: tab.page.get_by_role("button", name="Put back pin 1").click())
     assert shown(tab) == first and tab.page.locator("#question textarea").input_value() == FIRST_QUESTION
-    tab.page.wait_for_function("!document.querySelector('#pins .pin .elsewhere')")
+    tab.wait("!document.querySelector('#pins .pin .elsewhere')")
 
 
 def test_there_is_room_for_four_pins(tab: Tab) -> None:
@@ -240,9 +238,9 @@ def test_pins_and_history_by_keyboard(tab: Tab) -> None:
     tab.page.keyboard.press("Enter")
     tab_to(tab, "#history .undo")
     tab.page.keyboard.press("Enter")
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.identity")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.identity")
     assert tab.page.evaluate("document.activeElement.matches('#history .undo')")  # the focus stays
     tab_to(tab, "#pins .put-back")
     tab.page.keyboard.press("Enter")
-    tab.page.wait_for_function("!document.querySelector('#maps [data-tick]').frame.identity")
+    tab.wait("!document.querySelector('#maps [data-tick]').frame.identity")
     assert tab.scale(2) == tab.settle()["gates"]["v_sink"][2] < 0.2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -44,7 +44,7 @@ def many(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def assert_aligned(tab: Tab, layers: int) -> None:
     """All rows have the same columns, in sight without scrolling sideways."""
-    tab.page.wait_for_function(
+    tab.wait(
         "document.querySelector('#chart .plot svg').clientWidth === document.querySelector('#chart .plot').clientWidth"
         " && document.querySelector('#chart .plot').clientWidth === document.querySelector('#films .films').clientWidth"
     )  # the chart is drawn anew after the window's size has changed
@@ -97,7 +97,7 @@ def test_maps_answers_and_faders_are_in_sight_without_scrolling(tab: Tab) -> Non
     shown = ("#maps .screen", "#answers .answer", "#words .bars", "#films .film", "#chart .plot", "#mixer .strips")
     for width, height in ((1280, 720), (1366, 768), (1440, 900), (2560, 1440)):
         tab.page.set_viewport_size({"width": width, "height": height})
-        tab.page.wait_for_function("document.querySelector('#chart .plot svg').clientWidth > innerWidth - 100")
+        tab.wait("document.querySelector('#chart .plot svg').clientWidth > innerWidth - 100")
         for name in shown:
             box = tab.page.locator(name).last.bounding_box()
             assert box and box["y"] >= 0 and box["y"] + box["height"] <= height, (name, width)
@@ -110,10 +110,10 @@ def test_a_click_on_any_row_selects_its_layer(tab: Tab) -> None:
         assert box
         beside = 40 if row == "#mixer .strips" else 0  # of the faders
         tab.page.mouse.click(middles[layer] + beside, box["y"] + box["height"] / 2)
-        tab.page.wait_for_function(f"document.querySelector('#maps [data-tick]').frame.lens.layer === {layer}")
+        tab.wait(f"document.querySelector('#maps [data-tick]').frame.lens.layer === {layer}")
         assert tab.page.locator("#films [aria-checked=true]").get_attribute("aria-label") == f"Layer {layer}"
         tab.page.mouse.move(0, 0)
-        tab.page.wait_for_function(f"document.querySelector('.layer-words b').textContent === 'Layer {layer}'")
+        tab.wait(f"document.querySelector('.layer-words b').textContent === 'Layer {layer}'")
     assert tab.settle()["identity"]
     lefts = {tab.page.evaluate(BAND.format(row)) for row in ("#films .films", ".chart", ".desk")}
     assert len(lefts) == 1  # the mark goes through all rows
@@ -171,7 +171,7 @@ def test_narrow_columns_have_one_large_slider_a_group(narrow: Tab) -> None:
     for step, button in ((1, "Next layer"), (1, "Next layer"), (-1, "Previous layer")):
         layer += step
         page.get_by_role("button", name=button).click()
-        page.wait_for_function(f"document.querySelector('#maps [data-tick]').frame.lens.layer === {layer}")
+        narrow.wait(f"document.querySelector('#maps [data-tick]').frame.lens.layer === {layer}")
     assert page.locator("#mixer .which").text_content() == f"Layer {layer}"
     slider = page.get_by_role("slider", name=f"Other visual tokens, layer {layer}").locator("visible=true").last
     box = slider.bounding_box()
@@ -196,7 +196,7 @@ def test_a_finger_on_a_narrow_column_selects_its_layer_and_moves_no_fader(narrow
           for (const name of ['pointerdown', 'pointerup', 'click']) fader.dispatchEvent(new PointerEvent(name, at));
         }"""
     )
-    narrow.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 33")
+    narrow.wait("document.querySelector('#maps [data-tick]').frame.lens.layer === 33")
     assert narrow.settle()["identity"] and narrow.scale(33, "rest") == 1
 
 
@@ -217,6 +217,54 @@ def test_points_of_curves_are_sliders_for_the_keyboard(many: Tab) -> None:
     assert many.settle()["identity"]
 
 
+# --- layers out of sight, answers without an end, folders
+
+
+def in_sight(tab: Tab, layer: int) -> bool:
+    film = tab.page.locator("#films .film").nth(layer).bounding_box()
+    assert film
+    return film["x"] >= 0 and film["x"] + film["width"] <= 1280
+
+
+def test_the_layer_of_the_maps_is_named_and_its_film_is_in_sight(many: Tab) -> None:
+    assert all(in_sight(many, layer) for layer in range(MANY))
+    many.fader(27, "rest").scroll_into_view_if_needed()
+    top = many.page.evaluate("scrollY")
+    many.drag(27, 0.5, group="rest")
+    many.settle()
+    assert many.frame()["lens"]["layer"] == 27 and many.page.evaluate("scrollY") == top
+    assert many.page.locator("#films [aria-checked=true]").inner_text() == "27"
+    captions = many.page.locator("#maps .trio figcaption").all_text_contents()
+    assert len(captions) == 3 and all("layer 27" in caption for caption in captions)
+    many.page.locator("#films .film").nth(26).focus()
+    for _ in range(26):
+        many.page.keyboard.press("ArrowLeft")
+    many.wait("document.querySelector('#maps [data-tick]').frame.lens.layer === 1")
+    assert many.page.locator("#films [aria-checked=true]").get_attribute("aria-label") == "Layer 1"
+
+
+def test_an_answer_that_was_cut_says_so(many: Tab, tab: Tab) -> None:
+    many.page.locator("#mixer .preset", has_text="Others × 0.5").click()
+    many.settle()
+    assert many.page.locator("#answers h2").first.inner_text().split() == [
+        "Original",
+        "model",
+        "cut",
+        "at",
+        "32",
+        "tokens",
+    ]
+    assert all(answer.endswith("…") for answer in many.answers())
+    assert "cut" not in tab.page.locator("#answers").inner_text() and "…" not in tab.answers()[0]
+
+
+def test_code_for_a_model_from_a_folder_says_where_its_path_goes(many: Tab) -> None:
+    many.page.get_by_role("button", name="Share", exact=True).click()
+    many.wait("document.querySelector('#share code')?.textContent")
+    code = many.page.locator("#share code").text_content() or ""
+    assert 'folder = "many"  # the path of the model\'s folder\n' in code and "sg.load(folder, dtype=" in code
+
+
 # --- three groups
 
 
@@ -232,7 +280,7 @@ def three(frame: dict[str, Any]) -> sg.Gates:
     return sg.Gates.from_lists(**frame["gates"])
 
 
-def test_l_sinks_have_a_scale_of_their_own_end_to_end(tab: Tab, vlm: sg.VLM, browser: Browser, address: str) -> None:
+def test_l_sinks_have_a_scale_of_their_own_end_to_end(tab: Tab, vlm: sg.VLM, enter: Callable[..., Tab]) -> None:
     assert not tab.fader(4, "l_sink").is_visible()
     separate(tab)
     assert tab.fader(4, "rest").get_attribute("aria-label") == "Ordinary tokens, layer 4"
@@ -247,39 +295,36 @@ def test_l_sinks_have_a_scale_of_their_own_end_to_end(tab: Tab, vlm: sg.VLM, bro
     assert_shows(tab, frame, expected(vlm, three(frame)))
 
     text = tab.gates_text()
-    tab.page.wait_for_function(
-        "(n) => document.querySelector('#gates-text textarea').value.includes(n)", arg=str(gates["l_sink"][4])
-    )
+    tab.wait("(n) => document.querySelector('#gates-text textarea').value.includes(n)", arg=str(gates["l_sink"][4]))
     assert sg.Gates.from_json(text.input_value()).scales.tolist() == three(frame).scales.tolist()
-    tab.page.wait_for_function("document.querySelector('#share .link').value.includes('#s=')")
-    tab.page.wait_for_function("document.querySelector('#share code').textContent.includes('l_sink=')")
+    tab.wait("document.querySelector('#share .link').value.includes('#s=')")
+    tab.wait("document.querySelector('#share code').textContent.includes('l_sink=')")
     code = tab.page.locator("#share code").text_content() or ""
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["gates"].scales.tolist() == three(frame).scales.tolist()
     assert tuple(names[side].text for side in ("unchanged", "gated")) == tab.answers()
 
-    other = Tab(browser.new_context().new_page(), tab.page.locator("#share .link").input_value())
+    other = enter(tab.page.locator("#share .link").input_value())
     assert other.settle()["gates"] == gates and other.page.locator("#mixer .separate").is_checked()
-    assert other.fader(4, "l_sink").is_visible() and other.errors == []
-    other.page.context.close()
+    assert other.fader(4, "l_sink").is_visible()
 
 
 def test_gates_with_three_groups_open_their_faders_and_joining_them_takes_one_scale(tab: Tab, vlm: sg.VLM) -> None:
     gates = sg.Gates.ones(vlm).set("l_sink", 0.3, layers=[7]).set("ordinary", 0.8, layers=[7])
     tab.gates_text().fill(gates.to_json())
     tab.page.locator("#gates-apply").click()
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.gates.l_sink?.[7] === 0.3")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.gates.l_sink?.[7] === 0.3")
     assert tab.settle()["gates"]["rest"][7] == 0.8 and tab.page.locator("#mixer .separate").is_checked()
     assert tab.scale(7, "l_sink") == 0.3
     tab.page.locator("#mixer .separate").uncheck()
-    tab.page.wait_for_function("!document.querySelector('#maps [data-tick]').frame.gates.l_sink")
+    tab.wait("!document.querySelector('#maps [data-tick]').frame.gates.l_sink")
     assert tab.settle()["gates"]["rest"][7] == 0.8 and not tab.fader(7, "l_sink").is_visible()
     two = {"v_sink": [1.0] * 8, "rest": [0.5] * 8}
     text = tab.page.locator("#gates-text textarea")
     text.fill(json.dumps(json.loads(gates.to_json()) | {"scales": two}))
     tab.page.locator("#gates-apply").click()
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.gates.rest[0] === 0.5")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.gates.rest[0] === 0.5")
     assert tab.settle()["gates"] == two and not tab.page.locator("#mixer .separate").is_checked()
 
 

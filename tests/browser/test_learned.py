@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,9 +79,7 @@ def assert_stands(tab: Tab, frame: dict[str, Any], expected: dict[str, list[floa
 def choose(tab: Tab, name: str) -> dict[str, Any]:
     tab.page.locator("#learned select").select_option(name)
     wanted = "null" if name == "off" else json.dumps(name)
-    tab.page.wait_for_function(
-        f"(document.querySelector('#maps [data-tick]').frame.learned?.name ?? null) === {wanted}"
-    )
+    tab.wait(f"(document.querySelector('#maps [data-tick]').frame.learned?.name ?? null) === {wanted}")
     return tab.settle()
 
 
@@ -94,7 +92,7 @@ def switch(tab: Tab, layer: int, key: str = "") -> dict[str, Any]:
         tab.page.keyboard.press(key)
     else:
         mark.click()
-    tab.page.wait_for_function(
+    tab.wait(
         "([layer, old]) => document.querySelector(`#mixer .strip[data-layer='${layer}'] .rho`).ariaPressed !== old",
         arg=[layer, pressed],
     )
@@ -107,7 +105,7 @@ def upload(tab: Tab, *files: Path) -> str:
     with tab.page.expect_file_chooser() as chooser:
         tab.page.locator("button#learned-upload").click()
     chooser.value.set_files(list(files))
-    tab.page.wait_for_function("document.querySelector('#status .status').textContent")
+    tab.wait("document.querySelector('#status .status').textContent")
     return tab.status()
 
 
@@ -285,18 +283,17 @@ def test_broken_uploads_get_a_sentence_and_the_page_lives_on(tab: Tab, vlm: sg.V
     tab.settle()
 
 
-def test_two_users_have_their_own_gates(browser: Browser, address: str, tab: Tab, vlm: sg.VLM, tmp_path: Path) -> None:
+def test_two_users_have_their_own_gates(
+    enter: Callable[..., Tab], address: str, tab: Tab, vlm: sg.VLM, tmp_path: Path
+) -> None:
     some_gates(vlm, [1]).save_pretrained(tmp_path)
     upload(tab, *files(tmp_path))
     assert not tab.settle()["identity"]
-    context = browser.new_context(viewport={"width": 1366, "height": 768})
-    other = Tab(context.new_page(), address)
+    other = enter(address)
     assert other.frame()["identity"] and other.frame()["learned"] is None
     assert other.page.locator("#learned option").all_text_contents() == ["off", "layer-2", "stack"]
     choose(other, "layer-2")
     assert tab.after(lambda: tab.ask(OTHER_QUESTION))["learned"]["name"] == "uploaded 1"
-    assert other.errors == []
-    context.close()
 
 
 # Without a browser.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,7 @@ from urllib.request import urlopen
 
 import gradio as gr
 import pytest
-from app_process import ROOT, running_app
+from app_process import running_app
 from PIL import Image
 
 import sinkgate as sg
@@ -450,14 +448,7 @@ def test_the_command_line_starts_the_same_page() -> None:
 
 
 def test_a_port_that_is_taken_is_one_sentence(address: str) -> None:
-    port = address.rsplit(":", 1)[1]
-    done = subprocess.run(
-        [sys.executable, "app/main.py", "--port", port],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
-    assert done.returncode == 1
-    assert f"http://127.0.0.1:{port} cannot be served" in done.stderr and "Traceback" not in done.stderr
+    sentence = rf"exit status 1\)(.|\n)*{address} cannot be served"
+    with pytest.raises(RuntimeError, match=sentence) as stopped, running_app("--port", address.rsplit(":", 1)[1]):
+        pass
+    assert "Traceback" not in str(stopped.value)

@@ -19,7 +19,7 @@ from app.handlers import FIRST_SCENE, SCENE_SIDE
 from sinkgate.scenes.scene import Scene
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 QUESTION = "How many objects are there?"
 CLOSE = 2e-5  # the page's values are rounded, and threads move the last digits
@@ -40,7 +40,7 @@ def show(tab: Tab, **options: Any) -> dict[str, Any]:
             tab.page.locator("#lens .hide-sinks").set_checked(value)
         else:
             tab.page.locator({"scale": "#lens .scale-kind", "head": "#lens .head"}[name]).select_option(str(value))
-        tab.page.wait_for_function(
+        tab.wait(
             "([name, value]) => document.querySelector('#maps [data-tick]').frame.lens[name] === value",
             arg=[name, value],
         )
@@ -224,9 +224,7 @@ def chip(tab: Tab, text: str) -> Any:
 def query(tab: Tab, text: str) -> dict[str, Any]:
     """Choose a token of the question as the query."""
     chip(tab, text).click()
-    tab.page.wait_for_function(
-        "(text) => document.querySelector('#maps [data-tick]').frame.query.includes(text)", arg=f"“{text}”"
-    )
+    tab.wait("(text) => document.querySelector('#maps [data-tick]').frame.query.includes(text)", arg=f"“{text}”")
     return tab.frame()
 
 
@@ -260,7 +258,7 @@ def test_a_token_of_the_question_is_the_query_of_all_panels(tab: Tab, vlm: sg.VL
     assert moved["after"] != frame["after"] and moved["before"] == frame["before"]
 
     tab.page.locator("#lens .row").select_option("0")
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.position === null")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.position === null")
     assert tab.frame()["before"] == pytest.approx(last["before"], abs=CLOSE)
     query(tab, "many")
     tab.after(lambda: tab.ask("What color is the background?"))  # its tokens are others
@@ -269,7 +267,7 @@ def test_a_token_of_the_question_is_the_query_of_all_panels(tab: Tab, vlm: sg.VL
 
 def test_tokens_are_filled_by_their_attention_to_the_picture(tab: Tab, vlm: sg.VLM) -> None:
     frame = tab.frame()
-    tab.page.wait_for_function("document.querySelector('.token.question').style.getPropertyValue('--share')")
+    tab.wait("document.querySelector('.token.question').style.getPropertyValue('--share')")
     prompt = vlm.prompt(Scene.random(Random(FIRST_SCENE)).render(SCENE_SIDE), QUESTION)
     rows = sg.Session(vlm, prompt).rows(range(prompt.length), layers=[frame["lens"]["layer"]])[0].mean(0)
     words = [vlm.token_name(int(token)) for token in prompt.inputs["input_ids"][0]]
@@ -290,10 +288,10 @@ def test_all_heads_and_the_choice_of_one(tab: Tab) -> None:
     tab.page.wait_for_selector(".heads .head-map")
     assert tab.page.locator(".heads .head-map").count() == len(tab.frame()["heads"]) == 4
     tab.page.get_by_role("radio", name="Head 2").click()
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.head === 2")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.head === 2")
     assert tab.page.locator("#lens .head").input_value() == "2"
     tab.page.keyboard.press("ArrowRight")
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.head === 3")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.head === 3")
     shades = base64.b64decode(tab.frame()["heads"][3])
     after = tab.frame()["after"]
     assert max(range(64), key=shades.__getitem__) == max(range(64), key=after.__getitem__)
@@ -333,7 +331,7 @@ def test_a_patch_shows_who_attends_to_it(tab: Tab, vlm: sg.VLM) -> None:
     page.locator("#maps .trio").focus()
     for key in ("Home", "ArrowDown", "ArrowDown", "ArrowRight", "Enter"):
         page.keyboard.press(key)
-    page.wait_for_function("document.querySelector('.patch .name').textContent.endsWith('no sink in this layer')")
+    tab.wait("document.querySelector('.patch .name').textContent.endsWith('no sink in this layer')")
     page.keyboard.press("Escape")
     page.wait_for_selector(".patch", state="hidden")
     assert tab.frame()["lens"]["patch"] is None
@@ -345,29 +343,31 @@ BOXES = """() => ['.panels', '.layered', '#maps .trio', '#chart .plot', '#mixer 
 })"""
 
 
-@pytest.mark.parametrize("width", [390, 1280, 2560])
-def test_heads_and_the_panel_of_a_patch_move_nothing(tab: Tab, width: int) -> None:
+def test_heads_and_the_panel_of_a_patch_move_nothing(tab: Tab) -> None:
     page = tab.page
-    page.set_viewport_size({"width": width, "height": 800})
-    page.wait_for_function(
-        "document.querySelector('#chart .plot svg').clientWidth === document.querySelector('#chart .plot').clientWidth"
-    )
-    page.locator("#maps canvas.after").scroll_into_view_if_needed()
-    before = page.evaluate(BOXES)
-    page.locator("#maps canvas.after").click()
-    page.wait_for_selector(".patch .decoded td")
-    assert page.evaluate(BOXES) == before
-    page.locator("#lens .all-heads").click()
-    page.wait_for_selector(".heads .head-map")
-    panel = page.locator(".beside").bounding_box()
-    assert page.evaluate(BOXES) == before and panel
-    for name in ("#maps .trio", "#mixer .strips"):  # at a phone's width it covers the lower half
-        box = page.locator(name).bounding_box()
-        assert box and (
-            width == 390 or box["y"] >= panel["y"] + panel["height"] or box["x"] + box["width"] <= panel["x"]
+    for width in (390, 1280, 2560):
+        page.set_viewport_size({"width": width, "height": 800})
+        tab.wait(
+            "document.querySelector('#chart .plot svg').clientWidth === document.querySelector('#chart .plot').clientWidth"
         )
-    page.locator(".close-patch").click()
-    page.wait_for_selector(".patch", state="hidden")
+        page.locator("#maps canvas.after").scroll_into_view_if_needed()
+        before = page.evaluate(BOXES)
+        page.locator("#maps canvas.after").click()
+        page.wait_for_selector(".patch .decoded td")
+        assert page.evaluate(BOXES) == before
+        page.locator("#lens .all-heads").click()
+        page.wait_for_selector(".heads .head-map")
+        panel = page.locator(".beside").bounding_box()
+        assert page.evaluate(BOXES) == before and panel
+        for name in ("#maps .trio", "#mixer .strips"):  # at a phone's width it covers the lower half
+            box = page.locator(name).bounding_box()
+            assert box and (
+                width == 390 or box["y"] >= panel["y"] + panel["height"] or box["x"] + box["width"] <= panel["x"]
+            )
+        page.locator("#lens .all-heads").click()
+        page.locator(".close-patch").click()
+        page.wait_for_selector(".patch", state="hidden")
+        page.wait_for_selector(".heads", state="hidden")
 
 
 def test_a_key_scale_of_0_that_raises_attention_says_why(tab: Tab) -> None:
@@ -383,13 +383,13 @@ def test_a_key_scale_of_0_that_raises_attention_says_why(tab: Tab) -> None:
     assert risen and fallen
     for layer in (risen[0], fallen[0]):
         tab.page.locator("#films .film").nth(layer).click()
-        tab.page.wait_for_function(f"document.querySelector('#maps [data-tick]').frame.lens.layer === {layer}")
+        tab.wait(f"document.querySelector('#maps [data-tick]').frame.lens.layer === {layer}")
         tab.page.mouse.move(0, 0)
         text = hint.text_content() or ""
         assert text.startswith("V-sinks × 0: their share of attention rises") == (layer == risen[0])
 
 
-def test_a_link_and_python_keep_query_heads_and_patch(tab: Tab, address: str) -> None:
+def test_a_link_and_python_keep_query_heads_and_patch(tab: Tab, enter: Callable[..., Tab]) -> None:
     page = tab.page
     tab.drag(2, 0.1)
     tab.settle()
@@ -400,16 +400,15 @@ def test_a_link_and_python_keep_query_heads_and_patch(tab: Tab, address: str) ->
     page.mouse.up()
     page.wait_for_selector(".patch .decoded td")
     page.get_by_role("button", name="Share", exact=True).click()
-    page.wait_for_function("document.querySelector('#share code').textContent.includes('.rows([')")
+    tab.wait("document.querySelector('#share code').textContent.includes('.rows([')")
     names: dict[str, Any] = {}
     with redirect_stdout(io.StringIO()):
         exec(page.locator("#share code").text_content() or "", names)
     assert frame["after"] == pytest.approx(names["attention"].flatten().tolist(), abs=CLOSE)
-    page.wait_for_function("document.querySelector('#share .link').value")
-    other = Tab(page.context.new_page(), page.locator("#share .link").input_value())
+    tab.wait("document.querySelector('#share .link').value")
+    other = enter(page.locator("#share .link").input_value())
     other.page.wait_for_selector(".patch .decoded td")
     assert other.frame()["lens"] == tab.frame()["lens"] and other.frame()["after"] == pytest.approx(
         frame["after"], abs=CLOSE
     )
-    assert other.page.locator(".heads .head-map").count() == 4 and other.errors == []
-    other.page.close()
+    assert other.page.locator(".heads .head-map").count() == 4

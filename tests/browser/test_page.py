@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,12 +41,10 @@ def direct(vlm: sg.VLM, picture: Path, question: str, setting: dict[str, list[fl
 def ask_about(tab: Any, picture: Path) -> dict[str, Any]:
     """Upload a picture and ask about it."""
     tab.upload(picture)
-    tab.page.wait_for_function("document.querySelectorAll('#questions .chip').length === 3")
+    tab.wait("document.querySelectorAll('#questions .chip').length === 3")
     tab.settle()
     tab.ask(QUESTION)
-    tab.page.wait_for_function(
-        "([q]) => document.querySelector('#questions [data-asked]')?.dataset.asked === q", arg=[QUESTION]
-    )
+    tab.wait("([q]) => document.querySelector('#questions [data-asked]')?.dataset.asked === q", arg=[QUESTION])
     return tab.settle()
 
 
@@ -129,11 +128,11 @@ def test_undo_and_redo_restore_exactly(tab: Any, vlm: sg.VLM, picture: Path) -> 
     tab.drag(4, 0.13)
     moved = tab.settle()
     tab.page.keyboard.press("Control+z")
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.identity")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.identity")
     before = tab.settle()
     assert before["after"] == before["before"] and tab.scale(4) == 1
     tab.page.keyboard.press("Control+Shift+z")
-    tab.page.wait_for_function("!document.querySelector('#maps [data-tick]').frame.identity")
+    tab.wait("!document.querySelector('#maps [data-tick]').frame.identity")
     frame = tab.settle()
     assert frame["gates"] == moved["gates"] and frame["after"] == moved["after"]
     assert_shows(tab, frame, direct(vlm, picture, QUESTION, moved["gates"]))
@@ -174,13 +173,13 @@ def test_layer_head_query_and_hidden_sinks(tab: Any, vlm: sg.VLM, picture: Path)
     tab.settle()
     tab.page.locator("#films .film").nth(6).click()
     tab.page.locator("#lens .head").select_option("2")
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.head === 2")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.head === 2")
     expected = direct(vlm, picture, QUESTION, tab.frame()["gates"])
     assert tab.frame()["lens"] == asdict(Lens(layer=6, head=2))
     assert_shows(tab, tab.frame(), expected)
 
     tab.page.locator("#lens .hide-sinks").check()
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.hide")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.hide")
     assert_shows(tab, tab.frame(), expected)
     hidden = [mark["token"] for mark in tab.frame()["marks"]]
     assert all(tab.frame()["after"][token] == 0 for token in hidden)
@@ -189,7 +188,7 @@ def test_layer_head_query_and_hidden_sinks(tab: Any, vlm: sg.VLM, picture: Path)
 
     if len(expected["after"].tokens) > 1 and len(expected["before"].tokens) > 1:
         tab.page.locator("#lens .row").select_option("1")
-        tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.row === 1")
+        tab.wait("document.querySelector('#maps [data-tick]').frame.lens.row === 1")
         assert_shows(tab, tab.frame(), expected)
 
 
@@ -204,7 +203,7 @@ def test_difference_query_and_patch(tab: Any) -> None:
     assert float(shown.removesuffix(" pp")) == pytest.approx(100 * sink, abs=0.051) and sink < -0.3
     assert tab.page.locator(".patch .name").text_content() == "Patch row 0, column 0: V-sink"
     tab.page.locator(".token", has_text="objects").click()
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.position !== null")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.position !== null")
     assert tab.frame()["before"] != frame["before"]
     assert tab.frame()["query"].endswith("“objects”")
 
@@ -212,16 +211,12 @@ def test_difference_query_and_patch(tab: Any) -> None:
 def test_examples_scenes_and_their_truth(tab: Any) -> None:
     first = tab.frame()["before"]
     tab.page.locator("#questions .gallery button").nth(2).click()
-    tab.page.wait_for_function(
-        "(old) => document.querySelector('#maps [data-tick]').frame.before.join() !== old.join()", arg=first
-    )
+    tab.wait("(old) => document.querySelector('#maps [data-tick]').frame.before.join() !== old.join()", arg=first)
     tab.settle()
     question = tab.page.locator("#questions .chip").nth(1)
     wanted = question.text_content()
     question.click()
-    tab.page.wait_for_function(
-        "(q) => document.querySelector('#questions [data-asked]').dataset.asked === q", arg=wanted
-    )
+    tab.wait("(q) => document.querySelector('#questions [data-asked]').dataset.asked === q", arg=wanted)
     tab.settle()
     assert tab.page.locator("#question textarea").input_value() == wanted
     assert not tab.page.locator("#questions .truth p").is_visible()
@@ -255,7 +250,7 @@ def test_bad_questions_and_unknown_words(tab: Any, picture: Path) -> None:
     tab.ask("   ")
     tab.page.wait_for_selector("#status .warning")
     tab.ask("why " * 200)
-    tab.page.wait_for_function("document.querySelector('#status').textContent.includes('800')")
+    tab.wait("document.querySelector('#status').textContent.includes('800')")
     assert tab.frame()["before"] == shown
     tab.ask("How many bananas are there?")
     tab.page.wait_for_selector("#status .calm")
@@ -268,14 +263,12 @@ def test_gates_as_json_in_and_out(tab: Any, vlm: sg.VLM) -> None:
     gates = sg.Gates.ones(vlm).set("v_sink", 0.25, layers=[3])
     text.fill(gates.to_json())
     tab.page.locator("#gates-apply").click()
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.gates.v_sink[3] === 0.25")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.gates.v_sink[3] === 0.25")
     tab.settle()
     assert tab.scale(3) == 0.25
     tab.drag(5, 0.5)
     frame = tab.settle()
-    tab.page.wait_for_function(
-        "(n) => document.querySelector('#gates-text textarea').value.includes(n)", arg=str(tab.scale(5))
-    )
+    tab.wait("(n) => document.querySelector('#gates-text textarea').value.includes(n)", arg=str(tab.scale(5)))
     assert sg.Gates.from_json(text.input_value()).scales[:, 0].tolist() == pytest.approx(frame["gates"]["v_sink"])
 
     good = text.input_value()
@@ -298,9 +291,7 @@ def test_gates_as_files_in_and_out(tab: Any, vlm: sg.VLM, tmp_path: Path) -> Non
     tab.page.locator("#gates button").first.click()
     tab.drag(2, 0.4)
     frame = tab.settle()
-    tab.page.wait_for_function(
-        "(n) => document.querySelector('#gates-text textarea').value.includes(n)", arg=str(tab.scale(2))
-    )
+    tab.wait("(n) => document.querySelector('#gates-text textarea').value.includes(n)", arg=str(tab.scale(2)))
     with tab.page.expect_download() as download:
         tab.page.locator("#gates-save").click()
     download.value.save_as(tmp_path / "gates.json")
@@ -312,7 +303,7 @@ def test_gates_as_files_in_and_out(tab: Any, vlm: sg.VLM, tmp_path: Path) -> Non
     with tab.page.expect_file_chooser() as chooser:
         tab.page.locator("button#gates-load").click()
     chooser.value.set_files(tmp_path / "gates.json")
-    tab.page.wait_for_function("!document.querySelector('#maps [data-tick]').frame.identity")
+    tab.wait("!document.querySelector('#maps [data-tick]').frame.identity")
     assert tab.settle()["gates"] == frame["gates"]
 
 
@@ -329,13 +320,13 @@ def test_every_kind_of_picture_is_taken(tab: Any, tmp_path: Path, picture: Path)
     for name in ("rgba.png", "deep.png", "cmyk.jpg", "turned.jpg", "moving.webp"):
         before = tab.frame()["sequence"]
         tab.upload(tmp_path / name)
-        tab.page.wait_for_function("(n) => document.querySelector('#maps [data-tick]').frame.sequence > n", arg=before)
+        tab.wait("(n) => document.querySelector('#maps [data-tick]').frame.sequence > n", arg=before)
         tab.settle()
         assert tab.answers()[0], name
         assert not tab.page.locator("#status .warning").count(), name
 
 
-def test_light_and_dark(browser: Browser, address: str, tab: Any) -> None:
+def test_light_and_dark(enter: Callable[..., Tab], address: str, tab: Any) -> None:
     def ground(page: Any) -> str:
         return page.evaluate("getComputedStyle(document.body).backgroundColor")
 
@@ -345,32 +336,17 @@ def test_light_and_dark(browser: Browser, address: str, tab: Any) -> None:
     tab.leave(tab.page.reload)
     tab.settle()
     assert ground(tab.page) != light  # the choice is kept
-    context = browser.new_context(color_scheme="dark")
-    page = context.new_page()
-    page.goto(address)
-    page.wait_for_selector("#answers [data-done=true]")
-    assert ground(page) == ground(tab.page)  # and without one the system's is followed
-    context.close()
+    other = enter(address, color_scheme="dark")
+    assert ground(other.page) == ground(tab.page)  # and without one the system's is followed
 
 
-def test_two_users_never_share_a_setting(browser: Browser, address: str, tab: Any) -> None:
-    context = browser.new_context(viewport={"width": 1366, "height": 768})
-    other = type(tab)(context.new_page(), address)
+def test_two_users_never_share_a_setting(enter: Callable[..., Tab], address: str, tab: Any) -> None:
+    other = enter(address)
     tab.page.locator("#mixer .preset", has_text="V-sinks × 0").click()
     assert not tab.settle()["identity"]
     other.page.locator("#films .film").nth(1).click()
-    other.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 1")
+    other.wait("document.querySelector('#maps [data-tick]').frame.lens.layer === 1")
     assert other.frame()["identity"]
-    context.close()
-
-
-def test_fits_a_phone(browser: Browser, address: str) -> None:
-    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    page = context.new_page()
-    page.goto(address)
-    page.wait_for_selector("#answers [data-done=true]")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    context.close()
 
 
 LATE = """

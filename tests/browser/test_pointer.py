@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from page_user import Tab
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 SMALL = {"width": 1280, "height": 720}
 # Where everything stands that a pointer may be on, in page coordinates.
@@ -33,21 +30,17 @@ WATCH = f"""() => {{
 
 
 @pytest.fixture
-def small(browser: Browser, address: str) -> Iterator[Tab]:
-    context = browser.new_context(viewport=SMALL)
-    tab = Tab(context.new_page(), address)
-    yield tab
-    context.close()
-    assert tab.errors == []
+def small(enter: Callable[..., Tab], address: str) -> Tab:
+    return enter(address, size=SMALL)
 
 
-@pytest.mark.parametrize("layer", [5, 7])
-def test_the_pressed_layer_moves_and_no_other(small: Tab, layer: int) -> None:
-    small.fader(layer).scroll_into_view_if_needed()
-    small.drag(layer, 0.1)
-    gates = small.settle()["gates"]
-    assert [index for index, scale in enumerate(gates["v_sink"]) if scale != 1] == [layer]
-    assert gates["v_sink"][layer] == pytest.approx(0.1, abs=0.03) and set(gates["rest"]) == {1}
+def test_the_pressed_layer_moves_and_no_other(small: Tab) -> None:
+    for moved in ([5], [5, 7]):
+        small.fader(moved[-1]).scroll_into_view_if_needed()
+        small.drag(moved[-1], 0.1)
+        gates = small.settle()["gates"]
+        assert [index for index, scale in enumerate(gates["v_sink"]) if scale != 1] == moved
+        assert gates["v_sink"][moved[-1]] == pytest.approx(0.1, abs=0.03) and set(gates["rest"]) == {1}
 
 
 def test_nothing_moves_while_texts_change(small: Tab) -> None:
@@ -81,17 +74,16 @@ def test_a_double_click_anywhere_on_a_fader_sets_it_to_one(tab: Tab) -> None:
         tab.page.wait_for_timeout(600)  # longer than two clicks of a double click are apart
         assert tab.settle()["gates"]["v_sink"][3] == pytest.approx(2 * (1 - part), abs=0.03)
         tab.page.mouse.dblclick(x, y)
-        tab.page.wait_for_function(
-            "document.querySelector('#mixer .fader.v_sink[data-layer=\"3\"]').ariaValueNow === '1'"
-        )
+        tab.wait("document.querySelector('#mixer .fader.v_sink[data-layer=\"3\"]').ariaValueNow === '1'")
         assert tab.settle()["gates"]["v_sink"][3] == 1
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_drag_stays_in_its_layer_until_it_clearly_leaves_it(browser: Browser, address: str, width: int) -> None:
+def test_a_drag_stays_in_its_layer_until_it_clearly_leaves_it(
+    enter: Callable[..., Tab], address: str, width: int
+) -> None:
     """Faders at 1280 pixels, curves at 390: a hand that shakes at the edge of a column paints no other layer."""
-    context = browser.new_context(viewport={"width": width, "height": 720})
-    tab = Tab(context.new_page(), address)
+    tab = enter(address, size={"width": width, "height": 720})
     tab.fader(3).scroll_into_view_if_needed()
     column, fader = tab.page.locator("#mixer .strip[data-layer='3']").bounding_box(), tab.fader(3).bounding_box()
     assert column and fader
@@ -105,7 +97,6 @@ def test_a_drag_stays_in_its_layer_until_it_clearly_leaves_it(browser: Browser, 
     tab.page.mouse.up()
     scales = tab.settle()["gates"]["v_sink"]
     assert scales[4] == pytest.approx(0.5, abs=0.05) and scales[5] == 1
-    context.close()
 
 
 def test_scales_beyond_the_faders_range_are_drawn_at_their_place(tab: Tab) -> None:
@@ -114,7 +105,7 @@ def test_scales_beyond_the_faders_range_are_drawn_at_their_place(tab: Tab) -> No
     gates = sg.Gates.ones(8).set("v_sink", 3.5, layers=[2]).set("v_sink", 0.5, layers=[4])
     tab.gates_text().fill(gates.to_json())
     tab.page.locator("#gates-apply").click()
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] === 3.5")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] === 3.5")
     tab.settle()
     assert tab.page.locator("#mixer .rule.scales").first.inner_text().split() == ["4", "2", "0"]
     for layer, scale in ((2, 3.5), (4, 0.5), (5, 1.0)):
@@ -132,12 +123,8 @@ def test_scales_beyond_the_faders_range_are_drawn_at_their_place(tab: Tab) -> No
 
 
 @pytest.fixture
-def finger(browser: Browser, address: str) -> Iterator[Tab]:
-    context = browser.new_context(viewport={"width": 390, "height": 700}, has_touch=True, is_mobile=True)
-    tab = Tab(context.new_page(), address)
-    yield tab
-    context.close()
-    assert tab.errors == []
+def finger(enter: Callable[..., Tab], address: str) -> Tab:
+    return enter(address, phone=True, size={"width": 390, "height": 700})
 
 
 def swipe(tab: Tab, start: tuple[float, float], end: tuple[float, float], steps: int = 8) -> None:
@@ -167,7 +154,7 @@ def test_a_finger_that_scrolls_the_page_over_a_fader_leaves_it(finger: Tab) -> N
     before = finger.page.evaluate("scrollY")
     x, y = centre(finger, 2, 0.1)
     swipe(finger, (x, y), (x, y + 140))  # upwards: the page ends soon below
-    finger.page.wait_for_function(f"Math.abs(scrollY - {before}) > 60")
+    finger.wait(f"Math.abs(scrollY - {before}) > 60")
     assert finger.settle()["identity"]
 
 
@@ -177,9 +164,7 @@ def test_a_finger_moves_a_fader_by_its_knob_or_with_a_tap(finger: Tab) -> None:
     swipe(finger, (x, y), (x, centre(finger, 2, 0.1)[1]))
     assert finger.settle()["gates"]["v_sink"][2] == pytest.approx(0.2, abs=0.06)
     finger.page.touchscreen.tap(*centre(finger, 1, 0.8))
-    finger.page.wait_for_function(
-        "document.querySelector('#mixer .fader.v_sink[data-layer=\"1\"]').ariaValueNow !== '1'"
-    )
+    finger.wait("document.querySelector('#mixer .fader.v_sink[data-layer=\"1\"]').ariaValueNow !== '1'")
     gates = finger.settle()["gates"]
     assert gates["v_sink"][1] == pytest.approx(1.6, abs=0.05)
     assert [layer for layer, scale in enumerate(gates["v_sink"]) if scale != 1] == [1, 2]

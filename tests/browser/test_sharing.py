@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from app_process import ROOT
@@ -37,9 +37,6 @@ from app.state import Engine, UserSession
 from app.view_model import SCALES, Lens, prompt_tokens
 from sinkgate.scenes.questions import KINDS
 from sinkgate.scenes.scene import Scene
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 CLOSE = 2e-5
 LAYERS = 8  # of the demo model
@@ -210,7 +207,7 @@ def takings(tab: Any) -> dict[str, str]:
     """Link, Python and what the link lacks, as the page shows them."""
     if not tab.page.locator("#share .link").is_visible():
         tab.page.get_by_role("button", name="Share", exact=True).click()
-    tab.page.wait_for_function(
+    tab.wait(
         "document.querySelector('#share [data-collected]')?.dataset.collected === "
         "document.querySelector('#maps [data-tick]').frame.here"
     )
@@ -220,20 +217,6 @@ def takings(tab: Any) -> dict[str, str]:
           return { link: at(".link").value, python: at("code").textContent, lacks: at(".lacks").textContent };
         }"""
     )
-
-
-@pytest.fixture
-def opened(browser: Browser) -> Iterator[Callable[[str], Tab]]:
-    """Open a link as another user."""
-    contexts = []
-
-    def open_link(link: str) -> Tab:
-        contexts.append(browser.new_context(viewport={"width": 1366, "height": 768}))
-        return Tab(contexts[-1].new_page(), link)
-
-    yield open_link
-    for context in contexts:
-        context.close()
 
 
 def alike(first: Any, second: Any) -> None:
@@ -267,7 +250,7 @@ def assert_repeats(tab: Any, code: str) -> None:
     assert tab.frame()["after"] == pytest.approx(attention.flatten().tolist(), abs=CLOSE)
 
 
-def test_a_link_opens_the_same_page(opened: Callable[[str], Tab], tab: Tab) -> None:
+def test_a_link_opens_the_same_page(enter: Callable[..., Tab], tab: Tab) -> None:
     tab.page.locator("#questions .frame").nth(3).click()
     tab.page.wait_for_selector("#status .empty", state="attached")
     tab.after(lambda: tab.page.locator("#questions .chip").nth(1).click())
@@ -278,10 +261,10 @@ def test_a_link_opens_the_same_page(opened: Callable[[str], Tab], tab: Tab) -> N
     tab.drag(2, 0.1)
     tab.drag(5, 1.7, group="rest")
     tab.page.locator("#films .film").nth(4).click()
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.layer === 4")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.layer === 4")
     tab.settle()
     taken = takings(tab)
-    other = opened(taken["link"])
+    other = enter(taken["link"])
     alike(tab, other)
     assert (
         other.page.locator("#lens .head").input_value() == "1" and other.page.locator("#lens .hide-sinks").is_checked()
@@ -292,7 +275,7 @@ def test_a_link_opens_the_same_page(opened: Callable[[str], Tab], tab: Tab) -> N
     assert taken["lacks"] == "" and not tab.page.locator("#share .lacks").is_visible()
 
 
-def test_a_link_keeps_an_edited_scene(opened: Callable[[str], Tab], tab: Tab) -> None:
+def test_a_link_keeps_an_edited_scene(enter: Callable[..., Tab], tab: Tab) -> None:
     tab.compose()
     tab.thing(0).focus()
 
@@ -301,30 +284,29 @@ def test_a_link_keeps_an_edited_scene(opened: Callable[[str], Tab], tab: Tab) ->
             tab.page.keyboard.press("ArrowLeft")
 
     tab.after(move)
-    tab.page.wait_for_function(  # the keys' commit
+    tab.wait(  # the keys' commit
         """() => {
           const here = document.querySelector('#maps [data-tick]').frame.here || '';
           const { scene } = JSON.parse(atob(here.replaceAll('-', '+').replaceAll('_', '/')) || '{}');
           return scene?.objects[0].x === document.querySelector('#composer [data-composing]').scene.objects[0].x;
         }""",
-        polling=50,
     )
     tab.settle()
     taken = takings(tab)
     assert "scene" in unpacked(taken["link"].partition("#s=")[2]) and "from_dict" in taken["python"]
-    other = opened(taken["link"])
+    other = enter(taken["link"])
     alike(tab, other)
     assert_repeats(tab, taken["python"])
 
 
-def test_learned_gates_are_in_link_and_python(opened: Callable[[str], Tab], tab: Tab) -> None:
+def test_learned_gates_are_in_link_and_python(enter: Callable[..., Tab], tab: Tab) -> None:
     tab.page.locator("#learned select").select_option(index=1)
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.learned !== null")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.learned !== null")
     tab.settle()
     tab.drag(6, 0.4)
     tab.settle()
     taken = takings(tab)
-    other = opened(taken["link"])
+    other = enter(taken["link"])
     alike(tab, other)
     assert (
         other.page.locator("#learned select").input_value() == tab.page.locator("#learned select").input_value() != ""
@@ -333,14 +315,14 @@ def test_learned_gates_are_in_link_and_python(opened: Callable[[str], Tab], tab:
 
 
 def test_an_uploaded_picture_is_not_in_a_link_and_the_page_says_so(
-    opened: Callable[[str], Tab], tab: Tab, picture: Path, monkeypatch: pytest.MonkeyPatch
+    enter: Callable[..., Tab], tab: Tab, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tab.after(lambda: tab.upload(picture))
     tab.drag(2, 0.2)
     tab.settle()
     taken = takings(tab)
     assert taken["lacks"] == NO_PICTURE
-    other = opened(taken["link"])
+    other = enter(taken["link"])
     assert other.status() == STAND_IN and other.frame()["gates"] == tab.frame()["gates"]
     monkeypatch.chdir(picture.parent)
     assert_repeats(tab, taken["python"].replace("picture.png", picture.name))
@@ -357,22 +339,20 @@ def test_uploaded_gates_are_not_in_a_link(engine: Engine, handlers: Handlers) ->
     )
 
 
-def test_a_broken_link_in_the_browser(opened: Callable[[str], Tab], tab: Tab, address: str) -> None:
-    other = opened(f"{address}/#s=nonsense")
+def test_a_broken_link_in_the_browser(enter: Callable[..., Tab], tab: Tab, address: str) -> None:
+    other = enter(f"{address}/#s=nonsense")
     assert "damaged" in other.status() and other.answers() == tab.answers()
     other.page.evaluate(f"location.hash = '#s={packed(GOOD)}'")  # another link in the same tab
-    other.page.wait_for_function(
-        "document.querySelector('#status .empty') && document.querySelector('#answers [data-done=true]')"
-    )
+    other.wait("document.querySelector('#status .empty') && document.querySelector('#answers [data-done=true]')")
     assert other.settle() and other.scene() == Scene.random(Random(26)).to_dict()
-    assert opened(f"{address}/#s={'x' * 50_000}").status().startswith("This link is too long")
+    assert enter(f"{address}/#s={'x' * 50_000}").status().startswith("This link is too long")
 
 
 def test_copying_with_the_keyboard_alone(tab: Any) -> None:
     tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     tab.page.get_by_role("button", name="Share", exact=True).focus()
     tab.page.keyboard.press("Enter")
-    tab.page.wait_for_function("document.activeElement.textContent === 'Copy link'")
+    tab.wait("document.activeElement.textContent === 'Copy link'")
     tab.page.keyboard.press("Enter")
     tab.page.get_by_text("Link copied.").wait_for()
     link = tab.page.evaluate("navigator.clipboard.readText()")
@@ -397,10 +377,10 @@ def test_copying_where_there_is_no_clipboard(tab: Any) -> None:
 
 
 @pytest.mark.parametrize("light", ["light", "dark"])
-def test_figure_and_chart_are_saved_for_white_paper(tab: Tab, tmp_path: Path, light: Any) -> None:
-    tab.page.emulate_media(color_scheme=light)
-    tab.leave(tab.page.reload)
-    tab.settle()
+def test_figure_and_chart_are_saved_for_white_paper(
+    enter: Callable[..., Tab], address: str, tmp_path: Path, light: str
+) -> None:
+    tab = enter(address, color_scheme=light)
     tab.page.get_by_role("button", name="Share", exact=True).click()
     pictures = []
     for button, name in (("Save figure", "sinkgate-layer-2.png"), ("Save chart", "sinkgate-layers.png")):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -32,6 +31,7 @@ from sinkgate.scenes.scene import Scene
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+WINDOW = {"width": 1366, "height": 900}
 LENS = {"layer": 1, "head": None, "row": 0, "hide": False}
 
 
@@ -59,20 +59,10 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@contextmanager
-def visiting(browser: Browser, address: str) -> Iterator[Tab]:
-    """A user's page; fails if the browser's console shows an error."""
-    page = browser.new_page(viewport={"width": 1366, "height": 900})
-    tab = Tab(page, address)
-    yield tab
-    page.close()
-    assert tab.errors == []
-
-
 def pick(tab: Tab, sheet: int) -> dict[str, Any]:
     """Choose a sheet in the lens; gives the frame drawn then."""
     tab.page.locator("#lens .sheet").select_option(str(sheet))
-    tab.page.wait_for_function(f"document.querySelector('#maps [data-tick]').frame.lens.sheet === {sheet}")
+    tab.wait(f"document.querySelector('#maps [data-tick]').frame.lens.sheet === {sheet}")
     return tab.frame()
 
 
@@ -102,78 +92,78 @@ def proportions(tab: Tab) -> float:
     return box["width"] / box["height"]
 
 
-def test_an_overview_and_its_tiles(browser: Browser, tiled: tuple[str, sg.VLM], wide: Path) -> None:
+def test_an_overview_and_its_tiles(enter: Callable[..., Tab], tiled: tuple[str, sg.VLM], wide: Path) -> None:
     address, vlm = tiled
-    with visiting(browser, address) as tab:
-        ask_about(tab, wide)
-        expected = direct(vlm, wide, QUESTION, tab.frame()["gates"])
-        overview, tiles = expected["sinks"].sheets
-        assert tab.page.locator("#lens .sheet option").all_text_contents() == ["overview 4 x 4", "tiles 6 x 8"]
-        assert_shows(tab, tab.frame(), expected)
-        first, pixels = tab.frame(), tab.pixels("before")
-        assert first["grid"] == [4, 4] and first["note"] == ""
-        assert marked_cells(tab) == [(1, 1)]
-        assert tab.page.locator("#maps .elsewhere").text_content() == "4 more sinks on the other sheet"
-        assert proportions(tab) == pytest.approx(448 / 300, rel=0.02)
+    tab = enter(address, size=WINDOW)
+    ask_about(tab, wide)
+    expected = direct(vlm, wide, QUESTION, tab.frame()["gates"])
+    overview, tiles = expected["sinks"].sheets
+    assert tab.page.locator("#lens .sheet option").all_text_contents() == ["overview 4 x 4", "tiles 6 x 8"]
+    assert_shows(tab, tab.frame(), expected)
+    first, pixels = tab.frame(), tab.pixels("before")
+    assert first["grid"] == [4, 4] and first["note"] == ""
+    assert marked_cells(tab) == [(1, 1)]
+    assert tab.page.locator("#maps .elsewhere").text_content() == "4 more sinks on the other sheet"
+    assert proportions(tab) == pytest.approx(448 / 300, rel=0.02)
 
-        second = pick(tab, 1)
-        assert second["grid"] == [6, 8] and second["films"] != first["films"]
-        assert_shows(tab, second, expected)
-        sinks = expected["sinks"].v_sink.nonzero().flatten().tolist()
-        assert marked_cells(tab) == sorted(cell for cell in map(tiles.find, sinks) if cell)
-        assert len(marked_cells(tab)) == 4
-        assert tab.page.locator("#maps .elsewhere").text_content() == "1 more sink on the other sheet"
-        assert tab.pixels("before") != pixels
-        assert proportions(tab) == pytest.approx(448 / 312, rel=0.01)  # the tiles reach beyond the picture
+    second = pick(tab, 1)
+    assert second["grid"] == [6, 8] and second["films"] != first["films"]
+    assert_shows(tab, second, expected)
+    sinks = expected["sinks"].v_sink.nonzero().flatten().tolist()
+    assert marked_cells(tab) == sorted(cell for cell in map(tiles.find, sinks) if cell)
+    assert len(marked_cells(tab)) == 4
+    assert tab.page.locator("#maps .elsewhere").text_content() == "1 more sink on the other sheet"
+    assert tab.pixels("before") != pixels
+    assert proportions(tab) == pytest.approx(448 / 312, rel=0.01)  # the tiles reach beyond the picture
 
-        view = tab.page.evaluate("window.sinkgate.last.view")
-        for url, sheet in zip([view["url"], *view["others"]], (overview, tiles), strict=True):
-            part = sheet.view([sg.open_image(wide)])
-            assert part is not None
-            assert np.abs(picture_of(url) - np.asarray(part).astype(int)).mean() < 3  # JPEG
+    view = tab.page.evaluate("window.sinkgate.last.view")
+    for url, sheet in zip([view["url"], *view["others"]], (overview, tiles), strict=True):
+        part = sheet.view([sg.open_image(wide)])
+        assert part is not None
+        assert np.abs(picture_of(url) - np.asarray(part).astype(int)).mean() < 3  # JPEG
 
-        tab.drag(1, 0.1)
-        moved = tab.settle()
-        assert moved["lens"]["sheet"] == 1 and moved["after"] != moved["before"]
-        assert_shows(tab, moved, direct(vlm, wide, QUESTION, moved["gates"]))
-        legend = tab.page.locator("#chart .key").all_text_contents()
-        assert legend == ["V-sinks", "L-sinks", "ordinary tokens", "separators", "text"]
+    tab.drag(1, 0.1)
+    moved = tab.settle()
+    assert moved["lens"]["sheet"] == 1 and moved["after"] != moved["before"]
+    assert_shows(tab, moved, direct(vlm, wide, QUESTION, moved["gates"]))
+    legend = tab.page.locator("#chart .key").all_text_contents()
+    assert legend == ["V-sinks", "L-sinks", "ordinary tokens", "separators", "text"]
 
 
-def test_tokens_without_a_place_are_a_list(browser: Browser, listed: tuple[str, sg.VLM], wide: Path) -> None:
+def test_tokens_without_a_place_are_a_list(enter: Callable[..., Tab], listed: tuple[str, sg.VLM], wide: Path) -> None:
     address, vlm = listed
-    with visiting(browser, address) as tab:
-        frame = ask_about(tab, wide)
-        assert_shows(tab, frame, direct(vlm, wide, QUESTION, frame["gates"]))
-        assert frame["grid"] == [QUERIES // 16, 16] and not frame["placed"]
-        assert not tab.page.locator("#lens .sheet").is_visible()
-        note = "Every visual token gathers from many patches, so none has a place in the picture."
-        assert tab.page.locator("#maps .remark").text_content() == note
-        assert (tab.page.locator("#maps .caption").text_content() or "").endswith(" per token")
+    tab = enter(address, size=WINDOW)
+    frame = ask_about(tab, wide)
+    assert_shows(tab, frame, direct(vlm, wide, QUESTION, frame["gates"]))
+    assert frame["grid"] == [QUERIES // 16, 16] and not frame["placed"]
+    assert not tab.page.locator("#lens .sheet").is_visible()
+    note = "Every visual token gathers from many patches, so none has a place in the picture."
+    assert tab.page.locator("#maps .remark").text_content() == note
+    assert (tab.page.locator("#maps .caption").text_content() or "").endswith(" per token")
 
-        colors = tab.page.evaluate(
-            """() => {
-              const canvas = document.querySelector("#maps canvas.before"), { before, top } = document.querySelector("#maps [data-tick]").frame;
-              const [w, h] = [canvas.width / 16, canvas.height / 2], draw = canvas.getContext("2d");
-              return before.map((share, i) => [
-                [...draw.getImageData((i % 16 + 0.5) * w, (Math.floor(i / 16) + 0.5) * h, 1, 1).data.slice(0, 3)],
-                window.sinkgate.shade(share / top).map(Math.round)]);
-            }"""
-        )
-        assert all(drawn == shade for drawn, shade in colors)  # attention alone: no picture shines through
+    colors = tab.page.evaluate(
+        """() => {
+          const canvas = document.querySelector("#maps canvas.before"), { before, top } = document.querySelector("#maps [data-tick]").frame;
+          const [w, h] = [canvas.width / 16, canvas.height / 2], draw = canvas.getContext("2d");
+          return before.map((share, i) => [
+            [...draw.getImageData((i % 16 + 0.5) * w, (Math.floor(i / 16) + 0.5) * h, 1, 1).data.slice(0, 3)],
+            window.sinkgate.shade(share / top).map(Math.round)]);
+        }"""
+    )
+    assert all(drawn == shade for drawn, shade in colors)  # attention alone: no picture shines through
 
-        box = tab.page.locator("#maps .screen").first.bounding_box()
-        assert box
-        tab.page.mouse.move(box["x"] + box["width"] * 5.5 / 16, box["y"] + box["height"] * 0.75)
-        for reading, side in zip(
-            tab.page.locator("#maps .trio output").all_text_contents()[:2], ("before", "after"), strict=True
-        ):
-            assert float(reading.removesuffix(" %")) == pytest.approx(100 * frame[side][21], rel=0.06)
-        assert (tab.page.locator("#maps .reading").text_content() or "").startswith("Token 21: ")
-        tab.page.mouse.move(2, 2)
-        assert tab.page.locator("#maps .trio output").all_text_contents() == ["", "", ""]
-        tab.page.wait_for_selector("#chart .key")
-        assert "separators" not in tab.page.locator("#chart .key").all_text_contents()
+    box = tab.page.locator("#maps .screen").first.bounding_box()
+    assert box
+    tab.page.mouse.move(box["x"] + box["width"] * 5.5 / 16, box["y"] + box["height"] * 0.75)
+    for reading, side in zip(
+        tab.page.locator("#maps .trio output").all_text_contents()[:2], ("before", "after"), strict=True
+    ):
+        assert float(reading.removesuffix(" %")) == pytest.approx(100 * frame[side][21], rel=0.06)
+    assert (tab.page.locator("#maps .reading").text_content() or "").startswith("Token 21: ")
+    tab.page.mouse.move(2, 2)
+    assert tab.page.locator("#maps .trio output").all_text_contents() == ["", "", ""]
+    tab.page.wait_for_selector("#chart .key")
+    assert "separators" not in tab.page.locator("#chart .key").all_text_contents()
 
 
 def case_of(vlm: sg.VLM, prompt: sg.Prompt) -> QuestionState:
@@ -240,7 +230,7 @@ def test_a_slider_moves_the_maps_through_a_video(tab: Tab) -> None:
     assert first["video"] and slider.is_visible() and not tab.page.locator("#lens .sheet").is_visible()
     slider.focus()
     tab.page.keyboard.press("ArrowRight")
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.lens.sheet === 1")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.sheet === 1")
     second = tab.frame()
     assert tab.page.locator("#lens .time output").text_content() == "frame 1"
     assert tab.pixels("before") != pixels and second["before"] != first["before"]

@@ -109,7 +109,7 @@ def test_failures_are_sentences(handlers: Handlers) -> None:
 
 def finished(tab: Tab) -> dict[str, Any]:
     tab.page.get_by_role("button", name="Sweep this question").click()
-    tab.page.wait_for_function(f"{STATUS} === 'done'", timeout=120_000)
+    tab.wait(f"{STATUS} === 'done'")
     return tab.frame()
 
 
@@ -131,10 +131,10 @@ def test_a_cell_sets_the_faders_in_one_step(tab: Tab) -> None:
     assert f"“2” {100 * frame['first']['after']:.1f} %" in label
     assert "on" in (shrunk.get_attribute("class") or "").split()
     tab.page.keyboard.press("Control+z")
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.gates.v_sink[5] !== 1")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.gates.v_sink[5] !== 1")
     assert tab.settle()["gates"]["v_sink"][2] == 1
     tab.page.locator(cell("l_sink", 4, 0.0)).click()
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.gates.l_sink?.[4] === 0")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.gates.l_sink?.[4] === 0")
     assert set(tab.settle()["gates"]["rest"]) == {1}
     with tab.page.expect_download() as download:
         tab.page.locator("#sweep .save-sweep").click()
@@ -160,11 +160,11 @@ def test_a_sweep_belongs_to_its_question_and_can_be_stopped(tab: Tab) -> None:
 def test_a_sweep_by_keyboard(tab: Tab) -> None:
     tab_to(tab, ".start-sweep")
     tab.page.keyboard.press("Enter")
-    tab.page.wait_for_function(f"{STATUS} === 'done'", timeout=120_000)
+    tab.wait(f"{STATUS} === 'done'")
     tab_to(tab, "#sweep .cell")
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowDown", "ArrowDown", "ArrowDown", "ArrowDown"):
         tab.page.keyboard.press(key)
     tab.page.keyboard.press("Enter")
-    tab.page.wait_for_function("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] === 0.25")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] === 0.25")
     tab.settle()
     assert tab.answers() == ("2", "1")

@@ -6,10 +6,21 @@ import pytest
 from app_process import running_app
 from page_user import Tab
 
+#: A `spaces` of our own, the variable that ZeroGPU sets, and the CPU for a GPU.
+ON_ZEROGPU = """
+import importlib, sys
+sys.path.insert(0, "tests/hosting")
+from fake_spaces import Spaces, made_up
+sys.modules["spaces"] = made_up(Spaces())
+from app import backend_zerogpu, main
+backend_zerogpu.DEVICE = "cpu"
+importlib.reload(main)  # it reads the variable
+"""
+
 
 @pytest.fixture(scope="module")
 def far_tab(browser):
-    with running_app(start=("tests/browser/on_zerogpu.py",)) as app:
+    with running_app(environment={"SPACES_ZERO_GPU": "true"}, code=ON_ZEROGPU) as app:
         context = browser.new_context(viewport={"width": 1366, "height": 768})
         yield Tab(context.new_page(), app.address)
         context.close()
@@ -43,6 +54,4 @@ def test_a_new_question_and_an_edit_are_answered(far_tab):
 
 def test_what_is_wrong_is_told(far_tab):
     far_tab.ask("   ")
-    far_tab.page.wait_for_function(
-        "document.querySelector('#status .status').textContent.includes('question is empty')"
-    )
+    far_tab.wait("document.querySelector('#status .status').textContent.includes('question is empty')")

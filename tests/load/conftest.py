@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from app_process import App, altered, running_app
+from app_process import App, running_app
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 
@@ -43,7 +43,7 @@ def app() -> Iterator[App]:
 @pytest.fixture(scope="module")
 def altered_app() -> Iterator[App]:
     """An app that takes 0.15 s for a token, and whose model raises at questions that begin with "Which"."""
-    with running_app(*EVERY_JOB, start=altered(ALTERED)) as app:
+    with running_app(*EVERY_JOB, code=ALTERED) as app:
         yield app
 
 

@@ -6,6 +6,8 @@ import json
 import signal
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -49,6 +51,21 @@ def test_healthy_and_measured(app: App, client: RawClient) -> None:
     assert app.measured("process_resident_memory_bytes") > 1e8
     assert httpx.get(f"{app.address}/metrics").status_code == 404  # not for users
     assert app.measured('sinkgate_refused_total{status="404"}') == 1
+
+
+def test_an_app_at_rest_hardly_wakes(app: App) -> None:
+    """Gradio looked at its empty queue a thousand times a second."""
+
+    def wakes() -> int:
+        wakes = 0
+        for thread in Path(f"/proc/{app.process.pid}/task").glob("*/status"):
+            with suppress(OSError):  # it has ended
+                wakes += int(thread.read_text().split("\nvoluntary_ctxt_switches:")[1].split()[0])
+        return wakes
+
+    before = wakes()
+    time.sleep(1)
+    assert wakes() - before < 500
 
 
 def test_logs_are_json_and_hold_nothing_that_users_wrote(app: App, client: RawClient) -> None:
