@@ -63,6 +63,7 @@ class Server:
             proxied=bool(proxies),
             on_space="SPACE_ID" in os.environ,
             scripts=guard.scripts_of(head().encode()),
+            first=(HERE / "components" / "first.js").read_text(encoding="utf-8"),
             mcp=self.mcp is not None,
             observe=self.metrics.refuse,
         )

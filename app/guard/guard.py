@@ -87,6 +87,7 @@ class Guard:
         proxied: trust host and protocol headers of a proxy.
         on_space: let huggingface.co frame the page.
         scripts: hashes, by `scripts_of`, of the scripts in the page's head.
+        first: script that a page runs before its own.
         mcp: serve the Model Context Protocol, too.
         observe: called with the HTTP status of every refused request.
     """
@@ -100,11 +101,12 @@ class Guard:
         proxied: bool = False,
         on_space: bool = False,
         scripts: str = "",
+        first: str = "",
         mcp: bool = False,
         observe: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.app, self.limits, self.local, self.proxied, self.observe = app, limits, local, proxied, observe
-        self.frames, self.scripts = SPACES if on_space else "'self'", scripts
+        self.frames, self.scripts, self.first = SPACES if on_space else "'self'", scripts, first.encode()
         self.routes = [(route, re.compile(route.path, re.ASCII)) for route in (*ROUTES, HEALTH, *(MCP if mcp else ()))]
         self.rates: dict[str, RateLimitItem] = {
             "page": RateLimitItemPerMinute(limits.pages_per_minute),
@@ -127,7 +129,7 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close"})
             return
-        send = SecurityHeaders(send, self.frames, self.scripts, uploaded="/file=" in scope["path"])
+        send = SecurityHeaders(send, self.frames, self.scripts, self.first, uploaded="/file=" in scope["path"])
         try:
             await self._admit(scope, receive, send)
         except Refused as refused:

@@ -24,17 +24,18 @@ SPACES = "'self' https://huggingface.co https://*.huggingface.co https://*.hf.sp
 
 
 class SecurityHeaders:
-    """A ``send`` that adds security headers; a page's inline scripts are allowed by their hashes.
+    """A ``send`` that adds security headers, and a first script to a page; a page's inline scripts are allowed by their hashes.
 
     Args:
         send: the server's ``send``.
         frames: sources that may frame the page.
         scripts: hashes of scripts that are allowed beside those of the page.
+        first: script that a page runs before its own.
         uploaded: whether the response is an uploaded file.
     """
 
-    def __init__(self, send: Send, frames: str, scripts: str, *, uploaded: bool) -> None:
-        self.send, self.frames, self.scripts, self.uploaded = send, frames, scripts, uploaded
+    def __init__(self, send: Send, frames: str, scripts: str, first: bytes, *, uploaded: bool) -> None:
+        self.send, self.frames, self.scripts, self.first, self.uploaded = send, frames, scripts, first, uploaded
         self.started = False
         self._start: Message | None = None  # of a page, held back until its body is complete
         self._page = b""
@@ -53,9 +54,13 @@ class SecurityHeaders:
             self._page += message.get("body", b"")
             if message.get("more_body"):
                 return
-            MutableHeaders(scope=self._start)["Content-Security-Policy"] = self._policy(scripts_of(self._page))
+            page, headers = self._page, MutableHeaders(scope=self._start)
+            if self.first:
+                page = page.replace(b"<head>", b"<head><script>" + self.first + b"</script>", 1)
+                headers["Content-Length"] = str(len(page))
+            headers["Content-Security-Policy"] = self._policy(scripts_of(page))
             await self.send(self._start)
-            message, self._start = {"type": "http.response.body", "body": self._page}, None
+            message, self._start = {"type": "http.response.body", "body": page}, None
         self.started = True
         await self.send(message)
 

@@ -554,8 +554,10 @@ def test_every_answer_is_dressed(visit):
     assert stored == headers.LOCKED
 
 
-def test_the_pages_own_scripts_are_named_by_hash(visit):
-    page = visit().get("/")
+@pytest.mark.parametrize("first", ["", "window.first = 1"])
+def test_the_pages_own_scripts_are_named_by_hash(visit, first):
+    page = visit(first=first).get("/")
+    assert page.text.count("<head><script>window.first = 1</script>") == bool(first)
     hashes = scripts_of(page.content).split()
     assert len(hashes) >= 3 and all(hashed in page.headers["content-security-policy"] for hashed in hashes)
     assert int(page.headers["content-length"]) == len(page.content)
