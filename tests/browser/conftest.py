@@ -85,10 +85,11 @@ def enter(browser: Browser, windows: dict[bool, list[Page]]) -> Iterator[Callabl
 
 
 def forget(window: Page, address: str) -> None:
-    """Make a window a fresh user's: nothing stored, nothing permitted, no page to go back to."""
+    """Make a window a fresh user's: nothing stored, nothing permitted, nothing under the pointer."""
     window.context.set_offline(False)
     window.context.clear_permissions()
     window.context.clear_cookies()
+    window.mouse.move(0, 0)
     window.goto("{0.scheme}://{0.netloc}/healthz".format(urlsplit(address)))
     window.evaluate("localStorage.clear(); sessionStorage.clear()")
 

@@ -12,15 +12,13 @@ import pytest
 from app.deploy import space
 
 ROOT = Path(__file__).parents[2]
-PIP = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    # no build isolation: pip would fetch the build backend
-    command = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]  # as pip does
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     (path,) = folder.glob("sinkgate-*.whl")
     return path
 

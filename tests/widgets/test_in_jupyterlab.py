@@ -38,6 +38,10 @@ LIKELIEST = """(() => {
 WORDS_AXIS = "document.querySelector('.js-plotly-plot')._fullLayout.yaxis3.type"
 
 
+def wait(page, condition):
+    page.wait_for_function(condition, polling=100)  # ms; each frame of the screen would keep the browser busy
+
+
 def test_explore_and_sweep_map_in_jupyterlab(tmp_path, sweep_folder):
     with ThreadPoolExecutor(1) as thread:  # a thread of its own, as other tests may hold a browser in this one
         thread.submit(visit, tmp_path, sweep_folder).result()
@@ -64,7 +68,7 @@ def visit(folder, sweep_folder):
         for _ in range(2):
             page.keyboard.press("Shift+Enter")
 
-        page.wait_for_function(f"{ANSWERS} === '2,2'")
+        wait(page, f"{ANSWERS} === '2,2'")
         page.wait_for_selector(".js-plotly-plot .heatmaplayer image")
         assert page.evaluate(WORDS_AXIS) == "category"
         page.locator(".widget-vslider:has([title='V-sinks, layer 3']) .noUi-handle").press("ArrowDown")
@@ -77,9 +81,9 @@ def visit(folder, sweep_folder):
         page.mouse.down()
         for step in range(30):
             page.mouse.move(x, y + 2 * step)
-        page.wait_for_function(f"{LIKELIEST} === '1'")  # while the button is still down
+        wait(page, f"{LIKELIEST} === '1'")  # while the button is still down
         page.mouse.up()
-        page.wait_for_function(f"{ANSWERS} === '2,1'")
+        wait(page, f"{ANSWERS} === '2,1'")
         assert page.evaluate(WORDS_AXIS) == "category"  # Plotly once made it numeric, and dropped "no" and "circle"
         if screenshots := os.environ.get("SINKGATE_SCREENSHOTS"):
             page.screenshot(path=f"{screenshots}/explore.png")
@@ -90,7 +94,7 @@ def visit(folder, sweep_folder):
         page.wait_for_selector("[role=alert]:has-text('The question is empty')")
         question.fill("What is the color of the background?")
         question.press("Enter")
-        page.wait_for_function(f"{ANSWERS} === 'white,white'")
+        wait(page, f"{ANSWERS} === 'white,white'")
         assert page.locator("[role=alert]").count() == 0
 
         sweep = page.locator(".jp-CodeCell").nth(1)
@@ -121,8 +125,8 @@ def visit(folder, sweep_folder):
         outer = mixer.locator("xpath=ancestor::*")
         assert not any(outer.nth(n).evaluate(wide) for n in range(outer.count())), "they scroll in their own box"
 
-        page.wait_for_function(f"{WIDTHS}.length === 3 && {WIDTHS}.every(([own, room]) => own === room)")
+        wait(page, f"{WIDTHS}.length === 3 && {WIDTHS}.every(([own, room]) => own === room)")
         before = page.evaluate(WIDTHS)
         page.set_viewport_size({"width": 1000, "height": 1000})
-        page.wait_for_function(f"{WIDTHS}.every(([own, room]) => own === room && own < {before[0][0] - 100})")
+        wait(page, f"{WIDTHS}.every(([own, room]) => own === room && own < {before[0][0] - 100})")
         assert errors == []
