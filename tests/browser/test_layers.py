@@ -237,10 +237,10 @@ def test_the_layer_of_the_maps_is_named_and_its_film_is_in_sight(many: Tab) -> N
     captions = many.page.locator("#maps .trio figcaption").all_text_contents()
     assert len(captions) == 3 and all("layer 27" in caption for caption in captions)
     many.page.locator("#films .film").nth(26).focus()
-    for _ in range(26):
+    for _ in range(3):
         many.page.keyboard.press("ArrowLeft")
-    many.wait("document.querySelector('#maps [data-tick]').frame.lens.layer === 1")
-    assert many.page.locator("#films [aria-checked=true]").get_attribute("aria-label") == "Layer 1"
+    many.wait("document.querySelector('#maps [data-tick]').frame.lens.layer === 24")
+    assert many.page.locator("#films [aria-checked=true]").get_attribute("aria-label") == "Layer 24"
 
 
 def test_an_answer_that_was_cut_says_so(many: Tab, tab: Tab) -> None:
