@@ -47,7 +47,7 @@ def discover(vlm: BaseVLM, prompts: Prompt | Iterable[Prompt] | None = None, *, 
 
     Args:
         vlm: the model, run once unmodified for each prompt.
-        prompts: one or several; six made-up pictures with plain questions where None.
+        prompts: one or several; six made-up pictures with plain questions where None, with which a confidence is 0.86 at most.
         cache: keep the result of the default prompts on disk (``cache_file``) and take it from there. Weights changed in
             memory after loading do not change the file: pass False for such a model.
 

@@ -77,8 +77,9 @@ def stack(
         score: criterion of improvement. Default chosen by us; the paper does not say. The loss varies less than accuracy on few samples.
         margin: improvement that an added gate must exceed, in units of the score.
         examples: see `evaluate`.
-        out: folder to whose ``trials/`` every finished batch of samples is written, so that the same call continues a killed one; the outcomes
-            of another model, of other gates, samples or criteria of sinks do not count. None writes nothing.
+        out: folder to whose ``trials/`` every finished batch of samples is written, so that the same call continues a killed one, and a call
+            with another score or margin computes little. The outcomes of another model, of other gates, samples or criteria of sinks do not
+            count, and are deleted at the end. None writes nothing.
         resume: use the outcomes in the folder; False deletes them.
         progress: show a bar.
 
@@ -120,6 +121,9 @@ def stack(
         steps.append(Step(tried, value, accepted=value > best_value + margin))
         if steps[-1].accepted:
             chosen, best_value = tried, value
+    for other in () if trials is None else trials.parent.iterdir():
+        if other != trials:
+            rmtree(other, ignore_errors=True)
     return Stack(lsg.only(chosen), _score(results, UNMODIFIED, score), singles, steps, results.sinks)
 
 

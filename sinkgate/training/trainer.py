@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any, cast
 
 import torch
@@ -29,16 +29,27 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from sinkgate.data import Sample
+from sinkgate.data.identity import facts_of_samples
 from sinkgate.errors import SinkgateError, TrainingError
 from sinkgate.methods.base import Method, configuration, finder_of
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.finder import finder_settings
 from sinkgate.models.vlm import VLM, Finder
 from sinkgate.output import track, writable_folder
-from sinkgate.training.dataset import BUDGET, ExampleCache, Prefix, PreparedExample, SinkCounts, batches, labels_of
+from sinkgate.training.dataset import (
+    BUDGET,
+    ExampleCache,
+    ImageSinks,
+    Prefix,
+    PreparedExample,
+    SinkCounts,
+    batches,
+    labels_of,
+)
 
 UNMODIFIED = "unmodified"
 RUN = "run.json"  # in a checkpoint: facts that must be the same in a run that resumes there
+RECORD = "record.json"  # in a checkpoint: the part of the report that `Trainer` does not keep
 SAME = (
     "learning_rate",
     "per_device_train_batch_size",
@@ -73,7 +84,7 @@ class TrainingReport:
     ``history``: the log entries of `Trainer`: ``loss/<method>`` in nats a token in training, ``eval_loss/<method>`` and
     ``eval_accuracy/<method>`` (share of answers that greedy decoding gets right) on the validation samples, with those of the
     "unmodified" model. ``skipped``: samples of this process that could not be used, by number, with the reason. ``sinks``: numbers of
-    images with sinks among those that this process used.
+    images with sinks among those that this process used. ``seconds`` and counts of a resumed run are those of the whole.
     """
 
     samples: int
@@ -136,7 +147,7 @@ def train(
     Raises:
         TrainingError: no image has sinks, the loss is not finite, no sample can be used, early stopping without validation samples,
             fp16, data loaders in other processes, or ``out`` holds checkpoints of other methods, another model, other criteria of sinks or
-            another number of samples.
+            other samples.
         SinkgateError: ``out`` cannot be written, or `TrainingArguments` refuses an option.
 
     Example:
@@ -156,13 +167,15 @@ def train(
     out = writable_folder(out)
     arguments = _arguments(out, bool(len(checks)), patience, vlm, options)
     ensemble = MethodEnsemble(vlm, parts)
-    facts = _facts(parts, vlm, find, len(data), arguments)
+    facts = _facts(parts, vlm, find, data, checks, arguments)
     checkpoint = _newest(out, ensemble, facts) if resume else None
-    if not allow_empty:
+    if checkpoint is None and not allow_empty:
         _refuse_empty(ensemble.methods.values(), examples, data)
+    record = _Record(examples)
     try:
         trainer = _Trainer(
             facts,
+            record,
             model=ensemble,
             args=arguments,
             train_dataset=cast(Any, data),
@@ -178,6 +191,8 @@ def train(
         trainer.add_callback(_SaveByTime(60 * save_minutes))
     if progress:
         trainer.add_callback(_Progress)
+    if checkpoint is not None and trainer.is_world_process_zero():
+        record.read(Path(checkpoint))
     with frozen(vlm):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     if sum(name.startswith("train ") for name in examples.skipped) == len(data):
@@ -186,8 +201,9 @@ def train(
         samples=len(data),
         steps=trainer.state.global_step,
         epochs=trainer.state.epoch or 0.0,
-        seconds=result.metrics.get("train_runtime", 0.0),
-        history=cast(Any, trainer.state.log_history),
+        seconds=record.before + result.metrics.get("train_runtime", 0.0),
+        # without the last entry, whose time and mean loss leave out the steps before a kill
+        history=[cast(Any, entry) for entry in trainer.state.log_history if "train_runtime" not in entry],
         skipped=examples.skipped,
         sinks=SinkCounts.of(examples.counts.values()),
     )
@@ -361,12 +377,34 @@ class _SaveByTime(TrainerCallback):
         self.saved = monotonic()
 
 
+class _Record:
+    """Skipped samples, numbers of sinks and time of a run, which each checkpoint holds for the report of a resumed run."""
+
+    def __init__(self, examples: ExampleCache) -> None:
+        self.examples, self.before, self.begun = examples, 0.0, perf_counter()
+
+    def write(self, folder: Path) -> None:
+        """Write the record to a checkpoint."""
+        counts = {name: asdict(each) for name, each in self.examples.counts.items()}
+        seconds = self.before + perf_counter() - self.begun
+        content = {"seconds": seconds, "skipped": self.examples.skipped, "counts": counts}
+        (folder / RECORD).write_text(json.dumps(content), encoding="utf-8")
+
+    def read(self, folder: Path) -> None:
+        """Go on from the record of a checkpoint; those of older releases have none."""
+        if (folder / RECORD).is_file():
+            content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            self.before = content["seconds"]
+            self.examples.skipped |= content["skipped"]
+            self.examples.counts |= {name: ImageSinks(**each) for name, each in content["counts"].items()}
+
+
 class _Trainer(Trainer):
     """`Trainer` for a `MethodEnsemble`: losses by the token and by method, and an error if one is not finite."""
 
-    def __init__(self, facts: Mapping[str, str], **options: Any) -> None:
+    def __init__(self, facts: Mapping[str, str], record: _Record, **options: Any) -> None:
         super().__init__(**options)
-        self._facts = facts
+        self._facts, self._record = facts, record
         self.model_accepts_loss_kwargs = True  # losses are divided by all tokens of a step
         self._loss_shifts_labels = False
         self._limit, self.args.save_total_limit = self.args.save_total_limit, None  # see `_save_checkpoint`
@@ -408,6 +446,7 @@ class _Trainer(Trainer):
             folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / RUN).write_text(json.dumps(self._facts, indent=1), encoding="utf-8")
+            self._record.write(folder)
         super()._save_checkpoint(model, trial)
         if self.args.should_save and self._limit:
             best = self.state.best_model_checkpoint
@@ -479,11 +518,19 @@ def _saved_at(folder: Path) -> int:
 
 
 def _facts(
-    methods: Mapping[str, nn.Module], vlm: VLM, find: Finder, samples: int, arguments: TrainingArguments
+    methods: Mapping[str, nn.Module],
+    vlm: VLM,
+    find: Finder,
+    data: _Samples,
+    checks: _Samples,
+    arguments: TrainingArguments,
 ) -> dict[str, str]:
     """Return the facts that must be the same in a run that resumes, by name."""
     settings = {f"criterion {side}": criterion for side, criterion in finder_settings(find, vlm).items()}
-    facts = {"model": vlm.name, "weights": vlm.weights_checksum, "samples": samples, **settings}
+    facts = {"model": vlm.name, "weights": vlm.weights_checksum, "samples": len(data), **settings}
+    facts["checksum of the samples' content"] = facts_of_samples(data.samples)["checksum"]
+    if arguments.load_best_model_at_end:  # losses on other samples cannot be compared
+        facts["checksum of the validation samples' content"] = facts_of_samples(checks.samples)["checksum"]
     facts |= {name: getattr(arguments, name) for name in SAME}
     facts |= {f"method {name}": configuration(method) for name, method in methods.items()}
     return {name: str(value) for name, value in facts.items()}
@@ -493,7 +540,7 @@ def _newest(out: Path, ensemble: MethodEnsemble, facts: Mapping[str, str]) -> st
     """Return the complete checkpoint of the last step, None if there is none.
 
     Raises:
-        TrainingError: it is of another run. Checkpoints without facts, of older releases, are compared by shapes alone.
+        TrainingError: it is of another run. Facts that older releases did not write are not compared.
     """
     for folder in _checkpoints(out)[-1:]:
         shapes = {name: value.shape for name, value in load_file(folder / SAFE_WEIGHTS_NAME).items()}
@@ -502,11 +549,11 @@ def _newest(out: Path, ensemble: MethodEnsemble, facts: Mapping[str, str]) -> st
                 f"{folder} is of other gates than these, which are {', '.join(ensemble.methods)}; "
                 "give another folder, or resume=False (--no-resume) to begin anew"
             )
-        before = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else facts
-        for name in sorted({*facts, *before}):
-            if before.get(name) != facts.get(name):
+        before = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
+        for name, value in before.items():
+            if value != facts.get(name):
                 raise TrainingError(
-                    f"{folder} is of another run: {name} is {before.get(name)} there and {facts.get(name)} here; "
+                    f"{folder} is of another run: {name} is {value} there and {facts.get(name)} here; "
                     "give another folder, or resume=False (--no-resume) to begin anew"
                 )
         return str(folder)

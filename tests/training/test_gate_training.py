@@ -25,7 +25,7 @@ from sinkgate.methods.lsg import LSG
 from sinkgate.models.finder import SinkFinder
 from sinkgate.training import trainer
 from sinkgate.training.dataset import ExampleCache, Prefix, batches, labels_of
-from sinkgate.training.trainer import RUN, MethodEnsemble, frozen, train
+from sinkgate.training.trainer import RECORD, RUN, MethodEnsemble, frozen, train
 
 HERE = Path(__file__).parent
 #: The worker finds what the tests find; processes of one run meet on the loopback device.
@@ -223,6 +223,24 @@ def _steps(folder):
     return sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
 
 
+def test_a_finished_run_called_again_computes_nothing_and_reports_the_whole(vlm, tmp_path):
+    data = [*samples(8), Sample(("nowhere.png",), "What?", "one")]
+    first = run(vlm, fresh(vlm), tmp_path, data=data)
+    file = tmp_path / "checkpoint-3" / RECORD
+    file.write_text(json.dumps({**json.loads(file.read_text()), "seconds": 3600.0}))
+    calls = []
+
+    def counted(vlm, prompt):
+        calls.append(prompt)
+        return few_v_sinks(vlm, prompt)
+
+    again = run(vlm, fresh(vlm), tmp_path, data=data, find=functools.wraps(few_v_sinks)(counted))
+    assert not calls
+    assert (again.steps, again.history, again.sinks) == (first.steps, first.history, first.sinks)
+    assert again.skipped == first.skipped and list(first.skipped) == ["train 8"]
+    assert again.seconds >= 3600
+
+
 def test_the_limit_of_checkpoints_spares_the_best_and_folders_of_users(vlm, tmp_path):
     mine = tmp_path / "checkpoint-best-so-far"
     mine.mkdir()
@@ -388,6 +406,7 @@ def test_checkpoints_of_another_run_are_refused(vlm, tmp_path):
     for change, name in (
         ({"find": SinkFinder("norm", "norm")}, "criterion l_sink is few_v_sinks there and NormOutliers"),
         ({"data": samples(8)}, "samples is 12 there and 8 here"),
+        ({"data": samples(start=50)}, "checksum of the samples' content is .* there and .* here"),
     ):
         with pytest.raises(TrainingError, match=f"checkpoint-3 is of another run: {name}.*resume=False"):
             run(vlm, fresh(vlm), tmp_path, **change)
@@ -400,8 +419,21 @@ def test_checkpoints_of_another_run_are_refused(vlm, tmp_path):
         other = sg.load(tiny_llava("siglip"))
         other.name = "other"
         run(other, fresh(vlm), tmp_path)
-    (tmp_path / "checkpoint-3" / RUN).unlink()  # of an earlier release
+    file = tmp_path / "checkpoint-3" / RUN
+    recorded = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in recorded.items() if "checksum" not in name}))
+    run(vlm, fresh(vlm), tmp_path, data=samples(start=50))  # of an earlier release, like the next
+    file.unlink()
     run(vlm, fresh(vlm), tmp_path, data=samples(8))
+
+
+def test_the_best_checkpoint_is_of_the_same_validation_samples(vlm, tmp_path):
+    options = {"patience": 3, "num_train_epochs": 1}
+    run(vlm, fresh(vlm), tmp_path, validation=samples(4, 40), **options)
+    with pytest.raises(TrainingError, match="checksum of the validation samples' content is .* there"):
+        run(vlm, fresh(vlm), tmp_path, validation=samples(4, 60), **options)
+    run(vlm, fresh(vlm), tmp_path / "all", validation=samples(4, 40), num_train_epochs=1)
+    run(vlm, fresh(vlm), tmp_path / "all", validation=samples(4, 60), num_train_epochs=2)  # no best one is sought
 
 
 def test_facts_of_a_run_hold_sets_in_order(demo):

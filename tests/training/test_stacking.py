@@ -129,7 +129,6 @@ def test_a_killed_stack_goes_on_and_equals_a_whole_one(demo, samples, tmp_path, 
 def test_outcomes_of_other_gates_samples_or_criteria_do_not_count(demo, samples, tmp_path, runs):
     lsg, few = leaning(demo, [2, 6], [1, 0]), samples[:3]
     stack(lsg, demo, few, out=tmp_path, progress=False)
-    once = list(runs.batches)
     other = leaning(demo, [2, 6], [0, 1])
     by_norm = leaning(demo, [2, 6], [1, 0])
     by_norm.config = replace(by_norm.config, criterion="norm")
@@ -141,8 +140,12 @@ def test_outcomes_of_other_gates_samples_or_criteria_do_not_count(demo, samples,
         runs.batches.clear()
         assert outcome(stack(gates, demo, these, out=tmp_path, progress=False)) == outcome(fresh)
         assert runs.batches == alone
-    runs.batches.clear()
+        assert len(list((tmp_path / stacking.TRIALS).iterdir())) == 1, "outcomes of other stacks are deleted"
+
+
+def test_another_score_or_margin_reads_the_same_outcomes(demo, samples, tmp_path, runs):
+    lsg, few = leaning(demo, [2, 6], [1, 0]), samples[:3]
+    stack(lsg, demo, few, out=tmp_path, progress=False)
+    assert len(runs.batches) == 2
     stack(lsg, demo, few, out=tmp_path, margin=1.0, score="accuracy", progress=False)
-    assert len(once) == 2 and not runs.batches, (
-        "another score or margin reads the same outcomes, where the trials are the same"
-    )
+    assert len(runs.batches) == 2
