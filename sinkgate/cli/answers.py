@@ -20,6 +20,8 @@ from sinkgate.cli.options import (
     unfolded,
 )
 
+LISTED = 20  # lines of tokens at most
+
 
 @unfolded
 def ask(
@@ -79,7 +81,7 @@ def sinks(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the visual tokens of an image that are sinks, one on a line, with the reasons."""
+    """List the visual tokens of an image that are sinks, one on a line, with the reasons; L-sinks by their attention, 20 tokens at most."""
     from sinkgate.analysis.report import report
     from sinkgate.models.vlm import find_sinks
 
@@ -106,9 +108,13 @@ def sinks(
         )
         return
     typer.echo(sink_map.summary())
-    l_sinks = sink_map.l_sink.any(0).nonzero()[:, 0].tolist()
-    for token in [*v_sinks, *(token for token in l_sinks if token not in v_sinks)]:
+    attention = sink_map.llm_share.where(sink_map.l_sink, 0).amax(0).tolist()
+    l_sinks = sorted(sink_map.l_sink.any(0).nonzero()[:, 0].tolist(), key=lambda token: -attention[token])
+    tokens = [*v_sinks, *(token for token in l_sinks if token not in v_sinks)]
+    for token in tokens[:LISTED]:
         typer.echo(f"  {sink_map.explain(token)}")
+    if len(tokens) > LISTED:
+        typer.echo(f"  and {len(tokens) - LISTED} more, which --json lists by position")
 
 
 def _positions(mask: Any, visual: Any) -> list[int]:

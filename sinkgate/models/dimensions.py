@@ -163,7 +163,7 @@ def _resolve(vlm: BaseVLM, choice: str | Criterion | Choice, side: Side, prompt:
         outside = [each for each in dims if not 0 <= each < (width or math.inf)]
         if outside and side == "llm":  # the features of some encoders are several of its states side by side
             raise SinkgateError(
-                f"there is no dimension {outside[0]} in the LLM of {vlm.name}: hidden states are {width} wide; give dimensions of this model"
+                f"there is no dimension {outside[0]} in the LLM of {vlm.name}: hidden states are {width} wide; give dimensions of this model, as `sinkgate dimensions` and sg.discover() find them"
             )
     elif known_choice := known_criterion(vlm.name, side, width):
         dims, reason = known_choice.dims, known_choice.reason

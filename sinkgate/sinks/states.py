@@ -66,7 +66,7 @@ class Reduction:
         width = states.shape[-1]
         if outside := [channel for channel in self.channels if not 0 <= channel < width]:
             raise SinkgateError(
-                f"there is no dimension {outside[0]}: hidden states here are {width} wide; give dims of this model"
+                f"there is no dimension {outside[0]}: hidden states here are {width} wide; give dims of this model, as `sinkgate dimensions` and sg.discover() find them"
             )
         step = max(1, states.numel() // SAMPLED)
         while math.gcd(step, width) > 1:  # so that every channel is in the sample

@@ -16,6 +16,7 @@ import pytest
 
 import sinkgate as sg
 from sinkgate import cli
+from sinkgate.cli.answers import LISTED
 from sinkgate.methods.lsg import LSG
 from sinkgate.models import loading
 from sinkgate.sinks.criteria import SinkDimensions
@@ -136,11 +137,14 @@ CHANNEL = ["--l-sink", "dimensions", "--dimensions", "3", "--tau", "0.5"]  # lou
 
 def test_a_sink_has_one_line_whatever_the_layers(sinkgate, scene_folder, demo):
     command = ["sinks", scene_folder / "0001.png", "--v-sink", "attention", *CHANNEL]
-    _, *lines = sinkgate(*command).stdout.splitlines()
+    _, *lines, last = sinkgate(*command).stdout.splitlines()
     prompt = demo.prompt(scene_folder / "0001.png", "What is in the picture?")
     sinks = sg.find_sinks(demo, prompt, v_sink="attention", l_sink=SinkDimensions((3,), 0.5))
     tokens = int((sinks.v_sink | sinks.l_sink.any(0)).sum())
-    assert sinks.l_sink.sum() > tokens == len(lines)
+    assert sinks.l_sink.sum() > tokens > len(lines) == LISTED, "more sinks than one can read"
+    assert last == f"  and {tokens - LISTED} more, which --json lists by position"
+    strongest = sinks.llm_share.where(sinks.l_sink, 0).amax(0).argmax()
+    assert lines[int(sinks.v_sink.sum())] == f"  {sinks.explain(strongest)}"
     assert all("L-sink in layer" in line and "dimension 3" in line for line in lines if "V-sink" not in line)
     printed = json.loads(sinkgate(*command, "--json").stdout)
     assert printed["l_sink"] == [prompt.visual[mask].tolist() for mask in sinks.l_sink]
