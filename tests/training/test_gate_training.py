@@ -404,7 +404,7 @@ def test_checkpoints_of_other_gates_are_not_gone_on_from(vlm, tmp_path):
 def test_checkpoints_of_another_run_are_refused(vlm, tmp_path):
     run(vlm, fresh(vlm), tmp_path)
     for change, name in (
-        ({"find": SinkFinder("norm", "norm")}, "criterion l_sink is few_v_sinks there and NormOutliers"),
+        ({"find": SinkFinder("norm", "norm")}, "criterion v_sink is few_v_sinks there and NormOutliers"),
         ({"data": samples(8)}, "samples is 12 there and 8 here"),
         ({"data": samples(start=50)}, "checksum of the samples' content is .* there and .* here"),
     ):
