@@ -160,6 +160,7 @@ def stack(
     ] = "all",
     by: Annotated[str, typer.Option(help="Criterion of improvement: loss or accuracy.")] = "loss",
     margin: Annotated[float, typer.Option(help="Improvement that an added gate must exceed.")] = 0.0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples side by side.")] = 32,
     resume: Annotated[
         bool,
         typer.Option(
@@ -187,7 +188,9 @@ def stack(
     vlm = chosen.load()
     lsg.check_fits(vlm, any_model)
     lsg.config = replace(lsg.config, criterion=criteria.replaced(lsg.config.criterion))
-    stacked = stack_gates(lsg.to(vlm.device), vlm, samples, score=by, margin=margin, out=out, resume=resume)
+    stacked = stack_gates(
+        lsg.to(vlm.device), vlm, samples, score=by, margin=margin, batch_size=batch_size, out=out, resume=resume
+    )
     in_stack = list(stacked.lsg.config.layers)
     typer.echo(stacked.sinks, err=True)
     validation = {

@@ -61,6 +61,7 @@ def stack(
     score: Score = "loss",
     margin: float = 0.0,
     examples: ExampleCache | None = None,
+    batch_size: int = 32,
     out: str | Path | None = None,
     resume: bool = True,
     progress: bool = True,
@@ -77,9 +78,10 @@ def stack(
         score: criterion of improvement. Default chosen by us; the paper does not say. The loss varies less than accuracy on few samples.
         margin: improvement that an added gate must exceed, in units of the score.
         examples: see `evaluate`.
+        batch_size: samples side by side.
         out: folder to whose ``trials/`` every finished batch of samples is written, so that the same call continues a killed one, and a call
-            with another score or margin computes little. The outcomes of another model, of other gates, samples or criteria of sinks do not
-            count, and are deleted at the end. None writes nothing.
+            with another score or margin computes little. The outcomes of another model, of other gates, samples, criteria of sinks or
+            batch size do not count, and are deleted at the end. None writes nothing.
         resume: use the outcomes in the folder; False deletes them.
         progress: show a bar.
 
@@ -92,7 +94,7 @@ def stack(
     """
     examples = examples or ExampleCache(vlm, finder_of([lsg], l_sinks=False))
     alone: dict[str, Method] = {str(layer): lsg.only([layer]) for layer in lsg.config.layers}
-    trials = None if out is None else Path(out) / TRIALS / _identity(lsg, vlm, samples, examples.find)
+    trials = None if out is None else Path(out) / TRIALS / _identity(lsg, vlm, samples, examples.find, batch_size)
     if trials is not None and not resume:
         rmtree(trials, ignore_errors=True)
     results = evaluate(
@@ -100,6 +102,7 @@ def stack(
         {UNMODIFIED: Fixed(Gates.ones(vlm)), **alone},
         samples,
         examples=examples,
+        batch_size=batch_size,
         progress=progress,
         keep=trials and trials / "singles.jsonl",
     )
@@ -114,6 +117,7 @@ def stack(
             {"tried": lsg.only(tried)},
             samples,
             examples=examples,
+            batch_size=batch_size,
             progress=False,
             keep=trials and trials / f"{'-'.join(map(str, sorted(tried)))}.jsonl",
         )
@@ -127,12 +131,11 @@ def stack(
     return Stack(lsg.only(chosen), _score(results, UNMODIFIED, score), singles, steps, results.sinks)
 
 
-def _identity(lsg: LSG, vlm: VLM, samples: Sequence[Sample], find: Finder) -> str:
+def _identity(lsg: LSG, vlm: VLM, samples: Sequence[Sample], find: Finder, batch_size: int) -> str:
     """Return a checksum of all that outcomes depend on."""
     model = {"model": vlm.name, "weights": vlm.weights_checksum, "dtype": str(vlm.model.dtype)}
-    return checksum(
-        {**model, "gates": described(lsg), **facts_of_samples(samples), "sinks": finder_settings(find, vlm)}
-    )
+    settings = {"gates": described(lsg), "sinks": finder_settings(find, vlm), "batch": batch_size}
+    return checksum({**model, **facts_of_samples(samples), **settings})
 
 
 def _score(result: EvaluationResult, name: str, score: Score) -> float:

@@ -13,6 +13,7 @@ from random import Random
 
 import parquet_files
 import pytest
+import typer
 from lmms_interface import adapter_class
 from test_examples import blocks
 from tokenizers import AddedToken
@@ -176,6 +177,13 @@ def test_every_command_of_the_page_runs(lab, run, lmms):
     assert not missing
     one, shards = (lab / f"runs/{name}/answers.parquet" for name in ("sweep-mmstar", "sweep-array"))
     assert one.read_bytes() == shards.read_bytes(), "the jobs of an array equal one process"
+
+
+@pytest.mark.parametrize("step", ["survey", "anatomy", "probe", "sweep", "train", "stack", "eval"])
+def test_every_step_takes_a_batch_size(step):
+    """The remedy that the page names for a small GPU."""
+    options = typer.main.get_command(cli.app).commands[step].params
+    assert any("--batch-size" in option.opts for option in options)
 
 
 def jobs(arguments, lab, run):

@@ -93,7 +93,7 @@ def runs(monkeypatch):
         batches = calls
 
     monkeypatch.setattr(evaluation, "_evaluate", counted)
-    monkeypatch.setattr(evaluation.evaluate, "__kwdefaults__", {**evaluation.evaluate.__kwdefaults__, "batch_size": 3})
+    monkeypatch.setattr(stack, "__kwdefaults__", {**stack.__kwdefaults__, "batch_size": 3})
     return runs
 
 
@@ -141,6 +141,14 @@ def test_outcomes_of_other_gates_samples_or_criteria_do_not_count(demo, samples,
         assert outcome(stack(gates, demo, these, out=tmp_path, progress=False)) == outcome(fresh)
         assert runs.batches == alone
         assert len(list((tmp_path / stacking.TRIALS).iterdir())) == 1, "outcomes of other stacks are deleted"
+
+
+def test_batches_of_another_size_are_computed_anew(demo, samples, tmp_path, runs):
+    lsg, few = leaning(demo, [2, 6], [1, 0]), samples[:5]
+    for batch_size, batches in ((4, 2), (2, 3)):
+        runs.batches.clear()
+        result = stack(lsg, demo, few, out=tmp_path, batch_size=batch_size, progress=False)
+        assert len(runs.batches) == 2 * batches and result.sinks.images == 5
 
 
 def test_another_score_or_margin_reads_the_same_outcomes(demo, samples, tmp_path, runs):
