@@ -182,7 +182,7 @@ def test_every_command_of_the_page_runs(lab, run, lmms):
 @pytest.mark.parametrize("step", ["survey", "anatomy", "probe", "sweep", "train", "stack", "eval"])
 def test_every_step_takes_a_batch_size(step):
     """The remedy that the page names for a small GPU."""
-    options = typer.main.get_command(cli.app).commands[step].params
+    options = typer.main.get_command(cli.cli).commands[step].params
     assert any("--batch-size" in option.opts for option in options)
 
 
