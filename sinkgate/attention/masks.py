@@ -5,11 +5,11 @@ Shapes: B samples, Q queries, K Keys, R rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import pad
 from transformers import AttentionMaskInterface, masking_utils
@@ -19,6 +19,12 @@ _masking: Any = masking_utils  # transformers gives no complete types for it
 
 #: Indices of queries (R,) -> the Keys that each attends to, boolean, broadcastable to (B, H, R, K).
 RowMask = Callable[[Tensor], Tensor]
+
+
+def is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
+    """Return whether queries attend to no later Key: the call's ``is_causal``, else the module's."""
+    option = options.get("is_causal")
+    return getattr(module, "is_causal", True) if option is None else option
 
 
 def row_mask(

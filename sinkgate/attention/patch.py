@@ -3,8 +3,7 @@
 Every architecture calls that function after QK-norm and rotary embedding and before KV heads are
 repeated, so the model stays on its own kernel and the KV cache keeps the unscaled Keys. If the caller owns
 the cache (``own_cache``), Keys are scaled once, in the cache, and decode steps use the scaled Keys. Scales limited to rows or heads
-(`LogitScales`) leave the kernel and the Keys alone: the limited rows and heads are computed again, in O(rows x Keys), and replace
-the kernel's; all others stay bit-identical. This module depends on modules and positions only, not on sinks, images or the app.
+(`LogitScales`) leave the kernel and the Keys alone: `sinkgate.attention.written_out` computes the limited rows and heads again. This module depends on modules and positions only, not on sinks, images or the app.
 
 Shapes: L layers, B samples, H heads, Q queries, K keys, R recorded rows, P prompt positions, d head width.
 """
@@ -17,7 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,8 +26,9 @@ from transformers import AttentionInterface
 from transformers.integrations.hub_kernels import is_kernel
 
 from sinkgate.attention.masks import row_mask
-from sinkgate.attention.recorder import CHUNK, Recorder, attention_rows, chunks
+from sinkgate.attention.recorder import Recorder, attention_rows
 from sinkgate.attention.scales import LayerScales, LogitScales, Scales
+from sinkgate.attention.written_out import AttentionCall, limited_output, mixed_output, without_keys
 from sinkgate.errors import UnsupportedModelError
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
@@ -294,15 +294,15 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
             key = tap.scale(module, key)
         _refuse_to_write_out(module, tap)
         mask = args[0] if args else kwargs.get("attention_mask")
-        if tap.hidden is not None:
-            mask = _without(tap.hidden, module, query, key, mask, end, tap.first_key(key.shape[2]), kwargs)
-            args, kwargs = ((mask, *args[1:]), kwargs) if args else (args, {**kwargs, "attention_mask": mask})
+        name, first_key = _implementation(module), tap.first_key(key.shape[2])
         options = {name: kwargs.get(name) for name in ("scaling", "softcap", "is_causal")}
+        call = AttentionCall(module, query, key, value, mask, options, end, first_key)
+        if tap.hidden is not None:
+            mask = without_keys(tap.hidden, call, additive=name == "eager")
+            call = replace(call, mask=mask)
+            args, kwargs = ((mask, *args[1:]), kwargs) if args else (args, {**kwargs, "attention_mask": mask})
         first, count = end - query.shape[2], query.shape[2]
-        causal = getattr(module, "is_causal", True) if options["is_causal"] is None else options["is_causal"]
-        name, window = _implementation(module), kwargs.get("sliding_window")
-        visible = row_mask(name, mask, query, key, causal=causal, window=window)
-        first_key = tap.first_key(key.shape[2])
+        visible = row_mask(name, mask, query, key, causal=call.causal, window=kwargs.get("sliding_window"))
         limited = tap.limited.limited(first, end) if tap.limited is not None else None
 
         def rows_of(which: slice | Tensor) -> tuple[Tensor, Tensor]:
@@ -332,133 +332,17 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
                     recorder.record(tap.layer, wanted, lambda which: rows_of(which)[1], size, value)
         output, weights = attend(module, query, key, value, *args, **kwargs)
         if tap.limited is not None and limited is not None:
-            output = _limited(tap.limited, limited, first_key, module, query, key, value, mask, output, options)
+            output = limited_output(tap.limited, limited, call, output)
         start = max(0, tap.rewrite_from - first)
         if tap.rewrite is not None and start < count:
             old, new = rows_of(slice(start, count))
-            output = torch.cat([output[:, :start], _mixed(old, new, value, output[:, start:])], 1)
+            output = torch.cat([output[:, :start], mixed_output(old, new, value, output[:, start:])], 1)
         if recorder is not None and recorder.outputs is not None:
             with torch.no_grad():
                 recorder.add_output(tap.layer, output, first)
         return output, weights
 
     return sinkgate_attention
-
-
-def _limited(
-    scales: LayerScales,
-    limited: Tensor,
-    first_key: int,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    output: Tensor,
-    options: dict[str, Any],
-) -> Tensor:
-    """Return the kernel's output (B n, Q, H, d) with the limited rows and heads computed from scaled logits."""
-    rows, heads = limited.any(0).nonzero()[:, 0], scales.heads
-    if not len(rows):
-        return output
-    samples, width = query.shape[0], torch.promote_types(query.dtype, torch.float32)
-    if heads is not None:
-        shared = heads * key.shape[1] // query.shape[1]  # the Key head of each
-        query, key, value = query[:, heads], key[:, shared], value[:, shared]
-        mask = mask[:, heads] if mask is not None and mask.shape[1] > 1 else mask
-    output = output.clone() if output.requires_grad else output
-    span = slice(int(rows[0]), int(rows[-1]) + 1)  # slices cost no copies
-    chosen = span if span.stop - span.start == len(rows) else rows
-    kernel = heads is not None and _kernel_serves(scales, module, query, key, mask, chosen, options)
-    if kernel:
-        window = scales.window(first_key, key[..., 0], heads)[..., None]
-        key, most = (key * window).to(key.dtype), len(rows)
-    else:
-        query, key, value = query.to(width), key.to(width), value.to(width)
-        most = max(1, CHUNK // (samples * query.shape[1] * key.shape[2]))
-    for which, _ in chunks(chosen, most):
-        if kernel:
-            part = None if mask is None else mask[:, :, which, : key.shape[2]]
-            causal = mask is None and query.shape[2] > 1
-            mixed = nn.functional.scaled_dot_product_attention(
-                query[:, :, which], key, value, part, is_causal=causal, scale=options["scaling"]
-            )
-        else:
-            rule = partial(scales.scaled, rows=limited[:, which], first_key=first_key, heads=heads)
-            weights = attention_rows(module, query, key, mask, rows=which, rule=rule, **options)
-            mixed = (weights.reshape(samples, key.shape[1], -1, key.shape[2]) @ value).view(*weights.shape[:3], -1)
-        mixed = mixed.transpose(1, 2).to(output.dtype)  # B n, R, H, d
-        at = (
-            slice(None),
-            which if heads is None else _indices(which)[:, None],
-            slice(None) if heads is None else heads,
-        )
-        if not limited[:, which].all():
-            inside = limited[:, which].to(output.device).repeat_interleave(samples // len(limited), 0)
-            mixed = torch.where(inside[:, :, None, None], mixed, output[at])
-        output[at] = mixed
-    return output
-
-
-def _kernel_serves(
-    scales: LayerScales,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    rows: slice | Tensor,
-    options: dict[str, Any],
-) -> bool:
-    """Return whether torch's kernel computes these rows from scaled Keys, faster than logits that are written out."""
-    if scales.monotone.any() or options["softcap"]:
-        return False
-    count, causal = query.shape[2], getattr(module, "is_causal", True)
-    if mask is not None or count == 1:
-        return True
-    causal = causal if options["is_causal"] is None else options["is_causal"]
-    return causal and isinstance(rows, slice) and rows == slice(0, count) and count == key.shape[2]
-
-
-def _without(
-    hidden: Tensor,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    end: int,
-    first_key: int,
-    options: dict[str, Any],
-) -> Tensor:
-    """Return the mask (B n, 1 or H, Q, K) without the hidden Keys (B, P); each query keeps its own."""
-    keys, device = key.shape[2], query.device
-    window = hidden[:, first_key : first_key + keys].to(device)
-    window = nn.functional.pad(window, (0, keys - window.shape[1])).repeat_interleave(len(key) // len(hidden), 0)
-    rows = torch.arange(end - query.shape[2], end, device=device)[:, None]
-    columns = torch.arange(first_key, first_key + keys, device=device)
-    gone = window[:, None, None] & (rows != columns)
-    if mask is not None and mask.dtype != torch.bool:
-        return mask[..., :keys].masked_fill(gone, torch.finfo(mask.dtype).min)
-    if mask is None:
-        causal = getattr(module, "is_causal", True) if options.get("is_causal") is None else options["is_causal"]
-        visible = columns <= rows if causal else torch.ones_like(gone)
-    else:
-        visible = mask[..., :keys]
-    visible = visible & ~gone
-    if _implementation(module) == "eager":  # adds its mask
-        return torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, torch.finfo(query.dtype).min)
-    return visible
-
-
-def _indices(rows: slice | Tensor) -> Tensor:
-    return torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-
-
-def _mixed(old: Tensor, new: Tensor, value: Tensor, output: Tensor) -> Tensor:
-    """Return Values mixed by the rewritten rows, and the kernel's output for unchanged rows: (B, H, R, K) -> (B, R, H, d)."""
-    samples, heads, rows, keys = new.shape
-    grouped = new.to(value.dtype).reshape(samples, value.shape[1], -1, keys)
-    mixed = (grouped @ value).view(samples, heads, rows, -1).transpose(1, 2)
-    return torch.where((new != old).any(-1).transpose(1, 2)[..., None], mixed, output)
 
 
 def _count_positions(call: _Call) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
@@ -525,14 +409,13 @@ def _record_segments(
         wanted = recorder.wanted(layer, 0, end - start)
         if wanted is None:
             continue
-        rows_of = partial(_rows, module, own_query, own_key, options)
+
+        def rows_of(which: slice | Tensor, query: Tensor = own_query, key: Tensor = own_key) -> Tensor:
+            return attention_rows(module, query, key, None, rows=which, **options)
+
         with torch.no_grad():
             size = query.shape[0] * query.shape[1] * (end - start)
             recorder.record(layer, wanted, rows_of, size, value[:, :, part])
-
-
-def _rows(module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any], which: slice | Tensor) -> Tensor:
-    return attention_rows(module, query, key, None, rows=which, **options)
 
 
 def _install(name: str) -> None:

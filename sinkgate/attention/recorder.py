@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sinkgate.attention import masks
 from sinkgate.attention.masks import RowMask
 
 _linalg: Any = torch.linalg  # torch gives no types for it
@@ -105,9 +106,8 @@ class Recorder:
         for part, size in chunks(wanted, most):
             mean = self._reduced(rows_of(part))
             count += size
-            total = (
-                mean if count == size else total + (mean - total) * (size / count)
-            )  # a single chunk is bit-identical to its mean
+            # a single chunk is bit-identical to its mean
+            total = mean if count == size else total + (mean - total) * (size / count)
         return total
 
     def _reduced(self, rows: Tensor) -> Tensor:
@@ -215,10 +215,9 @@ def attention_rows(
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     lowest = torch.finfo(scores.dtype).min  # not -inf: the row of a padded query, without any Key, must not be NaN
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    last_only = isinstance(rows, slice) and rows == slice(
-        count - 1, count
-    )  # the last query attends to every Key and needs no mask
+    causal = masks.is_causal(module, {"is_causal": is_causal})
+    # the last query attends to every Key and needs no mask
+    last_only = isinstance(rows, slice) and rows == slice(count - 1, count)
     if mask is None and causal and count > 1 and not last_only:
         position = torch.arange(count, device=query.device)[rows]
         scores = scores.masked_fill(torch.arange(keys, device=query.device) > position[:, None], lowest)
