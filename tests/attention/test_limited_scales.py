@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import AttentionInterface
 
 import sinkgate.attention.patch as attention_module
+from sinkgate.attention import written_out
 from sinkgate.attention.patch import attached
 from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import LayerScales, LogitScales
@@ -78,7 +79,7 @@ def test_rows_inside_follow_the_rule_and_are_recorded(call, chunk):
     batch, heads, queries, _ = query.shape
     recorder = Recorder("all")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_module, "CHUNK", chunk)
+        patch.setattr(written_out, "CHUNK", chunk)
         output = attend(module, tensors, limits, recorder)
     logits = query @ key.repeat_interleave(heads // key.shape[1], 1).mT * 8**-0.5
     beams = batch // len(limits.rows)
@@ -125,7 +126,7 @@ def test_heads_that_share_keys_are_scaled_with_their_keys(call):
     everywhere = LogitScales.unlimited(scales[:, :, 0], queries)
     shared = replace(everywhere, scales=scales.repeat_interleave(groups, 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_module, "_limited", None)  # not to be called
+        patch.setattr(attention_module, "limited_output", None)  # not to be called
         cheap = attend(module, tensors, shared)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LayerScales, "of_keys", lambda *_: None)
