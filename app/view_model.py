@@ -18,6 +18,7 @@ import sinkgate as sg
 from sinkgate.images.layout import Sheet
 from sinkgate.sinks import words
 from sinkgate.sinks.gates import GROUPS
+from sinkgate.sinks.words import sentence
 
 from .inspection import PatchFacts
 from .state import MAX_NEW_TOKENS, AnswerUpdate, QuestionState
@@ -185,11 +186,6 @@ def image_url(image: Image.Image) -> str:
     with io.BytesIO() as buffer:
         image.save(buffer, "JPEG", quality=88)
         return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def sentence(text: str) -> str:
-    """Return a message with a capital letter and a full stop; an empty one stays empty."""
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
 
 
 def mixer_value(gates: sg.Gates) -> JSON:

@@ -1,6 +1,6 @@
 """Plotly figures of tables, one module for each study.
 
-They know nothing of models and compute no statistics: intervals and corrected p come with the tables.
+They depend on no model and compute no statistics: intervals and corrected p come with the tables.
 """
 
 from sinkgate.plots.maps import maps_figure, words_figure

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinkgate.plots.style import COLORWAY, GRID, LEVEL, SOFT, SYMBOLS, dressed
+from sinkgate.plots.style import COLORWAY, GRID, SOFT, SYMBOLS, dressed, significant
 
 ROW = 17  # pixels
 
@@ -28,7 +28,6 @@ def changes_figure(changes: pd.DataFrame, by: str = "task") -> go.Figure:
         rows = changes.loc[changes["method"] == method]
         color, symbol = COLORWAY[number % len(COLORWAY)], SYMBOLS[number % len(SYMBOLS)]
         points = 100 * rows.loc[:, ["change", "low", "high"]]
-        holds = rows["corrected"] < LEVEL if "corrected" in rows else (rows["low"] > 0) | (rows["high"] < 0)
         figure.add_scatter(
             x=points["change"],
             y=[step * tasks.index(task) + number for task in rows[by]],
@@ -37,7 +36,7 @@ def changes_figure(changes: pd.DataFrame, by: str = "task") -> go.Figure:
             marker={
                 "color": color,
                 "size": 8,
-                "symbol": np.where(holds, symbol, f"{symbol}-open"),
+                "symbol": np.where(significant(rows), symbol, f"{symbol}-open"),
                 "line": {"width": 1.5, "color": color},
             },
             error_x={

@@ -1,7 +1,7 @@
 """Style of all figures: colours of the groups, template, scales, export to files.
 
-A group is told by colour, dash and marker, a gain from a loss by colour and sign: nothing is lost to colour-blind eyes
-or in grey print.
+Groups differ by colour, dash and marker, gains and losses by colour and sign, so that figures can be read by colour-blind people
+and in grey print.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -133,6 +134,13 @@ def panels(
     for cell in cells[max(0, count - across) : count]:
         figure.update_xaxes(title_text=x_title, row=cell["row"], col=cell["col"])
     return figure, cells[:count]
+
+
+def significant(table: pd.DataFrame) -> np.ndarray:
+    """Return which rows of a table are significant: by ``corrected`` p, or without it by an interval ``low`` to ``high`` without 0."""
+    if "corrected" in table:
+        return (table["corrected"] < LEVEL).to_numpy()
+    return ((table["low"] > 0) | (table["high"] < 0)).to_numpy()
 
 
 def groups_in(table: pd.DataFrame) -> list[str]:

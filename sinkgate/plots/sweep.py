@@ -1,8 +1,8 @@
 """Figures of the oracle sweep: accuracy changes by setting and task (paper, section 3).
 
-Where nothing else is said they take rows of a task and a setting: ``task``, ``layer``, the scales ``v_sink``, ``l_sink`` and ``ordinary``, ``change`` of accuracy
-against the unmodified model with its 95 % interval ``low`` to ``high`` (shares, drawn as points), and ``corrected``, p after
-correction for the number of settings.
+Unless stated otherwise they take rows of a task and a setting: ``task``, ``layer``, the scales ``v_sink``, ``l_sink`` and
+``ordinary``, ``change`` of accuracy against the unmodified model with its 95 % interval ``low`` to ``high`` (shares, drawn as
+points), and ``corrected``, p after correction for the number of settings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinkgate.plots.style import COLORWAY, DIVERGING, GAIN, GRID, INK, LEVEL, LOSS, SOFT, dressed, panels
+from sinkgate.plots.style import COLORWAY, DIVERGING, GAIN, GRID, INK, LOSS, SOFT, dressed, panels, significant
 
 SCALES = ["v_sink", "l_sink", "ordinary"]
 ACROSS = 4  # panels side by side
@@ -69,7 +69,7 @@ def settings_figure(gains: pd.DataFrame, limit: float | None = None) -> go.Figur
         ygap=1,
         **_colors(z.to_numpy(), limit),
     )
-    holding = table.loc[_holds(table)]
+    holding = table.loc[significant(table)]
     figure.add_scatter(
         x=holding["at"],
         y=[labels[task] for task in holding["task"]],
@@ -125,7 +125,7 @@ def curves_figure(gains: pd.DataFrame, task: str) -> go.Figure:
             showlegend=number == 0,
             **cell,
         )
-        holds, gain = _holds(line), line["change"].to_numpy() > 0
+        holds, gain = significant(line), line["change"].to_numpy() > 0
         figure.add_scatter(
             x=rho,
             y=100 * line["change"],
@@ -197,13 +197,6 @@ def confirmation_figure(settings: pd.DataFrame) -> go.Figure:
     return dressed(figure, "Searched against confirmed", subtitle, 190 + 52 * len(settings))
 
 
-def _holds(table: pd.DataFrame) -> np.ndarray:
-    """Return which rows are significant: by corrected p, or, without it, by an interval that excludes 0."""
-    if "corrected" in table:
-        return (table["corrected"] < LEVEL).to_numpy()
-    return ((table["low"] > 0) | (table["high"] < 0)).to_numpy()
-
-
 def _signed(row: pd.Series, value: str, decimals: bool) -> str:
     text = f"{100 * row[value]:+z.{int(decimals)}f}"
     return f"<b>{text}*</b>" if bool(row["holds"]) else text
@@ -223,10 +216,8 @@ def _hover_text(row: pd.Series, value: str = "change") -> str:
 
 def _row_name(row: pd.Series) -> str:
     family = f" ({row['family']})" if row.get("family", "all") != "all" else ""
-    chosen = [row["first"], row["second"]]
-    chosen = "<br>".join(
-        f"<span style='font-size: 11px'>{escape(str(setting))}</span>" for setting in dict.fromkeys(chosen)
-    )
+    settings = dict.fromkeys((row["first"], row["second"]))
+    chosen = "<br>".join(f"<span style='font-size: 11px'>{escape(str(setting))}</span>" for setting in settings)
     return f"{escape(str(row['task']) + family)}<br>{chosen}"
 
 
@@ -239,7 +230,7 @@ def _map(cells: pd.DataFrame, value: str, limit: float | None, tasks: Sequence[s
     table = cells.assign(
         points=100 * cells[value],
         hover=[_hover_text(row, value) for _, row in cells.iterrows()],
-        text=[_signed(row, value, len(layers) <= 24) for _, row in cells.assign(holds=_holds(cells)).iterrows()],
+        text=[_signed(row, value, len(layers) <= 24) for _, row in cells.assign(holds=significant(cells)).iterrows()],
     )
     z, hover, text = (
         table.pivot(index="task", columns="layer", values=name).loc[tasks, layers].to_numpy()

@@ -17,6 +17,7 @@ from sinkgate.scenes.scene import COLORS, SHAPES, SIZES, Scene, SceneObject
 
 Scope = Literal["global", "local"]
 QuestionAndAnswer = tuple[str, str] | None  # None if the scene does not allow the kind
+Ask = Callable[[Scene, Random], QuestionAndAnswer]
 
 _APART = 0.16  # least distance along an axis for left-of, above, ...
 
@@ -37,7 +38,7 @@ class Kind:
 
     name: str
     scope: Scope
-    ask: Callable[[Scene, Random], QuestionAndAnswer]
+    ask: Ask
 
 
 def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
@@ -55,8 +56,8 @@ def ask_all(scene: Scene, rng: Random) -> list[Question]:
 def describe(scene: Scene) -> str:
     """Describe the scene in words, objects in reading order: by rows of the picture, then from left to right.
 
-    Every object is given a corner, even one of an edited scene that stands on a midline (where ``SceneObject.in_corner``
-    is false): the shipped model was trained on these texts.
+    Every object is said to be in a corner, even one on a midline of an edited scene (where ``SceneObject.in_corner`` is false),
+    since the demo model was trained on such texts.
     """
     ordered = sorted(scene.objects, key=lambda item: (item.y >= 0.5, item.x >= 0.5, item.x))
     parts = [f"a {item.size} {item.color} {item.shape} at the {item.place}" for item in ordered]
@@ -74,53 +75,23 @@ def line_up(scene: Scene, rng: Random) -> tuple[str, str]:
     return request.format(words), " and ".join(f"{item.size} {item.color} {item.shape}" for item in ordered)
 
 
-def _count(scene: Scene, rng: Random) -> QuestionAndAnswer:
-    text = rng.choice(
-        (
-            "How many objects are there?",
-            "How many things are in the picture?",
-            "How many shapes can you see?",
-            "Count the objects.",
-            "What is the number of objects?",
-        )
-    )
-    return text, str(len(scene.objects))
-
-
 def majority_color(scene: Scene) -> str | None:
     """Return the most frequent color; None if two colors tie."""
     (color, most), *others = Counter(item.color for item in scene.objects).most_common()
     return None if others and others[0][1] == most else color
 
 
-def _majority_color(scene: Scene, rng: Random) -> QuestionAndAnswer:
-    color = majority_color(scene)
-    if color is None:
-        return None
-    text = rng.choice(
-        (
-            "What is the most common color?",
-            "Which color appears most often?",
-            "What color are most of the objects?",
-            "Which color is the most frequent?",
-        )
-    )
-    return text, color
+def _asked(answer: Callable[[Scene], str | None], *texts: str) -> Ask:
+    """Build a question about the whole scene; None where it has no answer."""
+
+    def ask(scene: Scene, rng: Random) -> QuestionAndAnswer:
+        reply = answer(scene)
+        return None if reply is None else (rng.choice(texts), reply)
+
+    return ask
 
 
-def _background(scene: Scene, rng: Random) -> QuestionAndAnswer:
-    text = rng.choice(
-        (
-            "What color is the background?",
-            "What is the color of the background?",
-            "Which color is behind the objects?",
-            "What is the background color?",
-        )
-    )
-    return text, scene.background
-
-
-def _which(attribute: str, names: Iterable[str], *texts: str) -> Callable[[Scene, Random], QuestionAndAnswer]:
+def _which(attribute: str, names: Iterable[str], *texts: str) -> Ask:
     """Build a question for the names that some object has; the answer lists them in the order of the names."""
 
     def ask(scene: Scene, rng: Random) -> QuestionAndAnswer:
@@ -130,60 +101,25 @@ def _which(attribute: str, names: Iterable[str], *texts: str) -> Callable[[Scene
     return ask
 
 
-_shapes = _which(
-    "shape",
-    SHAPES,
-    "Which shapes are there?",
-    "What shapes are in the picture?",
-    "Which shapes can you see?",
-    "Name the shapes.",
-)
-_colors = _which(
-    "color",
-    COLORS,
-    "Which colors are there?",
-    "What colors do the objects have?",
-    "Which colors can you see?",
-    "Name the colors of the objects.",
-)
+def _of_object(attribute: str, named_by: tuple[str, ...], *texts: str) -> Ask:
+    """Build a question for an attribute of an object that the other attributes name."""
+
+    def ask(scene: Scene, rng: Random) -> QuestionAndAnswer:
+        reference = _refer(scene, rng, named_by)
+        return reference and (rng.choice(texts).format(reference[1]), getattr(reference[0], attribute))
+
+    return ask
 
 
-def _color(scene: Scene, rng: Random) -> QuestionAndAnswer:
-    reference = _refer(scene, rng, ("size", "shape"))
-    if not reference:
-        return None
-    item, name = reference
-    text = rng.choice(
-        (
-            "What color is the {}?",
-            "Which color is the {}?",
-            "What is the color of the {}?",
-            "Tell me the color of the {}.",
-        )
-    )
-    return text.format(name), item.color
+def _number(attribute: str, names: Iterable[str], plural: Callable[[str], str], *texts: str) -> Ask:
+    """Build a question for the number of objects of a colour or shape, for the most part one that is there."""
 
+    def ask(scene: Scene, rng: Random) -> QuestionAndAnswer:
+        counts = Counter(getattr(item, attribute) for item in scene.objects)
+        name = rng.choice(list(counts if rng.random() < 0.75 else names))
+        return rng.choice(texts).format(plural(name)), str(counts[name])
 
-def _shape(scene: Scene, rng: Random) -> QuestionAndAnswer:
-    reference = _refer(scene, rng, ("size", "color"))
-    if not reference:
-        return None
-    item, name = reference
-    text = rng.choice(
-        ("What shape is the {}?", "Which shape is the {}?", "What is the shape of the {}?", "What is the {}?")
-    )
-    return text.format(name), item.shape
-
-
-def _size(scene: Scene, rng: Random) -> QuestionAndAnswer:
-    reference = _refer(scene, rng, ("color", "shape"))
-    if not reference:
-        return None
-    item, name = reference
-    text = rng.choice(
-        ("What size is the {}?", "How big is the {}?", "Is the {} small or large?", "What is the size of the {}?")
-    )
-    return text.format(name), item.size
+    return ask
 
 
 def _place(scene: Scene, rng: Random) -> QuestionAndAnswer:
@@ -223,59 +159,67 @@ def _presence(scene: Scene, rng: Random) -> QuestionAndAnswer:
         absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
         near = [(c, s) for c, s in absent if any(c == x or s == y for x, y in present)]
         color, shape = rng.choice(near if rng.random() < 0.5 else absent)
-    text = rng.choice(
-        (
-            "Is there a {}?",
-            "Is there any {}?",
-            "Can you see a {}?",
-            "Does the picture contain a {}?",
-        )
-    )
+    text = rng.choice(("Is there a {}?", "Is there any {}?", "Can you see a {}?", "Does the picture contain a {}?"))
     return text.format(f"{color} {shape}"), "yes" if (color, shape) in present else "no"
 
 
-def _count_color(scene: Scene, rng: Random) -> QuestionAndAnswer:
-    colors = Counter(item.color for item in scene.objects)
-    color = rng.choice(list(colors)) if rng.random() < 0.75 else rng.choice(list(COLORS))
-    text = rng.choice(
-        (
-            "How many {} objects are there?",
-            "How many {} things can you see?",
-            "Count the {} objects.",
-            "How many {} shapes are in the picture?",
-        )
-    )
-    return text.format(color), str(colors[color])
-
-
-def _count_shape(scene: Scene, rng: Random) -> QuestionAndAnswer:
-    shapes = Counter(item.shape for item in scene.objects)
-    shape = rng.choice(list(shapes)) if rng.random() < 0.75 else rng.choice(SHAPES)
-    plural = "crosses" if shape == "cross" else f"{shape}s"
-    text = rng.choice(
-        ("How many {} are there?", "How many {} can you see?", "Count the {}.", "What is the number of {}?")
-    )
-    return text.format(plural), str(shapes[shape])
+def _plural(shape: str) -> str:
+    return "crosses" if shape == "cross" else f"{shape}s"
 
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("count", "global", _count),
-        Kind("majority_color", "global", _majority_color),
-        Kind("background", "global", _background),
-        Kind("colors", "global", _colors),
-        Kind("shapes", "global", _shapes),
-        Kind("count_color", "local", _count_color),
-        Kind("count_shape", "local", _count_shape),
+        Kind("count", "global", _asked(
+            lambda scene: str(len(scene.objects)),
+            "How many objects are there?", "How many things are in the picture?", "How many shapes can you see?",
+            "Count the objects.", "What is the number of objects?",
+        )),
+        Kind("majority_color", "global", _asked(
+            majority_color,
+            "What is the most common color?", "Which color appears most often?", "What color are most of the objects?",
+            "Which color is the most frequent?",
+        )),
+        Kind("background", "global", _asked(
+            lambda scene: scene.background,
+            "What color is the background?", "What is the color of the background?", "Which color is behind the objects?",
+            "What is the background color?",
+        )),
+        Kind("colors", "global", _which(
+            "color", COLORS,
+            "Which colors are there?", "What colors do the objects have?", "Which colors can you see?",
+            "Name the colors of the objects.",
+        )),
+        Kind("shapes", "global", _which(
+            "shape", SHAPES,
+            "Which shapes are there?", "What shapes are in the picture?", "Which shapes can you see?", "Name the shapes.",
+        )),
+        Kind("count_color", "local", _number(
+            "color", COLORS, str,
+            "How many {} objects are there?", "How many {} things can you see?", "Count the {} objects.",
+            "How many {} shapes are in the picture?",
+        )),
+        Kind("count_shape", "local", _number(
+            "shape", SHAPES, _plural,
+            "How many {} are there?", "How many {} can you see?", "Count the {}.", "What is the number of {}?",
+        )),
         Kind("presence", "local", _presence),
-        Kind("color", "local", _color),
-        Kind("shape", "local", _shape),
-        Kind("size", "local", _size),
+        Kind("color", "local", _of_object(
+            "color", ("size", "shape"),
+            "What color is the {}?", "Which color is the {}?", "What is the color of the {}?", "Tell me the color of the {}.",
+        )),
+        Kind("shape", "local", _of_object(
+            "shape", ("size", "color"),
+            "What shape is the {}?", "Which shape is the {}?", "What is the shape of the {}?", "What is the {}?",
+        )),
+        Kind("size", "local", _of_object(
+            "size", ("color", "shape"),
+            "What size is the {}?", "How big is the {}?", "Is the {} small or large?", "What is the size of the {}?",
+        )),
         Kind("place", "local", _place),
         Kind("relation", "local", _relation),
     )
-}
+}  # fmt: skip
 
 
 def _refer(scene: Scene, rng: Random, attributes: tuple[str, ...]) -> tuple[SceneObject, str] | None:

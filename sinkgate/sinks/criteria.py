@@ -258,10 +258,8 @@ class Choice:
     def in_words(self, dims: tuple[int, ...] = ()) -> str:
         """Return the name with the dimensions (``dims``, where the criterion takes them from each prompt) and their origin."""
         dims = self.dims or dims
-        return (
-            ", ".join([self.criterion.name, *([numbered("dimension", dims)] if dims else [])])
-            + f" {self.reason}".rstrip()
-        )
+        numbers = f", {numbered('dimension', dims)}" if dims else ""
+        return f"{self.criterion.name}{numbers} {self.reason}".rstrip()
 
 
 @dataclass(frozen=True)

@@ -482,6 +482,5 @@ def to_float(value: float) -> float:
 
 
 def short(column: Tensor) -> list[float]:
-    """Return float32 numbers with the fewest digits that read back."""
-    # numpy prints the fewest digits that read back: 0.2 stays 0.2
+    """Return float32 numbers with the fewest digits that read back, as NumPy prints them: 0.2 stays 0.2."""
     return [float(str(value)) for value in column.numpy()]

@@ -165,11 +165,8 @@ class SinkMap(SinkMasks):
         if text is None or not len(text.positions):
             return ""
         image_first = self.positions is not None and not int(self.positions.min())
-        opening = (
-            "The image comes first: visual token 0 stands at the first position, where a text sink would be."
-            if image_first
-            else ""
-        )
+        opening = "The image comes first: visual token 0 stands at the first position, where a text sink would be."
+        opening *= image_first
         if text.verdict is None:
             if image_first or text.attention is None:
                 return opening

@@ -53,6 +53,11 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
+def sentence(text: str) -> str:
+    """Return a message with a capital letter and a full stop; an empty one stays empty."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
+
+
 def span(low: float, high: float) -> str:
     """Return the range that numbers lie in: "0.1-0.5", or one number where both ends read alike."""
     return number(high) if number(low) == number(high) else f"{number(low)}-{number(high)}"

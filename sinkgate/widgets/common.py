@@ -14,6 +14,7 @@ from PIL import Image
 
 from sinkgate.errors import SinkgateError
 from sinkgate.plots.style import INK, SOFT
+from sinkgate.sinks.words import sentence
 
 MAX_NEW_TOKENS = 32  # of answers; default chosen by us
 WARN = "var(--jp-error-color1, #a61e4d)"  # the colour of the notebook's theme
@@ -105,5 +106,4 @@ def data_url(image: Image.Image, side: int) -> str:
 
 def fault(text: str) -> str:
     """Return HTML of an error sentence; empty for an empty text."""
-    sentence = f"{text[:1].upper()}{text[1:].rstrip('.')}."
-    return text and f'<div role="alert" style="color: {WARN}">{escape(sentence)}</div>'
+    return text and f'<div role="alert" style="color: {WARN}">{escape(sentence(text))}</div>'

@@ -62,9 +62,8 @@ class SweepMap(Shown):
         self.cells = self._best()
         figure = layers_figure(self.cells, largest)
         title: Any = figure["layout"]["title"]
-        head = ipw.HTML(
-            f"<b>{title['text']}</b><br>{small(title['subtitle']['text'])}"
-        )  # Plotly draws title and subtitle over each other
+        # Plotly would draw title and subtitle over each other
+        head = ipw.HTML(f"<b>{title['text']}</b><br>{small(title['subtitle']['text'])}")
         self.figure = still(figure.update_layout(title=None, margin_t=20))
         self.figure.data[0].on_click(self._clicked)
         self.flipped = ipw.HTML(card(small("Click a cell to see which questions it flipped.")), layout={"margin": "0"})
