@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BytesIO, TextIOWrapper
 
 import pandas as pd
 import parquet_files
 import pytest
+from forked import Done, Forked
 
 import sinkgate as sg
 from sinkgate import cli
@@ -21,13 +22,6 @@ from sinkgate.methods.lsg import LSG
 from sinkgate.models import loading
 from sinkgate.sinks.criteria import SinkDimensions
 from sinkgate.studies.results import Results
-
-
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 def process(*args):
@@ -81,7 +75,7 @@ def test_the_process_itself(scene_folder, demo):
 
 
 def test_a_mistake_ends_the_process_with_2(scene_folder):
-    done = process("ask", scene_folder / "scenes.jsonl", "How many?")
+    done = Forked(cli.main, "sinkgate", "ask", scene_folder / "scenes.jsonl", "How many?").wait()
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("sinkgate: this is no picture") and done.stderr.count("\n") == 1
 
@@ -583,19 +577,17 @@ def test_a_killed_sweep_goes_on_and_two_processes_equal_one(sinkgate, tmp_path):
     options = ["--limit", 18, "--haze", 0.6, "--layers", "1-2", "--batch-size", 3]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     sinkgate("sweep", *options, "--out", whole)
-    command = [sys.executable, "-m", "sinkgate", "sweep", *map(str, options), "--out", str(killed)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ["sinkgate", "sweep", *options, "--out", killed]
+    running = Forked(cli.main, *command)
     while not list(killed.glob("parts/0*")):
-        assert running.poll() is None, "it ended before it could be killed"
+        assert running.process.is_alive(), "it ended before it could be killed"
         time.sleep(0.01)
-    running.kill()
+    running.process.kill()
     running.wait()
     assert not (killed / "answers.parquet").exists()
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sinkgate"]
-    subprocess.run(
-        [sys.executable, *launcher, *command[3:]], env=environment, check=True, capture_output=True, timeout=200
-    )
+    ranks = [Forked(cli.main, *command, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in range(2)]
+    for done in [rank.wait() for rank in ranks]:  # as torchrun starts them
+        assert done.returncode == 0, done.stderr
     for table in ("answers", "items"):
         assert (killed / f"{table}.parquet").read_bytes() == (whole / f"{table}.parquet").read_bytes()
     assert "holds a study already" in sinkgate("sweep", *options, "--out", killed, "--no-resume", code=2).stderr

@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import re
-import signal
+import runpy
 import subprocess
 import sys
 import time
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from tiny import noise_image, tiny_llava
 from transformers import TrainerCallback
 
@@ -164,14 +165,13 @@ def test_a_killed_run_goes_on_bit_for_bit(vlm, tmp_path):
     whole = fresh(vlm)
     options = {"num_train_epochs": 4, "save_steps": 2}
     complete = run(vlm, whole, tmp_path / "whole", **options)
-    script = [sys.executable, str(HERE / "worker.py"), str(tmp_path / "killed"), json.dumps(options)]
-    worker = subprocess.Popen(script, env={**WORKER, "SLOW": "0.2"})
+    program = functools.partial(runpy.run_path, str(HERE / "worker.py"), run_name="__main__")
+    worker = Forked(program, "worker.py", tmp_path / "killed", json.dumps(options), SLOW="0.2")
     checkpoint = tmp_path / "killed" / "checkpoint-4"
-    deadline = time.monotonic() + 120
-    while not (checkpoint / "trainer_state.json").exists() and time.monotonic() < deadline:
-        assert worker.poll() is None, "it was to be killed while it ran"
+    while not (checkpoint / "trainer_state.json").exists():
+        assert worker.process.is_alive(), "it was to be killed while it ran"
         time.sleep(0.02)
-    worker.send_signal(signal.SIGKILL)
+    worker.process.kill()
     worker.wait()
     half = tmp_path / "killed" / "checkpoint-999"
     half.mkdir()
