@@ -44,8 +44,8 @@ EXTENDED_TESTS = (
     "images/test_images.py::test_a_phones_photograph_is_made_smaller_and_stands_upright[TIFF]",
     "images/test_images.py::test_a_phones_photograph_is_made_smaller_and_stands_upright[WEBP]",
     "methods/test_criterion.py::test_studies",
-    "methods/test_runtime.py::test_other_models_and_criteria_are_served_without_sinkgate",
-    "methods/test_runtime.py::test_the_shipped_learned_gates",
+    "methods/test_runtime.py::test_shipped_gates_other_models_and_other_criteria",
+    "models/test_chat.py::test_options_are_chosen_alike_by_sweeps_and_scores[sentencepiece-",
     "models/test_processor_table.py::test_what_is_",
     "models/test_session.py::test_a_compiled_model_is_gated_and_recorded",
     "plots/test_style.py::test_images_are_files_of_their_kind",
@@ -61,9 +61,10 @@ EXTENDED_TESTS = (
     "studies/test_race.py::test_a_killed_race",
     "studies/test_race.py::test_the_best_of_the_exact_map",
     "studies/test_run.py::test_ten_kills_at_random_moments_change_nothing",
-    "studies/test_sweep_study.py::test_ten_kills_change_no_answer",
+    "studies/test_sweep_study.py::test_kills_change_no_answer",
     "test_gpu_script.py::",
     "test_project.py::test_gating_needs_no_extra",
+    "test_project.py::test_import_and_help_leave_out_what_they_do_not_need[import sinkgate as sg",
     "test_project.py::test_the_models_of_the_page_are_those_of_the_tests",
     "test_project.py::test_the_project_reads_plainly",
     "training/test_gate_training.py::test_a_killed_run_goes_on_bit_for_bit",
@@ -91,8 +92,8 @@ COMMON = (
     "lfm2_vl",
 )
 MAIN_PATH = "browser/test_page.py"
-#: Folders whose files take longest: begun first, so that no worker is left with one of them at the end.
-LONGEST = ("notebooks", "widgets")
+#: Folders and files that take longest: begun first, so that no worker is left with one of them at the end.
+LONGEST = ("notebooks", "widgets", "docs", "test_gpu_script.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 import sinkgate as sg
+from sinkgate.data import scene_samples
 from sinkgate.demo import comparison
 from sinkgate.demo.comparison_card import Comparison, main_table, write_comparison
 from sinkgate.methods import Fixed
 from sinkgate.methods.lsg import LSG
 from sinkgate.scenes.questions import KINDS
+from sinkgate.training.dataset import ExampleCache
 
 
 def few_gates(vlm, setup):
@@ -41,7 +43,13 @@ def small_run(demo, monkeypatch):
 
 def test_a_small_run_is_resumed_and_becomes_a_card(small_run, tmp_path):
     setup = replace(
-        comparison.SETUPS["demo-small"], layers=(1, 2, 7), samples=2, validation=13, questions=39, seeds=(0,)
+        comparison.SETUPS["demo-small"],
+        layers=(2, 7),
+        ablated=(7,),
+        samples=2,
+        validation=13,
+        questions=39,
+        seeds=(0,),
     )
     comparison.run_comparison(setup, tmp_path / "run")
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.json")}
@@ -95,6 +103,25 @@ def test_a_short_comparison_has_a_card_without_the_parts_that_it_leaves_out(smal
         "stack",
         "joint",
     }
+
+
+def test_mean_scales_are_those_that_single_gates_read(demo):
+    torch.manual_seed(0)
+    gates = {
+        name: LSG.for_vlm(demo, [1, 6], start=start)
+        for name, start in zip(comparison.FORMS, ("paper", "identity"), strict=True)
+    }
+    for lsg in gates.values():
+        for gate in lsg.gates.values():
+            torch.nn.init.normal_(gate.up.weight)
+    samples = list(scene_samples(6, 0, kinds=("count", "place"), size=64))
+    means = comparison.mean_rho(demo, gates, samples, ExampleCache(demo))
+    for name, lsg in gates.items():
+        for kind in ("count", "place"):
+            prompts = [demo.prompt(each.images, each.question) for each in samples if each.kind == kind]
+            for layer, mean in zip((1, 6), means[name][kind], strict=True):
+                scales = [lsg.only([layer]).read(demo, prompt).scales[layer, 0].item() for prompt in prompts]
+                assert mean == pytest.approx(sum(scales) / len(scales), abs=1e-5)
 
 
 def hand_written(folder, seeds):

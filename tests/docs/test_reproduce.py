@@ -14,6 +14,7 @@ from random import Random
 import parquet_files
 import pytest
 import typer
+from joblib import parallel_config
 from lmms_interface import adapter_class
 from test_examples import blocks
 from tokenizers import AddedToken
@@ -143,7 +144,8 @@ def run(lab, monkeypatch, capfd):
         assert not stopped.value.code, f"{shlex.join(arguments)}\n{output.err}"
         return output
 
-    return run
+    with parallel_config(backend="multiprocessing"):  # forks: a new process imports for longer than it fits probes
+        yield run
 
 
 @pytest.fixture

@@ -118,23 +118,19 @@ def zoo_case(name: str, **criteria) -> Case:
     return Case(vlm, [vlm.read(sample) for sample in samples], together(samples), three_groups(vlm), criteria)
 
 
-def test_the_shipped_learned_gates_are_served_without_sinkgate(demo, tmp_path):
+def test_shipped_gates_other_models_and_other_criteria_are_served_without_sinkgate(demo, tmp_path):
     stack = sg.LSG.from_pretrained(Path(sg.__file__).parent / "demo" / "gates" / "stack")
-    serve(tmp_path, [scene_case(demo, stack), scene_case(demo, three_groups(demo))])
-
-
-def test_other_models_and_criteria_are_served_without_sinkgate(tmp_path):
     large = sg.load("demo-large")
     learned = shaken(sg.LSG.for_vlm(large, [1, 3], grouping="three", signal="mean", bias=True, norm_weights=True))
     loud = {"v_sink": AttentionShare(1.1), "l_sink": AttentionShare(1.1)}
     cases = [
-        scene_case(large, learned),
-        scene_case(large, three_groups(large)),
+        *(scene_case(demo, gates) for gates in (stack, three_groups(demo))),
+        *(scene_case(large, gates) for gates in (learned, three_groups(large))),
         *(zoo_case(name, **loud) for name in FAMILIES),
     ]
     cases.append(zoo_case("llava", v_sink=NormOutliers(1.02), l_sink=SinkDimensions((3, 5), tau=1.0)))
     cases.append(zoo_case("qwen3_vl", v_sink=SinkDimensions((1,), 1.0), l_sink=MassiveActivations(1.5, 0.0, (2, 4))))
-    for case in cases[2:]:
+    for case in cases[4:]:
         maps = [case.sinks(prompt) for prompt in case.prompts]
         assert any(sinks.v_sink.any() and not sinks.v_sink.all() for sinks in maps), case.vlm.name
         assert any(sinks.l_sink.any() for sinks in maps), case.vlm.name
