@@ -5,7 +5,8 @@ Shapes: S samples, M settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sinkgate.analysis.scores import CountedScore
 
 Floats = NDArray[np.float64]
 DRAWS = 2000  # of the bootstrap
+STORED = 1 << 20  # numbers, 8 MB: the most draws that are kept for the next interval of as many samples
 LEVEL, POWER = 0.05, 0.8  # of tests; the chance to find the smallest effect
 
 
@@ -37,13 +39,26 @@ def intervals(
     values = np.asarray(differences, dtype=np.float64)
     sums, sizes = (values, np.ones(len(values))) if pictures is None else _by_picture(values, pictures)
     count = len(sums)
-    rng = np.random.default_rng(seed)
-    parts = []
-    for start in range(0, draws, 250):
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(250, draws - start))
-        parts.append(drawn @ sums / (drawn @ sizes)[:, None])
+    parts = [drawn @ sums / (drawn @ sizes)[:, None] for drawn in _resamples(count, draws, seed)]
     low, high = np.quantile(np.concatenate(parts), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
+
+
+def _resamples(count: int, draws: int, seed: int) -> Iterable[Floats]:
+    """Return how often each of ``count`` is in each draw with replacement, in parts of (draws, count)."""
+    return _stored_resamples(count, draws, seed) if count * draws <= STORED else _drawn_resamples(count, draws, seed)
+
+
+def _drawn_resamples(count: int, draws: int, seed: int) -> Iterator[Floats]:
+    rng = np.random.default_rng(seed)
+    for start in range(0, draws, 250):
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(250, draws - start))
+        yield drawn.astype(np.float64)
+
+
+@lru_cache(maxsize=4)
+def _stored_resamples(count: int, draws: int, seed: int) -> tuple[Floats, ...]:
+    return tuple(_drawn_resamples(count, draws, seed))  # tasks of a study are often equally large
 
 
 def _by_picture(values: Floats, pictures: Any) -> tuple[Floats, Floats]:
@@ -62,21 +77,22 @@ def flip_test(differences: Any, pictures: Any, draws: int = 10_000, seed: int = 
 
     Shapes: differences (S, M), pictures (S,) -> (M,).
     """
-    sums, _ = _by_picture(np.asarray(differences, dtype=np.float64), pictures)
+    by_picture, _ = _by_picture(np.asarray(differences, dtype=np.float64), pictures)
     rng = np.random.default_rng(seed)
-    result = np.ones(sums.shape[1])
-    for column, values in enumerate(sums.T):
+    result = np.ones(by_picture.shape[1])
+    for column, values in enumerate(by_picture.T):
         values = values[values != 0]
         if not len(values):
             continue
         exact = 2 ** len(values) <= draws
-        signs = (
-            1 - 2 * ((np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1)
+        flips = (
+            (np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1
             if exact
-            else rng.choice((-1, 1), size=(draws, len(values)))
+            else rng.integers(0, 2, size=(draws, len(values)))
         )
-        far = int((np.abs(signs @ values) >= abs(values.sum()) - 1e-9).sum())
-        result[column] = far / len(signs) if exact else (far + 1) / (draws + 1)
+        sums = values.sum() - 2 * (flips.astype(np.float64) @ values)
+        far = int((np.abs(sums) >= abs(values.sum()) - 1e-9).sum())
+        result[column] = far / len(flips) if exact else (far + 1) / (draws + 1)
     return result
 
 

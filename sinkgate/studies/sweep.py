@@ -240,16 +240,14 @@ def leaning(
     layers = sorted(cells.loc[on_line, "layer"].unique())
     chosen_layers = {"all": layers} if together and layers else {layer: [layer] for layer in layers}
     rows = []
-    for task, chosen in _tasks(items, by):
+    for task, chosen in _tasks(items, by) if chosen_layers else ():
         correct, pictures = right.loc[chosen].to_numpy(dtype=float), _shared(items, chosen)
-        for layer, among in chosen_layers.items():
-            here = cells["layer"].isin(among).to_numpy()
-            sides = [correct[:, side & here].mean(1) for side in (up, down)]
-            difference = sides[0] - sides[1]
-            low, high = intervals(difference[:, None], seed=seed, pictures=pictures)
-            p = float(paired_test(difference[:, None], pictures, seed)[0])
-            measured = (difference, pictures)
-            rows.append((task, layer, difference.mean(), low[0], high[0], p, base.loc[chosen].mean(), measured))
+        within = [cells["layer"].isin(among).to_numpy() for among in chosen_layers.values()]
+        leans = [correct[:, up & here].mean(1) - correct[:, down & here].mean(1) for here in within]
+        bounds = intervals(np.stack(leans, 1), seed=seed, pictures=pictures)
+        for layer, lean, low, high in zip(chosen_layers, leans, *bounds, strict=True):
+            p = float(paired_test(lean[:, None], pictures, seed)[0])
+            rows.append((task, layer, lean.mean(), low, high, p, base.loc[chosen].mean(), (lean, pictures)))
     return _corrected(pd.DataFrame(rows, columns=["task", "layer", "lean", "low", "high", "p", "base", "smallest"]))
 
 

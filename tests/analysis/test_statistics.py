@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 
+from sinkgate.analysis import statistics
 from sinkgate.analysis.statistics import (
     compared,
     flip_test,
@@ -44,6 +45,14 @@ def test_intervals_agree_with_scipys_bootstrap():
         theirs = bootstrap((values[:, column],), np.mean, method="percentile", n_resamples=4000, rng=1)
         assert low[column] == pytest.approx(theirs.confidence_interval.low, abs=0.01)
         assert high[column] == pytest.approx(theirs.confidence_interval.high, abs=0.01)
+
+
+def test_stored_draws_are_those_of_a_call_that_stores_none(monkeypatch):
+    values = np.random.default_rng(0).choice([-1, 0, 1], size=(90, 3), p=[0.1, 0.6, 0.3])
+    once, again = intervals(values, draws=600, seed=5), intervals(-values, draws=600, seed=5)
+    monkeypatch.setattr(statistics, "STORED", 0)
+    for stored, sign in ((once, 1), (again, -1)):
+        assert np.array_equal(stored, intervals(sign * values, draws=600, seed=5))
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
