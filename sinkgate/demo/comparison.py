@@ -22,6 +22,7 @@ from torch import nn
 from transformers import set_seed
 
 from sinkgate.analysis.sweep import CONTROLS, LINE, Setting, oracle
+from sinkgate.attention.partial_forward import ended
 from sinkgate.data import Sample, scene_samples
 from sinkgate.methods import VAR, Fixed, LoRA, Method, Remove, Reweight, SinkToTheFront, Suppress
 from sinkgate.methods.lsg import LSG
@@ -250,7 +251,8 @@ def mean_rho(vlm: VLM, gates: Mapping[str, LSG], samples: list[Sample], examples
                 for name, table in scales.items():
                     for layer in gates[name].config.layers:
                         gate = gates[name].only([layer])
-                        with gate.applied(vlm, batch) as trace:
+                        # a gate reads the input of its layer: no layer has to run for it
+                        with gate.applied(vlm, batch) as trace, ended(vlm.adapter.all_layers, gate.first_layer(vlm)):
                             prefix.within(gate)
                         for example, scale in zip(chunk[part], trace.scales[layer][:, 0].tolist(), strict=True):
                             table[example.kind][layer].append(scale)
