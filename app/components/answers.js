@@ -16,7 +16,7 @@ function draw() {
   for (const side of SIDES) {
     const words = value[side] || [];
     const line = box[side].querySelector("p");
-    line.replaceChildren(...words.flatMap(([word, changed]) => [page.el(changed ? "mark" : "span", { text: word }), " "]));
+    line.replaceChildren(...page.marked(words));
     line.classList.toggle("writing", !value.done);
     if (!words.length) line.append(page.el("span", { class: "faint", text: value.done ? EMPTY : "…" }));
     if (value.done && limit(side)) line.append(page.el("span", { class: "faint", text: "…", title: LIMITED + limit(side) + " tokens" }));
@@ -31,8 +31,7 @@ function freshness() {
   const stale = older(frame?.sequence);
   box.gated.classList.toggle("stale", stale);
   box.unchanged.classList.toggle("stale", older(frame?.began)); // only another question or scene changes it
-  const same = JSON.stringify((value.unchanged || []).map(([word]) => word)) ===
-    JSON.stringify((value.gated || []).map(([word]) => word));
+  const same = page.written(value.unchanged) === page.written(value.gated);
   for (const side of SIDES) {
     const parts = [value.done && limit(side) ? `${LIMITED}${limit(side)} tokens` : ""];
     if (side === "gated") parts.push(stale || sync !== "current" ? page.SYNC[sync] || page.SYNC.updating : !value.done ? "" : same ? "unchanged" : "changed");

@@ -15,13 +15,6 @@ let frame = null;
 let pointed = null; // the layer under the pointer
 let setting = null; // of the faders
 
-function svg(tag, attributes = {}, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
 function groups() {
   const shares = [frame.shares.unchanged, frame.shares.gated].filter(Boolean);
   return Object.keys(MARKERS).filter((group) => group !== "separator" || shares.some((each) => each.separator.some(Boolean)));
@@ -64,32 +57,24 @@ function build(width, height, left, right, numbered) {
   const column = (width - left - right) / count;
   const across = (layer) => left + column * (layer + 0.5);
   const up = (share) => TOP + (height - TOP - BOTTOM) * (1 - share);
-  const chart = svg("svg", { width, height: height + below, viewBox: `0 0 ${width} ${height + below}`, role: "img", "aria-label": label() });
+  const chart = page.svg("svg", { width, height: height + below, viewBox: `0 0 ${width} ${height + below}`, role: "img", "aria-label": label() });
   for (const share of [0, 0.25, 0.5, 0.75, 1]) {
-    chart.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: up(share), y2: up(share) }));
+    chart.append(page.svg("line", { class: "grid", x1: left, x2: width - right, y1: up(share), y2: up(share) }));
     if (share % 0.5) continue;
-    const number = svg("text", { x: left - 6, y: up(share) + 4, "text-anchor": "end" });
-    number.textContent = 100 * share + " %";
-    chart.append(number);
+    chart.append(page.svg("text", { x: left - 6, y: up(share) + 4, "text-anchor": "end", text: 100 * share + " %" }));
   }
   const step = Math.ceil(20 / column);
   for (let layer = 0; numbered && layer < count; layer += step) {
-    const number = svg("text", { x: across(layer), y: height + 12, "text-anchor": "middle" });
-    number.textContent = layer;
-    chart.append(number);
+    chart.append(page.svg("text", { x: across(layer), y: height + 12, "text-anchor": "middle", text: layer }));
   }
-  if (numbered) {
-    const title = svg("text", { x: (left + width - right) / 2, y: height + 27, "text-anchor": "middle" });
-    title.textContent = "layer";
-    chart.append(title);
-  }
+  if (numbered) chart.append(page.svg("text", { x: (left + width - right) / 2, y: height + 27, "text-anchor": "middle", text: "layer" }));
   const sides = frame.identity ? [["gated", frame.shares.gated]] : [["before", frame.shares.unchanged], ["gated", frame.shares.gated]];
   for (const [side, shares] of sides) {
     for (const group of shares ? groups() : []) {
       const points = shares[group].map((share, layer) => [across(layer), up(share)]);
-      chart.append(svg("polyline", { class: `line ${side} ${group}`, points: points.join(" ") }));
+      chart.append(page.svg("polyline", { class: `line ${side} ${group}`, points: points.join(" ") }));
       if (side === "gated" && column >= DENSE) {
-        chart.append(...points.map(([x, y]) => svg("path", { class: `marker ${group}`, d: MARKERS[group], transform: `translate(${x} ${y})` })));
+        chart.append(...points.map(([x, y]) => page.svg("path", { class: `marker ${group}`, d: MARKERS[group], transform: `translate(${x} ${y})` })));
       }
     }
   }
@@ -101,8 +86,8 @@ function draw() {
   const { left, right } = columns();
   plot.replaceChildren(build(plot.clientWidth, plot.clientHeight, left, right, false));
   keys.replaceChildren(...groups().map((group) => {
-    const key = svg("svg", { width: 26, height: 10, viewBox: "-13 -5 26 10", "aria-hidden": "true" },
-      svg("path", { class: `line gated ${group}`, d: "M-13 0H13" }), svg("path", { class: `marker ${group}`, d: MARKERS[group] }));
+    const key = page.svg("svg", { width: 26, height: 10, viewBox: "-13 -5 26 10", "aria-hidden": "true" },
+      page.svg("path", { class: `line gated ${group}`, d: "M-13 0H13" }), page.svg("path", { class: `marker ${group}`, d: MARKERS[group] }));
     return page.el("span", { class: "key" }, key, page.groups[group]);
   }), page.el("span", { class: "dotted" }, page.el("span", { text: frame.identity ? "" : "dotted: original model" }), page.el("span", { class: "sync" })));
   element.dataset.sequence = frame.sequence;

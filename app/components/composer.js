@@ -145,14 +145,8 @@ function shapeOf(node, item) {
 }
 
 function addThing() {
-  const make = (tag, attributes) => {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    return node;
-  };
-  const thing = make("g", { class: "thing", tabindex: 0, role: "button" });
-  thing.append(make("path", { class: "body" }), make("rect", { class: "ring under" }), make("rect", { class: "ring" }));
-  things.append(thing);
+  things.append(page.svg("g", { class: "thing", tabindex: 0, role: "button" },
+    page.svg("path", { class: "body" }), page.svg("rect", { class: "ring under" }), page.svg("rect", { class: "ring" })));
 }
 
 function draw() {
@@ -265,23 +259,15 @@ things.addEventListener("keydown", (event) => {
 
 function addTools(box, kind, names, onclick, icon) {
   for (const name of names) {
-    const tool = page.el("button", {
+    element.querySelector("." + box).append(page.el("button", {
       type: "button", class: "tool", title: name, "aria-label": name, "data-kind": kind, "data-name": name,
       onclick: () => onclick(name),
-    });
-    tool.append(icon(name));
-    element.querySelector("." + box).append(tool);
+    }, icon(name)));
   }
 }
 
 function drawn(path, scale) {
-  const icon = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const node = document.createElementNS("http://www.w3.org/2000/svg", "path");
-  icon.setAttribute("viewBox", "-1.2 -1.2 2.4 2.4");
-  node.setAttribute("d", path);
-  node.setAttribute("transform", `scale(${scale})`);
-  icon.append(node);
-  return icon;
+  return page.svg("svg", { viewBox: "-1.2 -1.2 2.4 2.4" }, page.svg("path", { d: path, transform: `scale(${scale})` }));
 }
 
 function swatch(color) {

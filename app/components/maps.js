@@ -44,15 +44,15 @@ function points(difference) { // in percentage points
   return (difference < 0 ? "−" : "+") + (size < 0.1 ? small(size) : size.toFixed(1)) + " pp";
 }
 
-// What is true, also where the colours show rescaled shares: of the original model, gated, and the difference.
-function truth() {
+// The unscaled shares of the original model, gated, and their difference, also where the colours show rescaled ones.
+function exact() {
   const [before, after] = frame.exact || [frame.before, frame.after];
   return [before, after, before && after && before.map((share, index) => (share === null ? null : after[index] - share))];
 }
 
-// What the colours show. Masked sinks have no difference: a rescaled share has none that would be true.
+// The values that the colours show. Masked sinks have no difference: the shares of the other patches are rescaled.
 function drawn() {
-  const difference = truth()[DIFFERENCE];
+  const difference = exact()[DIFFERENCE];
   return [frame.before, frame.after,
     difference && difference.map((value, index) => (frame.lens.hide && sinks.has(index) ? null : value))];
 }
@@ -64,7 +64,7 @@ function ends(sides) {
   return frame.lens.scale === "own" ? most : [shared, shared, most[DIFFERENCE]];
 }
 
-// The place of a value on the scale: 0 to 1 for shares; for differences -1 to 1, 0 is no difference.
+// The position of a value on the scale: 0 to 1 for shares; for differences -1 to 1, 0 is no difference.
 function place(side, value, end) {
   const part = Math.min(1, Math.abs(value) / (end || 1));
   const log = frame.lens.scale === "log";
@@ -145,13 +145,8 @@ function drawMarks() {
   for (const svg of element.querySelectorAll(".marks")) {
     svg.setAttribute("viewBox", `0 0 ${columns} ${rows}`);
     svg.classList.toggle("masked", frame.lens.hide);
-    const path = (kind, d) => {
-      const node = document.createElementNS("http://www.w3.org/2000/svg", "path");
-      node.setAttribute("class", kind);
-      node.setAttribute("d", d);
-      return node;
-    };
-    svg.replaceChildren(...paths.map(([, d]) => path("halo", d)), ...paths.map(([kind, d]) => path("region " + kind, d)));
+    const outlines = (kinds) => paths.map(([kind, d]) => page.svg("path", { class: kinds(kind), d }));
+    svg.replaceChildren(...outlines(() => "halo"), ...outlines((kind) => "region " + kind));
   }
 }
 
@@ -190,18 +185,18 @@ page.maps = (width) => {
   return { maps, aspect, caption: caption(), regions: regions() };
 };
 
-// The maps as a table, with true shares also where sinks are masked.
+// The rows of a table of the maps, with the unscaled shares also where sinks are masked.
 page.table = () => {
   const [rows, columns] = frame.grid;
   const lines = [["row", "column", "original", "gated", "difference", "group"]];
-  const [before, after, difference] = truth();
+  const [before, after, difference] = exact();
   for (let index = 0; index < rows * columns; index++) {
     const shares = [before, after, difference].map((values) => values?.[index] ?? null);
     if (shares.every((share) => share === null)) continue; // no token is here
     const numbers = shares.map((share) => (share === null ? "" : Number(share.toPrecision(9))));
     lines.push([Math.floor(index / columns), index % columns, ...numbers, sinks.get(index)?.kind || "ordinary"]);
   }
-  return lines.map((line) => line.join(",") + "\r\n").join("");
+  return lines;
 };
 
 function draw() {
@@ -241,7 +236,7 @@ function draw() {
 
 // A map in words, for screen readers.
 function described(side) {
-  const values = truth()[side];
+  const values = exact()[side];
   const of = `${side === 0 ? "Original model" : NAMES[side]}, layer ${frame.lens.layer}, ${frame.lens.head === null ? "mean of the heads" : "head " + frame.lens.head}`;
   if (!values) return `${of}: this query does not exist.`;
   const peak = values.reduce((best, value, index) => (value !== null && Math.abs(value) > Math.abs(values[best] ?? 0) ? index : best), 0);
@@ -257,7 +252,7 @@ function cellName(index) {
 // --- the cell under the pointer or the keyboard, on all maps
 
 function read() {
-  const values = cursor === null ? [null, null, null] : truth().map((side) => side?.[cursor] ?? null);
+  const values = cursor === null ? [null, null, null] : exact().map((side) => side?.[cursor] ?? null);
   const nothing = values.every((value) => value === null);
   const mark = nothing ? undefined : sinks.get(cursor);
   const masked = frame.lens.hide && mark ? " (masked)" : "";
@@ -271,7 +266,7 @@ function read() {
   const evidence = mark ? frame.evidence[mark.kind].map((name, index) => [name, mark.values[index]]) : [];
   const kind = mark ? (mark.kind === "v_sink" ? "V-sink" : "L-sink") : "no sink in this layer";
   reading.replaceChildren(...(nothing ? [risen() || "Point at a patch for its numbers; click it to see who attends to it."] : [
-    page.el("b", { class: mark?.kind || "", text: `${cellName(cursor)[0].toUpperCase()}${cellName(cursor).slice(1)}: ${kind}` }),
+    page.el("b", { class: mark?.kind || "", text: `${page.capital(cellName(cursor))}: ${kind}` }),
     ...evidence.map(([name, value]) => page.el("span", {}, name + " ", page.el("b", { text: value }))),
   ]));
 }
@@ -281,11 +276,10 @@ function risen() {
   const { layer } = frame.lens;
   const [before, after] = [frame.shares.unchanged, frame.shares.gated];
   if (!before || !after) return "";
-  const { v_sink, l_sink, rest } = frame.gates;
-  const scales = { v_sink, l_sink: l_sink || rest, ordinary: rest };
+  const scales = page.byGroup(frame.gates);
   const group = Object.keys(scales).find((name) => scales[name][layer] === 0 && after[name][layer] > before[name][layer] + 0.001);
   if (!group) return "";
-  return `${page.groups[group][0].toUpperCase()}${page.groups[group].slice(1)} × 0: their share of attention rises, ${page.change(before[group][layer], after[group][layer])}. A Key scale of 0 makes the logit 0; it does not remove the token.`;
+  return `${page.capital(page.groups[group])} × 0: their share of attention rises, ${page.change(before[group][layer], after[group][layer])}. A Key scale of 0 makes the logit 0; it does not remove the token.`;
 }
 
 function point(screen, event) {
@@ -316,7 +310,6 @@ function settle(room) {
 function drawHeads() {
   heads.hidden = !frame.heads;
   if (!frame.heads) return;
-  const [rows, columns] = frame.grid;
   if (heads.children.length !== frame.heads.length) {
     heads.replaceChildren(...frame.heads.map((_, head) => page.el("button", {
       type: "button", class: "head-map", role: "radio", "aria-label": "Head " + head,
@@ -328,18 +321,11 @@ function drawHeads() {
     const chosen = frame.lens.head === head;
     button.setAttribute("aria-checked", String(chosen));
     button.tabIndex = chosen || (frame.lens.head === null && head === 0) ? 0 : -1;
-    page.drawShades(button.querySelector("canvas"), shades, [rows, columns]);
+    page.drawShades(button.querySelector("canvas"), shades, frame.grid);
   });
 }
 
-heads.addEventListener("keydown", (event) => {
-  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-  if (!step) return;
-  event.preventDefault();
-  const head = ((frame.lens.head ?? 0) + step + frame.heads.length) % frame.heads.length;
-  page.publish("choose", { head });
-  heads.children[head].focus();
-});
+page.arrowKeys(heads, () => frame.lens.head ?? 0, (head) => page.publish("choose", { head }));
 
 // --- the chosen patch
 
@@ -385,21 +371,16 @@ function drawReceived() {
   const most = Math.max(1e-9, ...before, ...after, ...(ordinary || []));
   const x = (layer) => left + ((width - left - 6) * layer) / Math.max(1, after.length - 1);
   const y = (value) => 6 + (height - bottom - 6) * (1 - value / most);
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const add = (tag, attributes, text) => {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    if (text !== undefined) node.textContent = text;
-    svg.append(node);
-  };
-  for (const [name, value] of Object.entries({ width, height, role: "img", "aria-label": `Attention that it receives by layer: at most ${fine(Math.max(...after))} in layer ${after.indexOf(Math.max(...after))}.` })) svg.setAttribute(name, value);
+  const peak = Math.max(...after);
+  const label = `Attention that it receives by layer: at most ${fine(peak)} in layer ${after.indexOf(peak)}.`;
+  const svg = page.svg("svg", { class: patch.kind, width, height, role: "img", "aria-label": label });
+  const add = (tag, attributes) => svg.append(page.svg(tag, attributes));
   for (const value of [0, most]) {
     add("line", { class: "grid", x1: left, x2: width - 6, y1: y(value), y2: y(value) });
-    add("text", { x: left - 4, y: y(value) + 4, "text-anchor": "end" }, fine(value));
+    add("text", { x: left - 4, y: y(value) + 4, "text-anchor": "end", text: fine(value) });
   }
   add("line", { class: "grid shown", x1: x(patch.layer), x2: x(patch.layer), y1: 6, y2: height - bottom });
-  for (const layer of [0, after.length - 1]) add("text", { x: x(layer), y: height - 2, "text-anchor": "middle" }, layer);
-  svg.setAttribute("class", patch.kind);
+  for (const layer of [0, after.length - 1]) add("text", { x: x(layer), y: height - 2, "text-anchor": "middle", text: layer });
   const lines = [["other", ordinary], ["before", frame.identity ? null : before], ["after", after]];
   for (const [name, values] of lines) if (values) add("polyline", { class: "line " + name, points: values.map((value, layer) => `${x(layer)},${y(value)}`).join(" ") });
   panel.querySelector(".lines").replaceChildren(svg);
@@ -428,7 +409,7 @@ panel.querySelector(".by-head canvas").addEventListener("pointermove", (event) =
 panel.querySelector(".by-head canvas").addEventListener("pointerleave", () => { panel.querySelector(".by-head output").textContent = ""; });
 
 function open(cell) { // the same again closes it
-  const there = truth().some((side) => side?.[cell] !== null && side?.[cell] !== undefined);
+  const there = exact().some((side) => side?.[cell] !== null && side?.[cell] !== undefined);
   if (there) page.publish("choose", { patch: cell === frame.lens.patch ? null : cell });
 }
 

@@ -42,8 +42,7 @@ function groups() {
 }
 
 function name(group) {
-  const text = page.groupName(group, separate.checked);
-  return text[0].toUpperCase() + text.slice(1);
+  return page.capital(page.groupName(group, separate.checked));
 }
 
 // ---- sending -------------------------------------------------------------------------------------------
@@ -138,17 +137,13 @@ function addStrip(layer, parent) {
 }
 
 function addRow(group) {
+  const line = page.svg("polyline");
   const parts = {
+    line,
     name: page.el("span", { class: "group " + group }, page.el("i", { class: "dot " + group }), page.el("span")),
     rule: page.el("div", { class: "rule scales " + group }, ...[0, 1, 2].map(() => page.el("span"))),
-    line: document.createElementNS("http://www.w3.org/2000/svg", "polyline"),
-    curve: document.createElementNS("http://www.w3.org/2000/svg", "svg"),
+    curve: page.svg("svg", { class: "curve " + group, viewBox: `0 0 ${layers} 1`, preserveAspectRatio: "none", "aria-hidden": "true" }, line),
   };
-  parts.curve.setAttribute("class", "curve " + group);
-  parts.curve.setAttribute("viewBox", `0 0 ${layers} 1`);
-  parts.curve.setAttribute("preserveAspectRatio", "none");
-  parts.curve.setAttribute("aria-hidden", "true");
-  parts.curve.append(parts.line);
   rows.set(group, parts);
   element.querySelector(".names").append(parts.name);
   element.querySelector(".rules").append(parts.rule);
@@ -455,7 +450,7 @@ page.subscribe("frame", (frame) => {
   draw();
   drawLearned();
   element.querySelector(".cost").textContent = frame.cost;
-  element.querySelector(".outcome").textContent = `“${frame.first.token.trim()}” ${page.change(frame.first.before, frame.first.after)}`;
+  element.querySelector(".outcome").textContent = `${page.quoted(frame.first.token)} ${page.change(frame.first.before, frame.first.after)}`;
 });
 watch("value", () => {
   revision = Math.max(revision, props.value.revision || 0);

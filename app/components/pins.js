@@ -23,10 +23,6 @@ function keep() {
   draw();
 }
 
-function written(words) {
-  return (words || []).map(([word]) => word).join(" ");
-}
-
 function here(pin) {
   return pin.question === frame?.question && pin.picture === picture;
 }
@@ -35,7 +31,7 @@ function add() {
   if (pins.length >= MOST) {
     due = false;
     notice.textContent = `There is room for ${MOST} pins: remove one first.`;
-    open();
+    page.reveal(element.closest(".pinning"));
     return;
   }
   if (!frame?.here || (setting && !page.same(setting, frame.gates))) {
@@ -54,15 +50,11 @@ function add() {
   keep();
 }
 
-function open() {
-  element.closest(".pinning").scrollIntoView({ block: "nearest", behavior: page.calm() ? "auto" : "smooth" });
-}
-
 // The answers of a pin may still be generated.
 function complete() {
   const pin = pins.at(-1);
   if (!pin || pin.answer || !answers.done || answers.stale || pin.sequence !== answers.sequence) return false;
-  pin.original = written(answers.unchanged);
+  pin.original = page.written(answers.unchanged);
   pin.answer = answers.gated;
   return true;
 }
@@ -86,13 +78,13 @@ function card(pin, index) {
   });
   const canvas = page.el("canvas", { role: "img", "aria-label": `Attention map of ${label}, layer ${layer}` });
   canvas.title = `Attention of the next token in layer ${layer}, each map on a scale of its own`;
-  if (pin.films[layer] && page.film) page.film(canvas, pin.films[layer], pin.grid);
+  if (pin.films[layer]) page.drawShades(canvas, pin.films[layer], pin.grid);
   const answer = page.el("p", { class: "pin-answer" });
   if (pin.answer === null) answer.append(page.el("span", { class: "faint", text: "not generated" }));
-  else answer.append(...pin.answer.flatMap(([word, changed]) => [page.el(changed ? "mark" : "span", { text: word }), " "]));
+  else answer.append(...page.marked(pin.answer));
   if (pin.answer?.length === 0) answer.append(page.el("span", { class: "faint", text: "(empty answer)" }));
   const { token, before, after, top } = pin.first;
-  const chance = page.el("p", { class: "chance", text: `“${token.trim() || "␣"}” ${page.change(before, after)}` });
+  const chance = page.el("p", { class: "chance", text: `${page.quoted(token)} ${page.change(before, after)}` });
   chance.title = "Probability that the answer begins with the original model's first token; original → pinned" + (top === token ? "" : `. It now begins with “${top.trim()}”.`);
   const shares = page.el("div", { class: "pin-shares", role: "img" });
   const parts = GROUPS.filter((group) => pin.shares?.[group][layer] > 0);
@@ -125,14 +117,13 @@ function draw() {
 }
 
 element.querySelector(".save-pins").addEventListener("click", () => {
-  const groups = GROUPS;
-  const scales = ["v_sink", "l_sink", "rest"];
+  const scaled = ["v_sink", "l_sink", "ordinary"];
   const head = ["name", "question", "original answer", "answer", "first token", "probability, original", "probability", "likeliest token", "layer"];
   page.saveTable("sinkgate-pins.csv", [
-    [...head, ...groups.map((group) => `attention, ${page.groups[group]}`), ...scales.map((group) => `scales, ${page.groups[group === "rest" ? "ordinary" : group]}`)],
+    [...head, ...GROUPS.map((group) => `attention, ${page.groups[group]}`), ...scaled.map((group) => `scales, ${page.groups[group]}`)],
     ...pins.map((pin) => [
-      pin.name, pin.question, pin.original, pin.answer && written(pin.answer), pin.first.token, pin.first.before, pin.first.after, pin.first.top, layer,
-      ...groups.map((group) => pin.shares?.[group][layer]), ...scales.map((group) => (pin.scales[group] || pin.scales.rest).join(" ")),
+      pin.name, pin.question, pin.original, pin.answer && page.written(pin.answer), pin.first.token, pin.first.before, pin.first.after, pin.first.top, layer,
+      ...GROUPS.map((group) => pin.shares?.[group][layer]), ...scaled.map((group) => page.byGroup(pin.scales)[group].join(" ")),
     ]),
   ]);
 });

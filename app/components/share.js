@@ -144,7 +144,7 @@ function figure() {
   y = write(draw, `${model} · ${looked}${frame.lens.hide ? " · sinks masked" : ""}`, MARGIN, y, { most: 2, ...within }) + 2;
   y = write(draw, `Gates: ${(frame.learned ? `learned gates ${frame.learned.name}: ` : "") + page.inWords(frame.gates)}`, MARGIN, y, { most: 3, ...within }) + 14;
   const settled = answers.done && !answers.stale;
-  const texts = ["unchanged", "gated"].map((side) => settled ? (answers[side] || []).map(([word]) => word).join(" ") || "(empty answer)" : "…");
+  const texts = ["unchanged", "gated"].map((side) => settled ? page.written(answers[side]) || "(empty answer)" : "…");
   texts.push("Gated − original, percentage points");
   const bold = { size: 15, color: INK, weight: 600, width: SIDE, most: 2 };
   const [rows, columns] = frame.grid;
@@ -240,7 +240,7 @@ element.querySelector(".save-maps").addEventListener("click", () => {
 element.querySelector(".save-table").addEventListener("click", () => {
   if (!frame) return announce("Nothing to save yet.");
   const name = `sinkgate-layer-${frame.lens.layer}.csv`;
-  page.save(name, new Blob([page.table()], { type: "text/csv" }));
+  page.saveTable(name, page.table());
   announce(`${name} saved.`);
 });
 element.querySelector(".save-chart").addEventListener("click", async () => {

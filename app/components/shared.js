@@ -1,7 +1,12 @@
 // Helpers of all components. Text is always set through textContent.
 window.sinkgate = {
-  el(tag, attributes = {}, ...children) {
-    const node = document.createElement(tag);
+  el(tag, attributes, ...children) {
+    return this.fill(document.createElement(tag), attributes, children);
+  },
+  svg(tag, attributes, ...children) {
+    return this.fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+  },
+  fill(node, attributes = {}, children = []) {
     for (const [name, value] of Object.entries(attributes)) {
       if (name === "text") node.textContent = value;
       else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
@@ -9,6 +14,38 @@ window.sinkgate = {
     }
     node.append(...children);
     return node;
+  },
+
+  // Arrow keys in a row of radio buttons: choose the next or the previous one, around the ends, and focus it.
+  arrowKeys(row, current, choose) {
+    row.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const next = (current() + step + row.children.length) % row.children.length;
+      choose(next);
+      row.children[next].focus();
+    });
+  },
+
+  reveal(node) {
+    node.scrollIntoView({ block: "nearest", behavior: this.calm() ? "auto" : "smooth" });
+  },
+
+  capital(text) {
+    return text[0].toUpperCase() + text.slice(1);
+  },
+
+  quoted(token) {
+    return `“${token.trim() || "␣"}”`;
+  },
+
+  // An answer, a list of [word, whether it differs from the other answer], as elements and as text.
+  marked(answer) {
+    return answer.flatMap(([word, changed]) => [this.el(changed ? "mark" : "span", { text: word }), " "]);
+  },
+  written(answer) {
+    return (answer || []).map(([word]) => word).join(" ");
   },
 
   // A button beside a term, which opens its definition.
@@ -26,8 +63,8 @@ window.sinkgate = {
   // panels belong to that setting), "touched" (the layer whose fader moves), "layer" (the one to show on the maps), "lens"
   // (layer, head and query of the maps), "hover" (the layer under the pointer, or null), "switch" (the layer whose learned
   // gate is to go off or on), "answers" (both, as far as they are generated), "pin" (put the setting beside others), "pins"
-  // (their number), "sweep" (start one), "caption" (a sentence for the status line), "share" (open the section with links and files), "refused" (the reason why a file was not uploaded),
-  // "overdue" (a result that the page waits for).
+  // (their number), "sweep" (start one), "caption" (a sentence for the status line), "share" (open the section with links and
+  // files), "refused" (the reason why a file was not uploaded), "overdue" (a result that the page waits for).
   publish(topic, detail) {
     this.last[topic] = detail;
     document.dispatchEvent(new CustomEvent("sinkgate:" + topic, { detail }));
@@ -92,15 +129,17 @@ window.sinkgate = {
     return location.hash.startsWith("#s=") ? location.hash.slice(3, 10000) : "";
   },
 
-  // The scales of a setting, and whether two settings have the same. Without `l_sink`, L-sinks have the scales of `rest`.
+  // The scales of a setting; the same by group of tokens; and whether two settings are the same. Without `l_sink`, L-sinks have the
+  // scales of `rest`.
   scales({ v_sink, l_sink, rest }) {
     return { v_sink: [...v_sink], ...(l_sink && { l_sink: [...l_sink] }), rest: [...rest] };
   },
+  byGroup({ v_sink, l_sink, rest }) {
+    return { v_sink, l_sink: l_sink || rest, ordinary: rest };
+  },
   same(first, second) {
-    return ["v_sink", "l_sink", "rest"].every((group) => {
-      const [one, other] = [first, second].map((setting) => setting[group] || setting.rest);
-      return one.every((scale, layer) => Math.abs(scale - other[layer]) < 1e-6);
-    });
+    const [one, other] = [this.byGroup(first), this.byGroup(second)];
+    return Object.keys(one).every((group) => one[group].every((scale, layer) => Math.abs(scale - other[group][layer]) < 1e-6));
   },
 
   // Gates in words: each scale other than 1, with its layers.
@@ -139,10 +178,6 @@ window.sinkgate = {
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   },
 
-  color(name) {
-    return getComputedStyle(document.body).getPropertyValue("--" + name).trim();
-  },
-
   // Viridis through nine of its colours: even steps of attention look even.
   ramp: [
     [68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141],
@@ -166,7 +201,7 @@ window.sinkgate = {
     canvas.getContext("2d").putImageData(pixels, 0, 0);
   },
 
-  // With one decimal; never 100 % for less, nor 0 % for more than nothing.
+  // With one decimal: "100.0 %" and "0.0 %" are exact, values next to them are ">99.9 %" and "<0.1 %".
   percent(share) {
     const value = 100 * share;
     if (value > 0 && value < 0.1) return "<0.1 %";
@@ -207,10 +242,7 @@ window.addEventListener("hashchange", () => {
   let [answered, patience, overdue] = [true, OVERDUE, null];
   let shown = "current";
 
-  const behind = () => setting && frame && ["v_sink", "l_sink", "rest"].some((group) => {
-    const [wanted, shown] = [setting, frame.gates].map((gates) => gates[group] || gates.rest);
-    return wanted.some((scale, layer) => Math.abs(scale - shown[layer]) > 1e-6);
-  });
+  const behind = () => setting && frame && !page.same(setting, frame.gates);
   const show = (state) => {
     clearTimeout(due);
     due = null;
@@ -281,7 +313,7 @@ window.addEventListener("hashchange", () => {
     if (!button || (event.detail && button === closed)) return;
     event.preventDefault(); // of a label around it
     opener = button;
-    term.textContent = button.dataset.term[0].toUpperCase() + button.dataset.term.slice(1);
+    term.textContent = page.capital(button.dataset.term);
     text.textContent = page.terms[button.dataset.term];
     (button.closest("dialog") || document.body).append(box); // what is outside of an open dialog cannot be used
     box.showPopover();

@@ -63,7 +63,7 @@ function words(group, at, index) {
   const share = p[at][index];
   const where = `${page.groups[group]} × ${value.scales[index]}, layer ${at}`;
   if (share === null) return `${where}: ${p[at].every((other) => other === null) ? "there are none" : "not computed yet"}`;
-  const first = `“${value.token.trim() || "␣"}” ${page.percent(share)}`;
+  const first = `${page.quoted(value.token)} ${page.percent(share)}`;
   return `${where}: ${first}${tops[at][index] ? `; the answer begins with “${tops[at][index]}”` : ""}`;
 }
 
@@ -88,8 +88,8 @@ function draw() {
     for (const group of groups(value)) {
       value.groups[group].p.forEach((row, at) => row.forEach((share, index) => color(value, group, at, index, share)));
     }
-    element.querySelector(".sweep-head small").textContent = `one gate at a time, all others at 1; a click sets it`;
-    element.querySelector(".low").textContent = `“${value.token.trim() || "␣"}” less probable`;
+    element.querySelector(".sweep-head small").textContent = "one gate at a time, all others at 1; a click sets it";
+    element.querySelector(".low").textContent = `${page.quoted(value.token)} less probable`;
     element.querySelector(".high").textContent = `more than ${page.percent(value.before)}`;
     select();
   } else progress.removeAttribute("value");
@@ -110,7 +110,7 @@ function color(value, group, at, index, share) {
 function select() {
   const value = shown();
   if (!value) return;
-  const scales = { v_sink: frame.gates.v_sink, l_sink: frame.gates.l_sink || frame.gates.rest, ordinary: frame.gates.rest };
+  const scales = page.byGroup(frame.gates);
   const moved = GROUPS.flatMap((group) => scales[group].flatMap((scale, at) => (scale === 1 ? [] : [[group, at, value.scales.indexOf(scale)]])));
   const on = moved.length === 1 ? key(...moved[0]) : "";
   for (const [name, cell] of cells) cell.classList.toggle("on", name === on);
@@ -120,7 +120,7 @@ function select() {
 // Without a cell under the pointer: the answer under the setting of the faders.
 function rest() {
   const ready = answers.done && !answers.stale && frame && !frame.identity;
-  reading.textContent = ready ? `Gated answer: “${(answers.gated || []).map(([word]) => word).join(" ")}”` : "";
+  reading.textContent = ready ? `Gated answer: “${page.written(answers.gated)}”` : "";
 }
 
 function parts(cell) {
@@ -211,7 +211,7 @@ page.subscribe("sweep", () => {
   closed = false;
   props.value = null;
   draw();
-  element.closest(".sweeping").scrollIntoView({ block: "nearest", behavior: page.calm() ? "auto" : "smooth" });
+  page.reveal(element.closest(".sweeping"));
   trigger("start");
 });
 page.subscribe("answers", (newest) => {

@@ -15,9 +15,6 @@ page.subscribe("frame", (frame) => {
       page.el("span", { class: "name", text: word.trim() || "␣" }),
       page.el("span", { class: "pair" }, bar("before", before), bar("after", after)),
       page.el("span", { class: "number", text: page.change(before, after) }))));
-});
-
-page.subscribe("frame", (frame) => {
   if (why.textContent !== frame.summary) why.textContent = frame.summary;
   const { v_sink, l_sink } = frame.groups.criteria;
   const names = v_sink === l_sink || !v_sink ? l_sink : `${v_sink} / ${l_sink}`;
