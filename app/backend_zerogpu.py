@@ -22,6 +22,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -63,9 +64,8 @@ class RemotePrompt:
 
     def key(self, criterion: str) -> str:
         """Return a hash of picture, question and criterion."""
-        frames, rate = (
-            (self.image.frames, self.image.fps) if isinstance(self.image, sg.Video) else ((self.image,), None)
-        )
+        image = self.image
+        frames, rate = (image.frames, image.fps) if isinstance(image, sg.Video) else ((image,), None)
         words = repr((frames[0].mode, frames[0].size, rate, self.question, criterion)).encode()
         return hashlib.sha256(b"".join([words, *(frame.tobytes() for frame in frames)])).hexdigest()
 
@@ -78,7 +78,7 @@ class Job:
     prompt: RemotePrompt
     criterion: str
     sinks: sg.SinkMap | None  # once they are classified
-    act: Callable[..., Any]  # one of the functions below; a generator yields text
+    act: Callable[..., Any]  # a method of `LocalSession` or one of the functions below; a generator yields text
     arguments: tuple[Any, ...]
 
 
@@ -216,7 +216,7 @@ class RemoteSession:
         """As `sinkgate.Session.predict`; no job for the original model."""
         if gates is None or gates.is_identity:
             return self._unchanged
-        return self._run(_predict, gates).value
+        return self._run(LocalSession.predict, gates).value
 
     def read(self, lsg: LSG) -> sg.Gates:
         """As `backend.LocalSession.read`."""
@@ -286,14 +286,14 @@ class RemoteSession:
         keys: Sequence[int] | None = None,
     ) -> Tensor:
         """As `sinkgate.Session.rows`."""
-        return self._run(_rows, list(queries), gates, layers, keys).value
+        return self._run(partial(LocalSession.rows, layers=layers, keys=keys), list(queries), gates).value
 
     def follow(self, query: int | None) -> None:
         """Do nothing: each call of `rows` is a job."""
 
     def patch(self, token: int, layer: int, gates: sg.Gates | None) -> PatchFacts:
         """As `backend.LocalSession.patch`."""
-        return self._run(_patch, token, layer, gates, passes=2 * ONE).value
+        return self._run(LocalSession.patch, token, layer, gates, passes=2 * ONE).value
 
     def drop(self) -> None:
         """Do nothing: GPU processes drop their oldest sessions themselves."""
@@ -314,31 +314,13 @@ class RemoteSession:
         return done
 
 
-# Functions of jobs, which run in the GPU process.
+# Functions of jobs, which run in the GPU process, beside the methods of `LocalSession`.
 
 
 def _open(session: LocalSession) -> tuple[sg.Prompt, sg.SinkMap, sg.Trace]:
     """Return the prompt without the model's inputs, its sinks, and the original prediction."""
     prompt = replace(session.prompt, inputs={"input_ids": session.prompt.inputs["input_ids"]}, encoded=None, sinks=None)
     return prompt, session.sinks, session.predict()
-
-
-def _predict(session: LocalSession, gates: sg.Gates) -> sg.Trace:
-    return session.predict(gates)
-
-
-def _rows(
-    session: LocalSession,
-    queries: list[int],
-    gates: sg.Gates | None,
-    layers: Sequence[int] | None,
-    keys: Sequence[int] | None,
-) -> Tensor:
-    return session.rows(queries, gates, layers=layers, keys=keys)
-
-
-def _patch(session: LocalSession, token: int, layer: int, gates: sg.Gates | None) -> PatchFacts:
-    return session.patch(token, layer, gates)
 
 
 def _read(session: LocalSession, lsg: LSG) -> sg.Gates:

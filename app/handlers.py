@@ -9,16 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import gradio as gr
-from PIL import Image, ImageOps
+from PIL import Image
 
 import sinkgate as sg
-from sinkgate.data import photographs
 from sinkgate.models.loading import BUILT_IN
 from sinkgate.scenes import questions
 from sinkgate.scenes.questions import Question
@@ -27,6 +25,22 @@ from sinkgate.sinks.words import layers as in_layers
 
 from .api import answer
 from .components import uploaded
+from .examples import (
+    CLIP,
+    FIRST_KIND,
+    FIRST_QUESTION,
+    FIRST_SCENE,
+    GALLERY,
+    GENERAL_QUESTIONS,
+    PHOTOGRAPHS,
+    PLAIN_QUESTIONS,
+    SCENE_SIDE,
+    example_clip,
+    example_image,
+    example_questions,
+    random_scene,
+    thumbnail,
+)
 from .gate_library import LearnedGates, uploaded_gates
 from .guard import address_of
 from .inspection import text_shares
@@ -34,14 +48,13 @@ from .metrics import log_unexpected
 from .share_links import GATES_MISSING, STAND_IN, Link, share_value
 from .state import (
     ANSWER_SECONDS,
-    FRAMES,
     MAX_UPLOADED_GATES,
     Engine,
     QuestionState,
     UserSession,
-    lens_revision,
     open_picture,
     open_upload,
+    revision_of,
 )
 from .sweep import sweep
 from .view_model import (
@@ -57,18 +70,8 @@ from .view_model import (
     view_urls,
 )
 
-FIRST_SCENE = 71  # seed
-CLIP_SEED = 1
-FIRST_KIND, FIRST_QUESTION = "count", "How many objects are there?"  # its answer changes with the fader of layer 2
-CLIP = "clip"  # of the gallery: a video of a scene
-GALLERY = (71, 26, 16, 68, 188, CLIP)  # seeds
-PHOTOGRAPHS = ("cat", "coffee", "astronaut", "rocket", "camera", "clock")  # gallery of models that are no demo
 SCENES_ONLY = "The demo model knows scenes of coloured shapes only. For photographs, load a model that reads them: sinkgate app --model smolvlm-256m."
 CLIP_NOTICE = "The demo model was trained on single pictures: it reads the frames as several pictures. Move the slider over the maps through time."
-SCENE_SIDE = 448  # pixels
-TRIES = 3000  # to generate a question in the same words for an edited scene; one takes about 10 microseconds
-PLAIN_QUESTIONS = ("How many objects are there?", "What color is the background?", "What do you see?")
-GENERAL_QUESTIONS = ("What is in the picture?", "Describe the image.", "How many people are there?")
 MAX_ERROR = 300  # characters: a message may quote an uploaded file
 MANUAL_SETTING = "Manual setting for this question. The learned gates take over at the next one."
 EXPIRED = (
@@ -86,28 +89,15 @@ class Handlers:
         general = not any(engine.vlm.unknown_words(question) for question in GENERAL_QUESTIONS)
         self.plain = GENERAL_QUESTIONS if general else PLAIN_QUESTIONS  # examples for pictures that are no scenes
         self.examples = PHOTOGRAPHS if general else GALLERY
-        self.gallery = [image_url(ImageOps.fit(self.thumbnail(example), (96, 96))) for example in self.examples]
+        self.gallery = [image_url(thumbnail(example)) for example in self.examples]
 
     # The handlers up to `show_scene` return: session, picture, question, questions, frame, status, mixer; those that bring
     # another picture also the composer.
 
-    def example_image(self, example: int | str) -> Image.Image:
-        """Return a picture of the gallery: the scene of a seed, or a photograph by name."""
-        if isinstance(example, str):
-            return sg.open_image(photographs()[example])
-        return random_scene(example).render(SCENE_SIDE)
-
-    def thumbnail(self, example: int | str) -> Image.Image:
-        """Return an example in small; of the clip, where its object goes from and to."""
-        if example != CLIP:
-            return self.example_image(example)
-        frames = example_clip().frames
-        return Image.blend(frames[0], frames[-1], 0.4)
-
     def begin(self, mixer: Any, lens: Any) -> tuple[Any, ...]:
         """Open the page with the first picture of the gallery: a scene and its first question, or a photograph."""
-        if isinstance(self.examples[0], str):
-            return self.show_photograph(UserSession(), self.examples[0], mixer, lens)
+        if isinstance(photograph := self.examples[0], str):
+            return self.show_picture(UserSession(), example_image(photograph), mixer, lens, photograph=photograph)
         return self.show_scene(UserSession(), FIRST_SCENE, mixer, lens, (FIRST_KIND, FIRST_QUESTION))
 
     def load_page(self, link: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
@@ -133,7 +123,7 @@ class Handlers:
         """Restore everything that a link holds; returns the values of `load_page`."""
         seed = FIRST_SCENE if link.seed is None else link.seed
         scene = None if link.photograph else link.scene or random_scene(seed)
-        image = scene.render(SCENE_SIDE) if scene else self.example_image(link.photograph or "")
+        image = scene.render(SCENE_SIDE) if scene else example_image(link.photograph or "")
         learned = next((gates for gates in self.engine.learned if gates.name == link.learned), None)
         with self.engine.scheduler.slot(session, "ask"):
             before, session.learned = session.learned, learned and learned.without(link.off)
@@ -154,7 +144,7 @@ class Handlers:
                 learned is None and link.learned is not None
             )
             session.notice = " ".join([*notes, session.notice]).strip()
-            lens = {**asdict(link.lens), "revision": lens_revision(session.lens)}
+            lens = {**asdict(link.lens), "revision": revision_of(session.lens) or 0}
             values = self.question_values(session, lens, moved=True)
             return *values, composer_value(session), lens, self.learned_value(session)
 
@@ -168,22 +158,10 @@ class Handlers:
         example = self.examples[index if isinstance(index, int) and 0 <= index < len(self.examples) else 0]
         session = session or UserSession()
         if example == CLIP:
-            return self.show_upload(session, example_clip(), CLIP_NOTICE, "", mixer, lens)
+            return self.show_picture(session, example_clip(), mixer, lens, notice=CLIP_NOTICE)
         if isinstance(example, str):
-            return self.show_photograph(session, example, mixer, lens)
+            return self.show_picture(session, example_image(example), mixer, lens, photograph=example)
         return self.show_scene(session, example, mixer, lens)
-
-    def show_photograph(self, session: UserSession, name: str, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """Replace the picture by a photograph of the package and ask the first question about it."""
-        try:
-            with self.engine.scheduler.slot(session, "ask"):
-                image = self.example_image(name)
-                self.engine.ask(session, self.plain[0], self.newest_gates(session, mixer), image)
-                set_picture(session, image, photograph=name)
-                self.set_plain_examples(session)
-                return *self.question_values(session, _first_query(lens)), composer_value(session)
-        except Exception as error:
-            return *unchanged_values(session, error), SKIP
 
     def set_plain_examples(self, session: UserSession) -> None:
         """Set the example questions about a picture that is no scene."""
@@ -201,26 +179,34 @@ class Handlers:
         except Exception as error:
             return session, _shown(session), *unchanged_values(session, error)[2:], SKIP
         notice = CLIP_NOTICE if isinstance(image, sg.Video) else SCENES_ONLY
-        return self.show_upload(session, image, notice, question.strip(), mixer, lens)
+        return self.show_picture(session, image, mixer, lens, question.strip(), notice)
 
-    def show_upload(
-        self, session: UserSession, image: Image.Image | sg.Video, notice: str, question: str, mixer: Any, lens: Any
+    def show_picture(
+        self,
+        session: UserSession,
+        image: Image.Image | sg.Video,
+        mixer: Any,
+        lens: Any,
+        question: str = "",
+        notice: str = "",
+        photograph: str | None = None,
     ) -> tuple[Any, ...]:
         """Replace the picture by one, or a video, that is no scene; on an error the page stays as it was.
 
         Args:
             session: the user's session.
             image: the picture or the video.
-            notice: a sentence for models that know scenes only.
-            question: to ask; the first example question where empty.
             mixer: the mixer's value.
             lens: the page's lens.
+            question: to ask; the first example question where empty.
+            notice: a sentence for models that know scenes only.
+            photograph: name of the picture, where it is a photograph of the package.
         """
         try:
             with self.engine.scheduler.slot(session, "ask"):
                 gates = self.newest_gates(session, mixer)
                 self.engine.ask(session, question or self.plain[0], gates, image)
-                set_picture(session, image.frames[0] if isinstance(image, sg.Video) else image)
+                set_picture(session, image.frames[0] if isinstance(image, sg.Video) else image, photograph=photograph)
                 self.set_plain_examples(session)
                 if self.engine.vlm.name in BUILT_IN:
                     session.notice = f"{notice} {session.notice}".strip()
@@ -341,10 +327,10 @@ class Handlers:
         try:
             session = _active(session)
             gates = self.engine.read_gates(mixer)
-            if not session.accepts(_revision(mixer), gates):
+            if not session.accepts(revision_of(mixer), gates):
                 return SKIP, SKIP
             with self.engine.scheduler.slot(session, "fast"):
-                if not session.accepts(_revision(mixer)):
+                if not session.accepts(revision_of(mixer)):
                     return SKIP, SKIP
                 before = session.state.sequence if session.state else None
                 # the last tick may follow the answers, and then nothing moves any more
@@ -368,7 +354,7 @@ class Handlers:
         try:
             session = _active(session)
             gates = self.newest_gates(session, mixer)
-            if not session.accepts(_revision(mixer)) and not session.set_by_server:
+            if not session.accepts(revision_of(mixer)) and not session.set_by_server:
                 return
             first = True
             for update in self.engine.stream_answers(session, gates):
@@ -493,7 +479,7 @@ class Handlers:
     def newest_gates(self, session: UserSession, mixer: Any) -> sg.Gates:
         """Return the mixer's gates, unless the server has moved the faders since the page sent them."""
         gates = self.engine.read_gates(mixer)
-        return gates if session.accepts(_revision(mixer)) or session.state is None else session.state.gates
+        return gates if session.accepts(revision_of(mixer)) or session.state is None else session.state.gates
 
     def read_file(self, path: str | None) -> str:
         """Return the text of an uploaded file of gates, which is checked when it is applied."""
@@ -594,34 +580,6 @@ class Handlers:
         }
 
 
-@cache
-def example_clip() -> sg.Video:
-    """Return the gallery's clip."""
-    rng = random.Random(CLIP_SEED)
-    scenes = Scene.random(rng, (2, 3)).clip(rng, FRAMES)
-    return sg.Video([scene.render(SCENE_SIDE) for scene in scenes], fps=2)
-
-
-def random_scene(seed: int) -> Scene:
-    """Return the scene of a seed."""
-    return Scene.random(random.Random(seed))
-
-
-def example_questions(scene: Scene, seed: int, kind: str | None, words: str) -> list[Question]:
-    """Return a scene's example questions: one of every kind that it allows.
-
-    Each kind has a random stream of its own, so that an edit changes no other wording than it must.
-
-    Args:
-        scene: the scene.
-        seed: of the random streams.
-        kind: of the question whose wording is kept.
-        words: its wording, kept as long as the scene allows it.
-    """
-    examples = (_question(scene, seed, name, words if name == kind else "") for name in questions.KINDS)
-    return [item for item in examples if item]
-
-
 def set_picture(
     session: UserSession, image: Image.Image, scene: Scene | None = None, photograph: str | None = None
 ) -> None:
@@ -690,22 +648,6 @@ def _active(session: UserSession | None) -> UserSession:
 
 def _shown(session: UserSession) -> Any:
     return SKIP if session.shown is None else session.shown
-
-
-def _question(scene: Scene, seed: int, kind: str, words: str) -> Question | None:
-    """Return a question of a kind, in these words where they fit the scene; None where the scene has none."""
-    first, rng = None, random.Random(f"{seed} {kind}")
-    for _ in range(TRIES if words else 1):
-        question = questions.ask(scene, kind, rng)
-        if question and question.question == words:
-            return question
-        first = first or question
-    return first
-
-
-def _revision(mixer: Any) -> int | None:
-    revision = mixer.get("revision") if isinstance(mixer, dict) else None
-    return revision if isinstance(revision, int) else None
 
 
 def _first_query(lens: Any) -> Any:

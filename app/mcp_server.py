@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from random import Random
 from typing import Any
 
 from anyio import CapacityLimiter
@@ -24,11 +23,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 import sinkgate as sg
-from sinkgate.scenes.scene import Scene
 
 from .api import ANSWER, answer
+from .examples import SCENE_SIDE, random_scene
 from .guard import address_of
-from .handlers import SCENE_SIDE
 from .metrics import log_unexpected
 from .share_links import SEEDS
 from .state import MAX_GATES_TEXT, MAX_QUESTION, Engine, open_picture
@@ -144,7 +142,7 @@ def image_of(picture: Any, scene: Any) -> Image.Image:
     if scene is not None:
         if type(scene) is not int or scene not in SEEDS:
             raise sg.ImageError(f"scene must be an integer from 0 to {SEEDS[-1]}, the seed of a demo scene.")
-        return Scene.random(Random(scene)).render(SCENE_SIDE)
+        return random_scene(scene).render(SCENE_SIDE)
     if not isinstance(picture, str) or not picture.startswith("data:image/") or not picture.isascii():
         raise sg.ImageError(
             "picture must be an image file as a data URL, data:image/png;base64,...: no path and no other address."

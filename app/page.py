@@ -44,6 +44,7 @@ FIRST_LAYER = 2  # of the maps, when the page opens
 STATE_SECONDS = 3600
 CACHE_SECONDS = (3600, 7200)  # uploads are checked every hour and deleted after two
 
+Event = Handler = Callable[..., Any]
 # threads that may wait for the scheduler, which keeps order and limits
 FAST: dict[str, Any] = {"concurrency_id": "fast", "concurrency_limit": 24, "show_progress": "hidden"}
 SLOW: dict[str, Any] = {"concurrency_id": "slow", "concurrency_limit": 16, "show_progress": "hidden"}
@@ -220,16 +221,18 @@ def connect_events(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     drawn = [parts.maps, parts.status]
     newest: dict[str, Any] = {"trigger_mode": "always_last"}
 
-    def on_question(
-        event: Callable[..., Any],
-        handler: Callable[..., Any],
-        inputs: list[Any],
-        outputs: list[Any] = answered,
-        **options: Any,
-    ) -> None:
-        event(handler, [*inputs, *setting], outputs, **newest, **options, **FAST, **PRIVATE).then(
+    def then_answer(event: Event, handler: Handler, inputs: list[Any], outputs: list[Any], **options: Any) -> None:
+        event(handler, inputs, outputs, **newest, **options, **FAST, **PRIVATE).then(
             handlers.stream_answers, [parts.session, parts.mixer], streamed, trigger_mode="multiple", **SLOW, **PRIVATE
         )
+
+    def on_question(
+        event: Event, handler: Handler, inputs: list[Any], outputs: list[Any] = answered, **options: Any
+    ) -> None:
+        then_answer(event, handler, [*inputs, *setting], outputs, **options)
+
+    def on_gates(event: Event, handler: Handler, source: Any, outputs: list[Any]) -> None:
+        then_answer(event, handler, [parts.session, source, parts.lens], outputs)
 
     opened = [*pictured, parts.lens, parts.learned]
     on_question(page.load, handlers.load_page, [parts.share], opened, js=READ_LINK)
@@ -257,18 +260,12 @@ def connect_events(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     parts.mixer.overdue(handlers.catch_up, None, None, trigger_mode="multiple", **FAST, **PRIVATE)
     parts.lens.input(handlers.set_lens, [parts.session, parts.lens], drawn, **newest, **FAST, **PRIVATE)
 
-    def on_gates(event: Callable[..., Any], handler: Callable[..., Any], source: Any, outputs: list[Any]) -> None:
-        event(handler, [parts.session, source, parts.lens], outputs, **newest, **FAST, **PRIVATE).then(
-            handlers.stream_answers, [parts.session, parts.mixer], streamed, trigger_mode="multiple", **SLOW, **PRIVATE
-        )
-
     moved = [parts.mixer, *drawn]
     on_gates(parts.apply.click, handlers.apply_gates, parts.gates_text, moved)
     loaded = parts.load.upload(handlers.read_file, parts.load, parts.gates_text, **FAST, **PRIVATE)
     on_gates(loaded.then, handlers.apply_gates, parts.gates_text, moved)
     on_gates(parts.learned.choose, handlers.choose_learned, parts.learned, [parts.learned, *moved])
     on_gates(parts.upload_learned.upload, handlers.upload_learned, parts.upload_learned, [parts.learned, *moved])
-
     on_gates(parts.history.restore, handlers.restore, parts.history, [parts.learned, *moved])
 
     parts.sweep.start(handlers.sweep, parts.session, parts.sweep, trigger_mode="multiple", **SWEEP, **PRIVATE)

@@ -10,7 +10,6 @@ import base64
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from random import Random
 from typing import Any
 
 import sinkgate as sg
@@ -19,6 +18,7 @@ from sinkgate.models.loading import BUILT_IN
 from sinkgate.scenes import questions
 from sinkgate.scenes.scene import Scene
 
+from .examples import random_scene
 from .state import DEFAULT_CRITERION, MAX_NEW_TOKENS, MAX_QUESTION, Engine, UserSession
 from .view_model import JSON, Lens, mixer_value
 
@@ -217,7 +217,7 @@ def loading(vlm: sg.VLM) -> list[str]:
 
 def edited(session: UserSession) -> bool:
     """Return whether the picture is a scene that the user edited."""
-    return session.scene is not None and session.scene != Scene.random(Random(session.seed))
+    return session.scene is not None and session.scene != random_scene(session.seed)
 
 
 def faders(gates: sg.Gates) -> dict[str, list[float]]:

@@ -74,9 +74,8 @@ class QuestionState:
     gated_done: bool = False
     cut: bool = False  # whether an answer was stopped because it took too long
     evidence: dict[int, dict[int, tuple[str, list[str]]]] = field(default_factory=dict)  # layer -> sink -> kind, values
-    text_shares: dict[int, Tensor] = field(
-        default_factory=dict
-    )  # layer -> `inspection.text_shares` of the original model
+    # layer -> `inspection.text_shares` of the original model
+    text_shares: dict[int, Tensor] = field(default_factory=dict)
     query: QueryRows | None = None  # of the prompt token that the page last looked at
     layers_run: int = 0  # for the last setting of the faders
     seconds: float = 0.0  # for the last setting of the faders
@@ -138,7 +137,7 @@ class UserSession:
         return sum(pictures.values()) + sum(gates)
 
     def expire(self) -> None:
-        """Release the memory; the page is told so at its next event."""
+        """Release the memory; the page shows `handlers.EXPIRED` at its next event."""
         self.next_sequence()
         self.image = self.shown = self.scene = self.state = self.learned = None
         self.uploads = []
@@ -180,7 +179,7 @@ class UserSession:
     def newest_lens(self, lens: Any) -> Any:
         """Return this lens, or the newer one that arrived before: a late tick of a fader holds the lens of its time."""
         with self.lock:
-            if lens_revision(lens) >= lens_revision(self.lens):
+            if (revision_of(lens) or 0) >= (revision_of(self.lens) or 0):
                 self.lens = lens
             return self.lens
 
@@ -204,10 +203,10 @@ class UserSession:
             return True
 
 
-def lens_revision(lens: Any) -> int:
-    """Return the number of the page's choice of a map, which rises; 0 for a client that does not count."""
-    revision = lens.get("revision") if isinstance(lens, dict) else None
-    return revision if isinstance(revision, int) else 0
+def revision_of(value: Any) -> int | None:
+    """Return the revision of the mixer's value or of a lens, which rises; None for a client that does not count."""
+    revision = value.get("revision") if isinstance(value, dict) else None
+    return revision if isinstance(revision, int) else None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from PIL import Image
 import sinkgate as sg
 from sinkgate.images.layout import Sheet
 from sinkgate.sinks import words
+from sinkgate.sinks.criteria import Verdict
 from sinkgate.sinks.gates import GROUPS
 from sinkgate.sinks.words import sentence
 
@@ -24,14 +25,12 @@ from .inspection import PatchFacts
 from .state import MAX_NEW_TOKENS, AnswerUpdate, QuestionState
 
 JSON = dict[str, Any]
+SCALES = ("shared", "own", "log")  # of the maps' colours
 TOP_WORDS = 6
 TOP_QUERIES = 4  # text tokens, and as many patches, of a patch's panel
 DECADES = 3  # of the logarithmic scale, as in maps.js
 HOLE = 255  # byte of a thumbnail's cell without a token; shades end below it
 UNPLACED = "the places of the visual tokens in the picture are not known"
-
-
-SCALES = ("shared", "own", "log")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Lens:
 
     @classmethod
     def read(cls, value: Any, vlm: sg.VLM, sheets: int = 1) -> Lens:
-        """Return the page's choice, each value replaced where model and prompt do not have it: never fails."""
+        """Return the page's choice, each value that model or prompt do not have replaced by a default; raises nothing."""
         value = value if isinstance(value, Mapping) else {}
         layer, head, row, sheet, position, patch = (
             _whole(value.get(key)) for key in ("layer", "head", "row", "sheet", "position", "patch")
@@ -81,8 +80,8 @@ def frame(state: QuestionState, lens: Lens) -> JSON:
     rows = {"unchanged": state.unchanged, "gated": state.gated}
     if state.query and state.query.position == lens.position:
         rows = {
-            name: replace(rows[name], attention=attention)
-            for name, attention in (("unchanged", state.query.original), ("gated", state.query.gated))
+            "unchanged": replace(state.unchanged, attention=state.query.original),
+            "gated": replace(state.gated, attention=state.query.gated),
         }
     elif lens.position is not None:
         lens = replace(lens, position=None)
@@ -205,38 +204,43 @@ def _map(trace: sg.Trace, lens: Lens, hidden: torch.Tensor | None) -> list[float
 
 
 def evidence_names(sinks: sg.SinkMap, kind: str, layer: int) -> list[str]:
-    """Return the names of the measurements that `evidence_values` gives for V-sinks or L-sinks of a layer."""
-    verdict = sinks.v_verdict if kind == "v_sink" else sinks.l_verdict
-    if verdict is None:
-        return []
-    names = [f"{'encoder: ' if kind == 'v_sink' else ''}{verdict.unit}"]
-    if kind == "v_sink":
-        names += ["encoder norm / median"]
+    """Return the names of the measurements that `evidence_values` gives for V-sinks, L-sinks or ordinary tokens of a layer."""
+    names: list[str] = []
+    if kind == "v_sink" and sinks.v_verdict is not None:
+        names = [f"encoder: {sinks.v_verdict.unit}", "encoder norm / median"]
+    elif kind == "l_sink":
+        names = [sinks.l_verdict.unit]
     return [*names, f"attention / median in layer {layer}", f"Value / mean in layer {layer}"]
 
 
 def evidence_values(sinks: sg.SinkMap, token: int, kind: str, layer: int) -> list[str]:
-    """Return the measurements on a sink, in words, in the order of `evidence_names`."""
-    verdict, row, column = sinks.l_verdict, layer, token
+    """Return the measurements on a visual token, in words, in the order of `evidence_names`."""
+    score: list[str] = []
+    measured = [sinks.llm_share[layer, token], sinks.value_ratio[layer, token]]
     if kind == "v_sink":
         assert sinks.v_verdict is not None and sinks.loudest is not None
-        verdict, row, column = sinks.v_verdict, 0, int(sinks.loudest[token])
-    score, threshold = verdict.score[row, column], verdict.threshold[row, 0]
+        score = [_score(sinks.v_verdict, 0, int(sinks.loudest[token]))]
+        measured = [sinks.norm_ratio[token], *measured]
+    elif kind == "l_sink":
+        score = [_score(sinks.l_verdict, layer, token)]
+    return [*score, *(f"{words.number(float(value))} ×" for value in measured)]
+
+
+def _score(verdict: Verdict, row: int, column: int) -> str:
+    score, threshold = float(verdict.score[row, column]), float(verdict.threshold[row, 0])
     at = "" if verdict.dimension is None else f" in dimension {int(verdict.dimension[row, column])}"
-    values = [f"{words.number(float(score))}{at} (sink from {words.number(float(threshold))})"]
-    if kind == "v_sink":
-        values += [f"{words.number(float(sinks.norm_ratio[token]))} ×"]
-    measured = (sinks.llm_share[layer, token], sinks.value_ratio[layer, token])
-    return [*values, *(f"{words.number(float(value))} ×" for value in measured)]
+    return f"{words.number(score)}{at} (sink from {words.number(threshold)})"
 
 
 def _marks(state: QuestionState, lens: Lens) -> tuple[list[JSON], str]:
     """Return the sinks on the sheet, each with its cell and the evidence; and the number of those elsewhere, in words."""
     layer, sheets = lens.layer, state.prompt.sheets
     if layer not in state.evidence:
-        kinds = {token: kind for token, kind in enumerate(state.sinks.names(layer)) if kind != "ordinary"}
-        values = {token: evidence_values(state.sinks, token, kind, layer) for token, kind in kinds.items()}
-        state.evidence[layer] = {token: (kind, values[token]) for token, kind in kinds.items()}
+        state.evidence[layer] = {
+            token: (kind, evidence_values(state.sinks, token, kind, layer))
+            for token, kind in enumerate(state.sinks.names(layer))
+            if kind != "ordinary"
+        }
     marks, away, outside = [], 0, 0
     for token, (kind, values) in state.evidence[layer].items():
         if cell := sheets[lens.sheet].find(token):
@@ -331,11 +335,8 @@ def prompt_tokens(vlm: sg.VLM, prompt: sg.Prompt) -> list[JSON]:
     Kinds: "question"; "template", what the chat format adds; "special", tokens with a meaning of their own; "picture". Where the
     question cannot be told from the template, all text counts as question.
     """
-    ids, image, special = (
-        prompt.inputs["input_ids"][0].tolist(),
-        image_positions(prompt),
-        set(vlm.tokenizer.all_special_ids),
-    )
+    ids, image = prompt.inputs["input_ids"][0].tolist(), image_positions(prompt)
+    special = set(vlm.tokenizer.all_special_ids)
     texts = [
         "" if position in image else "".join(vlm.tokenizer.decode([token]).split())
         for position, token in enumerate(ids)
@@ -389,12 +390,7 @@ def _panel(state: QuestionState, lens: Lens, facts: PatchFacts) -> JSON:
     sinks, vlm, prompt = state.sinks, state.prompt_session.vlm, state.prompt
     token, *others = facts.tokens
     kind = sinks.names(lens.layer)[token]
-    names = evidence_names(sinks, kind, lens.layer) if kind != "ordinary" else []
-    values = evidence_values(sinks, token, kind, lens.layer) if names else []
-    if kind == "ordinary":
-        names = [f"attention / median in layer {lens.layer}", f"Value / mean in layer {lens.layer}"]
-        measured = (sinks.llm_share[lens.layer, token], sinks.value_ratio[lens.layer, token])
-        values = [f"{words.number(float(value))} ×" for value in measured]
+    evidence = evidence_names(sinks, kind, lens.layer), evidence_values(sinks, token, kind, lens.layer)
     ids, image = prompt.inputs["input_ids"][0], image_positions(prompt)
     patches = {position: index for index, position in enumerate(prompt.visual.tolist())} if image else {}
     order = [position for position in facts.after.argsort(descending=True).tolist() if facts.after[position] > 0]
@@ -402,15 +398,15 @@ def _panel(state: QuestionState, lens: Lens, facts: PatchFacts) -> JSON:
     looking = [position for position in order if position in patches and patches[position] != token]
 
     def name(position: int) -> str:
-        in_words = sinks.where(patches[position]) if position in patches else vlm.token_name(int(ids[position]))
-        return in_words if position in patches else f"“{in_words}”"
+        if position in patches:
+            return sinks.where(patches[position])
+        return f"“{vlm.token_name(int(ids[position]))}”"
 
-    lens_words = facts.words
     return {
         "patch": lens.patch,
         "kind": kind,
         "where": sinks.where(token),
-        "evidence": [list(pair) for pair in zip(names, values, strict=True)],
+        "evidence": [list(pair) for pair in zip(*evidence, strict=True)],
         "attended": [
             [name(each), *(round(float(side[each]), 7) for side in (facts.before, facts.after))]
             for each in texts[:TOP_QUERIES] + looking[:TOP_QUERIES]
@@ -419,9 +415,9 @@ def _panel(state: QuestionState, lens: Lens, facts: PatchFacts) -> JSON:
         "heads": [_floats(row) for row in facts.received_after[0]],
         "ordinary": sinks.where(others[0]) if others else None,
         "words": [
-            [layer, *([[word, _short(share)] for word, share in lens_words.words(each, layer)] for each in facts.tokens)]
-            for layer in lens_words.layers
-        ] if lens_words else None,
+            [layer, *([[word, _short(share)] for word, share in facts.words.words(each, layer)] for each in facts.tokens)]
+            for layer in facts.words.layers
+        ] if facts.words else None,
     }  # fmt: skip
 
 

@@ -227,7 +227,7 @@ def test_what_is_wrong_is_said_in_our_words(far_bench, spaces, demo, image):
     with pytest.raises(sg.GateError, match="layers"):
         far.predict(sg.Gates(torch.zeros(7, 3)))
     with pytest.raises(RuntimeError, match="TypeError on the GPU"):
-        far._run(backend_zerogpu._predict, "a question of somebody's", "and more")
+        far._run(backend.LocalSession.predict, "a question of somebody's", "and more")
     spaces.quota = 1
     with pytest.raises(backend_zerogpu.GPUError, match="no GPU for this at present: You have exceeded your quota"):
         far.predict(sg.Gates.ones(demo).set("rest", 0.5))
