@@ -24,7 +24,7 @@ from sinkgate.errors import ModelMismatchError
 from sinkgate.images.io import read_bytes
 from sinkgate.images.video import SUFFIXES as VIDEOS
 from sinkgate.images.video import open_animation
-from sinkgate.models.session import Shelf
+from sinkgate.models.session import SessionCache
 from sinkgate.scenes.scene import Scene
 
 from .backend import Backend, LocalSession
@@ -233,7 +233,7 @@ class Engine:
     def __init__(self, vlm: sg.VLM, learned: Sequence[LearnedGates] = (), backend: Backend | None = None) -> None:
         self.vlm, self.learned, self.backend = vlm, list(learned), backend or Backend(vlm)
         self.scheduler = Scheduler()
-        self.cache = Shelf(CACHE_BYTES)
+        self.cache = SessionCache(CACHE_BYTES)
         self._recent: OrderedDict[int, UserSession] = OrderedDict()  # the least recently active first
         self._recent_lock = threading.Lock()
 

@@ -22,9 +22,8 @@ class AbandonedStreams:
         self.seconds, self.limit = seconds, limit
         self._listeners: Counter[str] = Counter()
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._callers: dict[
-            str, str
-        ] = {}  # session of an API call -> address of the client, until its answer is fetched
+        # session of an API call -> address of the client, until its answer is fetched
+        self._callers: dict[str, str] = {}
 
     def calls(self, address: str) -> int:
         """Return the number of API calls of an address that run, wait or were not fetched."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy, deepcopy
 from typing import Any
 
@@ -41,7 +41,7 @@ def resumed(layers: Sequence[nn.Module], start: int, begin: Tensor | None) -> Ge
 
 @contextmanager
 def ended(layers: Sequence[nn.Module], end: int) -> Generator[None]:
-    """Skip the layers from ``end`` on: what stands behind the last one gets the output of the layer below."""
+    """Skip the layers from ``end`` on: the module after the last one gets the output of the layer below ``end``."""
     with replaced(layers[end:], _identity):
         yield
 
@@ -78,14 +78,19 @@ def replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Gener
                 module.forward = old
 
 
-@contextmanager
-def kept_inputs(layers: Sequence[nn.Module], inputs: list[Tensor]) -> Generator[None]:
+def kept_inputs(layers: Sequence[nn.Module], inputs: list[Tensor]) -> AbstractContextManager[None]:
     """Append the input of each layer to ``inputs`` as it runs."""
+    return each_input(layers, inputs.append)
 
-    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs.append(args[0] if args else kwargs["hidden_states"])
 
-    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
+@contextmanager
+def each_input(layers: Sequence[nn.Module], take: Callable[[Tensor], None]) -> Generator[None]:
+    """Call a function on the input of each layer as it runs."""
+
+    def before_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        take(args[0] if args else kwargs["hidden_states"])
+
+    hooks = [layer.register_forward_pre_hook(before_layer, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
@@ -109,7 +114,7 @@ def kept_output(layer: nn.Module, outputs: list[Tensor], first: bool = False) ->
 
 @contextmanager
 def without_layers(layers: Sequence[nn.Module], state: Tensor) -> Generator[None]:
-    """Skip all layers: what stands behind the last one gets this state."""
+    """Skip all layers: the module after the last one gets this state."""
     with replaced(layers, lambda *_, **__: state):
         yield
 

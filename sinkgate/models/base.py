@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sinkgate.attention.partial_forward import kept_output
+from sinkgate.attention.partial_forward import each_input, kept_output
 from sinkgate.attention.patch import Attached, attached, model_lock
 from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import Scales
@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 
 class BaseVLM:
-    """The part of `sinkgate.models.vlm.VLM` that runs the model as it is. Calls run one after another; nothing stays attached.
+    """The part of `sinkgate.models.vlm.VLM` that runs the model without gates. Calls run one after another; nothing stays attached.
 
     Raises:
         UnsupportedModelError: the model takes no images, or no layer can be gated.
@@ -133,7 +133,7 @@ class BaseVLM:
             inputs: what the processor returned for one prompt: ``input_ids`` (1, P), ``pixel_values`` and what else the model takes,
                 as tensors, arrays or lists. They are put on the model's device, fractions in its dtype.
             images: the images or the `Video` that it was given, in their order; without them no token has a place in a picture.
-            question: what to call the prompt.
+            question: the text of the question, for records and labels.
 
         Raises:
             ImageError: an image cannot be used (see ``open_image``).
@@ -220,18 +220,11 @@ class BaseVLM:
         """
         results: list[Result] = []
 
-        def before_layer(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            states = args[0] if args else kwargs["hidden_states"]
+        def take(states: Tensor) -> None:
             results.append(reduce(self.adapter.states_of_keys(states[0], prompt.encoded)))
 
-        with self.lock, torch.no_grad():
-            hooks = [layer.register_forward_pre_hook(before_layer, with_kwargs=True) for layer in self.adapter.layers]
-            try:
-                with self.attached(None, recorder):
-                    self.adapter.run(**self.warm_inputs(prompt))
-            finally:
-                for hook in hooks:
-                    hook.remove()
+        with self.lock, torch.no_grad(), each_input(self.adapter.layers, take), self.attached(None, recorder):
+            self.adapter.run(**self.warm_inputs(prompt))
         return results
 
     def _rows_after_image(self, prompt: Prompt) -> range:
@@ -260,7 +253,7 @@ class BaseVLM:
         """Return features of the patches and the attention that each receives, as multiples of an even share."""
         if not features:
             return None, None
-        patches = torch.cat(features) if len(features) > 1 else features[0]
+        patches = torch.cat(features)
         parts = encoder.attention[0]  # one a call; models with windows call once a window
         received = torch.cat([(part * part.shape[-1]).flatten() for part in parts]).view(patches.shape[:-1])
         order = self.adapter.in_patch_order

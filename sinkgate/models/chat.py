@@ -1,6 +1,6 @@
-"""Chat formats: questions as a model reads them, answers as it writes them.
+"""Chat formats: text of prompts, and token ids of answers as continuations of a prompt.
 
-The processor's chat template decides, else the tokenizer's, else a plain form of the family. Prompts are those of transformers'
+The format is the processor's chat template, else the tokenizer's, else a plain form of the family. Prompts are those of transformers'
 ``processor.apply_chat_template(tokenize=True)``. Answers are continuations of a prompt: a template prints a past turn, which may begin
 and end with text that no model writes.
 """
@@ -32,11 +32,8 @@ PLAIN_TEMPLATES = {
 PLAIN_TEMPLATE = "{image}\n{question}\n"
 #: Marks around the thoughts of reasoning models.
 THINKING = {"<think>": "</think>", "◁think▷": "◁/think▷"}
-QUESTION, ANSWER, LATER = (
-    "SampleQuestion",
-    "SampleAnswer",
-    "LaterSample",
-)  # texts whose surroundings in a rendered template are read
+#: Texts whose surroundings in a rendered template are read.
+QUESTION, ANSWER, LATER = "SampleQuestion", "SampleAnswer", "LaterSample"
 Parts = Sequence[str | None]  # of a turn: texts, and None at the place of an image
 Turns = Sequence[tuple[Parts, str]]  # earlier ones: questions with their answers
 _REFUSALS = (TypeError, ValueError, KeyError, TemplateError)  # of a template that cannot print a conversation
@@ -117,7 +114,7 @@ class ChatFormat:
 
     @property
     def source(self) -> str:
-        """Origin of the format, for people."""
+        """Origin of the format, in words."""
         if self.template is None:
             return f"no chat template; sinkgate's plain form {self._plain!r}"
         own = getattr(self.processor, "chat_template", None)

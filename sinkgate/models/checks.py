@@ -107,8 +107,8 @@ def check_weights(report: Mapping[str, Any], name: str) -> None:
 def check_model(vlm: VLM) -> None:
     """Check on a small prompt that attention is recorded and gated in every layer.
 
-    The attention of every layer is seen, its rows sum to one, and halving every visual Key moves the next-token
-    distribution. That patches become visual tokens as the closed form says is proved by gradients at the first prompt, this one.
+    The attention of every layer is recorded, its rows sum to one, and halving every visual Key moves the next-token
+    distribution. As at the first prompt of any model, gradients verify the closed form of the map from patches to visual tokens.
 
     Raises:
         UnsupportedModelError: one of these does not hold, or the model cannot run the prompt.

@@ -1,8 +1,8 @@
 """One prompt held warm: a changed gate costs only the layers from its own upward, and settings run side by side.
 
 What is held is the input of every layer, the KV cache (its Keys scaled) and the attention rows of the last setting.
-A new setting starts at the lowest layer whose scales differ: the model's own forward runs with the layers below
-doing nothing and that layer fed its stored input. Logits, cache and answers are those of a full run, bit by bit. Models that
+A new setting starts at the lowest layer whose scales differ: in the model's own forward the layers below return their
+input, and that layer gets its stored input. Logits, cache and answers are those of a full run, bit by bit. Models that
 cannot start in the middle (`Session.resumes`) run in full every time.
 
 Shapes: L layers, P prompt positions, K Keys, S settings, D LLM width.
@@ -90,7 +90,7 @@ class Session:
         return self._state.nbytes if self._state else 0
 
     def drop(self) -> None:
-        """Give the memory back; the next call runs in full."""
+        """Release the memory; the next call runs in full."""
         self._state = None
 
     # --- one setting
@@ -163,10 +163,10 @@ class Session:
         stop: Callable[[], bool] = lambda: False,
         within: AbstractContextManager[Any] | None = None,
     ) -> Generator[str, None, Trace]:
-        """``answer`` as a generator of the growing text; it returns the Trace. Closing it stops the model.
+        """Run ``answer`` as a generator of the growing text, which returns the Trace. Closing it stops the model.
 
-        ``within`` is entered by the thread in which the model runs, for as long as it runs, however slowly the
-        text is read: the place for a lock on a model that several users share.
+        The thread that runs the model enters ``within`` for as long as it runs, however slowly the text is read: use it for a
+        lock on a model that several users share.
         """
 
         def run(streamer: Any, closed: Callable[[], bool]) -> Trace:
@@ -288,7 +288,7 @@ class Session:
     # --- many settings
 
     def predict_all(self, tables: Sequence[AnyGates], batch_size: int = BATCH) -> Tensor:
-        """Next-token logits under each of many settings, side by side from the lowest layer that each changes.
+        """Return next-token logits under each of many settings, run side by side from the lowest layer that each changes.
 
         Settings that start at the same layer share a forward; the batch is halved where memory does not suffice.
 
@@ -326,7 +326,7 @@ class Session:
             except RuntimeError as error:
                 if size == 1 or not should_reduce_batch_size(error):
                     raise
-                size = max(1, len(part) // 2)  # it did not fit into the memory
+                size = max(1, len(part) // 2)  # not enough memory
                 continue
             yield part, logits
             done = part.stop
@@ -377,7 +377,7 @@ class Session:
         return numbers[int(changed[0])] if len(changed) else len(self.vlm.adapter.all_layers)
 
     def _run(self, old: _State | None, scales: Scales, start: int, keep: bool = True) -> _State:
-        """One prefill from layer ``start`` on; below, everything is as in ``old``."""
+        """Run one prefill from layer ``start`` on; below, everything is as in ``old``."""
         vlm, layers, recorder = self.vlm, self.vlm.adapter.all_layers, _FollowingRecorder(self._followed)
         inputs = list(old.inputs[:start]) if old else []
         cache = DynamicCache(config=vlm.model.config.get_text_config(decoder=True)) if keep else None
@@ -451,8 +451,8 @@ def whole_numbers(numbers: Any, count: int, noun: str) -> list[int]:
     )
 
 
-class Shelf:
-    """Warm sessions within a budget of memory: those used longest ago give theirs back first, and run in full if asked again."""
+class SessionCache:
+    """Warm sessions within a budget of memory: the least recently used drop their states first, and run in full the next time."""
 
     def __init__(self, budget: int = 2 << 30) -> None:
         self.budget = budget  # bytes

@@ -143,8 +143,7 @@ def stack_rows(recorded: dict[int, list[Tensor]]) -> Tensor:
     longest = max(rows.shape[-1] for calls in recorded.values() for rows in calls)
 
     def padded(rows: Tensor) -> Tensor:
-        return torch.nn.functional.pad(
-            rows[0].cpu(), (0, longest - rows.shape[-1])
-        )  # layers may lie on several devices
+        on_cpu = rows[0].cpu()  # layers may lie on several devices
+        return torch.nn.functional.pad(on_cpu, (0, longest - rows.shape[-1]))
 
     return torch.stack([torch.cat([padded(rows) for rows in recorded[layer]], 1) for layer in sorted(recorded)])

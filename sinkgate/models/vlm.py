@@ -48,9 +48,9 @@ class VLM(BaseVLM):
     def gated(
         self, prompt: Prompt, sinks: SinkMap, gates: AnyGates, recorder: Recorder | None = None
     ) -> Generator[None]:
-        """Within the block every forward and ``generate`` call on this prompt runs with the gates.
+        """Run every forward and ``generate`` call on this prompt within the block with the gates.
 
-        Holds the model's lock; the gates are gone when the block ends, also by an exception.
+        The block holds the model's lock; the gates are removed when it ends, also by an exception.
 
         Raises:
             GateError: the gates do not fit this model.
@@ -281,7 +281,7 @@ class VLM(BaseVLM):
         max_new_tokens: int = 64,
         stop: Callable[[], bool] = lambda: False,
     ) -> Generator[str, None, Trace]:
-        """``answer`` of one prompt as a generator of the growing text; it returns the Trace. Closing it stops the model.
+        """Run ``answer`` for one prompt as a generator of the growing text, which returns the Trace. Closing it stops the model.
 
         Raises:
             PromptError: this is no prompt.

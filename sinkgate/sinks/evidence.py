@@ -141,9 +141,8 @@ def evidence_of(
     measures = measures.cpu()
     ratios, sharpness, dominance, gap, share, first, positive, loud, start, medians = measures.unbind(1)  # G, D each
     massive = (ratios >= ratio) & (sharpness >= sharp) & (dominance >= dominant)
-    counted = torch.where(
-        massive.any(0), massive, True
-    )  # the signs of a channel that is massive nowhere: in all layers
+    # the signs of a channel that is massive nowhere are counted in all layers
+    counted = torch.where(massive.any(0), massive, True)
     signs = (positive * counted).sum(0) / (loud * counted).sum(0).clamp_min(1)
     agreement = torch.maximum(signs, 1 - signs)
     written = (start[0] < ratio * medians[0]) & (torch.arange(len(measures)) > 0)[:, None]

@@ -13,7 +13,7 @@ from zoo import ZOO
 
 import sinkgate as sg
 from sinkgate.analysis.sweep import CONTROLS, LINE, choose_by_generation
-from sinkgate.models.session import Session, Shelf
+from sinkgate.models.session import Session, SessionCache
 
 QUESTION = "What color is the circle?"
 
@@ -137,7 +137,7 @@ def test_the_shelf_drops_what_was_used_longest_ago(cold):
     sessions = [Session(vlm, prompt, sinks) for _ in range(4)]
     sessions[0].predict()
     one = sessions[0].nbytes
-    shelf = Shelf(budget=int(2.5 * one))
+    shelf = SessionCache(budget=int(2.5 * one))
     for session in sessions:
         session.predict()
         shelf.use(session)

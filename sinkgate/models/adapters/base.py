@@ -1,8 +1,8 @@
 """Parts of a vision-language model, identified by their function, and the map from its patches to visual tokens.
 
-No family is known by name here: a layer is what asks transformers for an attention function, the size of a
-grid comes from the inputs, the rule by which patches are merged is measured once by gradients (`sinkgate.models.token_map`).
-What a family does otherwise is a small file beside this one.
+No family is named here: a layer is a module that calls transformers' attention function, the size of a grid comes from the
+inputs, and the rule by which patches are merged is measured once by gradients (`sinkgate.models.token_map`). Families that
+differ have a small file beside this one.
 
 Shapes: N patches, in the order of the pixels the processor makes; U rows that the image puts into the prompt
 (visual tokens and separators); S rows of the encoder for one crop; E encoder width, D LLM width.
@@ -30,8 +30,10 @@ TIME_GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
 
 
 class Adapter:
-    """A model taken apart. Attributes: ``decoder`` runs the LLM layers; ``layers``, those of them that attend to visual
-    tokens (``all_layers``: with those that do not), and ``attention``, what in them does; ``encoder_layers`` and ``encoder_attention``, the same for images.
+    """The parts of a model.
+
+    Attributes: ``decoder`` runs the LLM layers; ``layers`` are those of them that attend to visual tokens (``all_layers``: with the
+    others), ``attention`` their attention modules; ``encoder_layers`` and ``encoder_attention`` are those of the vision encoder.
 
     Raises:
         UnsupportedModelError: the model takes no images, or no layer is found that attends to them.
@@ -67,7 +69,7 @@ class Adapter:
         self.takes_encoded = "mm_encoder_outputs" if optional and "mm_encoder_outputs" in accepted else None
 
     def attending_layers(self, module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-        """Layers of a tower with what attends in them; layers that only convolve are left out."""
+        """Return the layers of a tower with their attention modules; layers without attention are left out."""
         return list(_attending(module))
 
     # --- the LLM's side
@@ -110,7 +112,7 @@ class Adapter:
         return inputs["input_ids"].shape[1]
 
     def run(self, **inputs: Any) -> None:
-        """One forward for what happens inside: all positions in all layers, no logits where they can be spared."""
+        """Run one forward for its hooks: all positions in all layers, and no logits where the model allows it."""
         if self.base is self.model:
             self.model(**inputs, use_cache=False, logits_to_keep=1)
         else:  # with logits_to_keep=1 some models drop positions on the way
@@ -124,7 +126,7 @@ class Adapter:
         return grown["token_type_ids"][:, -1:]
 
     def rows_after_image(self, inputs: Inputs, visual: Tensor) -> range:
-        """Positions of the text that reads the image: all after its last token, at least the last of the prompt."""
+        """Return the positions of the text after the image: all after its last token, at least the last of the prompt."""
         length = inputs["input_ids"].shape[1]
         return range(min(int(visual[-1]) + 1, length - 1), length)
 
@@ -182,7 +184,7 @@ class Adapter:
     # --- patches
 
     def grids(self, inputs: Inputs) -> list[Grid]:
-        """Rows and columns of patches of each crop, in the order in which the encoder takes them."""
+        """Return rows and columns of patches of each crop, in the order of the encoder's input."""
         pixels, config = self.pixel_input(inputs), self.model.config.vision_config
         if (name := TIME_GRIDS[self.kind(inputs)]) in inputs:
             return [(int(rows), int(columns)) for times, rows, columns in inputs[name] for _ in range(int(times))]
@@ -272,7 +274,7 @@ class Adapter:
 
 
 def one_block(grids: list[Grid], tokens: int) -> Tensor | None:
-    """m x m neighbouring patches become one token, row by row (m = 1: a patch is a token)."""
+    """Return the token of each patch where m x m neighbouring patches become one, row by row (m = 1: a patch is a token)."""
     m = _side(grids, tokens)
     if m is None:
         return None
@@ -286,12 +288,12 @@ def one_block(grids: list[Grid], tokens: int) -> Tensor | None:
 
 
 def one_run(grids: list[Grid], tokens: int) -> Tensor | None:
-    """m x m patches that follow one another become one token: the processor has put neighbours together."""
+    """Return the token of each patch where m x m successive patches become one: the processor has put neighbours together."""
     m = _side(grids, tokens)
     return None if m is None else torch.arange(tokens).repeat_interleave(m * m)
 
 
-#: How patches become visual tokens, in closed form; the probe says which of them a model follows.
+#: Closed forms of the map from patches to visual tokens; `sinkgate.models.token_map` measures which of them a model follows.
 RULES: dict[str, Callable[[list[Grid], int], Tensor | None]] = {"blocks": one_block, "runs": one_run}
 
 

@@ -10,7 +10,7 @@ from sinkgate.models.adapters.base import Adapter, Inputs
 
 
 class Llama4Adapter(Adapter):
-    """Everything else is as in the generic adapter."""
+    """The generic adapter but for the place of CLS and the projector."""
 
     image_rows = "last_hidden_state"
 

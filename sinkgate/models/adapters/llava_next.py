@@ -15,7 +15,7 @@ reference = cast(Any, modeling_llava_next)  # its annotations are partial
 
 
 class AnyResAdapter(Adapter):
-    """Lets the model pack the numbers of the patches as it packs their features: what comes out is the map.
+    """Adapter that has the model pack the numbers of the patches as it packs their features; the result is the map.
 
     Frames of a video are not tiled; 2 x 2 of their patches become a token, and LLaVA-OneVision ends the video with a newline.
     """
@@ -42,9 +42,8 @@ class AnyResAdapter(Adapter):
     def _frame_map(self, inputs: Inputs) -> Tensor | None:
         grids = self.grids(inputs)
         rows, columns = grids[0]
-        if (
-            self.model.config.model_type != "llava_onevision"
-        ):  # pooled by its own configuration: exact for 2 x 2, else measured
+        if self.model.config.model_type != "llava_onevision":
+            # pooled by its own configuration: exact for 2 x 2, else measured
             return RULES["blocks"](grids, len(self.rows_in_prompt(inputs)))
         high, wide = -(-rows // 2), -(-columns // 2)
         row = (2 * torch.arange(rows) + 1) * high // (2 * rows)  # the token whose cell holds the patch's centre
@@ -87,7 +86,7 @@ class AnyResAdapter(Adapter):
         return self.base.pack_image_features([numbers], size[None], **options)[0][0][:, 0]
 
     def _images(self, inputs: Inputs) -> list[tuple[Tensor, int]]:
-        """Height and width of each image, and how many crops it was cut into."""
+        """Return height and width of each image, and the number of its crops."""
         pixels, config = inputs["pixel_values"], self.model.config
         sizes = inputs["image_sizes"].cpu()
         if pixels.dim() == 4:
@@ -109,5 +108,5 @@ def _is_whole(packed: Tensor) -> bool:
 
 
 def _by_rows(packed: Tensor) -> Tensor:
-    """Rows of tokens, each with its newline at the end."""
+    """Return rows of tokens, each with its newline at the end."""
     return packed.view(-1, int((packed == NEWLINE).nonzero()[0, 0]) + 1)

@@ -12,7 +12,7 @@ from sinkgate.models.adapters.base import Adapter, Grid, Inputs
 
 
 class CrossAttentionAdapter(Adapter):
-    """Only the cross-attention layers see the image: they are the layers to gate, their Keys the visual tokens."""
+    """Adapter whose layers are those of cross-attention, the only ones that read the image; their Keys are the visual tokens."""
 
     image_method = "forward"  # it has no method that makes the image's rows
     cross_attention = True
@@ -61,9 +61,8 @@ class CrossAttentionAdapter(Adapter):
 
     def in_patch_order(self, rows: Tensor, inputs: Inputs) -> Tensor:
         tiles = len(self._used(inputs))
-        by_tile = rows.reshape(tiles, -1, *rows.shape[2:])[
-            self._used(inputs)
-        ]  # CLS first, filled up to a multiple of 8
+        # CLS first, filled up to a multiple of 8
+        by_tile = rows.reshape(tiles, -1, *rows.shape[2:])[self._used(inputs)]
         return by_tile[:, 1 : self._rows].flatten(0, 1)
 
     def token_of_patch(self, inputs: Inputs, rule: str) -> Tensor | None:

@@ -12,7 +12,7 @@ from sinkgate.models.adapters.base import TIME_GRIDS, Adapter, Inputs
 
 
 class WindowAdapter(Adapter):
-    """Puts the encoder's rows back into the order of the pixels."""
+    """Adapter that returns the encoder's rows to the order of the pixels."""
 
     def in_patch_order(self, rows: Tensor, inputs: Inputs) -> Tensor:
         patches: Any = super().in_patch_order(rows, inputs)
