@@ -7,7 +7,7 @@ generates the answers. A scheduler gives the model to one user after the other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import gradio as gr
@@ -15,30 +15,11 @@ import gradio as gr
 import sinkgate as sg
 from sinkgate.sinks.glossary import preset_name
 
-from .components import (
-    action_buttons,
-    answer_pair,
-    attention_chart,
-    attention_maps,
-    faders_history,
-    header,
-    layer_films,
-    learned_picker,
-    lens_picker,
-    mixer,
-    next_token_bars,
-    picture_box,
-    pinned_settings,
-    prompt_tokens,
-    question_chips,
-    question_sweep,
-    scene_composer,
-    share_panel,
-    status_line,
-)
+from .components import component, picture_box, scene_world
 from .handlers import Handlers
 from .phenomena import demonstration, gallery
 from .state import MAX_QUESTION, Engine
+from .view_model import Lens
 
 FIRST_LAYER = 2  # of the maps, when the page opens
 STATE_SECONDS = 3600
@@ -110,10 +91,11 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any], interactive: bool) -> Pa
     """Lay out three columns (question, maps, answers), and below them rows with a column for each layer."""
     session = gr.State(None, time_to_live=STATE_SECONDS)
     with gr.Row(elem_classes="top"):
-        header(vlm.name)
-        actions = action_buttons(gallery(vlm), demonstration(vlm), interactive)
-        history = faders_history()
-    status = status_line("Loading the first picture …")
+        component("header", {"model": vlm.name})
+        buttons = {"phenomena": gallery(vlm), "demonstration": demonstration(vlm), "interactive": interactive}
+        actions = component("actions", actions=buttons)
+        history = component("history")
+    status = component("status", {"text": "Loading the first picture …", "tone": "calm"})
     with gr.Row(elem_classes="panels"):
         with gr.Column(elem_classes="card asking", min_width=240):
             picture = picture_box(
@@ -126,7 +108,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any], interactive: bool) -> Pa
                 placeholder="Drop or paste a picture, or click to choose one",
             )
             anywhere = gr.UploadButton("Picture", file_types=["image", "video"], elem_id="picture-anywhere")
-            composer = scene_composer()
+            composer = component("composer", {"scene": None, "picture": 0, "revision": 0}, world=scene_world())
             question = gr.Textbox(
                 label="Question about the picture",
                 show_label=False,
@@ -141,17 +123,18 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any], interactive: bool) -> Pa
                 new_scene = gr.Button("New scene", elem_id="new-scene", min_width=60)
                 edit = gr.Button("Edit the scene", elem_id="edit-scene", min_width=60)
                 done = gr.Button("Done", elem_id="edit-done", min_width=60)
-            questions = question_chips()
+            questions = component("questions", {})
         with gr.Column(elem_classes="card looking", min_width=320):
-            lens = lens_picker(vlm.num_heads, layer=min(FIRST_LAYER, vlm.num_layers - 1))
-            tokens = prompt_tokens()
-            maps = attention_maps()
+            first = asdict(Lens(layer=min(FIRST_LAYER, vlm.num_layers - 1)))
+            lens = component("lens", first, size={"heads": vlm.num_heads})
+            tokens = component("tokens")
+            maps = component("maps")
         with gr.Column(elem_classes="card answering", min_width=280):
-            answers = answer_pair()
-            next_token_bars()
+            answers = component("answers", {})
+            component("words")
     with gr.Column(elem_classes="card layered"):
         with gr.Row(elem_classes="buttons learning"):
-            learned = learned_picker(learned_value)
+            learned = component("learned", learned_value)
             upload_learned = gr.UploadButton(
                 "Upload learned gates…",
                 file_count="multiple",
@@ -159,19 +142,21 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any], interactive: bool) -> Pa
                 elem_id="learned-upload",
                 min_width=60,
             )
-        layer_films(vlm.num_layers)
-        attention_chart()
-        faders = mixer(vlm.num_layers, presets())
+        component("films", size={"layers": vlm.num_layers})
+        component("chart")
+        ones = [1.0] * vlm.num_layers
+        scales = {"v_sink": ones, "rest": ones, "revision": 0}
+        faders = component("mixer", scales, mixer={"layers": vlm.num_layers, "presets": presets()})
     with gr.Column(elem_classes="card sweeping empty"):
-        swept = question_sweep()
+        swept = component("sweep")
     with gr.Column(elem_classes="card pinning empty"):
-        pinned_settings()
+        component("pins")
     with (
         gr.Accordion("Share and save", open=False, elem_classes="card gates", elem_id="gates"),
         gr.Row(elem_classes="taking"),
     ):
         with gr.Column(min_width=300):
-            share = share_panel()
+            share = component("share")
         with gr.Column(min_width=300):
             gates_text = gr.Textbox(
                 label="Gates as JSON", lines=4, max_lines=8, placeholder="Paste gates here", elem_id="gates-text"

@@ -1,4 +1,5 @@
-// Buttons above the mixer: a demonstration, phenomena, and those that start what other components do.
+// Buttons above the mixer: a demonstration, phenomena, and those that start what other components do. Value: {choice: {link}}.
+// Event: open, to show the view of a link.
 const page = window.sinkgate;
 const { phenomena, demonstration, interactive } = props.actions;
 const [DOWN, HOLD, UP, PATIENCE] = [1500, 1000, 1200, 10000]; // ms; PATIENCE for the answer at the lower end

@@ -1,3 +1,4 @@
+// Both answers. Value: that of view_model.answers.
 const page = window.sinkgate;
 const box = { unchanged: element.querySelector(".unchanged"), gated: element.querySelector(".gated") };
 const SIDES = ["unchanged", "gated"];

@@ -1,3 +1,4 @@
+// Attention shares by layer, before and after. Drawn from the frames of the maps.
 const page = window.sinkgate;
 const plot = element.querySelector(".plot");
 const keys = element.querySelector(".keys");

@@ -1,3 +1,5 @@
+// The scene editor. Value: {scene, picture, revision}: Scene.to_dict() or null, the index of the edited picture, and a number that
+// rises with every edit. Events: input while an object moves, commit when an edit is complete.
 const page = window.sinkgate;
 const { shapes, colors, sizes, backgrounds, most, gap, margin } = props.world;
 const NOTE = 2500; // ms until a note disappears

@@ -1,3 +1,4 @@
+// One thumbnail a layer, of which one is chosen for the maps. Drawn from the frames of the maps.
 const page = window.sinkgate;
 const films = element.querySelector(".films");
 const { layers } = props.size;

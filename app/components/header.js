@@ -1,3 +1,4 @@
+// Title, description, share button and the switch between light and dark. Value: {model}.
 const page = window.sinkgate;
 const button = element.querySelector(".light-switch");
 element.querySelector(".model").textContent = props.value.model;

@@ -1,4 +1,5 @@
-// Undo and redo of the faders, of the choice of learned gates, and of the scene. A step is a setting at rest: a drag is one, and so is a click.
+// Undo and redo of the faders, of the choice of learned gates, and of the scene. A step is a setting at rest: a drag is one, and so is a
+// click. Value: the step to restore where it changes that choice, {v_sink, l_sink, rest, chosen, off}. Event: restore.
 const page = window.sinkgate;
 const buttons = { [-1]: element.querySelector(".undo"), [1]: element.querySelector(".redo") };
 const MOST = 100; // steps

@@ -1,9 +1,10 @@
+// The choice of learned gates. Value: {offered: [{name, about}], chosen: name or null, off: [layers]}; the choice goes back in the
+// same form. Event: choose, also when the mixer switches a layer on or off.
 const page = window.sinkgate;
 const offered = element.querySelector(".offered");
 const about = element.querySelector(".about");
 let due = false; // a choice was sent: frames until its own still belong to the one before
 
-// value: offered [{name, about}], chosen name or null, off [layers]; the choice goes back in the same form.
 function choose(change) {
   due = true;
   props.value = { ...props.value, ...change };

@@ -1,3 +1,4 @@
+// Both attention maps and their difference. Value: a view_model.frame, which other components draw, too.
 const page = window.sinkgate;
 const view = element.querySelector(".view");
 const home = element.querySelector(".home");

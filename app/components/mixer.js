@@ -1,3 +1,5 @@
+// A fader for each layer and group. Value: {v_sink: [1, ...], rest: [1, ...], revision}, scales from 0 to 4; `l_sink` too where L-sinks have
+// scales of their own. Events: input while a fader moves, commit when it comes to rest, overdue when a result does not come.
 const page = window.sinkgate;
 const { layers, presets } = props.mixer;
 const GROUPS = ["v_sink", "l_sink", "rest"];

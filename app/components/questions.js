@@ -1,3 +1,4 @@
+// Example pictures and questions, and the ground truth of a scene. Events: picture, question, refused.
 const page = window.sinkgate;
 const gallery = element.querySelector(".gallery");
 const chips = element.querySelector(".chips");

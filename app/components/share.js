@@ -1,3 +1,4 @@
+// Link, Python code and figures of the view. Value: {link, python, lacks}. Event: collect.
 const page = window.sinkgate;
 const link = element.querySelector(".link");
 const lacks = element.querySelector(".lacks");

@@ -1,3 +1,4 @@
+// The status line. Value: {text, tone}; a tone is calm or warning.
 const page = window.sinkgate;
 const line = element.querySelector(".status");
 const OFFLINE = "Offline: the page shows its last result.";

@@ -1,4 +1,5 @@
-// A heat map of one question: every group scaled alone in every layer. A cell sets the faders to its setting.
+// A heat map of one question: every group scaled alone in every layer. A cell sets the faders to its setting. Value: that of
+// sweep.Sweep, with `note` where it failed. Events: start, stop.
 const page = window.sinkgate;
 const GROUPS = ["v_sink", "l_sink", "ordinary"];
 const map = element.querySelector(".sweep-map");

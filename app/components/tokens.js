@@ -1,3 +1,5 @@
+// The prompt's tokens, to choose the query from. Value: that of view_model.inspection, from which the maps draw the panel of a patch.
+// Event: collect.
 const page = window.sinkgate;
 const row = element.querySelector(".tokens");
 const help = page.help("query");

@@ -1,3 +1,4 @@
+// Next-token probabilities before and after as paired bars, and the sinks in words. Drawn from the frames of the maps.
 const page = window.sinkgate;
 const bars = element.querySelector(".bars");
 const why = element.querySelector(".why"); // the sinks in words
