@@ -93,12 +93,15 @@ class JobResult:
 
 
 class LRUCache:
-    """The most recently used results."""
+    """The most recently used values."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._values: OrderedDict[Any, Any] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._values)
 
     def get(self, key: Any) -> Any:
         """Return the value of a key, or None."""
@@ -125,7 +128,7 @@ class Backend(LocalBackend):
         self.gigabytes = sum(part.nbytes for part in vlm.model.parameters()) / 1e9
         vlm.model.to(DEVICE)  # `spaces` moves the weights when a process has a GPU
         self.openings, self.answers = LRUCache(OPENINGS), LRUCache(ANSWERS)
-        self._sessions: OrderedDict[str, LocalSession] = OrderedDict()  # filled in the GPU process only
+        self._sessions = LRUCache(MAX_SESSIONS)  # filled in the GPU process only
         self._work = spaces.GPU(self._on_gpu, duration=lambda seconds, _job: seconds)
 
     def prompt(self, image: Image.Image | sg.Video, question: str) -> Any:
@@ -185,15 +188,12 @@ class Backend(LocalBackend):
             yield _packed(RuntimeError(f"{type(error).__name__} on the GPU"))
 
     def _session(self, job: Job) -> LocalSession:
-        if job.key not in self._sessions:
+        if (session := self._sessions.get(job.key)) is None:
             local = LocalBackend(self.vlm)
             prompt = local.prompt(job.prompt.image, job.prompt.question)
             session = LocalSession(self.vlm, prompt, job.sinks) if job.sinks else local.open(prompt, job.criterion)
-            self._sessions[job.key] = session
-            while len(self._sessions) > MAX_SESSIONS:
-                self._sessions.popitem(last=False)
-        self._sessions.move_to_end(job.key)
-        return self._sessions[job.key]
+            self._sessions.put(job.key, session)
+        return session
 
 
 class RemoteSession:

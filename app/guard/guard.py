@@ -240,16 +240,15 @@ class Guard:
             scope = {**scope, "path": scope["path"].replace("/v2/", "/")}
             send = self.streams.replying(send, checked["session_hash"])
         body = orjson.dumps(checked)
-        headers = [pair for pair in scope["headers"] if pair[0].lower() not in (b"content-length", b"content-type")]
-        headers += [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
+        scope = with_body(scope, len(body), b"application/json")
         try:
-            await self.app({**scope, "headers": headers}, replayed(io.BytesIO(body), receive), send)
+            await self.app(scope, replayed(io.BytesIO(body), receive), send)
         finally:
             if read in QUEUED:
                 self.abandoned.joined(page._queue, checked["session_hash"])
 
     def _count_call(self, session: str, address: str) -> None:
-        """Each call has a session of its own, so that a limit for a client must be one for its address."""
+        """Count a call for the address of its client, since each call has a session of its own."""
         if self.abandoned.calls(address) >= self.limits.calls_per_address:
             raise Refused(
                 429,
@@ -259,7 +258,7 @@ class Guard:
         self.abandoned.called(session, address)
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send, address: str) -> None:
-        """Receive a whole upload before Gradio sees it, so that one that stalls, ends early or is refused leaves no file."""
+        """Receive a whole upload before passing it on, so that one that stalls, ends early or is refused leaves no file."""
         folder = Path(get_upload_folder())
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
@@ -276,10 +275,8 @@ class Guard:
                 return
             form.finish()
             self._check_rate(self.uploaded, address, cost=1 + file.tell() // MIB)
-            headers = [pair for pair in scope["headers"] if pair[0].lower() not in (b"content-length", b"content-type")]
-            kind = b"multipart/form-data; boundary=" + form.boundary
-            headers += [(b"content-length", str(file.tell()).encode()), (b"content-type", kind)]
-            await self.app({**scope, "headers": headers}, replayed(file, receive), send)
+            scope = with_body(scope, file.tell(), b"multipart/form-data; boundary=" + form.boundary)
+            await self.app(scope, replayed(file, receive), send)
 
     async def _chunks(self, receive: Receive, limit: int, length: int) -> AsyncIterator[bytes]:
         """Yield the body of a request; refuse one that is too long or too slow."""
@@ -325,6 +322,12 @@ def declared(scope: Scope) -> int:
     """Return the length that a request declares for its body; 0 without one."""
     length = Headers(scope=scope).get("content-length", "0")
     return int(length) if length.isdecimal() and len(length) < 16 else 0
+
+
+def with_body(scope: Scope, length: int, kind: bytes) -> Scope:
+    """Return a request with a body of this length and content type."""
+    headers = [pair for pair in scope["headers"] if pair[0].lower() not in (b"content-length", b"content-type")]
+    return {**scope, "headers": [*headers, (b"content-length", str(length).encode()), (b"content-type", kind)]}
 
 
 def replayed(file: IO[bytes], receive: Receive) -> Receive:
