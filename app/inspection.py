@@ -1,4 +1,4 @@
-"""Facts about tokens of a prompt, measured when they are asked for: attention that text gives to the picture, and all about one patch."""
+"""Measurements on tokens of a prompt, on request: attention of the text on the picture, and the panel of a patch."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def event(value: Any, page: gr.Blocks) -> JSON:
 
 
 def call(value: Any, page: gr.Blocks) -> JSON:
-    """Return the checked body of ``call/answer``: the values. Each call gets a session of its own."""
+    """Return the checked body of ``call/answer``: the values, in a session for this call alone."""
     endpoint = next(fn for fn in page.fns.values() if fn.api_name == "answer")
     return {"data": _arguments(value, endpoint.inputs), "session_hash": secrets.token_hex(16)}
 

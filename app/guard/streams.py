@@ -1,13 +1,13 @@
-"""Streams of events that end and change hands in step with the page.
+"""Streams of events, ended and replaced in step with the page.
 
-Gradio ends a stream when no event is pending, and the page opens another one with its next event. Two faults follow, and
-both leave the page waiting for ever:
+Gradio ends a stream when no event is pending, and the page opens another one with its next event. That has two faults,
+which leave the page waiting for ever:
 
 - If the page sends an event before it has read the end of the old stream, it waits on a closed stream. So the reply to an
   event that arrives meanwhile is held back until the page has closed the old stream.
 - If the page opens a stream while an older one of its session is open, Gradio lets both take messages from the one queue of
-  the session. So there is one reader for each session, which sends to the newest request; the older request ends. Gradio
-  learns of no hang-up then, since it would drop all events of the session.
+  the session. So there is one reader for each session, which sends to the newest request; the older request ends. That
+  disconnect is not passed on to Gradio, which would drop all events of the session.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from sinkgate.sinks.sink_map import SinkMap, SinkMasks
 if TYPE_CHECKING:
     import pandas as pd
 
-CHUNK = 256  # visual tokens decoded at a time: their logits over the whole vocabulary lie in memory
+CHUNK = 256  # visual tokens decoded at a time, whose logits over the whole vocabulary are in memory
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Sequential tests of paired yes-or-no outcomes: settings that cannot be the best, or do not gain, are dropped as samples come in.
 
-Each test is a bet against its hypothesis that cannot be expected to win while the hypothesis is true, so that the chance that its wealth
-ever exceeds 1 / p is at most p, however often it is looked at and whenever it is stopped (Ville's inequality; Waudby-Smith and Ramdas,
+Each test is a bet against its hypothesis whose wealth is not expected to grow while the hypothesis is true, so that the chance that it
+ever exceeds 1 / p is at most p, however often the test is evaluated and whenever it is stopped (Ville's inequality; Waudby-Smith and Ramdas,
 "Estimating means of bounded random variables by betting", JRSS B, 2024, sections 3 and 4). The wealth is the mean of bets with fixed
 stakes, which needs no tuning and depends on counts alone. Samples have to arrive in random order.
 

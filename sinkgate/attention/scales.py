@@ -17,8 +17,8 @@ from torch.nn.functional import pad
 class LogitScales:
     """Scales of attention logits by layer, sample, head and Key, limited to rows of the queries.
 
-    In the limited rows a logit z becomes s z (paper, section 2) or, where ``monotone``, z + (s - 1) |z|, which lowers what s < 1 is to
-    lower also where z is negative. Logits of Keys behind P, and of all other rows, stay.
+    In the limited rows a logit z becomes s z (paper, section 2) or, where ``monotone``, z + (s - 1) |z|, under which s < 1 lowers
+    negative logits, too. Logits of Keys behind P, and of all other rows, stay.
 
     Attributes:
         scales: (L, B, H, P), finite; H is 1 if all heads are scaled alike.

@@ -152,7 +152,7 @@ def _append(inputs: dict[str, Any], answers: Sequence[Sequence[int]], adapter: A
         inputs["token_type_ids"] = torch.cat([types, adapter.type_of_answers(types).expand(-1, longest)], 1)
     if "mm_token_type_ids" in inputs:  # 0 is text
         inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, longest))
-    if "cross_attention_mask" in inputs:  # an answer sees the image as the prompt's last token does
+    if "cross_attention_mask" in inputs:  # an answer attends to the image as the prompt's last token does
         visible = inputs["cross_attention_mask"]
         inputs["cross_attention_mask"] = torch.cat(
             [visible, visible[:, -1:].expand(-1, longest, *visible.shape[2:])], 1

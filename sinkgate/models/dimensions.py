@@ -42,8 +42,8 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 def discover(vlm: BaseVLM, prompts: Prompt | Iterable[Prompt] | None = None, *, cache: bool = True) -> Discovery:
     """Measure the sink dimensions of a model on several prompts.
 
-    All tokens are looked at, since the text sink shows the LLM's dimensions best; which visual tokens are sinks is
-    another question (see ``find_sinks``). Each prompt is reduced to a few numbers before the next one runs.
+    All tokens are measured, since the text sink shows the LLM's dimensions best; ``find_sinks`` decides which visual tokens are
+    sinks. Each prompt is reduced to a few numbers before the next one runs.
 
     Args:
         vlm: the model, run once unmodified for each prompt.
@@ -258,8 +258,8 @@ def _read_cache(file: Path) -> Discovery | None:
 
 
 def _write_cache(file: Path, discovery: Discovery) -> None:
-    part = file.with_name(f".{file.name}.{uuid4().hex}")  # renamed when complete: no reader sees half a file
-    with suppress(OSError):  # a folder that cannot be written costs the next run a measurement, nothing else
+    part = file.with_name(f".{file.name}.{uuid4().hex}")  # renamed when complete, so that no one reads half a file
+    with suppress(OSError):  # a folder that cannot be written only makes the next run measure again
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             part.write_text(discovery.to_json() + "\n", encoding="utf-8")

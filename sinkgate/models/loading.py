@@ -29,7 +29,7 @@ DEMO = Path(__file__).parents[1] / "demo" / "weights"
 BUILT_IN = {"demo": DEMO, "demo-large": DEMO.with_name("weights-large")}
 ALIASES = {"demo-small": "demo"}  # further names of built-in models
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-#: Short names: Hub id (``id``) and what to know of it (``note``). The ids are fixed, the revision is the caller's.
+#: Short names: Hub id (``id``) and a remark (``note``). The ids are fixed; the caller chooses the revision.
 KNOWN_MODELS: dict[str, dict[str, str]] = json.loads(
     Path(__file__).with_name("known_models.json").read_text(encoding="utf-8")
 )

@@ -1,4 +1,4 @@
-"""Marks of a model's weights, adapters and hooks: what was computed under other ones is out of date."""
+"""Marks of a model's weights, adapters and hooks, by which results are recognised as out of date."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sinkgate.models.adapters import Adapter
 
-_OWN = ("sinkgate.", "transformers.")  # hooks of these only look, or last for one call
+_OWN = ("sinkgate.", "transformers.")  # their hooks change nothing, or last for one call
 
 
 def encoder_state(adapter: Adapter) -> int:

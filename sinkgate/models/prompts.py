@@ -184,7 +184,7 @@ class Prompter:
         text = render(turns[-1], system, list(zip(turns, answers, strict=False)))
         try:
             inputs = self.chat.inputs(text, pictures, video.fps if video and as_one else None)
-        except Exception as error:  # processors raise whatever a picture drives them to
+        except Exception as error:  # processors raise any error for pictures that they cannot process
             refusal = self._refusal(pictures, error)
             if as_one:
                 refusal = PromptError(f"the processor of {self.name} refuses the video: {error}")
@@ -346,7 +346,7 @@ class Prompter:
         return self.adapter.pixels(self.chat.inputs(self.chat.text_of_video([None, "?"]), frames, 1.0)).cpu()
 
     def _between(self, visual: Tensor, sheets: tuple[Sheet, ...]) -> Tensor:
-        """Positions between visual tokens of one image: its break and tile tokens."""
+        """Return positions between visual tokens of one image: its break and tile tokens."""
         if self.adapter.cross_attention or not sheets:
             return torch.empty(0, dtype=torch.long)
         image = torch.full((len(visual),), -1)
@@ -395,7 +395,7 @@ def _read_turns(earlier: Any) -> list[Turn]:
 
 
 def _refuse_swapped(images: Any, question: Any) -> None:
-    """Raise PromptError where the question is no text, or the arguments stand in the wrong order."""
+    """Raise PromptError where the question is no text, or the arguments are in the wrong order."""
     name = isinstance(question, str) and question.lower().endswith(IMAGE_SUFFIXES)
     picture = isinstance(question, Path | bytes | Image.Image | np.ndarray | Tensor)
     if isinstance(images, str) and (picture or (name and not os.path.isfile(images))):  # noqa: PTH113 - no error for odd names
@@ -404,7 +404,7 @@ def _refuse_swapped(images: Any, question: Any) -> None:
 
 
 def _refuse_mixed(images: Any) -> None:
-    """Raise PromptError where a video stands in a list."""
+    """Raise PromptError where a video is in a list."""
     if isinstance(images, list | tuple) and any(isinstance(each, Video) for each in cast(Sequence[Any], images)):
         raise PromptError("a prompt takes one video alone; give it without a list, or its frames among the pictures")
 

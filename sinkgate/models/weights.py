@@ -32,7 +32,7 @@ def model_checksum(config: Any) -> str | None:
 
 
 def origin_mismatch(vlm: Any, base_model: str | None, weights: str | None) -> str | None:
-    """Return in words why what was trained on one model is not for another; None where nothing speaks against it.
+    """Return in words why gates or results of one model do not belong to another; None where they may.
 
     Checksums decide where both models have one; otherwise names do, as in files written before there were checksums.
 

@@ -4,7 +4,7 @@ V-sinks arise in the vision encoder and are decided on its patch features before
 arise inside the LLM and are decided at the input of every layer (paper, section 1). A token that is both counts as
 a V-sink.
 
-Where patches are merged, a visual token is a V-sink when any of its patches is; a default chosen by us; the paper does not say.
+Where patches are merged, a visual token is a V-sink when any of its patches is: a default chosen by us, the paper gives none.
 
 Shapes: L LLM layers, V visual tokens, N patches, P prompt positions, E encoder width, D LLM width.
 """
@@ -157,7 +157,7 @@ def _choice(decided: str | Criterion | Choice, verdict: Verdict | None) -> Choic
 
 
 def _text_tokens(observation: Observation, choice: Choice, verdict: Verdict) -> TextTokens:
-    """Judge the Keys that are no visual tokens, where the criterion judges a token by its own state."""
+    """Decide on the Keys that are no visual tokens, where the criterion decides by a token's own state."""
     is_text = torch.ones(observation.value_norms.shape[1], dtype=torch.bool)
     is_text[observation.visual] = False
     positions = is_text.nonzero()[:, 0]

@@ -1,8 +1,8 @@
 """Named criteria that decide which tokens are sinks; pure functions of tensors.
 
 Thresholds do not transfer between models: a fixed one flags most tokens of some and none of others
-(residual norms grow with depth). So every criterion gives its scores beside its verdict, those of ours
-compare a token with the median of its own layer, and "none" is a possible answer of each.
+(residual norms grow with depth). So every criterion returns its scores beside its verdict, those defined here
+compare a token with the median of its own layer, and each may find no sink.
 
 Shapes: G layers, T all tokens, N judged tokens, D channels.
 """
@@ -195,7 +195,7 @@ class AttentionShare:
     """Tokens that receive at least ``times`` the median attention of the layer's judged tokens; the factor 5 is a default
     chosen by us.
 
-    It names what draws attention, whatever the reason: on a model without real sinks that may be the object asked for.
+    Such tokens may draw attention for any reason: on a model without real sinks they may show the object of the question.
     """
 
     times: float = 5.0
@@ -211,8 +211,8 @@ class AttentionShare:
 class FirstThatFinds:
     """The verdict of the first criterion that finds a sink, of the last where none does. The order is chosen by us.
 
-    It judges tensors without a model and may take another criterion for the next image. With a model at hand "auto" is
-    decided once and held: see `sinkgate.models.dimensions.sink_criteria`.
+    It decides on tensors without a model, perhaps by another criterion for the next image. For a model "auto" is decided once
+    and held: see `sinkgate.models.dimensions.sink_criteria`.
     """
 
     criteria: tuple[Criterion, ...] = (SinkDimensions(), MassiveActivations(), NormOutliers(), AttentionShare())

@@ -21,7 +21,7 @@ from sinkgate.errors import SinkgateError
 # Thresholds of ``gather_evidence``. Defaults chosen by us; the paper does not say how its dimensions were found.
 RATIO = 100.0  # of the spike over the layer's median magnitude
 SHARP = 50.0  # of the spike over its own token's median magnitude
-DOMINANT = 0.05  # of the spike's square in its token's squared norm: 0.4 to 0.99 in SmolLM2's sinks, 0.03 in channels that ride along
+DOMINANT = 0.05  # of the spike's square in its token's squared norm: 0.4 to 0.99 in SmolLM2's sinks, 0.03 in channels that spike beside them
 AGREE = 0.9  # of the loud tokens that share a sign
 DISTINCT = 10.0  # of loud tokens over quiet ones
 TINY = 1e-12
@@ -89,11 +89,11 @@ def gather_evidence(
 ) -> Evidence:
     """Measure which channels spike in one prompt, and how clearly.
 
-    A sink dimension differs from a channel that carries content by what it is, not by how many tokens are loud in it:
+    A sink dimension differs from a channel that carries content by four properties, none of them the number of loud tokens:
 
     1. Massive: in some layer a token reaches ``ratio`` times the layer's median magnitude.
     2. Sharp within that token: it reaches ``sharp`` times the token's own median and holds ``dominant`` of its squared
-       norm. A token that is loud in every channel names none, nor do channels that ride along with a spike.
+       norm. That excludes tokens that are loud in every channel, and channels that only accompany a spike.
     3. One sign: of the tokens within a factor ``distinct`` of the spike, over all layers where 1 and 2 hold, ``agree``
        share a sign. A sink writes the same value whatever the token shows; content has both signs.
     4. Two populations of tokens in that layer. Either some k tokens are ``distinct`` times as loud as all but k of the others (k below

@@ -1,7 +1,7 @@
 """Fixed gates limited to query rows and heads: a table of scales, layers by heads by groups of tokens.
 
-`Gates` scale the Keys of visual tokens for all queries and heads. The finer table scales attention logits: only in some rows, only
-in some heads, text tokens too, by the paper's rule or by one that lowers what it is to lower also where a logit is negative.
+`Gates` scale the Keys of visual tokens for all queries and heads. Fine gates scale attention logits, of text tokens too, in some rows
+or heads only, by the paper's rule or by a monotone one, under which a scale below 1 lowers negative logits as well.
 
 Shapes: L layers, H heads (1: all alike), V visual tokens, P prompt positions, K Keys.
 """

@@ -27,7 +27,7 @@ GROUP_LABELS = {
     "separator": "separators",
     "text": "text",
 }
-GROUP_COLORS = {  # told apart with normal, red-blind, green-blind and blue-blind sight
+GROUP_COLORS = {  # distinct with normal, red-blind, green-blind and blue-blind sight
     "v_sink": "#e8590c",
     "l_sink": "#1864ab",
     "ordinary": "#4dabf7",

@@ -27,7 +27,7 @@ _NAMED = 4  # positions that a sentence lists
 
 @dataclass(frozen=True)
 class SinkMasks:
-    """The three groups of visual tokens, no more: v_sink (V,) boolean; l_sink and ordinary (L, V) boolean, disjoint, all tokens together."""
+    """The three groups of visual tokens: v_sink (V,) boolean; l_sink and ordinary (L, V) boolean, disjoint, all tokens together."""
 
     v_sink: Tensor
     l_sink: Tensor
@@ -68,7 +68,7 @@ class TextTokens:
 class SinkMap(SinkMasks):
     """The three groups of visual tokens with the evidence for each.
 
-    Four measurements are kept apart because they come apart: spike or norm (the verdicts' scores),
+    Four measurements are kept apart, since they do not always agree: spike or norm (the verdicts' scores),
     attention, value-norm ratio, and the norm of the token.
 
     Shapes: as `SinkMasks`; v_verdict over the patches that feed tokens, None where the encoder cannot be looked into, loudest (V,) the index there of each

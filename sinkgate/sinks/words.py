@@ -59,5 +59,5 @@ def sentence(text: str) -> str:
 
 
 def span(low: float, high: float) -> str:
-    """Return the range that numbers lie in: "0.1-0.5", or one number where both ends read alike."""
+    """Return the range that numbers lie in: "0.1-0.5", or one number where both ends have the same digits."""
     return number(high) if number(low) == number(high) else f"{number(low)}-{number(high)}"

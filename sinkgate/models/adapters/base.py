@@ -261,7 +261,7 @@ class Adapter:
         return flat
 
     def leading_rows(self, extra: int) -> int:
-        """Return the number of the ``extra`` rows, those that are no patches (CLS, registers), that stand in front."""
+        """Return how many of the ``extra`` rows, those that are no patches (CLS, registers), come first."""
         return extra
 
     def token_of_patch(self, inputs: Inputs, rule: str) -> Tensor | None:

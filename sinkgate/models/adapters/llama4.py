@@ -1,4 +1,4 @@
-"""Llama 4: CLS stands behind the patches, and the projector runs outside of ``get_image_features``."""
+"""Llama 4: CLS comes after the patches, and the projector runs outside of ``get_image_features``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Llama4Adapter(Adapter):
 
     image_rows = "last_hidden_state"
 
-    def leading_rows(self, extra: int) -> int:  # noqa: ARG002 - all of them stand behind
+    def leading_rows(self, extra: int) -> int:  # noqa: ARG002 - all of them come last
         return 0
 
     def encode(self, inputs: Inputs) -> Any:

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: inside the encoder, merged patches stand in the order of attention windows."""
+"""Qwen2.5-VL: inside the encoder, merged patches are in the order of attention windows."""
 
 from __future__ import annotations
 
