@@ -26,6 +26,7 @@ from .state import MAX_NEW_TOKENS, AnswerUpdate, QuestionState
 
 JSON = dict[str, Any]
 SCALES = ("shared", "own", "log")  # of the maps' colours
+VIEW_SIDE = 448  # pixels of the picture under the maps, its longest side
 TOP_WORDS = 6
 TOP_QUERIES = 4  # text tokens, and as many patches, of a patch's panel
 DECADES = 3  # of the logarithmic scale, as in maps.js
@@ -166,17 +167,12 @@ def answers(update: AnswerUpdate) -> JSON:
     }
 
 
-def view_urls(prompt: sg.Prompt, side: int = 448) -> list[str | None]:
-    """Return the part of the picture under each sheet, as data URLs small enough to send; None where tokens have no place.
-
-    Args:
-        prompt: the prompt.
-        side: longest side, in pixels.
-    """
+def view_urls(prompt: sg.Prompt) -> list[str | None]:
+    """Return the part of the picture under each sheet, as data URLs small enough to send; None where tokens have no place."""
     views = [sheet.view(prompt.images) for sheet in prompt.sheets]
     for view in views:
         if view is not None:
-            view.thumbnail((side, side))
+            view.thumbnail((VIEW_SIDE, VIEW_SIDE))
     return [view and image_url(view) for view in views]
 
 

@@ -237,7 +237,7 @@ def _name(
     scene: Scene, item: SceneObject, rng: Random, attributes: tuple[str, ...] = ("size", "color", "shape")
 ) -> str | None:
     """Return a phrase that only ``item`` fits, with the fewest attributes, or sometimes one more."""
-    choices = [chosen for chosen in _subsets(attributes) if len(_matching(scene, item, chosen)) == 1]
+    choices = [chosen for chosen in _subsets(attributes) if _is_unique(scene, item, chosen)]
     if not choices:
         return None
     fewest = min(map(len, choices))
@@ -252,8 +252,8 @@ def _subsets(attributes: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [tuple(a for i, a in enumerate(attributes) if mask >> i & 1) for mask in masks]
 
 
-def _matching(scene: Scene, item: SceneObject, attributes: tuple[str, ...]) -> list[SceneObject]:
-    return [o for o in scene.objects if all(getattr(o, a) == getattr(item, a) for a in attributes)]
+def _is_unique(scene: Scene, item: SceneObject, attributes: tuple[str, ...]) -> bool:
+    return sum(all(getattr(o, a) == getattr(item, a) for a in attributes) for o in scene.objects) == 1
 
 
 @cache

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sinkgate.errors import SinkgateError
 from sinkgate.images.layout import Sheet, by_time
-from sinkgate.sinks.criteria import AttentionShare, Choice, SinkCriteria, Verdict
+from sinkgate.sinks.criteria import AttentionShare, SinkCriteria, Verdict
 from sinkgate.sinks.words import count, layers, number, numbered, span
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ class SinkMap(SinkMasks):
     def criterion(self, group: str) -> str:
         """Return the criterion that decided ``v_sink`` or ``l_sink``, in words; "" for V-sinks of an encoder that cannot be looked into."""
         verdict = getattr(self, f"{group[0]}_verdict")
-        return "" if verdict is None else _by(self.criteria and getattr(self.criteria, group), verdict)
+        if verdict is None or self.criteria is None:
+            return "" if verdict is None else verdict.criterion
+        return getattr(self.criteria, group).in_words(verdict.dimensions)
 
     def sentences(self) -> list[str]:
         """Return the sentences of ``summary``: V-sinks, L-sinks, their frames, criteria that find none, the text sink, attention on V-sinks."""
@@ -327,10 +329,6 @@ def as_list(values: Tensor) -> list[Any]:
 def indices(mask: Tensor) -> list[int]:
     """Return the indices at which a vector is true, rising."""
     return as_list(mask.nonzero()[:, 0])
-
-
-def _by(choice: Choice | None, verdict: Verdict) -> str:
-    return choice.in_words(verdict.dimensions) if choice else verdict.criterion
 
 
 def _index(value: Any, length: int, noun: str) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next import modeling_llava_next
 
-from sinkgate.models.adapters.base import RULES, Adapter, Grid, Inputs
+from sinkgate.models.adapters.base import RULES, Adapter, Inputs
 
 NEWLINE = -1.0
 reference = cast(Any, modeling_llava_next)  # its annotations are partial
@@ -33,7 +33,8 @@ class AnyResAdapter(Adapter):
 
     def nearest_token_of_patch(self, inputs: Inputs) -> Tensor | None:
         if self.kind(inputs) == "video":
-            resized = self.model.config.model_type == "llava_onevision" and any(map(_is_odd, self.grids(inputs)))
+            odd = any(side % 2 for grid in self.grids(inputs) for side in grid)
+            resized = odd and self.model.config.model_type == "llava_onevision"
             return self._frame_map(inputs) if resized else None
         rows, columns = self.grids(inputs)[0]
         packed = [self._packed(size, crops, rows * columns) for size, crops in self._images(inputs)]
@@ -97,10 +98,6 @@ class AnyResAdapter(Adapter):
             (size, reference.image_size_to_num_patches(size.tolist(), pinpoints, side) if tiles else 1)
             for size, tiles in zip(sizes, tiled, strict=True)
         ]
-
-
-def _is_odd(grid: Grid) -> bool:
-    return any(side % 2 for side in grid)
 
 
 def _is_whole(packed: Tensor) -> bool:
