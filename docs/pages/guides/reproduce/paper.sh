@@ -1,5 +1,5 @@
 # Options of the commands on the page "Reproduce the paper on LLaVA-1.5-7B". Bash splits them into words: source this in bash, not in zsh.
-# With REHEARSE=24 set before, every command takes 24 samples.
+# With REHEARSE=24 set before, every command that reads data takes 24 samples.
 MODEL="--model llava-1.5-7b --dtype bfloat16"
 SINKS="--vision-dimensions 650 --dimensions 1415,2533 --tau 20"
 MMSTAR="--data mmstar --files data/mmstar"
