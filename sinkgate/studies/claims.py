@@ -1,14 +1,14 @@
 """Check the paper's claims against study results.
 
 A verdict is "reproduced", "in part" or "not reproduced"; "undecided" if the study is too small or too noisy to tell, with the smallest effect
-that it could have shown; "not testable" if the model or the data lack what the claim is about. Each claim names its place in the paper and
-the numbers that decide. The thresholds are our choice; the paper does not give any.
+that it could have shown; "not testable" if the model or the data lack the claim's subject. Each claim names its place in the paper and
+the numbers that decide. The thresholds are chosen by us; the paper does not give any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -23,15 +23,10 @@ Verdict = Literal["reproduced", "in part", "not reproduced", "undecided", "not t
 LITTLE = 0.01  # in accuracy; two standard errors over tasks decide
 RELEVANT = 0.05  # in accuracy: a study that cannot show such an effect cannot deny it
 IMAGES, PICTURES = 10, 50  # minimum to decide a claim of the anatomy, and to train a probe
-TARGETS = (
-    "count",
-    "largest",
-    "colors",
-    "shapes",
-)  # the paper's targets; others are left out if any of these is present
-OFTEN = (
-    0.5  # minimum share of pictures with a group in a layer; below it, groups are compared across different pictures
-)
+#: The paper's targets; others are left out if any of these is present.
+TARGETS = ("count", "largest", "colors", "shapes")
+#: Minimum share of pictures with a group in a layer; below it, groups are compared across different pictures.
+OFTEN = 0.5
 REASONING = ("reasoning", "logical", "math")  # in the names of tasks that ask for it
 OFTEN_UP = 26 / 32  # of the layers, in the paper
 
@@ -47,13 +42,17 @@ class Claim:
     study: str = ""
 
 
+_Checked = tuple[str, Verdict, str]  # a claim, its verdict and its numbers
+
+
 def claims(results: Iterable[Results]) -> list[Claim]:
     """Return every claim that the finished studies among these bear on."""
     return [
-        replace(claim, study=each.folder.name)
+        Claim(source, *claim, each.folder.name)
         for each in results
         if each.finished and each.study in _CHECKS
-        for claim in _CHECKS[each.study](each)
+        for source, check in [_CHECKS[each.study]]
+        for claim in check(each)
     ]
 
 
@@ -90,12 +89,12 @@ class _Estimate:
 # --- anatomy (paper, sections 1 and 3.1)
 
 
-def _anatomy(results: Results) -> Iterator[Claim]:
+def _anatomy(results: Results) -> Iterator[_Checked]:
     tokens, projector = results.table("tokens"), results.table("projector")
     dimensions = results.about["settings"]["dimensions"]
-    source, claim = "section 1", "V-sinks leave the encoder with a spike in a few sink dimensions"
+    claim = "V-sinks leave the encoder with a spike in a few sink dimensions"
     if "v_sink" not in set(projector["group"]):
-        yield Claim(source, claim, "not testable", "this encoder has no V-sinks in these images, or none can be named")
+        yield claim, "not testable", "this encoder has no V-sinks in these images, or none can be named"
         yield from _spikes(tokens, dimensions)
         return
     peaks = projector.pivot_table(["peak_before", "peak_after", "norm_after"], "sample", "group")
@@ -104,33 +103,33 @@ def _anatomy(results: Results) -> Iterator[Claim]:
     spikes = before.exceeds(2) if dimensions["vision"] else "not reproduced"
     named = f"sink dimensions {dimensions['vision']}" if dimensions["vision"] else "the encoder has no sink dimensions"
     spike = f"largest channel over the token's median, times that of other tokens: {before}"
-    yield Claim(source, claim, spikes, f"{named}; {spike}")
+    yield claim, spikes, f"{named}; {spike}"
     claim = "the projector spreads the spike over all dimensions and leaves a large norm"
     numbers = f"{spike}; after the projector {after}; norm {norm} times the median token's"
     if spikes != "reproduced":
-        yield Claim(source, claim, "not testable", f"there is no spike to spread: {numbers}")
+        yield claim, "not testable", f"there is no spike to spread: {numbers}"
     else:
         flat, large = _opposite(after.exceeds(2)), norm.exceeds(1.5)
-        verdict = (
-            "in part" if flat == "reproduced" and large == "not reproduced" else flat if flat != "reproduced" else large
-        )
-        yield Claim(source, claim, verdict, numbers)
+        verdict = large if flat == "reproduced" else flat
+        if (flat, large) == ("reproduced", "not reproduced"):
+            verdict = "in part"
+        yield claim, verdict, numbers
     yield from _attention(tokens)
     yield from _spikes(tokens, dimensions)
 
 
-def _spikes(tokens: pd.DataFrame, dimensions: dict[str, list[int]]) -> Iterator[Claim]:
-    source, claim = "section 1", "L-sinks spike in the LLM's sink dimensions, as the first token of the text does"
+def _spikes(tokens: pd.DataFrame, dimensions: dict[str, list[int]]) -> Iterator[_Checked]:
+    claim = "L-sinks spike in the LLM's sink dimensions, as the first token of the text does"
     if not dimensions["llm"]:
-        yield Claim(source, claim, "not testable", "this LLM has no sink dimensions, so nothing can spike in them")
+        yield claim, "not testable", "this LLM has no sink dimensions, so nothing can spike in them"
     elif "l_sink" not in set(tokens["group"]):
-        yield Claim(source, claim, "not testable", "these images have no L-sinks")
+        yield claim, "not testable", "these images have no L-sinks"
     else:
         more = _ratio(tokens.pivot_table("spike", "sample", "group"), "l_sink")
-        yield Claim(source, claim, more.exceeds(10), f"{more} times ordinary tokens")
+        yield claim, more.exceeds(10), f"{more} times ordinary tokens"
 
 
-def _attention(tokens: pd.DataFrame) -> Iterator[Claim]:
+def _attention(tokens: pd.DataFrame) -> Iterator[_Checked]:
     claim = "V-sinks draw far more attention than ordinary visual tokens (Luo et al.: 7 times)"
     each = tokens.pivot_table("per_token", ["sample", "layer"], "group")
     ratio = (each["v_sink"] / each["ordinary"]).unstack("layer")
@@ -139,7 +138,7 @@ def _attention(tokens: pd.DataFrame) -> Iterator[Claim]:
     verdict = everywhere.exceeds(2)
     if verdict != "reproduced" and (strongest := most.exceeds(2)) != "not reproduced":
         verdict = "in part" if strongest == "reproduced" else strongest
-    yield Claim("section 1", claim, verdict, f"{everywhere} times over all layers, most in layer {layer}: {most} times")
+    yield claim, verdict, f"{everywhere} times over all layers, most in layer {layer}: {most} times"
 
 
 def _ratio(by_group: pd.DataFrame, group: str = "v_sink") -> _Estimate:
@@ -154,114 +153,100 @@ def _opposite(verdict: Verdict) -> Verdict:
 # --- probes (paper, section 3.2)
 
 
-def _probes(results: Results) -> Iterator[Claim]:
+def _probes(results: Results) -> Iterator[_Checked]:
     scores = results.table("scores")
     scores = scores[(scores["labels"] == "true") & (scores["place"] != "encoder")].dropna(subset="accuracy")
     scores = scores.assign(layer=scores["place"].astype(int))
     of_paper = scores[scores["target"].isin(TARGETS)]
     scores = of_paper if len(of_paper) else scores
-    source = "section 3.2"
     for group, name in (("v_sink", "V-sinks"), ("l_sink", "L-sinks")):
         claim = f"{name} know more of the scene than ordinary tokens, on all targets"
         pictures = scores.pivot_table("train", "layer", "group", "mean").reindex(columns=["ordinary", group])
         layers = pictures.index[pictures[group] >= OFTEN * pictures["ordinary"]]
         if not len(layers):
             of = f"at most {pictures[group].fillna(0).max():.0f} of {pictures['ordinary'].max():.0f}"
-            numbers = (
-                f"in no layer do half of the pictures have any: {of}" if len(pictures) else "no probe could be fitted"
-            )
-            yield Claim(source, claim, "not testable", numbers)
+            few = f"in no layer do half of the pictures have any: {of}"
+            yield claim, "not testable", few if len(pictures) else "no probe could be fitted"
             continue
         by_draw = scores[scores["layer"].isin(layers)].pivot_table("accuracy", ["target", "draw"], "group", "mean")
         lead = by_draw[group] - by_draw["ordinary"]
         estimates = {target: _Estimate.over_draws(values) for target, values in lead.groupby("target")}
-        numbers = "; ".join(
-            f"{target} {_points(each.value)} ± {100 * each.margin:.1f}" for target, each in estimates.items()
-        )
-        numbers = f"accuracy over ordinary tokens, in points: {numbers}"
+        leads = (f"{target} {_points(each.value)} ± {100 * each.margin:.1f}" for target, each in estimates.items())
+        numbers = f"accuracy over ordinary tokens, in points: {'; '.join(leads)}"
         most = pictures.loc[layers, group].max()
         if most < PICTURES:
-            yield Claim(
-                source,
-                claim,
-                "undecided",
-                f"{numbers}; at most {most:.0f} pictures train a probe, {PICTURES} are needed",
-            )
+            yield claim, "undecided", f"{numbers}; at most {most:.0f} pictures train a probe, {PICTURES} are needed"
             continue
         better = [each.value > each.margin for each in estimates.values()]
         smallest = max(each.margin for each in estimates.values())
         verdict: Verdict = "reproduced" if all(better) else "in part" if any(better) else _absent(smallest)
         shown = "" if verdict != "undecided" else f"; {_could_show('lead', smallest)}"
-        yield Claim(source, claim, verdict, numbers + shown)
+        yield claim, verdict, numbers + shown
         if group == "v_sink" and any(better):
             yield from _depth(scores, lead)
 
 
-def _depth(scores: pd.DataFrame, lead: pd.Series) -> Iterator[Claim]:
+def _depth(scores: pd.DataFrame, lead: pd.Series) -> Iterator[_Checked]:
     by_target = lead.unstack("target")
     if "count" in by_target and len(by_target.columns) > 1:
         other = by_target.drop(columns="count").mean().idxmax()
         ahead = _Estimate.over_draws(by_target["count"] - by_target[other])
         numbers = f"count {_points(by_target['count'].mean())}, {other} {_points(by_target[other].mean())}, difference ± {100 * ahead.margin:.1f}"
-        yield Claim("section 3.2", "their lead is largest on the count", ahead.exceeds(0), numbers)
+        yield "their lead is largest on the count", ahead.exceeds(0), numbers
     mean = scores.pivot_table("accuracy", ["draw", "layer"], "group", "mean")
     gap, v_sink = (mean["v_sink"] - mean["ordinary"]).unstack("layer"), mean["v_sink"].unstack("layer")
     late = np.arange(gap.shape[1]) >= 2 * gap.shape[1] / 3
     early, end = gap.loc[:, ~late].mean(axis=1), gap.loc[:, late].mean(axis=1)
     more = _Estimate.over_draws(early - end)
     numbers = f"{_points(early.mean())} before the last third of the layers, {_points(end.mean())} in it, difference ± {100 * more.margin:.1f}"
-    yield Claim("section 3.2", "their lead is larger in early and middle layers", more.exceeds(0), numbers)
+    yield "their lead is larger in early and middle layers", more.exceeds(0), numbers
     first, last = v_sink.iloc[:, 0], v_sink.iloc[:, -1]
     drop = _Estimate.over_draws(first - last)
     numbers = f"V-sinks: {first.mean():.1%} at the first layer, {last.mean():.1%} at the last, mean over targets; difference ± {100 * drop.margin:.1f}"
     claim = "what V-sinks know hardly decays with depth"
-    yield Claim("section 3.2", claim, _opposite(drop.exceeds(RELEVANT)), numbers)
+    yield claim, _opposite(drop.exceeds(RELEVANT)), numbers
 
 
 # --- sweep (paper, section 3.3)
 
 
-def _sweep(results: Results) -> Iterator[Claim]:
+def _sweep(results: Results) -> Iterator[_Checked]:
     items, answers = results.table("items"), results.table("answers")
     whole, layered = (leaning(items, answers, together=together) for together in (True, False))
     if len(whole):
         yield _differ("O1: which way sinks should be turned depends on the task", whole)
-        yield _differ(
-            "O2: and on the depth: one task wants sinks up in one layer and down in another", layered, within="task"
-        )
+        claim = "O2: and on the depth: one task wants sinks up in one layer and down in another"
+        yield _differ(claim, layered, within="task")
     yield _reasoning(layered)
     yield _best(items, answers)
     yield _three(items, answers)
 
 
-def _differ(claim: str, leans: pd.DataFrame, within: str | None = None) -> Claim:
+def _differ(claim: str, leans: pd.DataFrame, within: str | None = None) -> _Checked:
     """Check for significant leanings up and down: among all rows, or among those of one and the same task."""
     if leans["layer" if within else "task"].nunique() < 2:
-        return Claim("section 3.3", claim, "not testable", f"the sweep has one {'layer' if within else 'task'} only")
+        return claim, "not testable", f"the sweep has one {'layer' if within else 'task'} only"
     clear = leans[leans["corrected"] < LEVEL]
     up, down = clear[clear["lean"] > 0], clear[clear["lean"] < 0]
     both = set(up[within]) & set(down[within]) if within else up["task"].any() and down["task"].any()
 
     def listed(rows: pd.DataFrame) -> str:
         ranked = rows.reindex(rows["lean"].abs().sort_values(ascending=False).index).head(4)
-        named = [
-            f"{row.task}{'' if row.layer == 'all' else f' in layer {row.layer}'} {_points(row.lean)}"
-            for row in ranked.itertuples()
-        ]
-        return ", ".join(named) or "none"
+        places = ["" if layer == "all" else f" in layer {layer}" for layer in ranked["layer"]]
+        named = zip(ranked["task"], places, ranked["lean"], strict=True)
+        return ", ".join(f"{task}{place} {_points(lean)}" for task, place, lean in named) or "none"
 
     numbers = f"of {len(leans)} leanings {len(up)} are up ({listed(up)}) and {len(down)} down ({listed(down)}), p < {LEVEL} corrected"
     return _decided(claim, bool(both), numbers, "lean", leans)
 
 
-def _reasoning(leans: pd.DataFrame) -> Claim:
+def _reasoning(leans: pd.DataFrame) -> _Checked:
     claim = "O2: tasks that need reasoning want sinks up in most layers (26 of 32)"
     leans = leans[leans["task"].str.lower().str.contains("|".join(REASONING))]
     if leans.empty:
-        return Claim("section 3.3", claim, "not testable", "no task here asks for reasoning")
-    counts = leans.groupby("task")["lean"].agg(
-        up=lambda lean: int((lean > 0).sum()), down=lambda lean: int((lean < 0).sum())
-    )
+        return claim, "not testable", "no task here asks for reasoning"
+    signs = leans.assign(up=leans["lean"] > 0, down=leans["lean"] < 0)
+    counts = signs.groupby("task")[["up", "down"]].sum()
     layers = leans["layer"].nunique()
     p = [float(sign_test(row.up, row.down)) for row in counts.itertuples()]
     clear = (counts["up"] > layers / 2) & (np.array(p) < LEVEL)  # half of the layers lean up by chance
@@ -272,20 +257,18 @@ def _reasoning(leans: pd.DataFrame) -> Claim:
     fewest = next((up for up in range(layers // 2, layers + 1) if sign_test(up, layers - up) < LEVEL), np.inf)
     if clear.any() or fewest / layers <= OFTEN_UP:
         verdict: Verdict = "reproduced" if clear.all() else "in part" if clear.any() else "not reproduced"
-        return Claim("section 3.3", claim, verdict, numbers)
-    shown = (
-        f"{fewest} of {layers} layers would have to lean up"
-        if np.isfinite(fewest)
-        else f"{layers} layers are too few to tell"
-    )
-    return Claim("section 3.3", claim, "undecided", f"{numbers}; {shown}")
+        return claim, verdict, numbers
+    shown = f"{layers} layers are too few to tell"
+    if np.isfinite(fewest):
+        shown = f"{fewest} of {layers} layers would have to lean up"
+    return claim, "undecided", f"{numbers}; {shown}"
 
 
-def _best(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
+def _best(items: pd.DataFrame, answers: pd.DataFrame) -> _Checked:
     claim = "some layer and setting makes a task better (up to +12.02)"
     best = confirmed(items, answers)
     if best.empty:
-        return Claim("section 3.3", claim, "undecided", "each task needs two items at least")
+        return claim, "undecided", "each task needs two items at least"
     clear = best[(best["confirmed"] > 0) & (best["corrected"] < LEVEL)]
     numbers = "; ".join(
         f"{row.task} {_points(row.searched)} where chosen, {_points(row.confirmed)} on other items"
@@ -295,13 +278,11 @@ def _best(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
     return _decided(claim, bool(len(clear)), "; ".join(filter(None, (numbers, summed))), "gain", best)
 
 
-def _three(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
+def _three(items: pd.DataFrame, answers: pd.DataFrame) -> _Checked:
     claim = "O3: scaling L-sinks and ordinary tokens apart adds little"
     best = confirmed(items, answers, families=groups_apart)
     if best.empty or "three groups" not in set(best["family"]):
-        return Claim(
-            "section 3.3", claim, "not testable", "the sweep has no settings of three groups (--grid with --three)"
-        )
+        return claim, "not testable", "the sweep has no settings of three groups (--grid with --three)"
     table = best.pivot(index="task", columns="family", values="confirmed")
     apart = table["three groups"] - table["two groups"]
     more, spread = apart.mean(), 2 * apart.std() / len(apart) ** 0.5  # over tasks
@@ -310,21 +291,21 @@ def _three(items: pd.DataFrame, answers: pd.DataFrame) -> Claim:
         f"{_points(table['three groups'].mean())} with three; difference {_points(more)} ± {100 * spread:.1f}"
     )
     if np.isinf(best["smallest"].median()):
-        return Claim("section 3.3", claim, "undecided", f"{numbers}; {_why_blind(best)}")
+        return claim, "undecided", f"{numbers}; {_why_blind(best)}"
     if more + spread < LITTLE:
-        return Claim("section 3.3", claim, "reproduced", numbers)
+        return claim, "reproduced", numbers
     if more - spread > LITTLE:
-        return Claim("section 3.3", claim, "not reproduced", numbers)
-    return Claim("section 3.3", claim, "undecided", f"{numbers}; {_could_show('difference', abs(more) + spread)}")
+        return claim, "not reproduced", numbers
+    return claim, "undecided", f"{numbers}; {_could_show('difference', abs(more) + spread)}"
 
 
-def _decided(claim: str, present: bool, numbers: str, effect: str, table: pd.DataFrame) -> Claim:
+def _decided(claim: str, present: bool, numbers: str, effect: str, table: pd.DataFrame) -> _Checked:
     """Return a claim of the sweep that an effect exists; its absence is a result only if most rows could have shown it."""
     smallest = table["smallest"].median()
     verdict: Verdict = "reproduced" if present else _absent(smallest)
     if verdict == "undecided":
         numbers += f"; {_could_show(effect, smallest) if np.isfinite(smallest) else _why_blind(table)}"
-    return Claim("section 3.3", claim, verdict, numbers)
+    return claim, verdict, numbers
 
 
 def _absent(smallest: float) -> Verdict:
@@ -342,7 +323,12 @@ def _why_blind(table: pd.DataFrame) -> str:
     return "so few items cannot show any effect, however large"
 
 
-_CHECKS: dict[str, Callable[[Results], Iterator[Claim]]] = {"anatomy": _anatomy, "probes": _probes, "sweep": _sweep}
+#: The check of each kind of study, with the place of its claims in the paper.
+_CHECKS: dict[str, tuple[str, Callable[[Results], Iterator[_Checked]]]] = {
+    "anatomy": ("section 1", _anatomy),
+    "probes": ("section 3.2", _probes),
+    "sweep": ("section 3.3", _sweep),
+}
 
 
 def _points(share: Any) -> str:

@@ -109,13 +109,11 @@ def probe(
     fitted = [_fit(train, column, LogisticRegressionCV(**choice)) for column in _columns(train_labels)]
     chosen = [float(np.ravel(model.named_steps["model"].C_)[0]) for model in fitted]
     shuffled = _columns(np.random.default_rng(seed).permutation(train_labels))
-    control = [
-        _fit(train, column, LogisticRegression(C=C, max_iter=MAX_ITER))
-        for column, C in zip(shuffled, chosen, strict=True)
-    ]
+    plain = [LogisticRegression(C=C, max_iter=MAX_ITER) for C in chosen]
+    control = [_fit(train, column, model) for column, model in zip(shuffled, plain, strict=True)]
     counted |= {"chance": _chance(test_labels), "regulariser": float(np.median(chosen))}
     return {
-        labels: Probed(*_judge(models, test, test_labels), **counted)
+        labels: Probed(*_scores(models, test, test_labels), **counted)
         for labels, models in zip(LABELS, (fitted, control), strict=True)
     }
 
@@ -134,23 +132,23 @@ def _fit(train: np.ndarray, labels: np.ndarray, model: LogisticRegression) -> Pi
 
 
 def _log_likelihood(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean log probability of the labels; that of scikit-learn checks its input for longer than a small fit takes."""
-    sure = model.predict_proba(features)
-    right = sure[np.arange(len(labels)), np.searchsorted(model.classes_, labels)]
+    """Return the mean log probability of the labels; scikit-learn's own checks its input for longer than a small fit takes."""
+    probabilities = model.predict_proba(features)
+    right = probabilities[np.arange(len(labels)), np.searchsorted(model.classes_, labels)]
     return float(np.log(right.clip(np.finfo(right.dtype).eps)).mean())
 
 
-def _judge(models: list[Pipeline], test: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def _scores(models: list[Pipeline], test: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Return accuracy and mean average precision."""
-    sure = [model.predict_proba(test) for model in models]
+    probabilities = [model.predict_proba(test) for model in models]
     if labels.ndim == 2:
-        rank, truth = np.stack([each[:, 1] for each in sure], 1), labels
-        predicted = rank > 0.5
+        ranking, truth = np.stack([each[:, 1] for each in probabilities], 1), labels
+        predicted = ranking > 0.5
     else:
         classes = models[0].classes_
-        rank, truth = sure[0], labels[:, None] == classes
-        predicted = classes[rank.argmax(1)]
-    precision = [average_precision_score(truth[:, k], rank[:, k]) for k in np.flatnonzero(truth.any(0))]
+        ranking, truth = probabilities[0], labels[:, None] == classes
+        predicted = classes[ranking.argmax(1)]
+    precision = [average_precision_score(truth[:, k], ranking[:, k]) for k in np.flatnonzero(truth.any(0))]
     return float((predicted == labels).mean()), float(np.mean(precision)) if precision else np.nan
 
 
@@ -247,23 +245,22 @@ class Probes:
     def work(self, unit: int) -> dict[str, pd.DataFrame]:
         place = self.places[unit]
         states = read_states(self.parts, place)  # G, n, D
-        there = np.isfinite(states.sum(2))
+        present = np.isfinite(states.sum(2))
         if self.shared:
-            there &= there[there.any(1)].all(0)
+            present &= present[present.any(1)].all(0)
         draws = range(len(states) - 2)
         tests = [split(states.shape[1], self.test, (self.seed, draw)) for draw in draws]
         options = {"regularisers": self.regularisers, "folds": self.folds}
         keys, calls = [], []
         for (target, (known, labels)), group, draw in product(self.truths.items(), SLOTS, draws):
             slot = SLOTS[group] + (draw if group == "ordinary" else 0)
-            usable = there[slot] & known
+            usable = present[slot] & known
             if usable.any():
                 train, test = usable & ~tests[draw], usable & tests[draw]
                 keys.append((target, place, group, draw))
                 calls.append(delayed(_probe)(states[slot], labels, train, test, (self.seed, draw, 1), options))
-        with threadpool_limits(
-            1
-        ):  # as joblib does for several jobs; beside other load, BLAS threads take ten times as long
+        # one thread, as joblib sets for several jobs: on a loaded machine several BLAS threads take ten times as long
+        with threadpool_limits(1):
             fitted: Any = Parallel(n_jobs=self.jobs)(calls)
         rows = [
             {**dict(zip(KEY, key, strict=True)), "labels": labels, **score._asdict()}

@@ -17,7 +17,7 @@ from sinkgate.analysis.racing import LEVEL, MARGIN, Drop, Race
 from sinkgate.analysis.statistics import compared
 from sinkgate.errors import SinkgateError
 from sinkgate.studies.runner import Tables
-from sinkgate.studies.sweep import CELL, UNMODIFIED, Sweep, cells_of, in_words, right_of
+from sinkgate.studies.sweep import CELL, SCALES, UNMODIFIED, Sweep, cells_of, in_words, right_of
 
 DROPPED = ["worse_than", "reason", "samples", "wins", "losses", "p"]
 
@@ -26,8 +26,8 @@ DROPPED = ["worse_than", "reason", "samples", "wins", "losses", "p"]
 class RacingSweep(Sweep):
     """A sweep as a race, over items in random order; its chunks follow one another, in one process.
 
-    Tables ``items`` and ``answers`` as those of `Sweep`, of the settings in the race at each time; ``dropped`` has a row for each setting
-    that left: after how many samples, why, and worse than which.
+    Tables ``items`` and ``answers`` are those of `Sweep`, with the settings that were in the race at that time. ``dropped`` has a row for
+    each dropped setting: after how many samples, the reason, and the setting that was better.
 
     Args:
         level: chance that the best setting, or one that gains the margin, is dropped, in (0, 1).
@@ -68,17 +68,16 @@ class RacingSweep(Sweep):
 
     def begin(self) -> None:
         """Begin at the first chunk."""
-        for name in ("_race", "_order"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("_race", None)
 
     def work(self, unit: int) -> Tables:
-        """Return the tables of the next chunk, under the settings in the race, and decide which go on."""
+        """Return the tables of the next chunk, under the settings in the race, and drop some of these."""
         numbers = self._order[unit * self.chunk : (unit + 1) * self.chunk]
         tables = self.answered(numbers, [self.choices[index] for index in self._race.settings])
-        return {**tables, "dropped": self._frame(self._race.update(self._right(tables)))}
+        return {**tables, "dropped": self._dropped(self._race.update(self._right(tables)))}
 
     def follow(self, tables: Tables) -> None:
-        """Decide the same as a finished chunk did."""
+        """Drop the same settings as after a finished chunk."""
         self._race.update(self._right(tables))
 
     def _right(self, tables: Tables) -> Any:
@@ -88,30 +87,20 @@ class RacingSweep(Sweep):
         right = answers["right"].to_numpy(dtype=bool).reshape(-1, count).T  # the unmodified model stands first
         return np.roll(right, -1, axis=1)
 
-    def _frame(self, drops: list[Drop]) -> pd.DataFrame:
-        cells = cells_of(self.choices)
+    def _dropped(self, drops: list[Drop]) -> pd.DataFrame:
+        cells = [dict(zip(CELL, cell, strict=True)) for cell in cells_of(self.choices)]
+        names = [*map(in_words, cells), "unmodified"]
         rows = [
-            {
-                **dict(zip(CELL, cells[drop.setting], strict=True)),
-                "reason": drop.reason,
-                "worse_than": self._name(drop) if drop.reason == "worse" else "",
-                **{name: getattr(drop, name) for name in ("samples", "wins", "losses", "p")},
-            }
+            vars(drop) | cells[drop.setting] | {"worse_than": names[drop.rival] if drop.reason == "worse" else ""}
             for drop in drops
         ]
-        kinds = dict.fromkeys(("layer", "samples", "wins", "losses"), "int32") | dict.fromkeys(CELL[1:], "float32")
-        return pd.DataFrame(rows, columns=[*CELL, *DROPPED]).astype(
-            {**kinds, "p": "float64", "reason": "str", "worse_than": "str"}
-        )
-
-    def _name(self, drop: Drop) -> str:
-        if drop.rival == len(self.choices):
-            return "unmodified"
-        return in_words(dict(zip(CELL, cells_of(self.choices)[drop.rival], strict=True)))
+        kinds = dict.fromkeys(("layer", "samples", "wins", "losses"), "int32") | dict.fromkeys(SCALES, "float32")
+        kinds |= {"p": "float64", "reason": "str", "worse_than": "str"}
+        return pd.DataFrame(rows, columns=[*CELL, *DROPPED]).astype(kinds)
 
 
 def placed(answers: pd.DataFrame, dropped: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Return one row a setting: first those that finished, by change against the unmodified model, then those dropped, the last one first.
+    """Return one row for each setting: those that finished, by change from the unmodified model, then those dropped, the last one first.
 
     Args:
         answers: table of a race.
@@ -125,36 +114,23 @@ def placed(answers: pd.DataFrame, dropped: pd.DataFrame, seed: int = 0) -> pd.Da
     """
     right, base = right_of(answers, complete=False)
     rows = []
-    left = {
-        tuple(round(float(value), 4) for value in row[:4]): row[4:]
-        for row in dropped[[*CELL, *DROPPED]].itertuples(index=False)
-    }
+    keys = dropped[CELL].astype(float).round(4).itertuples(index=False, name=None)
+    ends = dict(zip(keys, dropped[["reason", "worse_than", "samples", "p"]].itertuples(index=False), strict=True))
     for cell in right.columns:
         answered = right[cell].notna()
         row = compared(right.loc[answered, [cell]], base[answered], seed).iloc[0]
-        rival, reason, samples, _, _, p = left.get(
-            tuple(map(float, cell)), ("", "finished", int(answered.sum()), 0, 0, np.nan)
-        )
-        rows.append(
-            {
-                "setting": in_words(dict(zip(CELL, cell, strict=True))),
-                "state": reason,
-                "worse_than": rival,
-                "samples": samples,
-                **row[["change", "low", "high"]],
-                "p": p,
-            }
-        )
+        reason, rival, samples, p = ends.get(tuple(map(float, cell)), ("finished", "", int(answered.sum()), np.nan))
+        setting = {"setting": in_words(dict(zip(CELL, cell, strict=True))), "state": reason, "worse_than": rival}
+        rows.append({**setting, "samples": samples, **row[["change", "low", "high"]], "p": p})
     table = pd.DataFrame(rows)
-    done = table["state"] == "finished"
-    order = table.assign(done=done, last=table["samples"]).sort_values(
-        ["done", "last", "change"], ascending=False, kind="stable"
+    order = table.assign(done=table["state"] == "finished").sort_values(
+        ["done", "samples", "change"], ascending=False, kind="stable", ignore_index=True
     )
-    return order.drop(columns=["done", "last"]).reset_index(drop=True)
+    return order.drop(columns="done")
 
 
 def saved(answers: pd.DataFrame) -> float:
-    """Return how many times fewer answers the race took than the exact map of the same items."""
+    """Return the number of answers of the exact map over that of the race, on the same items."""
     settings = answers.loc[answers["layer"] != UNMODIFIED, CELL].drop_duplicates()
     samples = answers["sample"].nunique()
     return samples * len(settings) / int((answers["layer"] != UNMODIFIED).sum())

@@ -35,7 +35,7 @@ CELL = ["layer", *SCALES]
 
 @dataclass(frozen=True)
 class Sweep(OfItems):
-    """Every setting on every item. Items with options are scored by the likelihood of the options, others by exact answer (`sinkgate.evaluate`).
+    """Every setting on every item, scored by `sinkgate.evaluate`: the most probable option, or the exact answer of an item without options.
 
     Args:
         vlm: the model.
@@ -92,14 +92,11 @@ class Sweep(OfItems):
             pd.DataFrame(
                 {
                     "sample": np.array(numbers, dtype=np.int32),
-                    **{
-                        name: np.full(len(part), value, np.int16 if name == "layer" else np.float32)
-                        for name, value in zip(CELL, cell, strict=True)
-                    },
+                    **dict(zip(CELL, cell, strict=True)),
                     "right": result.right[method],
                     "loss": np.array(result.loss[method], dtype=np.float32),
                 }
-            )
+            ).astype({"layer": np.int16, **dict.fromkeys(SCALES, np.float32)})
             for cell, method in zip([(UNMODIFIED, 1.0, 1.0, 1.0), *cells_of(choices)], methods, strict=True)
         ]
         items = frame_of(part, examples).assign(sample=list(numbers))
@@ -107,7 +104,7 @@ class Sweep(OfItems):
 
     @property
     def finder(self) -> Finder:
-        """The finder of sinks, without L-sinks where no setting gives them a scale of their own."""
+        """The finder of sinks, without L-sinks if no setting has a separate scale for them."""
         find = SinkFinder() if self.find is None else self.find
         if isinstance(find, SinkFinder) and all(s.l_sink in (None, s.rest) for s in self.choices):
             return replace(find, v_only=True)
@@ -123,9 +120,9 @@ def cells_of(choices: Sequence[Setting]) -> list[tuple[float, ...]]:
 
 
 def gains(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: int = 0) -> pd.DataFrame:
-    """Compare each setting with the unmodified model by task: `sinkgate.analysis.statistics.compared`, and ``corrected``, p by Holm over all rows.
+    """Compare each setting with the unmodified model: one row for each task and setting.
 
-    Return one row for each task and setting, with ``task``, ``layer``, ``v_sink``, ``l_sink``, ``ordinary``.
+    Columns: those of `sinkgate.analysis.statistics.compared`, ``corrected`` (p by Holm over all rows), ``task`` and those of `CELL`.
     """
     right, base = right_of(answers)
     pictures = pictures_of(items)
@@ -159,10 +156,11 @@ def confirmed(
         families: names a family for each cell (rows with ``layer`` and the scales); the best is then chosen within each.
 
     Returns:
-        One row a task and family: ``first`` and ``second``, the chosen settings, in words; ``searched``, their change on the half that chose them;
-        ``confirmed``, their change on the other half, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test, or of `flip_test` over pictures, and ``corrected``, p by Holm over all rows;
-        ``smallest``, the change that so many items could have shown (`smallest_effect`), infinite if the unmodified model answers none or all
-        of them rightly. Changes are shares in [-1, 1], over all of the task's items together.
+        One row for each task and family: ``first`` and ``second``, the chosen settings, in words; ``searched``, their change on the half
+        that chose them; ``confirmed``, their change on the other half, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test, or
+        of `flip_test` over pictures, and ``corrected``, p by Holm over all rows; ``smallest``, the change that so many items could have
+        shown (`smallest_effect`), infinite if the unmodified model answers none or all of them correctly. Changes are shares in [-1, 1], over
+        all of the task's items together.
     """
     right, base = right_of(answers)
     loss, _ = right_of(answers, "loss")
@@ -189,28 +187,14 @@ def confirmed(
                 best.append(within[first] if gained[first] > 0 else len(cells))
             searched = np.concatenate([changed[half, cell] for half, cell in zip(halves, best, strict=True)])
             other = np.concatenate([changed[half, cell] for half, cell in zip(halves, best[::-1], strict=True)])
-            pictures = _shared(items, np.concatenate([mixed[half] for half in halves]))
-            low, high = intervals(other[:, None], seed=seed, pictures=pictures)
-            row: dict[str, Any] = {"task": task, "family": name, "samples": len(mixed), "base": base.loc[chosen].mean()}
+            pictures = _shared(items, mixed)
             words = [in_words(cells.iloc[cell]) if cell < len(cells) else "unmodified" for cell in best]
-            row |= {"first": words[0], "second": words[1]}
-            row |= {"searched": searched.mean(), "confirmed": other.mean(), "low": low[0], "high": high[0]}
+            row = (task, name, len(mixed), base.loc[chosen].mean(), *words, searched.mean(), other.mean())
+            low, high = intervals(other[:, None], seed=seed, pictures=pictures)
             p = float(paired_test(other[:, None], pictures, seed)[0])
-            rows.append(row | {"p": p, "smallest": (other, pictures)})
-    columns = [
-        "task",
-        "family",
-        "samples",
-        "base",
-        "first",
-        "second",
-        "searched",
-        "confirmed",
-        "low",
-        "high",
-        "p",
-        "smallest",
-    ]
+            rows.append((*row, low[0], high[0], p, (other, pictures)))
+    setting = ["first", "second", "searched", "confirmed"]
+    columns = ["task", "family", "samples", "base", *setting, "low", "high", "p", "smallest"]
     return _corrected(pd.DataFrame(rows, columns=columns))
 
 
@@ -227,10 +211,10 @@ def leaning(
 ) -> pd.DataFrame:
     """Return the direction of each task: accuracy where V-sinks have the larger scale, minus accuracy where the rest has.
 
-    Averaged over the cells of the line v_sink + rest = 1 except the middle. One row for each task and layer, or for each task with "all" layers ``together``:
-    ``lean`` in [-1, 1], above 0 if the task gains from stronger sinks, with its 95 % interval ``low`` to ``high``, ``p`` of the sign test over samples (or of
-    `flip_test` over pictures where several samples share one),
-    ``base``, the unmodified model's accuracy, ``corrected`` and ``smallest`` as in `confirmed`. Empty if the sweep has no such cells.
+    Both are means over the cells of the line v_sink + rest = 1 on one side of the middle. The table has one row for each task and layer, or
+    for each task with "all" layers ``together``, and is empty if the sweep has no such cells. ``lean`` in [-1, 1] is above 0 if the task
+    gains from stronger sinks; ``low`` to ``high`` is its 95 % interval, ``p`` that of the sign test over samples, or of `flip_test` over
+    pictures where several samples share one. ``base`` is the unmodified model's accuracy; ``corrected`` and ``smallest`` are as in `confirmed`.
     """
     right, base = right_of(answers)
     cells = right.columns.to_frame(index=False)
@@ -281,9 +265,9 @@ def groups_apart(cells: pd.DataFrame) -> pd.Series:
 
 
 def right_of(answers: pd.DataFrame, values: str = "right", *, complete: bool = True) -> tuple[pd.DataFrame, pd.Series]:
-    """Return correctness of answers, or another column, (S, M) with the cells as columns; and that of the unmodified model, (S,).
+    """Return a column of the answers as a table, (S, M), a column for each cell, and that of the unmodified model, (S,).
 
-    ``complete``: every sample has an answer under every setting; those missing are NaN where False.
+    ``complete``: False for answers of a race, where some are missing; these are NaN.
     """
     rounded = answers.assign(**{name: answers[name].astype(float).round(4) for name in SCALES})
     wide = rounded.pivot(index="sample", columns=CELL, values=values)
