@@ -50,7 +50,7 @@ from sinkgate.methods.lsg import LSG, LSGConfig
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.criteria import MassiveActivations, SinkDimensions
 from sinkgate.training.dataset import Prefix
-from sinkgate.training.trainer import frozen
+from sinkgate.training.ensemble import frozen
 
 KERNELS = (
     "flash_attention_2",

@@ -27,7 +27,7 @@ from sinkgate.methods.lsg import LSG, LSGConfig
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.criteria import SinkDimensions
 from sinkgate.training.dataset import Prefix
-from sinkgate.training.trainer import frozen
+from sinkgate.training.ensemble import frozen
 
 OUT = Path(__file__).with_name("profiles")
 MOST = 12  # operations in a table

@@ -22,7 +22,8 @@ from sinkgate.methods.lsg import LSG
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.classify import SinkMap
-from sinkgate.training.trainer import frozen, train
+from sinkgate.training.ensemble import frozen
+from sinkgate.training.trainer import train
 
 SAMPLES, BATCH, EPOCHS, RATE = 64, 16, 2, 1e-3
 

@@ -3,59 +3,33 @@
 Next-token prediction on answers alone (paper, section 4). Several methods learn side by side, each as if alone: the layers below their
 first ones are computed once for all (`sinkgate.training.dataset.Prefix`). Learning rate, batch size, schedule and seed are chosen by us; the
 paper does not say.
-
-Shapes: B samples, M methods.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from sinkgate.data import Sample
-from sinkgate.data.identity import facts_of_samples
 from sinkgate.errors import SinkgateError, TrainingError
-from sinkgate.methods.base import Method, configuration, finder_of
+from sinkgate.methods.base import finder_of
 from sinkgate.methods.lsg import LSG
-from sinkgate.models.finder import finder_settings
 from sinkgate.models.vlm import VLM, Finder
 from sinkgate.output import track, writable_folder
-from sinkgate.training.dataset import (
-    BUDGET,
-    ExampleCache,
-    ImageSinks,
-    Prefix,
-    PreparedExample,
-    SinkCounts,
-    batches,
-    labels_of,
-)
+from sinkgate.training import checkpoints
+from sinkgate.training.dataset import BUDGET, ExampleCache, SinkCounts, labels_of
+from sinkgate.training.ensemble import MethodEnsemble, frozen
 
-UNMODIFIED = "unmodified"
-RUN = "run.json"  # in a checkpoint: facts that must be the same in a run that resumes there
-RECORD = "record.json"  # in a checkpoint: the part of the report that `Trainer` does not keep
-SAME = (
-    "learning_rate",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
-)  # arguments of a resumed run
 SAVE_MINUTES = 10.0  # the most that a killed run loses
 PROBED = 32  # samples to find sinks in before training
 GATED = {"v_sink": ("v_sink",), "l_sink": ("l_sink",), "three": ("v_sink", "l_sink")}  # groups of sinks, by grouping
@@ -167,11 +141,11 @@ def train(
     out = writable_folder(out)
     arguments = _arguments(out, bool(len(checks)), patience, vlm, options)
     ensemble = MethodEnsemble(vlm, parts)
-    facts = _facts(parts, vlm, find, data, checks, arguments)
-    checkpoint = _newest(out, ensemble, facts) if resume else None
+    facts = checkpoints.facts_of(parts, vlm, find, data.samples, checks.samples, arguments)
+    checkpoint = checkpoints.newest(out, ensemble, facts) if resume else None
     if checkpoint is None and not allow_empty:
         _refuse_empty(ensemble.methods.values(), examples, data)
-    record = _Record(examples)
+    record = checkpoints.Record(examples)
     try:
         trainer = _Trainer(
             facts,
@@ -219,97 +193,6 @@ def _refuse_empty(methods: Iterable[nn.Module], examples: ExampleCache, data: _S
     if counts.images and not any(counts.count(group) for group in groups):
         words = str(counts).replace("\n", "; ")
         raise TrainingError(f"{words}. Choose another criterion or other images, or allow_empty=True (--allow-empty)")
-
-
-@contextmanager
-def frozen(vlm: VLM) -> Iterator[None]:
-    """Freeze the backbone's parameters within the block."""
-    trainable = [parameter for parameter in vlm.model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
-class MethodEnsemble(nn.Module):
-    """Methods that learn on one frozen model, each as if alone; the module that `Trainer` trains and saves."""
-
-    def __init__(self, vlm: VLM, methods: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        self.vlm, self.checkpoint = vlm, False
-        self.methods = nn.ModuleDict(methods)
-
-    def activation_checkpointing_enable(self, **_: Any) -> None:
-        """Enable checkpoints of activations; `Trainer` calls it for the option ``activation_checkpointing``."""
-        self.checkpoint = True
-
-    def forward(self, examples: Sequence[PreparedExample | None], labels: Tensor) -> dict[str, Tensor]:
-        """Return losses (B, M) in nats, summed over an answer's tokens, and whether each answer is right (B, M); zero if there is no example.
-
-        Without gradients, a last column holds those of the unmodified model. Gradients are computed while a method is attached, and passed
-        to ``backward`` later, so that only one method's activations are in memory.
-        """
-        present = [index for index, example in enumerate(examples) if example is not None]
-        columns = len(self.methods) + (not torch.is_grad_enabled())  # the unmodified model costs no forward of its own
-        losses = torch.zeros(len(examples), columns, device=labels.device)
-        right = torch.zeros(len(examples), columns, dtype=torch.bool, device=labels.device)
-        gradients: dict[nn.Parameter, Tensor] = {}
-        for part, batch in batches(self.vlm, [example for example in examples if example is not None]):
-            prefix, rows = Prefix(self.vlm, batch, self.checkpoint), present[part]
-            for column, module in enumerate(self.methods.values()):
-                method = cast(Method, module)
-                with method.applied(self.vlm, batch):
-                    logits = prefix.within(method)
-                    each = prefix.losses(logits)
-                    if torch.is_grad_enabled():
-                        for parameter, gradient in _gradients(each.sum(), list(module.parameters())):
-                            gradients[parameter] = gradients.get(parameter, 0) + gradient
-                losses[rows, column] = each.detach().to(losses.device)
-                right[rows, column] = prefix.right(logits.detach()).to(right.device)
-            if columns > len(self.methods):
-                losses[rows, -1] = prefix.losses(prefix.plain).to(losses.device)
-                right[rows, -1] = prefix.right(prefix.plain).to(right.device)
-        total = losses[:, : len(self.methods)].sum()
-        if torch.is_grad_enabled():
-            trained = [parameter for parameter in self.methods.parameters() if parameter.requires_grad]
-            known = [gradients.get(parameter, torch.zeros_like(parameter)) for parameter in trained]
-            total = cast(Tensor, _KnownGradients.apply(total, known, *trained))
-        return {"loss": total, "losses": losses, "right": right}
-
-    def metrics(self, evaluated: EvalPrediction) -> dict[str, float]:
-        """Return loss in nats a token and accuracy of each method, and of the unmodified model, over the validation samples."""
-        (losses, right), tokens = cast(Any, evaluated.predictions), cast(Any, evaluated.label_ids)
-        used = tokens > 0
-        values = {}
-        for column, name in enumerate([*self.methods, UNMODIFIED]):
-            values[f"loss/{name}"] = float(losses[:, column].sum() / max(tokens.sum(), 1))
-            values[f"accuracy/{name}"] = float(right[used, column].mean()) if used.any() else 0.0
-        mean = sum(values[f"loss/{name}"] for name in self.methods) / len(self.methods)
-        return {"loss": mean, **values}
-
-
-class _KnownGradients(torch.autograd.Function):
-    """A loss with gradients that were computed before."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:  # noqa: ARG004
-        ctx.gradients = gradients
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(grads[0].to(gradient) * gradient for gradient in ctx.gradients)
-
-
-def _gradients(loss: Tensor, parameters: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    gradients = torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else [None] * len(trained)
-    return (
-        (parameter, gradient) for parameter, gradient in zip(trained, gradients, strict=True) if gradient is not None
-    )
 
 
 @dataclass(frozen=True)
@@ -377,32 +260,10 @@ class _SaveByTime(TrainerCallback):
         self.saved = monotonic()
 
 
-class _Record:
-    """Skipped samples, numbers of sinks and time of a run, which each checkpoint holds for the report of a resumed run."""
-
-    def __init__(self, examples: ExampleCache) -> None:
-        self.examples, self.before, self.begun = examples, 0.0, perf_counter()
-
-    def write(self, folder: Path) -> None:
-        """Write the record to a checkpoint."""
-        counts = {name: asdict(each) for name, each in self.examples.counts.items()}
-        seconds = self.before + perf_counter() - self.begun
-        content = {"seconds": seconds, "skipped": self.examples.skipped, "counts": counts}
-        (folder / RECORD).write_text(json.dumps(content), encoding="utf-8")
-
-    def read(self, folder: Path) -> None:
-        """Go on from the record of a checkpoint; those of older releases have none."""
-        if (folder / RECORD).is_file():
-            content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            self.before = content["seconds"]
-            self.examples.skipped |= content["skipped"]
-            self.examples.counts |= {name: ImageSinks(**each) for name, each in content["counts"].items()}
-
-
 class _Trainer(Trainer):
     """`Trainer` for a `MethodEnsemble`: losses by the token and by method, and an error if one is not finite."""
 
-    def __init__(self, facts: Mapping[str, str], record: _Record, **options: Any) -> None:
+    def __init__(self, facts: Mapping[str, str], record: checkpoints.Record, **options: Any) -> None:
         super().__init__(**options)
         self._facts, self._record = facts, record
         self.model_accepts_loss_kwargs = True  # losses are divided by all tokens of a step
@@ -442,18 +303,12 @@ class _Trainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save, then delete the oldest whole checkpoints beyond the limit. Transformers would delete any folder ``checkpoint-*``."""
+        out = Path(str(self.args.output_dir))
         if self.args.should_save:  # before the state, which is written last
-            folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / RUN).write_text(json.dumps(self._facts, indent=1), encoding="utf-8")
-            self._record.write(folder)
+            checkpoints.write_facts(out, self.state.global_step, self._facts, self._record)
         super()._save_checkpoint(model, trial)
         if self.args.should_save and self._limit:
-            best = self.state.best_model_checkpoint
-            *older, _newest = sorted(_checkpoints(Path(str(self.args.output_dir))), key=_saved_at)
-            removable = [folder for folder in older if best is None or not folder.samefile(best)]
-            for folder in removable[: max(0, len(older) + 1 - self._limit)]:
-                shutil.rmtree(folder, ignore_errors=True)
+            checkpoints.delete_oldest(out, self._limit, self.state.best_model_checkpoint)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Any, Any, Any]:
         inputs = self._prepare_inputs(inputs)
@@ -493,68 +348,3 @@ def _arguments(
         )
     arguments._n_gpu = min(1, arguments.n_gpu)  # the backbone may lie on all of them; it is never copied
     return arguments
-
-
-def _checkpoints(out: Path) -> list[Path]:
-    """Return the complete checkpoints in a folder, by step. A killed run may leave an incomplete one, and users may have folders there too."""
-    folders = {
-        int(step): folder
-        for folder in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if (step := folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")).isdecimal()
-    }
-    return [folders[step] for step in sorted(folders) if _is_whole(folders[step])]
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # written last
-    except (OSError, ValueError):
-        return False
-    return (folder / SAFE_WEIGHTS_NAME).is_file()
-
-
-def _saved_at(folder: Path) -> int:
-    return (folder / TRAINER_STATE_NAME).stat().st_mtime_ns
-
-
-def _facts(
-    methods: Mapping[str, nn.Module],
-    vlm: VLM,
-    find: Finder,
-    data: _Samples,
-    checks: _Samples,
-    arguments: TrainingArguments,
-) -> dict[str, str]:
-    """Return the facts that must be the same in a run that resumes, by name."""
-    settings = {f"criterion {side}": criterion for side, criterion in finder_settings(find, vlm).items()}
-    facts = {"model": vlm.name, "weights": vlm.weights_checksum, "samples": len(data), **settings}
-    facts["checksum of the samples' content"] = facts_of_samples(data.samples)["checksum"]
-    if arguments.load_best_model_at_end:  # losses on other samples cannot be compared
-        facts["checksum of the validation samples' content"] = facts_of_samples(checks.samples)["checksum"]
-    facts |= {name: getattr(arguments, name) for name in SAME}
-    facts |= {f"method {name}": configuration(method) for name, method in methods.items()}
-    return {name: str(value) for name, value in facts.items()}
-
-
-def _newest(out: Path, ensemble: MethodEnsemble, facts: Mapping[str, str]) -> str | None:
-    """Return the complete checkpoint of the last step, None if there is none.
-
-    Raises:
-        TrainingError: it is of another run. Facts that older releases did not write are not compared.
-    """
-    for folder in _checkpoints(out)[-1:]:
-        shapes = {name: value.shape for name, value in load_file(folder / SAFE_WEIGHTS_NAME).items()}
-        if shapes != {name: value.shape for name, value in ensemble.state_dict().items()}:
-            raise TrainingError(
-                f"{folder} is of other gates than these, which are {', '.join(ensemble.methods)}; "
-                "give another folder, or resume=False (--no-resume) to begin anew"
-            )
-        before = json.loads((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else {}
-        for name, value in before.items():
-            if value != facts.get(name):
-                raise TrainingError(
-                    f"{folder} is of another run: {name} is {value} there and {facts.get(name)} here; "
-                    "give another folder, or resume=False (--no-resume) to begin anew"
-                )
-        return str(folder)
-    return None

@@ -11,8 +11,8 @@ from sinkgate.methods import Fixed
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.vlm import VLM, find_v_sinks
 from sinkgate.training.dataset import ExampleCache, Prefix, batches
+from sinkgate.training.ensemble import frozen
 from sinkgate.training.evaluation import evaluate
-from sinkgate.training.trainer import frozen
 
 QUESTION = "What color is the circle?"
 

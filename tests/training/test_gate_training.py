@@ -25,8 +25,10 @@ from sinkgate.methods.base import configuration
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.finder import SinkFinder
 from sinkgate.training import trainer
+from sinkgate.training.checkpoints import RECORD, RUN
 from sinkgate.training.dataset import ExampleCache, Prefix, batches, labels_of
-from sinkgate.training.trainer import RECORD, RUN, MethodEnsemble, frozen, train
+from sinkgate.training.ensemble import MethodEnsemble, frozen
+from sinkgate.training.trainer import train
 
 HERE = Path(__file__).parent
 #: The worker finds what the tests find; processes of one run meet on the loopback device.
