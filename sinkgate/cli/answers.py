@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,6 @@ from sinkgate.cli.options import (
     QUESTION,
     AnyModel,
     AsJson,
-    GatesFile,
     ModelChoice,
     Picture,
     SinkChoice,
@@ -29,7 +29,7 @@ def ask(
     image: Picture,
     question: Annotated[str, typer.Argument(help="Question about the image.")],
     criteria: SinkChoice,
-    gates: GatesFile = None,
+    gates: Annotated[Path | None, typer.Option(help="JSON file of fixed gates, or folder of learned ones.")] = None,
     any_model: AnyModel = False,
     system: System = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Most tokens of the answer.")] = 64,

@@ -36,48 +36,38 @@ class DataChoice:
     data: Annotated[
         str,
         typer.Option(
-            "--data",
-            help='"scenes" (the demo world), a benchmark (mmstar, cvbench, pope), "cambrian", or a file in JSON: LLaVA\'s format, VQA v2 or GQA.',
+            help='"scenes" (the demo world), a benchmark (mmstar, cvbench, pope), "cambrian", or a file in JSON: LLaVA\'s format, VQA v2 or GQA.'
         ),
     ] = "scenes"
     files: Annotated[
         Path | None,
         typer.Option(
-            "--files",
-            help="The benchmark's file (Parquet or JSON), a folder of such files, or Cambrian's JSONL; from the Hub if left out.",
+            help="The benchmark's file (Parquet or JSON), a folder of such files, or Cambrian's JSONL; from the Hub if left out."
         ),
     ] = None
-    data_revision: Annotated[
-        str | None, typer.Option("--data-revision", help="Branch, tag or commit of the benchmark on the Hub.")
-    ] = None
+    data_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the benchmark on the Hub.")] = None
     images: Annotated[
-        Path | None, typer.Option("--images", help="Folder to which the image paths of a JSON file are relative.")
+        Path | None, typer.Option(help="Folder to which the image paths of a JSON file are relative.")
     ] = None
     annotations: Annotated[
-        Path | None, typer.Option("--annotations", help="Answers of VQA v2's questions; those beside them if left out.")
+        Path | None, typer.Option(help="Answers of VQA v2's questions; those beside them if left out.")
     ] = None
     broken: Annotated[
         Literal["skip", "stop"] | None,
-        typer.Option(
-            "--broken", help="Invalid records: skip and count, or stop; if left out, benchmarks stop, others skip."
-        ),
+        typer.Option(help="Invalid records: skip and count, or stop; if left out, benchmarks stop, others skip."),
     ] = None
     turns: Annotated[
         Literal["first", "all", "context"],
         typer.Option(
-            "--turns",
-            help="Questions of a conversation in LLaVA's format: the first, all without the turns before, or all in their context.",
+            help="Questions of a conversation in LLaVA's format: the first, all without the turns before, or all in their context."
         ),
     ] = "first"
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most samples.")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Most samples.")] = None
     skip: Annotated[
-        int,
-        typer.Option("--skip", min=0, help="Leave out the first samples, such as those that gates were trained on."),
+        int, typer.Option(min=0, help="Leave out the first samples, such as those that gates were trained on.")
     ] = 0
-    haze: Annotated[
-        float, typer.Option("--haze", min=0, max=0.95, help="Maximum haze in the demo world's pictures.")
-    ] = 0.0
-    seed: Annotated[int, typer.Option("--seed", help="Another seed: other scenes, another draw, another order.")] = 0
+    haze: Annotated[float, typer.Option(min=0, max=0.95, help="Maximum haze in the demo world's pictures.")] = 0.0
+    seed: Annotated[int, typer.Option(help="Another seed: other scenes, another draw, another order.")] = 0
 
     def samples(self, split: Split, on_test_split: bool = False) -> list[Sample]:
         """Return samples of the demo world's split, of a benchmark, of Cambrian or of a file, and show the progress of reading.
@@ -95,9 +85,15 @@ class DataChoice:
         from sinkgate.data.llava import exists, named
         from sinkgate.data.vqa import is_question_file
 
-        self._check_turns()
-        if self.skip:
-            return self._rest(split, on_test_split)
+        self._check()
+        if self.skip:  # the first samples of a larger draw are those of a smaller one
+            longer = replace(self, skip=0, limit=None if self.limit is None else self.skip + self.limit)
+            samples = longer.samples(split, on_test_split)
+            if len(samples) <= self.skip:
+                raise SinkgateError(
+                    f"--skip is {self.skip} of {len(samples)} samples; expected fewer, or a larger --limit"
+                )
+            return samples[self.skip :]
         if self.data == "scenes":
             count = self.limit or SCENES
             drawn = scene_samples(count, self.seed, split=split, haze=(0.0, self.haze), per_scene=3)
@@ -117,18 +113,17 @@ class DataChoice:
             )
         if self.images is None:
             raise SinkgateError("--images is missing; expected the folder of the pictures")
-        options: Any = {"broken": self.broken or "skip", "passed": Counter()}
+        options: Any = {"broken": self.broken or "skip", "passed": (passed := Counter())}
         if self.data == "cambrian":
-            samples = read_cambrian(
-                self.images, self.files or CAMBRIAN, count=self.limit or 10_000, seed=self.seed, **options
-            )
+            options |= {"count": self.limit or 10_000, "seed": self.seed}
+            samples = read_cambrian(self.images, self.files or CAMBRIAN, **options)
         else:
             if is_question_file(self.data):
                 read = read_questions(self.data, self.images, self.annotations, **options)
             else:
                 read = read_llava(self.data, self.images, turns=self.turns, **options)
             samples = list(track(islice(read, self.limit), "samples", self.limit, unit="samples"))
-        self._report(options["passed"])
+        self._report(passed)
         return samples
 
     def questions(self) -> Questions:
@@ -140,8 +135,8 @@ class DataChoice:
         from sinkgate.benchmarks import BENCHMARKS, SCENES
         from sinkgate.benchmarks.samples import of_samples
 
-        self._check_turns()
-        if self.skip and self.data in BENCHMARKS:
+        self._check()
+        if self.skip and self.data == SCENES.name:
             raise SinkgateError(f"--skip is {self.skip}; expected none with the questions of a benchmark")
         if self.data == SCENES.name:
             chosen = replace(SCENES, haze=(0.0, self.haze))
@@ -157,13 +152,11 @@ class DataChoice:
     def about(self) -> dict[str, Any]:
         """Values of the options, for the record of a study."""
         about = {"data": self.data, "limit": self.limit, "seed": self.seed, "haze": self.haze}
-        return (
-            about
-            | ({"skip": self.skip} if self.skip else {})
-            | ({"turns": self.turns} if self.turns != "first" else {})
-        )
+        unusual = {"skip": self.skip or None, "turns": None if self.turns == "first" else self.turns}
+        return about | {name: value for name, value in unusual.items() if value is not None}
 
-    def _check_turns(self) -> None:
+    def _check(self) -> None:
+        """Raise SinkgateError if --turns or --skip does not fit the data."""
         from sinkgate.benchmarks import BENCHMARKS
         from sinkgate.data.llava import exists, named
         from sinkgate.data.vqa import is_question_file
@@ -172,6 +165,10 @@ class DataChoice:
         if self.turns != "first" and single:
             raise SinkgateError(
                 f"--turns is {self.turns}; expected first with {named(self.data)}, whose questions stand alone"
+            )
+        if self.skip and self.data in BENCHMARKS and self.data != "scenes":
+            raise SinkgateError(
+                f"--skip is {self.skip}; expected none with {self.data}, whose questions are drawn at random"
             )
 
     def _items(self, chosen: Benchmark, files: Path | None, revision: str | None = None) -> list[Item]:
@@ -185,17 +182,3 @@ class DataChoice:
         if skipped:
             reasons = ", ".join(f"{number} {reason}" for reason, number in skipped.items())
             typer.echo(f"Skipped records of {self.data}: {reasons}.", err=True)
-
-    def _rest(self, split: Split, on_test_split: bool) -> list[Sample]:
-        """Return the samples behind the first ``skip``. The first of a longer choice are those of a shorter one, in all but benchmarks."""
-        from sinkgate.benchmarks import BENCHMARKS
-
-        if self.data != "scenes" and self.data in BENCHMARKS:
-            raise SinkgateError(
-                f"--skip is {self.skip}; expected none with {self.data}, whose questions are drawn at random"
-            )
-        longer = replace(self, skip=0, limit=None if self.limit is None else self.skip + self.limit)
-        samples = longer.samples(split, on_test_split)
-        if len(samples) <= self.skip:
-            raise SinkgateError(f"--skip is {self.skip} of {len(samples)} samples; expected fewer, or a larger --limit")
-        return samples[self.skip :]

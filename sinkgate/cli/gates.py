@@ -13,7 +13,9 @@ from sinkgate.cli.options import AnyModel, AsJson, ModelChoice, SinkChoice, prin
 from sinkgate.errors import SinkgateError
 from sinkgate.output import writable_folder
 
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples side by side, in each process.")]
+OnTestSplit = Annotated[
+    bool, typer.Option("--on-test-split", help="Use a benchmark's only split, though it is for testing.")
+]
 
 
 @unfolded
@@ -45,7 +47,7 @@ def train(
     ] = False,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the samples.")] = 2,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate; cosine decay to zero.")] = 1e-3,
-    batch_size: BatchSize = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples side by side, in each process.")] = 16,
     patience: Annotated[
         int | None, typer.Option(help="Stop after this many epochs without a lower validation loss.")
     ] = None,
@@ -56,9 +58,7 @@ def train(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Store no activations; less memory, more time.")
     ] = False,
-    on_test_split: Annotated[
-        bool, typer.Option("--on-test-split", help="Use a benchmark's only split, though it is for testing.")
-    ] = False,
+    on_test_split: OnTestSplit = False,
     resume: Annotated[
         bool,
         typer.Option("--resume/--no-resume", help="Continue from the newest checkpoint in the folder, or begin anew."),
@@ -90,18 +90,16 @@ def train(
     vlm = chosen.load()
     set_seed(seed)
     at = read_layers(layers, vlm.num_layers)
-    options: dict[str, Any] = {"grouping": grouping, "signal": signal, "start": start}
-    options["criterion"] = criteria.replaced(criterion)
-    if method == "lora":
-        trained: Any = {f"lora-{layer}": LoRA.for_vlm(vlm, layer) for layer in at}
-    elif method == "reweight":
-        trained = {"reweight": Reweight.for_vlm(vlm, criterion=options["criterion"])}
+    criterion = criteria.replaced(criterion)
+    if method == "lsg":
+        trained: Any = LSG.for_vlm(vlm, at, grouping=grouping, signal=signal, start=start, criterion=criterion)
+        size = trained.trainable_parameters()
     else:
-        trained = LSG.for_vlm(vlm, at, **options)
+        trained = {f"lora-{layer}": LoRA.for_vlm(vlm, layer) for layer in at} if method == "lora" else {}
+        trained = trained or {"reweight": Reweight.for_vlm(vlm, criterion=criterion)}
+        count = sum(parameter.numel() for part in trained.values() for parameter in part.parameters())
+        size = f"{count:,} trainable parameters"
     if processes.is_main_process and not as_json:
-        each = [trained] if method == "lsg" else trained.values()
-        count = sum(parameter.numel() for part in each for parameter in part.parameters())
-        size = trained.trainable_parameters() if method == "lsg" else f"{count:,} trainable parameters"
         typer.echo(f"{size}; {len(samples)} samples")
     report = train_gates(
         trained,
@@ -167,9 +165,7 @@ def stack(
             "--resume/--no-resume", help="Use the outcomes that a killed run left in the folder, or begin anew."
         ),
     ] = True,
-    on_test_split: Annotated[
-        bool, typer.Option("--on-test-split", help="Use a benchmark's only split, though it is for testing.")
-    ] = False,
+    on_test_split: OnTestSplit = False,
     any_model: AnyModel = False,
     as_json: AsJson = False,
 ) -> None:
@@ -193,22 +189,16 @@ def stack(
     )
     in_stack = list(stacked.lsg.config.layers)
     typer.echo(stacked.sinks, err=True)
-    validation = {
-        by: abs(stacked.score),
-        f"{by} of the unmodified model": abs(stacked.unmodified),
-        "samples": len(samples),
-    }
+    validation = {by: abs(stacked.score), f"{by} of the unmodified model": abs(stacked.unmodified)}
+    stacked.lsg.save_pretrained(out, training={**validation, "samples": len(samples)})
     if as_json:
         steps = [{"layers": step.layers, "score": step.score, "kept": step.accepted} for step in stacked.steps]
-        print_json(
-            layers=in_stack, score=stacked.score, unmodified=stacked.unmodified, singles=stacked.singles, steps=steps
-        )
-        stacked.lsg.save_pretrained(out, training=validation)
+        scores = {"score": stacked.score, "unmodified": stacked.unmodified, "singles": stacked.singles}
+        print_json(layers=in_stack, **scores, steps=steps)
         return
     typer.echo(f"unmodified      {by} {abs(stacked.unmodified):.4f}")
     for step in stacked.steps:
         typer.echo(f"{'kept' if step.accepted else 'left':<6}{step.layers!s:<24}{by} {abs(step.score):.4f}")
-    stacked.lsg.save_pretrained(out, training=validation)
     typer.echo(f"a stack of layers {in_stack}, saved in {out}")
     if stacked.score <= stacked.unmodified:
         typer.echo("It is no better than the unmodified model on these samples.")

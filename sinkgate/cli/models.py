@@ -25,10 +25,7 @@ def dimensions(
 
 
 @unfolded
-def info(
-    chosen: ModelChoice,
-    as_json: AsJson = False,
-) -> None:
+def info(chosen: ModelChoice, as_json: AsJson = False) -> None:
     """Describe a model after its checks on load: layers, image tokens, sinks, gates, versions."""
     from sinkgate.models.checks import noise_picture
     from sinkgate.models.describe import describe

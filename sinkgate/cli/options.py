@@ -1,4 +1,4 @@
-"""Options that the commands share, and the loading of a model by them."""
+"""Options that commands share: the model, the criteria of sinks, and single ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -23,38 +23,30 @@ if TYPE_CHECKING:
 
 QUESTION = "What is in the picture?"  # where none is given
 Picture = Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")]
-Model = Annotated[
-    str,
-    typer.Option("--model", help='"demo", "demo-large", a name that `sinkgate models` lists, a Hub id or a folder.'),
-]
-Device = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, mps, ...; a GPU, if there is one, if left out or auto.")
-]
-DeviceMap = Annotated[
-    str | None,
-    typer.Option("--device-map", help="auto: spread the model over GPUs, memory and disk as needed."),
-]
-Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="float32, bfloat16, float16; the checkpoint's own if left out.")
-]
-Quantize = Annotated[str | None, typer.Option("--quantize", help="4bit or 8bit, by bitsandbytes.")]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub; main if left out.")]
-GatesFile = Annotated[Path | None, typer.Option("--gates", help="JSON file of fixed gates, or folder of learned ones.")]
-System = Annotated[str, typer.Option("--system", help="Text of the system turn; the chat template's own if left out.")]
+System = Annotated[str, typer.Option(help="Text of the system turn; the chat template's own if left out.")]
 AnyModel = Annotated[bool, typer.Option("--any-model", help="Accept gates that were made for another model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, max=4096, help="Most tokens of a generated answer.")]
 
 
 @dataclass(frozen=True)
 class ModelChoice:
     """Options of a command that name the model."""
 
-    model: Model = "demo"
-    device: Device = None
-    device_map: DeviceMap = None
-    dtype: Dtype = None
-    quantize: Quantize = None
-    revision: Revision = None
+    model: Annotated[
+        str, typer.Option(help='"demo", "demo-large", a name that `sinkgate models` lists, a Hub id or a folder.')
+    ] = "demo"
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps, ...; a GPU, if there is one, if left out or auto.")
+    ] = None
+    device_map: Annotated[
+        str | None, typer.Option(help="auto: spread the model over GPUs, memory and disk as needed.")
+    ] = None
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16; the checkpoint's own if left out.")] = (
+        None
+    )
+    quantize: Annotated[str | None, typer.Option(help="4bit or 8bit, by bitsandbytes.")] = None
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub; main if left out.")] = None
 
     def load(self) -> VLM:
         """Load the model, on this process's own GPU under a launcher of several; without bars unless stderr is a terminal.
@@ -87,29 +79,21 @@ class SinkChoice:
     v_sink: Annotated[
         str | None,
         typer.Option(
-            "--v-sink",
-            help="Criterion of V-sinks: auto, dimensions, massive, norm or attention. If left out: that of the gates, else auto.",
+            help="Criterion of V-sinks: auto, dimensions, massive, norm or attention. If left out: that of the gates, else auto."
         ),
     ] = None
-    l_sink: Annotated[str | None, typer.Option("--l-sink", help="Criterion of L-sinks, likewise.")] = None
+    l_sink: Annotated[str | None, typer.Option(help="Criterion of L-sinks, likewise.")] = None
     dimensions: Annotated[
         str | None,
-        typer.Option(
-            "--dimensions",
-            help="Sink dimensions of the LLM, such as 1415,2533; makes the criterion of L-sinks dimensions.",
-        ),
+        typer.Option(help="Sink dimensions of the LLM, such as 1415,2533; makes the criterion of L-sinks dimensions."),
     ] = None
     vision_dimensions: Annotated[
-        str | None,
-        typer.Option(
-            "--vision-dimensions", help="Sink dimensions of the vision encoder, such as 650; likewise for V-sinks."
-        ),
+        str | None, typer.Option(help="Sink dimensions of the vision encoder, such as 650; likewise for V-sinks.")
     ] = None
     tau: Annotated[
         float | None,
         typer.Option(
-            "--tau",
-            help="Threshold of |h[d]| / RMS(h) in the criterion dimensions; 20, less in narrow models, if left out.",
+            help="Threshold of |h[d]| / RMS(h) in the criterion dimensions; 20, less in narrow models, if left out."
         ),
     ] = None
 
@@ -119,9 +103,8 @@ class SinkChoice:
         for criterion in self.criteria:
             if criterion:
                 read_criterion(criterion)
-        if self.tau is not None and (
-            not 0 < self.tau < math.inf or "dimensions" not in " ".join(filter(None, self.criteria))
-        ):
+        by_dimensions = "dimensions" in " ".join(filter(None, self.criteria))
+        if self.tau is not None and not (by_dimensions and 0 < self.tau < math.inf):
             raise SinkgateError(
                 f"--tau is {self.tau:g}; expected a positive number with --v-sink dimensions, --l-sink dimensions or dimensions given"
             )
@@ -173,9 +156,8 @@ def unfolded(command: Callable[..., None]) -> Callable[..., None]:
     for choice in choices.values():
         hints = get_type_hints(choice, include_extras=True)
         for field in fields(choice):
-            default = inspect.Parameter.empty if field.default is MISSING else field.default
-            kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name]))
+            option = {"default": field.default, "annotation": hints[field.name]}
+            parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, **option))
 
     @functools.wraps(command)
     def run(**options: Any) -> None:

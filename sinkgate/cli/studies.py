@@ -1,7 +1,8 @@
-"""Commands of the studies: anatomy, probe, sweep, eval; report writes a page of their results, merge joins the parts of one study."""
+"""Commands that run studies (anatomy, probe, sweep, eval, export, survey) and that read their results (compare-models, report, merge)."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkgate.cli.data import DataChoice
-from sinkgate.cli.options import QUESTION, AnyModel, AsJson, ModelChoice, SinkChoice, print_json, unfolded
+from sinkgate.cli.options import (
+    QUESTION,
+    AnyModel,
+    AsJson,
+    MaxNewTokens,
+    ModelChoice,
+    SinkChoice,
+    print_json,
+    unfolded,
+)
 from sinkgate.errors import SinkgateError
 from sinkgate.sinks.words import number
 
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
     from sinkgate.studies.runner import Shard, Study
 
 Layers = Annotated[str, typer.Option("--layers", help='"all", or numbers from 0 such as 3,6,7 or 4-10.')]
+AboutImages = Annotated[list[str] | None, typer.Option(help="Question about each image; once for each question.")]
 Chunk = Annotated[int, typer.Option("--batch-size", min=1, help="Samples side by side, and in a part of the results.")]
 
 
@@ -34,14 +45,13 @@ class RunChoice:
     """Options of a command that name the folder of results and this process's share of the work."""
 
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the results; if left out, they are printed and not stored.")
+        Path | None, typer.Option(help="Folder for the results; if left out, they are printed and not stored.")
     ] = None
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Continue the study in the folder, or refuse the folder.")
     ] = True
     shard: Annotated[
-        str | None,
-        typer.Option("--shard", help="This process's share, such as 0/8; that of the launcher if left out."),
+        str | None, typer.Option(help="This process's share, such as 0/8; that of the launcher if left out.")
     ] = None
 
     @property
@@ -109,12 +119,10 @@ def probe(
     chosen: ModelChoice,
     runs: RunChoice,
     criteria: SinkChoice,
-    data: Annotated[
-        str, typer.Option("--data", help='"scenes" (the demo world), or a scene file of CLEVR.')
-    ] = "scenes",
-    images: Annotated[Path | None, typer.Option("--images", help="Folder of CLEVR's images.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=10, help="Most pictures.")] = 2000,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed: other scenes, other draws, other splits.")] = 0,
+    data: Annotated[str, typer.Option(help='"scenes" (the demo world), or a scene file of CLEVR.')] = "scenes",
+    images: Annotated[Path | None, typer.Option(help="Folder of CLEVR's images.")] = None,
+    limit: Annotated[int, typer.Option(min=10, help="Most pictures.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Another seed: other scenes, other draws, other splits.")] = 0,
     layers: Layers = "all",
     tokens: Annotated[int, typer.Option(min=1, help="Ordinary tokens in a draw.")] = 5,
     draws: Annotated[int, typer.Option(min=2, help="Draws of ordinary tokens, and splits into train and test.")] = 5,
@@ -168,7 +176,7 @@ def sweep(
         ),
     ] = False,
     margin: Annotated[
-        float | None, typer.Option("--margin", help="With --racing: the smallest gain worth finding; 0.02 if left out.")
+        float | None, typer.Option(help="With --racing: the smallest gain worth finding; 0.02 if left out.")
     ] = None,
     batch_size: Chunk = 8,
     as_json: AsJson = False,
@@ -192,10 +200,8 @@ def sweep(
     if margin is not None and not racing:
         raise SinkgateError("--margin belongs to --racing")
     if not three and (criteria.l_sink or criteria.dimensions):
-        typer.echo(
-            "L-sinks are scaled as the rest here, by any criterion; --grid with --three scales them separately",
-            err=True,
-        )
+        note = "L-sinks are scaled as the rest here, by any criterion; --grid with --three scales them separately"
+        typer.echo(note, err=True)
     questions, find = data.questions(), criteria.finder(l_sinks=three)
     vlm = chosen.load()
     about = questions.about | _sinks(find, vlm)
@@ -233,7 +239,6 @@ def evaluate(
     scoring: Annotated[
         str,
         typer.Option(
-            "--scoring",
             "--asking",
             help="likelihood: the most probable option, in one forward; generate: the generated answer, read by an extractor. "
             "Also by their old names, forced and written.",
@@ -242,7 +247,7 @@ def evaluate(
     extractor: Annotated[
         str, typer.Option(help="Rule that reads generated answers: robust, or a published one.")
     ] = "robust",
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Most tokens of a generated answer.")] = 32,
+    max_new_tokens: MaxNewTokens = 32,
     attention: Annotated[
         bool, typer.Option("--attention", help="Measure the attention on each group under each method, too.")
     ] = False,
@@ -276,20 +281,8 @@ def evaluate(
     methods = {"unmodified": Fixed(Gates.ones(vlm)), **methods}
     find = criteria.finder(methods.values())
     about |= {"gates": [str(path) for path in gates or ()], **_sinks(find, vlm)}
-    study = Evaluation(
-        vlm,
-        benchmark,
-        items,
-        methods,
-        scoring_named(scoring),
-        extractor,
-        max_new_tokens,
-        batch_size,
-        find,
-        attention,
-        origins=origins,
-        about=about,  # pyright: ignore[reportArgumentType]
-    )
+    reading = scoring_named(scoring), extractor, max_new_tokens, batch_size, find, attention
+    study = Evaluation(vlm, benchmark, items, methods, *reading, origins=origins, about=about)
     with ExitStack() as scratch:
         results = runs.run(study, scratch)
         if results is None:
@@ -300,17 +293,14 @@ def evaluate(
         typer.echo(sinks_of(tables[0]) or "", err=True)
     if as_json:
         right = by_task.set_index("task")
-        each = {
-            name: {"accuracy": right.loc["all", name], "kinds": right[name].drop("all").to_dict()} for name in methods
-        }
+        kinds = right.drop("all").to_dict()
+        each = {name: {"accuracy": right.loc["all", name], "kinds": kinds[name]} for name in methods}
         for row in () if shares is None else shares.to_dict("records"):
             each[str(row.pop("method"))]["attention"] = row
         print_json(samples=len(tables[0]), methods=each, scores=_records(named))
         return
-    typer.echo(by_task.to_string(index=False, float_format="{:.1%}".format))
-    typer.echo(named.to_string(index=False, float_format="{:.1%}".format))
-    if shares is not None:
-        typer.echo(shares.to_string(index=False, float_format="{:.1%}".format))
+    for table in (by_task, named) if shares is None else (by_task, named, shares):
+        typer.echo(table.to_string(index=False, float_format="{:.1%}".format))
 
 
 @unfolded
@@ -323,13 +313,11 @@ def export(
         list[Path] | None,
         typer.Argument(metavar="IMAGES...", help="Image files and folders of them; --data if left out."),
     ] = None,
-    question: Annotated[
-        list[str] | None, typer.Option(help="Question about each image; once for each question.")
-    ] = None,
+    question: AboutImages = None,
     layers: Layers = "all",
     words: Annotated[int, typer.Option(min=0, help="Words of the logit lens for each visual token and layer.")] = 3,
     rows: Annotated[int, typer.Option(min=0, help="Attention rows, from the first generated token on.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Most tokens of a generated answer.")] = 32,
+    max_new_tokens: MaxNewTokens = 32,
     batch_size: Chunk = 8,
     as_json: AsJson = False,
 ) -> None:
@@ -367,12 +355,10 @@ def survey(
             help="Image files and folders of them; if left out, eight photographs that come with sinkgate, or scenes for a model that knows scenes only.",
         ),
     ] = None,
-    question: Annotated[
-        list[str] | None, typer.Option(help="Question about each image; once for each question.")
-    ] = None,
+    question: AboutImages = None,
     scale: Annotated[float, typer.Option(help="Scale whose effect is measured, layer by layer.")] = 0.5,
     push: Annotated[
-        str | None, typer.Option("--push", help="Data set of the Hub to upload card and page to, such as you/sinks.")
+        str | None, typer.Option(help="Data set of the Hub to upload card and page to, such as you/sinks.")
     ] = None,
     batch_size: Chunk = 4,
     as_json: AsJson = False,
@@ -383,21 +369,15 @@ def survey(
     from sinkgate.studies.hub import push as upload
     from sinkgate.studies.survey import Survey, card, compared, samples_for, write_card
 
-    if push and runs.out is None:
-        raise SinkgateError("--push uploads a folder; expected it as --out")
     if push:
+        if runs.out is None:
+            raise SinkgateError("--push uploads a folder; expected it as --out")
         check_target(push, connect=runs.share.rank == 0)
     find, vlm = criteria.finder(), chosen.load()
     samples, about = samples_for(vlm, pictures, question)
-    study = Survey(
-        vlm,
-        samples,
-        v_sink=find.v_sink,
-        l_sink=find.l_sink,
-        chunk=batch_size,
-        about=about | _sinks(find, vlm),
-        scale=scale,
-    )
+    about = about | _sinks(find, vlm)
+    by: dict[str, Any] = {"v_sink": find.v_sink, "l_sink": find.l_sink}
+    study = Survey(vlm, samples, **by, chunk=batch_size, about=about, scale=scale)
     with ExitStack() as scratch:
         results = runs.run(study, scratch)
         if results is None:
@@ -426,12 +406,12 @@ def compare_models(
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a study, or of many.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The page; report.html in the folder if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page; report.html in the folder if left out.")] = None,
     figures: Annotated[
-        str | None, typer.Option("--figures", help="svg, png, pdf or html: also write each figure to a file.")
+        str | None, typer.Option(help="svg, png, pdf or html: also write each figure to a file.")
     ] = None,
     tables: Annotated[
-        str | None, typer.Option("--tables", help="csv or tex: also write each table to a file, for a paper.")
+        str | None, typer.Option(help="csv or tex: also write each table to a file, for a paper.")
     ] = None,
 ) -> None:
     """Write one self-contained page of figures and tables on every study in a folder."""
@@ -447,7 +427,7 @@ def report(
 
 def merge(
     folders: Annotated[list[Path], typer.Argument(help="Folders with parts of one study.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the joined study.")],
+    out: Annotated[Path, typer.Option(help="Folder for the joined study.")],
 ) -> None:
     """Join the parts of one study from machines without a common disk (see --shard)."""
     from sinkgate.studies.runner import gather
@@ -496,6 +476,4 @@ def _show(table: pd.DataFrame, as_json: bool) -> None:
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    import json
-
     return json.loads(table.to_json(orient="records") or "[]")
