@@ -239,6 +239,7 @@ def evaluate(
     scoring: Annotated[
         str,
         typer.Option(
+            "--scoring",
             "--asking",
             help="likelihood: the most probable option, in one forward; generate: the generated answer, read by an extractor. "
             "Also by their old names, forced and written.",

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from heapq import heappop, heappush
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -139,10 +139,8 @@ def read_cambrian(
     if not number:
         raise SinkgateError(f"{file} holds no records; expected JSONL of LLaVA-format records")
     if unmet:
-        warnings.warn(
-            f"nothing was left out for {', '.join(sorted(unmet))}: no record has that source or image folder",
-            stacklevel=2,
-        )
+        text = f"nothing was left out for {', '.join(sorted(unmet))}: no record has that source or image folder"
+        warnings.warn(text, stacklevel=2)
     short = {name: stratum.size - len(stratum.chosen) for name, stratum in strata.items()}
     if any(short.values()) and not partial:
         shares = ", ".join(f"{name} ({missing} of {strata[name].size})" for name, missing in short.items() if missing)
@@ -153,8 +151,7 @@ def read_cambrian(
             + "leave a category out with categories=, or accept fewer with partial=True"
         )
     ranked = [[stratum.chosen[rank] for rank in sorted(stratum.chosen)] for stratum in strata.values()]
-    turns = range(max(map(len, ranked)))
-    return [samples[turn] for turn in turns for samples in ranked if turn < len(samples)]
+    return [sample for turn in zip_longest(*ranked) for sample in turn if sample is not None]
 
 
 @dataclass
@@ -183,7 +180,7 @@ def _strata(categories: Sequence[str], count: int) -> dict[str, _Stratum]:
         raise SinkgateError(f"count is {count}; expected 1 or more")
     names = list(dict.fromkeys(categories))
     share, rest = divmod(count, len(names))
-    return {name: _Stratum(share + (place < rest)) for place, name in enumerate(names)}
+    return {name: _Stratum(share + (number < rest)) for number, name in enumerate(names)}
 
 
 def _rank(line: str, seed: int) -> int:

@@ -23,7 +23,7 @@ def facts_of_samples(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def mark_of(picture: Picture) -> str:
-    """Return what identifies a picture: the hash of its bytes, or name and size of its file."""
+    """Return an identity of a picture: the hash of its bytes, or name and size of its file."""
     try:
         if isinstance(picture, str | Path):
             path = Path(picture)

@@ -127,13 +127,13 @@ def samples_of(record: Any, folder: Path, turns: Turns = "first", passed: Counte
         return []
     images = tuple(_pictures(record["image"], folder))
     between = turns == "context" and any(PLACEHOLDER in question for question, _ in dialogue[1:])
+    questions = [question.strip() for question, _ in dialogue]
     if between:
-        pairs = [
-            (re.sub(rf"({PLACEHOLDER})\s+", r"\1", question).strip(), answer.strip()) for question, answer in dialogue
-        ]
-        _check_places([question for question, _ in pairs], len(images))
+        questions = [re.sub(rf"({PLACEHOLDER})\s+", r"\1", question).strip() for question in questions]
+        _check_places(questions, len(images))
     else:
-        pairs = [(_placed(question, len(images)), answer.strip()) for question, answer in dialogue]
+        questions = [_placed(question, len(images)) for question in questions]
+    pairs = [(question, answer.strip()) for question, (_, answer) in zip(questions, dialogue, strict=True)]
     whole = [(question, answer) for question, answer in pairs if question.replace(PLACEHOLDER, "").strip() and answer]
     if not whole or (between and len(whole) < len(pairs)):
         raise RecordError(
@@ -155,8 +155,7 @@ def samples_of(record: Any, folder: Path, turns: Turns = "first", passed: Counte
 
 
 def _placed(question: str, images: int) -> str:
-    """Return the question without placeholders if all are before it or all behind it, since LLaVA puts images first; else with all of them."""
-    question = question.strip()
+    """Return the question without placeholders if all are before or all after the text, since LLaVA puts images first; else with all."""
     for pattern in (rf"^(\s|{PLACEHOLDER})+", rf"(\s|{PLACEHOLDER})+$"):
         plain = re.sub(pattern, "", question)
         if PLACEHOLDER not in plain:
@@ -249,7 +248,7 @@ def _dialogue(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _pictures(names: Any, folder: Path) -> Iterator[Path | str]:
-    for name in [names] if isinstance(names, str) else names if isinstance(names, list) else [names]:
+    for name in names if isinstance(names, list) else [names]:
         if not isinstance(name, str) or not name:
             raise RecordError(f"field 'image' is {short(names)}; expected a path or a list of paths")
         if is_data_url(name):
@@ -261,9 +260,9 @@ def _pictures(names: Any, folder: Path) -> Iterator[Path | str]:
                 f"field 'image' is {short(name)}, which leads out of the image folder; expected a path in it"
             )
         if not exists(path):
-            base64 = "" if len(name) < 256 else "; is it the picture itself, in base64? expected the name of its file"
+            hint = "" if len(name) < 256 else "; is it the picture itself, in base64? expected the name of its file"
             raise RecordError(
-                f"field 'image' is {short(name)}, but there is no file {named(path)}{base64}", "missing image"
+                f"field 'image' is {short(name)}, but there is no file {named(path)}{hint}", "missing image"
             )
         yield path
 

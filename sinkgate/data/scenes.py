@@ -37,9 +37,9 @@ def scene_samples(
 ) -> Iterator[Sample]:
     """Yield questions about random scenes; ``kind`` is the kind of question.
 
-    The kinds take turns in random order: among any first n samples the numbers of two kinds differ by one at
-    most, and the first n of more samples are the same. A checksum of its content assigns each scene to a split, so
-    no scene is in two splits, for any seeds. Pictures are PNG bytes, about 5 to 10 kB each, so that many fit into memory.
+    The kinds take turns in random order: among the first n samples the numbers of two kinds differ by one at most, and a larger ``count``
+    begins with the same samples. A checksum of its content assigns each scene to a split, so no scene is in two splits, for any
+    seeds. Pictures are PNG bytes, about 5 to 10 kB each, so that many fit into memory.
 
     Args:
         count: number of samples.
@@ -64,7 +64,16 @@ def scene_samples(
         raise SinkgateError(f"per_scene is {per_scene}; expected 1 to {len(names)}, as many as there are kinds")
     _check(count, split, counts, haze)
     rng = Random(f"samples/{split}/{seed}")
-    return islice(_samples(rng, split, names, per_scene, counts, haze, size), count)
+
+    def samples() -> Iterator[Sample]:
+        while True:
+            order = rng.sample(names, len(names))
+            for start in range(0, len(order), per_scene):
+                scene, questions = _draw(rng, split, order[start : start + per_scene], counts)
+                picture = _picture(scene, rng, haze, size)
+                yield from (Sample((picture,), item.question, item.answer, item.kind) for item in questions)
+
+    return islice(samples(), count)
 
 
 def scene_facts(
@@ -87,7 +96,8 @@ def scene_facts(
     """
     _check(count, split, counts, haze)
     rng = Random(f"facts/{split}/{seed}")
-    return islice(_facts(rng, split, counts, haze, size), count)
+    scenes = (_draw(rng, split, [], counts)[0] for _ in range(count))
+    return (Pictured(_picture(scene, rng, haze, size), _targets(scene)) for scene in scenes)
 
 
 def _check(count: int, split: str, counts: tuple[int, int], haze: tuple[float, float]) -> None:
@@ -101,14 +111,6 @@ def _check(count: int, split: str, counts: tuple[int, int], haze: tuple[float, f
     Scene.random(Random(0), counts)
 
 
-def _facts(
-    rng: Random, split: Split, counts: tuple[int, int], haze: tuple[float, float], size: int
-) -> Iterator[Pictured]:
-    while True:
-        scene, _ = _draw(rng, split, [], counts)
-        yield Pictured(_picture(scene, rng, haze, size), _targets(scene))
-
-
 def _targets(scene: Scene) -> dict[str, Target]:
     targets: dict[str, Target] = {
         "count": str(len(scene.objects)),
@@ -119,23 +121,6 @@ def _targets(scene: Scene) -> dict[str, Target]:
     }
     color = majority_color(scene)
     return targets if color is None else {**targets, "majority_color": color}
-
-
-def _samples(
-    rng: Random,
-    split: Split,
-    kinds: list[str],
-    per_scene: int,
-    counts: tuple[int, int],
-    haze: tuple[float, float],
-    size: int,
-) -> Iterator[Sample]:
-    while True:
-        order = rng.sample(kinds, len(kinds))
-        for start in range(0, len(order), per_scene):
-            scene, questions = _draw(rng, split, order[start : start + per_scene], counts)
-            picture = _picture(scene, rng, haze, size)
-            yield from (Sample((picture,), item.question, item.answer, item.kind) for item in questions)
 
 
 def _draw(rng: Random, split: Split, kinds: list[str], counts: tuple[int, int]) -> tuple[Scene, list[Question]]:
@@ -158,16 +143,11 @@ def split_of(scene: Scene) -> Split:
 
 
 def _picture(scene: Scene, rng: Random, haze: tuple[float, float], size: int) -> bytes:
-    return _png(_hazed(scene.render(size), rng.uniform(*haze) if haze[1] else 0.0))
-
-
-def _hazed(picture: Image.Image, haze: float) -> Image.Image:
-    """Return the picture with a share of its contrast replaced by the grey of its mean."""
-    mean = round(fmean(ImageStat.Stat(picture).mean))
-    return Image.blend(picture, Image.new("RGB", picture.size, (mean, mean, mean)), haze) if haze else picture
-
-
-def _png(picture: Image.Image) -> bytes:
+    """Return the scene as PNG, with a random share of its contrast replaced by the grey of its mean."""
+    picture = scene.render(size)
+    if haze[1]:
+        mean = round(fmean(ImageStat.Stat(picture).mean))
+        picture = Image.blend(picture, Image.new("RGB", picture.size, (mean, mean, mean)), rng.uniform(*haze))
     buffer = BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

@@ -88,8 +88,8 @@ def _sample(names: tuple[str, ...], row: Any, folder: Path) -> Sample:
 
 
 def _vqa(content: dict[str, Any], path: Path, annotations: str | Path | None) -> Iterator[tuple[Any, Any]]:
-    place = path.with_name(path.name.replace("OpenEnded_", "").replace("questions", "annotations"))
-    place = place if annotations is None else Path(annotations)
+    beside = path.with_name(path.name.replace("OpenEnded_", "").replace("questions", "annotations"))
+    place = beside if annotations is None else Path(annotations)
     listed = _json(place).get("annotations") if place != path else None
     if not isinstance(listed, list):
         raise SinkgateError(f"{place} holds no annotations; expected those of {path.name}")
@@ -99,9 +99,7 @@ def _vqa(content: dict[str, Any], path: Path, annotations: str | Path | None) ->
         row = question if isinstance(question, dict) else {}
         identity, image = row.get("question_id"), row.get("image_id")
         answer = answers.get(identity, {})
-        names = ("no image_id",)
-        if isinstance(image, int):
-            names = (f"COCO_{split}_{image:012d}.jpg", f"{image:012d}.jpg")
+        names = (f"COCO_{split}_{image:012d}.jpg", f"{image:012d}.jpg") if isinstance(image, int) else ("no image_id",)
         more = {"answer": answer.get("multiple_choice_answer"), "kind": answer.get("answer_type", "")}
         yield identity, (names, {"question": row.get("question"), **more})
 

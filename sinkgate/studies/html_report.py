@@ -106,11 +106,10 @@ def write_figures(folder: str | Path, suffix: str, contents: Contents | None = N
         >>> write_figures("runs", "svg")
     """
     written = []
-    for results, sections in contents_of(folder) if contents is None else contents:
-        for section in sections:
-            if not isinstance(section.content, pd.DataFrame):
-                written.append(results.folder / f"{section.slug}.{suffix}")
-                export(section.content, written[-1])
+    for path, section in _files(folder, suffix, contents):
+        if not isinstance(section.content, pd.DataFrame):
+            export(section.content, path)
+            written.append(path)
     return written
 
 
@@ -131,14 +130,18 @@ def write_tables(folder: str | Path, suffix: str, contents: Contents | None = No
     if suffix not in ("csv", "tex"):
         raise SinkgateError(f"tables cannot be written as {suffix!r}; expected csv or tex")
     written = []
-    for results, sections in contents_of(folder) if contents is None else contents:
-        for section in sections:
-            if isinstance(section.content, pd.DataFrame):
-                path = results.folder / f"{section.slug}.{suffix}"
-                text = section.content.to_csv(index=False) if suffix == "csv" else _latex(section, section.content)
-                path.write_text(text, encoding="utf-8")
-                written.append(path)
+    for path, section in _files(folder, suffix, contents):
+        if isinstance(section.content, pd.DataFrame):
+            text = section.content.to_csv(index=False) if suffix == "csv" else _latex(section, section.content)
+            path.write_text(text, encoding="utf-8")
+            written.append(path)
     return written
+
+
+def _files(folder: str | Path, suffix: str, contents: Contents | None) -> Iterator[tuple[Path, Section]]:
+    """Yield every section with a file for it in its study's folder."""
+    for results, sections in contents_of(folder) if contents is None else contents:
+        yield from ((results.folder / f"{section.slug}.{suffix}", section) for section in sections)
 
 
 def _latex(section: Section, table: pd.DataFrame) -> str:
@@ -159,9 +162,8 @@ def _chapter(
     entries = [_link(f"{mark}-{at}", section.title) for at, section in enumerate(sections, 1)]
     parts = [f'<h2 id="{mark}">{escape(title)}</h2>', _state(results, folder), _facts(results.about)]
     for at, section in enumerate(sections, 1):
-        shown = (
-            _table(section.content) if isinstance(section.content, pd.DataFrame) else _figure(section.content, numbers)
-        )
+        content = section.content
+        shown = _table(content) if isinstance(content, pd.DataFrame) else _figure(content, numbers)
         parts.append(f'<h3 id="{mark}-{at}">{escape(section.title)}</h3><p>{escape(section.sentence)}</p>{shown}')
     inner = f"<ol>{''.join(f'<li>{entry}</li>' for entry in entries)}</ol>" if entries else ""
     return _link(mark, title) + inner, "\n".join(parts)
@@ -177,11 +179,8 @@ def _state(results: Results, folder: Path) -> str:
     place = f"<code>{escape(results.folder.relative_to(folder).as_posix())}</code>"
     if results.finished:
         items = results.table("items") if (results.folder / "items.parquet").is_file() else pd.DataFrame()
-        lines = [
-            f"Folder {place}, finished {escape(about['finished'])}.",
-            *escape(str(sinks_of(items) or "")).splitlines(),
-        ]
-        return "".join(f"<p>{line}</p>" for line in lines)
+        sinks = escape(str(sinks_of(items) or "")).splitlines()
+        return "".join(f"<p>{line}</p>" for line in (f"Folder {place}, finished {escape(about['finished'])}.", *sinks))
     return (
         f'<p>Folder {place}, begun {escape(about["started"])}.</p><p class="unfinished">Not finished: {done} of '
         f"{about['units']} parts are there. The same command continues it.</p>"

@@ -15,8 +15,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,8 +49,8 @@ Tables = Mapping[str, pd.DataFrame | dict[str, Tensor]]
 class Study(Protocol):
     """A study: ``work`` returns the tables of a unit, in every process and run the same.
 
-    A study may have a dictionary ``about``: further facts that may differ between runs, such as paths. A ``sequential`` one decides by
-    its finished units what the next one does: it has ``begin`` and ``follow``, which takes the tables of a unit that an earlier run finished.
+    A study may have a dictionary ``about``: further facts that may differ between runs, such as paths. In a ``sequential`` study each unit
+    depends on those before it: ``begin`` resets the study, and ``follow`` takes the tables of each unit that an earlier run finished.
     """
 
     kind: ClassVar[str]
@@ -91,7 +91,7 @@ class Shard:
         """Return the share that a text names: "3/8" is the fourth of eight.
 
         Raises:
-            SinkgateError: it is no such text.
+            SinkgateError: the text has another form.
         """
         rank, _, of = text.partition("/")
         if not (rank.isdecimal() and of.isdecimal()):
@@ -109,10 +109,10 @@ def run(
         out: its folder.
         shard: this process's share; `Shard.here` if None.
         resume: continue the study in the folder; False refuses a folder with a study.
-        progress: show how far it is, with the time left: a bar on the terminal of the first process, a line a part in a log.
+        progress: show the progress and the time left: a bar on the terminal of the first process, or a log line for each part.
 
     Raises:
-        SinkgateError: the folder cannot be written, or holds another study, or any if ``resume`` is False; as ``study.work``.
+        SinkgateError: the folder cannot be written, holds another study, or holds any study and ``resume`` is False; as ``study.work``.
 
     Example:
         >>> results = run(Sweep(vlm, items, layers=[2]), "runs/sweep")
@@ -146,7 +146,8 @@ def finish(out: str | Path) -> Results:
     for name in sorted({file.name for part in parts for file in part.glob("*.parquet")}):
         tables = [_read(part / name) for part in parts if (part / name).exists()]
         whole = pa.concat_tables(tables, promote_options="permissive")
-        _replace(results.folder / name, lambda place, whole=whole: _save(whole, place))
+        with _replaced(results.folder / name) as aside:
+            _save(whole, aside)
     with suppress(OSError):  # files of killed runs stay: another process may be writing there
         (results.folder / "parts" / "tmp").rmdir()
     about = {**results.about, "finished": _now()}
@@ -251,7 +252,7 @@ def _check_same(stored: dict[str, Any], about: dict[str, Any], out: Path) -> Non
 
 
 def _difference(key: str, there: Any, here: Any) -> str:
-    """Return in words how a study differs from that of a folder, and the remedy."""
+    """Return in words the difference between a study and that of a folder, and the remedy."""
     if group := CRITERIA.get(key):
         return (
             f"was begun with {group} by {there or 'no criterion on record'}, this is a study of {group} by {here or 'no criterion'}; name "
@@ -274,7 +275,8 @@ def _difference(key: str, there: Any, here: Any) -> str:
 
 
 def _write_about(about: dict[str, Any], out: Path) -> None:
-    _replace(out / "study.json", lambda place: place.write_text(json.dumps(about, indent=1) + "\n"))
+    with _replaced(out / "study.json") as aside:
+        aside.write_text(json.dumps(about, indent=1) + "\n")
 
 
 def _flat(value: dict[str, Any], above: str = "") -> dict[str, Any]:
@@ -327,10 +329,12 @@ def _read(path: Path) -> pa.Table:
         ) from error
 
 
-def _replace(place: Path, write: Any) -> None:
+@contextmanager
+def _replaced(place: Path) -> Iterator[Path]:
+    """Yield a file to write, which then replaces another as a whole."""
     aside = place.with_name(f".{place.name}-{uuid4().hex}")
     with disk_errors(f"{place} cannot be written"):
-        write(aside)
+        yield aside
         aside.replace(place)
 
 

@@ -278,11 +278,8 @@ def _rows(each: Mapping[str, Any]) -> dict[str, str]:
     }
     for side, name in (("vision", "encoder"), ("llm", "LLM")):
         measured = each["dimensions"][side]
-        rows[f"sink dimensions, {name}"] = (
-            "not observed"
-            if measured is None
-            else ", ".join(f"{one['dimension']} ({one['confidence']:.2f})" for one in measured[:3]) or "none"
-        )
+        words = ", ".join(f"{one['dimension']} ({one['confidence']:.2f})" for one in (measured or ())[:3])
+        rows[f"sink dimensions, {name}"] = "not observed" if measured is None else words or "none"
     for criterion, counts in each["sinks"].items():
         for kind, name in (("v_sinks", "V-sinks"), ("l_sinks", "L-sinks")):
             if kind in counts:
