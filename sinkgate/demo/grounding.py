@@ -1,8 +1,8 @@
 """Grounding of noun phrases: a training objective on the language model's hidden states.
 
-At each noun of a question, linear read-outs of the trained layers tell how many objects the phrase fits and, where it
-fits one, that object's shape, color, size, row and column. Comparing and counting then start from hidden states that
-hold their operands. The read-outs are dropped after training.
+At each noun of a question, linear classifiers on the trained layers' states predict how many objects match the phrase and, if one does, its
+shape, color, size, row and column. Comparing and counting then start from hidden states that hold their operands. The classifiers are not
+part of the trained model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _GENERIC = {"object", "objects", "thing", "things", "shapes"}
 
 
 def noun_phrases(words: list[str], scene: Scene) -> Iterator[tuple[int, list[SceneObject]]]:
-    """Yield each noun's index among a question's words, and the objects that it fits with the adjectives before it.
+    """Yield each noun's index among a question's words, and the objects that it matches with the adjectives before it.
 
     Example:
         ``[(i, len(fitting)) for i, fitting in noun_phrases("how many red circles are there".split(), scene)]``
@@ -44,7 +44,7 @@ def noun_phrases(words: list[str], scene: Scene) -> Iterator[tuple[int, list[Sce
 
 
 def phrase_classes(fitting: list[SceneObject]) -> tuple[int, ...]:
-    """Return the classes of ``CLASSES`` for the objects that a phrase fits; ``IGNORED`` all but the first unless it fits one."""
+    """Return the classes of ``CLASSES`` for the objects that match a phrase; all but the first are ``IGNORED`` unless one object does."""
     if len(fitting) != 1:
         return (len(fitting), *[IGNORED] * (len(CLASSES) - 1))
     (item,) = fitting
@@ -73,7 +73,7 @@ class ReadOut(nn.Module):
 
 
 class GroundedAnswerer(Answerer):
-    """``Answerer`` with read-outs after each layer from ``first_trained`` on but the last."""
+    """``Answerer`` with classifiers after each layer from ``first_trained`` on, except the last."""
 
     def __init__(
         self,

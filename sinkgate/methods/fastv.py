@@ -1,4 +1,4 @@
-"""FastV: visual tokens that receive little attention dropped behind an early layer (Chen et al., ECCV 2024), with a choice about V-sinks.
+"""FastV: visual tokens that receive little attention are dropped after an early layer (Chen et al., ECCV 2024), with rules for V-sinks.
 
 Shapes: B prompts, n beams a prompt, H heads, R query rows, K Keys, V visual tokens.
 """
@@ -26,21 +26,21 @@ SinkRule = Literal["ranked", "kept", "first", "dropped"]
 
 @dataclass(frozen=True)
 class FastV:
-    """From layer K on, the share R of the visual tokens that the prompt's last position attends to least are masked out.
+    """From layer K on, the share R of the visual tokens that the prompt's last position attends to least is masked out.
 
-    Ranked by the mean over heads in layer K - 1, once, in the prefill. The others keep their positions. The tokens are hidden, which gives
-    the logits of dropping them but saves no time. Layers that are no attention (convolutions, linear attention) see them still.
+    Tokens are ranked by the mean over heads in layer K - 1, once, in the prefill. The others keep their positions. Masking gives the logits
+    of dropping tokens but saves no time. Layers without attention (convolutions, linear attention) still read the tokens.
 
     Attributes:
         layer: the first layer without them (the paper's K: 2 or 3), at least 1, counted as `Gates` counts.
         share: dropped share of the visual tokens, in [0, 1] (R: 0.25 to 0.75), rounded to whole tokens.
         sinks: "ranked" treats V-sinks as all tokens, as the paper does; "kept" never drops them; "first" drops them before any other
-            token; "dropped" drops all of them beside what the ranking drops. The last three are our additions, to see what a pruner
-            owes to sinks.
+            token; "dropped" drops all of them in addition to the lowest ranked tokens. The last three are additions of ours, to measure
+            how much pruning depends on sinks.
         criterion: see `Method`; without effect where sinks are "ranked".
 
     Raises:
-        SinkgateError: the share is not in [0, 1], the layer is less than 1, or no such choice about sinks.
+        SinkgateError: the share is not in [0, 1], the layer is less than 1, or there is no such rule for sinks.
     """
 
     layer: int = 2
@@ -89,11 +89,11 @@ class FastV:
     def dropped(self, attention: Tensor, v_sink: Tensor) -> Tensor:
         """Return the dropped tokens by the attention that each receives, (V,) and (V,) boolean -> (V,) boolean."""
         count = round(self.share * len(attention))
-        turn = v_sink.long() * {"first": -1, "kept": 1}.get(self.sinks, 0)
+        priority = v_sink.long() * {"first": -1, "kept": 1}.get(self.sinks, 0)
         if self.sinks == "kept":
             count = min(count, int((~v_sink).sum()))
-        order = attention.argsort(stable=True)  # the least are dropped
-        order = order[turn[order].argsort(stable=True)]
+        order = attention.argsort(stable=True)  # the first are dropped
+        order = order[priority[order].argsort(stable=True)]
         dropped = torch.zeros_like(v_sink)
         dropped[order[:count]] = True
         return dropped | v_sink if self.sinks == "dropped" else dropped

@@ -32,8 +32,8 @@ PREFIX = "base_model.model."  # what peft puts before a module's name
 class LoRA(nn.Module):
     """Low-rank updates of one layer's attention projections: W x + (alpha / r) B A x, with B = 0 at first.
 
-    Of rank 8 on q, k, v and o of a model 4096 wide: 262,144 parameters, in float32. Made by ``peft`` for one model, and on it only
-    within `applied`. What `save_pretrained` writes, ``peft.PeftModel.from_pretrained`` reads too.
+    With rank 8 on q, k, v and o of a model 4096 wide they have 262,144 parameters, in float32. They are built with ``peft`` for one model,
+    and are part of it only within `applied`. ``peft.PeftModel.from_pretrained`` also reads the files of `save_pretrained`.
     """
 
     criterion = None
@@ -62,7 +62,7 @@ class LoRA(nn.Module):
             vlm: the model.
             layer: counted as `Gates` counts them.
             rank: r; 8 in the paper.
-            alpha: the update is scaled by alpha / r; not known from the paper, twice the rank is our choice.
+            alpha: the update is scaled by alpha / r. Default chosen by us, twice the rank; the paper does not say.
 
         Raises:
             SinkgateError: there is no such layer, it has no linear projections, or peft is not installed.

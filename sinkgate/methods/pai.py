@@ -29,7 +29,7 @@ class PAI:
     """Rows that produce a token read more of the image: z + boost |z|. The next token's log-probabilities are guided.
 
     Raised are the prompt's last row and those of generated tokens. Guidance is classifier-free, as in transformers: u + guidance (c - u) of
-    the log-probabilities c with the image and u without it, on the unmodified model. It reads the text anew for each token.
+    the log-probabilities c with the image and u without it, on the unmodified model, which runs over the whole text again for each token.
 
     Attributes:
         boost: the paper's alpha, in [0, 3]; 0.2 for POPE and CHAIR.

@@ -30,9 +30,9 @@ Neuron = tuple[int, int]  # encoder layer, unit of its MLP
 class Registers(ChangesInputs):
     """An extra token in the vision encoder takes over the activations of its register neurons.
 
-    In the MLPs of the encoder, the highest activation of each register neuron over all rows of a crop is given to the extra token, which
-    starts as zeros, and set to 0 in all other rows. The token is dropped behind every layer's output, so the LLM gets as many visual
-    tokens as before. `find_register_neurons` finds the neurons.
+    In the MLPs of the encoder, the extra token, which starts as zeros, gets the highest activation of each register neuron over all rows of
+    a crop; all other rows get 0. The token is removed from every layer's output, so the LLM gets as many visual tokens as before.
+    `find_register_neurons` finds the neurons.
 
     Attributes:
         neurons: (encoder layer, unit of its MLP), both from 0; none gives an extra token alone.

@@ -47,7 +47,7 @@ class ScalingVis(AsGates):
 class AdaptVis:
     """`ScalingVis` with a weight for each prompt: one if the unmodified model is sure of its first token, another if it is not.
 
-    Costs a prefill more. The paper takes thresholds and weights from a validation set, by data set and model: alpha1 0.5 or 0.8 below a
+    It costs one more prefill. The paper takes thresholds and weights from a validation set, by data set and model: alpha1 0.5 or 0.8 below a
     threshold beta of 0.3 to 0.4, alpha2 1.2 to 2.0 above. Defaults within these ranges are chosen by us.
 
     Attributes:
@@ -91,7 +91,7 @@ class AdaptVis:
 
     def confidence(self, vlm: VLM, batch: Batch) -> Tensor:
         """Return the unmodified model's probability of its first token, the most probable one, for each prompt, (B,)."""
-        behind = batch.inputs["input_ids"].shape[1] - batch.length  # answers, where the batch has them
+        answers = batch.inputs["input_ids"].shape[1] - batch.length  # positions of answers, 0 in a batch without them
         with torch.no_grad(), vlm.attached(None, None):
-            logits = vlm.model(**batch.inputs, use_cache=False, logits_to_keep=behind + 1).logits
-        return logits[:, -behind - 1].float().softmax(-1).amax(-1)
+            logits = vlm.model(**batch.inputs, use_cache=False, logits_to_keep=answers + 1).logits
+        return logits[:, -answers - 1].float().softmax(-1).amax(-1)

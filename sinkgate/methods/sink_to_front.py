@@ -21,13 +21,13 @@ from sinkgate.models.vlm import VLM
 class SinkToTheFront(ChangesInputs):
     """The visual tokens of each image in another order: first its V-sinks, then the others, each part in its old order.
 
-    Under causal attention all later tokens, those of the image too, can then read the V-sinks. Luo et al. move tokens "with their position
-    embedding". What the vision encoder has added travels within the embedding in any case; of the LLM's rotary position this
-    leaves two readings, and the default is our choice. Newline, tile and break tokens stay where they are. Recorded
-    attention rows are in the new order.
+    Under causal attention all later tokens, those of the image too, can then attend to the V-sinks. Luo et al. move tokens "with their
+    position embedding". The encoder's position embedding is part of the features and moves with them; for the LLM's rotary position there
+    are two readings, and the default is chosen by us. Newline, tile and break tokens stay in place. Recorded attention rows are in the new
+    order.
 
     Attributes:
-        keep_positions: False: a token takes the rotary position of its new place; True: it brings that of its old place.
+        keep_positions: True: a token keeps the rotary position of its old place; False: it has that of its new place.
         criterion: see `Method`.
     """
 

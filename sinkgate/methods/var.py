@@ -26,15 +26,15 @@ from sinkgate.models.vlm import VLM
 
 @dataclass(frozen=True)
 class VAR:
-    """In heads that look at the image, a share of what sinks receive goes to the visual tokens that are none.
+    """In heads that attend to the image, a share of the attention on sinks moves to the visual tokens that are no sinks.
 
-    Rewritten are rows of text after the image and of generated tokens; which heads, is decided row by row, as the released code does. A
-    layer without a visual sink stays as it is. Sinks come from the batch (visual ones alone; the default, for models whose sink
-    dimensions are not known) or, where ``dimensions`` are given, from the layer's input over the prompt, text sinks included, as in
-    the paper: \\|h[d]\\| / RMS(h) >= tau for one of them. They are decided in the prompt; no answer or generated token becomes one.
+    The method changes attention rows of text after the image and of generated tokens; heads are selected row by row, as in the released
+    code. A layer without visual sinks is not changed. Sinks are the visual ones of the batch (the default, for models whose sink dimensions
+    are not known) or, if ``dimensions`` are given, tokens of the prompt, text included, with \\|h[d]\\| / RMS(h) >= tau at the layer's
+    input for one of them, as in the paper. Generated tokens are never sinks.
 
     Attributes:
-        min_image_attention: heads whose attention on all visual tokens is less are left alone (0.2 in the released code).
+        min_image_attention: heads with less attention on all visual tokens are not changed (0.2 in the released code).
         min_non_sink_share: least share, in [0, 1], of a head's visual attention that lies on non-sinks (the paper's rho: 0.8 in general,
             0.5 against hallucination, 0.9 for vision-centric tasks). The released code's ``rho`` is the complement, a most for sinks.
         moved: share, in [0, 1], of the attention on sinks that is moved; the released code's ``p`` 0.6 is the share that stays.
@@ -91,10 +91,9 @@ class VAR:
                         masks = [sinks.v_sink | sinks.l_sink[layer] for sinks in batch.sinks]
                         block.set_rewrite(layer, first, rewrite(batch.spread(masks)))
                     else:
-                        look = self._sink_hook(
-                            block, batch.in_prompt, lambda sinks, at=layer: block.set_rewrite(at, first, rewrite(sinks))
-                        )
-                        hooks.append(vlm.adapter.layers[layer].register_forward_pre_hook(look, with_kwargs=True))
+                        use = partial(block.set_rewrite, layer, first)
+                        hook = self._sink_hook(block, batch.in_prompt, lambda sinks, use=use: use(rewrite(sinks)))
+                        hooks.append(vlm.adapter.layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
                 yield
             finally:
                 for hook in hooks:
@@ -111,8 +110,8 @@ class VAR:
         if not dimensions:
             return torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         hidden = hidden.float()
-        loudest = hidden[..., dimensions].abs().amax(-1)
-        return loudest >= self.tau * hidden.square().mean(-1).sqrt().clamp_min(1e-12)
+        spikes = hidden[..., dimensions].abs().amax(-1)
+        return spikes >= self.tau * hidden.square().mean(-1).sqrt().clamp_min(1e-12)
 
     def redistributed(self, rows: Tensor, sinks: Tensor, visual: Tensor) -> Tensor:
         """Apply the rule: rows (B, H, R, K) that sum to one, sinks and visual (B, K) boolean -> rows that sum to one."""
@@ -129,7 +128,7 @@ class VAR:
         self, rows: Tensor, position: Tensor, first_key: int, *, sinks: Tensor, visual: Tensor, last: Tensor
     ) -> Tensor:
         def window(tokens: Tensor) -> Tensor:
-            """Of the Keys at hand; none that came after the prompt."""
+            """Return the mask over the Keys of these rows, False after the prompt."""
             part = tokens[:, first_key : first_key + rows.shape[3]]
             return beams(pad(part, (0, rows.shape[3] - part.shape[1])).to(rows.device), rows)
 

@@ -17,7 +17,7 @@ FAILURES = (HTTPError, OSError, ValueError)  # of the client, the connection and
 
 
 def check_target(name: str, connect: bool = True) -> None:
-    """Raise if a survey cannot be uploaded there later: before hours of measuring.
+    """Raise, before hours of measuring, if a survey could not be uploaded afterwards.
 
     Args:
         name: owner and data set, such as "you/sinks".
@@ -55,7 +55,7 @@ def check_target(name: str, connect: bool = True) -> None:
 
 
 def push(results: Results, name: str) -> str:
-    """Upload card, page and tables of a survey to a data set of the Hub, which is created if it is not there; return its address.
+    """Upload card, page and tables of a survey to a data set of the Hub, created if missing, and return its address.
 
     Raises:
         SinkgateError: the Hub cannot be reached, or refuses.
@@ -81,5 +81,5 @@ def push(results: Results, name: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the Hub's own words, else the first sentence of the error."""
+    """Return the Hub's message, else the first sentence of the error."""
     return getattr(error, "server_message", None) or first_sentence(error)

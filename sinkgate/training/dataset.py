@@ -78,17 +78,15 @@ class SinkCounts:
         return self.v_sink if group == "v_sink" else self.l_sink
 
     def __str__(self) -> str:
-        """Return one line a group, with the consequence if no image has it."""
+        """Return one line for each group, with the consequence if no image has it."""
         lines = []
-        for name, count, criterion in (
-            ("V-sinks", self.v_sink, self.v_criterion),
-            ("L-sinks", self.l_sink, self.l_criterion),
-        ):
+        groups = (("V-sinks", self.v_sink, self.v_criterion), ("L-sinks", self.l_sink, self.l_criterion))
+        for name, count, criterion in groups:
             if count is not None:
                 by = f" by {criterion}" if criterion else ""
                 empty = f": scaling {name} changes nothing here, and gates for them scale all visual tokens alike"
                 lines.append(
-                    f"{name} in {count} of {self.images} images{by}{'' if count or not self.images else empty}"
+                    f"{name} in {count} of {self.images} images{by}{empty if self.images and not count else ''}"
                 )
         return "\n".join(lines)
 
@@ -97,8 +95,8 @@ class SinkCounts:
 class PreparedExample:
     """A sample as the model takes it: prompt tokenised, images encoded, sinks marked, answer in ids.
 
-    ``options``: each option with the token that decides for it, all different; empty if the answer is open. That token stands at
-    position ``deciding`` of the answer, behind the common beginning of all options.
+    ``options``: each option with the token that distinguishes it from the others; empty if the answer is open. That token is at position
+    ``deciding`` of the answer, after the beginning that all options share.
     """
 
     prompt: Prompt
@@ -168,16 +166,14 @@ class ExampleCache:
         sinks = SinkMasks(masks.v_sink, masks.l_sink)
         if vlm.adapter.takes_encoded is not None:
             vlm.warm_inputs(prompt)
-            inputs = {
-                name: value for name, value in prompt.inputs.items() if self.pixels or name in (*TEXT_INPUTS, *GRIDS)
-            }
+            names = prompt.inputs if self.pixels else (*TEXT_INPUTS, *GRIDS)
+            inputs = {name: value for name, value in prompt.inputs.items() if name in names}
             prompt = replace(prompt, images=[], sheets=(), inputs=inputs, sinks=None)
-        return PreparedExample(
-            prompt, sinks, tuple(answer), sample.kind, options, deciding, ImageSinks.of(masks, self.find, vlm)
-        )
+        counts = ImageSinks.of(masks, self.find, vlm)
+        return PreparedExample(prompt, sinks, tuple(answer), sample.kind, options, deciding, counts)
 
     def _options(self, prompt: Prompt, sample: Sample) -> tuple[dict[str, int], int]:
-        """Return the token that decides for each option, and its position in the answer."""
+        """Return the token that distinguishes each option, and its position in the answer."""
         encoded = self.vlm.encode_options(prompt, sample.options)
         if not encoded.decided_at_once or sample.answer not in encoded.ids:
             raise PromptError(
@@ -209,7 +205,10 @@ class Prefix:
             self.plain = vlm.answer_logits(batch)
 
     def run(self, method: Method, recorder: Recorder | None = None) -> Tensor:
-        """Return the logits at the answers' positions under a method, (B, A, vocabulary); ``recorder`` takes attention rows of the layers that run."""
+        """Return the logits at the answers' positions under a method, (B, A, vocabulary).
+
+        ``recorder`` takes attention rows of the layers from the method's first one on.
+        """
         with method.applied(self.vlm, self.batch, recorder):
             return self.within(method)
 

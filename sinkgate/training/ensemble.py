@@ -91,7 +91,7 @@ class MethodEnsemble(nn.Module):
 
 
 class _KnownGradients(torch.autograd.Function):
-    """A loss with gradients that were computed before."""
+    """A loss whose gradients were computed before."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:  # noqa: ARG004

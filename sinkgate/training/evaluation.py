@@ -56,14 +56,9 @@ class EvaluationResult:
         """Append the outcomes of the same methods on further samples."""
         self.kinds.extend(other.kinds)
         self.counts.extend(other.counts)
-        for own, more in (
-            (self.right, other.right),
-            (self.loss, other.loss),
-            (self.chosen, other.chosen),
-            (self.attention, other.attention),
-        ):
-            for name, values in own.items():
-                values += more[name]
+        for column in ("right", "loss", "chosen", "attention"):
+            for name, values in getattr(self, column).items():
+                values += getattr(other, column)[name]
 
     @property
     def sinks(self) -> SinkCounts:
@@ -108,7 +103,7 @@ def evaluate(
         batch_size: samples side by side.
         progress: show a bar.
         attention: measure attention by group, too; L-sinks are those of the finder.
-        keep: file to which every finished batch is written, and from which a call with the same arguments goes on.
+        keep: file of finished batches, from which a call with the same arguments continues.
 
     Raises:
         SinkgateError: no sample can be used, or methods have different criteria.
@@ -165,7 +160,7 @@ def _evaluate(
 
 
 def _finished(file: Path) -> dict[int, EvaluationResult]:
-    """Return the finished batches in a file, by the number of their first sample; a line that a killed run left half written is none."""
+    """Return the finished batches in a file, by the number of their first sample; incomplete lines of a killed run are skipped."""
     batches: dict[int, EvaluationResult] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         with suppress(ValueError, TypeError, KeyError):
@@ -177,7 +172,7 @@ def _finished(file: Path) -> dict[int, EvaluationResult]:
 def _append(file: Path, start: int, part: EvaluationResult) -> None:
     with disk_errors(f"{file} cannot be written"):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as lines:  # the first line break ends a line that was left half written
+        with file.open("a", encoding="utf-8") as lines:  # the first line break ends an incomplete line
             lines.write(f"\n{json.dumps([start, asdict(part)])}\n")
 
 
@@ -206,7 +201,7 @@ def attention_shares(rows: Mapping[int, Tensor], batch: Batch) -> list[dict[str,
 def _outcomes(
     prefix: Prefix, logits: Tensor, examples: list[PreparedExample]
 ) -> tuple[list[bool], list[float], list[str | None]]:
-    """Correctness, loss and chosen option of each example; logits (B, A, vocabulary)."""
+    """Return correctness, loss and chosen option of each example; logits (B, A, vocabulary)."""
     tokens = torch.tensor([len(example.answer) for example in examples])
     right, loss = prefix.right(logits).tolist(), (prefix.losses(logits).cpu() / tokens).tolist()
     chosen: list[str | None] = [None] * len(examples)

@@ -26,7 +26,7 @@ TRIALS = "trials"  # subfolder with the outcomes of finished batches
 
 @dataclass(frozen=True)
 class Step:
-    """One trial: the layers, their common score, and whether the last layer stays in the stack."""
+    """One trial: the layers, the score of their gates together, and whether the last layer stays in the stack."""
 
     layers: tuple[int, ...]
     score: float
@@ -79,9 +79,9 @@ def stack(
         margin: improvement that an added gate must exceed, in units of the score.
         examples: see `evaluate`.
         batch_size: samples side by side.
-        out: folder to whose ``trials/`` every finished batch of samples is written, so that the same call continues a killed one, and a call
-            with another score or margin computes little. The outcomes of another model, of other gates, samples, criteria of sinks or
-            batch size do not count, and are deleted at the end. None writes nothing.
+        out: folder whose ``trials/`` holds every finished batch of samples, so that the same call continues a killed one, and a call with
+            another score or margin computes little. Outcomes of another model, other gates, samples, criteria of sinks or batch size are
+            not used, and are deleted at the end. None writes nothing.
         resume: use the outcomes in the folder; False deletes them.
         progress: show a bar.
 

@@ -107,13 +107,13 @@ def train(
             count too: all their tokens are the rest.
         validation: samples for an evaluation after each epoch, or as ``eval_strategy`` says.
         out: folder for checkpoints.
-        together: train the gates of an `LSG` as one; else each by itself, on a common prefix, as in the paper.
+        together: train the gates of an `LSG` as one method; else each by itself, on a common prefix, as in the paper.
         resume: continue from the newest whole checkpoint in ``out``, if there is one.
         patience: stop after so many evaluations without a lower loss, and restore the best weights.
         find: finder of sinks; by the gates' own criterion if None.
         budget: bytes of encoded images to cache between epochs.
         allow_empty: train even if no image, of some spread over the data, has the sinks that the gates are for.
-        save_minutes: minutes without a checkpoint after which one is written, beside those of ``save_steps``; None for no such ones.
+        save_minutes: minutes without a checkpoint after which one is written, in addition to those of ``save_steps``; None for none.
         progress: show a bar.
         options: arguments of transformers' `TrainingArguments` in place of ``DEFAULTS``; ``activation_checkpointing`` runs each
             layer again for the gradient and stores no activations; ``report_to="tensorboard"`` or ``"wandb"`` logs there.
@@ -184,7 +184,7 @@ def train(
 
 
 def _refuse_empty(methods: Iterable[nn.Module], examples: ExampleCache, data: _Samples) -> None:
-    """Raise if samples spread over the data have no sinks of the groups to gate, before hours of training."""
+    """Raise, before hours of training, if samples spread over the data have no sinks of the groups to gate."""
     groups = {group for method in methods if isinstance(method, LSG) for group in GATED[method.config.grouping]}
     if not groups:
         return

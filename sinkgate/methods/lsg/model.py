@@ -99,10 +99,10 @@ class LSG(nn.Module):
         return lsg
 
     def check_fits(self, vlm: VLM, any_model: bool = False) -> None:
-        """Refuse a model that these gates do not belong on.
+        """Raise if these gates do not fit a model.
 
-        Models are known by the checksum of their weights. Gates without one are accepted by the model's name, with a warning
-        where that is only a folder's or where the revision is another.
+        Models are identified by the checksum of their weights. Gates without a checksum are accepted by the model's name, with a warning
+        if that is only the name of a folder or if the revision differs.
 
         Raises:
             GateError: trained on another model (unless ``any_model``), of another width, or for layers that it does not have.
@@ -124,7 +124,7 @@ class LSG(nn.Module):
             raise GateError(f"there is no layer {config.layers[-1]}: {vlm.name} has layers 0 to {vlm.num_layers - 1}")
 
     def _warn_of_names(self, vlm: VLM) -> None:
-        """Warn where the model's name is the only evidence, and weak."""
+        """Warn if the model's name is the only evidence and may mislead."""
         name, revision = self.config.base_model, getattr(vlm.model.config, "_commit_hash", None)
         if name is None or (self.config.weights and vlm.weights_checksum):
             return
@@ -195,7 +195,7 @@ class LSG(nn.Module):
             vlm: the model, locked meanwhile.
             batch: prompts with their sinks, as ``vlm.batch`` makes it.
             recorder: takes attention rows.
-            every_step: read again in each decode step, from the newest token; else the prompt's scales stay.
+            every_step: compute the scales again in each decode step, from the newest token; else those of the prompt stay.
         """
         trace, groups = GateTrace(), Groups.of(batch, self.config)
         with vlm.attached(None, recorder, live=self.config.layers) as block:
