@@ -16,7 +16,8 @@ from sinkgate.demo import pretrained, train
 from sinkgate.demo.card import write_card
 from sinkgate.demo.comparison import SETUPS, run_comparison
 from sinkgate.demo.comparison_card import write_comparison
-from sinkgate.demo.studies import HERE, PLANS, run_studies
+from sinkgate.demo.plans import HERE, PLANS
+from sinkgate.demo.studies import run_studies
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train, study and document the demo models.")
 

@@ -12,19 +12,16 @@ from statistics import median
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 import torch
-from plotly.colors import qualitative
-from plotly.subplots import make_subplots
 
+from sinkgate.demo.figures import accuracy_figure, growth_figure
+from sinkgate.demo.plans import Plan, published
 from sinkgate.demo.scoring import held_out
 from sinkgate.demo.sinks import STEADY, chance, summary
-from sinkgate.demo.studies import Plan, published
-from sinkgate.demo.studies import card as studies_card
+from sinkgate.demo.studies_card import card as studies_card
 from sinkgate.models.loading import load
 from sinkgate.models.session import Session
 from sinkgate.plots import export
-from sinkgate.plots.style import COLORWAY, GROUP_COLORS, INK, SOFT, WIDTH
 from sinkgate.scenes.questions import KINDS
 from sinkgate.scenes.scene import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES, SIZES
 from sinkgate.sinks.gates import Gates
@@ -33,9 +30,6 @@ from sinkgate.studies.results import Results
 Record = dict[str, Any]
 RECORD = "evaluation.json"  # beside the weights: checksum, cost, and the history of the training
 GROWN = 5.0  # times the median attention: a sink has grown
-#: Options that all figures share.
-LAYOUT: dict[str, Any] = {"template": "sinkgate", "width": WIDTH, "margin": {"t": 56, "b": 88}}
-
 FRONT = """---
 license: apache-2.0
 library_name: transformers
@@ -311,48 +305,3 @@ def write_card(plan: Plan, history: Path | None = None) -> None:
 def fingerprint(model: Path) -> str:
     """Return the SHA-256 of a model's weights."""
     return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
-
-
-# --- figures of the training
-
-
-def growth_figure(history: Sequence[Record]) -> go.Figure:
-    """Draw attention on the most attended patch, and its share of images with that patch on an object, over training."""
-    figure = make_subplots(specs=[[{"secondary_y": True}]])
-    steps, first = _steps(history)
-    v_sink, on_object = GROUP_COLORS["v_sink"], COLORWAY[1]
-    ratio, label = [record["top_over_median"] for record in history], "attention in the encoder, times the median patch"
-    figure.add_scatter(x=steps, y=ratio, name=label, line={"color": v_sink})
-    key, label = "llm_top_over_median", "attention of text in the LLM, times the median patch"
-    llm = [(x, record[key]) for x, record in zip(steps, history, strict=True) if key in record]
-    x, y = ([point[axis] for point in llm] for axis in (0, 1))
-    figure.add_scatter(x=x, y=y, name=label, line={"color": v_sink, "dash": "dot"})
-    share = [record["top_on_object"] for record in history]
-    figure.add_scatter(x=steps, y=share, name="it lies on an object", line={"color": on_object}, secondary_y=True)
-    figure.update_yaxes(title_text="times the median", rangemode="tozero", secondary_y=False)
-    figure.update_yaxes(title_text="share of images", tickformat=".0%", range=[0, 1], showgrid=False, secondary_y=True)
-    figure.add_vline(x=first, line={"color": SOFT, "dash": "dash", "width": 1})
-    figure.add_annotation(x=first, y=1.04, yref="paper", text="vision tower alone | with the LLM", showarrow=False)
-    figure.update_xaxes(title_text="step")
-    return figure.update_layout(**LAYOUT, height=420, title="The most attended patch over training")
-
-
-def accuracy_figure(history: Sequence[Record]) -> go.Figure:
-    """Draw the accuracy of each kind of question on held-out scenes, checkpoint by checkpoint of the LLaVA's stage."""
-    records = [record for record in history if "kinds" in record]
-    figure = go.Figure()
-    for kind in records[0]["kinds"] if records else ():
-        reached = [record["kinds"][kind] for record in records]
-        figure.add_scatter(x=[record["step"] for record in records], y=reached, name=kind, line={"width": 1.5})
-    overall = [record["overall"] for record in records]
-    figure.add_scatter(x=[r["step"] for r in records], y=overall, name="all", line={"color": INK, "width": 3})
-    figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
-    figure.update_xaxes(title_text="step of the LLaVA's stage")
-    title = "Accuracy of the checkpoints, 48 held-out scenes"
-    return figure.update_layout(**LAYOUT, height=420, title=title, colorway=qualitative.Dark24)
-
-
-def _steps(history: Sequence[Record]) -> tuple[list[int], int]:
-    """Return each record's step counted from the start of all training, and the end of the first stage."""
-    first = max((record["step"] for record in history if record["stage"] == "tower"), default=0)
-    return [record["step"] + (first if record["stage"] != "tower" else 0) for record in history], first

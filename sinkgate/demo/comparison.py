@@ -133,7 +133,7 @@ def scenes(setup: Setup, count: int, seed: int, split: str = "train", world: str
     return list(scene_samples(count, seed, split=cast(Any, split), haze=haze, per_scene=3, size=SIZE))
 
 
-def test_scenes(setup: Setup, seed: int, world: str) -> list[Sample]:
+def scenes_to_test(setup: Setup, seed: int, world: str) -> list[Sample]:
     """Return the questions of a test world."""
     return scenes(setup, setup.questions if world == "hazed" else setup.questions // 3, seed, "test", world)
 
@@ -177,7 +177,7 @@ def run_seed(vlm: VLM, setup: Setup, seed: int, out: Path) -> Report:
     methods |= {f"{name}, {stack_name(score)}": result.lsg for name, result in stacks.items()}
     worlds = {}
     for world in setup.worlds:
-        test = test_scenes(setup, seed, world)
+        test = scenes_to_test(setup, seed, world)
         result = evaluate(vlm, methods, test, examples=examples)
         worlds[world] = {"marks": _table(result), "rho": mean_rho(vlm, gates, test, examples)}
     history = [{k: v for k, v in entry.items() if "loss" in k or k == "step"} for entry in report.history]
@@ -225,7 +225,7 @@ def run_further(vlm: VLM, setup: Setup, seed: int, out: Path) -> Report:
     )
     methods |= {f"{name}, 5 x samples": cast(Method, method) for name, method in learning.items()}
     cast(LSG, learning["LSG from 1, joint"]).save_pretrained(out / f"more-{seed}" / "joint")
-    tests = {world: test_scenes(setup, seed, world) for world in setup.worlds}
+    tests = {world: scenes_to_test(setup, seed, world) for world in setup.worlds}
     worlds = {world: _table(evaluate(vlm, methods, test, examples=examples)) for world, test in tests.items()}
     return {"seed": seed, "stacks": stacks, "worlds": worlds}
 
@@ -284,7 +284,7 @@ def search_oracle(vlm: VLM, setup: Setup, seed: int) -> Report:
 def apply_oracle(vlm: VLM, setup: Setup, best: Report, seed: int) -> Report:
     """Return right answers (1) under the oracle's setting for the kind of each test question, by way, in the order of ``run_seed``."""
     examples = ExampleCache(vlm, find_sinks)
-    test = test_scenes(setup, seed, "hazed")
+    test = scenes_to_test(setup, seed, "hazed")
     results: Report = {}
     for way, cells in best.items():
         right = [0] * len(test)

@@ -11,9 +11,9 @@ import sinkgate as sg
 from sinkgate.data import scene_samples
 from sinkgate.demo import card as cards
 from sinkgate.demo.batches import pack
+from sinkgate.demo.plans import PLANS, published
 from sinkgate.demo.scoring import by_kind, dialogues, held_out, right_answers
 from sinkgate.demo.sinks import ENCODER, SceneSinks, on_objects, steady, summary
-from sinkgate.demo.studies import PLANS, published
 from sinkgate.methods import Fixed
 from sinkgate.models.dimensions import sink_criteria
 from sinkgate.scenes.questions import KINDS

@@ -9,7 +9,8 @@ import torch
 import sinkgate as sg
 from sinkgate.data import scene_samples
 from sinkgate.demo import comparison
-from sinkgate.demo.comparison_card import Comparison, main_table, write_comparison
+from sinkgate.demo.comparison_card import main_table, write_comparison
+from sinkgate.demo.comparison_results import Comparison
 from sinkgate.methods import Fixed
 from sinkgate.methods.lsg import LSG
 from sinkgate.scenes.questions import KINDS

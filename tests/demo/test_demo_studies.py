@@ -2,8 +2,8 @@
 
 import pytest
 
-from sinkgate.demo import studies
-from sinkgate.demo.studies import PLANS
+from sinkgate.demo import studies, studies_card
+from sinkgate.demo.plans import PLANS
 from sinkgate.studies.claims import claims
 from sinkgate.studies.html_report import write_page
 from sinkgate.studies.results import Results
@@ -42,9 +42,9 @@ def test_every_published_study_is_finished(plan):
             assert len(each.table(table.stem))
     readme = (plan.folder / "README.md").read_text(encoding="utf-8")
     assert all(f"]({figure.name})" in readme for figure in plan.folder.glob("*.svg"))
-    assert studies.groups_table(Results.load(plan.folder / "groups")) in readme
-    assert studies.attention_table(Results.load(plan.folder / "anatomy")) in readme
-    assert studies.methods_table(Results.load(plan.folder / "methods")) in readme
+    assert studies_card.groups_table(Results.load(plan.folder / "groups")) in readme
+    assert studies_card.attention_table(Results.load(plan.folder / "anatomy")) in readme
+    assert studies_card.methods_table(Results.load(plan.folder / "methods")) in readme
 
 
 def test_the_plan_makes_studies_a_page_and_a_card(demo, tmp_path, monkeypatch):
@@ -53,7 +53,7 @@ def test_the_plan_makes_studies_a_page_and_a_card(demo, tmp_path, monkeypatch):
     plan = PLANS["demo-small"]
     tasks = studies.studies(plan, demo, demo, scale=0.01)
     results = {name: tasks[name](tmp_path / name) for name in ("anatomy", "groups", "eval")}
-    readme = studies.card(plan, results, tmp_path)
+    readme = studies_card.card(plan, results, tmp_path)
     assert "V-sinks leave the encoder with a spike" in readme and "| 26 |" in readme
     assert "| V-sinks off | global |" in readme and "| 0 | v_sink |" in readme
     assert len(drawn) == 5 and all(f"]({name})" in readme for name in drawn)
