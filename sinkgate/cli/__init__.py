@@ -7,7 +7,7 @@ from io import TextIOWrapper
 
 import typer
 
-from sinkgate.cli import answers, demo, gates, models, studies
+from sinkgate.cli import answers, demo, gates, models, reports, studies
 from sinkgate.errors import SinkgateError
 
 cli = typer.Typer(
@@ -30,9 +30,9 @@ for command in (
     studies.evaluate,
     studies.export,
     studies.survey,
-    studies.compare_models,
-    studies.report,
-    studies.merge,
+    reports.compare_models,
+    reports.report,
+    reports.merge,
     demo.scenes,
     models.info,
     models.models,

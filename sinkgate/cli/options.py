@@ -1,4 +1,4 @@
-"""Options that commands share: the model, the criteria of sinks, and single ones."""
+"""Options that commands share: the model, the criteria of sinks, the folder of results, and single ones."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -20,6 +22,8 @@ from sinkgate.errors import SinkgateError
 if TYPE_CHECKING:
     from sinkgate.models.finder import SinkFinder
     from sinkgate.models.vlm import VLM
+    from sinkgate.studies.results import Results
+    from sinkgate.studies.runner import Shard, Study
 
 QUESTION = "What is in the picture?"  # where none is given
 Picture = Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")]
@@ -146,6 +150,54 @@ class SinkChoice:
         if self.tau is not None and criterion and criterion.startswith("dimensions") and "tau" not in criterion:
             criterion += f" tau {self.tau:.12g}"
         return criterion
+
+
+@dataclass(frozen=True)
+class RunChoice:
+    """Options of a command that name the folder of results and this process's share of the work."""
+
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; if left out, they are printed and not stored.")
+    ] = None
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Continue the study in the folder, or refuse the folder.")
+    ] = True
+    shard: Annotated[
+        str | None, typer.Option(help="This process's share, such as 0/8; that of the launcher if left out.")
+    ] = None
+
+    @property
+    def share(self) -> Shard:
+        """Share of this process."""
+        from sinkgate.studies.runner import Shard
+
+        return Shard.parse(self.shard) if self.shard else Shard.here()
+
+    def run(self, study: Study, scratch: ExitStack, below: str = "", shard: Shard | None = None) -> Results | None:
+        """Run this process's share of a study; return its results, None if other processes have not finished theirs.
+
+        Args:
+            study: the study.
+            scratch: closes the temporary folder that holds the results without --out.
+            below: subfolder of --out.
+            shard: the share; that of the options if None.
+
+        Raises:
+            SinkgateError: as `sinkgate.studies.runner.run`.
+        """
+        from sinkgate.studies.runner import run
+
+        shard = shard or self.share
+        if self.out is None and shard.of > 1:
+            raise SinkgateError("--out is missing; several processes share their work through a folder")
+        out = self.out or Path(scratch.enter_context(TemporaryDirectory()))
+        results = run(study, out / below, shard=shard, resume=self.resume)
+        if results.finished:
+            if self.out and not below:
+                typer.echo(f"written to {out}; `sinkgate report {out}` writes a page of it", err=True)
+            return results
+        typer.echo(f"share {shard.rank}/{shard.of} is finished; others of {out} are not", err=True)
+        return None
 
 
 def unfolded(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,13 +1,11 @@
-"""Commands that run studies (anatomy, probe, sweep, eval, export, survey) and that read their results (compare-models, report, merge)."""
+"""Commands that run studies: anatomy, probe, sweep, eval, export, survey."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +17,7 @@ from sinkgate.cli.options import (
     AsJson,
     MaxNewTokens,
     ModelChoice,
+    RunChoice,
     SinkChoice,
     print_json,
     unfolded,
@@ -32,60 +31,10 @@ if TYPE_CHECKING:
     from sinkgate.methods import Method
     from sinkgate.models.finder import SinkFinder
     from sinkgate.models.vlm import VLM
-    from sinkgate.studies.results import Results
-    from sinkgate.studies.runner import Shard, Study
 
 Layers = Annotated[str, typer.Option("--layers", help='"all", or numbers from 0 such as 3,6,7 or 4-10.')]
 AboutImages = Annotated[list[str] | None, typer.Option(help="Question about each image; once for each question.")]
 Chunk = Annotated[int, typer.Option("--batch-size", min=1, help="Samples side by side, and in a part of the results.")]
-
-
-@dataclass(frozen=True)
-class RunChoice:
-    """Options of a command that name the folder of results and this process's share of the work."""
-
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; if left out, they are printed and not stored.")
-    ] = None
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Continue the study in the folder, or refuse the folder.")
-    ] = True
-    shard: Annotated[
-        str | None, typer.Option(help="This process's share, such as 0/8; that of the launcher if left out.")
-    ] = None
-
-    @property
-    def share(self) -> Shard:
-        """Share of this process."""
-        from sinkgate.studies.runner import Shard
-
-        return Shard.parse(self.shard) if self.shard else Shard.here()
-
-    def run(self, study: Study, scratch: ExitStack, below: str = "", shard: Shard | None = None) -> Results | None:
-        """Run this process's share of a study; return its results, None if other processes have not finished theirs.
-
-        Args:
-            study: the study.
-            scratch: closes the temporary folder that holds the results without --out.
-            below: subfolder of --out.
-            shard: the share; that of the options if None.
-
-        Raises:
-            SinkgateError: as `sinkgate.studies.runner.run`.
-        """
-        from sinkgate.studies.runner import run
-
-        shard = shard or self.share
-        if self.out is None and shard.of > 1:
-            raise SinkgateError("--out is missing; several processes share their work through a folder")
-        out = self.out or Path(scratch.enter_context(TemporaryDirectory()))
-        results = run(study, out / below, shard=shard, resume=self.resume)
-        if results.finished:
-            if self.out and not below:
-                typer.echo(f"written to {out}; `sinkgate report {out}` writes a page of it", err=True)
-            return results
-        typer.echo(f"share {shard.rank}/{shard.of} is finished; others of {out} are not", err=True)
-        return None
 
 
 @unfolded
@@ -392,50 +341,6 @@ def survey(
             typer.echo("\n".join(f"wrote {file}" for file in files), err=True)
             if push:
                 typer.echo(f"uploaded {upload(results, push)}", err=True)
-
-
-def compare_models(
-    cards: Annotated[list[Path], typer.Argument(help="Folders of surveys, or their survey.json; two or more.")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
-) -> None:
-    """Compare models by the cards of their surveys, side by side."""
-    from sinkgate.studies import survey as surveys
-
-    table = surveys.compared([surveys.read_card(path) for path in cards])
-    typer.echo(surveys.markdown(table) if markdown else table.to_string())
-
-
-def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a study, or of many.")],
-    out: Annotated[Path | None, typer.Option(help="The page; report.html in the folder if left out.")] = None,
-    figures: Annotated[
-        str | None, typer.Option(help="svg, png, pdf or html: also write each figure to a file.")
-    ] = None,
-    tables: Annotated[
-        str | None, typer.Option(help="csv or tex: also write each table to a file, for a paper.")
-    ] = None,
-) -> None:
-    """Write one self-contained page of figures and tables on every study in a folder."""
-    from sinkgate.studies.html_report import contents_of, write_figures, write_page, write_tables
-
-    contents = contents_of(folder)
-    typer.echo(f"written to {write_page(folder, out, contents)}")
-    if tables:
-        typer.echo(f"{len(write_tables(folder, tables, contents))} tables as .{tables}, in the studies' folders")
-    if figures:
-        typer.echo(f"{len(write_figures(folder, figures, contents))} figures as .{figures}, in the studies' folders")
-
-
-def merge(
-    folders: Annotated[list[Path], typer.Argument(help="Folders with parts of one study.")],
-    out: Annotated[Path, typer.Option(help="Folder for the joined study.")],
-) -> None:
-    """Join the parts of one study from machines without a common disk (see --shard)."""
-    from sinkgate.studies.runner import gather
-
-    results = gather(folders, out)
-    state = "finished" if results.finished else "not finished"
-    typer.echo(f"{len(results.parts)} of {results.about['units']} parts in {out}: {state}")
 
 
 def _sinks(find: SinkFinder, vlm: VLM) -> dict[str, str]:

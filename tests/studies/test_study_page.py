@@ -7,7 +7,7 @@ import fake_results
 import pandas as pd
 import pytest
 
-from sinkgate.cli.studies import report
+from sinkgate.cli.reports import report
 from sinkgate.errors import SinkgateError
 from sinkgate.studies.html_report import write_figures, write_page, write_tables
 from sinkgate.studies.runner import run
