@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -194,28 +195,18 @@ def main(
     text, projector = model.model.language_model, model.model.multi_modal_projector
     torch.manual_seed(seed + 1)
     seeing = Tower(model.model.vision_tower).to(where, DTYPE)
-
     text.layers[:ANSWER_FROZEN].requires_grad_(False)
     answerer = Answerer(model, seeing, tokenizer, TurnMix())
-    run_stage(
-        "answers",
-        answerer,
-        MasterAdamW(
-            [
-                (seeing.parameters(), RATES["tower"]),
-                (projector.parameters(), RATES["projector"]),
-                ([*text.layers[ANSWER_FROZEN:].parameters(), *text.norm.parameters()], RATES["layers"]),
-                (text.embed_tokens.parameters(), RATES["words"]),
-            ],
-            cosine(answer_steps),
-        ),
-        steps=answer_steps,
-        batch=answer_batch,
-        seed=seed,
-        out=out,
-        save_every=100,
-        on_save=lambda: save_model(answerer, out / "model"),
-    )
+    trained: dict[str, Any] = {
+        "tower": seeing.parameters(),
+        "projector": projector.parameters(),
+        "layers": [*text.layers[ANSWER_FROZEN:].parameters(), *text.norm.parameters()],
+        "words": text.embed_tokens.parameters(),
+    }
+    optimizer = MasterAdamW([(trained[name], rate) for name, rate in RATES.items()], cosine(answer_steps))
+    stage: Any = {"seed": seed, "out": out, "save_every": 100}
+    save = partial(save_model, answerer, out / "model")
+    run_stage("answers", answerer, optimizer, steps=answer_steps, batch=answer_batch, on_save=save, **stage)
 
     model.requires_grad_(False)
     upper = [*text.layers[FROZEN:].parameters(), *text.norm.parameters()]
@@ -223,20 +214,10 @@ def main(
         parameter.requires_grad_(True)
     torch.manual_seed(seed + 2)
     grounder = GroundedAnswerer(model, seeing, tokenizer, GROUNDING_MIX, FROZEN).to(where, DTYPE)
-    run_stage(
-        "grounding",
-        grounder,
-        MasterAdamW(
-            [(upper, GROUNDING_RATES["layers"]), (grounder.readouts.parameters(), GROUNDING_RATES["readouts"])],
-            hold_then_decay(grounding_steps),
-        ),
-        steps=grounding_steps,
-        batch=grounding_batch,
-        seed=seed,
-        out=out,
-        save_every=100,
-        on_save=lambda: save_model(grounder, out / "model"),
-    )
+    groups = [(upper, GROUNDING_RATES["layers"]), (grounder.readouts.parameters(), GROUNDING_RATES["readouts"])]
+    optimizer = MasterAdamW(groups, hold_then_decay(grounding_steps))
+    save = partial(save_model, grounder, out / "model")
+    run_stage("grounding", grounder, optimizer, steps=grounding_steps, batch=grounding_batch, on_save=save, **stage)
 
 
 if __name__ == "__main__":

@@ -129,14 +129,8 @@ def _rows(
     l_sink = named & ~v_sink
     reading = observations[0].encoder_attention
     assert reading is not None  # the encoders of the demo models can be observed
-    yield {
-        "group": "v_sink",
-        "layer": ENCODER,
-        **_counts(v_sink, covered),
-        "attention": _ratio(reading, v_sink, ~v_sink),
-        "answering": None,
-        "spiking": None,
-    }
+    encoder = {"group": "v_sink", "layer": ENCODER, **_counts(v_sink, covered)}
+    yield encoder | {"attention": _ratio(reading, v_sink, ~v_sink), "answering": None, "spiking": None}
     attention = torch.stack([one.attention for one in observations]).mean(0)  # (L, V)
     for layer, mask in enumerate(l_sink):
         ordinary = ~(v_sink | mask)

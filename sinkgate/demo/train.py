@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -104,7 +105,7 @@ def run_stage(
     save_every: int = 50,
     on_save: Callable[[], dict[str, Any]] = dict,
 ) -> None:
-    """Train one stage to its last step, from its checkpoint when there is one."""
+    """Train one stage to its last step, from its checkpoint if there is one."""
     checkpoint, history = out / f"{name}.pt", out / "history.jsonl"
     start = 0
     if checkpoint.exists():
@@ -177,29 +178,14 @@ def main(
     model.to(where, DTYPE)
     torch.manual_seed(seed + 1)
     tower = Tower(model.model.vision_tower).to(where, DTYPE)
-    run_stage(
-        "tower",
-        tower,
-        MasterAdamW([(tower.parameters(), 1.5e-3)], cosine(tower_steps)),
-        steps=tower_steps,
-        batch=tower_batch,
-        seed=seed,
-        out=out,
-    )
+    optimizer = MasterAdamW([(tower.parameters(), 1.5e-3)], cosine(tower_steps))
+    run_stage("tower", tower, optimizer, steps=tower_steps, batch=tower_batch, seed=seed, out=out)
     seeing = {id(p) for p in tower.parameters()}
     rest = [p for p in model.parameters() if id(p) not in seeing]
     answerer = Answerer(model, tower, tokenizer, TurnMix(questions))
-
-    run_stage(
-        "answers",
-        answerer,
-        MasterAdamW([(tower.parameters(), 4e-4), (rest, 1e-3)], cosine(answer_steps)),
-        steps=answer_steps,
-        batch=answer_batch,
-        seed=seed,
-        out=out,
-        on_save=lambda: save_model(answerer, out / "model"),
-    )
+    optimizer = MasterAdamW([(tower.parameters(), 4e-4), (rest, 1e-3)], cosine(answer_steps))
+    save = partial(save_model, answerer, out / "model")
+    run_stage("answers", answerer, optimizer, steps=answer_steps, batch=answer_batch, seed=seed, out=out, on_save=save)
 
 
 if __name__ == "__main__":

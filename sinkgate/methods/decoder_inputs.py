@@ -6,7 +6,7 @@ Shapes: B prompts, n beams a prompt, T positions, V visual tokens, D LLM width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -47,12 +47,9 @@ class ChangesInputs:
         def before_forward(_module: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> tuple[Any, Arguments]:
             return args, change(kwargs) if self.in_decode or cached(kwargs) == 0 else kwargs
 
-        with vlm.attached(None, recorder):
-            hook = vlm.decoder.register_forward_pre_hook(before_forward, with_kwargs=True)
-            try:
-                yield
-            finally:
-                hook.remove()
+        with vlm.attached(None, recorder), ExitStack() as hooks:
+            hooks.callback(vlm.decoder.register_forward_pre_hook(before_forward, with_kwargs=True).remove)
+            yield
 
 
 def cached(arguments: Arguments) -> int:

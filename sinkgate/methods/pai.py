@@ -6,7 +6,7 @@ Shapes: B prompts, T positions so far, G guided positions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -75,16 +75,11 @@ class PAI:
         if self.guidance > 1:
             refuse_cross_attention(vlm, "PAI's guidance", "its prompt without the image is another computation")
         scales = spread(vlm, batch, [self.gates(vlm)] * len(batch.prompts)) if self.boost else None
-        with vlm.attached(scales, recorder, live=range(vlm.num_layers)) as block:
-            if self.guidance == 1:
-                yield
-                return
-            guide = _Guide(self, vlm, batch, block)
-            hook = vlm.model.register_forward_hook(guide, with_kwargs=True)
-            try:
-                yield
-            finally:
-                hook.remove()
+        with vlm.attached(scales, recorder, live=range(vlm.num_layers)) as block, ExitStack() as hooks:
+            if self.guidance > 1:
+                guide = _Guide(self, vlm, batch, block)
+                hooks.callback(vlm.model.register_forward_hook(guide, with_kwargs=True).remove)
+            yield
 
     def guided(self, logits: Tensor, without_image: Tensor) -> Tensor:
         """Return guided log-probabilities of logits with and without the image, (..., vocabulary) each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from contextlib import ExitStack
 from dataclasses import asdict
 from math import isqrt
 from pathlib import Path
@@ -192,12 +193,9 @@ def _vision(vlm: VLM, prompt: Prompt | None, names: dict[nn.Module, str]) -> dic
         features.append(output if isinstance(output, Tensor) else output[0])
 
     layer = adapter.encoder_layers[adapter.feature_layer]
-    hook = layer.register_forward_hook(keep)
-    try:
-        with vlm.lock, torch.no_grad():
-            vlm.encode(prompt)
-    finally:
-        hook.remove()
+    with ExitStack() as hooks, vlm.lock, torch.no_grad():
+        hooks.callback(layer.register_forward_hook(keep).remove)
+        vlm.encode(prompt)
     grids = adapter.grids(prompt.inputs)
     rows, patches, tokens = torch.cat(features), len(prompt.token_of_patch), len(prompt.visual)
     merge = isqrt(patches // tokens)
@@ -223,12 +221,9 @@ def _compare(vlm: VLM, gates: Gates | LSG, finder: SinkFinder, prompt: Prompt, f
     table = gates.read(vlm, prompt, sinks) if isinstance(gates, LSG) else gates
     wanted = vlm.next_logits(prompt, table, sinks).float()
     try:
-        with vlm.lock, torch.no_grad():
-            applied = load_runtime(folder).apply_gates(vlm.model)
-            try:
-                got = vlm.model(**prompt.inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float()
-            finally:
-                applied.remove()
+        with ExitStack() as gating, vlm.lock, torch.no_grad():
+            gating.callback(load_runtime(folder).apply_gates(vlm.model).remove)
+            got = vlm.model(**prompt.inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float()
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise GateError(f"{vlm.name} is not exported: the module cannot gate it: {error}") from error
     difference, size = float((got - wanted).abs().max()), float(wanted.abs().max())

@@ -240,7 +240,7 @@ class SinkGates:
         return attention
 
     def _scaled(self, key: Tensor, scales: Tensor) -> Tensor:
-        """Return the scaled Keys (B n, KV, K, d); positions behind the prompt keep 1, beams of a sample share its scales."""
+        """Return the scaled Keys (B n, KV, K, d); positions after the prompt have scale 1, beams of a sample share its scales."""
         first = max(0, self.end - key.shape[2])  # a sliding cache holds the last Keys alone
         window = scales.to(key.device)[:, first : first + key.shape[2]]
         window = F.pad(window, (0, key.shape[2] - window.shape[1]), value=1.0)
@@ -319,14 +319,12 @@ class _Prompt:
         marks = torch.zeros_like(self.visual)
         for sample, visual in enumerate(self.visual):
             if visual.any():
-                at, inside = visual.cpu(), self.inside[sample].cpu()
-                states = None if hidden is None else hidden[sample].float().cpu()
-                marks[sample, visual] = _verdict(
-                    criterion,
-                    None if states is None else states[at],
-                    None if states is None else states[inside],
-                    None if share is None else share[sample].cpu()[at],
-                ).to(marks.device)
+                at, own, of_all = visual.cpu(), None, None
+                if hidden is not None:
+                    states = hidden[sample].float().cpu()
+                    own, of_all = states[at], states[self.inside[sample].cpu()]
+                received = None if share is None else share[sample].cpu()[at]
+                marks[sample, visual] = _verdict(criterion, own, of_all, received).to(marks.device)
         self.l_sink[layer] = marks
 
 
@@ -334,7 +332,7 @@ class _Prompt:
 
 
 def _verdict(criterion: dict[str, Any], states: Tensor | None, of_all: Tensor | None, share: Tensor | None) -> Tensor:
-    """Return which of the judged tokens are sinks, (V,); states (V, E) of them, ``of_all`` those of every token, float32."""
+    """Return a mask of the tokens that are sinks, (V,), from their states (V, E), or their attention; ``of_all``: states of every token."""
     name = criterion["name"]
     if name == "AttentionShare":
         assert share is not None
@@ -426,7 +424,7 @@ def _implementation(module: nn.Module) -> str:
 
 
 def _register(name: str, reads_attention: bool) -> None:
-    """Put a function around a registered attention function, once: it does nothing for modules without gates."""
+    """Wrap a registered attention function, once; the wrapper changes nothing for modules without gates."""
     original = _interface._global_mapping.get(name)
     if original is None or (reads_attention and name != "sdpa"):
         raise ValueError(

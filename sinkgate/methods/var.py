@@ -6,7 +6,7 @@ Shapes: B prompts, n beams a prompt, H heads, R query rows, P prompt positions, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -79,25 +79,20 @@ class VAR:
         refuse_cross_attention(vlm, "VAR", "image and text share no softmax, so no attention can be moved between them")
         layers, visual, last = self._layers(vlm), batch.spread(everywhere(batch)), ends(batch)
         first = int(last.min()) + 1
-        hooks = []
 
         def rewrite(sinks: Tensor) -> Rewrite:
             return partial(self._rewrite, sinks=sinks, visual=visual, last=last)
 
-        with vlm.attached(None, recorder, live=layers) as block:
-            try:
-                for layer in layers:
-                    if self.dimensions is None:
-                        masks = [sinks.v_sink | sinks.l_sink[layer] for sinks in batch.sinks]
-                        block.set_rewrite(layer, first, rewrite(batch.spread(masks)))
-                    else:
-                        use = partial(block.set_rewrite, layer, first)
-                        hook = self._sink_hook(block, batch.in_prompt, lambda sinks, use=use: use(rewrite(sinks)))
-                        hooks.append(vlm.adapter.layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
-                yield
-            finally:
-                for hook in hooks:
-                    hook.remove()
+        with vlm.attached(None, recorder, live=layers) as block, ExitStack() as hooks:
+            for layer in layers:
+                if self.dimensions is None:
+                    masks = [sinks.v_sink | sinks.l_sink[layer] for sinks in batch.sinks]
+                    block.set_rewrite(layer, first, rewrite(batch.spread(masks)))
+                else:
+                    use = partial(block.set_rewrite, layer, first)
+                    hook = self._sink_hook(block, batch.in_prompt, lambda sinks, use=use: use(rewrite(sinks)))
+                    hooks.callback(vlm.adapter.layers[layer].register_forward_pre_hook(hook, with_kwargs=True).remove)
+            yield
 
     def sinks(self, hidden: Tensor) -> Tensor:
         """Return a mask of the tokens that are sinks by the given dimensions: (B, P, D) -> (B, P)."""

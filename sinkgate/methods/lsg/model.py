@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,18 +198,11 @@ class LSG(nn.Module):
             every_step: compute the scales again in each decode step, from the newest token; else those of the prompt stay.
         """
         trace, groups = GateTrace(), Groups.of(batch, self.config)
-        with vlm.attached(None, recorder, live=self.config.layers) as block:
-            hooks = [
-                vlm.adapter.layers[layer].register_forward_pre_hook(
-                    self._reader(layer, groups, block, trace, every_step), with_kwargs=True
-                )
-                for layer in self.config.layers
-            ]
-            try:
-                yield trace
-            finally:
-                for hook in hooks:
-                    hook.remove()
+        with vlm.attached(None, recorder, live=self.config.layers) as block, ExitStack() as hooks:
+            for layer in self.config.layers:
+                reader = self._reader(layer, groups, block, trace, every_step)
+                hooks.callback(vlm.adapter.layers[layer].register_forward_pre_hook(reader, with_kwargs=True).remove)
+            yield trace
 
     def read(self, vlm: VLM, prompt: Prompt, sinks: SinkMasks | None = None) -> Gates:
         """Return the fixed gates that a prompt gets, from one prefill in which each gate reads the states that the gates below it leave.
