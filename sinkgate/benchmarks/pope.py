@@ -42,8 +42,8 @@ def _of_file(file: Path) -> Row:
     return {"category": category} if category else {}
 
 
-def _yes(answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return two arrays, 1 where the true answer is "yes", and 1 where the model's answer is "yes"; else 0.
+def _yes(answers: pd.DataFrame, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return for each draw the number of items with the true answer "yes", with the model's answer "yes", and with both.
 
     Without a column ``said``, the model's answer is the true one if it is right, else the other of the two.
     """
@@ -51,34 +51,34 @@ def _yes(answers: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     answered = (
         answers["said"].str.lower() == "yes" if "said" in answers else true == np.asarray(answers["right"], dtype=bool)
     )
-    return true.astype(np.float64), np.asarray(answered, dtype=np.float64)
+    return counts @ true, counts @ np.asarray(answered), counts @ (true & np.asarray(answered))
 
 
 @CountedScore
 def precision(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
     """Return the share of answers "yes" that are right; 0 if there are none."""
-    true, answered = _yes(answers)
-    return counts @ (true * answered) / np.maximum(1, counts @ answered)
+    _, answered, both = _yes(answers, counts)
+    return both / np.maximum(1, answered)
 
 
 @CountedScore
 def recall(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
     """Return the share of items with the true answer "yes" that were answered so; 0 if there are none."""
-    true, answered = _yes(answers)
-    return counts @ (true * answered) / np.maximum(1, counts @ true)
+    true, _, both = _yes(answers, counts)
+    return both / np.maximum(1, true)
 
 
 @CountedScore
 def f1(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
     """Return the harmonic mean of precision and recall; 0 if one of them is 0."""
-    true, answered = _yes(answers)
-    return 2 * (counts @ (true * answered)) / np.maximum(1, counts @ true + counts @ answered)
+    true, answered, both = _yes(answers, counts)
+    return 2 * both / np.maximum(1, true + answered)
 
 
 @CountedScore
 def yes_share(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
     """Return the share of items that were answered with "yes"."""
-    return share(counts @ _yes(answers)[1], counts.sum(1))
+    return share(_yes(answers, counts)[1], counts.sum(1))
 
 
 _WHOLE = {"accuracy": micro, "precision": precision, "recall": recall, "F1": f1, "yes share": yes_share}

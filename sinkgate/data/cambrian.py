@@ -123,9 +123,9 @@ def read_cambrian(
             if is_text_only(record):
                 passed["text only"] += 1
                 continue
-            if named := left_out & {source_name(source, image), *PurePosixPath(image.lower()).parts[:-1]}:
+            if excluded := left_out & {source_name(source, image), *PurePosixPath(image.lower()).parts[:-1]}:
                 passed["left out"] += 1
-                unmet -= named
+                unmet -= excluded
                 continue
             category = category_of(source, image)
             rank = _rank(line, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from html import escape
 from itertools import count
@@ -132,24 +133,28 @@ def write_tables(folder: str | Path, suffix: str, contents: Contents | None = No
     written = []
     for path, section in _files(folder, suffix, contents):
         if isinstance(section.content, pd.DataFrame):
-            text = section.content.to_csv(index=False) if suffix == "csv" else _latex(section, section.content)
+            table, label = section.content, f"tab:{path.stem}"
+            text = table.to_csv(index=False) if suffix == "csv" else _latex(table, section.title, label)
             path.write_text(text, encoding="utf-8")
             written.append(path)
     return written
 
 
 def _files(folder: str | Path, suffix: str, contents: Contents | None) -> Iterator[tuple[Path, Section]]:
-    """Yield every section with a file for it in its study's folder."""
+    """Yield every section with a file of its own in its study's folder; titles may differ in characters that file names lack."""
     for results, sections in contents_of(folder) if contents is None else contents:
-        yield from ((results.folder / f"{section.slug}.{suffix}", section) for section in sections)
+        times: Counter[str] = Counter()
+        for section in sections:
+            times[section.slug] += 1
+            number = f"-{times[section.slug]}" if times[section.slug] > 1 else ""
+            yield results.folder / f"{section.slug}{number}.{suffix}", section
 
 
-def _latex(section: Section, table: pd.DataFrame) -> str:
-    """Return a table in LaTeX with the rules of booktabs, values as the page shows them; numbers stand at the right."""
+def _latex(table: pd.DataFrame, title: str, label: str) -> str:
+    """Return a table in LaTeX with the rules of booktabs, values as the page shows them; numbers are aligned right."""
     shown = table.map(_text).rename(columns=lambda name: str(name).replace("_", " "))
     form = "".join("r" if all(map(NUMBER.fullmatch, shown[name])) else "l" for name in shown)
-    label = f"tab:{section.slug}"
-    return shown.to_latex(index=False, escape=True, column_format=form, caption=section.title, label=label)
+    return shown.to_latex(index=False, escape=True, column_format=form, caption=title, label=label)
 
 
 def _chapter(

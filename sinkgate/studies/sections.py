@@ -39,7 +39,7 @@ class Section:
 
     @property
     def slug(self) -> str:
-        """The title as a file name."""
+        """The title as a file name; titles in other alphabets may give the same one."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 

@@ -10,8 +10,9 @@ import pytest
 from sinkgate.cli.reports import report
 from sinkgate.errors import SinkgateError
 from sinkgate.studies.html_report import write_figures, write_page, write_tables
+from sinkgate.studies.results import Results
 from sinkgate.studies.runner import run
-from sinkgate.studies.sections import SECTIONS
+from sinkgate.studies.sections import SECTIONS, Section
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
@@ -163,3 +164,15 @@ def test_the_files_of_one_report_share_its_sections(tmp_path, monkeypatch):
     monkeypatch.setitem(SECTIONS, "eval", lambda results: calls.append(results) or sections(results))
     report(tmp_path, figures="html", tables="csv")
     assert len(calls) == 1 and len(list(tmp_path.glob("*.html"))) == 2 and list(tmp_path.glob("*.csv"))
+
+
+def test_titles_that_differ_in_other_alphabets_alone_have_files_of_their_own(tmp_path):
+    frames = {f"{task}, layer by layer": pd.DataFrame({"task": [task]}) for task in ("颜色", "数量", "подсчёт")}
+    contents = [(Results(tmp_path, {}), [Section(title, "", frame) for title, frame in frames.items()])]
+    written = write_tables(tmp_path, "csv", contents)
+    assert [pd.read_csv(path)["task"][0] for path in written] == ["颜色", "数量", "подсчёт"]
+    labels = [
+        re.search(r"tab:[\w-]+", path.read_text(encoding="utf-8"))[0]
+        for path in write_tables(tmp_path, "tex", contents)
+    ]
+    assert len({*labels}) == 3
