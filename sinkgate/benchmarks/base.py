@@ -146,7 +146,7 @@ class Benchmark:
     def _rows(
         self, files: str | Path | None, limit: int | None, seed: int, revision: str | None
     ) -> Iterator[tuple[str, Row | BenchmarkError]]:
-        """Yield rows, each with its place in words; an error stands for a row that cannot be read."""
+        """Yield rows, each with its place in words; for a row that cannot be read, its error."""
         place = self.fetch(revision).folder if files is None else files
         table = Table(files_in(place, self.patterns), self.columns, self.renamed, self.of_file)
         shuffled = Random(seed).sample(range(len(table)), len(table))  # of all rows, so that limits nest

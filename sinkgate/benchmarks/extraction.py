@@ -56,7 +56,7 @@ _MARKS = (
     rf"(?i:\b(?:{_OPTION}|answer)\s*:?\s*){{several}}",
     r"(?m:^\W*{several}(?=[).:\]]|\s*$))",
 )
-#: A denied letter: behind a negation, with at most such words between them; or before "is not" or "is wrong".
+#: A denied letter: after a negation, with at most such words between them; or before "is not" or "is wrong".
 _DENIED = (
     r"(?i:(?:\b(?:not|never|cannot|neither|nor|no|none|except|exclud\w+|eliminat\w+|rul\w+\s+out|reject\w*|discard\w*|doubt|rather\s+than|"
     r"instead\s+of|other\s+than|unlike|nicht|non|não|не|pas)\b|n't\b|不是|不选|不選|并非)(?:\s+(?:be|it|it's|its|is|are|the|an?|that|answer|"
@@ -173,7 +173,7 @@ def plain(text: str, *_: Sequence[str]) -> str | None:
 
 
 def first_letter(before: str) -> Extract:
-    """Return the rule that takes the first character for the letter, case ignored, behind the pattern ``before``: "bottle" is B."""
+    """Return the rule that takes the first character for the letter, case ignored, after the pattern ``before``: "bottle" is B."""
 
     def extract(text: str, options: Sequence[str], *_: Sequence[str]) -> str | None:
         match = re.match(rf"(?i:{before})([{''.join(options)}])", text.replace("\n", " ").strip().upper())
@@ -189,7 +189,7 @@ def bare(text: str, options: Sequence[str], *_: Sequence[str]) -> str | None:
 
 
 def no_or_else_yes(text: str, *_: Sequence[str]) -> str | None:
-    """Return "no" if "No", "no" or "not" stands before the first full stop, else "yes": "I cannot tell." is yes."""
+    """Return "no" if "No", "no" or "not" occurs before the first full stop, else "yes": "I cannot tell." is yes."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 

@@ -46,7 +46,7 @@ class GatedModel(lmms):
         gates: folder of learned gates, of a LoRA or a reweighting, or JSON file of fixed gates; None is the unmodified model.
         method: a published method instead, with options as words, such as ``vaf image 1.3 layers 9-14``.
         device: as `sinkgate.load` takes it. Each of several processes takes its own GPU.
-        batch_size: requests side by side; always 1 for models that encode images anew in every call.
+        batch_size: requests side by side; always 1 for models that encode images again in every call.
         device_map: as `sinkgate.load` takes it.
         dtype: as `sinkgate.load` takes it.
         revision: as `sinkgate.load` takes it.

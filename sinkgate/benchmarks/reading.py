@@ -129,7 +129,7 @@ class Table:
     def rows(self, numbers: Iterable[int]) -> Iterator[tuple[str, Row | BenchmarkError]]:
         """Yield the rows with some numbers, counted from 0 over all files, in the files' order; each with its place in words.
 
-        An error stands for a line of JSON that cannot be read.
+        For a line of JSON that cannot be read, its error.
 
         Raises:
             BenchmarkError: a file is broken.

@@ -48,7 +48,7 @@ def read_llava(
         path: the file; its content decides between a JSON list and JSONL, not its name.
         images: folder to which image paths are relative. A path that leads out of it is an error; links in it are followed.
         turns: "first", the first question and its answer; "all", every question of a conversation as a separate sample without
-            the turns before; "context", every question behind the turns before it. Turns before the first human one are left out, as in
+            the turns before; "context", every question after the turns before it. Turns before the first human one are left out, as in
             LLaVA.
         broken: for an invalid record, "stop" raises, "skip" skips it.
         passed: counts skipped records by reason: "text only" (always skipped), "broken", "missing image".
@@ -113,7 +113,7 @@ def samples_of(record: Any, folder: Path, turns: Turns = "first", passed: Counte
         record: a decoded record.
         folder: an image folder as `image_folder` returns it.
         turns: "first", "all" or "context", as in `read_llava`.
-        passed: counts, as "empty turn", questions behind the first that are skipped because they or their answers are empty.
+        passed: counts, as "empty turn", later questions that are skipped because they or their answers are empty.
 
     Raises:
         RecordError: the record is invalid.

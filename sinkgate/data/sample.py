@@ -16,10 +16,10 @@ PLACEHOLDER = "<image>"
 class Sample:
     """Images (any type that `open_image` reads) with a question and its answer; accuracy is reported by ``kind``.
 
-    ``question``: one ``<image>`` for each image marks its place; without them, images stand before the question.
+    ``question``: one ``<image>`` for each image marks its place; without these marks, images come before the question.
     ``options``: the permitted answers, such as "A" to "D", the right one among them; () if the answer is open.
-    ``earlier``: questions with their answers before this one; then places of images are those of all questions, and without any, images
-    stand before the first.
+    ``earlier``: earlier questions with their answers. The marks of images are then those in all questions together; without any, images come
+    before the first question.
     """
 
     images: tuple[Picture, ...]

@@ -235,7 +235,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def measure_cost(plan: Plan, pictures: int = 20) -> Record:
-    """Return size and times of a model, with the small model's beside them, from alternating calls in one run.
+    """Return size and times of a model, and times of the small model, from alternating calls in one run.
 
     Args:
         plan: the model's plan.

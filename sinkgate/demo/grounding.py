@@ -22,7 +22,7 @@ from sinkgate.scenes.scene import COLORS, MAX_OBJECTS, SHAPES, SIZES, Scene, Sce
 
 CLASSES = (MAX_OBJECTS + 1, len(SHAPES), len(COLORS), len(SIZES), GRID, GRID)
 _CLASS_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
-GROUNDING_WEIGHT = 0.15  # of all read-outs' loss, beside 1 for the loss on answers
+GROUNDING_WEIGHT = 0.15  # weight of the classifiers' loss; the loss on answers has 1
 
 _PLURALS = {"crosses" if shape == "cross" else f"{shape}s": shape for shape in SHAPES}
 _GENERIC = {"object", "objects", "thing", "things", "shapes"}

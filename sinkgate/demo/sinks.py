@@ -1,4 +1,4 @@
-"""Study of a demo model's sinks against the truth of its scenes: by each criterion, on objects or beside them, and stable over questions.
+"""Study of a demo model's sinks against the truth of its scenes: by each criterion, on objects or not, and stable over questions.
 
 A patch that draws attention because it holds the object of the question is no sink. So an L-sink counts here only if it is one for at
 least four fifths of its image's questions.

@@ -103,9 +103,9 @@ def finder_of(
 
     Args:
         methods: see `criterion_of`.
-        v_sink: criterion of V-sinks, whatever the methods name; theirs where None.
+        v_sink: criterion of V-sinks in place of the methods' own; theirs if None.
         l_sink: criterion of L-sinks, likewise.
-        l_sinks: False leaves L-sinks out, at the cost of the encoder alone, unless a method uses them.
+        l_sinks: False finds no L-sinks, which runs the encoder only, unless a method uses them.
 
     Raises:
         SinkgateError: methods name different criteria.
@@ -117,7 +117,7 @@ def finder_of(
 
 
 def reads_pixels(methods: Iterable[Any]) -> bool:
-    """Return whether any of the `Method`s encodes images anew, so that prompts have to keep their processed images."""
+    """Return whether any of the `Method`s encodes images again, so that prompts have to keep their processed images."""
     return any(getattr(method, "reads_pixels", False) for method in methods)
 
 

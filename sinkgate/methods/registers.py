@@ -227,7 +227,7 @@ def down_projection(vlm: VLM, layer: int) -> nn.Linear:
 
 
 def _with_token(name: str, run: Callable[..., Any], token: dict[str, Tensor], first: bool) -> Callable[..., Any]:
-    """Return a layer's forward with the extra token behind the rows (C, S, E) of its input, and without it in its output."""
+    """Return a layer's forward with the extra token after the rows (C, S, E) of its input, and without it in its output."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         rest, named = list(args), dict(kwargs)

@@ -277,12 +277,12 @@ class _Prompt:
         return torch.einsum("bp,bpd->bd", tokens, hidden) / tokens.sum(1, keepdim=True).clamp_min(1)
 
     def rows_after_image(self) -> list[slice]:
-        """Return the text rows of each sample that read its image: all behind it, at least the last."""
+        """Return the text rows of each sample that attend to its image: all after it, at least the last."""
         rows: list[slice] = []
         for inside, visual in zip(self.inside, self.visual, strict=True):
             end = int(inside.nonzero()[-1]) + 1
-            behind = int(visual.nonzero()[-1]) + 1 if visual.any() else end
-            rows.append(slice(min(behind, end - 1), end))
+            after = int(visual.nonzero()[-1]) + 1 if visual.any() else end
+            rows.append(slice(min(after, end - 1), end))
         return rows
 
     def mark_v_sinks(
@@ -415,7 +415,7 @@ def _attention_rows(
 
 
 def _mask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the mask of an attention call; ``args`` are those behind the Keys."""
+    """Return the mask of an attention call; ``args`` are those after the Keys."""
     return args[1] if len(args) > 1 else kwargs.get("attention_mask")
 
 

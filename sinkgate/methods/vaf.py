@@ -12,13 +12,13 @@ from sinkgate.sinks.gates import MAX_SCALE
 
 @dataclass(frozen=True)
 class VAF(AsGates):
-    """Attention logits on visual tokens raised, and on text in front of the image lowered, in middle layers.
+    """Attention logits on visual tokens are raised, and on text before the image lowered, in middle layers.
 
-    Scaled are the rows of the text behind the image and of generated tokens, in all heads.
+    The scales apply to the rows of the text after the image and of generated tokens, in all heads.
 
     Attributes:
         image: scale on visual tokens, in [0, 4] (the released code's enh_para).
-        system: scale on the text in front of the first image, the text sink included (sup_para).
+        system: scale on the text before the first image, the text sink included (sup_para).
         layers: counted as `Gates` counts them; None for the paper's 9 to 14 of 32, at the same depth in other models.
         criterion: see `Method`; without effect, all visual tokens are scaled alike.
 

@@ -124,7 +124,7 @@ class ExampleCache:
         vlm: the model.
         find: finder of sinks.
         budget: bytes of encoded images in the cache.
-        pixels: keep the processed images of the prompts, for methods that encode them anew (`reads_pixels`).
+        pixels: keep the processed images of the prompts, for methods that encode them again (`reads_pixels`).
 
     Example:
         >>> examples = ExampleCache(vlm)
@@ -142,7 +142,7 @@ class ExampleCache:
         self._size = 0
 
     def prepare(self, sample: Sample, name: str) -> PreparedExample | None:
-        """Return the example of a sample, None if it is skipped; ``name`` stands for the sample in the records."""
+        """Return the example of a sample, None if it is skipped; ``name`` is the sample's name in the records."""
         if id(sample) in self._cache:
             example = self._cache[id(sample)][1]
         else:
@@ -184,7 +184,7 @@ class ExampleCache:
 
 
 def batches(vlm: VLM, examples: Sequence[PreparedExample]) -> Iterator[tuple[slice, Batch]]:
-    """Yield examples side by side, with their slice; one by one for models that encode images anew in every call."""
+    """Yield examples side by side, with their slice; one by one for models that encode images again in every call."""
     size = len(examples) if vlm.adapter.takes_encoded is not None else 1
     for start in range(0, len(examples), max(size, 1)):
         part = examples[start : start + size]

@@ -1,6 +1,6 @@
 """Accuracy and loss of methods on samples, many methods on one pass.
 
-An open answer is right if greedy decoding writes it, end included: checked in one forward behind the prompt, not by generating (tests
+An open answer is right if greedy decoding generates it, end included: checked in one forward after the prompt, without generating (tests
 compare the two). A sample with options is right if the token of its answer is the most probable of the options' tokens, at the first
 position at which the options differ.
 """

@@ -41,7 +41,7 @@ class LSGConfig:
         bias: the two linear layers have biases; the paper counts none.
         norm_weights: the LayerNorm has a weight and a bias of its own; the paper counts none.
         criterion: how sinks are found, a name of ``CRITERIA`` or such as "dimensions 650; dimensions 1415,2533 tau 20": of V-sinks and,
-            behind a semicolon, of L-sinks.
+            after a semicolon, of L-sinks.
         base_model: the model that the gates were trained on, ``revision`` its commit.
         weights: checksum of that model's weights, see `sinkgate.models.weights.checksum`.
 
