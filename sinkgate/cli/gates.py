@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -190,15 +191,17 @@ def stack(
     in_stack = list(stacked.lsg.config.layers)
     typer.echo(stacked.sinks, err=True)
     validation = {by: abs(stacked.score), f"{by} of the unmodified model": abs(stacked.unmodified)}
-    stacked.lsg.save_pretrained(out, training={**validation, "samples": len(samples)})
-    if as_json:
+    save = partial(stacked.lsg.save_pretrained, out, training={**validation, "samples": len(samples)})
+    if as_json:  # printed before it is saved, so that a full disk loses nothing
         steps = [{"layers": step.layers, "score": step.score, "kept": step.accepted} for step in stacked.steps]
         scores = {"score": stacked.score, "unmodified": stacked.unmodified, "singles": stacked.singles}
         print_json(layers=in_stack, **scores, steps=steps)
+        save()
         return
     typer.echo(f"unmodified      {by} {abs(stacked.unmodified):.4f}")
     for step in stacked.steps:
         typer.echo(f"{'kept' if step.accepted else 'left':<6}{step.layers!s:<24}{by} {abs(step.score):.4f}")
+    save()
     typer.echo(f"a stack of layers {in_stack}, saved in {out}")
     if stacked.score <= stacked.unmodified:
         typer.echo("It is no better than the unmodified model on these samples.")
