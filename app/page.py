@@ -26,10 +26,12 @@ STATE_SECONDS = 3600
 CACHE_SECONDS = (3600, 7200)  # uploads are checked every hour and deleted after two
 
 Event = Handler = Callable[..., Any]
+# loading marks on no component: even hidden ones lay the page out at every frame while an event runs
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
 # threads that may wait for the scheduler, which keeps order and limits
-FAST: dict[str, Any] = {"concurrency_id": "fast", "concurrency_limit": 24, "show_progress": "hidden"}
-SLOW: dict[str, Any] = {"concurrency_id": "slow", "concurrency_limit": 16, "show_progress": "hidden"}
-SWEEP: dict[str, Any] = {"concurrency_id": "sweep", "concurrency_limit": 8, "show_progress": "hidden"}
+FAST: dict[str, Any] = {"concurrency_id": "fast", "concurrency_limit": 24, **QUIET}
+SLOW: dict[str, Any] = {"concurrency_id": "slow", "concurrency_limit": 16, **QUIET}
+SWEEP: dict[str, Any] = {"concurrency_id": "sweep", "concurrency_limit": 8, **QUIET}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 READ_LINK = "(_, mixer, lens) => [window.sinkgate.link(), mixer, lens]"

@@ -211,13 +211,14 @@ function draw() {
   trio.classList.toggle("wide", aspect >= 3);
   const sides = drawn();
   const most = ends(sides);
+  const ratio = window.devicePixelRatio || 1;
+  const sizes = canvases.map((canvas) => [canvas.clientWidth * ratio, canvas.clientHeight * ratio].map(Math.round)); // before any text changes: one layout
   canvases.forEach((canvas, side) => {
     canvas.classList.toggle("stale", !sides[side]); // this query is not generated yet
     canvas.setAttribute("aria-label", described(side));
     labels(side, most[side]).forEach((text, end) => { figures[side].querySelector(end ? ".high" : ".low").textContent = text; });
-    if (!sides[side] || !canvas.clientWidth) return;
-    const ratio = window.devicePixelRatio || 1;
-    const [width, height] = [canvas.clientWidth * ratio, canvas.clientHeight * ratio].map(Math.round);
+    const [width, height] = sizes[side];
+    if (!sides[side] || !width) return;
     paint(canvas, side, sides[side], most[side], picture, width, height, frame.placed ? 0 : ratio);
   });
   for (const layer of element.querySelectorAll(".layer")) layer.textContent = `, layer ${frame.lens.layer}`;

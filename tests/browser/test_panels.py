@@ -105,6 +105,23 @@ def test_a_page_at_rest_asks_for_no_frames(browser: Browser, address: str) -> No
     page.close()
 
 
+MARKS = """
+window.changes = 0;
+const marks = document.querySelectorAll("[data-testid=status-tracker]");
+const observer = new MutationObserver((changes) => { window.changes += changes.length; });
+for (const mark of marks) observer.observe(mark, { subtree: true, childList: true, characterData: true });
+marks.length
+"""
+
+
+def test_no_loading_mark_changes_while_a_fader_moves(tab: Tab) -> None:
+    """Gradio's hidden marks counted tenths of a second, and the browser laid the page out anew for each."""
+    assert tab.page.evaluate(MARKS) > 0
+    tab.fader(2).press("ArrowDown")
+    tab.settle()
+    assert tab.page.evaluate("window.changes") == 0
+
+
 # --- queries
 
 
