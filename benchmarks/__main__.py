@@ -1,4 +1,4 @@
-"""All benchmarks: ``python benchmarks [--json] [--only resume] [--model demo]``. Ratios against a peer in the same run."""
+"""Benchmarks against a peer in the same run: ``python benchmarks [--json] [--only resume] [--model demo]``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import os
 import time
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import attention
-import growth
 import intervention
 import page
 import resume
@@ -26,20 +25,18 @@ from transformers.utils import logging
 
 BY_MODEL = {
     "attention": attention.measure,
+    "resume": resume.measure,
     "sweep": sweep.measure,
     "intervention": intervention.measure,
     "sinks": sinks.measure,
 }
-SUITES = ("attention", "memory", "resume", "sweep", "intervention", "sinks", "training", "growth", "app")
+SUITES = ("attention", "memory", "resume", "sweep", "intervention", "sinks", "training", "app")
 
 
 def main(
     only: Annotated[list[str] | None, typer.Option(help=f"{', '.join(SUITES)}; all if left out.")] = None,
     model: Annotated[list[str] | None, typer.Option(help=f"{', '.join(SUBJECTS)}; all if left out.")] = None,
     rounds: Annotated[float, typer.Option(min=0, help="More or fewer rounds, as a factor.")] = 1,
-    figure: Annotated[
-        Path | None, typer.Option(help="Draw how cost grows into this SVG; needs growth and resume.")
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure, and print tables in Markdown, or JSON."""
@@ -55,7 +52,6 @@ def main(
         "transformers": transformers.__version__,
     }
     rows: list[Row] = []
-    curves: dict[str, growth.Curves] = {}
     for name in model or SUBJECTS:
         subject = SUBJECTS[name]()
         for suite in SUITES:
@@ -64,30 +60,22 @@ def main(
             typer.echo(f"{(time.perf_counter() - begin) / 60:5.1f} min  {suite}, {subject.name}", err=True)
             if suite in BY_MODEL:
                 rows += BY_MODEL[suite](subject, rounds)
-            elif suite == "resume":
-                more, curve = resume.measure(subject, rounds)
-                rows += more
-                curves.setdefault("layers", {})[subject.name] = curve
             elif suite == "memory" and name != "demo":
                 rows += attention.measure_memory(name)
             elif suite == "training" and name == "demo":
                 rows += training.measure(subject, rounds)
-            elif suite == "growth" and name == "demo":
-                curves |= growth.measure(subject, rounds)
             elif suite == "app" and name == "demo":
                 rows += page.measure(rounds)
     machine["minutes"] = round((time.perf_counter() - begin) / 60, 1)
-    if figure:
-        growth.draw(curves, figure)
     if as_json:
-        print(json.dumps({**machine, "rows": [row.as_json() for row in rows], "curves": curves}, indent=1))
+        print(json.dumps({**machine, "rows": [row.as_json() for row in rows]}, indent=1))
     else:
         print(", ".join(f"{key} {value}" for key, value in machine.items()))
         print(table(rows))
 
 
 def table(rows: list[Row]) -> str:
-    """Work by model in Markdown, with the quartiles of the rounds and whether the aim is met; notes below."""
+    """Return ratios by model in Markdown, with the quartiles of the rounds and whether the aim is met; notes below."""
     models = list(dict.fromkeys(row.model for row in rows))
     lines = [f"| work / peer | aim | {' | '.join(models)} |", "|---|---|" + "---|" * len(models)]
     for what, aim in dict.fromkeys((row.what, row.aim) for row in rows):
@@ -102,12 +90,12 @@ def _cell(row: Row) -> str:
         return "not measured"
     spread = f" ({row.low:.2f} to {row.high:.2f})" if row.low is not None else ""
     met = {True: ", met", False: ", missed", None: ""}[row.met]
-    return f"{row.value:.3g} {row.unit}{spread}{met}" if row.value >= 10 else f"{row.value:.2f} {row.unit}{spread}{met}"
+    return f"{row.value:{'.3g' if row.value >= 10 else '.2f'}} {row.unit}{spread}{met}"
 
 
 def _processor() -> str:
-    """The processor's name, where Linux tells it, and how many cores there are."""
-    info: Any = Path("/proc/cpuinfo")
+    """Return the processor's name, where Linux gives it, and the number of cores."""
+    info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
     return f"{name}, {os.cpu_count()} cores"

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import bounds
 import torch
 from models import SUBJECTS, Subject, onevision
-from timing import Row, duration, ratio, take_turns, wait_for_device
+from timing import CLEAR, Row, duration, held, in_a_process, ratio, reset_peak, take_turns, wait_for_device
 
 import sinkgate as sg
 from sinkgate.attention.recorder import Recorder
@@ -25,19 +22,18 @@ ROUNDS, FEW = (60, 60), (6, 10)  # of prefill and decode: the demo model's, a la
 PLAIN, GATED, ROWS, EAGER = "plain", "gated", "rows", "eager"
 #: Gates limited to the rows of the text, to one head of each layer, to every other head; and the monotone rule for the text's rows.
 LIMITED = ("text rows", "one head", "half the heads", "text rows, monotone")
-_CLEAR = Path("/proc/self/clear_refs")
 
 
 def measure(subject: Subject, rounds: float = 1) -> list[Row]:
-    """Rows of the table."""
+    """Return the rows of the table."""
     name = subject.name
     often, often_decode = (max(2, round(rounds * times)) for times in (ROUNDS if name == "demo" else FEW))
     read = take_turns({variant: prefill(subject, variant) for variant in (PLAIN, GATED, ROWS)}, often)
     limited = take_turns({variant: prefill(subject, variant) for variant in (PLAIN, *LIMITED)}, often)
-    # apart: the memory that eager attention gives back would slow down the next variant
+    # measured apart: the memory that eager attention frees would slow down the next variant
     against = take_turns({variant: prefill(subject, variant) for variant in (ROWS, EAGER)}, max(2, often // 2))
     use(subject, "sdpa")
-    begun = _forward(subject, PLAIN, subject.encoded, None)
+    begun = forward(subject, PLAIN)
     step = take_turns({variant: decode(subject, variant, begun) for variant in (PLAIN, GATED, ROWS)}, often_decode)
     of_prefill = f"{duration(median(read[PLAIN]))} plain, {often} rounds"
     of_step = f"{duration(median(step[PLAIN]))} a token plain, {often_decode} rounds of {STEPS} tokens"
@@ -64,9 +60,9 @@ def measure(subject: Subject, rounds: float = 1) -> list[Row]:
 
 def measure_memory(key: str = "onevision") -> list[Row]:
     """Return the memory that rows take over a plain prefill, against that of eager attention; each in a process of its own."""
-    if key == "onevision" and not _CLEAR.exists():
-        return []  # only Linux tells a process its peak afresh
-    peak = {variant: _in_a_process(key, variant) for variant in (PLAIN, ROWS, EAGER)}
+    if key == "onevision" and not CLEAR.exists():
+        return []
+    peak = {variant: in_a_process(_raised_peak, key, variant) for variant in (PLAIN, ROWS, EAGER)}
     rows, eager = (peak[variant] - peak[PLAIN] for variant in (ROWS, EAGER))
     note = f"{rows:.1f} MiB over {eager:.1f} MiB; a plain prefill takes {peak[PLAIN]:.0f} MiB"
     name = "OneVision-0.5B shape" if key == "onevision" else "LLaVA-1.5-7B shape"
@@ -74,16 +70,15 @@ def measure_memory(key: str = "onevision") -> list[Row]:
 
 
 def prefill(subject: Subject, variant: str) -> Callable[[], float]:
-    """Seconds of one prefill of the encoded prompt; spreading gates over the Keys is part of it."""
-    gates = _limited(subject, variant) if variant in LIMITED else _gates(subject)
+    """Return a function that measures one prefill of the encoded prompt, with spreading the gates over the Keys."""
+    gates = _limited(subject, variant) if variant in LIMITED else halved(subject)
 
     def run() -> float:
         use(subject, "eager" if variant == EAGER else "sdpa")
         inputs = subject.encoded
         wait_for_device()
         start = time.perf_counter()
-        scales = subject.scales(gates) if variant in (GATED, *LIMITED) else None
-        _forward(subject, variant, inputs, scales)
+        forward(subject, variant, subject.scales(gates) if variant in (GATED, *LIMITED) else None, inputs)
         wait_for_device()
         return time.perf_counter() - start
 
@@ -91,8 +86,8 @@ def prefill(subject: Subject, variant: str) -> Callable[[], float]:
 
 
 def decode(subject: Subject, variant: str, begun: Any) -> Callable[[], float]:
-    """Seconds a token over a few steps after a prefill, with what entering and leaving the block takes."""
-    scales = subject.scales(_gates(subject))
+    """Return a function that measures the seconds a token over a few steps after a prefill, with entering and leaving the block."""
+    scales = subject.scales(halved(subject))
     first = begun.logits[:, -1:].argmax(-1)
 
     def run() -> float:
@@ -111,23 +106,25 @@ def decode(subject: Subject, variant: str, begun: Any) -> Callable[[], float]:
 
 
 def use(subject: Subject, implementation: str) -> None:
-    """Put the LLM on an attention implementation."""
+    """Set the LLM's attention implementation."""
     subject.model.set_attn_implementation({"text_config": implementation})
 
 
-def _gates(subject: Subject) -> sg.Gates:
-    """Every visual Key of every layer halved."""
+def halved(subject: Subject) -> sg.Gates:
+    """Return gates that halve every visual Key of every layer."""
     return sg.Gates.ones(subject.vlm).set("v_sink", 0.5).set("rest", 0.5)
 
 
 def _limited(subject: Subject, variant: str) -> sg.FineGates:
-    """Every visual token of every layer halved, in the rows or heads that a variant names."""
+    """Return gates that halve every visual token of every layer, in the rows or heads that a variant names."""
     rows, rule = ("text" if "rows" in variant else "all"), ("monotone" if "monotone" in variant else "scale")
     heads = {"one head": 0, "half the heads": range(0, subject.vlm.num_heads, 2)}.get(variant)
     return sg.FineGates.ones(subject.vlm, rows=rows, rule=rule).set("visual", 0.5, heads=heads)  # pyright: ignore[reportArgumentType]
 
 
-def _forward(subject: Subject, variant: str, inputs: dict[str, Any], scales: Any) -> Any:
+def forward(subject: Subject, variant: str, scales: Any = None, inputs: dict[str, Any] | None = None) -> Any:
+    """Run a prefill of the encoded prompt; ``inputs`` are those of `Subject.encoded`, where they are at hand."""
+    inputs = inputs or subject.encoded
     with torch.no_grad(), _attached(subject, variant, scales):
         return subject.model(**inputs, use_cache=True, logits_to_keep=1, output_attentions=variant == EAGER)
 
@@ -140,30 +137,19 @@ def _attached(subject: Subject, variant: str, scales: Any, stored: int = 0) -> A
     return nullcontext()
 
 
-def _in_a_process(key: str, variant: str) -> float:
-    """MiB by which one prefill raises the peak."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_raised_peak, key, variant).result()
-
-
 def _raised_peak(key: str, variant: str) -> float:
+    """Return the MiB by which one prefill raises the peak."""
     subject = onevision(encoder_layers=1) if key == "onevision" else SUBJECTS[key]()  # the encoder is not run again
-    inputs, on_gpu = subject.encoded, subject.vlm.device.type == "cuda"
-    _forward(subject, PLAIN, inputs, None)  # what is set up once
+    on_gpu = subject.vlm.device.type == "cuda"
+    forward(subject, PLAIN)  # what is set up once
     use(subject, "eager" if variant == EAGER else "sdpa")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        _CLEAR.write_text("5")  # the peak starts afresh, below what building the model took
-        before = _peak()
-    hidden = _forward(subject, variant, inputs, None)
-    after = torch.cuda.max_memory_allocated() if on_gpu else _peak()
+        reset_peak()
+        before = held()
+    hidden = forward(subject, variant)
+    after = torch.cuda.max_memory_allocated() if on_gpu else held()
     del hidden
     return (after - before) / 2**20
-
-
-def _peak() -> int:
-    """Most bytes of memory that this process has held."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])

@@ -19,10 +19,11 @@ DEVICES = {
     "NVIDIA L40S": (864e9, 362e12),
     "NVIDIA GeForce RTX 4090": (1.008e12, 165e12),
 }
+H100 = DEVICES["NVIDIA H100 80GB HBM3"]
 
 
 def rows(subject: Subject, prefill: list[float], step: list[float]) -> list[Row]:
-    """Gated prefill and decode over the GPU's limit; nothing on a CPU, whose limit no name tells."""
+    """Return gated prefill and decode over the GPU's limit; nothing on a CPU, whose name does not give its limit."""
     if subject.vlm.device.type != "cuda":
         return []
     device = torch.cuda.get_device_name(subject.vlm.device)
@@ -38,7 +39,7 @@ def rows(subject: Subject, prefill: list[float], step: list[float]) -> list[Row]
 
 
 def operations(subject: Subject) -> float:
-    """Of a prefill: two for each weight and position, and the two products of causal attention."""
+    """Return the operations of a prefill: two for each weight and position, and the two products of causal attention."""
     config, length = subject.model.config.get_text_config(), subject.prompt.num_keys
     weights = sum(parameter.numel() for parameter in subject.vlm.decoder.layers.parameters())
     attention = 2 * length**2 * config.hidden_size * config.num_hidden_layers  # half of the square is masked
@@ -46,7 +47,7 @@ def operations(subject: Subject) -> float:
 
 
 def bytes_a_token(subject: Subject) -> float:
-    """Read for one token: the layers' weights, the output layer's, and the Keys and Values of the prompt."""
+    """Return the bytes read for one token: weights of the layers and the output layer, Keys and Values of the prompt."""
     model = subject.model
     config = model.config.get_text_config()
     heads = config.num_key_value_heads * config.hidden_size // config.num_attention_heads

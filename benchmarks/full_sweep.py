@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from bounds import H100
 from models import Subject, llava_7b_config, onevision
 from peers import generate
 from timing import take_turns
@@ -27,10 +28,6 @@ from sinkgate.training.dataset import Prefix
 
 ITEMS = {"MMStar": 1500, "CV-Bench": 2638}
 ANSWER = 2  # tokens that a full generate writes: a letter and the end
-H100 = {
-    "peak": 989e12,
-    "bandwidth": 3.35e12,
-}  # bfloat16 without sparsity, FLOP/s; bytes/s: NVIDIA's data sheet of the SXM card
 
 
 @dataclass(frozen=True)
@@ -43,24 +40,24 @@ class Work:
     layers: int
 
     def by_generates(self, points: int) -> float:
-        """Of a sweep by full generates, the unmodified one included."""
+        """Return the operations of a sweep by full generates, the unmodified one included."""
         return (1 + self.layers * points) * (self.encode + self.prefill + (ANSWER - 1) * self.step)
 
     def by_engine(self, points: int) -> float:
-        """Of sinkgate's: encoder and LLM once, then each setting from its layer up."""
+        """Return the operations of sinkgate's sweep: encoder and LLM once, then each setting from its layer up."""
         passes = sum((self.layers - layer) / self.layers for layer in range(self.layers)) * points
         return self.encode + (1 + passes) * self.prefill
 
 
 def llava_7b_work(words: int) -> Work:
-    """Counted on LLaVA-1.5-7B's shape, 576 visual tokens and ``words`` of text."""
+    """Return the work counted on LLaVA-1.5-7B's shape, 576 visual tokens and ``words`` of text."""
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(llava_7b_config()).eval()
     return counted(model, 336, 576 + words)
 
 
 def counted(model: Any, side: int, length: int) -> Work:
-    """The work of a LLaVA on the meta device."""
+    """Return the work of a LLaVA on the meta device."""
 
     def count(run: Any) -> float:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -69,7 +66,7 @@ def counted(model: Any, side: int, length: int) -> Work:
 
     def llm(count: int) -> None:
         states = torch.empty(1, count, model.config.text_config.hidden_size, device="meta")
-        # a mask made here: one made there would be looked at, and there is nothing to look at on the meta device
+        # the model would read the values of a mask of its own, and tensors on the meta device have none
         model.model.language_model(
             inputs_embeds=states, attention_mask=torch.empty(1, 1, count, count, device="meta"), use_cache=False
         )
@@ -84,7 +81,7 @@ def counted(model: Any, side: int, length: int) -> Work:
 
 
 def saving(subject: Subject, layers: range, items: int, rounds: int) -> tuple[list[float], Work]:
-    """Seconds of full generates over those of the engine, round by round, for one setting at each of some layers; and the work."""
+    """Return the seconds of full generates over those of the engine, by round, for one setting at each of some layers; and the work."""
     vlm = subject.vlm
     settings = oracle(vlm, layers, LINE[3:4])
     sinks, prompt = subject.sinks, subject.prompt
@@ -129,9 +126,9 @@ def main(
         / (shape.encode / items + (1 + passes) * shape.prefill)
     )
     weights = 2 * 7.06e9  # bytes read in a step of decoding
-    peak = H100["peak"] * utilisation
+    bandwidth, peak = H100[0], H100[1] * utilisation
     before = questions * (
-        work.by_generates(points) / peak + (1 + work.layers * points) * (ANSWER - 1) * weights / H100["bandwidth"]
+        work.by_generates(points) / peak + (1 + work.layers * points) * (ANSWER - 1) * weights / bandwidth
     )
     after = questions * work.by_engine(points) / peak
     summary = {
@@ -146,7 +143,7 @@ def main(
         "hours by the engine, 1 H100": after / 3600,
         "hours by full generates, 8 H100": before / 8 / 3600,
         "hours by the engine, 8 H100": after / 8 / 3600,
-        "assumed": f"{utilisation:.0%} of the peak of {H100['peak'] / 1e12:.0f} TFLOP/s, {words} tokens of text, samples shared out evenly",
+        "assumed": f"{utilisation:.0%} of the peak of {H100[1] / 1e12:.0f} TFLOP/s, {words} tokens of text, samples shared out evenly",
     }
     if as_json:
         print(json.dumps(summary, indent=1))

@@ -1,11 +1,11 @@
-"""One command for a GPU: are gates right there, and what they cost on the shapes of two 7B models.
+"""Check of gates on a GPU, and their cost on the shapes of two 7B models.
 
 ``python benchmarks/gpu.py [--out gpu.json]`` takes at most 8 minutes on an H100, needs sinkgate and this folder, and fetches nothing: weights
-are random, built from configurations in code. Each part is written to the file when it is finished; the same command continues, on the same
-device. ``--device cpu --size tiny`` runs the same code on a CPU.
+are random. Each part is written to the file when it is finished; the same command continues, on the same device.
+``--device cpu --size tiny`` runs the same code on a CPU.
 
-Every ratio is against plain transformers in turns within the same run; beside it stands the physical limit: operations over peak, or bytes over bandwidth, from the
-device's data sheet, or else as a product of matrices and a copy reach them.
+Every ratio is against plain transformers in turns within the same run, beside the physical limit: operations over peak, or bytes over
+bandwidth, from the device's data sheet or, for devices that are not in `bounds`, measured by a product of matrices and a copy.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import copy
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -23,20 +22,19 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, cast
 
+import attention
 import bounds
 import torch
 import transformers
 import typer
-from models import IMAGE, WORDS, Options, Subject, some_sinks
+from attention import GATED, PLAIN, ROWS, STEPS, forward, use
+from models import IMAGE, WORDS, Options, Subject, llava_7b_config, llava_inputs, random_weights, with_prompt
 from timing import Row, duration, ratio, take_turns, timed
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
     LlavaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -45,9 +43,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging
 
 import sinkgate as sg
-from sinkgate.attention.recorder import Recorder
 from sinkgate.methods.lsg import LSG, LSGConfig
-from sinkgate.models.vlm import VLM
 from sinkgate.sinks.criteria import MassiveActivations, SinkDimensions
 from sinkgate.training.dataset import Prefix
 from sinkgate.training.ensemble import frozen
@@ -59,7 +55,7 @@ KERNELS = (
     "kernels-community/flash-attn2",
     "kernels-community/vllm-flash-attn3",
 )
-STEPS, SETTINGS = 16, 11  # tokens of a decode; points of the paper's line
+SETTINGS = 11  # points of the paper's line
 DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
 
 
@@ -69,71 +65,23 @@ class Shape:
 
     name: str
     rule: str
-    build: Callable[[bool], Any]  # True: a tiny one
-    inputs: Callable[[bool], dict[str, Tensor]]
+    kind: Any
+    config: Callable[[bool], Any]  # True: of a tiny model
+    inputs: Callable[[Any], dict[str, Tensor]]  # of a configuration
 
     def subject(self, device: torch.device, dtype: torch.dtype, tiny: bool) -> Subject:
-        """The model on a device, with a prompt and some sinks."""
-        torch.manual_seed(0)
-        torch.set_default_dtype(dtype)
-        try:
-            with device:
-                model = self.build(tiny).eval()
-        finally:
-            torch.set_default_dtype(torch.float32)
+        """Return the model on a device, with a prompt and some sinks."""
+        config = self.config(tiny)
+        vlm = random_weights(self.name, self.kind, config, dtype, device)
         if tiny:
             with torch.no_grad():
-                for parameter in model.parameters():
+                for parameter in vlm.model.parameters():
                     if parameter.dim() >= 2:
                         parameter.mul_(4)  # a gate must move the logits of so small a model
-        model.generation_config.eos_token_id = None
-        model.generation_config.pad_token_id = 0
-        vlm = VLM(model, None, self.name)
-        vlm.prompter.rules["image"] = self.rule  # gradients through the whole tower would say so, slowly
-        inputs = {
-            name: value.to(dtype) if value.is_floating_point() else value for name, value in self.inputs(tiny).items()
-        }
-        prompt = vlm.read({name: value.to(device) for name, value in inputs.items()})
-        return Subject(self.name, vlm, prompt, some_sinks(vlm, prompt))
+        return with_prompt(vlm, self.rule, self.inputs(config))
 
 
-def llava(tiny: bool) -> Any:
-    """LLaVA-1.5-7B: CLIP-L at 336 pixels, 576 visual tokens, LLaMA of 32 layers, 4096 wide."""
-    vision: Options = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-    }
-    text: Options = {"vocab_size": 32064}
-    if tiny:
-        vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-        text = {
-            "vocab_size": 200,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-        }
-    side = 4 if tiny else 24
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**vision, image_size=14 * side, patch_size=14),
-        text_config=LlamaConfig(**text),
-        image_token_index=IMAGE,
-        image_seq_length=side**2,
-    )
-    return LlavaForConditionalGeneration(config)
-
-
-def llava_inputs(tiny: bool) -> dict[str, Tensor]:
-    """One picture and a question."""
-    side = 4 if tiny else 24
-    ids = torch.cat([torch.full((1, side**2), IMAGE), torch.randint(10, 60, (1, WORDS))], 1)
-    pixels = torch.randn(1, 3, 14 * side, 14 * side)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
-
-
-def qwen(tiny: bool) -> Any:
+def qwen_config(tiny: bool) -> Qwen2_5_VLConfig:
     """Qwen2.5-VL-7B: 28 layers, 3584 wide, grouped Keys; a tower of 32 layers with windows."""
     vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
     vision |= {"fullatt_block_indexes": [7, 15, 23, 31]}
@@ -148,13 +96,12 @@ def qwen(tiny: bool) -> Any:
         sections = [2, 3, 3]
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
     ids: Options = {"image_token_id": IMAGE, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
-    config = Qwen2_5_VLConfig(vision_config=vision, text_config={**text, "rope_parameters": rope}, **ids)
-    return Qwen2_5_VLForConditionalGeneration(config)
+    return Qwen2_5_VLConfig(vision_config=vision, text_config={**text, "rope_parameters": rope}, **ids)
 
 
-def qwen_inputs(tiny: bool) -> dict[str, Tensor]:
-    """A large picture, 3,952 visual tokens, and a question."""
-    height, width = (8, 12) if tiny else (104, 152)
+def qwen_inputs(config: Any) -> dict[str, Tensor]:
+    """Return a large picture, 3,952 visual tokens, and a question; for a tiny model 24 visual tokens."""
+    height, width = (8, 12) if config.vision_config.depth == 2 else (104, 152)
     tokens = height * width // 4
     words = torch.randint(10, 60, (1, WORDS))
     ids = torch.cat([torch.tensor([[7]]), torch.full((1, tokens), IMAGE), torch.tensor([[8]]), words], 1)
@@ -168,8 +115,8 @@ def qwen_inputs(tiny: bool) -> dict[str, Tensor]:
 
 
 SHAPES = {
-    "llava": Shape("LLaVA-1.5-7B shape", "blocks", llava, llava_inputs),
-    "qwen": Shape("Qwen2.5-VL-7B shape", "runs", qwen, qwen_inputs),
+    "llava": Shape("LLaVA-1.5-7B shape", "blocks", LlavaForConditionalGeneration, llava_7b_config, llava_inputs),
+    "qwen": Shape("Qwen2.5-VL-7B shape", "runs", Qwen2_5_VLForConditionalGeneration, qwen_config, qwen_inputs),
 }
 
 
@@ -186,7 +133,7 @@ class Peak:
 
 
 def peak_of(device: torch.device, dtype: torch.dtype, tiny: bool) -> Peak:
-    """Return what the device can do at best."""
+    """Return the device's limits."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     if name in bounds.DEVICES:
         bandwidth, operations = bounds.DEVICES[name]
@@ -222,9 +169,8 @@ class ScaledScores:
 @contextmanager
 def scaled_scores(subject: Subject, scales: Tensor) -> Iterator[None]:
     """Run the LLM on `ScaledScores`."""
-    functions, masks = AttentionInterface, AttentionMaskInterface
-    functions.register("scaled_scores", cast(Any, ScaledScores(scales)))
-    masks.register("scaled_scores", sdpa_mask)
+    AttentionInterface.register("scaled_scores", cast(Any, ScaledScores(scales)))
+    AttentionMaskInterface.register("scaled_scores", sdpa_mask)
     use(subject, "scaled_scores")
     try:
         yield
@@ -232,13 +178,8 @@ def scaled_scores(subject: Subject, scales: Tensor) -> Iterator[None]:
         use(subject, "sdpa")
 
 
-def use(subject: Subject, implementation: str) -> None:
-    """Put the LLM on an attention implementation."""
-    subject.model.set_attn_implementation({"text_config": implementation})
-
-
 def gates_of(subject: Subject) -> sg.Gates:
-    """Scales that differ from layer to layer."""
+    """Return scales that differ from layer to layer."""
     gates = sg.Gates.ones(subject.vlm)
     for layer in range(subject.vlm.num_layers):
         gates = gates.set("v_sink", 0.2 + 0.1 * (layer % 5), layer).set("rest", 0.5 + 0.1 * (layer % 4), layer)
@@ -349,55 +290,34 @@ def cost(shape: Shape, device: torch.device, dtype: torch.dtype, tiny: bool) -> 
 
 
 def prefill(subject: Subject, peak: Peak, rounds: int) -> list[Row]:
-    """Prefill of the encoded prompt: plain, gated, with rows recorded."""
-    scales = subject.scales(gates_of(subject))
-    runs = {name: partial(forward, subject, block) for name, block in blocks(subject, scales).items()}
-    seconds = take_turns(runs, rounds)
+    """Return the cost of a prefill of the encoded prompt: plain, gated, with rows recorded."""
+    seconds = take_turns({name: attention.prefill(subject, name) for name in (PLAIN, GATED, ROWS)}, rounds)
     limit = bounds.operations(subject) / peak.operations
-    note = (
-        f"{duration(median(seconds['plain']))} plain; {duration(limit)} at best, operations over peak ({peak.source})"
-    )
+    note = f"{duration(median(seconds[PLAIN]))} plain; {duration(limit)} at best, operations over peak ({peak.source})"
     return [
-        ratio("gated prefill / plain", subject.name, seconds["gated"], seconds["plain"], "<= 1.02", note=note),
-        ratio("prefill with rows / plain", subject.name, seconds["rows"], seconds["plain"], "<= 1.05", note=note),
-        Row("gated prefill / operations over peak", subject.name, median(seconds["gated"]) / limit, note=note),
+        ratio("gated prefill / plain", subject.name, seconds[GATED], seconds[PLAIN], "<= 1.02", note=note),
+        ratio("prefill with rows / plain", subject.name, seconds[ROWS], seconds[PLAIN], "<= 1.05", note=note),
+        Row("gated prefill / operations over peak", subject.name, median(seconds[GATED]) / limit, note=note),
     ]
 
 
 def decode(subject: Subject, peak: Peak, rounds: int) -> list[Row]:
-    """A decode step over the prompt's cache: plain, gated, with rows recorded."""
-    scales = subject.scales(gates_of(subject))
-    begun = forward(subject, nullcontext)
-    first = begun.logits[:, -1:].argmax(-1)
-
-    def steps(block: Callable[[], AbstractContextManager[Any]]) -> None:
-        cache, token = copy(begun.past_key_values), first
-        cache.layers = [copy(layer) for layer in cache.layers]
-        with torch.no_grad(), block():
-            for _ in range(STEPS):
-                output = subject.model(input_ids=token, past_key_values=cache, use_cache=True)
-                token = output.logits[:, -1:].argmax(-1)
-
-    runs = {name: partial(steps, block) for name, block in blocks(subject, scales, subject.prompt.num_keys).items()}
-    seconds = take_turns(runs, rounds)
-    step, limit = median(seconds["plain"]) / STEPS, bounds.bytes_a_token(subject) / peak.bandwidth
-    note = f"{duration(step)} a token plain; {duration(limit)} at best, bytes over bandwidth ({peak.source})"
+    """Return the cost of a decode step over the prompt's cache: plain, gated, with rows recorded."""
+    begun = forward(subject, PLAIN)
+    seconds = take_turns({name: attention.decode(subject, name, begun) for name in (PLAIN, GATED, ROWS)}, rounds)
+    step, limit = median(seconds[PLAIN]), bounds.bytes_a_token(subject) / peak.bandwidth
+    note = f"{duration(step)} a token plain, {STEPS} tokens; {duration(limit)} at best, bytes over bandwidth ({peak.source})"
     return [
-        ratio("gated decode / plain", subject.name, seconds["gated"], seconds["plain"], "<= 1.02", note=note),
-        ratio("decode with rows / plain", subject.name, seconds["rows"], seconds["plain"], "<= 1.05", note=note),
-        Row("gated decode / bytes over bandwidth", subject.name, median(seconds["gated"]) / STEPS / limit, note=note),
+        ratio("gated decode / plain", subject.name, seconds[GATED], seconds[PLAIN], "<= 1.02", note=note),
+        ratio("decode with rows / plain", subject.name, seconds[ROWS], seconds[PLAIN], "<= 1.05", note=note),
+        Row("gated decode / bytes over bandwidth", subject.name, median(seconds[GATED]) / limit, note=note),
     ]
 
 
 def finding(subject: Subject, rounds: int) -> list[Row]:
-    """``find_sinks`` over a plain prefill of the same pixels."""
-
-    def pixels() -> None:
-        with torch.no_grad():
-            subject.model(**subject.pixels, use_cache=False, logits_to_keep=1)
-
+    """Return the cost of ``find_sinks`` over a plain prefill of the same pixels."""
     criteria = {"sink dimensions": SinkDimensions((7,)), "massive activations": MassiveActivations()}
-    runs: dict[str, Callable[[], Any]] = {"plain": pixels}
+    runs: dict[str, Callable[[], Any]] = {"plain": subject.prefill}
     runs |= {
         name: partial(sg.find_sinks, subject.vlm, subject.prompt, v_sink="norm", l_sink=each)
         for name, each in criteria.items()
@@ -413,7 +333,7 @@ def finding(subject: Subject, rounds: int) -> list[Row]:
 
 
 def slider(subject: Subject, rounds: int) -> list[Row]:
-    """A slider moved, in the first layer, the middle and the last quarter, beside the layers' share of a warm forward."""
+    """Return the cost of a slider moved in the first layer, the middle and the last quarter, beside the layers' share of a forward."""
     vlm, layers = subject.vlm, subject.vlm.num_layers
     session = sg.Session(vlm, subject.prompt, subject.sinks)
     gates = sg.Gates.ones(vlm)
@@ -425,7 +345,7 @@ def slider(subject: Subject, rounds: int) -> list[Row]:
         def move(layer: int = layer, values: Iterator[int] = values) -> None:
             session.predict(gates.set("rest", 0.3 + 0.4 * (next(values) % 2), layer))
 
-        seconds = take_turns({"moved": move, "warm": partial(forward, subject, nullcontext)}, rounds)
+        seconds = take_turns({"moved": move, "warm": partial(forward, subject, PLAIN)}, rounds)
         share = (layers - layer) / layers
         rows.append(
             ratio(
@@ -442,12 +362,7 @@ def sweep_batch(subject: Subject, rounds: int) -> list[Row]:
     session = sg.Session(vlm, subject.prompt, subject.sinks)
     session.predict()
     tables = [sg.Gates.ones(vlm).set("rest", 0.05 + 0.09 * index, layer) for index in range(SETTINGS)]
-
-    def pixels() -> None:
-        with torch.no_grad():
-            subject.model(**subject.pixels, use_cache=False, logits_to_keep=1)
-
-    seconds = take_turns({"ours": lambda: session.predict_all(tables), "one": pixels}, rounds)
+    seconds = take_turns({"ours": lambda: session.predict_all(tables), "one": subject.prefill}, rounds)
     peer = [SETTINGS * each for each in seconds["one"]]
     note = f"{SETTINGS} settings: {duration(median(seconds['ours']))}; one prefill from the pixels {duration(median(seconds['one']))}"
     return [
@@ -515,38 +430,18 @@ def memory(subject: Subject) -> list[Row]:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
-    def plain() -> None:
-        with torch.no_grad():
-            subject.model(**subject.pixels, use_cache=True, logits_to_keep=1)
-
     vlm, prompt, gates = subject.vlm, subject.prompt, gates_of(subject)
     runs: dict[str, Callable[[], Any]] = {
         "predict, gated": lambda: vlm.predict(prompt, gates, subject.sinks),
         "find_sinks": lambda: sg.find_sinks(vlm, prompt, v_sink="norm", l_sink=SinkDimensions((7,))),
         "observe": lambda: vlm.observe(prompt),
     }
-    base = peak(plain)
+    base = peak(partial(subject.prefill, use_cache=True))
     note = f"{base / 2**20:.0f} MiB above the weights plain"
     return [
         Row(f"peak memory, {name} / plain prefill", subject.name, peak(run) / base, aim="<= 1.1", note=note)
         for name, run in runs.items()
     ]
-
-
-def forward(subject: Subject, block: Callable[[], AbstractContextManager[Any]]) -> Any:
-    """A prefill of the encoded prompt within a block."""
-    with torch.no_grad(), block():
-        return subject.model(**subject.encoded, use_cache=True, logits_to_keep=1)
-
-
-def blocks(subject: Subject, scales: Any, stored: int = 0) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
-    """Blocks to run a forward in, by name."""
-    vlm = subject.vlm
-    return {
-        "plain": nullcontext,
-        "gated": lambda: vlm.attached(scales, None, own_cache=True, stored=stored),
-        "rows": lambda: vlm.attached(None, Recorder("last"), own_cache=True),
-    }
 
 
 # --- the file
@@ -597,9 +492,7 @@ def main(
         aside.write_text(json.dumps(stored, indent=1))
         aside.replace(out)
         for row in rows:
-            value = "not measured" if row.value is None else f"{row.value:.3g} {row.unit}"
-            verdict = {True: "met", False: "MISSED", None: ""}[row.met]
-            typer.echo(f"{part}: {row.what}, {row.model}: {value} {row.aim} {verdict} {row.note}")
+            typer.echo(f"{part}: {row}")
 
     def late() -> bool:
         return time.perf_counter() - begin > 60 * minutes

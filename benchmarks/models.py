@@ -1,6 +1,6 @@
 """Models to measure: the demo model, and random weights in the shapes of well-known models.
 
-The cost of a gate does not depend on what the weights say; it does on widths, depths and the number of visual tokens.
+The cost of a gate depends on widths, depths and the number of visual tokens, and not on the values of the weights.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ QWEN2: Options = {
 
 @dataclass
 class Subject:
-    """A model with a prompt in it and its sinks; ``pixels`` are the inputs as a processor makes them."""
+    """A model with a prompt and its sinks; ``pixels`` are the inputs as a processor makes them."""
 
     name: str
     vlm: VLM
@@ -73,8 +73,13 @@ class Subject:
         return self.vlm.warm_inputs(self.prompt)
 
     def scales(self, gates: sg.Gates | sg.FineGates) -> Any:
-        """Scales of the Keys by layer and position, (L, 1, K); or limited ones."""
+        """Return scales of the Keys by layer and position, (L, 1, K); or limited ones."""
         return self.vlm.scales(self.prompt, gates, self.sinks)
+
+    def prefill(self, use_cache: bool = False) -> Any:
+        """Run the whole model on the prompt, from the pixels."""
+        with torch.no_grad():
+            return self.model(**self.pixels, use_cache=use_cache, logits_to_keep=1)
 
 
 def demo() -> Subject:
@@ -104,7 +109,7 @@ def onevision(side: int = 27, layers: int = 24, encoder_layers: int = 26) -> Sub
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
-    return _random("OneVision-0.5B shape", config)
+    return random_llava("OneVision-0.5B shape", config)
 
 
 def narrow(side: int, layers: int) -> Subject:
@@ -122,27 +127,38 @@ def narrow(side: int, layers: int) -> Subject:
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
-    return _random(f"{layers} layers, 64 wide", config)
+    return random_llava(f"{layers} layers, 64 wide", config)
 
 
 def llava_7b() -> Subject:
     """LLaVA-1.5-7B's shape in bfloat16 on a GPU."""
-    return _random("LLaVA-1.5-7B shape", llava_7b_config(), torch.bfloat16, "cuda")
+    return random_llava("LLaVA-1.5-7B shape", llava_7b_config(), torch.bfloat16, "cuda")
 
 
-def llava_7b_config() -> LlavaConfig:
-    """CLIP-L at 336 pixels, 576 visual tokens, LLaMA of 32 layers, 4096 wide."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
+def llava_7b_config(tiny: bool = False) -> LlavaConfig:
+    """CLIP-L at 336 pixels, 576 visual tokens, LLaMA of 32 layers, 4096 wide; ``tiny``: 16 visual tokens, 4 layers, 64 wide."""
+    vision: Options = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    }
+    text: Options = {"vocab_size": 32064}
+    if tiny:
+        vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        text = {
+            "vocab_size": 200,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+        }
+    side = 4 if tiny else 24
     return LlavaConfig(
-        vision_config=vision, text_config=LlamaConfig(vocab_size=32064), image_token_index=IMAGE, image_seq_length=576
+        vision_config=CLIPVisionConfig(**vision, image_size=14 * side, patch_size=14),
+        text_config=LlamaConfig(**text),
+        image_token_index=IMAGE,
+        image_seq_length=side**2,
     )
 
 
@@ -151,30 +167,47 @@ if torch.cuda.is_available():
     SUBJECTS["llava-7b"] = llava_7b
 
 
-def _random(name: str, config: LlavaConfig, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Subject:
+def random_llava(
+    name: str, config: LlavaConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Subject:
+    """Return a LLaVA with random weights and a prompt of noise."""
+    vlm = random_weights(name, LlavaForConditionalGeneration, config, dtype, device)
+    return with_prompt(vlm, "blocks", llava_inputs(config))
+
+
+def random_weights(name: str, kind: Any, config: Any, dtype: torch.dtype, device: torch.device | str) -> VLM:
+    """Return a model of a class of transformers, its weights drawn on the device."""
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = LlavaForConditionalGeneration(config).eval()
+            model = kind(config).eval()
     finally:
         torch.set_default_dtype(torch.float32)
     model.generation_config.eos_token_id = None  # random weights must not end an answer
     model.generation_config.pad_token_id = 0
-    vlm = VLM(model, None, name)
-    vlm.prompter.rules["image"] = "blocks"  # a patch is a token; gradients through the whole tower would say so, slowly
+    return VLM(model, None, name)
+
+
+def llava_inputs(config: LlavaConfig) -> dict[str, Tensor]:
+    """Return a picture of noise and a question as a LLaVA's inputs."""
     vision: Any = config.vision_config
-    side = vision.image_size
     words = torch.randint(10, 60, (1, WORDS))
     ids = torch.cat([torch.full((1, config.image_seq_length), IMAGE), words], 1)
-    pixels = torch.randn(1, 3, side, side)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels.to(dtype)}
-    prompt = vlm.read({name: value.to(device) for name, value in inputs.items()})
-    return Subject(name, vlm, prompt, some_sinks(vlm, prompt))
+    pixels = torch.randn(1, 3, vision.image_size, vision.image_size)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+
+
+def with_prompt(vlm: VLM, rule: str, inputs: dict[str, Tensor]) -> Subject:
+    """Return a model with the prompt of these inputs; ``rule`` maps patches to visual tokens."""
+    vlm.prompter.rules["image"] = rule  # measuring it by gradients through the whole tower would take long
+    floats = {name: value.to(vlm.model.dtype) for name, value in inputs.items() if value.is_floating_point()}
+    prompt = vlm.read({name: value.to(vlm.device) for name, value in (inputs | floats).items()})
+    return Subject(vlm.name, vlm, prompt, some_sinks(vlm, prompt))
 
 
 def some_sinks(vlm: VLM, prompt: sg.Prompt, count: int = 5) -> SinkMap:
-    """Every so many tokens a V-sink, as many as a real picture has (three to five): random weights grow none."""
+    """Return sinks with V-sinks at even distances, as many as a real picture has (three to five): random weights grow none."""
     tokens, layers = len(prompt.visual), vlm.num_layers
     v_sink = torch.zeros(tokens, dtype=torch.bool)
     v_sink[:: -(-tokens // count)] = True

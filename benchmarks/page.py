@@ -41,7 +41,7 @@ TICK = """([layer, down]) => new Promise((resolve, reject) => {
 
 
 def measure(rounds: float = 1, model: str = "demo-large", layer: int = 4) -> list[Row]:
-    """Rows of the table: one start of the app, then ticks of a fader.
+    """Return the rows of the table: one start of the app, then ticks of a fader.
 
     Args:
         rounds: more or fewer ticks, as a factor.
@@ -108,8 +108,7 @@ def main(
     rounds: Annotated[float, typer.Option(min=0, help="More or fewer ticks, as a factor.")] = 1,
 ) -> None:
     """Measure, and print a line for each number."""
-    for row in measure(rounds, model, layer):
-        print(f"{row.model}: {row.what}: {row.value:.3g} {row.unit} {row.aim}  {row.note}")
+    print(*measure(rounds, model, layer), sep="\n")
 
 
 def listens(port: int) -> bool:

@@ -13,11 +13,9 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
-from models import some_sinks
-from PIL import Image
+from models import open_folder, some_sinks
 from timing import duration
 from torch.profiler import ProfilerActivity, profile
 from transformers.utils import logging
@@ -51,7 +49,7 @@ class Profile:
 def profiled(work: Work) -> Profile:
     """Profile one call after one that warms up.
 
-    Seconds are the processor's, without the profiler. Shares are of the clock's time under the profiler, which knows no other: on a busy
+    Seconds are the processor's, without the profiler. Shares are of wall-clock time, the only one that the profiler measures: on a busy
     machine every operation waits in proportion.
     """
     work()
@@ -126,9 +124,8 @@ def main(folder: Annotated[Path, typer.Argument(help="Folder of a model.")]) -> 
     """Profile each kind of work, and write a table for it."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    vlm = sg.load(folder)
-    noise = np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8)
-    prompt = vlm.prompt(Image.fromarray(noise), "What is in the picture?")
+    subject = open_folder(folder)
+    vlm, prompt = subject.vlm, subject.prompt
     text = vlm.model.config.get_text_config()
     machine = (
         f"{text.num_hidden_layers} layers, {text.hidden_size} wide, {prompt.length} tokens, {vlm.model.dtype} on a CPU, {torch.get_num_threads()} thread, "

@@ -14,8 +14,8 @@ import sinkgate as sg
 ROUNDS, FEW = 20, 1  # the demo model's, a large one's
 
 
-def measure(subject: Subject, rounds: float = 1) -> tuple[list[Row], tuple[list[float], list[float]]]:
-    """Rows of the table, and a curve: the cost of a move over the layers from its own up, both as shares of all."""
+def measure(subject: Subject, rounds: float = 1) -> list[Row]:
+    """Rows of the table."""
     name, layers = subject.name, subject.vlm.num_layers
     times = max(1, round(rounds * (ROUNDS if name == "demo" else FEW)))
     _agree(subject)
@@ -26,14 +26,12 @@ def measure(subject: Subject, rounds: float = 1) -> tuple[list[Row], tuple[list[
     shares = [seconds * layers / (median(warm) * (layers - layer)) for layer, seconds in enumerate(per_layer)]
     quarter = speedup[3 * layers // 4 :]
     note = f"{duration(full)} again, {duration(min(per_layer))} to {duration(max(per_layer))} moved; every layer, rounds: {times}"
-    rows = [
+    return [
         Row("full re-run / slider moved, last quarter, its slowest layer", name, min(quarter), aim=">= 5", note=note),
         Row("full re-run / slider moved, median layer", name, median(speedup), aim=">= 2", note=note),
         Row("full re-run / slider moved, first layer", name, speedup[0], note="the image stays encoded; no layer is saved"),
         Row("slider moved / its layers' share of a forward, median layer", name, median(shares), note=f"1 is proportional; a forward of the encoded prompt takes {duration(median(warm))}"),
     ]  # fmt: skip
-    above = [(layers - layer) / layers for layer in range(layers)]
-    return rows, (above, [seconds / full for seconds in per_layer])
 
 
 def _agree(subject: Subject) -> None:

@@ -9,20 +9,18 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Annotated
 
+import bounds
 import torch
 import typer
 from models import Subject, open_folder
-from timing import Row, duration, processor_time, ratio, take_turns
+from timing import Row, duration, held, in_a_process, processor_time, ratio, reset_peak, take_turns
 
 import sinkgate as sg
-from sinkgate.models.vlm import VLM
 from sinkgate.sinks.criteria import AttentionShare, Criterion, MassiveActivations, NormOutliers, SinkDimensions
 from sinkgate.sinks.states import Reduction
 
@@ -35,15 +33,12 @@ CRITERIA: dict[str, Criterion] = {
     "norm outliers": NormOutliers(),
     "attention share": AttentionShare(),
 }
-H100 = 3.35e12, 989e12  # bytes and dense bfloat16 operations a second, from NVIDIA's data sheet
-_CLEAR = Path("/proc/self/clear_refs")
 
 
 def measure(subject: Subject, rounds: float = 1) -> list[Row]:
     """``find_sinks`` over a plain prefill of the same pixels, by criterion."""
-    vlm, prompt = subject.vlm, subject.prompt
-    runs: dict[str, Callable[[], float]] = {"plain": processor_time(partial(_prefill, vlm, prompt))}
-    runs |= {name: processor_time(partial(_find, vlm, prompt, each)) for name, each in CRITERIA.items()}
+    runs: dict[str, Callable[[], float]] = {"plain": processor_time(subject.prefill)}
+    runs |= {name: processor_time(partial(_find, subject, criterion)) for name, criterion in CRITERIA.items()}
     times = max(3, round(rounds * (30 if subject.name == "demo" else 7)))
     seconds = take_turns(runs, times)
     note = f"{duration(median(seconds['plain']))} of processor time plain, {times} rounds"
@@ -73,7 +68,7 @@ def measure_widths(rounds: float = 1) -> list[Row]:
         }
         seconds = take_turns(runs, max(3, round(rounds * 15)))
         products = [each * weights / width**2 for each in seconds["product"]]
-        read, compute = states.nbytes / H100[0], 2 * weights * tokens / H100[1]
+        read, compute = states.nbytes / bounds.H100[0], 2 * weights * tokens / bounds.H100[1]
         on_h100 = f"an H100 takes {read * 1e6:.1f} us to read them and {compute * 1e6:.0f} us for the products at best"
         for name, reduction in REDUCTIONS.items():
             mine, summary = seconds[name], reduction(states)
@@ -92,44 +87,29 @@ def measure_widths(rounds: float = 1) -> list[Row]:
 
 def measure_memory(folder: Path) -> list[Row]:
     """Peak memory of one ``find_sinks`` over that of a plain prefill, both with the weights, each in a process of its own."""
-    plain, finding = (_in_a_process(folder, name) for name in ("plain", "sink dimensions"))
+    plain, finding = (in_a_process(_peak_of, folder, name) for name in ("plain", "sink dimensions"))
     note = f"{plain[1] / 2**20:.0f} MiB above the weights plain, {finding[1] / 2**20:.0f} MiB with sinks"
     return [
         Row("peak memory of find_sinks / plain prefill", folder.name, finding[0] / plain[0], aim="<= 1.1", note=note)
     ]
 
 
-def _prefill(vlm: VLM, prompt: sg.Prompt) -> None:
-    with torch.no_grad():
-        vlm.model(**prompt.inputs, use_cache=False, logits_to_keep=1)
-
-
-def _find(vlm: VLM, prompt: sg.Prompt, criterion: Criterion) -> None:
-    sg.find_sinks(vlm, prompt, v_sink="norm", l_sink=criterion)
-
-
-def _in_a_process(folder: Path, name: str) -> tuple[int, int]:
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_peak_of, folder, name).result()
+def _find(subject: Subject, criterion: Criterion) -> None:
+    sg.find_sinks(subject.vlm, subject.prompt, v_sink="norm", l_sink=criterion)
 
 
 def _peak_of(folder: Path, name: str) -> tuple[int, int]:
     """Peak of one run in bytes, and by how much it exceeds what the process held before."""
     subject = open_folder(folder)
-    _prefill(subject.vlm, subject.prompt)  # what is set up once
-    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed goes back to the system
-    _CLEAR.write_text("5")  # the peak starts afresh
-    before = _held("VmRSS")
+    subject.prefill()  # what is set up once
+    ctypes.CDLL(None).malloc_trim(0)  # returns freed memory to the system
+    reset_peak()
+    before = held("VmRSS")
     if name == "plain":
-        _prefill(subject.vlm, subject.prompt)
+        subject.prefill()
     else:
-        _find(subject.vlm, subject.prompt, CRITERIA[name])
-    return _held("VmHWM"), _held("VmHWM") - before
-
-
-def _held(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+        _find(subject, CRITERIA[name])
+    return held(), held() - before
 
 
 def main(
@@ -144,9 +124,7 @@ def main(
     if as_json:
         print(json.dumps({"threads": torch.get_num_threads(), "rows": [row.as_json() for row in rows]}, indent=1))
         return
-    for row in rows:
-        spread = f" ({row.low:.3g} to {row.high:.3g})" if row.low is not None else ""
-        print(f"{row.model}: {row.what}: {row.value:.3g} x{spread} {row.aim}  {row.note}")
+    print(*rows, sep="\n")
 
 
 if __name__ == "__main__":

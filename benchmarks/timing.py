@@ -1,23 +1,27 @@
-"""Ratios of variants that take turns within one run, and what they are held against."""
+"""Measured ratios with their aims: variants that take turns within one run, processor time, peak memory."""
 
 from __future__ import annotations
 
 import operator
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import torch
 
 Run = Callable[[], Any]
+CLEAR = Path("/proc/self/clear_refs")  # of Linux alone
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number. ``low`` and ``high`` are the quartiles of a ratio's rounds; ``aim`` reads like ``"<= 1.02"``; ``note`` says how it came about."""
+    """One number. ``low`` and ``high`` are the quartiles of a ratio's rounds; ``aim`` is a bound such as ``"<= 1.02"``; ``note``, how it was measured."""
 
     what: str
     model: str
@@ -40,21 +44,27 @@ class Row:
         """The row and whether its aim is met."""
         return {**asdict(self), "met": self.met}
 
+    def __str__(self) -> str:
+        value = "not measured" if self.value is None else f"{self.value:.3g} {self.unit}"
+        spread = "" if self.low is None else f" ({self.low:.3g} to {self.high:.3g})"
+        aim = f", aim {self.aim}: {'met' if self.met else 'MISSED'}" if self.met is not None else ""
+        return f"{self.model}: {self.what}: {value}{spread}{aim}{self.note and f' ({self.note})'}"
+
 
 def ratio(
     what: str, model: str, mine: list[float], peer: list[float], aim: str = "", *, speedup: bool = False, note: str = ""
 ) -> Row:
-    """Mine over the peer's, or with ``speedup`` the peer's over mine: the median over rounds, each a ratio of neighbours in time."""
+    """Return mine over the peer's, or with ``speedup`` the peer's over mine: the median over rounds, each a ratio of neighbours in time."""
     rounds = [b / a if speedup else a / b for a, b in zip(mine, peer, strict=True)]
     low, _, high = quantiles(rounds, n=4, method="inclusive") if len(rounds) > 1 else (None, None, None)
     return Row(what, model, median(rounds), "x", low, high, aim, note or f"peer {duration(median(peer))}")
 
 
 def take_turns(variants: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant in each round, after one round that warms up.
+    """Return the seconds of each variant in each round, after one round that warms up.
 
-    Drift of the machine hits all alike, and so does what one variant leaves to the next: every other round runs backwards.
-    A variant that returns a float has measured itself.
+    Every other round runs in reverse order, so that neither drift of the machine nor the state that one variant leaves to the next
+    favours any of them. A variant that returns a float has measured itself.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for index in range(rounds + 1):
@@ -66,7 +76,7 @@ def take_turns(variants: dict[str, Run], rounds: int) -> dict[str, list[float]]:
 
 
 def timed(run: Run) -> float:
-    """Seconds that one call takes, or those that it says it took."""
+    """Return the seconds that one call takes, or those that it returns as a float."""
     wait_for_device()
     start = time.perf_counter()
     result = run()
@@ -75,7 +85,7 @@ def timed(run: Run) -> float:
 
 
 def processor_time(run: Run) -> Callable[[], float]:
-    """Return the run as one that measures its processor time, on which other work on the machine weighs little."""
+    """Return the run as one that measures its processor time, which other work on the machine changes little."""
 
     def timed() -> float:
         start = time.process_time()
@@ -86,11 +96,28 @@ def processor_time(run: Run) -> Callable[[], float]:
 
 
 def wait_for_device() -> None:
-    """A GPU works on while Python goes on."""
+    """Wait until a GPU has done its work, which Python does not wait for."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def duration(seconds: float) -> str:
-    """``1.23 s`` or ``4.5 ms``."""
+    """Return ``1.23 s`` or ``4.5 ms``."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of a function that runs in a process of its own, whose memory it measures."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def reset_peak() -> None:
+    """Start the peak of this process afresh: below what it held before."""
+    CLEAR.write_text("5")
+
+
+def held(field: str = "VmHWM") -> int:
+    """Return this process's memory in bytes: its peak, or now (``VmRSS``)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])

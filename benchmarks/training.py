@@ -1,4 +1,4 @@
-"""A gate in every layer, each as if alone: from one shared prefix, against a run for each gate.
+"""Training of a gate in every layer at once, from one shared prefix, against a run for each gate.
 
 ``python benchmarks/training.py FOLDER`` measures on the model in a folder. Seconds are the processor's.
 """
@@ -31,7 +31,7 @@ SAMPLES, BATCH, EPOCHS, RATE = 64, 16, 2, 1e-3
 def measure(
     subject: Subject, rounds: float = 1, *, samples: int = SAMPLES, batch: int = BATCH, every: int = 1
 ) -> list[Row]:
-    """Rows of the table in processor time, samples read and encoded and sinks found included.
+    """Return the rows of the table in processor time, with reading and encoding samples and finding sinks.
 
     Args:
         subject: the model.
@@ -61,7 +61,7 @@ def measure(
 
 
 def _find(vlm: VLM, prompt: sg.Prompt) -> SinkMap:
-    """Cost what every criterion costs, on models without V-sinks by attention too."""
+    """Find sinks by norms, which also works on models without V-sinks by attention."""
     return sg.find_sinks(vlm, prompt, v_sink="norm", l_sink="norm")
 
 
@@ -82,7 +82,7 @@ def _train(vlm: VLM, samples: list[Sample], batch: int, layers: list[int]) -> No
 
 
 def _naive(vlm: VLM, samples: list[Sample], size: int, layer: int) -> None:
-    """Train the plain way: everything anew for each gate and epoch, and each step a whole forward."""
+    """Train by a plain loop: each gate and epoch prepares its samples again, and each step is a whole forward."""
     lsg = LSG.for_vlm(vlm, [layer])
     optimizer = torch.optim.AdamW(lsg.parameters(), RATE)
     with frozen(vlm):
@@ -113,9 +113,7 @@ def main(
     rounds: Annotated[float, typer.Option(min=0, help="More or fewer rounds, as a factor.")] = 1,
 ) -> None:
     """Measure on the model in a folder, and print a line for each ratio."""
-    for row in measure(open_folder(folder), rounds, samples=samples, batch=batch, every=every):
-        spread = f" ({row.low:.3g} to {row.high:.3g})" if row.low is not None else ""
-        print(f"{row.model}: {row.what}: {row.value:.3g} x{spread} {row.aim}  {row.note}")
+    print(*measure(open_folder(folder), rounds, samples=samples, batch=batch, every=every), sep="\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from scaling import Curves, draw
+from growth import Curves, draw
 
 USERS = (1, 5, 10, 20)
 LOAD = Path(__file__).parents[1] / "tests" / "load"
