@@ -249,7 +249,7 @@ def compiled(device: torch.device, dtype: torch.dtype, tiny: bool) -> list[Row]:
 
 
 def kernels(device: torch.device, dtype: torch.dtype, tiny: bool) -> list[Row]:
-    """Gates and recorded rows on every kernel that is installed, against sdpa; a note says why another is not measured."""
+    """Return gates and recorded rows on every installed kernel against sdpa, and the reason where a kernel is not measured."""
     rows: list[Row] = []
     for name in KERNELS:
         for shape in SHAPES.values():

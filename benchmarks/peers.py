@@ -1,4 +1,4 @@
-"""Peers that do the same: a hook on ``k_proj`` and everything run again from the pixels, by hand or by nnsight.
+"""Peers: the same intervention by a hook on ``k_proj`` in a full run from the pixels, by hand or by nnsight.
 
 A scale on a Key's projection is a scale on the Key: the rotation that follows is linear, and these models have no norm in between.
 """

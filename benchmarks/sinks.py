@@ -86,7 +86,7 @@ def measure_widths(rounds: float = 1) -> list[Row]:
 
 
 def measure_memory(folder: Path) -> list[Row]:
-    """Peak memory of one ``find_sinks`` over that of a plain prefill, both with the weights, each in a process of its own."""
+    """Return the peak memory of one ``find_sinks`` over that of a plain prefill, both with the weights, each in a process of its own."""
     plain, finding = (in_a_process(_peak_of, folder, name) for name in ("plain", "sink dimensions"))
     note = f"{plain[1] / 2**20:.0f} MiB above the weights plain, {finding[1] / 2**20:.0f} MiB with sinks"
     return [
