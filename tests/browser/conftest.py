@@ -46,7 +46,8 @@ def address(browser: Browser) -> Iterator[str]:
 
 
 DESKTOP = {"width": 1366, "height": 768}
-PHONE = {"has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+PHONE: dict[str, Any] = {"has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+LIGHT: dict[str, Any] = {"color_scheme": "light", "reduced_motion": "no-preference"}
 
 
 @pytest.fixture(scope=shared)
@@ -72,7 +73,7 @@ def enter(browser: Browser, windows: dict[bool, list[Page]]) -> Iterator[Callabl
         taken.append((phone, window))
         forget(window, address)
         window.set_viewport_size(size)  # pyright: ignore[reportArgumentType]
-        window.emulate_media(**{"color_scheme": "light", "reduced_motion": "no-preference"} | media)
+        window.emulate_media(**LIGHT | media)
         tabs.append(Tab(window, address))
         return tabs[-1]
 
