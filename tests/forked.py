@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 processes = multiprocessing.get_context("fork")
 
 
@@ -53,4 +55,5 @@ def _run(program: Callable[[], object], arguments: list[str], environment: dict[
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
     os.environ.update(environment)
     sys.argv = arguments
+    torch.set_num_threads(1)  # replaces the parent's pool of threads, before threads that load a model do so at once
     program()

@@ -37,7 +37,7 @@ from ..guard import payload
 from .abandoned_streams import AbandonedStreams
 from .headers import SPACES, SecurityHeaders
 from .payload import Reader, Refused
-from .routes import CALLS, HEALTH, MCP, QUEUED, ROUTES, Route
+from .routes import CALLS, HEALTH, MCP, QUEUED, ROUTES, Route, uploads
 from .streams import Streams
 
 MIB = 1 << 20
@@ -107,7 +107,9 @@ class Guard:
     ) -> None:
         self.app, self.limits, self.local, self.proxied, self.observe = app, limits, local, proxied, observe
         self.frames, self.scripts, self.first = SPACES if on_space else "'self'", scripts, first.encode()
-        self.routes = [(route, re.compile(route.path, re.ASCII)) for route in (*ROUTES, HEALTH, *(MCP if mcp else ()))]
+        self.routes = [
+            (route, re.compile(route.path, re.ASCII)) for route in (*ROUTES, uploads(), HEALTH, *(MCP if mcp else ()))
+        ]
         self.rates: dict[str, RateLimitItem] = {
             "page": RateLimitItemPerMinute(limits.pages_per_minute),
             "event": RateLimitItemPerMinute(limits.events_per_minute),

@@ -9,7 +9,7 @@ import math
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -42,7 +42,10 @@ def stored_pattern(folder: PurePath) -> str:
     return between.join([*parts, "[0-9a-f]{64}", rf"[^{between.strip('[]')}\x00-\x1f]{{1,200}}"])
 
 
-STORED = stored_pattern(Path(get_upload_folder()))
+@cache
+def stored() -> str:
+    """Return the regular expression of the paths of uploads in Gradio's folder."""
+    return stored_pattern(Path(get_upload_folder()))
 
 
 class Refused(Exception):  # noqa: N818
@@ -99,7 +102,7 @@ def file(value: JSON) -> JSON:
 
 def is_stored(path: str) -> bool:
     """Return whether this is the path of an upload that still exists."""
-    return bool(re.fullmatch(STORED, path)) and Path(path).name not in ("", ".", "..") and Path(path).is_file()
+    return bool(re.fullmatch(stored(), path)) and Path(path).name not in ("", ".", "..") and Path(path).is_file()
 
 
 def event(value: Any, page: gr.Blocks) -> JSON:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..guard import payload
-from .payload import SESSION, STORED, Reader
+from .payload import SESSION, Reader
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,6 @@ ROUTES = (
     Route(("GET",), r"/(theme\.css|favicon\.ico|robots\.txt|manifest\.json)", "other"),
     Route(("GET",), r"/gradio_api/(startup-events|queue/status|app_id|upload_progress)", "other"),
     Route(("GET",), r"/(assets|static)(/\w[\w.-]{0,120}){1,6}", "other"),
-    Route(("GET",), rf"/gradio_api/file={STORED}", "other"),
     Route(("GET",), rf"/gradio_api/heartbeat/{SESSION}", "event"),
     Route(("GET",), r"/gradio_api/queue/data", "event"),
     Route(("GET",), rf"/gradio_api/call/(v2/)?answer/{EVENT}", "event"),
@@ -40,3 +39,8 @@ ROUTES = (
 )
 HEALTH = Route(("GET", "HEAD"), r"/healthz", "health")
 MCP = (Route(("POST",), r"/gradio_api/mcp", "event", payload.message),)
+
+
+def uploads() -> Route:
+    """Return the route of uploaded files, whose folder Gradio reads from the environment."""
+    return Route(("GET",), rf"/gradio_api/file={payload.stored()}", "other")

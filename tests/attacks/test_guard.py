@@ -191,7 +191,7 @@ def test_uploads_by_the_kind_that_their_name_tells(visit, name, status):
     answer = visit().post(UPLOAD, files={"files": (name, picture())})
     assert answer.status_code == status, answer.text
     if status == 200:
-        assert re.fullmatch(payload.STORED, answer.json()[0]) and Path(answer.json()[0]).is_file()
+        assert re.fullmatch(payload.stored(), answer.json()[0]) and Path(answer.json()[0]).is_file()
     else:
         assert "<" not in answer.text and answer.headers["content-type"].startswith("text/plain")
 

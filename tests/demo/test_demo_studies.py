@@ -49,7 +49,7 @@ def test_every_published_study_is_finished(plan):
 
 def test_the_plan_makes_studies_a_page_and_a_card(demo, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(studies, "export", lambda figure, path: drawn.append(path.name))
+    monkeypatch.setattr(studies_card, "export", lambda figure, path: drawn.append(path.name))
     plan = PLANS["demo-small"]
     tasks = studies.studies(plan, demo, demo, scale=0.01)
     results = {name: tasks[name](tmp_path / name) for name in ("anatomy", "groups", "eval")}
