@@ -143,7 +143,7 @@ def test_a_query_is_named_by_the_tokens_of_both_answers(tab: Tab) -> None:
     tab.drag(2, 0.1)
     tab.settle()
     assert tab.answers() == ("2", "1")
-    assert tab.frame()["queries"][0] == "last prompt token → “2” / “1”"
+    tab.wait("document.querySelector('#maps [data-tick]').frame.queries[0] === 'last prompt token → “2” / “1”'")
 
 
 def test_the_chart_shows_the_query_of_the_maps(tab: Tab) -> None:
