@@ -1,4 +1,4 @@
-// Runs before Gradio's scripts. The clock of its loading marks asks for every frame of the screen, and goes on for ever when its mark
+// Runs before Gradio's scripts. The clock of its loading marks requests every frame of the screen, and does so for ever when its mark
 // leaves the page while it waits, as that of the page's own start does. The marks' file takes `requestAnimationFrame` once, when it
 // is loaded: it gets one that calls ten times a second, as often as what the clock shows changes.
 {

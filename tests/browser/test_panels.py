@@ -90,17 +90,17 @@ def test_a_page_that_missed_the_end_of_its_stream_catches_up(browser: Browser) -
 
 COUNTED = """
 const { requestAnimationFrame } = window;
-window.asked = 0;
-window.requestAnimationFrame = (draw) => { window.asked += 1; return requestAnimationFrame(draw); };
+window.requests = 0;
+window.requestAnimationFrame = (draw) => { window.requests += 1; return requestAnimationFrame(draw); };
 """
 
 
-def test_a_page_at_rest_asks_for_no_frames(browser: Browser, address: str) -> None:
-    """The loading mark of the page's start asked for every one, for as long as the page was open."""
+def test_a_page_at_rest_requests_no_frames(browser: Browser, address: str) -> None:
+    """The loading mark of the page's start requested every one, for as long as the page was open."""
     page = browser.new_page()
     page.add_init_script(COUNTED)
     Tab(page, address)
-    second = "new Promise((end) => { window.asked = 0; setTimeout(() => end(window.asked), 1000); })"
+    second = "new Promise((end) => { window.requests = 0; setTimeout(() => end(window.requests), 1000); })"
     assert any(page.evaluate(second) == 0 for _ in range(10))
     page.close()
 
