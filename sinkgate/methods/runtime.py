@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -241,9 +240,9 @@ def load_runtime(folder: str | Path) -> ModuleType:
         SinkgateError: there is none.
     """
     file = Path(folder) / TEMPLATE.name
-    spec = importlib.util.spec_from_file_location("sink_runtime", file)
-    if not file.is_file() or spec is None or spec.loader is None:
+    if not file.is_file():
         raise SinkgateError(f"there is no {TEMPLATE.name} in {folder}; write it with sinkgate export-runtime")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = ModuleType(TEMPLATE.stem)
+    module.__file__ = str(file)
+    exec(compile(file.read_bytes(), file, "exec"), vars(module))  # an import would leave bytecode in the user's folder
     return module

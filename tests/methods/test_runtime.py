@@ -180,6 +180,7 @@ def test_logits_that_differ_from_sinkgates_are_refused(tmp_path, monkeypatch):
     before = vlm.next_logits(prompt)
     wrong = vlm.next_logits(prompt) + 1
     monkeypatch.setattr(vlm, "next_logits", lambda *_: wrong)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # as where users run it: no bytecode stays either
     with pytest.raises(sg.GateError, match="logits differ"):
         export_runtime(vlm, three_groups(vlm), tmp_path, v_sink="norm", l_sink="norm", prompt=prompt)
     monkeypatch.undo()
