@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from tqdm import tqdm
@@ -16,6 +17,9 @@ from sinkgate.errors import SinkgateError
 
 T = TypeVar("T")
 SECONDS = 30.0  # between two lines of a log
+REFRESH = 0.2  # seconds between two changes of a bar
+#: Shows the steps of an item, of the newest loop that `track` shows.
+_report: ContextVar[Callable[[str], None] | None] = ContextVar("report", default=None)
 
 
 @contextmanager
@@ -70,17 +74,80 @@ def track(
         >>> sum(track([1, 2, 3], "numbers"))
         6
     """
-    length = getattr(items, "__len__", None)
-    total = done + length() if total is None and length else total
+    total = _length(items, done) if total is None else total
     if not show:
         yield from items
     elif sys.stderr.isatty() or _in_notebook():
-        with tqdm(items, name, total, initial=done, unit=f" {unit}") as bar:
-            for item in bar:
-                yield item
-                bar.set_postfix_str(note(), refresh=False)
+        yield from _with_bar(items, name, total, done, unit, note)
     else:
         yield from _logged(items, name, total, done, unit, SECONDS if seconds is None else seconds, note)
+
+
+def steps(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:
+    """Yield the steps of one item of a loop, and show how many are done in the line that `track` has for that loop, if it shows one.
+
+    A bar shows the steps all the time, a log in a line every ``SECONDS``.
+
+    Args:
+        items: the steps.
+        name: of the steps, in the plural.
+        total: number of steps; from the length of ``items`` if None.
+
+    Example:
+        >>> from sinkgate.output import steps, track
+        >>> for part in track(parts, "study"):
+        ...     for sample in steps(part, "samples"):
+        ...         measure(sample)
+    """
+    if (report := _report.get()) is None:
+        yield from items
+        return
+    total, start = _length(items) if total is None else total, monotonic()
+    report(_count(0, total, name))
+    for number, item in enumerate(items, 1):
+        yield item
+        report(_count(number, total, name, monotonic() - start))
+    report("")
+
+
+def _length(items: Any, done: int = 0) -> int | None:
+    return done + len(items) if hasattr(items, "__len__") else None
+
+
+def _count(number: int, total: int | None, name: str, elapsed: float = 0.0, done: int = 0) -> str:
+    """Return how far a loop is, with the time left if ``elapsed`` seconds went by since ``done`` items."""
+    line = f"{number}{f'/{total}' if total is not None else ''} {name}"
+    if total is not None and done < number < total:
+        line += f", {duration(elapsed / (number - done) * (total - number))} left"
+    return line
+
+
+def _reported(items: Iterable[T], report: Callable[[str], None]) -> Iterator[T]:
+    """Yield the items, ``report`` being that of `steps` while each is worked on."""
+    for item in items:
+        above = _report.get()
+        _report.set(report)
+        try:
+            yield item
+        finally:
+            _report.set(above)
+
+
+def _with_bar(
+    items: Iterable[T], name: str, total: int | None, done: int, unit: str, note: Callable[[], str]
+) -> Iterator[T]:
+    shown = float("-inf")
+    with tqdm(items, name, total, initial=done, unit=f" {unit}") as bar:
+
+        def report(text: str) -> None:
+            nonlocal shown
+            if (now := monotonic()) - shown >= REFRESH or not text:
+                bar.set_postfix_str(_joined(text, note()), refresh=bool(text))
+                shown = now
+
+        for item in _reported(bar, report):
+            yield item
+            bar.set_postfix_str(note(), refresh=False)
 
 
 def _logged(
@@ -92,24 +159,32 @@ def _logged(
     seconds: float,
     note: Callable[[], str],
 ) -> Iterator[T]:
-    def write(number: int) -> float:
+    def write(number: int, inside: str = "") -> float:
         now = monotonic()
-        line = f"{name}: {done + number}{f'/{total}' if total is not None else ''} {unit}"
-        if total is not None and number and done + number < total:
-            line += f", {duration((now - start) / number * (total - done - number))} left"
-        print(", ".join(filter(None, (line, note()))), file=sys.stderr, flush=True)  # noqa: T201
+        line = _count(done + number, total, unit, now - start, done)
+        print(f"{name}: {_joined(line, inside, note())}", file=sys.stderr, flush=True)  # noqa: T201
         return now
+
+    def report(text: str) -> None:
+        nonlocal written
+        if text and monotonic() - written >= SECONDS:
+            written = write(number, text)
 
     start = written = monotonic()
     number = 0
     if not seconds:
         write(0)
-    for number, item in enumerate(items, 1):
+    for item in _reported(items, report):
         yield item
+        number += 1
         if monotonic() - written >= seconds:
             written = write(number)
     if seconds and written > start:
         write(number)
+
+
+def _joined(*texts: str) -> str:
+    return ", ".join(filter(None, texts))
 
 
 def duration(seconds: float) -> str:

@@ -1,11 +1,12 @@
 """Folders tried before the work, and progress on terminals and in logs."""
 
+import re
 import sys
 
 import pytest
 
 from sinkgate import SinkgateError, output
-from sinkgate.output import duration, track, writable_folder
+from sinkgate.output import duration, steps, track, writable_folder
 
 
 @pytest.fixture
@@ -35,6 +36,40 @@ def test_a_terminal_gets_a_bar_that_ends_at_its_total(monkeypatch, capsys):
     assert list(track(range(4), "scenes")) == [0, 1, 2, 3]
     assert "4/4" in capsys.readouterr().err
     assert list(track(range(4), "scenes", show=False)) == [0, 1, 2, 3]
+    assert not capsys.readouterr().err
+
+
+def test_a_log_gets_lines_inside_an_item_that_takes_long(clock, capsys):
+    for _ in track(range(2), "sweep", unit="parts", seconds=0, note=lambda: "no V-sinks"):
+        assert list(steps(iter("abcdefgh"), "items", 8)) == list("abcdefgh")
+    lines = capsys.readouterr().err.splitlines()
+    inside = [line for line in lines if "items" in line]
+    assert 4 <= len(inside) < 18 and any(" left, no V-sinks" in line for line in inside)
+    assert all(re.fullmatch(r"sweep: [01]/2 parts, .*\d/8 items(, .* left)?, no V-sinks", line) for line in inside)
+    assert [line for line in lines if line not in inside][-1] == "sweep: 2/2 parts, no V-sinks"
+
+
+def test_a_bar_shows_the_steps_of_an_item_until_it_is_done(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(output, "REFRESH", 0)
+    for _ in track(["a", "b"], "anatomy", unit="parts"):
+        assert list(steps("xyz", "samples")) == ["x", "y", "z"]
+    frames = capsys.readouterr().err.split("\r")
+    assert any("2/3 samples" in frame and "0/2" in frame for frame in frames)
+    assert "samples" not in frames[-1]
+
+
+def test_steps_are_quiet_where_no_line_shows_their_loop(clock, capsys):
+    for _ in track(range(2), "sweep", show=False):
+        list(steps(range(50), "items"))
+    for _ in track([0], "sweep", seconds=10**7):
+        for number in track([0], "inner", show=False):
+            assert number == 0
+    list(steps(range(50), "items"))
+    loop = track([0], "sweep", seconds=10**7)
+    next(loop)
+    loop.close()  # a loop that is left early
+    list(steps(range(50), "items"))
     assert not capsys.readouterr().err
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pandas as pd
 import torch
@@ -31,6 +31,7 @@ from sinkgate.errors import SinkgateError
 from sinkgate.models.dimensions import held_discovery, sink_criteria
 from sinkgate.models.prompts import Prompt
 from sinkgate.models.vlm import VLM
+from sinkgate.output import steps
 from sinkgate.sinks.classify import HeadObservation, Merged, SinkMap, classify, criterion
 from sinkgate.sinks.criteria import (
     CRITERIA,
@@ -46,6 +47,7 @@ from sinkgate.sinks.known_dimensions import SIDES, Side
 from sinkgate.sinks.states import Reduction, peaks
 from sinkgate.studies.base import OfSamples
 from sinkgate.studies.runner import Tables
+from sinkgate.training.dataset import SinkCounts
 
 Dims = Mapping[Side, Sequence[int]]
 
@@ -145,7 +147,7 @@ class Anatomy(OfSamples):
         """Return `TABLES` of one chunk; raises as ``vlm.prompt`` if a sample cannot be used."""
         criteria: Any = {"v_sink": self.criteria.v_sink, "l_sink": self.criteria.l_sink, "merged": self.merged}
         dissected = []
-        for number, sample in self.numbered(unit, self.samples):
+        for number, sample in steps(self.numbered(unit, self.samples), "samples"):
             prompt = self.vlm.prompt(sample.images, sample.parts, earlier=sample.turns)
             dissected.append(dissect(self.vlm, prompt, self.dimensions, **criteria, sample=number))
         joined = {name: pd.concat([tables[name] for tables in dissected], ignore_index=True) for name in TABLES}
@@ -155,6 +157,12 @@ class Anatomy(OfSamples):
             name: table[table["layer"].isin(self.layers)].reset_index(drop=True) if "layer" in table else table
             for name, table in joined.items()
         }
+
+    def sinks(self, tables: Tables) -> SinkCounts:
+        """See `sinkgate.studies.runner.Study`."""
+        groups = cast(pd.DataFrame, tables["tokens"]).groupby("sample")["group"].agg(set)
+        v_sinks, l_sinks = (sum(name in each for each in groups) for name in ("v_sink", "l_sink"))
+        return SinkCounts(len(groups), v_sinks, l_sinks)
 
 
 def dissect(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pandas as pd
 
@@ -13,8 +13,9 @@ from sinkgate.data import Sample
 from sinkgate.data.identity import checksum, facts_of_samples, mark_of
 from sinkgate.errors import SinkgateError
 from sinkgate.models.vlm import VLM
+from sinkgate.output import steps
 from sinkgate.studies.provenance import facts_of
-from sinkgate.studies.runner import chunks
+from sinkgate.studies.runner import Tables, chunks
 from sinkgate.training.dataset import ExampleCache, ImageSinks, PreparedExample, SinkCounts
 
 NO_KIND = "no kind"  # the task of items without a kind
@@ -70,6 +71,10 @@ class OfItems(OfModel):
         """Number of chunks of items."""
         return chunks(len(self.items), self.chunk)
 
+    def sinks(self, tables: Tables) -> SinkCounts | None:
+        """See `sinkgate.studies.runner.Study`."""
+        return sinks_of(cast(pd.DataFrame, tables["items"])) if "items" in tables else None
+
 
 def frame_of(items: Sequence[Item], examples: ExampleCache, first: int = 0) -> pd.DataFrame:
     """Return one row for each item, with ``sample``, its number from ``first``.
@@ -116,7 +121,7 @@ def prepared(examples: ExampleCache, items: Sequence[Item]) -> list[PreparedExam
         SinkgateError: an item cannot be prepared for the model.
     """
     result = []
-    for item in items:
+    for item in steps(items, "items"):
         example = examples.prepare(item.sample, item.id)
         if example is None:
             raise SinkgateError(f"item {item.id} cannot be put to the model: {examples.skipped[item.id]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
@@ -17,9 +18,10 @@ from sinkgate.methods import Method, finder_of, reads_pixels
 from sinkgate.methods.base import described
 from sinkgate.models.finder import finder_settings
 from sinkgate.models.vlm import VLM, Finder
+from sinkgate.output import steps
 from sinkgate.studies.base import OfItems, frame_of, pictures_of, prepared
 from sinkgate.studies.runner import Tables
-from sinkgate.training.dataset import ExampleCache, batches
+from sinkgate.training.dataset import ExampleCache, slices
 from sinkgate.training.evaluation import evaluate
 
 #: "likelihood": the most probable option, or, of open items, whether greedy decoding writes the answer; one forward.
@@ -151,17 +153,17 @@ class Evaluation(OfItems):
         """Return the columns of each table, by method."""
         vlm, ready = self.vlm, prepared(examples, part)
         texts: dict[str, list[str]] = {name: [] for name in self.methods}
-        for rows, _ in batches(vlm, ready):
+        runs = product(slices(vlm, len(ready)), self.methods.items())
+        for rows, (name, method) in steps(list(runs), "batches of answers"):
             batch = vlm.batch([example.prompt for example in ready[rows]], [example.sinks for example in ready[rows]])
-            for name, method in self.methods.items():
-                with torch.no_grad(), method.applied(vlm, batch):
-                    ids = vlm.model.generate(
-                        **batch.inputs,
-                        max_new_tokens=vlm.new_tokens(batch.length, self.max_new_tokens),
-                        do_sample=False,
-                        num_beams=1,
-                    )
-                texts[name] += vlm.tokenizer.batch_decode(ids[:, batch.length :], skip_special_tokens=True)
+            with torch.no_grad(), method.applied(vlm, batch):
+                ids = vlm.model.generate(
+                    **batch.inputs,
+                    max_new_tokens=vlm.new_tokens(batch.length, self.max_new_tokens),
+                    do_sample=False,
+                    num_beams=1,
+                )
+            texts[name] += vlm.tokenizer.batch_decode(ids[:, batch.length :], skip_special_tokens=True)
         true = [self.benchmark.read(item, item.sample.answer) for item in part]
         answers = {}
         for name, generated in texts.items():

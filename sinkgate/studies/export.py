@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pandas as pd
 
@@ -25,8 +25,10 @@ from sinkgate.images.io import Picture
 from sinkgate.models.finder import SinkFinder
 from sinkgate.models.trace import Trace
 from sinkgate.models.vlm import VLM, find_sinks
+from sinkgate.output import steps
 from sinkgate.studies.base import OfSamples
 from sinkgate.studies.runner import Tables
+from sinkgate.training.dataset import SinkCounts
 
 #: Endings of the files of a folder that are pictures.
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
@@ -74,7 +76,7 @@ class Export(OfSamples):
     def work(self, unit: int) -> Tables:
         """Return the tables of one chunk; a sample that cannot be used has its error in ``samples`` and no rows in other tables."""
         tables: dict[str, list[pd.DataFrame]] = {"samples": [], "tokens": [], "shares": [], "attention": []}
-        for number, sample in self.numbered(unit, self.samples):
+        for number, sample in steps(self.numbered(unit, self.samples), "samples"):
             try:
                 results = self._tables(sample)
             except SinkgateError as error:
@@ -88,6 +90,11 @@ class Export(OfSamples):
         joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items() if parts}
         joined["samples"] = joined["samples"].astype({"v_sinks": "Int32", "l_sinks": "Int32"})
         return joined
+
+    def sinks(self, tables: Tables) -> SinkCounts:
+        """See `sinkgate.studies.runner.Study`."""
+        counts = cast(pd.DataFrame, tables["samples"])[["v_sinks", "l_sinks"]].dropna()
+        return SinkCounts(len(counts), *(counts > 0).sum().tolist())
 
     def _tables(self, sample: Sample) -> dict[str, pd.DataFrame]:
         vlm = self.vlm

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -30,10 +30,12 @@ from sinkgate.data.probe_example import Target
 from sinkgate.errors import SinkgateError
 from sinkgate.models.dimensions import sink_criteria
 from sinkgate.models.vlm import VLM
+from sinkgate.output import steps
 from sinkgate.sinks.classify import Merged, Observation, SinkMasks, classify
 from sinkgate.sinks.criteria import Choice, Criterion, SinkCriteria, reduction_of
 from sinkgate.studies.base import OfModel
 from sinkgate.studies.runner import chunks
+from sinkgate.training.dataset import SinkCounts
 
 Precision = Literal["float32", "float16"]
 ENCODER = "encoder"
@@ -120,13 +122,19 @@ class Features(OfModel):
 
     def work(self, unit: int) -> dict[str, pd.DataFrame | dict[str, Tensor]]:
         numbered = self.numbered(unit, self.pictures)
-        pooled = [self._pooled(number, picture) for number, picture in numbered]
+        pooled = [self._pooled(number, picture) for number, picture in steps(numbered, "pictures")]
         targets = [{"sample": number, **_written(picture.targets)} for number, picture in numbered]
         states = {place: torch.stack([each[place] for each in pooled]) for place in pooled[0]}
         return {
             "targets": pd.DataFrame(targets),
             "states": {place: self._stored(each) for place, each in states.items()},
         }
+
+    def sinks(self, tables: Mapping[str, pd.DataFrame | dict[str, Tensor]]) -> SinkCounts:
+        """See `sinkgate.studies.runner.Study`."""
+        states = cast(dict[str, Tensor], tables["states"])
+        present = torch.stack([each[:, :2, 0].isfinite() for each in states.values()]).any(0)  # n, 2: V-sinks, L-sinks
+        return SinkCounts(len(present), *present.sum(0).tolist())
 
     def _pooled(self, number: int, picture: Pictured) -> dict[str, Tensor]:
         """Return place -> (G, D) of one picture."""

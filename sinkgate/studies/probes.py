@@ -30,6 +30,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from sinkgate.errors import SinkgateError
+from sinkgate.output import steps
 from sinkgate.studies.features import places_of, read_states, read_targets
 from sinkgate.studies.results import Results
 
@@ -261,7 +262,8 @@ class Probes:
                 calls.append(delayed(_probe)(states[slot], labels, train, test, (self.seed, draw, 1), options))
         # one thread, as joblib sets for several jobs: on a loaded machine several BLAS threads take ten times as long
         with threadpool_limits(1):
-            fitted: Any = Parallel(n_jobs=self.jobs)(calls)
+            fits: Any = Parallel(n_jobs=self.jobs, return_as="generator")(calls)
+            fitted = list(steps(fits, "probes", len(calls)))
         rows = [
             {**dict(zip(KEY, key, strict=True)), "labels": labels, **score._asdict()}
             for key, scores in zip(keys, fitted, strict=True)

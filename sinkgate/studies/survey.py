@@ -18,6 +18,7 @@ from sinkgate.errors import SinkgateError
 from sinkgate.models.dimensions import held_discovery
 from sinkgate.models.session import Session
 from sinkgate.models.vlm import VLM, find_sinks
+from sinkgate.output import steps
 from sinkgate.sinks.gates import Gates, Group
 from sinkgate.sinks.known_dimensions import SIDES
 from sinkgate.studies.anatomy import Anatomy, means_by_layer, sinks_per_image
@@ -59,7 +60,7 @@ class Survey(Anatomy):
     def work(self, unit: int) -> Tables:
         """Return the tables of one chunk; raises as ``vlm.prompt`` if a sample cannot be used."""
         rows: list[dict[str, Any]] = []
-        for number, sample in self.numbered(unit, self.samples):
+        for number, sample in steps(self.numbered(unit, self.samples), "samples"):
             prompt = self.vlm.prompt(sample.images, sample.parts, earlier=sample.turns)
             sinks = find_sinks(
                 self.vlm, prompt, v_sink=self.criteria.v_sink, l_sink=self.criteria.l_sink, merged=self.merged

@@ -8,7 +8,7 @@ position at which the options differ.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,8 +25,8 @@ from sinkgate.methods.base import Method, finder_of, reads_pixels
 from sinkgate.methods.sink_to_front import SinkToTheFront, in_old_order
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
-from sinkgate.output import disk_errors, track
-from sinkgate.training.dataset import ExampleCache, ImageSinks, Prefix, PreparedExample, SinkCounts, batches
+from sinkgate.output import disk_errors, steps, track
+from sinkgate.training.dataset import ExampleCache, ImageSinks, Prefix, PreparedExample, SinkCounts, batches, slices
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,16 @@ def evaluate(
     finished = {} if keep is None else _finished(keep)
     samples = Sample.list_of(samples)
     starts = range(0, len(samples), batch_size)
-    for start in track(starts, "evaluate", unit="batches", show=progress):
+    for start in track(starts, "evaluate", unit="batches", note=lambda: result.sinks.absent, show=progress):
         part = finished.get(start)
         if part is None:
             part = EvaluationResult.empty(methods, attention)
-            numbered = enumerate(samples[start : start + batch_size], start)
-            prepared = [examples.prepare(sample, f"sample {number}") for number, sample in numbered]
-            _evaluate(vlm, methods, [example for example in prepared if example is not None], part)
+            numbered = list(enumerate(samples[start : start + batch_size], start))
+            prepared = [examples.prepare(sample, f"sample {number}") for number, sample in steps(numbered, "samples")]
+            usable = [example for example in prepared if example is not None]
+            passes = len(slices(vlm, len(usable))) * len(methods)
+            for _ in steps(_evaluated(vlm, methods, usable, part), "forward passes", passes):
+                pass
             if keep is not None:
                 _append(keep, start, part)
         result.extend(part)
@@ -136,27 +139,28 @@ def evaluate(
     return result
 
 
-def _evaluate(
+@torch.no_grad()
+def _evaluated(
     vlm: VLM, methods: Mapping[str, Method], examples: list[PreparedExample], result: EvaluationResult
-) -> None:
-    """Append the outcomes of some examples to the result."""
-    with torch.no_grad():
-        for part, batch in batches(vlm, examples):
-            plain = _last_row(batch) if result.attention else None
-            prefix, present = Prefix(vlm, batch, recorder=plain), examples[part]
-            result.kinds.extend(example.kind for example in present)
-            result.counts.extend(example.counts for example in present)
-            for name, method in methods.items():
-                recorder = _last_row(batch) if plain else None
-                right, loss, chosen = _outcomes(prefix, prefix.run(method, recorder), present)
-                result.right[name] += right
-                result.loss[name] += loss
-                result.chosen[name] += chosen
-                if plain and recorder:
-                    rows = {layer: entries[-1] for layer, entries in (plain.attention | recorder.attention).items()}
-                    if isinstance(method, SinkToTheFront):
-                        rows = {layer: in_old_order(row, batch) for layer, row in rows.items()}
-                    result.attention[name] += attention_shares(rows, batch)
+) -> Iterator[None]:
+    """Append the outcomes of some examples to the result, and yield after each forward pass under a method."""
+    for part, batch in batches(vlm, examples):
+        plain = _last_row(batch) if result.attention else None
+        prefix, present = Prefix(vlm, batch, recorder=plain), examples[part]
+        result.kinds.extend(example.kind for example in present)
+        result.counts.extend(example.counts for example in present)
+        for name, method in methods.items():
+            recorder = _last_row(batch) if plain else None
+            right, loss, chosen = _outcomes(prefix, prefix.run(method, recorder), present)
+            result.right[name] += right
+            result.loss[name] += loss
+            result.chosen[name] += chosen
+            if plain and recorder:
+                rows = {layer: entries[-1] for layer, entries in (plain.attention | recorder.attention).items()}
+                if isinstance(method, SinkToTheFront):
+                    rows = {layer: in_old_order(row, batch) for layer, row in rows.items()}
+                result.attention[name] += attention_shares(rows, batch)
+            yield
 
 
 def _finished(file: Path) -> dict[int, EvaluationResult]:

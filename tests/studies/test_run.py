@@ -1,17 +1,25 @@
 """A study's folder: nothing lost, nothing twice, whichever process does the work and however often it is stopped."""
 
 import json
+from dataclasses import dataclass
 
 import pandas as pd
 import pytest
-from dummy_study import DummyStudy, kill_again_and_again, parts, processes, tables
+from dummy_study import DummyStudy, kill_again_and_again, parts, processes, scene_items, tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from sinkgate.data import scene_facts
 from sinkgate.errors import SinkgateError
+from sinkgate.models.finder import SinkFinder
+from sinkgate.studies.anatomy import Anatomy
+from sinkgate.studies.export import Export
+from sinkgate.studies.features import Features
 from sinkgate.studies.results import Results
 from sinkgate.studies.runner import Shard, finish, gather, run
+from sinkgate.studies.sweep import Sweep
+from sinkgate.training.dataset import SinkCounts
 
 
 @pytest.fixture
@@ -192,3 +200,40 @@ def test_a_log_shows_each_part_and_which_share_it_is(tmp_path, capsys):
     ]
     run(DummyStudy(units=5), tmp_path / "shared", shard=Shard(1, 2))
     assert capsys.readouterr().err.splitlines()[-1] == "toy, share 1/2: 2/2 parts"
+
+
+@dataclass(frozen=True)
+class Counting(DummyStudy):
+    """A study of three images a unit, with V-sinks from some unit on and without L-sinks."""
+
+    first: int = 99
+
+    def work(self, unit):
+        return {**super().work(unit), "unit": pd.DataFrame({"number": [unit]})}
+
+    def sinks(self, tables):
+        return SinkCounts(3, int(tables["unit"]["number"][0] >= self.first), 0)
+
+
+def test_a_run_without_sinks_says_so_from_the_eighth_image_on(tmp_path, capsys):
+    run(Counting(units=5, first=3), tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    notes = [line.partition("no ")[2] for line in lines if line.startswith("toy: ")]
+    both, l_sinks = ("V-sinks or L-sinks in {} images so far", "L-sinks in {} images so far")
+    assert notes == ["", "", "", both.format(9), l_sinks.format(12), l_sinks.format(15)]
+
+
+@pytest.mark.parametrize(("v_sink", "images"), [("attention", 2), ("massive", 0)])
+def test_every_study_of_sinks_counts_the_images_that_have_some(demo, v_sink, images):
+    items, by = scene_items(2), {"v_sink": v_sink, "l_sink": "massive"}
+    samples, pictures = [item.sample for item in items], list(scene_facts(2, seed=0, split="test"))
+    find = SinkFinder(**by)
+    studies = [
+        Anatomy(demo, samples, layers=[1, 2], **by),
+        Export(demo, samples, find, [2], words=0, rows=0, max_new_tokens=1),
+        Features(demo, pictures, layers=[2], **by),
+        Sweep(demo, items, [2], [(0.5, 1, 0.5)], find=find),
+    ]
+    for study in studies:
+        counts = study.sinks(study.work(0))
+        assert (counts.images, counts.v_sink, counts.l_sink) == (2, images, 0), study.kind
