@@ -166,7 +166,7 @@ for name, fact in describe(vlm, prompt).items():
 #
 # ## 3. Sink dimensions, or none
 #
-# Massive activations live in a few channels, the *sink dimensions* (paper, section 1): 1415 and 2533 in LLaMA-2-7B, 650 in LLaVA's CLIP. `sg.discover` looks for them on six plain pictures: a channel must reach 100 times the layer's median and dominate
+# Massive activations live in a few channels, the *sink dimensions* (paper, section 1): 1415 and 2533 in LLaMA-2-7B, 650 in LLaVA's CLIP. `sg.discover` looks for them on twelve plain pictures: a channel must reach 100 times the layer's median and dominate
 # its token, and the tokens must fall into two populations, loud and quiet ([criteria](../docs/pages/concepts/criteria.md#sink-dimensions)).
 #
 # **Before you run the next cell:** which of the four sides has sink dimensions: the encoders and the LLMs of the two models?
@@ -192,7 +192,7 @@ except sg.SinkgateError as error:
     print(error)
 
 # %% [markdown]
-# **Exercise 2.** Plant a sink dimension: give one channel of one word's embedding a huge value, and let `sg.discover(..., cache=False)` find it. The word `<|user|>` stands behind every picture. In how many of the six
+# **Exercise 2.** Plant a sink dimension: give one channel of one word's embedding a huge value, and let `sg.discover(..., cache=False)` find it. The word `<|user|>` stands behind every picture. In how many of the twelve
 # prompts does it show, in which layers, and how sure is it?
 
 # %%
@@ -330,7 +330,7 @@ pd.DataFrame({"GB of weights": {name: round(parameters * each / 8e9, 1) for name
 # What to watch out for:
 #
 # - **Fixed thresholds** fail by norm drift, as above. Look at `sg.report` before you trust a count of sinks.
-# - **Sink dimensions do not transfer.** Discover them on the model at hand, and believe a confidence only as far as six prompts go.
+# - **Sink dimensions do not transfer.** Discover them on the model at hand, and believe a confidence only as far as twelve prompts go.
 # - **"None" is an answer.** Without V-sinks their scale does nothing, and a sweep of it shows noise.
 # - **Merged tokens**: one loud patch of four makes a V-sink, unless you pass `merged="most"`.
 # - **Memory**: weights take most of it, but an `sg.Session` keeps the inputs of all layers (`session.nbytes` is their size), and a sweep runs several prompts side by side (`chunk`).

@@ -73,7 +73,7 @@ print(f"the largest: token {token} ({words[token]!r}) in channel {channel} at th
 
 # %% [markdown]
 # The **first** token, whatever it is, from layer 2 on. It has no one before it to attend to, so its state does not depend on what follows, and attention to it does little harm: the *text sink*. A word without a meaning of
-# its own, "in", joins it. One channel carries both. `sg.discover` looks for such channels on six plain pictures, with evidence ([criteria](../docs/pages/concepts/criteria.md#sink-dimensions)):
+# its own, "in", joins it. One channel carries both. `sg.discover` looks for such channels on twelve plain pictures, with evidence ([criteria](../docs/pages/concepts/criteria.md#sink-dimensions)):
 
 # %%
 discovery = sg.discover(vlm, cache=False)

@@ -140,7 +140,7 @@ def report(
         vlm: the model.
         prompt: image and question, or several such prompts.
         discovery: the model's sink dimensions, which select its criteria; if None, those stored for the model (see
-            `sinkgate.sink_criteria`): six prompts run unless the result is on disk.
+            `sinkgate.sink_criteria`): twelve prompts run unless the result is on disk.
         v_sink: criterion of V-sinks to compare with all others, as in `sinkgate.find_sinks`.
         l_sink: criterion of L-sinks, likewise.
 

@@ -17,7 +17,7 @@ def dimensions(
     cache: Annotated[bool, typer.Option(help="Read the result from disk, and store it there.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Find a model's sink dimensions on six plain prompts, with a confidence for each."""
+    """Find a model's sink dimensions on twelve plain prompts, with a confidence for each."""
     from sinkgate.models.dimensions import discover
 
     discovery = discover(chosen.load(), cache=cache)

@@ -42,8 +42,8 @@ class DimensionEvidence:
         share: loud tokens among all, in [0, 1].
         prompts: how many showed it.
         confidence: in [0, 1], defined by us: (prompts that showed it) / (prompts run + 1), times log(ratio) / log(1000) up to 1.
-            The first factor is biased towards 0 for few prompts, even if all show the dimension: one gives 0.5 at most, the six of
-            ``discover`` 0.86, 24 give 0.96. So confidences from different numbers of prompts cannot be compared. 1 needs many prompts
+            The first factor is biased towards 0 for few prompts, even if all show the dimension: one gives 0.5 at most, the twelve
+            of ``discover`` 0.92, 24 give 0.96. So confidences from different numbers of prompts cannot be compared. 1 needs many prompts
             and the 1000 times of Sun et al.; 0 where it does not spike.
         dominance: the spike's square in the squared norm of its token, in [0, 1]; None in files written before it was measured.
         agreement: loud tokens of all its massive layers that share a sign, in [0.5, 1]; None in files written before it was measured.

@@ -109,7 +109,7 @@ def test_on_the_demo_model(demo: sg.VLM, tmp_path, monkeypatch):
     from PIL import Image
 
     text = str(report(demo, demo.prompt(Image.new("RGB", (64, 64), "red"), "How many objects are there?")))
-    assert "Sink dimensions of demo, measured on 6 prompts" in text and len(list(tmp_path.iterdir())) == 1
+    assert "Sink dimensions of demo, measured on 12 prompts" in text and len(list(tmp_path.iterdir())) == 1
     prompts = [demo.prompt(Image.new("RGB", (64, 64), color), "What is there?") for color in ("red", "blue")]
     several = report(demo, prompts)
     assert [str(each) for each in several] == [str(report(demo, each)) for each in prompts]

@@ -221,7 +221,7 @@ def test_what_is_wrong_with_criteria_is_one_sentence(sinkgate, monkeypatch, comm
 def test_dimensions_and_the_report_of_all_criteria(sinkgate, scene_folder):
     assert "has no sink dimensions" in sinkgate("dimensions").stdout
     printed = json.loads(sinkgate("dimensions", "--no-cache", "--json").stdout)
-    assert printed["prompts"] == 6 and printed["llm"]["dimensions"] == []
+    assert printed["prompts"] == 12 and printed["llm"]["dimensions"] == []
     image = scene_folder / "0000.png"
     assert "Disagreements:" in sinkgate("sinks", image, "--report").stdout
     chosen = sinkgate("sinks", image, "--report", "--v-sink", "attention", "--l-sink", "norm").stdout

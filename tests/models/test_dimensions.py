@@ -67,12 +67,12 @@ def cache(tmp_path, monkeypatch):
 def test_a_dimension_that_every_prompt_shows_is_sure():
     discovery = discover(Counted())
     (evidence,) = discovery.llm.dimensions
-    assert (evidence.dimension, evidence.layers, evidence.prompts, discovery.prompts) == (5, (1, 2), 6, 6)
+    assert (evidence.dimension, evidence.layers, evidence.prompts, discovery.prompts) == (5, (1, 2), 12, 12)
     assert evidence.confidence > 0.8 and evidence.share == pytest.approx(1 / TOKENS)
     assert discovery.dimensions("llm") == (5,) and discovery.dimensions("vision") == ()
     text = discovery.summary()
     assert (
-        "The LLM spikes in dimension 5, confidence 0.86 (high)" in text and "6 of 6 prompts" in text and "1-2" in text
+        "The LLM spikes in dimension 5, confidence 0.92 (high)" in text and "12 of 12 prompts" in text and "1-2" in text
     )
     assert "The vision encoder has no sink dimensions: the loudest channel" in text and "100 x would be needed" in text
 
@@ -80,8 +80,8 @@ def test_a_dimension_that_every_prompt_shows_is_sure():
 def test_a_spike_in_one_prompt_only_is_not():
     discovery = discover(Counted(spike=[3]))
     (evidence,) = discovery.llm.dimensions
-    assert evidence.prompts == 1 and evidence.confidence < 0.15 and discovery.dimensions("llm") == ()
-    assert discovery.dimensions("llm", at_least=0.1) == (5,) and "(low)" in discovery.summary()
+    assert evidence.prompts == 1 and evidence.confidence < 0.08 and discovery.dimensions("llm") == ()
+    assert discovery.dimensions("llm", at_least=0.05) == (5,) and "(low)" in discovery.summary()
 
 
 def test_none_is_an_answer_and_so_is_an_encoder_that_cannot_be_looked_into():
@@ -158,7 +158,7 @@ def test_planted_in_a_real_model(dtype):
     for hook in hooks:
         hook.remove()
     assert discovery.dimensions("llm") == (11,) and discovery.llm.dimensions[0].layers == (1, 2)
-    assert discovery.dimensions("vision") == (20,) and discovery.vision.dimensions[0].prompts == 6
+    assert discovery.dimensions("vision") == (20,) and discovery.vision.dimensions[0].prompts == 12
     assert sinks.v_sink.nonzero()[:, 0].tolist() == [4] and not sinks.l_sink.any()
 
 
@@ -168,7 +168,7 @@ def test_planted_in_a_real_model(dtype):
 def test_the_second_call_runs_no_model(cache):
     vlm = Counted()
     first = discover(vlm)
-    assert vlm.runs == 6 and discover(vlm) == first and vlm.runs == 6
+    assert vlm.runs == 12 and discover(vlm) == first and vlm.runs == 12
     (file,) = cache.iterdir()
     assert file.name.startswith("org-model-") and Discovery.from_json(file.read_text()) == first
 
@@ -176,7 +176,7 @@ def test_the_second_call_runs_no_model(cache):
 def test_another_revision_is_measured_again(cache):
     discover(Counted())
     other = Counted(revision="def")
-    assert discover(other).revision == "def" and other.runs == 6 and len(list(cache.iterdir())) == 2
+    assert discover(other).revision == "def" and other.runs == 12 and len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "sinkgate-dimensions", "version": 0}', b"\xff\xfe"])
@@ -186,7 +186,7 @@ def test_a_broken_file_is_measured_again_and_replaced(cache, content):
     file.parent.mkdir(parents=True)
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     discovery = discover(vlm)
-    assert vlm.runs == 6 and Discovery.from_json(file.read_text()) == discovery
+    assert vlm.runs == 12 and Discovery.from_json(file.read_text()) == discovery
 
 
 def test_what_is_never_kept(cache):
@@ -234,7 +234,7 @@ def test_a_cache_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path, cach
 
 def test_default_prompts_are_the_same_each_time():
     first, second = list(default_prompts(Counted())), list(default_prompts(Counted()))
-    assert len(first) == 6 and len({prompt.image.tobytes() for prompt in first}) == 6
+    assert len(first) == 12 and len({prompt.image.tobytes() for prompt in first}) == 12
     assert [(p.image.tobytes(), p.question) for p in first] == [(p.image.tobytes(), p.question) for p in second]
 
 
@@ -368,7 +368,7 @@ def test_a_name_alone_is_not_believed():
 
 def test_discovered_dimensions_with_a_tau_that_they_can_reach():
     discovery = discover(Counted())
-    assert discovery.criterion("llm") == Choice(SinkDimensions((5,), tau_for(WIDTH)), "discovered on 6 prompts")
+    assert discovery.criterion("llm") == Choice(SinkDimensions((5,), tau_for(WIDTH)), "discovered on 12 prompts")
     assert tau_for(WIDTH) == pytest.approx((0.7 * WIDTH) ** 0.5) and tau_for(4096) == 20
     weak = replace(discovery.llm.dimensions[0], dominance=0.1)
     unreached = replace(discovery, llm=replace(discovery.llm, dimensions=(weak,))).criterion("llm")
@@ -378,9 +378,9 @@ def test_discovered_dimensions_with_a_tau_that_they_can_reach():
 @pytest.mark.parametrize(
     ("finds", "name"),
     [
-        ({"massive": 3, "norm": 6, "attention": 6}, "massive"),
-        ({"massive": 2, "norm": 3, "attention": 6}, "norm"),
-        ({"massive": 0, "norm": 2, "attention": 6}, "attention"),
+        ({"massive": 6, "norm": 12, "attention": 12}, "massive"),
+        ({"massive": 5, "norm": 6, "attention": 12}, "norm"),
+        ({"massive": 0, "norm": 5, "attention": 12}, "attention"),
         ({"massive": 0, "norm": 0, "attention": 0}, "attention"),
         (None, "attention"),
     ],
@@ -419,7 +419,7 @@ def test_one_criterion_for_every_image_and_none_is_an_answer():
     none, again = sg.find_sinks(vlm, [second, first])
     assert none.l_verdict.criterion == again.l_verdict.criterion == "sink dimensions" and vlm.criteria is held
     assert (
-        not none.l_sink.any() and "No L-sinks (sink dimensions, dimension 3 discovered on 6 prompts)" in none.summary()
+        not none.l_sink.any() and "No L-sinks (sink dimensions, dimension 3 discovered on 12 prompts)" in none.summary()
     )
     assert vlm.criteria.settings["l_sink"].startswith("SinkDimensions(dims=(3,), tau=")
     vlm.criteria = sg.sink_criteria(vlm, v_sink="norm", l_sink="attention")

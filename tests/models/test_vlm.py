@@ -171,7 +171,7 @@ def test_planted_v_sinks_are_found_in_the_tower(tiny):
     assert sinks.v_sink.nonzero()[:, 0].tolist() == [9]
     assert sinks.v_verdict.criterion == "sink dimensions" and sinks.v_verdict.dimensions == (11,)
     assert "dimension 11" in sinks.explain(9)
-    assert "(sink dimensions, dimension 11 discovered on 6 prompts)" in sinks.summary()
+    assert "(sink dimensions, dimension 11 discovered on 12 prompts)" in sinks.summary()
 
 
 def test_planted_l_sinks_are_found_by_layer(tiny):
