@@ -9,7 +9,7 @@ from PIL import Image
 
 import sinkgate as sg
 
-from .state import Engine
+from .engine import Engine
 from .view_model import JSON
 
 _SHARE = {"type": "number", "minimum": 0, "maximum": 1}

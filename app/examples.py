@@ -13,7 +13,7 @@ from sinkgate.scenes import questions
 from sinkgate.scenes.questions import Question
 from sinkgate.scenes.scene import Scene
 
-from .state import FRAMES
+from .pictures import FRAMES
 
 FIRST_SCENE = 71  # seed
 FIRST_KIND, FIRST_QUESTION = "count", "How many objects are there?"  # its answer changes with the fader of layer 2

@@ -25,6 +25,7 @@ from sinkgate.sinks.words import layers as in_layers
 
 from .api import answer
 from .components import uploaded
+from .engine import ANSWER_SECONDS, MAX_UPLOADED_GATES, Engine
 from .examples import (
     CLIP,
     FIRST_KIND,
@@ -45,18 +46,10 @@ from .gate_library import LearnedGates, uploaded_gates
 from .guard import address_of
 from .inspection import text_shares
 from .metrics import log_unexpected
+from .pictures import open_picture, open_upload
 from .share_links import GATES_MISSING, STAND_IN, Link, share_value
-from .state import (
-    ANSWER_SECONDS,
-    MAX_UPLOADED_GATES,
-    Engine,
-    QuestionState,
-    UserSession,
-    open_picture,
-    open_upload,
-    revision_of,
-)
 from .sweep import sweep
+from .user_session import QuestionState, UserSession, revision_of
 from .view_model import (
     JSON,
     Lens,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .engine import Engine
     from .mcp_server import McpServer
-    from .state import Engine
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -54,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from sinkgate.models.loading import built_in_gates
 
+    from .engine import Engine
     from .gate_library import gates_in, weight_bytes
     from .metrics import write_logs
     from .page import build_page
     from .server import Server
-    from .state import Engine
 
     shipped = options.gates or built_in_gates(options.model)
     learned = gates_in(shipped, vlm) if shipped else []

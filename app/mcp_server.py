@@ -25,11 +25,12 @@ from starlette.types import Receive, Scope, Send
 import sinkgate as sg
 
 from .api import ANSWER, answer
+from .engine import MAX_GATES_TEXT, MAX_QUESTION, Engine
 from .examples import SCENE_SIDE, random_scene
 from .guard import address_of
 from .metrics import log_unexpected
+from .pictures import open_picture
 from .share_links import SEEDS
-from .state import MAX_GATES_TEXT, MAX_QUESTION, Engine, open_picture
 from .view_model import JSON, sentence
 
 PATH = "/gradio_api/mcp"

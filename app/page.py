@@ -16,9 +16,9 @@ import sinkgate as sg
 from sinkgate.sinks.glossary import preset_name
 
 from .components import component, picture_box, scene_world
+from .engine import MAX_QUESTION, Engine
 from .handlers import Handlers
 from .phenomena import demonstration, gallery
-from .state import MAX_QUESTION, Engine
 from .view_model import Lens
 
 FIRST_LAYER = 2  # of the maps, when the page opens

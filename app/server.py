@@ -16,9 +16,9 @@ import gradio as gr
 from sinkgate.sinks.glossary import GROUP_COLORS, GROUP_LABELS, TERMS
 
 from . import guard
+from .engine import MAX_SESSIONS, Engine
 from .metrics import Metrics, log
 from .page import theme
-from .state import MAX_SESSIONS, Engine
 
 if TYPE_CHECKING:
     from .mcp_server import McpServer

@@ -18,8 +18,9 @@ from sinkgate.models.loading import BUILT_IN
 from sinkgate.scenes import questions
 from sinkgate.scenes.scene import Scene
 
+from .engine import MAX_NEW_TOKENS, MAX_QUESTION, Engine
 from .examples import random_scene
-from .state import DEFAULT_CRITERION, MAX_NEW_TOKENS, MAX_QUESTION, Engine, UserSession
+from .user_session import DEFAULT_CRITERION, UserSession
 from .view_model import JSON, Lens, mixer_value
 
 VERSION = 1

@@ -15,7 +15,8 @@ from sinkgate.analysis.sweep import Setting, oracle
 from sinkgate.models.session import BATCH
 from sinkgate.sinks.gates import Group
 
-from .state import Engine, QuestionState, UserSession
+from .engine import Engine
+from .user_session import QuestionState, UserSession
 from .view_model import JSON
 
 GROUPS: tuple[Group, ...] = ("v_sink", "l_sink", "ordinary")

@@ -21,8 +21,9 @@ from sinkgate.sinks.criteria import Verdict
 from sinkgate.sinks.gates import GROUPS
 from sinkgate.sinks.words import sentence
 
+from .engine import MAX_NEW_TOKENS, AnswerUpdate
 from .inspection import PatchFacts
-from .state import MAX_NEW_TOKENS, AnswerUpdate, QuestionState
+from .user_session import QuestionState
 
 JSON = dict[str, Any]
 SCALES = ("shared", "own", "log")  # of the maps' colours

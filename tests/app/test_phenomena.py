@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import sinkgate as sg
+from app.engine import MAX_NEW_TOKENS, Engine
 from app.handlers import FIRST_QUESTION, FIRST_SCENE, SCENE_SIDE, Handlers, random_scene
 from app.phenomena import DEMONSTRATIONS, PHENOMENA, Phenomenon, demonstration, gallery
 from app.share_links import Link
-from app.state import MAX_NEW_TOKENS, Engine
 
 CASES = [pytest.param(name, each, id=f"{name} {each.title}") for name, all_ in PHENOMENA.items() for each in all_]
 

@@ -5,10 +5,12 @@ import io
 import pytest
 
 import sinkgate as sg
-from app import state
+from app import pictures
+from app.engine import Engine
 from app.handlers import CLIP, CLIP_NOTICE, GALLERY, SCENES_ONLY, Handlers, example_clip
+from app.pictures import FRAMES
 from app.share_links import python
-from app.state import FRAMES, Engine, UserSession
+from app.user_session import UserSession
 from app.view_model import Lens
 
 QUESTION = "How many objects are there?"
@@ -93,7 +95,7 @@ def test_a_video_that_cannot_be_used_is_refused_and_the_page_stays(
     if reason == "PyAV":
         monkeypatch.setattr("sinkgate.images.video.find_spec", lambda name: None)
     elif reason == "pixels":
-        monkeypatch.setattr(state, "MAX_DECODED", 3 * 448 * 448)
+        monkeypatch.setattr(pictures, "MAX_DECODED", 3 * 448 * 448)
     elif reason == "damaged":
         video_file.write_bytes(video_file.read_bytes()[:200])
     else:

@@ -17,8 +17,9 @@ from test_live import LENS, setting
 from test_page import assert_shows, direct
 
 import sinkgate as sg
+from app.engine import Engine
 from app.handlers import GALLERY, Handlers, composer_value, random_scene
-from app.state import Engine, UserSession
+from app.user_session import UserSession
 from app.view_model import sentence
 from sinkgate.scenes.questions import ask, describe
 from sinkgate.scenes.scene import MAX_OBJECTS, Scene

@@ -12,8 +12,8 @@ from page_user import Tab
 from test_page import assert_shows
 
 import sinkgate as sg
+from app.engine import MAX_NEW_TOKENS
 from app.handlers import FIRST_SCENE, SCENE_SIDE, random_scene
-from app.state import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -16,9 +16,10 @@ from page_user import Tab
 from test_live import LENS, setting
 
 import sinkgate as sg
+from app.engine import MAX_UPLOADED_GATES, Engine
 from app.gate_library import CONFIG, WEIGHTS, LearnedGates, gates_in, uploaded_gates, weight_bytes
 from app.handlers import FIRST_QUESTION, FIRST_SCENE, MANUAL_SETTING, Handlers, random_scene
-from app.state import MAX_UPLOADED_GATES, OWN_REVISION_STEP, Engine, UserSession
+from app.user_session import OWN_REVISION_STEP, UserSession
 from sinkgate.methods.lsg import LSG
 from sinkgate.scenes.scene import Scene
 

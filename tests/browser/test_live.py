@@ -19,12 +19,13 @@ from app_process import running_app
 from PIL import Image
 
 import sinkgate as sg
-from app import state, view_model
+from app import engine, pictures, view_model
 from app.backend import LocalSession
+from app.engine import MAX_NEW_TOKENS, MAX_QUESTION_STATES, Deadline, Engine
 from app.handlers import Handlers
 from app.scheduler import Limits
 from app.share_links import STAND_IN
-from app.state import MAX_QUESTION_STATES, Engine, UserSession
+from app.user_session import UserSession
 from sinkgate.data import photographs
 
 LENS = {"layer": 2, "head": None, "row": 0, "hide": False}
@@ -141,7 +142,7 @@ def test_a_link_with_an_unknown_photograph_opens_a_scene(handlers: Handlers, vlm
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_pictures_that_browsers_open_are_read(kind: str, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), "red").save(path := tmp_path / "picture", kind)
-    assert state.open_picture(str(path)).size == (40, 30)
+    assert pictures.open_picture(str(path)).size == (40, 30)
 
 
 def test_an_older_setting_never_replaces_a_newer_one(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
@@ -206,7 +207,7 @@ def test_an_answer_that_was_interrupted_is_never_kept_as_whole(
         session.state.unchanged_done = True  # so that the next answer to be generated is the gated one
     monkeypatch.setattr(LocalSession, "stream", stream)
     final = list(handlers.stream_answers(session, setting(vlm, 0.4)))[-1][0]
-    expected = vlm.answer(session.state.prompt, gates, session.state.sinks, max_new_tokens=state.MAX_NEW_TOKENS)
+    expected = vlm.answer(session.state.prompt, gates, session.state.sinks, max_new_tokens=MAX_NEW_TOKENS)
     assert final["done"] and [word for word, _ in final["gated"]] == expected.text.split()
     assert len(expected.tokens) > 2
 
@@ -329,7 +330,7 @@ def test_whoever_moves_faders_is_not_idle(handlers: Handlers, session: UserSessi
 def test_nobody_is_forgotten_while_being_answered(
     handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    monkeypatch.setattr(state, bound, 1)
+    monkeypatch.setattr(engine, bound, 1)
     answers = handlers.stream_answers(session, setting(vlm, 0.3))
     next(answers)
     for _ in range(2):
@@ -343,7 +344,7 @@ def test_nobody_is_forgotten_while_being_answered(
 def test_the_idlest_users_are_forgotten_and_told_so(
     handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch, bound: str, least: int
 ) -> None:
-    monkeypatch.setattr(state, bound, least)
+    monkeypatch.setattr(engine, bound, least)
     for _ in range(3):
         handlers.begin(setting(vlm), LENS)
     assert session.nbytes == 0 and handlers.engine.sessions == 3 and handlers.engine.session_bytes < 2_500_000
@@ -353,19 +354,19 @@ def test_the_idlest_users_are_forgotten_and_told_so(
 
 def test_too_large_a_picture_is_made_smaller(tmp_path: Path) -> None:
     Image.new("RGB", (4000, 2000), "red").save(path := tmp_path / "large.png")
-    image = state.open_picture(str(path))
-    assert image.size == (2000, 1000) and image.width * image.height <= state.MAX_PIXELS
+    image = pictures.open_picture(str(path))
+    assert image.size == (2000, 1000) and image.width * image.height <= pictures.MAX_PIXELS
     photograph = Image.new("RGB", (8064, 6048), "red")
     exif = photograph.getexif()
     exif[0x0112] = 6  # a phone held upright
     photograph.save(path := tmp_path / "phone.jpg", exif=exif)
-    assert state.open_picture(str(path)).size == (1224, 1632)
+    assert pictures.open_picture(str(path)).size == (1224, 1632)
 
 
 def test_an_answer_that_takes_too_long_is_stopped_and_says_so(
     handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state.Deadline, "__call__", lambda self: setattr(self, "passed", True) or True)
+    monkeypatch.setattr(Deadline, "__call__", lambda self: setattr(self, "passed", True) or True)
     handlers.ask(session, "What do you see?", setting(vlm), LENS)
     *_, last = handlers.stream_answers(session, setting(vlm))
     assert last[0]["done"] and len(last[0]["unchanged"]) == 1 and "stopped after 20 seconds" in last[-1]["text"]
@@ -399,13 +400,13 @@ def test_a_fader_runs_only_the_layers_from_its_own_upward(
 
 
 def test_warm_prompts_share_a_budget(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
-    engine = handlers.engine
+    cache = handlers.engine.cache
     assert session.state is not None and session.state.prompt_session.nbytes > 0
-    engine.cache.budget = session.state.prompt_session.nbytes
+    cache.budget = session.state.prompt_session.nbytes
     handlers.begin(setting(vlm), LENS)
     assert session.state.prompt_session.nbytes == 0, "the newer user's prompt is held"
     frame, _ = handlers.set_gates(session, setting(vlm, 0.3), LENS)
-    assert frame["identity"] is False and engine.cache.nbytes <= engine.cache.budget
+    assert frame["identity"] is False and cache.nbytes <= cache.budget
 
 
 def test_calls_from_one_address_share_one_limit(

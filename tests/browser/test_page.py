@@ -15,7 +15,7 @@ from page_user import Tab
 from PIL import Image
 
 import sinkgate as sg
-from app.state import MAX_NEW_TOKENS
+from app.engine import MAX_NEW_TOKENS
 from app.view_model import Lens
 from sinkgate.sinks.glossary import preset_name
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import sinkgate as sg
 from app.handlers import CLIP_NOTICE, SCENES_ONLY, example_clip
-from app.state import FRAMES
+from app.pictures import FRAMES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -26,7 +26,7 @@ from mcp.types import CallToolResult
 
 import sinkgate as sg
 from app.api import ANSWER
-from app.state import MAX_QUESTION
+from app.engine import MAX_QUESTION
 from sinkgate.scenes.scene import Scene
 
 GUIDE = (ROOT / "docs" / "pages" / "guides" / "api.md").read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ from page_user import Tab
 from PIL import Image
 
 import sinkgate as sg
+from app.engine import Engine
 from app.gate_library import gates_in
 from app.handlers import FIRST_QUESTION, FIRST_SCENE, Handlers
 from app.share_links import (
@@ -33,7 +34,7 @@ from app.share_links import (
     loading,
     share_value,
 )
-from app.state import Engine, UserSession
+from app.user_session import UserSession
 from app.view_model import SCALES, Lens, prompt_tokens
 from sinkgate.scenes.questions import KINDS
 from sinkgate.scenes.scene import Scene

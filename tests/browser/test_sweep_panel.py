@@ -12,9 +12,10 @@ from page_user import Tab
 from test_access import findings, tab_to
 
 import sinkgate as sg
+from app.engine import Engine
 from app.handlers import Handlers
-from app.state import Engine, UserSession
 from app.sweep import AXIS, GROUPS, NO_SWEEP, SCALES, point
+from app.user_session import UserSession
 
 ONES, LENS = {"v_sink": [1.0] * 8, "rest": [1.0] * 8, "revision": 0}, {"layer": 2}
 STATUS = "document.querySelector('#sweep [data-status]').dataset.status"

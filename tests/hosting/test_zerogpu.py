@@ -15,9 +15,10 @@ from fake_spaces import put_in_place, user
 
 import sinkgate as sg
 from app import backend
+from app.engine import Engine
 from app.gate_library import gates_in
 from app.handlers import Handlers
-from app.state import Engine, UserSession
+from app.user_session import UserSession
 from sinkgate.models.loading import DEMO
 from sinkgate.scenes.scene import Scene
 

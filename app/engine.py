@@ -1,4 +1,4 @@
-"""State of each user's page, and the two tiers of work that keep it up to date.
+"""The model, and the two tiers of work that keep each user's page up to date.
 
 The fast tier (`Engine.set_gates`) runs one prefill for each setting of the faders. The slow tier (`Engine.stream_answers`)
 generates both answers and stops as soon as a newer setting or question arrives. Users share the model, which a scheduler
@@ -12,201 +12,29 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 import sinkgate as sg
 from sinkgate.errors import ModelMismatchError
-from sinkgate.images.io import read_bytes
-from sinkgate.images.video import SUFFIXES as VIDEOS
-from sinkgate.images.video import open_animation
 from sinkgate.models.session import SessionCache
-from sinkgate.scenes.scene import Scene
 
-from .backend import Backend, LocalSession
+from .backend import Backend
 from .gate_library import LearnedGates
 from .scheduler import Scheduler
+from .user_session import DEFAULT_CRITERION, QueryRows, QuestionState, UserSession, same_scales
 
 MAX_NEW_TOKENS = 32
 MAX_QUESTION = 500  # characters; the model has a limit of its own, in tokens
 MAX_GATES_TEXT = 100_000  # characters
-DEFAULT_CRITERION = "auto"  # for sinks, unless learned gates bring one
 MAX_SESSIONS = 200  # users whose picture and question are held; the least recently active expire first
 MAX_QUESTION_STATES = 24  # of them, those whose image features and attention stay in memory
 MAX_SESSION_BYTES = 512 << 20  # pictures and uploaded gates of all users together
 MAX_UPLOADED_GATES = 3  # of one user
-MAX_DECODED = 2_000_000_000  # pixels of all frames of an uploaded video, which are decoded in about half a minute
-MAX_PIXELS = 2_000_000  # of the picture that the model gets: larger ones are made smaller
-FRAMES = 6  # of an uploaded video: more leave the demo model no positions for the question
 ANSWER_SECONDS = 20.0  # for one answer, from the moment it starts
-OWN_REVISION_STEP = 1_000_000  # revisions of a user between two of the server: more than a user can send
 CACHE_BYTES = 2 << 30  # for the key-value caches of all users; the least recently used are dropped
-
-
-@dataclass(frozen=True)
-class QueryRows:
-    """Attention rows of one prompt token, (L, H, 1, K), of the original model and of the gated one under the setting ``sequence``."""
-
-    position: int
-    sequence: int
-    original: Tensor
-    gated: Tensor
-
-
-@dataclass(eq=False)
-class QuestionState:
-    """One question about one image: what is computed once, and what the faders change."""
-
-    prompt_session: LocalSession
-    unchanged: sg.Trace  # a prefill at first, the whole answer once it is generated
-    gates: sg.Gates
-    gated: sg.Trace
-    began: int  # the session's sequence number when the question was asked
-    sequence: int  # the session's sequence number when the gates were last set
-    criterion: str = DEFAULT_CRITERION  # for its sinks
-    learned: LearnedGates | None = None  # the gates that read the question
-    rho: sg.Gates | None = None  # their scales, which the user may override
-    unchanged_done: bool = False
-    gated_done: bool = False
-    cut: bool = False  # whether an answer was stopped because it took too long
-    evidence: dict[int, dict[int, tuple[str, list[str]]]] = field(default_factory=dict)  # layer -> sink -> kind, values
-    # layer -> `inspection.text_shares` of the original model
-    text_shares: dict[int, Tensor] = field(default_factory=dict)
-    query: QueryRows | None = None  # of the prompt token that the page last looked at
-    layers_run: int = 0  # for the last setting of the faders
-    seconds: float = 0.0  # for the last setting of the faders
-
-    @property
-    def prompt(self) -> sg.Prompt:
-        """Image and question."""
-        return self.prompt_session.prompt
-
-    @property
-    def sinks(self) -> sg.SinkMap:
-        """The groups of the prompt's visual tokens."""
-        return self.prompt_session.sinks
-
-    @property
-    def overridden(self) -> bool:
-        """True where the user has moved faders away from the scales of the learned gates."""
-        return self.rho is not None and not same_scales(self.rho, self.gates)
-
-
-@dataclass(eq=False)
-class UserSession:
-    """The state of one user's page. ``sequence`` counts settings and questions: work for an older one stops."""
-
-    image: Image.Image | sg.Video | None = None
-    shown: Image.Image | str | None = None  # value of the picture box, put back when an upload is refused
-    scene: Scene | None = None
-    pictures: int = 0  # shown so far; edits of an earlier one are ignored
-    photograph: str | None = None  # name, where the picture is a photograph of the package
-    seed: int = 0  # of the scene's example questions, which keep their wording while the scene is edited
-    kinds: dict[str, str] = field(default_factory=dict)  # of the example questions and of the current one
-    examples: list[tuple[str, str | None]] = field(default_factory=list)  # questions, with answers where known
-    question: str = ""
-    notice: str = ""
-    lens: Any = None  # the newest that the page sent; the slow tier draws through it, too
-    gates_text: str = ""  # as sent last, so that a text which the user is editing is not overwritten
-    learned: LearnedGates | None = None  # read every question from now on
-    uploads: list[LearnedGates] = field(default_factory=list)
-    uploaded: int = 0  # number of uploads so far, for the name of the next
-    state: QuestionState | None = None
-    wanted: sg.Gates | None = None  # the newest setting, which may still be queued
-    streams: int = 0  # answers that are being generated: meanwhile the session does not expire
-    sequence: int = 0
-    sweeps: int = 0  # number of sweeps begun or stopped: those before the newest end
-    newest_revision: int = 0
-    newest_edit: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)  # guards sequence and results of the slow tier
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the picture and the uploaded gates, in bytes."""
-        frames = self.image.frames if isinstance(self.image, sg.Video) else (self.image,)
-        pictures = {
-            id(image): image.width * image.height * 4  # Pillow keeps a pixel in four bytes
-            for image in (*frames, self.shown)
-            if isinstance(image, Image.Image)
-        }
-        gates = (parameter.nbytes for learned in self.uploads for parameter in learned.lsg.parameters())
-        return sum(pictures.values()) + sum(gates)
-
-    def expire(self) -> None:
-        """Release the memory; the page shows `handlers.EXPIRED` at its next event."""
-        self.next_sequence()
-        self.image = self.shown = self.scene = self.state = self.learned = None
-        self.uploads = []
-
-    def __deepcopy__(self, memo: object) -> UserSession:
-        return self  # Gradio copies initial state, and a page has one session
-
-    def snapshot(self) -> QuestionState | None:
-        """Return the question's state as it is now: gates and results that belong together, while other threads work on."""
-        with self.lock:
-            return copy(self.state)
-
-    def next_sequence(self) -> int:
-        """Return a new sequence number, which makes work for all older ones outdated."""
-        with self.lock:
-            self.sequence += 1
-            return self.sequence
-
-    def stop_sweep(self) -> int:
-        """Let the running sweep end; returns the number of the next one."""
-        with self.lock:
-            self.sweeps += 1
-            return self.sweeps
-
-    def accepts(self, revision: int | None, wanted: sg.Gates | None = None) -> bool:
-        """Return whether no newer setting of the mixer arrived before: the tiers have queues of their own.
-
-        Args:
-            revision: number of the setting, which rises; None for a client that does not count.
-            wanted: the setting, which becomes the newest one if accepted; answers for another one then stop.
-        """
-        with self.lock:
-            if revision is None or revision >= self.newest_revision:
-                self.newest_revision = max(self.newest_revision, revision or 0)
-                self.wanted = wanted or self.wanted
-                return True
-            return False
-
-    def newest_lens(self, lens: Any) -> Any:
-        """Return this lens, or the newer one that arrived before: a late tick of a fader holds the lens of its time."""
-        with self.lock:
-            if (revision_of(lens) or 0) >= (revision_of(self.lens) or 0):
-                self.lens = lens
-            return self.lens
-
-    def own_revision(self) -> int:
-        """Return the revision of a setting that the server makes, above all that the user has sent."""
-        with self.lock:
-            self.newest_revision = (self.newest_revision // OWN_REVISION_STEP + 1) * OWN_REVISION_STEP
-            return self.newest_revision
-
-    @property
-    def set_by_server(self) -> bool:
-        """True where the newest setting is the server's, for which the page sends no event."""
-        return self.newest_revision % OWN_REVISION_STEP == 0
-
-    def accepts_edit(self, picture: int, revision: int) -> bool:
-        """Return whether an edit of the scene is of the picture on the page, and no newer one arrived before."""
-        with self.lock:
-            if picture != self.pictures or revision < self.newest_edit:
-                return False
-            self.newest_edit = revision
-            return True
-
-
-def revision_of(value: Any) -> int | None:
-    """Return the revision of the mixer's value or of a lens, which rises; None for a client that does not count."""
-    revision = value.get("revision") if isinstance(value, dict) else None
-    return revision if isinstance(revision, int) else None
 
 
 @dataclass(frozen=True)
@@ -498,11 +326,6 @@ class _AnswerStream:
         self.state.cut |= deadline.passed
 
 
-def same_scales(first: sg.Gates, second: sg.Gates) -> bool:
-    """Return whether two tables of gates are equal, scale by scale."""
-    return first.scales.tolist() == second.scales.tolist()
-
-
 def unknown_sentence(words: list[str]) -> str:
     """Return a sentence about words that are not in the model's vocabulary; empty if there are none."""
     if not words:
@@ -510,31 +333,3 @@ def unknown_sentence(words: list[str]) -> str:
     names = ", ".join(f"“{word}”" for word in words[:6]) + (" and more" if len(words) > 6 else "")
     single = len(words) == 1
     return f"The model does not know the word{'' if single else 's'} {names}: {'it' if single else 'each'} is read as <unk>."
-
-
-def open_picture(picture: str) -> Image.Image:
-    """Return an uploaded file (its path) or a data URL as an RGB image of at most `MAX_PIXELS`.
-
-    Raises:
-        ImageError: it is none of the formats that `sinkgate.open_image` reads, or it is broken.
-    """
-    return sg.open_image(_content(picture), max_pixels=MAX_PIXELS)
-
-
-def open_upload(picture: str) -> Image.Image | sg.Video:
-    """Return the same as `open_picture`, and of a video or an animation `FRAMES` frames at even distances, `MAX_PIXELS` together.
-
-    Raises:
-        ImageError: as `open_picture`, and as `sinkgate.open_video`.
-    """
-    data, limit = _content(picture), MAX_PIXELS // FRAMES
-    if picture.lower().endswith(VIDEOS):
-        return sg.open_video(data, FRAMES, max_pixels=limit, max_decoded=MAX_DECODED)
-    return open_animation(data, FRAMES, max_pixels=limit) or sg.open_image(data, max_pixels=MAX_PIXELS)
-
-
-def _content(picture: str) -> bytes:
-    try:
-        return read_bytes(picture)
-    except sg.ImageError:
-        raise sg.ImageError("The picture cannot be decoded, or its file is no longer here: upload it again.") from None
