@@ -89,6 +89,11 @@ class _Tap:
     rewrite_from: int = 0  # position of the first query that ``rewrite`` may change
     hidden: Tensor | None = None  # (B, P) boolean, Keys that no other query attends to
 
+    @property
+    def only_keys(self) -> bool:
+        """Return whether scaled Keys are all that the call needs."""
+        return self.call.recorder is None and self.limited is None and self.rewrite is None and self.hidden is None
+
     def first_key(self, keys: int) -> int:
         """Return the position of the first of the running forward's Keys."""
         return 0 if self.call.cross else max(0, (self.call.end or keys) - keys)
@@ -292,6 +297,8 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
             tap.scales, tap.limited = of_keys, None  # no limit that Keys could not express
         if tap.scales is not None:
             key = tap.scale(module, key)
+        if tap.only_keys:
+            return attend(module, query, key, value, *args, **kwargs)
         _refuse_to_write_out(module, tap)
         mask = args[0] if args else kwargs.get("attention_mask")
         name, first_key = _implementation(module), tap.first_key(key.shape[2])
