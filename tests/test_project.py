@@ -1,6 +1,7 @@
 """Project files agree with each other, and the core needs no extra."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -8,12 +9,14 @@ import sys
 import tomllib
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from random import Random
 
 import model_table
 import pytest
 from packaging.requirements import Requirement
 
 import sinkgate as sg
+from sinkgate.scenes import Scene
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -126,18 +129,22 @@ def run_without_extras(code):
     return subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS + code], cwd=ROOT, capture_output=True, text=True)
 
 
-def test_gating_needs_no_extra():
-    code = """
-import sinkgate as sg
-from sinkgate.scenes import Scene
-from random import Random
-vlm = sg.load("demo")
-prompt = vlm.prompt(Scene.random(Random(71)).render(), "How many objects are there?")
-gates = sg.Gates.ones(vlm).set("v_sink", 0.2, layers=[2])
-print(sg.find_sinks(vlm, prompt).summary(), vlm.answer(prompt, gates).text)
+def test_the_command_gates_in_a_process_of_its_own_without_extras(demo, tmp_path):
+    """As ``python -m sinkgate``; other tests of the command run it within the test."""
+    picture, question = tmp_path / "scene.png", "How many objects are there?"
+    Scene.random(Random(71)).render().save(picture)
+    gates = sg.Gates.ones(demo).set("rest", 0.25, layers=[2])
+    gates.save(tmp_path / "gates.json")
+    code = f"""
+import runpy
+sys.argv = ["sinkgate", "ask", {str(picture)!r}, {question!r}, "--gates", {str(tmp_path / "gates.json")!r}, "--json"]
+runpy.run_module("sinkgate", run_name="__main__")
 """
     done = run_without_extras(code)
     assert done.returncode == 0, done.stderr
+    printed, expected = json.loads(done.stdout), demo.answer(demo.prompt(picture, question), gates)
+    assert printed["text"] == expected.text
+    assert printed["next_token"][0]["probability"] == pytest.approx(expected.next_token[0][1], abs=1e-4)
 
 
 def test_a_command_names_the_extra_that_it_needs(tmp_path):

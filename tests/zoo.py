@@ -6,6 +6,8 @@ two marks where the family has them) and a few words more; the second of two sam
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +68,12 @@ class Family:
 
     def model(self, *, dtype: torch.dtype = torch.float32, attn: str | None = None, seed: int = 0) -> Any:
         """A model in evaluation mode that never ends an answer by itself."""
+        model = copy.deepcopy(self._model(dtype, attn, seed))  # a third of the time that building takes
+        torch.manual_seed(seed)
+        return model
+
+    @functools.cache  # noqa: B019 (families live as long as the tests)
+    def _model(self, dtype: torch.dtype, attn: str | None, seed: int) -> Any:
         torch.manual_seed(seed)
         config = self.config()
         config.get_text_config()._experts_implementation = "eager"  # the grouped kernels have no float64

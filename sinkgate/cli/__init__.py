@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import cache
 from io import TextIOWrapper
+from typing import Any
 
 import typer
 
@@ -51,13 +54,19 @@ EXTRAS = {  # top-level package: the extra that installs it
 }
 
 
+@cache
+def _command() -> Callable[[], Any]:
+    """Return the command of `cli`; typer reads the parameters of all commands anew for each one that it makes."""
+    return typer.main.get_command(cli)
+
+
 def main() -> None:
     """Run the command. Invalid input and missing extras are reported in one sentence on stderr; the exit code is 2."""
     for stream in (sys.stdout, sys.stderr):  # the code page of a redirected stream may lack a character of an answer
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        cli()
+        _command()()
     except SinkgateError as error:
         typer.echo(f"sinkgate: {error}", err=True)
         sys.exit(2)

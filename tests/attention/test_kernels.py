@@ -110,7 +110,7 @@ def test_gates_and_rows_equal_those_on_sdpa(kernel, name):
         prompt = vlm.prompt(noise_image(1), "count")
         sinks = some_sinks(vlm, prompt)
         gates = sg.Gates.ones(vlm).set("v_sink", 0.3).set("rest", 0.6, [0, 2])
-        trace = vlm.answer(prompt, gates, sinks, max_new_tokens=4)
+        trace = vlm.answer(prompt, gates, sinks, max_new_tokens=2)
         plain = vlm.predict(prompt)
         assert (trace.probabilities - plain.probabilities).abs().max() > 1e-3, "the gates must matter"
         return trace.probabilities, trace.attention, plain.probabilities, plain.attention, trace.ids
@@ -119,7 +119,7 @@ def test_gates_and_rows_equal_those_on_sdpa(kernel, name):
     for mine, peer in zip(on_kernel[:4], on_sdpa[:4], strict=True):
         close(mine, peer)
     assert on_kernel[4] == on_sdpa[4]
-    assert stand_in is None or stand_in.calls >= 3 * (4 + 1), "every layer of every forward runs on the kernel"
+    assert stand_in is None or stand_in.calls >= 3 * (2 + 1), "every layer of every forward runs on the kernel"
 
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention"])

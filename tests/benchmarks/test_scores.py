@@ -114,7 +114,7 @@ def test_scores_equal_plain_implementations(name, data):
     assert computed == pytest.approx(expected, nan_ok=True, abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(rows_of(category=("random", "popular", "adversarial"), answer=("yes", "no"), said=("yes", "no")))
 def test_pope_knows_what_was_said_where_one_of_two_was(rows):
     frame = pd.DataFrame(rows)

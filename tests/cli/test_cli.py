@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -22,13 +21,6 @@ from sinkgate.methods.lsg import LSG
 from sinkgate.models import loading
 from sinkgate.sinks.criteria import SinkDimensions
 from sinkgate.studies.results import Results
-
-
-def process(*args):
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "sinkgate", *map(str, args)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
 
 
 @pytest.fixture
@@ -62,16 +54,6 @@ def scene_folder(tmp_path_factory):
         with suppress(SystemExit):
             cli.main()
     return folder
-
-
-def test_the_process_itself(scene_folder, demo):
-    """Exit code, output and no word of the network."""
-    done = process("ask", scene_folder / "0000.png", "How many objects are there?", "--json")
-    assert done.returncode == 0
-    assert (
-        json.loads(done.stdout)["text"]
-        == demo.answer(demo.prompt(scene_folder / "0000.png", "How many objects are there?")).text
-    )
 
 
 def test_a_mistake_ends_the_process_with_2(scene_folder):

@@ -50,7 +50,7 @@ def logits(vlm, batch, method=None):
         return vlm.model(**batch.inputs, use_cache=False).logits
 
 
-def greedy_steps(vlm, method, batch, count=4):
+def greedy_steps(vlm, method, batch, count=3):
     """Greedy answers with the logits of every step: ids (B, count) and (B, count, vocabulary)."""
     options = {"max_new_tokens": count, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     options["suppress_tokens"] = [vlm.adapter.image_token_id]  # a random model may well say it

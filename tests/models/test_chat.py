@@ -1,5 +1,6 @@
 """Prompts are transformers' own, and answers are what a model writes behind them, for the traits of published templates."""
 
+import itertools
 from types import SimpleNamespace
 
 import chat_cases as cases
@@ -46,29 +47,29 @@ def written(vlm, answer):
 # --- prompts
 
 
-@pytest.mark.parametrize("system", ["", "Answer with one word."])
-@pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_prompts_are_those_of_transformers(tokenizer, template, images, system):
+def test_prompts_are_those_of_transformers(tokenizer, template):
     vlm = vlm_with(tokenizer, TEMPLATES[template])
-    pictures = [noise_image(number, (40, 28 + number)) for number in range(1 if template == "first" else images)]
-    content = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": QUESTION}]
-    chat = [{"role": "user", "content": content}]
-    if system:
-        chat.insert(
-            0, {"role": "system", "content": system if template == "listed" else [{"type": "text", "text": system}]}
+    for images, system in itertools.product([1] if template == "first" else [1, 2], ["", "Answer with one word."]):
+        pictures = [noise_image(number, (40, 28 + number)) for number in range(images)]
+        if system and template == "questions":
+            with pytest.raises(sg.PromptError, match="prints no system turn; put its text into the question"):
+                vlm.prompt(pictures, QUESTION, system=system)
+            continue
+        content = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": QUESTION}]
+        text = system if template == "listed" else [{"type": "text", "text": system}]
+        chat = [{"role": "system", "content": text}] if system else []
+        expected = vlm.processor.apply_chat_template(
+            [*chat, {"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
         )
-    if system and template == "questions":
-        with pytest.raises(sg.PromptError, match="prints no system turn; put its text into the question"):
-            vlm.prompt(pictures, QUESTION, system=system)
-        return
-    expected = vlm.processor.apply_chat_template(
-        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    prompt = vlm.prompt(pictures, QUESTION, system=system)
-    assert prompt.inputs.keys() == expected.keys() and prompt.system == system
-    assert all(torch.equal(prompt.inputs[name], value) for name, value in expected.items())
-    assert tokenizer.decode(prompt.inputs["input_ids"][0]).count(cases.BOS) <= 1
+        prompt = vlm.prompt(pictures, QUESTION, system=system)
+        assert prompt.inputs.keys() == expected.keys() and prompt.system == system
+        assert all(torch.equal(prompt.inputs[name], value) for name, value in expected.items())
+        assert tokenizer.decode(prompt.inputs["input_ids"][0]).count(cases.BOS) <= 1
 
 
 EARLIER = [("How many\nare there?", "two dogs"), ("Why?", "a cat and “yes”")]

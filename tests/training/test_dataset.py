@@ -90,7 +90,7 @@ def test_evaluation_says_right_where_generation_does(demo):
     from sinkgate.scenes.scene import Scene
 
     rng = Random("evaluation")
-    scenes = [Scene.random(rng) for _ in range(2)]
+    scenes = [Scene.random(rng)]
     samples = [
         Sample((scene.render(64),), pair.question, pair.answer, pair.kind)
         for scene in scenes
