@@ -110,12 +110,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Import no file of an extended folder where all of tests/ is collected without the extended tests."""
+    """Import no extended file where all of tests/ is collected without the extended tests."""
     whole = [config.invocation_params.dir / argument for argument in config.args] == [TESTS]
     path = collection_path.relative_to(TESTS)
     if not whole or config.option.markexpr != "not extended" or path.as_posix() == MAIN_PATH:
         return None
-    return True if path.name.startswith("test_") and path.parts[0] in EXTENDED else None
+    extended = path.parts[0] in EXTENDED or f"{path.as_posix()}::" in EXTENDED_TESTS
+    return True if path.name.startswith("test_") and extended else None
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,7 +7,7 @@ import torch
 
 import sinkgate as sg
 from app.engine import MAX_NEW_TOKENS, Engine
-from app.handlers import FIRST_QUESTION, FIRST_SCENE, SCENE_SIDE, Handlers, random_scene
+from app.examples import FIRST_QUESTION, FIRST_SCENE, SCENE_SIDE, random_scene
 from app.phenomena import DEMONSTRATIONS, PHENOMENA, Phenomenon, demonstration, gallery
 from app.share_links import Link
 
@@ -65,6 +65,8 @@ def test_show_me_turns_the_first_answer(models: dict[str, sg.VLM], name: str) ->
 
 
 def test_links_open_on_the_page_and_other_models_have_none(models: dict[str, sg.VLM], tiny: sg.VLM) -> None:
+    from app.handlers import Handlers  # with gradio, which processes that only collect tests need not import
+
     vlm = models["demo"]
     handlers = Handlers(Engine(vlm))
     ones = {"v_sink": [1.0] * 8, "rest": [1.0] * 8, "revision": 0}
