@@ -9,7 +9,7 @@ import torch
 from chat_cases import BLANK, CHATML, EOS, IMAGE, OPENED, TEMPLATES, TEXT_ONLY, THOUGHT, TOKENIZERS, vlm_with
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import noise_image
+from tiny import noise_image, some_sinks
 from zoo import ZOO
 
 import sinkgate as sg
@@ -298,7 +298,7 @@ def test_tokens_with_a_meaning_are_refused_everywhere(tokenizer, token):
     ):
         with pytest.raises(sg.PromptError, match="holds .*, which the model reads as a command"):
             ask()
-    examples = ExampleCache(vlm)
+    examples = ExampleCache(vlm, some_sinks)
     good = (noise_image(), QUESTION, "yes")
     sg.evaluate(vlm, {"plain": Fixed(sg.Gates.ones(vlm))}, [(noise_image(), QUESTION, text), good], examples=examples)
     assert list(examples.skipped) == ["sample 0"] and token in examples.skipped["sample 0"]
@@ -363,9 +363,11 @@ def test_options_are_chosen_alike_by_sweeps_and_scores(tokenizer, template):
         vlm = vlm_with(tokenizer, template, seed=seed)
         tables = [sg.Gates.ones(vlm).set("rest", scale) for scale in (0.0, 4.0)]
         prompt = vlm.prompt(image, QUESTION)
-        chosen += [options[index] for index in sg.choose(sg.Session(vlm, prompt), tables, options)]
+        session = sg.Session(vlm, prompt, some_sinks(vlm, prompt))
+        chosen += [options[index] for index in sg.choose(session, tables, options)]
         methods = {str(index): Fixed(table) for index, table in enumerate(tables)}
-        marks = sg.evaluate(vlm, methods, [sg.Sample((image,), QUESTION, "no", "", tuple(options))], progress=False)
+        sample = sg.Sample((image,), QUESTION, "no", "", tuple(options))
+        marks = sg.evaluate(vlm, methods, [sample], examples=ExampleCache(vlm, some_sinks), progress=False)
         scored += [marks.chosen[name][0] for name in methods]
         assert [right for (right,) in marks.right.values()] == [word == "no" for word in scored[-len(tables) :]]
     assert chosen == scored and len(set(chosen)) > 1
