@@ -49,7 +49,7 @@ def test_a_small_run_is_resumed_and_becomes_a_card(small_run, tmp_path):
         ablated=(7,),
         samples=2,
         validation=13,
-        questions=39,
+        questions=26,
         seeds=(0,),
     )
     comparison.run_comparison(setup, tmp_path / "run")
@@ -84,7 +84,7 @@ def test_published_comparisons_have_a_gate_in_every_layer(demo, name):
 
 def test_a_short_comparison_has_a_card_without_the_parts_that_it_leaves_out(small_run, tmp_path):
     setup = replace(
-        comparison.SETUPS["demo-large"], layers=(6, 7), ablated=(7,), samples=2, validation=13, questions=39, seeds=(0,)
+        comparison.SETUPS["demo-large"], layers=(6, 7), ablated=(7,), samples=2, validation=13, questions=26, seeds=(0,)
     )
     comparison.run_comparison(setup, tmp_path)
     assert [path.name for path in tmp_path.glob("*.json")] == ["seed-0.json"]

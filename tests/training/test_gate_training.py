@@ -3,11 +3,9 @@
 import functools
 import itertools
 import json
-import os
 import re
 import runpy
-import subprocess
-import sys
+import socket
 import time
 from pathlib import Path
 
@@ -31,8 +29,6 @@ from sinkgate.training.ensemble import MethodEnsemble, frozen
 from sinkgate.training.trainer import train
 
 HERE = Path(__file__).parent
-#: The worker finds what the tests find; processes of one run meet on the loopback device.
-WORKER = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, HERE.parents[:2])), "GLOO_SOCKET_IFNAME": "lo"}
 ANSWERS = ("red", "two", "top left", "a small red circle", "yes")
 QUESTIONS = ("What color is the circle?", "How many objects are there?", "Where is the square?")
 
@@ -76,6 +72,12 @@ def vlm():
 def run(vlm, lsg, out, **options):
     defaults = {"find": few_v_sinks, "progress": False, "per_device_train_batch_size": 4, "num_train_epochs": 1}
     return train(lsg, vlm, options.pop("data", samples()), out=out, **{**defaults, **options})
+
+
+def worker(out, options, **environment):
+    """A run in a process of its own."""
+    program = functools.partial(runpy.run_path, str(HERE / "worker.py"), run_name="__main__")
+    return Forked(program, "worker.py", out, json.dumps(options), **environment)
 
 
 def test_gradients_are_those_of_one_forward_and_backward(vlm):
@@ -125,7 +127,7 @@ def test_gates_that_learn_together_get_other_weights(vlm, tmp_path):
 def test_the_loss_falls_and_the_backbone_stays(vlm, tmp_path):
     before = {name: value.clone() for name, value in vlm.model.state_dict().items()}
     lsg = fresh(vlm, start="identity")
-    options = {"num_train_epochs": 20, "learning_rate": 0.1, "validation": samples()}
+    options = {"num_train_epochs": 8, "learning_rate": 0.1, "validation": samples()}
     report = run(vlm, lsg, tmp_path, **options)
     losses = [entry["eval_loss"] for entry in report.history if "eval_loss" in entry]
     assert losses[-1] < losses[0] - 0.001  # all that a gate can do on a random model
@@ -167,14 +169,13 @@ def test_a_killed_run_goes_on_bit_for_bit(vlm, tmp_path):
     whole = fresh(vlm)
     options = {"num_train_epochs": 4, "save_steps": 2}
     complete = run(vlm, whole, tmp_path / "whole", **options)
-    program = functools.partial(runpy.run_path, str(HERE / "worker.py"), run_name="__main__")
-    worker = Forked(program, "worker.py", tmp_path / "killed", json.dumps(options), SLOW="0.2")
+    running = worker(tmp_path / "killed", options, SLOW="0.2")
     checkpoint = tmp_path / "killed" / "checkpoint-4"
     while not (checkpoint / "trainer_state.json").exists():
-        assert worker.process.is_alive(), "it was to be killed while it ran"
+        assert running.process.is_alive(), "it was to be killed while it ran"
         time.sleep(0.02)
-    worker.process.kill()
-    worker.wait()
+    running.process.kill()
+    running.wait()
     half = tmp_path / "killed" / "checkpoint-999"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half written")
@@ -259,9 +260,13 @@ def test_two_processes_equal_one(vlm, tmp_path):
     alone = fresh(vlm)
     run(vlm, alone, tmp_path / "one", per_device_train_batch_size=4)
     options = {"per_device_train_batch_size": 2, "use_cpu": True}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, str(HERE / "worker.py"), str(tmp_path / "two"), json.dumps(options)]
-    subprocess.run(command, check=True, timeout=240, env=WORKER)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "GLOO_SOCKET_IFNAME": "lo"}
+    launched = {**meeting, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # and what torchrun sets for each process
+    ranks = [worker(tmp_path / "two", options, RANK=rank, LOCAL_RANK=rank, **launched) for rank in "01"]
+    for rank in ranks:
+        done = rank.wait()
+        assert done.returncode == 0, done.stderr
     shared = LSG.from_pretrained(tmp_path / "two" / "gates")
     assert same(weights(alone), weights(shared), atol=1e-5)
 
