@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from sinkgate.sinks.glossary import GROUP_COLORS, GROUP_LABELS, TERMS
+from sinkgate.sinks.glossary import DARK_GROUP_COLORS, GROUP_COLORS, GROUP_LABELS, TERMS
 
 from . import guard
 from .engine import MAX_SESSIONS, Engine
@@ -118,7 +118,10 @@ def trim_memory() -> None:
 def head() -> str:
     """Return style and shared script for the page's head: Gradio would rewrite the selectors of its ``css`` parameter."""
     style = (HERE / "style.css").read_text(encoding="utf-8")
-    colors = "".join(f"--group-{group}: {color}; " for group, color in GROUP_COLORS.items())
+    light, dark = (
+        "".join(f"--group-{group}: {color}; " for group, color in colors.items())
+        for colors in (GROUP_COLORS, DARK_GROUP_COLORS)
+    )
     script = (HERE / "components" / "shared.js").read_text(encoding="utf-8")
     script += f"Object.assign(window.sinkgate, {json.dumps({'terms': TERMS, 'groups': GROUP_LABELS})});"
-    return f"<style>:root {{ {colors}}}\n{style}</style><script>{script}</script>"
+    return f"<style>:root, .on-paper {{ {light}}}\nbody.dark {{ {dark}}}\n{style}</style><script>{script}</script>"

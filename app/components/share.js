@@ -9,7 +9,7 @@ const CHART = [760, 300]; // width and height of the chart's figure, in pixels
 const PATIENCE = 4000; // ms: browsers allow copying for a short time after a click
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 const [INK, SOFT, LINE] = ["#1d2329", "#5c6770", "#e3e7eb"]; // figures are for white paper
-const SINKS = { v_sink: "#e8590c", l_sink: "#1c7ed6" };
+const groupColor = (group) => getComputedStyle(document.documentElement).getPropertyValue("--group-" + group); // of the light page
 let frame = null;
 let answers = {};
 let quiet = null;
@@ -124,7 +124,7 @@ function outline(draw, regions, x, y, [across, down]) {
     for (const [kind, path] of regions) {
       const line = new Path2D();
       line.addPath(new Path2D(path), scaled);
-      [draw.strokeStyle, draw.lineWidth, draw.lineCap] = [color || SINKS[kind], width, "square"];
+      [draw.strokeStyle, draw.lineWidth, draw.lineCap] = [color || groupColor(kind), width, "square"];
       draw.stroke(line);
     }
   }

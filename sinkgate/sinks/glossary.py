@@ -27,7 +27,8 @@ GROUP_LABELS = {
     "separator": "separators",
     "text": "text",
 }
-GROUP_COLORS = {  # distinct with normal, red-blind, green-blind and blue-blind sight
+#: Colours of groups on light ground, distinct with normal, red-blind, green-blind and blue-blind sight.
+GROUP_COLORS = {
     "v_sink": "#e8590c",
     "l_sink": "#1864ab",
     "ordinary": "#4dabf7",
@@ -35,6 +36,16 @@ GROUP_COLORS = {  # distinct with normal, red-blind, green-blind and blue-blind 
     "text": "#868e96",
     "first": "#a5694b",
     "rest": "#1c7ed6",  # between L-sinks and ordinary, of which it is made, and never beside them
+}
+#: The same on dark ground: a dark page, or a map of attention.
+DARK_GROUP_COLORS = {
+    "v_sink": "#ff922b",
+    "l_sink": "#a5d8ff",
+    "ordinary": "#2497d4",
+    "separator": "#af58ff",
+    "text": "#9495a7",
+    "first": "#bd405e",
+    "rest": "#86adf9",
 }
 
 

@@ -14,7 +14,7 @@ from sinkgate.models.session import Session
 from sinkgate.models.trace import Trace
 from sinkgate.plots.style import COLORWAY, DIVERGING, INK
 from sinkgate.sinks.classify import SinkMap
-from sinkgate.sinks.glossary import DIFFERENCE, GROUP_COLORS
+from sinkgate.sinks.glossary import DARK_GROUP_COLORS, DIFFERENCE
 from sinkgate.widgets.common import data_url, ipywidgets, small, still
 
 ACROSS = 3  # maps side by side
@@ -23,7 +23,7 @@ TOP_WORDS = 6
 VIEW = 448  # pixels of the picture on a map
 UNCHANGED = "#adb5bd"
 SHARE = "Share of attention"
-MARKS = [("circle-open", GROUP_COLORS["v_sink"]), ("square-open", "#74c0fc")]  # V-sinks and L-sinks, light on dark maps
+MARKS = [("circle-open", DARK_GROUP_COLORS["v_sink"]), ("square-open", DARK_GROUP_COLORS["l_sink"])]  # maps are dark
 
 
 class Screen:

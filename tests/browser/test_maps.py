@@ -17,6 +17,7 @@ from page_user import Tab
 import sinkgate as sg
 from app.handlers import FIRST_SCENE, SCENE_SIDE
 from sinkgate.scenes.scene import Scene
+from sinkgate.sinks.glossary import DARK_GROUP_COLORS, GROUP_COLORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -141,6 +142,37 @@ def test_neighbouring_sinks_share_an_outline(tab: Tab) -> None:
         }"""
     )
     assert sorted(drawn) == [["l_sink", 4], ["l_sink", 8], ["v_sink", 4]]  # edges of the outlines
+
+
+@pytest.mark.parametrize(("scheme", "colors"), [("light", GROUP_COLORS), ("dark", DARK_GROUP_COLORS)])
+def test_marks_and_their_legend_have_the_colours_of_the_chart(
+    tab: Tab, enter: Callable[..., Tab], scheme: str, colors: dict[str, str]
+) -> None:
+    page = enter(tab.page.url, color_scheme=scheme).page
+    painted = page.evaluate(
+        """() => {
+          const style = (node, name) => getComputedStyle(node)[name];
+          const svg = document.querySelector("#maps .marks");
+          const mark = (kind) => {
+            const path = svg.appendChild(document.createElementNS("http://www.w3.org/2000/svg", "path"));
+            path.setAttribute("class", "region " + kind);
+            const color = style(path, "stroke");
+            path.remove();
+            return color;
+          };
+          const kinds = ["v_sink", "l_sink"];
+          return {
+            marks: kinds.map(mark),
+            legend: kinds.map((kind) => style(document.querySelector(`#maps .key.${kind} i`), "borderTopColor")),
+            chart: kinds.map((kind) => style(document.querySelector(`#chart .${kind} .line, #chart .line.${kind}`), "stroke")),
+          };
+        }"""
+    )
+    wanted = [
+        f"rgb({', '.join(str(int(colors[kind][at : at + 2], 16)) for at in (1, 3, 5))})"
+        for kind in ("v_sink", "l_sink")
+    ]
+    assert painted == {"marks": wanted, "legend": wanted, "chart": wanted}
 
 
 def test_evidence_by_mouse_and_keyboard(tab: Tab, vlm: sg.VLM) -> None:

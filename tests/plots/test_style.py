@@ -12,6 +12,7 @@ from PIL import Image
 
 from sinkgate.errors import SinkgateError
 from sinkgate.plots import style
+from sinkgate.sinks.glossary import DARK_GROUP_COLORS
 
 # What is left of a colour (linear RGB) without one kind of cone: Machado, Oliveira and Fernandes, 2009, severity 1.
 SIGHTS = {
@@ -39,10 +40,11 @@ def distance(one, other, sight):
     return float(np.linalg.norm(lab(one, sight) - lab(other, sight)))
 
 
+@pytest.mark.parametrize("colors", [style.GROUP_COLORS, DARK_GROUP_COLORS], ids=["light", "dark"])
 @pytest.mark.parametrize("sight", SIGHTS)
 @pytest.mark.parametrize("pair", list(combinations(style.GROUP_COLORS, 2)), ids=" ".join)
-def test_groups_are_told_apart_by_every_eye(pair, sight):
-    one, other = (style.GROUP_COLORS[group] for group in pair)
+def test_groups_are_told_apart_by_every_eye(pair, sight, colors):
+    one, other = (colors[group] for group in pair)
     assert distance(one, other, sight) >= (APART / 2 if frozenset(pair) in PARTS else APART)
 
 
