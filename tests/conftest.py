@@ -110,13 +110,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Import no extended file where all of tests/ is collected without the extended tests."""
+    """Import nothing of extended files and folders where all of tests/ is collected without the extended tests."""
     whole = [config.invocation_params.dir / argument for argument in config.args] == [TESTS]
-    path = collection_path.relative_to(TESTS)
-    if not whole or config.option.markexpr != "not extended" or path.as_posix() == MAIN_PATH:
+    path, main = collection_path.relative_to(TESTS), Path(MAIN_PATH)
+    if not whole or config.option.markexpr != "not extended" or path in (main, *main.parents):
         return None
-    extended = path.parts[0] in EXTENDED or f"{path.as_posix()}::" in EXTENDED_TESTS
-    return True if path.name.startswith("test_") and extended else None
+    return True if path.parts[0] in EXTENDED or f"{path.as_posix()}::" in EXTENDED_TESTS else None
 
 
 @pytest.fixture(autouse=True, scope="session")

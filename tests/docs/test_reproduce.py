@@ -144,7 +144,7 @@ def run(lab, monkeypatch, capfd):
         assert not stopped.value.code, f"{shlex.join(arguments)}\n{output.err}"
         return output
 
-    with parallel_config(backend="multiprocessing"):  # forks: a new process imports for longer than it fits probes
+    with parallel_config(backend="threading"):  # a new process imports for longer than it fits probes
         yield run
 
 
