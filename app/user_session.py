@@ -110,7 +110,7 @@ class UserSession:
         return sum(pictures.values()) + sum(gates)
 
     def expire(self) -> None:
-        """Release the memory; the page shows `handlers.EXPIRED` at its next event."""
+        """Release the memory; the page shows `handlers.values.EXPIRED` at its next event."""
         self.next_sequence()
         self.image = self.shown = self.scene = self.state = self.learned = None
         self.uploads = []

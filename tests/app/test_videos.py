@@ -7,7 +7,7 @@ import pytest
 import sinkgate as sg
 from app import pictures
 from app.engine import Engine
-from app.examples import CLIP, GALLERY, example_clip
+from app.examples import CLIP, CLIP_NOTICE, GALLERY, SCENES_ONLY, example_clip
 from app.pictures import FRAMES
 from app.share_links import python
 from app.user_session import UserSession
@@ -30,12 +30,6 @@ def mixer(demo):
     return {"v_sink": [1] * demo.num_layers, "rest": [1] * demo.num_layers}
 
 
-def notice(name):
-    from app import handlers
-
-    return getattr(handlers, name)
-
-
 def saved(frames, kind="GIF"):
     file = io.BytesIO()
     frames[0].save(file, kind, save_all=True, append_images=frames[1:], duration=200)
@@ -47,7 +41,7 @@ def test_the_gallerys_clip_is_a_video(handlers, mixer):
     values = handlers.pick_example(session, {"choice": {"picture": GALLERY.index(CLIP)}}, mixer, LENS)
     frame, status = values[4], values[5]
     assert frame["sheets"] == FRAME_NAMES and frame["video"] and frame["lens"]["sheet"] == 1
-    assert status["text"] == notice("CLIP_NOTICE") and "in the other frames" in frame["elsewhere"]
+    assert status["text"] == CLIP_NOTICE and "in the other frames" in frame["elsewhere"]
     assert len(values[3]["other_views"]) == FRAMES - 1, "a picture under the maps of each frame"
     marks = {mark["token"] for mark in frame["marks"]}
     assert marks <= set(session.state.prompt.sheets[1].tokens.flatten().tolist())
@@ -59,7 +53,7 @@ def test_an_animation_is_uploaded_and_a_picture_follows(handlers, mixer, tmp_pat
     path = tmp_path / "clip.gif"
     path.write_bytes(saved(example_clip().frames * 2))
     frame, status = handlers.new_picture(session, {"path": str(path)}, QUESTION, mixer, LENS)[4:6]
-    assert status["text"] == notice("CLIP_NOTICE"), "not that of photographs"
+    assert status["text"] == CLIP_NOTICE, "not that of photographs"
     assert frame["sheets"] == FRAME_NAMES and isinstance(session.image, sg.Video)
     program = python(session, Lens(layer=2, sheet=1), handlers.engine.vlm).replace("clip.gif", str(path))
     names = {}
@@ -67,7 +61,7 @@ def test_an_animation_is_uploaded_and_a_picture_follows(handlers, mixer, tmp_pat
     assert [sheet.frames for sheet in names["prompt"].sheets] == [sheet.frames for sheet in session.state.prompt.sheets]
     example_clip().frames[0].save(tmp_path / "still.png")
     frame, status = handlers.new_picture(session, {"path": str(tmp_path / "still.png")}, QUESTION, mixer, LENS)[4:6]
-    assert status["text"] == notice("SCENES_ONLY")
+    assert status["text"] == SCENES_ONLY
     assert frame["sheets"] == ["picture"] and not frame["video"] and frame["lens"]["sheet"] == 0
 
 
@@ -90,7 +84,7 @@ def video_file(request, tmp_path):
 def test_a_video_file_is_uploaded(handlers, mixer, video_file):
     session = UserSession()
     values = handlers.new_picture(session, {"path": str(video_file)}, QUESTION, mixer, LENS)
-    assert values[5]["text"] == notice("CLIP_NOTICE") and values[4]["sheets"] == FRAME_NAMES and values[4]["video"]
+    assert values[5]["text"] == CLIP_NOTICE and values[4]["sheets"] == FRAME_NAMES and values[4]["video"]
     assert session.image.fps == pytest.approx(2) and values[1] is session.image.frames[0]
 
 

@@ -18,7 +18,9 @@ from test_page import assert_shows, direct
 
 import sinkgate as sg
 from app.engine import Engine
-from app.handlers import GALLERY, Handlers, composer_value, random_scene
+from app.examples import GALLERY, random_scene
+from app.handlers import Handlers
+from app.handlers.values import composer_value
 from app.user_session import UserSession
 from app.view_model import sentence
 from sinkgate.scenes.questions import ask, describe

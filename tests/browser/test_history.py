@@ -14,7 +14,7 @@ from test_composer import assert_about
 from test_page import assert_shows, direct
 
 import sinkgate as sg
-from app.handlers import FIRST_QUESTION, FIRST_SCENE, SCENE_SIDE, random_scene
+from app.examples import FIRST_QUESTION, FIRST_SCENE, SCENE_SIDE, random_scene
 
 UNDO, REDO = "Control+z", "Control+Shift+z"
 

@@ -13,7 +13,7 @@ from test_page import assert_shows
 
 import sinkgate as sg
 from app.engine import MAX_NEW_TOKENS
-from app.handlers import FIRST_SCENE, SCENE_SIDE, random_scene
+from app.examples import FIRST_SCENE, SCENE_SIDE, random_scene
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

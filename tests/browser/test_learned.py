@@ -17,8 +17,10 @@ from test_live import LENS, setting
 
 import sinkgate as sg
 from app.engine import MAX_UPLOADED_GATES, Engine
+from app.examples import FIRST_QUESTION, FIRST_SCENE, random_scene
 from app.gate_library import CONFIG, WEIGHTS, LearnedGates, gates_in, uploaded_gates, weight_bytes
-from app.handlers import FIRST_QUESTION, FIRST_SCENE, MANUAL_SETTING, Handlers, random_scene
+from app.handlers import Handlers
+from app.handlers.values import MANUAL_SETTING
 from app.user_session import OWN_REVISION_STEP, UserSession
 from sinkgate.methods.lsg import LSG
 from sinkgate.scenes.scene import Scene

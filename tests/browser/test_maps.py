@@ -15,7 +15,7 @@ import torch
 from page_user import Tab
 
 import sinkgate as sg
-from app.handlers import FIRST_SCENE, SCENE_SIDE
+from app.examples import FIRST_SCENE, SCENE_SIDE
 from sinkgate.scenes.scene import Scene
 from sinkgate.sinks.glossary import DARK_GROUP_COLORS, GROUP_COLORS
 

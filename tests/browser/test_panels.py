@@ -13,7 +13,7 @@ from page_user import Tab
 from PIL import Image
 
 import sinkgate as sg
-from app.handlers import CLIP_NOTICE, SCENES_ONLY, example_clip
+from app.examples import CLIP_NOTICE, SCENES_ONLY, example_clip
 from app.pictures import FRAMES
 
 if TYPE_CHECKING:

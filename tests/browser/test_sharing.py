@@ -21,8 +21,9 @@ from PIL import Image
 
 import sinkgate as sg
 from app.engine import Engine
+from app.examples import FIRST_QUESTION, FIRST_SCENE
 from app.gate_library import gates_in
-from app.handlers import FIRST_QUESTION, FIRST_SCENE, Handlers
+from app.handlers import Handlers
 from app.share_links import (
     GATES_MISSING,
     MAX_LENGTH,

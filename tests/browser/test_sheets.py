@@ -23,7 +23,8 @@ from tiny import noise_image, tiny_llava
 import sinkgate as sg
 from app import view_model
 from app.engine import Engine
-from app.handlers import GENERAL_QUESTIONS, PLAIN_QUESTIONS, Handlers
+from app.examples import GENERAL_QUESTIONS, PLAIN_QUESTIONS
+from app.handlers import Handlers
 from app.user_session import QuestionState, UserSession
 from app.view_model import Lens, view_urls
 from sinkgate.images.layout import Sheet
