@@ -21,6 +21,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import sinkgate as sg
+from sinkgate.attention.cache import CACHE_NAMES, cache_in
 from sinkgate.demo.build import CHAT_TEMPLATE, IMAGE, build_tokenizer
 from sinkgate.images.layout import list_sheet
 
@@ -115,6 +116,15 @@ def some_sinks(vlm: sg.VLM, prompt: sg.Prompt, seed: int = 0, share: float = 0.3
     v_sink = torch.rand(sinks.v_sink.shape, generator=generator) < share
     l_sink = (torch.rand(sinks.l_sink.shape, generator=generator) < share) & ~v_sink
     return sg.SinkMap(**{**vars(sinks), "v_sink": v_sink, "l_sink": l_sink})
+
+
+def rename_cache(decoder: nn.Module, name: str) -> None:
+    """Give the cache that name among the decoder's arguments, for hooks registered later and the forward."""
+
+    def rename(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {key: value for key, value in kwargs.items() if key not in CACHE_NAMES} | {name: cache_in(kwargs)}
+
+    decoder.register_forward_pre_hook(rename, with_kwargs=True)
 
 
 def shaken(method: nn.Module, seed: int = 0, size: float = 1.0) -> Any:

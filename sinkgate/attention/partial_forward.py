@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from sinkgate.attention.cache import CACHE_NAME, cache_in
+
 _checkpointing: Any = checkpoint  # torch gives no complete types for it
 
 
@@ -49,9 +51,9 @@ def ended(layers: Sequence[nn.Module], end: int) -> Generator[None]:
 @contextmanager
 def prefilled(model: nn.Module, output: Any) -> Generator[None]:
     """Replace the model's first forward by this output, with a copy of its cache to continue with."""
-    cache, begun = copy(output.past_key_values), copy(output)
+    cache, begun = copy(cache_in(output)), copy(output)
     cache.layers = [copied_layer(layer) for layer in cache.layers]
-    begun.past_key_values = cache
+    begun[CACHE_NAME] = cache
     run, calls = model.forward, iter([begun])
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.hub_kernels import is_kernel
 
+from sinkgate.attention.cache import cache_in
 from sinkgate.attention.masks import row_mask
 from sinkgate.attention.recorder import Recorder, attention_rows
 from sinkgate.attention.scales import LayerScales, LogitScales, Scales
@@ -357,7 +358,7 @@ def _count_positions(call: _Call) -> Callable[[nn.Module, tuple[Any, ...], dict[
         tokens = next(
             (x for x in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args) if isinstance(x, Tensor)), None
         )
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         cached = int(cache.get_seq_length()) if cache is not None else 0
         call.cache, call.cached = cache, cached
         call.end = cached + tokens.shape[1] if tokens is not None else None

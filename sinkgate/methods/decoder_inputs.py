@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from sinkgate.attention.cache import cache_in
 from sinkgate.attention.recorder import Recorder
 from sinkgate.errors import UnsupportedModelError
 from sinkgate.models.batch import Batch
@@ -54,7 +55,7 @@ class ChangesInputs:
 
 def cached(arguments: Arguments) -> int:
     """Return the number of cached positions before the running forward."""
-    cache = arguments.get("past_key_values")
+    cache = cache_in(arguments)
     return int(cache.get_seq_length()) if cache is not None else 0
 
 

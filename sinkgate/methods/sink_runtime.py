@@ -38,6 +38,7 @@ from transformers import AttentionInterface
 FORMAT, VERSION = "sinkgate-runtime", 1
 TINY = 1e-12
 ROWS = 256  # attention rows computed at once
+CACHE_NAMES = ("cache", "past_key_values")  # from transformers 5.24 on, and before
 V_SINK, L_SINK, ORDINARY = range(3)  # columns of a table of scales
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
 
@@ -164,7 +165,7 @@ class SinkGates:
             return
         embeds = kwargs.get("inputs_embeds")
         tokens: Any = embeds if embeds is not None else kwargs.get("input_ids", args[0] if args else None)
-        cache = kwargs.get("past_key_values")
+        cache = _cache_in(kwargs)
         cached = int(cache.get_seq_length()) if cache is not None else 0
         self.end = cached + tokens.shape[1]
         has_images = self.ids is not None and bool((self.ids == self.image_token).any())
@@ -183,7 +184,7 @@ class SinkGates:
                     self.scales[layer] = self.prompt.spread(layer, self.table[layer].tolist())
 
     def _after_decoder(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        cache = getattr(output, "past_key_values", None)
+        cache = _cache_in(output) if isinstance(output, dict) else None
         if cache is not None and not self.observing:
             cache.sink_scales = self.scales
 
@@ -196,7 +197,7 @@ class SinkGates:
             self.observing = True
             try:
                 with torch.no_grad():
-                    self.decoder(*args, **{**kwargs, "past_key_values": None, "use_cache": False})
+                    self.decoder(*args, **{**kwargs, **dict.fromkeys(kwargs.keys() & CACHE_NAMES), "use_cache": False})
             finally:
                 self.observing = False
 
@@ -412,6 +413,12 @@ def _attention_rows(
         position = torch.arange(count, device=query.device)[rows]
         scores = scores.masked_fill(torch.arange(keys, device=query.device) > position[:, None], lowest)
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+def _cache_in(values: dict[str, Any]) -> Any:
+    """Return the cache in arguments or in an output; None where there is none."""
+    held = dict(values.items())  # transformers 5.24 warns where an output is asked for the old name
+    return next((cache for name in CACHE_NAMES if (cache := held.get(name)) is not None), None)
 
 
 def _mask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

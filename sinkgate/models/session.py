@@ -22,6 +22,7 @@ from accelerate.utils.memory import should_reduce_batch_size  # pyright: ignore[
 from torch import Tensor
 from transformers import DynamicCache
 
+from sinkgate.attention.cache import CACHE_NAME, cache_in
 from sinkgate.attention.partial_forward import cache_tensors, copied_layer, ended, kept_inputs, prefilled, resumed
 from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import LogitScales, Scales
@@ -55,7 +56,7 @@ class _State:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        tensors = {id(tensor): tensor for tensor in [*self.inputs, *cache_tensors(self.output.past_key_values)]}
+        tensors = {id(tensor): tensor for tensor in [*self.inputs, *cache_tensors(cache_in(self.output))]}
         return sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -145,9 +146,9 @@ class Session:
             ):
                 output = vlm.model.generate(
                     **self.prompt.inputs,
-                    past_key_values=DynamicCache(config=vlm.model.config.get_text_config(decoder=True)),
                     max_new_tokens=vlm.new_tokens(self.prompt.length, max_new_tokens),
                     streamer=streamer,
+                    **{CACHE_NAME: DynamicCache(config=vlm.model.config.get_text_config(decoder=True))},
                     **generation,
                 )
         later = recorder.attention if recorder else {}
@@ -387,15 +388,15 @@ class Session:
             resumed(layers, start, begin),
             kept_inputs(layers[start:], inputs),
         ):
-            output = vlm.model(**vlm.warm_inputs(self.prompt), past_key_values=cache, use_cache=keep, logits_to_keep=1)
+            output = vlm.model(**vlm.warm_inputs(self.prompt), **{CACHE_NAME: cache}, use_cache=keep, logits_to_keep=1)
         self.layers_run += len(layers) - start
         rows, followed = recorder.attention, recorder.followed
         if old and keep:
             below = [layer for layer, number in enumerate(vlm.adapter.layer_numbers) if number < start]
             rows = {**rows, **{layer: old.rows[layer] for layer in below}}
             followed = {**followed, **{layer: old.followed[layer] for layer in below if layer in old.followed}}
-            fresh = output.past_key_values
-            fresh.layers[:start] = [copied_layer(layer) for layer in old.output.past_key_values.layers[:start]]
+            fresh, before = cache_in(output), cache_in(old.output)
+            fresh.layers[:start] = [copied_layer(layer) for layer in before.layers[:start]]
         return _State(scales, inputs, rows, output, followed=followed)
 
     def _proves_to_resume(self) -> bool:

@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import noise_image, tiny_llava
+from tiny import noise_image, rename_cache, tiny_llava
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 import sinkgate.attention.patch as attention_module
 import sinkgate.attention.recorder as recorder_module
+from sinkgate.attention.cache import CACHE_NAME, CACHE_NAMES
 from sinkgate.attention.patch import attached, model_lock, scale_keys
 from sinkgate.attention.recorder import Recorder, attention_rows
 from sinkgate.errors import UnsupportedModelError
@@ -185,13 +186,16 @@ def test_recorded_rows_equal_eager_attention(gated):
             assert recorder.value_norms[layer][step].shape == (2, length + step)
 
 
-def test_rows_by_position_in_prefill_and_decode():
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_rows_by_position_in_prefill_and_decode(name):
     model, processor = tiny_llava("siglip")
     inputs = {k: v[:1] for k, v in batch(processor).items()}
     modules, decoder = parts(model)
     length = inputs["input_ids"].shape[1]
     recorder = Recorder([3, length - 1, length + 1])
+    rename_cache(decoder, name)
     with attached(modules, decoder=decoder, recorder=recorder):
+        rename_cache(decoder, CACHE_NAME)
         generated_logits(model, inputs)
     shapes = [tuple(rows.shape) for rows in recorder.attention[0]]
     assert shapes == [(1, 4, 2, length), (1, 4, 1, length + 2)]

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import shaken
+from tiny import rename_cache, shaken
 from zoo import ZOO, together
 
 import sinkgate as sg
+from sinkgate.attention.cache import CACHE_NAME, CACHE_NAMES
 from sinkgate.methods.runtime import export_runtime, load_runtime
 from sinkgate.models.vlm import VLM
 from sinkgate.scenes import Scene
@@ -206,12 +207,15 @@ def test_the_module_refuses_another_model_attention_and_prompt_in_words(tmp_path
     gates.remove()
 
 
-def test_a_cache_brings_its_scales_along(tmp_path):
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_a_cache_brings_its_scales_along(name, tmp_path):
     vlm, prompt = tiny_case()
     gates = three_groups(vlm)
     loud = {"v_sink": AttentionShare(1.1), "l_sink": AttentionShare(1.1)}
     export_runtime(vlm, gates, tmp_path, prompt=prompt, **loud)
+    rename_cache(vlm.decoder, name)
     applied, token = load_runtime(tmp_path).apply_gates(vlm.model), torch.tensor([[9]])
+    rename_cache(vlm.decoder, CACHE_NAME)
     with torch.no_grad():
         cache = vlm.model(**prompt.inputs).past_key_values
         vlm.model(**vlm.read(ZOO["llava"].sample(3)).inputs)  # another prompt in between
