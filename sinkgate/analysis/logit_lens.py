@@ -47,6 +47,10 @@ class LogitLens:
     words_by_id: dict[int, str] = field(repr=False)
     tokens: tuple[int, ...] | None = None
 
+    def __repr__(self) -> str:
+        layers, tokens, words = self.ids.shape
+        return f"LogitLens({tokens} visual tokens, {layers} layers, {words} words each)"
+
     def words(self, token: int, layer: int) -> list[tuple[str, float]]:
         """Return the words of one visual token at the input of a layer, with their probabilities.
 

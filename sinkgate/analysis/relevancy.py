@@ -45,6 +45,10 @@ class Relevancy:
     groups: Tensor
     sheets: tuple[Sheet, ...]
 
+    def __repr__(self) -> str:
+        largest = f"{float(self.values.max()):.3g} nats at most" if len(self.values) else "no group"
+        return f"Relevancy({self.estimate}, {len(self.values)} groups of visual tokens: {largest}; answer {self.answer!r:.60})"
+
     def map(self, sheet: int = 0) -> Tensor:
         """Return the values in their places on a sheet, (rows, columns); a token of several groups has their mean.
 

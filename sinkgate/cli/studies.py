@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sinkgate.models.finder import SinkFinder
     from sinkgate.models.vlm import VLM
 
+MOST_SAMPLES = 20  # of an export that are printed
 Layers = Annotated[str, typer.Option("--layers", help='"all", or numbers from 0 such as 3,6,7 or 4-10.')]
 AboutImages = Annotated[list[str] | None, typer.Option(help="Question about each image; once for each question.")]
 Chunk = Annotated[int, typer.Option("--batch-size", min=1, help="Samples side by side, and in a part of the results.")]
@@ -211,7 +212,7 @@ def evaluate(
     from sinkgate.models.dimensions import WEIGHTS
     from sinkgate.sinks.gates import Gates
     from sinkgate.studies.base import sinks_of
-    from sinkgate.studies.evaluation import Evaluation, accuracies, attention_by_method, scores, scoring_named
+    from sinkgate.studies.evaluation import Evaluation, accuracies, attention_by_method, scores, scoring_named, unread
     from sinkgate.studies.provenance import checksum_of
 
     # wrong options are refused before the model is loaded
@@ -240,7 +241,7 @@ def evaluate(
         tables = results.table("items"), results.table("answers")
         by_task, named = accuracies(*tables), scores(benchmark, *tables)
         shares = attention_by_method(results.table("attention")) if attention else None
-        typer.echo(sinks_of(tables[0]) or "", err=True)
+        typer.echo("\n".join(filter(None, (str(sinks_of(tables[0]) or ""), unread(tables[1])))), err=True)
     if as_json:
         right = by_task.set_index("task")
         kinds = right.drop("all").to_dict()
@@ -290,7 +291,10 @@ def export(
     study = Export(vlm, samples, find, at, words, rows, max_new_tokens, batch_size, about)
     with ExitStack() as scratch:
         if results := runs.run(study, scratch):
-            _show(results.table("samples"), as_json)
+            samples = results.table("samples")
+            _show(samples if as_json else samples.head(MOST_SAMPLES), as_json)
+            if not as_json and len(samples) > MOST_SAMPLES:
+                typer.echo(f"... and {len(samples) - MOST_SAMPLES} more in {results.folder / 'samples.parquet'}")
 
 
 @unfolded

@@ -12,6 +12,7 @@ from sinkgate.plots.style import (
     GROUP_COLORS,
     GROUP_NAMES,
     GROUP_SYMBOLS,
+    LOG,
     SEQUENTIAL,
     SOFT,
     dressed,
@@ -71,7 +72,7 @@ def tokens_figure(table: pd.DataFrame, column: str, title: str, subtitle: str, u
             hovertemplate="token %{customdata[0]}, layer %{customdata[1]}<br>%{y:.3g}<extra></extra>",
         )
     figure.update_xaxes(**layer_axis(table["layer"]))
-    figure.update_yaxes(title_text=unit, type="log")
+    figure.update_yaxes(title_text=unit, **LOG)
     return dressed(figure, title, subtitle, 420)
 
 
@@ -102,12 +103,13 @@ def value_ratio_figure(tokens: pd.DataFrame) -> go.Figure:
     )
 
 
-def broadcast_figure(heads: pd.DataFrame) -> go.Figure:
-    """Draw one point for each head. Columns: ``layer``, ``head``, ``v_sink`` (share of attention, [0, 1]), ``stable_rank``; averaged over samples."""
-    each = heads.groupby(["layer", "head"]).agg({"v_sink": "mean", "stable_rank": "mean"}).reset_index()
+def broadcast_figure(heads: pd.DataFrame, group: str = "v_sink") -> go.Figure:
+    """Draw one point for each head. Columns: ``layer``, ``head``, the group (share of attention, [0, 1]), ``stable_rank``; averaged over samples."""
+    each = heads.groupby(["layer", "head"]).agg({group: "mean", "stable_rank": "mean"}).reset_index()
+    name = GROUP_NAMES[group]
     figure = go.Figure()
     figure.add_scatter(
-        x=each["v_sink"],
+        x=each[group],
         y=each["stable_rank"],
         customdata=each[["layer", "head"]],
         mode="markers",
@@ -118,10 +120,10 @@ def broadcast_figure(heads: pd.DataFrame) -> go.Figure:
             "line": {"color": SOFT, "width": 0.5},
             "colorbar": {"title": {"text": "layer"}, "thickness": 12, "outlinewidth": 0},
         },
-        hovertemplate="layer %{customdata[0]}, head %{customdata[1]}<br>V-sinks get %{x:.1%}<br>stable rank %{y:.2f}<extra></extra>",
+        hovertemplate=f"layer %{{customdata[0]}}, head %{{customdata[1]}}<br>{name} get %{{x:.1%}}<br>stable rank %{{y:.2f}}<extra></extra>",
     )
-    figure.update_xaxes(title_text="share of attention on V-sinks", tickformat="~%", rangemode="tozero")
-    figure.update_yaxes(title_text="stable rank of the head's output", type="log", nticks=4)
+    figure.update_xaxes(title_text=f"share of attention on {name}", tickformat="~%", rangemode="tozero")
+    figure.update_yaxes(title_text="stable rank of the head's output", **LOG)
     return dressed(
         figure,
         "Broadcast or no-op, head by head",
@@ -158,7 +160,7 @@ def projector_figure(projector: pd.DataFrame) -> go.Figure:
             )
     figure.update_layout(boxmode="group")
     figure.update_yaxes(rangemode="tozero", col=1)
-    figure.update_yaxes(type="log", nticks=4, col=2)
+    figure.update_yaxes(**LOG, col=2)
     return dressed(
         figure, "Through the projector", "Is the spike flattened, and what is left of the norm? One dot an image.", 460
     )
@@ -269,5 +271,5 @@ def _panels(tokens: pd.DataFrame, columns: dict[str, tuple[str, str]], linear: t
             )
         figure.update_yaxes(title_text=unit, row=1, col=col)
         if column not in linear:
-            figure.update_yaxes(type="log", nticks=4, row=1, col=col)
+            figure.update_yaxes(**LOG, row=1, col=col)
     return figure.update_xaxes(layer_axis(tokens["layer"]))

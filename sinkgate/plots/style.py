@@ -67,6 +67,8 @@ SEQUENTIAL = [[0, "#f1eef6"], [0.25, "#bdc9e1"], [0.5, "#74a9cf"], [0.75, "#2b8c
 LEVEL = 0.05  # a corrected p below it is marked
 WIDTH = 900  # pixels, in a file
 
+#: An axis in logarithms, whose labels are whole numbers: without a format Plotly writes 2 for 200.
+LOG = {"type": "log", "nticks": 4, "tickformat": ",~r"}
 _AXIS = {
     "gridcolor": GRID,
     "zerolinecolor": GRID,

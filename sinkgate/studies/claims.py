@@ -82,8 +82,9 @@ class _Estimate:
         return "not reproduced" if self.value + self.margin < threshold else "undecided"
 
     def __str__(self) -> str:
-        few = f", too few: {IMAGES} are needed" if np.isinf(self.margin) else f" ± {self.margin:.2g}"
-        return f"{self.value:.3g}{few} ({self.count} images)"
+        if np.isinf(self.margin):
+            return f"{self.value:.3g} ({self.count} images, too few: {IMAGES} are needed)"
+        return f"{self.value:.3g} ± {self.margin:.2g} ({self.count} images)"
 
 
 # --- anatomy (paper, sections 1 and 3.1)

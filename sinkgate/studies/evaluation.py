@@ -186,6 +186,13 @@ def accuracies(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task") -> 
     return table.reset_index()
 
 
+def unread(answers: pd.DataFrame) -> str:
+    """Return how many generated answers the extractor could not read, in words; "" if there are none."""
+    if "text" not in answers or not (count := int(answers["said"].isna().sum())):
+        return ""
+    return f"The extractor could not read {count} of {len(answers)} generated answers, which count as wrong."
+
+
 def attention_by_method(attention: pd.DataFrame) -> pd.DataFrame:
     """Return the mean share of attention on each group under each method, in [0, 1]: columns method, v_sink, l_sink, ordinary, text."""
     return attention.drop(columns="sample").groupby("method", sort=False).mean().reset_index()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from html import escape
 from itertools import count
 from pathlib import Path
@@ -185,11 +186,16 @@ def _state(results: Results, folder: Path) -> str:
     if results.finished:
         items = results.table("items") if (results.folder / "items.parquet").is_file() else pd.DataFrame()
         sinks = escape(str(sinks_of(items) or "")).splitlines()
-        return "".join(f"<p>{line}</p>" for line in (f"Folder {place}, finished {escape(about['finished'])}.", *sinks))
+        return "".join(f"<p>{line}</p>" for line in (f"Folder {place}, finished {_minute(about['finished'])}.", *sinks))
     return (
-        f'<p>Folder {place}, begun {escape(about["started"])}.</p><p class="unfinished">Not finished: {done} of '
+        f'<p>Folder {place}, begun {_minute(about["started"])}.</p><p class="unfinished">Not finished: {done} of '
         f"{about['units']} parts are there. The same command continues it.</p>"
     )
+
+
+def _minute(moment: str) -> str:
+    """Return a moment of a record, in ISO format, as words."""
+    return f"{datetime.fromisoformat(moment).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _link(mark: str, title: str) -> str:

@@ -17,7 +17,7 @@ from sinkgate.plots import probes as probes_plots
 from sinkgate.plots import sweep as sweep_plots
 from sinkgate.plots.survey import effects_figure
 from sinkgate.studies.anatomy import flattening, jaccard, sinks_per_image
-from sinkgate.studies.evaluation import accuracies, attention_by_method, changes, scores
+from sinkgate.studies.evaluation import accuracies, attention_by_method, changes, scores, unread
 from sinkgate.studies.probes import MEASURES, advantage, summary
 from sinkgate.studies.race import placed, saved
 from sinkgate.studies.results import Results
@@ -69,12 +69,13 @@ def _anatomy(results: Results) -> Iterator[Section]:
         "Mean length of a group's Values over the mean of all Values. Near 0, attention to the group changes nothing (no-op); near 1 it adds as much as to other tokens.",
         anatomy_plots.value_ratio_figure(tokens),
     )
-    yield Section(
-        "Broadcast or no-op, head by head",
-        "Each dot is a head. Far to the right it attends to V-sinks; at the bottom (1) its output is the same for every query, so all queries get one "
-        "content (broadcast). Together with short Values, attention on sinks is a no-op.",
-        anatomy_plots.broadcast_figure(heads),
-    )
+    if group := next((name for name in ("v_sink", "l_sink") if heads[name].to_numpy().any()), None):
+        yield Section(
+            "Broadcast or no-op, head by head",
+            f"Each dot is a head. Far to the right it attends to {GROUP_NAMES[group]}; at the bottom (1) its output is the same for every query, so all queries "
+            "get one content (broadcast). Together with short Values, attention on sinks is a no-op.",
+            anatomy_plots.broadcast_figure(heads, group),
+        )
     if len(projector):
         yield Section(
             "Through the projector",
@@ -94,11 +95,13 @@ def _anatomy(results: Results) -> Iterator[Section]:
         "Mean and deviation over images.",
         _readable(sinks_per_image(images), shares=["some"]),
     )
-    if len(agreement):
+    overlap = jaccard(agreement)
+    overlap = overlap[overlap.groupby("place")["jaccard"].transform("count") > 0]
+    if len(overlap):
         yield Section(
             "Agreement of criteria",
-            "Overlap of two criteria: 1 is the same set of tokens, 0 none in common.",
-            anatomy_plots.agreement_figure(jaccard(agreement)),
+            "Overlap of two criteria: 1 is the same set of tokens, 0 none in common; left out where no criterion names any.",
+            anatomy_plots.agreement_figure(overlap),
         )
 
 
@@ -120,6 +123,11 @@ def _survey(results: Results) -> Iterator[Section]:
 def _probes(results: Results) -> Iterator[Section]:
     scored = results.table("scores")
     means = summary(scored)
+    if means["accuracy"].isna().to_numpy().all():
+        pictures = means.query("labels == 'true'")[["target", "place", "group", "train", "test"]]
+        sentence = "No probe could be fitted: training needs several pictures of each of two classes. Here are the pictures that have each group."
+        yield Section("What tokens know of the scene", sentence, _readable(pictures))
+        return
     means = means[means["train"] >= RARE * means["train"].max()]
     sentence = (
         "Accuracy of a linear probe on the mean hidden state of a group. Compare the lines with each other, and with the grey ones: "
@@ -135,7 +143,17 @@ def _probes(results: Results) -> Iterator[Section]:
     yield Section(
         "Lead over ordinary tokens",
         "Differences on the same split of pictures, mean and deviation over draws, in points.",
-        _readable(advantage(scored), points=[*MEASURES, *(f"{measure}_std" for measure in MEASURES)]),
+        _readable(
+            advantage(scored).query("draws > 0"), points=[*MEASURES, *(f"{measure}_std" for measure in MEASURES)]
+        ),
+    )
+
+
+def _export(results: Results) -> Iterator[Section]:
+    yield Section(
+        "Samples",
+        "Answers and numbers of sinks; the other tables of the folder hold tokens, shares of attention and attention rows of each sample.",
+        results.table("samples"),
     )
 
 
@@ -235,7 +253,8 @@ def _evaluation(results: Results) -> Iterator[Section]:
             _readable(shares.rename(columns=GROUP_NAMES), shares=[GROUP_NAMES[name] for name in shares.columns[1:]]),
         )
     right = accuracies(items, answers)
-    yield Section("Accuracy", "Share of right answers, by task.", _readable(right, shares=list(right.columns[1:])))
+    sentence = f"Share of right answers, by task. {unread(answers)}".strip()
+    yield Section("Accuracy", sentence, _readable(right, shares=list(right.columns[1:])))
     benchmark = BENCHMARKS.get(results.about["data"].get("benchmark"))
     if benchmark is not None:
         named = scores(benchmark, items, answers)
@@ -255,6 +274,18 @@ SECTIONS: dict[str, Callable[[Results], Iterable[Section]]] = {
     "sweep": _sweep,
     "race": _race,
     "eval": _evaluation,
+    "export": _export,
+}
+MEASURE_NAMES = {
+    "tokens": "visual tokens",
+    "v_patches": "patches that are V-sinks",
+    "v_sinks": "V-sinks",
+    "l_sinks": "L-sinks in any layer",
+    "l_sinks_most": "L-sinks in the layer with most",
+    "norm_before": "norm before",
+    "norm_after": "norm after",
+    "peak_before": "peak before",
+    "peak_after": "peak after",
 }
 
 
@@ -262,4 +293,4 @@ def _readable(frame: pd.DataFrame, points: Sequence[str] = (), shares: Sequence[
     """Return the frame in readable form: groups by name, differences of shares in points, other shares in percent."""
     words = {name: (100 * frame[name]).map("{:+z.1f}".format, na_action="ignore") for name in points}
     words |= {name: frame[name].map("{:.1%}".format, na_action="ignore") for name in shares}
-    return frame.assign(**words).replace({"group": GROUP_NAMES})
+    return frame.assign(**words).replace({"group": GROUP_NAMES, "measure": MEASURE_NAMES})

@@ -241,7 +241,9 @@ def read_card(path: str | Path) -> dict[str, Any]:
     file = path / FILE if path.is_dir() else path
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise SinkgateError(f"{file} cannot be read: {error.strerror}; run sinkgate survey --out {path}") from None
+    except ValueError as error:
         raise SinkgateError(f"{file} is no card of a survey: {error}; run sinkgate survey --out {path}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SinkgateError(f"{file} is no card of a survey: expected the format {FORMAT!r}")

@@ -80,6 +80,11 @@ def test_groups_are_scaled_together_and_the_own_answer_is_the_default(demo, prom
     assert effect.map()[0, 3] == effect.map()[1, 1] == effect.values[0] and effect.map()[7, 7] == 0
 
 
+def test_it_is_short_in_a_notebook(demo, prompt):
+    shown = [repr(sg.relevancy(demo, prompt, estimate="gradient")), repr(sg.logit_lens(demo, prompt, top=2))]
+    assert all("64" in text and "visual tokens" in text and len(text) < 160 for text in shown), shown
+
+
 def test_wrong_arguments_are_named(demo, prompt):
     cases = {
         "estimate is 'shap'; expected one of leave-out, gradient": {"estimate": "shap"},

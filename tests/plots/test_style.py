@@ -6,12 +6,13 @@ from html.parser import HTMLParser
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
 from sinkgate.errors import SinkgateError
-from sinkgate.plots import style
+from sinkgate.plots import anatomy, style
 from sinkgate.sinks.glossary import DARK_GROUP_COLORS
 
 # What is left of a colour (linear RGB) without one kind of cone: Machado, Oliveira and Fernandes, 2009, severity 1.
@@ -118,3 +119,12 @@ def test_what_cannot_be_written_is_a_sentence(figure, tmp_path, monkeypatch):
     monkeypatch.setattr(style, "find_spec", lambda name: None if name == "kaleido" else importlib.util.find_spec(name))
     with pytest.raises(SinkgateError, match="pip install kaleido"):
         style.export(figure, tmp_path / "figure.png")
+
+
+def test_logarithmic_axes_have_whole_numbers_as_labels():
+    tokens = pd.DataFrame(
+        {"layer": [0, 1], "group": "ordinary", "norm": [3.0, 700.0], "peak": [2.0, 900.0], "spike": [1.0, 5.0]}
+    )
+    for figure in (anatomy.norm_figure(tokens), anatomy.spike_figure(tokens)):
+        axes = list(figure.select_yaxes())
+        assert axes and all(axis.type == "log" and axis.tickformat for axis in axes)

@@ -118,6 +118,51 @@ def test_what_a_study_does_not_have_is_left_out(tmp_path):
     assert len(page.figures) == 6 and "Through the projector" not in page.text
 
 
+def test_a_model_without_v_sinks_has_no_empty_figures(tmp_path):
+    tables = fake_results.anatomy()
+    tables["heads"] = tables["heads"].assign(v_sink=0.0)
+    nowhere = tables["agreement"]["place"] == "encoder"
+    tables["agreement"].loc[nowhere, ["both", "either"]] = 0
+    results = run(fake_results.FakeStudy("anatomy", tables), tmp_path, progress=False)
+    sections = {section.title: section for section in SECTIONS["anatomy"](results)}
+    heads = sections["Broadcast or no-op, head by head"]
+    assert "attends to L-sinks" in heads.sentence and "L-sinks" in heads.content.layout.xaxis.title.text
+    assert max(heads.content.data[0].x) > 0
+    assert (
+        nowhere.any()
+        and len(sections["Agreement of criteria"].content.data) == tables["agreement"]["place"].nunique() - 1
+    )
+
+
+def test_probes_that_could_not_be_fitted_say_so(tmp_path):
+    scores = fake_results.probes()["scores"].assign(accuracy=float("nan"), mean_average_precision=float("nan"))
+    run(fake_results.FakeStudy("probes", {"scores": scores}), tmp_path, progress=False)
+    page = Page(write_page(tmp_path))
+    assert "No probe could be fitted" in page.text and page.figures == []
+
+
+def test_an_export_lists_its_samples(tmp_path):
+    samples = pd.DataFrame(
+        {"sample": [0], "image": ["a.png"], "question": ["What?"], "answer": ["a cat"], "error": [None]}
+    )
+    run(fake_results.FakeStudy("export", {"samples": samples}), tmp_path, progress=False)
+    assert "a.png What? a cat" in Page(write_page(tmp_path)).text
+
+
+def test_answers_that_cannot_be_read_are_counted(tmp_path):
+    tables = fake_results.evaluation()
+    said = ["yes", *[None] * (len(tables["answers"]) - 1)]
+    tables["answers"] = tables["answers"].assign(text="?", said=said)
+    run(fake_results.FakeStudy("eval", tables), tmp_path, progress=False)
+    count = len(said)
+    assert f"could not read {count - 1} of {count} generated answers" in Page(write_page(tmp_path)).text
+
+
+def test_moments_are_written_for_people(tmp_path):
+    run(fake_results.FakeStudy("eval", fake_results.evaluation()), tmp_path, progress=False)
+    assert re.search(r"finished \d{4}-\d\d-\d\d \d\d:\d\d UTC\.", Page(write_page(tmp_path)).text)
+
+
 def test_a_run_with_other_versions_is_told_too(tmp_path, monkeypatch):
     study = fake_results.FakeStudy("sweep", fake_results.sweep(), units=2)
     with pytest.raises(KeyboardInterrupt):

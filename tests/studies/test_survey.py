@@ -113,6 +113,12 @@ def test_what_is_no_card_gets_a_sentence(tmp_path, content, message):
         read_card(tmp_path)
 
 
+def test_a_card_that_is_not_there_is_named_once(tmp_path):
+    with pytest.raises(sg.SinkgateError) as error:
+        read_card(tmp_path)
+    assert str(error.value).count("survey.json") == 1 and "No such file" in str(error.value)
+
+
 def test_another_study_has_no_card(demo, samples, tmp_path):
     anatomy = run(Anatomy(demo, samples[:1]), tmp_path, progress=False)
     with pytest.raises(sg.SinkgateError, match="holds no finished survey"):
