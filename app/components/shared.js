@@ -281,7 +281,7 @@ window.addEventListener("hashchange", () => {
   const connected = (yes) => { offline = !yes; check(); };
   window.addEventListener("offline", () => connected(false));
 
-  // Gradio says in a notice of its own that a connection or an upload failed, and leaves the page as it is.
+  // Gradio reports by itself that a connection or an upload failed (see status.js), and leaves the page as it is.
   const { fetch } = window;
   window.fetch = async (...request) => {
     const path = String(request[0]?.url || request[0]);

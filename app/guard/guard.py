@@ -131,7 +131,7 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close"})
             return
-        send = SecurityHeaders(send, self.frames, self.scripts, self.first, uploaded="/file=" in scope["path"])
+        send = SecurityHeaders(send, self.frames, self.scripts, self.first, scope["path"])
         try:
             await self._admit(scope, receive, send)
         except Refused as refused:

@@ -20,6 +20,9 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), clipboard-read=(self), geolocation=(), microphone=(), payment=(), usb=()",
 }
+#: Path of a file whose name has a checksum of its content.
+HASHED = re.compile(r"/assets/[\w.-]+-[\w-]{8}\.[a-z0-9]+")
+FOREVER = "public, max-age=31536000, immutable"  # a year
 SPACES = "'self' https://huggingface.co https://*.huggingface.co https://*.hf.space"
 
 
@@ -31,11 +34,12 @@ class SecurityHeaders:
         frames: sources that may frame the page.
         scripts: hashes of scripts that are allowed beside those of the page.
         first: script that a page runs before its own.
-        uploaded: whether the response is an uploaded file.
+        path: of the request; files whose names change with their content are cached for ever.
     """
 
-    def __init__(self, send: Send, frames: str, scripts: str, first: bytes, *, uploaded: bool) -> None:
-        self.send, self.frames, self.scripts, self.first, self.uploaded = send, frames, scripts, first, uploaded
+    def __init__(self, send: Send, frames: str, scripts: str, first: bytes, path: str) -> None:
+        self.send, self.frames, self.scripts, self.first = send, frames, scripts, first
+        self.uploaded, self.hashed = "/file=" in path, HASHED.fullmatch(path)
         self.started = False
         self._start: Message | None = None  # of a page, held back until its body is complete
         self._page = b""
@@ -46,6 +50,8 @@ class SecurityHeaders:
             headers = MutableHeaders(scope=message)
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
+            if self.hashed and message["status"] == 200:
+                headers["Cache-Control"] = FOREVER
             if headers.get("content-type", "").startswith("text/html"):
                 self._start = message
                 return

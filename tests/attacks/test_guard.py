@@ -554,6 +554,16 @@ def test_every_answer_is_dressed(visit):
     assert stored == headers.LOCKED
 
 
+def test_files_named_by_their_content_are_cached_for_ever(visit):
+    client = visit()
+    scripts = re.findall(r"""["']\.?(/assets/[^"']+\.(?:js|css))["']""", client.get("/").text)
+    assert scripts
+    for path in scripts:
+        assert client.get(path).headers["cache-control"] == "public, max-age=31536000, immutable", path
+    for path in ("/", "/config", "/theme.css", "/favicon.ico", "/assets/missing-0aNuD791.js"):
+        assert "immutable" not in client.get(path).headers.get("cache-control", ""), path
+
+
 @pytest.mark.parametrize("first", ["", "window.first = 1"])
 def test_the_pages_own_scripts_are_named_by_hash(visit, first):
     page = visit(first=first).get("/")

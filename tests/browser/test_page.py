@@ -386,7 +386,9 @@ def test_a_browser_that_was_offline_goes_on(tab: Any) -> None:
     tab.settle()
     tab.page.context.set_offline(True)
     tab.drag(4, 0.5)  # is lost
-    tab.page.wait_for_selector("text=Connection to the server was lost")
+    tab.page.wait_for_selector("#status .warning:has-text('Offline')")
+    tab.page.wait_for_selector("text=Connection to the server was lost", state="attached")
+    assert not tab.page.locator(".toast-body").is_visible()
     with tab.page.expect_navigation():
         tab.page.context.set_offline(False)
     tab.errors.clear()  # of requests that found no network
