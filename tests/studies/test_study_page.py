@@ -151,10 +151,9 @@ def test_an_export_lists_its_samples(tmp_path):
 
 def test_answers_that_cannot_be_read_are_counted(tmp_path):
     tables = fake_results.evaluation()
-    said = ["yes", *[None] * (len(tables["answers"]) - 1)]
-    tables["answers"] = tables["answers"].assign(text="?", said=said)
+    count = len(tables["answers"])
+    tables["answers"] = tables["answers"].assign(text="?", said=["yes", *[None] * (count - 1)])
     run(fake_results.FakeStudy("eval", tables), tmp_path, progress=False)
-    count = len(said)
     assert f"could not read {count - 1} of {count} generated answers" in Page(write_page(tmp_path)).text
 
 
