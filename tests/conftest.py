@@ -61,7 +61,6 @@ EXTENDED_TESTS = (
     "studies/test_race.py::test_a_killed_race",
     "studies/test_race.py::test_the_best_of_the_exact_map",
     "studies/test_run.py::test_ten_kills_at_random_moments_change_nothing",
-    "studies/test_sweep_study.py::test_kills_change_no_answer",
     "test_gpu_script.py::",
     "test_project.py::test_import_and_help_leave_out_what_they_do_not_need[import sinkgate as sg",
     "test_project.py::test_the_models_of_the_page_are_those_of_the_tests",

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from dummy_study import kill_again_and_again, parts, scene_items, tables
+from dummy_study import scene_items
 
 import sinkgate as sg
 from sinkgate.benchmarks import Item
@@ -68,15 +68,6 @@ def test_neither_chunks_nor_shards_change_what_is_right(demo, items, swept, tmp_
     mine, other = (each.table("answers").sort_values(key, ignore_index=True) for each in (again, swept))
     pd.testing.assert_frame_equal(mine, other, check_exact=False, atol=1e-4)
     pd.testing.assert_frame_equal(again.table("items"), swept.table("items"))
-
-
-def test_kills_change_no_answer(demo, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    study = Sweep(demo, scene_items(30), [1, 6], POINTS, chunk=1)
-    assert 5 <= kill_again_and_again(study, killed, times=5) < 30
-    run(study, killed, progress=False)
-    run(study, whole, progress=False)
-    assert tables(killed) == tables(whole) and parts(killed) == parts(whole)
 
 
 def test_three_groups(demo, items, tmp_path):

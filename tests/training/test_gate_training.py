@@ -33,7 +33,7 @@ ANSWERS = ("red", "two", "top left", "a small red circle", "yes")
 QUESTIONS = ("What color is the circle?", "How many objects are there?", "Where is the square?")
 
 
-def samples(count=12, start=0):
+def samples(count=6, start=0):
     return [
         Sample((noise_image(i),), QUESTIONS[i % 3], ANSWERS[i % 5], kind=QUESTIONS[i % 3])
         for i in range(start, start + count)
@@ -70,7 +70,7 @@ def vlm():
 
 
 def run(vlm, lsg, out, **options):
-    defaults = {"find": few_v_sinks, "progress": False, "per_device_train_batch_size": 4, "num_train_epochs": 1}
+    defaults = {"find": few_v_sinks, "progress": False, "per_device_train_batch_size": 2, "num_train_epochs": 1}
     return train(lsg, vlm, options.pop("data", samples()), out=out, **{**defaults, **options})
 
 
@@ -147,8 +147,8 @@ def test_checkpointing_changes_nothing(vlm, tmp_path, together):
 
 def test_small_steps_gathered_equal_a_large_one(vlm, tmp_path):
     large, gathered = fresh(vlm), fresh(vlm)
-    run(vlm, large, tmp_path / "large", per_device_train_batch_size=6)
-    run(vlm, gathered, tmp_path / "small", per_device_train_batch_size=2, gradient_accumulation_steps=3)
+    run(vlm, large, tmp_path / "large", data=samples(8), per_device_train_batch_size=4)
+    run(vlm, gathered, tmp_path / "small", data=samples(8), gradient_accumulation_steps=2)
     assert same(weights(large), weights(gathered), atol=1e-5)
 
 
@@ -210,7 +210,7 @@ def test_a_run_killed_before_the_first_save_steps_goes_on(vlm, tmp_path):
 
     def killed(vlm, prompt, calls=[]):  # noqa: B006
         calls.append(prompt)
-        if len(calls) > 12 + 9:  # within the third batch, after the look for sinks
+        if len(calls) > 6 + 5:  # within the third batch, after the look for sinks
             raise KeyboardInterrupt
         return few_v_sinks(vlm, prompt)
 
@@ -227,7 +227,7 @@ def _steps(folder):
 
 
 def test_a_finished_run_called_again_computes_nothing_and_reports_the_whole(vlm, tmp_path):
-    data = [*samples(8), Sample(("nowhere.png",), "What?", "one")]
+    data = [*samples(5), Sample(("nowhere.png",), "What?", "one")]
     first = run(vlm, fresh(vlm), tmp_path, data=data)
     file = tmp_path / "checkpoint-3" / RECORD
     file.write_text(json.dumps({**json.loads(file.read_text()), "seconds": 3600.0}))
@@ -240,7 +240,7 @@ def test_a_finished_run_called_again_computes_nothing_and_reports_the_whole(vlm,
     again = run(vlm, fresh(vlm), tmp_path, data=data, find=functools.wraps(few_v_sinks)(counted))
     assert not calls
     assert (again.steps, again.history, again.sinks) == (first.steps, first.history, first.sinks)
-    assert again.skipped == first.skipped and list(first.skipped) == ["train 8"]
+    assert again.skipped == first.skipped and list(first.skipped) == ["train 5"]
     assert again.seconds >= 3600
 
 
@@ -258,8 +258,8 @@ def test_the_limit_of_checkpoints_spares_the_best_and_folders_of_users(vlm, tmp_
 
 def test_two_processes_equal_one(vlm, tmp_path):
     alone = fresh(vlm)
-    run(vlm, alone, tmp_path / "one", per_device_train_batch_size=4)
-    options = {"per_device_train_batch_size": 2, "use_cpu": True}
+    run(vlm, alone, tmp_path / "one")
+    options = {"per_device_train_batch_size": 1, "use_cpu": True}
     with socket.create_server(("127.0.0.1", 0)) as free:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "GLOO_SOCKET_IFNAME": "lo"}
     launched = {**meeting, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # and what torchrun sets for each process
@@ -310,11 +310,11 @@ def no_sinks(vlm, prompt):
 def test_gates_for_sinks_that_no_image_has_are_not_trained_unless_allowed(vlm, tmp_path, grouping):
     lsg = fresh(vlm, [1], grouping=grouping)
     begin = weights(lsg)
-    with pytest.raises(TrainingError, match=r"(?s)V-sinks in 0 of 12 images: scaling V-sinks.*allow_empty=True"):
+    with pytest.raises(TrainingError, match=r"(?s)V-sinks in 0 of 6 images: scaling V-sinks.*allow_empty=True"):
         run(vlm, lsg, tmp_path, find=no_sinks)
     assert same(begin, weights(lsg)) and not list(tmp_path.iterdir())
     report = run(vlm, lsg, tmp_path, find=no_sinks, allow_empty=True)
-    assert (report.sinks.images, report.sinks.v_sink) == (12, 0) and "V-sinks in 0 of 12 images" in str(report.sinks)
+    assert (report.sinks.images, report.sinks.v_sink) == (6, 0) and "V-sinks in 0 of 6 images" in str(report.sinks)
     assert json.loads(report.to_json())["sinks"]["v_sink"] == 0
 
 
@@ -324,8 +324,8 @@ def test_images_with_sinks_are_counted(vlm, tmp_path):
         bool(few_v_sinks(vlm, vlm.prompt(each.images, each.question)).v_sink.any())
         for each in [*samples(), *samples(2, start=30)]
     )
-    assert 0 < with_sinks < 14 and (report.sinks.images, report.sinks.v_sink) == (14, with_sinks)
-    assert str(report.sinks) == f"V-sinks in {with_sinks} of 14 images"
+    assert 0 < with_sinks < 8 and (report.sinks.images, report.sinks.v_sink) == (8, with_sinks)
+    assert str(report.sinks) == f"V-sinks in {with_sinks} of 8 images"
 
 
 def test_the_unmodified_model_is_told_beside_the_gates(vlm, tmp_path):
@@ -412,7 +412,7 @@ def test_checkpoints_of_another_run_are_refused(vlm, tmp_path):
     run(vlm, fresh(vlm), tmp_path)
     for change, name in (
         ({"find": SinkFinder("norm", "norm")}, "criterion v_sink is few_v_sinks there and NormOutliers"),
-        ({"data": samples(8)}, "samples is 12 there and 8 here"),
+        ({"data": samples(8)}, "samples is 6 there and 8 here"),
         ({"data": samples(start=50)}, "checksum of the samples' content is .* there and .* here"),
     ):
         with pytest.raises(TrainingError, match=f"checkpoint-3 is of another run: {name}.*resume=False"):
