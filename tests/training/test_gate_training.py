@@ -169,7 +169,7 @@ def test_a_killed_run_goes_on_bit_for_bit(vlm, tmp_path):
     whole = fresh(vlm)
     options = {"num_train_epochs": 4, "save_steps": 2}
     complete = run(vlm, whole, tmp_path / "whole", **options)
-    running = worker(tmp_path / "killed", options, SLOW="0.2")
+    running = worker(tmp_path / "killed", options, SLOW="0.4")
     checkpoint = tmp_path / "killed" / "checkpoint-4"
     while not (checkpoint / "trainer_state.json").exists():
         assert running.process.is_alive(), "it was to be killed while it ran"
