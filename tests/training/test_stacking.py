@@ -80,19 +80,19 @@ def test_the_score_is_that_of_the_returned_stack_under_a_negative_margin(demo, s
 def runs(monkeypatch):
     """The methods of every batch that is run; ``stop`` is the number of batches before a kill."""
     calls = []
-    calls_of = evaluation._evaluate
+    calls_of = evaluation._evaluated
 
     def counted(vlm, methods, examples, part):
         if len(calls) == runs.stop:
             raise KeyboardInterrupt
         calls.append(tuple(methods))
-        calls_of(vlm, methods, examples, part)
+        return calls_of(vlm, methods, examples, part)
 
     class runs:  # noqa: N801
         stop = None
         batches = calls
 
-    monkeypatch.setattr(evaluation, "_evaluate", counted)
+    monkeypatch.setattr(evaluation, "_evaluated", counted)
     monkeypatch.setattr(stack, "__kwdefaults__", {**stack.__kwdefaults__, "batch_size": 3})
     return runs
 
