@@ -20,9 +20,9 @@ from torch import Tensor
 from sinkgate.attention.partial_forward import kept_inputs, kept_output, without_layers
 from sinkgate.errors import SinkgateError, UnsupportedModelError
 from sinkgate.models.prompts import Prompt, refuse_several
-from sinkgate.models.session import whole_numbers
 from sinkgate.models.vlm import VLM, find_sinks
-from sinkgate.sinks.gates import Gates, index
+from sinkgate.sinks.gates import Gates
+from sinkgate.sinks.numbers import index, whole_numbers
 from sinkgate.sinks.sink_map import SinkMap, SinkMasks
 
 if TYPE_CHECKING:

@@ -21,10 +21,9 @@ from torch import Tensor
 from sinkgate.errors import SinkgateError
 from sinkgate.images.layout import Sheet
 from sinkgate.models.prompts import Prompt, refuse_several
-from sinkgate.models.session import whole_numbers
 from sinkgate.models.vlm import VLM
 from sinkgate.output import track
-from sinkgate.sinks.gates import index, position
+from sinkgate.sinks.numbers import index, position, whole_numbers
 
 Estimate = Literal["leave-out", "gradient"]
 

@@ -17,7 +17,8 @@ from typing import Literal
 from torch import Tensor
 
 from sinkgate.models.session import BATCH, Session
-from sinkgate.sinks.gates import Gates, Group, Model, numbers_in_range
+from sinkgate.sinks.gates import Gates, Group, Model
+from sinkgate.sinks.numbers import numbers_in_range
 
 #: (V-sink, rest) along the paper's line: from (0, 1) to (1, 0) in steps of 0.1 (section 3).
 LINE = tuple((step / 10, (10 - step) / 10) for step in range(11))

@@ -79,7 +79,7 @@ def train(
 
     from sinkgate.methods import LoRA, Reweight
     from sinkgate.methods.lsg import LSG
-    from sinkgate.sinks.gates import read_layers
+    from sinkgate.sinks.numbers import read_layers
     from sinkgate.training.trainer import train as train_gates
 
     processes = PartialState(cpu=not torch.cuda.is_available())
@@ -172,7 +172,7 @@ def stack(
 ) -> None:
     """Stack gates greedily by validation score, the best first, without further training. The same command resumes a killed run."""
     from sinkgate.methods.lsg import LSG
-    from sinkgate.sinks.gates import read_layers
+    from sinkgate.sinks.numbers import read_layers
     from sinkgate.training.stacking import stack as stack_gates
 
     if by not in ("accuracy", "loss"):

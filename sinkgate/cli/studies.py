@@ -49,7 +49,7 @@ def anatomy(
     as_json: AsJson = False,
 ) -> None:
     """Measure norms, spikes, attention, Values and outputs of V-sinks, L-sinks and ordinary tokens, layer by layer."""
-    from sinkgate.sinks.gates import read_layers
+    from sinkgate.sinks.numbers import read_layers
     from sinkgate.studies.anatomy import Anatomy, by_layer, means_by_layer
 
     questions, find = data.questions(), criteria.finder()
@@ -81,7 +81,7 @@ def probe(
     as_json: AsJson = False,
 ) -> None:
     """Fit linear probes on V-sinks, L-sinks and ordinary tokens in every layer."""
-    from sinkgate.sinks.gates import read_layers
+    from sinkgate.sinks.numbers import read_layers
     from sinkgate.studies.features import Features
     from sinkgate.studies.probes import Probes, against_shuffled, summary
     from sinkgate.studies.results import Results
@@ -137,7 +137,7 @@ def sweep(
     """
     from sinkgate.analysis.racing import MARGIN
     from sinkgate.analysis.sweep import CONTROLS, LINE, grid
-    from sinkgate.sinks.gates import read_layers
+    from sinkgate.sinks.numbers import read_layers
     from sinkgate.studies.base import sinks_of
     from sinkgate.studies.race import RacingSweep, placed, saved
     from sinkgate.studies.sweep import Sweep, confirmed
@@ -273,7 +273,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export attention, shares of groups, sinks with evidence and logit-lens words of many images as Parquet tables."""
-    from sinkgate.sinks.gates import read_layers
+    from sinkgate.sinks.numbers import read_layers
     from sinkgate.studies.export import Export, samples_of
 
     if runs.out is None:

@@ -21,7 +21,7 @@ from sinkgate.models.batch import Batch
 from sinkgate.models.finder import SinkFinder
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import AnyGates
-from sinkgate.sinks.gates import index
+from sinkgate.sinks.numbers import index
 
 
 class Method(Protocol):

@@ -19,7 +19,7 @@ from sinkgate.methods.base import check_numbers, checked_layers
 from sinkgate.methods.decoder_inputs import refuse_cross_attention
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
-from sinkgate.sinks.gates import index
+from sinkgate.sinks.numbers import index
 
 SinkRule = Literal["ranked", "kept", "first", "dropped"]
 

@@ -19,9 +19,8 @@ from sinkgate.errors import PromptError, SinkgateError, UnsupportedModelError
 from sinkgate.methods.decoder_inputs import Arguments, ChangesInputs, embeddings, refuse_cross_attention
 from sinkgate.models.batch import Batch
 from sinkgate.models.prompts import Prompt
-from sinkgate.models.session import whole_numbers
 from sinkgate.models.vlm import VLM, find_v_sinks
-from sinkgate.sinks.gates import index
+from sinkgate.sinks.numbers import index, whole_numbers
 
 Neuron = tuple[int, int]  # encoder layer, unit of its MLP
 

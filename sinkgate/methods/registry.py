@@ -27,7 +27,7 @@ from sinkgate.methods import (
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import load_gates
-from sinkgate.sinks.gates import typed_numbers
+from sinkgate.sinks.numbers import typed_numbers
 
 PUBLISHED: dict[str, type[Method]] = {
     "adaptvis": AdaptVis,

@@ -14,7 +14,7 @@ from sinkgate.methods.base import AsGates, check_numbers, checked_layers, spread
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import FineGates
-from sinkgate.sinks.gates import MAX_SCALE
+from sinkgate.sinks.numbers import MAX_SCALE
 
 
 @dataclass(frozen=True)

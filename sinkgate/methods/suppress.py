@@ -13,7 +13,8 @@ from sinkgate.methods.base import AsGates, check_numbers
 from sinkgate.methods.decoder_inputs import Arguments, ChangesInputs, cached, placed, refuse_cross_attention
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
-from sinkgate.sinks.gates import MAX_SCALE, Gates
+from sinkgate.sinks.gates import Gates
+from sinkgate.sinks.numbers import MAX_SCALE
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sinkgate.methods.base import AsGates, check_numbers, checked_layers, layers_by_depth
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import FineGates
-from sinkgate.sinks.gates import MAX_SCALE
+from sinkgate.sinks.numbers import MAX_SCALE
 
 
 @dataclass(frozen=True)

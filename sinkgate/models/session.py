@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from sinkgate.attention.cache import CACHE_NAME, cache_in
 from sinkgate.attention.partial_forward import cache_tensors, copied_layer, ended, kept_inputs, prefilled, resumed
 from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import LogitScales, Scales
-from sinkgate.errors import GateError, SinkgateError
+from sinkgate.errors import SinkgateError
 from sinkgate.models.batch import Batch
 from sinkgate.models.generation import generate_options, streamed
 from sinkgate.models.model_state import model_state
@@ -35,7 +35,7 @@ from sinkgate.models.trace import Trace
 from sinkgate.models.vlm import MAX_ROWS, VLM, find_sinks
 from sinkgate.sinks.classify import SinkMap
 from sinkgate.sinks.fine_gates import AnyGates
-from sinkgate.sinks.gates import index
+from sinkgate.sinks.numbers import whole_numbers
 
 BATCH = 32  # settings side by side at first; fewer where memory does not suffice
 
@@ -435,21 +435,6 @@ class _FollowingRecorder(Recorder):
         super().record(layer, wanted, rows_of, row_size, value)
         if self.query is not None:
             self.followed[layer] = rows_of(torch.tensor([self.query]))
-
-
-def whole_numbers(numbers: Any, count: int, noun: str) -> list[int]:
-    """Return whole numbers, of Python, NumPy or torch, as a list; raises SinkgateError where one is not from 0 to below ``count``, or there is none."""
-    try:
-        several = list(numbers)
-    except TypeError:  # a single one
-        several = [numbers]
-    with suppress(GateError):
-        chosen = [index(number, f"a {noun}") for number in several]
-        if chosen and all(0 <= number < count for number in chosen):
-            return chosen
-    raise SinkgateError(
-        f"got {f'{noun} {several}' if several else 'no ' + noun}; expected whole numbers from 0 to {count - 1}"
-    )
 
 
 class SessionCache:

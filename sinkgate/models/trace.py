@@ -14,7 +14,7 @@ from torch import Tensor
 from sinkgate.errors import SinkgateError
 from sinkgate.images.layout import Sheet, by_time
 from sinkgate.sinks.classify import SinkMasks
-from sinkgate.sinks.gates import index, position
+from sinkgate.sinks.numbers import index, position
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from sinkgate.attention.scales import LogitScales
 from sinkgate.errors import GateError
-from sinkgate.sinks import gates as plain
-from sinkgate.sinks.gates import FINE_VERSION, MAX_SCALE, Gates
+from sinkgate.sinks.gate_files import FINE_VERSION, load_text, model_of, read_content, save_text, to_json, version_of
+from sinkgate.sinks.gates import Gates, Model, check_model, checked_table
+from sinkgate.sinks.numbers import MAX_SCALE, index, is_column, number, numbers_in_range, short, to_float
 from sinkgate.sinks.sink_map import SinkMasks
 
 GROUPS = ("v_sink", "l_sink", "ordinary", "before", "after")
@@ -33,7 +34,7 @@ _EVERY_ROW = ("before", "visual", "after", "generated")
 _SEVERAL_ROWS = {"all": _EVERY_ROW, "text": ("before", "after")}
 
 
-class Model(plain.Model, Protocol):
+class ModelWithHeads(Model, Protocol):
     """Attributes of a model that fine gates are checked against."""
 
     @property
@@ -67,7 +68,7 @@ class FineGates:
     model: str | None = None
 
     def __post_init__(self) -> None:
-        scales = plain.checked_table(self.scales)
+        scales = checked_table(self.scales)
         if scales.dim() != 3 or scales.shape[2] != len(GROUPS) or 0 in scales.shape:
             raise GateError(
                 f"fine gates are a table of layers x heads x {len(GROUPS)} scales, got shape {tuple(scales.shape)}"
@@ -94,7 +95,7 @@ class FineGates:
     @classmethod
     def ones(
         cls,
-        layers: int | Model,
+        layers: int | ModelWithHeads,
         heads: int | None = None,
         *,
         rows: str | Sequence[str] = "all",
@@ -115,14 +116,14 @@ class FineGates:
             >>> FineGates.ones(32, rows="last", rule="monotone").set("visual", 1.2, layers="2-31")
         """
         name = None
-        heads = None if heads is None else plain.index(heads, "the number of heads")
+        heads = None if heads is None else index(heads, "the number of heads")
         if heads is not None and heads < 1:
             raise GateError(f"the number of heads is {heads}; expected 1 or more")
         if hasattr(layers, "num_layers"):
             model: Any = layers
             layers, name = model.num_layers, model.name
             heads = model.num_heads if heads is None else heads
-        shape = (plain.index(layers, "the number of layers"), heads or 1)
+        shape = (index(layers, "the number of layers"), heads or 1)
         return cls(torch.ones(*shape, len(GROUPS)), read_rows(rows), rule, name)
 
     @classmethod
@@ -161,10 +162,10 @@ class FineGates:
         """
         if not isinstance(group, str) or group not in _COLUMNS:  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
             raise GateError(f"no group is called {group!r}; there are: {', '.join(_COLUMNS)}")
-        value = plain.number(scale)
+        value = number(scale)
         scales = self.scales.clone()
         rows, columns = (
-            plain.numbers_in_range(each, count, kind)
+            numbers_in_range(each, count, kind)
             for each, count, kind in ((layers, len(scales), "layer"), (heads, scales.shape[1], "head"))
         )
         for layer in rows:
@@ -177,13 +178,13 @@ class FineGates:
         """True where every scale is 1: the unmodified model."""
         return bool((self.scales == 1).all())
 
-    def for_model(self, vlm: Model, any_model: bool = False) -> FineGates:
+    def for_model(self, vlm: ModelWithHeads, any_model: bool = False) -> FineGates:
         """Return these gates if they fit the model; with ``any_model`` the name that they were made for does not count.
 
         Raises:
             GateError: another number of layers or heads, or made for another model.
         """
-        plain.check_model(len(self.scales), None if any_model else self.model, vlm)
+        check_model(len(self.scales), None if any_model else self.model, vlm)
         heads = self.scales.shape[1]
         if heads not in (1, vlm.num_heads):
             raise GateError(f"the gates have {heads} heads a layer, {vlm.name} has {vlm.num_heads}; expected that or 1")
@@ -225,11 +226,9 @@ class FineGates:
 
     def to_json(self) -> str:
         """Return the table as JSON, with a format name and version that readers of `Gates` alone refuse."""
-        columns = {
-            group: [plain.short(heads) for heads in self.scales[:, :, column]] for column, group in enumerate(GROUPS)
-        }
+        columns = {group: [short(heads) for heads in self.scales[:, :, column]] for column, group in enumerate(GROUPS)}
         content = {"rows": list(self.rows), "rule": self.rule, "heads": self.scales.shape[1], "scales": columns}
-        return plain.to_json(FINE_VERSION, self.model, len(self.scales), content)
+        return to_json(FINE_VERSION, self.model, len(self.scales), content)
 
     @classmethod
     def from_json(cls, text: str) -> FineGates:
@@ -238,14 +237,14 @@ class FineGates:
         Raises:
             GateError: no JSON, another format or version, missing groups, lists of unequal length, scales out of range.
         """
-        content = plain.read_content(text, FINE_VERSION)
+        content = read_content(text, FINE_VERSION)
         columns = cast(dict[str, Any], content["scales"])
         shape = content.get("layers"), content.get("heads")
         if set(columns) != set(GROUPS):
             raise GateError(f"scales of fine gates come as {', '.join(GROUPS)}; got {', '.join(map(str, columns))}")
         for name in GROUPS:
             lists = columns[name]
-            if not isinstance(lists, list) or not all(map(plain.is_column, cast(list[Any], lists))):
+            if not isinstance(lists, list) or not all(map(is_column, cast(list[Any], lists))):
                 raise GateError(f"the scales of {name} must be a list of lists of numbers, one number a head and layer")
             table = cast(list[list[float]], lists)
             if len(table) != shape[0] or any(len(heads) != shape[1] for heads in table):
@@ -254,11 +253,9 @@ class FineGates:
         if not isinstance(rows, str | list) or not all(isinstance(row, str) for row in cast(Iterable[Any], rows)):
             raise GateError(f'"rows" is a list of names, got {rows!r}')
         scales = torch.tensor(
-            [[[plain.to_float(s) for s in heads] for heads in columns[name]] for name in GROUPS], dtype=torch.float32
+            [[[to_float(s) for s in heads] for heads in columns[name]] for name in GROUPS], dtype=torch.float32
         )
-        return cls(
-            scales.permute(1, 2, 0), read_rows(cast(Any, rows)), content.get("rule", "scale"), plain.model_of(content)
-        )
+        return cls(scales.permute(1, 2, 0), read_rows(cast(Any, rows)), content.get("rule", "scale"), model_of(content))
 
     def save(self, path: str | Path) -> None:
         """Write ``to_json`` to a file, whose folder is created if it is missing.
@@ -266,7 +263,7 @@ class FineGates:
         Raises:
             GateError: the file cannot be written.
         """
-        plain.save_text(self.to_json(), path)
+        save_text(self.to_json(), path)
 
     @classmethod
     def load(cls, path: str | Path) -> FineGates:
@@ -275,7 +272,7 @@ class FineGates:
         Raises:
             GateError: the file cannot be read, or as ``from_json``.
         """
-        return cls.from_json(plain.load_text(path))
+        return cls.from_json(load_text(path))
 
 
 AnyGates = Gates | FineGates
@@ -287,8 +284,8 @@ def load_gates(path: str | Path) -> AnyGates:
     Raises:
         GateError: the file cannot be read, or holds neither.
     """
-    text = plain.load_text(path)
-    return FineGates.from_json(text) if plain.version_of(text) == FINE_VERSION else Gates.from_json(text)
+    text = load_text(path)
+    return FineGates.from_json(text) if version_of(text) == FINE_VERSION else Gates.from_json(text)
 
 
 def read_rows(rows: str | Sequence[str]) -> tuple[str, ...]:

@@ -7,12 +7,10 @@ is not removal. `sinkgate.sinks.fine_gates` has tables limited to query rows and
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,13 +18,21 @@ from torch import Tensor
 
 from sinkgate.errors import GateError, ModelMismatchError
 from sinkgate.sinks.classify import SinkMasks
+from sinkgate.sinks.gate_files import VERSION, load_text, model_of, read_content, save_text, to_json
+from sinkgate.sinks.numbers import (
+    MAX_SCALE,
+    index,
+    is_column,
+    number,
+    numbers_in_range,
+    python_numbers,
+    short,
+    to_float,
+)
 from sinkgate.sinks.words import layers as layers_in_words
 
 Group = Literal["v_sink", "l_sink", "ordinary", "rest"]
 GROUPS = ("v_sink", "l_sink", "ordinary")
-MAX_SCALE = 4.0
-FORMAT = "sinkgate-gates"
-VERSION, FINE_VERSION = 1, 2  # of the JSON format: fixed gates, and those limited to rows or heads
 
 _COLUMNS = {"v_sink": [0], "l_sink": [1], "ordinary": [2], "rest": [1, 2]}
 
@@ -128,9 +134,9 @@ class Gates:
         Example:
             >>> Gates.from_lists(v_sink=[1, 0.5], rest=[1, 0.5])
         """
-        columns = {"v_sink": _plain(v_sink), "rest": _plain(rest)}
+        columns = {"v_sink": python_numbers(v_sink), "rest": python_numbers(rest)}
         if l_sink is not None:
-            columns = {"v_sink": columns["v_sink"], "l_sink": _plain(l_sink), "ordinary": columns["rest"]}
+            columns = {"v_sink": columns["v_sink"], "l_sink": python_numbers(l_sink), "ordinary": columns["rest"]}
         return cls._of_columns(_columns(columns), None, model)
 
     @classmethod
@@ -221,9 +227,6 @@ class Gates:
         return cls.from_json(load_text(path))
 
 
-# --- tables and files, shared with fine gates
-
-
 def checked_table(scales: Any) -> Tensor:
     """Return a table of scales as float32 on the CPU.
 
@@ -258,196 +261,6 @@ def check_model(layers: int, model: str | None, vlm: Model) -> None:
         )
 
 
-def to_json(version: int, model: str | None, layers: int, content: Mapping[str, Any]) -> str:
-    """Return gates as JSON text."""
-    return json.dumps({"format": FORMAT, "version": version, "model": model, "layers": layers, **content}, indent=1)
-
-
-def read_content(text: str, version: int) -> dict[str, Any]:
-    """Return the JSON object of gates of this version.
-
-    Raises:
-        GateError: no JSON, or another format or version.
-    """
-    content = _json_object(text)
-    if not isinstance(content.get("scales"), dict):
-        raise GateError('gates are a JSON object with "scales" by group; write one with Gates.to_json()')
-    if content.get("format", FORMAT) != FORMAT:
-        raise GateError(f"the file's format is {content['format']!r}, expected {FORMAT!r}")
-    got = content.get("version", VERSION)
-    if got == version:
-        return content
-    readers = {
-        VERSION: "fixed gates: read them with Gates",
-        FINE_VERSION: "limited to rows or heads: read them with FineGates",
-    }
-    known = isinstance(got, int) and got in readers
-    why = (
-        f"are {readers[got]}"
-        if known
-        else f"need another release of sinkgate; this one reads versions {VERSION} and {FINE_VERSION}"
-    )
-    raise GateError(f"gates of version {got!r} {why}")
-
-
-def version_of(text: str) -> Any:
-    """Return the version that JSON text names; None if it names none or is no JSON object."""
-    return _json_object(text).get("version")
-
-
-def model_of(content: Mapping[str, Any]) -> str | None:
-    """Return the name of the model that gates were made for.
-
-    Raises:
-        GateError: it is no name.
-    """
-    model = content.get("model")
-    if model is not None and not isinstance(model, str):
-        raise GateError(f'"model" is a name or null, got {model!r}')
-    return model
-
-
-def save_text(text: str, path: str | Path) -> None:
-    """Write gates to a file, whose folder is created if it is missing.
-
-    Raises:
-        GateError: the file cannot be written.
-    """
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text + "\n", encoding="utf-8")
-    except (OSError, TypeError, ValueError) as error:
-        raise GateError(
-            f"the gates cannot be written to {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
-
-
-def load_text(path: str | Path) -> str:
-    """Read a file of gates.
-
-    Raises:
-        GateError: it cannot be read.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, TypeError, ValueError) as error:
-        raise GateError(f"the gates file cannot be read: {error}") from error
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    """Return a JSON object; an empty one for JSON of another kind."""
-    try:
-        content = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise GateError(f"the gates are no valid JSON: {error}") from error
-    return cast(dict[str, Any], content) if isinstance(content, dict) else {}
-
-
-def typed_numbers(text: str) -> list[int]:
-    """Return rising whole numbers as they are typed: "3,6,7", "4-10".
-
-    Raises:
-        ValueError: anything else, a range that falls among them.
-    """
-    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
-    if any(len(pair) > 2 or pair[0] > pair[-1] for pair in ends):
-        raise ValueError(text)
-    return sorted({number for pair in ends for number in range(pair[0], pair[-1] + 1)})
-
-
-def read_layers(text: str, count: int, kind: str = "layer") -> list[int]:
-    """Return layers or heads as they are typed: "all", "3,6,7", "4-10".
-
-    Args:
-        text: as typed.
-        count: how many there are.
-        kind: "layer" or "head".
-
-    Raises:
-        GateError: anything else, or one that the model does not have.
-    """
-    if text == "all":
-        return list(range(count))
-    try:
-        chosen = typed_numbers(text)
-    except ValueError:
-        raise GateError(f'{kind}s are "all" or numbers such as 3,6,7 or 4-10; got {text!r}') from None
-    if not chosen or chosen[-1] >= count:
-        raise GateError(f"{kind}s are {text!r}; the model has {kind}s 0 to {count - 1}")
-    return chosen
-
-
-def numbers_in_range(numbers: Any, count: int, kind: str) -> list[int]:
-    """Return layers or heads as a list of indices.
-
-    Args:
-        numbers: one or several, negative from the end; as typed ("3,6,7" or "12-29"); None for all.
-        count: how many there are.
-        kind: "layer" or "head".
-
-    Raises:
-        GateError: something else, or one that does not exist.
-    """
-    if numbers is None:
-        return list(range(count))
-    if isinstance(numbers, str):
-        return read_layers(numbers, count, kind)
-    try:
-        several = list(numbers)
-    except TypeError:  # a single one, maybe numpy's or torch's
-        several = [numbers]
-    chosen = [index(each, f"a {kind}") for each in several]
-    outside = [each for each in chosen if not -count <= each < count]
-    if outside:
-        raise GateError(f"there is no {kind} {outside[0]}; the table has {kind}s 0 to {count - 1}")
-    return chosen
-
-
-def number(scale: Any) -> float:
-    """Return a scale of any kind as Python's own.
-
-    Raises:
-        GateError: it is no number.
-    """
-    try:
-        return float(scale)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise GateError(f"a scale is a number from 0 to {MAX_SCALE:g}; got {scale!r}") from error
-
-
-def index(number: Any, kind: str) -> int:
-    """Return a whole number of any kind as Python's own.
-
-    Raises:
-        GateError: it is none.
-    """
-    plain = _plain(number)
-    if isinstance(plain, bool) or not isinstance(plain, int):
-        raise GateError(f"{kind} is a whole number; got {number!r}")
-    return plain
-
-
-def position(number: Any, count: int, kind: str) -> int:
-    """Return the position of one among ``count``, negative numbers from the end.
-
-    Raises:
-        GateError: it is no whole number, or there is none.
-    """
-    plain = index(number, kind)
-    if not -count <= plain < count:
-        raise GateError(f"{kind} is a number from 0 to {count - 1}; got {plain}")
-    return plain % count
-
-
-def _plain(value: Any) -> Any:
-    """Return numbers of NumPy and torch, alone or in a list, as Python's own; anything else as it is."""
-    if isinstance(value, np.generic | np.ndarray | Tensor):
-        return cast(Any, value).tolist()
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        return value
-    return [_plain(element) for element in cast(Iterable[Any], value)]
-
-
 def _columns(scales: dict[str, Any]) -> list[list[float]]:
     names = ("v_sink", "rest", "rest") if "rest" in scales else GROUPS
     unknown = sorted(set(scales) - set(names))
@@ -464,23 +277,3 @@ def _columns(scales: dict[str, Any]) -> list[list[float]]:
         if not is_column(column):
             raise GateError(f"the scales of {name} must be a list of numbers, one a layer")
     return [[to_float(value) for value in scales[name]] for name in names]
-
-
-def is_column(values: object) -> bool:
-    """Return whether this is a list of numbers, one at least."""
-    if not isinstance(values, list) or not values:
-        return False
-    return all(isinstance(each, int | float) and not isinstance(each, bool) for each in cast(list[Any], values))
-
-
-def to_float(value: float) -> float:
-    """Return a number of a JSON file; infinity for integers that no float holds."""
-    try:
-        return float(value)
-    except OverflowError:  # JSON allows integers that no float holds
-        return math.inf
-
-
-def short(column: Tensor) -> list[float]:
-    """Return float32 numbers with the fewest digits that read back, as NumPy prints them: 0.2 stays 0.2."""
-    return [float(str(value)) for value in column.numpy()]

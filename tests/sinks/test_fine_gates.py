@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import sinkgate as sg
 from sinkgate.sinks.fine_gates import GROUPS, ROWS, FineGates, load_gates
-from sinkgate.sinks.gates import MAX_SCALE
+from sinkgate.sinks.numbers import MAX_SCALE
 
 scale = st.floats(0, MAX_SCALE, width=32)
 tables = st.tuples(st.integers(1, 4), st.integers(1, 3)).flatmap(

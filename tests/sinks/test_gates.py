@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sinkgate as sg
-from sinkgate.sinks.gates import GROUPS, MAX_SCALE
+from sinkgate.sinks.gates import GROUPS
+from sinkgate.sinks.numbers import MAX_SCALE
 
 scale = st.floats(0, MAX_SCALE, width=32)
 tables = st.integers(1, 40).flatmap(lambda n: st.lists(st.tuples(scale, scale, scale), min_size=n, max_size=n))
