@@ -13,6 +13,7 @@ from random import Random
 
 import model_table
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 import sinkgate as sg
@@ -48,6 +49,14 @@ def test_pins_lie_in_the_ranges(ranges):
     for name, pin in pins.items():
         (exact,) = pin
         assert exact.operator == "==" and exact.version in ranges[name]
+
+
+def test_the_classifiers_are_the_pythons_of_ci():
+    matrix = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
+    prefix = "Programming Language :: Python :: 3."
+    assert [line for line in PROJECT["classifiers"] if line.startswith(prefix)] == [
+        prefix + python.removeprefix("3.") for python in matrix["python"]
+    ]
 
 
 def test_ci_runs_the_readmes_test_command():
