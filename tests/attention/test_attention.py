@@ -365,12 +365,13 @@ def test_two_models_are_gated_side_by_side():
     plain = second(**inputs).logits
     modules, decoder = parts(first)
     other_modules, other_decoder = parts(second)
+    before = AttentionInterface._global_mapping["sdpa"]  # exported gates may have wrapped it
     with attached(modules, decoder=decoder, key_scales=random_scales(3, 2, 30)):
         assert torch.equal(second(**inputs).logits, plain)
         with attached(other_modules, decoder=other_decoder, key_scales=random_scales(3, 2, 30)):
             assert not torch.equal(second(**inputs).logits, plain)
         assert torch.equal(second(**inputs).logits, plain)
-    assert AttentionInterface._global_mapping["sdpa"].__name__ == "sdpa_attention_forward"
+    assert AttentionInterface._global_mapping["sdpa"] is before
 
 
 def test_one_lock_for_everyone_who_holds_a_model():
