@@ -215,7 +215,14 @@ class ChatFormat:
             text: with a place for each image, or one for the video.
             images: the images, or the frames of a video.
             fps: frames in a second of a video; None: these are images.
+
+        Raises:
+            PromptError: there is no image, but a place for one, which some templates write in any case.
         """
+        if not images and self._place in text:
+            raise PromptError(
+                "the text has a place for an image, but there is none; this model's template takes no question without an image"
+            )
         bos = self.processor.tokenizer.bos_token
         options: dict[str, Any] = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
         if fps is None:

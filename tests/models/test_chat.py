@@ -423,3 +423,11 @@ def test_rows_of_attention_stay_with_their_tokens_behind_a_special_one(tokenizer
     assert len(trace.tokens) == 2 and trace.attention[0, 0, :, 0].tolist() == [0, 2]
     trace = vlm.trace(prompt, torch.zeros(len(tokenizer)), [image], {0: [rows]})
     assert trace.tokens == [] and trace.attention.shape[2] == 1
+
+
+def test_a_text_with_a_place_for_an_image_that_is_not_there_gets_a_sentence(demo):
+    """Some templates write the image in any case, also for a question of text alone."""
+    chat = demo.prompter.chat
+    with pytest.raises(sg.PromptError, match="a place for an image, but there is none"):
+        chat.inputs(chat.text([None, "How many?"]), [])
+    assert "pixel_values" in chat.inputs(chat.text([None, "How many?"]), [noise_image(0, (64, 64))])
