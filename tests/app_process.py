@@ -20,10 +20,12 @@ import httpx
 import psutil
 import pytest
 
+# Jupyter brings it, and jsonschema, which Gradio imports, builds its grammar for 2 s to check IRIs, which nothing here has
+sys.modules.setdefault("rfc3987_syntax", None)  # pyright: ignore[reportArgumentType]
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 600  # a bound for an app that hangs; a busy machine takes minutes
-#: Of the app; the first sets variables that the others read.
-IMPORTS = ["app.main", "app.backend", "app.gate_library", "app.page", "app.server", "sinkgate.models.loading"]
+#: Of the app; `app.main` sets variables that the others read.
+IMPORTS = ["app_process", "app.main", "app.backend", "app.gate_library", "app.page", "app.server", "sinkgate.models.loading"]
 
 
 class Process(Protocol):

@@ -23,7 +23,6 @@ TESTS = Path(__file__).parent
 EXTENDED = ("attacks", "browser", "demo", "docs", "hosting", "load", "notebooks")
 EXTENDED_TESTS = (
     "attention/test_kernels.py::test_compiled_flex_attention_is_gated",
-    "browser/test_page.py::test_a_browser_that_was_offline",
     "browser/test_page.py::test_a_page_that_hears_late",
     "browser/test_page.py::test_bad_questions",
     "browser/test_page.py::test_broken_uploads",

@@ -104,12 +104,9 @@ def switch(tab: Tab, layer: int, key: str = "") -> dict[str, Any]:
 
 def upload(tab: Tab, *files: Path) -> str:
     """Choose files for the gates; gives what the status line then says."""
-    tab.page.evaluate("document.querySelector('#status .status').textContent = ''")
     with tab.page.expect_file_chooser() as chooser:
         tab.page.locator("button#learned-upload").click()
-    chooser.value.set_files(list(files))
-    tab.wait("document.querySelector('#status .status').textContent")
-    return tab.status()
+    return tab.says(lambda: chooser.value.set_files(list(files)))
 
 
 def files(folder: Path) -> list[Path]:

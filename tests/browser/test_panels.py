@@ -393,20 +393,26 @@ def test_panels_that_wait_for_the_model_say_so(browser: Browser, address: str) -
     page.close()
 
 
-def test_an_offline_page_says_that_it_shows_its_last_result(tab: Tab) -> None:
+def test_an_offline_page_says_that_it_shows_its_last_result_and_goes_on(tab: Tab) -> None:
+    """Gradio loads the page again when the server is back: it opens as this tab showed it last."""
     tab.drag(2, 0.1)
     tab.settle()
     tab.page.context.set_offline(True)
-    tab.drag(2, 1.4)
+    tab.drag(4, 0.5)  # is lost
     tab.wait("document.querySelector('#status').textContent.includes('Offline')")
     assert tab.page.evaluate("document.body.dataset.sync") == "offline"
     assert "offline" in tab.page.locator("#answers .gated h2").inner_text()
     for name in ("#maps canvas.before", "#maps canvas.after", "#words .bars", "#chart .plot", "#answers .unchanged p"):
         tab.wait(f"getComputedStyle(document.querySelector('{name}')).opacity < 0.6")
+    tab.page.wait_for_selector("#status .warning:has-text('Offline')")
+    tab.page.wait_for_selector("text=Connection to the server was lost", state="attached")
+    assert not tab.page.locator(".toast-body").is_visible()
     with tab.page.expect_navigation():
         tab.page.context.set_offline(False)
     tab.errors.clear()  # of requests that found no network
     tab.settle()
+    frame = tab.settle()
+    assert frame["gates"]["v_sink"][4] == 1 and frame["gates"]["v_sink"][2] == tab.scale(2) < 0.2
     assert tab.page.evaluate("document.body.dataset.sync || 'current'") == "current" and tab.answers() == ("2", "1")
 
 
