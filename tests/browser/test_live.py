@@ -21,7 +21,7 @@ from PIL import Image
 import sinkgate as sg
 from app import engine, pictures, view_model
 from app.backend import LocalSession
-from app.engine import MAX_NEW_TOKENS, MAX_QUESTION_STATES, Deadline, Engine
+from app.engine import MAX_NEW_TOKENS, Deadline, Engine
 from app.handlers import Handlers
 from app.scheduler import Limits
 from app.share_links import STAND_IN
@@ -298,11 +298,18 @@ def test_one_setting_at_a_time_runs_on_the_model(
     assert len(most) >= 8 and max(most) == 1
 
 
+@pytest.fixture
+def states(monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many, and no more, stay in memory."""
+    monkeypatch.setattr(engine, "MAX_QUESTION_STATES", 3)
+    return 3
+
+
 def test_memory_is_bounded_and_what_was_dropped_comes_back(
-    handlers: Handlers, session: UserSession, vlm: sg.VLM
+    handlers: Handlers, session: UserSession, vlm: sg.VLM, states: int
 ) -> None:
     before = handlers.set_lens(session, LENS)[0]["before"]
-    for _ in range(MAX_QUESTION_STATES):
+    for _ in range(states):
         handlers.begin(setting(vlm), LENS)
     assert session.state is None
     frame, _ = handlers.set_gates(session, setting(vlm), LENS)
@@ -310,17 +317,17 @@ def test_memory_is_bounded_and_what_was_dropped_comes_back(
 
 
 def test_what_was_dropped_comes_back_under_its_gates_when_it_is_looked_at(
-    handlers: Handlers, session: UserSession, vlm: sg.VLM
+    handlers: Handlers, session: UserSession, vlm: sg.VLM, states: int
 ) -> None:
     handlers.set_gates(session, setting(vlm, 0.3), LENS)
-    for _ in range(MAX_QUESTION_STATES):
+    for _ in range(states):
         handlers.begin(setting(vlm), LENS)
     assert session.state is None
     assert handlers.set_lens(session, LENS)[0]["gates"]["v_sink"][0] == 0.3
 
 
-def test_whoever_moves_faders_is_not_idle(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
-    for _ in range(MAX_QUESTION_STATES):
+def test_whoever_moves_faders_is_not_idle(handlers: Handlers, session: UserSession, vlm: sg.VLM, states: int) -> None:
+    for _ in range(states):
         handlers.set_gates(session, setting(vlm), LENS)
         handlers.begin(setting(vlm), LENS)
     assert session.state is not None

@@ -68,7 +68,7 @@ def brightness(colors: Sequence[Sequence[int]]) -> list[int]:
     return [sum(color) for color in colors]
 
 
-def test_the_difference_is_gated_minus_original(tab: Tab) -> None:
+def test_the_difference_is_gated_minus_original_on_every_scale_and_where_sinks_are_masked(tab: Tab) -> None:
     still = tab.page.evaluate(COLORS, [2, list(range(64))])
     assert len({tuple(color) for color in still}) < 8  # only the picture shows through
     tab.drag(2, 0.1)
@@ -85,10 +85,23 @@ def test_the_difference_is_gated_minus_original(tab: Tab) -> None:
     ends = [number(tab.page.locator(f"#maps .{end}").nth(2).text_content() or "") for end in ("low", "high")]
     assert ends == pytest.approx([100 * change[low], -100 * change[low]], abs=0.051)
 
+    # masked sinks have no difference in colour and a true one in numbers
+    true, (row, column) = frame, frame["marks"][0]["cell"]
+    sink = row * frame["grid"][1] + column
+    show(tab, hide=True)
+    other = next(cell for cell in range(64) if abs(true["after"][cell] - true["before"][cell]) > 0.004 and cell != sink)
+    for cell, note in ((sink, " (masked)"), (other, "")):
+        shown = point_at(tab, cell, 2)[2]
+        assert shown.endswith(f"pp{note}")
+        assert number(shown) == pytest.approx(100 * (true["after"][cell] - true["before"][cell]), abs=0.051)
+    tab.page.mouse.move(2, 2)
+    empty = "([cell]) => { const c = document.querySelector('#maps canvas.difference'), [r, n] = document.querySelector('#maps [data-tick]').frame.grid;"
+    where = "const at = [(cell % n + 0.5) * c.width / n, (Math.floor(cell / n) + 0.5) * c.height / r].map(Math.round);"
+    alpha = f"{empty} {where} return c.getContext('2d').getImageData(...at, 1, 1).data[3]; }}"
+    assert tab.page.evaluate(alpha, [sink]) < 128 and tab.page.evaluate(alpha, [other]) == 255
 
-def test_scales_of_the_colours(tab: Tab) -> None:
-    tab.drag(2, 0.1)
-    frame = tab.settle()
+    # scales of the colours
+    frame = show(tab, hide=False)
 
     def highest() -> list[float]:
         return [number(text) for text in tab.page.locator("#maps .high").all_text_contents()[:2]]
@@ -109,46 +122,11 @@ def test_scales_of_the_colours(tab: Tab) -> None:
     assert number(point_at(tab, faint, 1)[1]) == pytest.approx(100 * frame["after"][faint], rel=0.06)
 
 
-def test_masked_sinks_have_no_difference_in_colour_and_a_true_one_in_numbers(tab: Tab) -> None:
-    tab.drag(2, 0.1)
-    true = tab.settle()
-    frame = show(tab, hide=True)
-    columns = frame["grid"][1]
-    sink = frame["marks"][0]["cell"][0] * columns + frame["marks"][0]["cell"][1]
-    other = next(cell for cell in range(64) if abs(true["after"][cell] - true["before"][cell]) > 0.004 and cell != sink)
-    for cell, note in ((sink, " (masked)"), (other, "")):
-        shown = point_at(tab, cell, 2)[2]
-        assert shown.endswith(f"pp{note}")
-        assert number(shown) == pytest.approx(100 * (true["after"][cell] - true["before"][cell]), abs=0.051)
-    tab.page.mouse.move(2, 2)
-    empty = "([cell]) => { const c = document.querySelector('#maps canvas.difference'), [r, n] = document.querySelector('#maps [data-tick]').frame.grid;"
-    where = "const at = [(cell % n + 0.5) * c.width / n, (Math.floor(cell / n) + 0.5) * c.height / r].map(Math.round);"
-    alpha = f"{empty} {where} return c.getContext('2d').getImageData(...at, 1, 1).data[3]; }}"
-    assert tab.page.evaluate(alpha, [sink]) < 128 and tab.page.evaluate(alpha, [other]) == 255
-
-
-def test_neighbouring_sinks_share_an_outline(tab: Tab) -> None:
-    """A frame with a block of three sinks, one alone, and one of the other kind beside the block."""
-    drawn = tab.page.evaluate(
-        """() => {
-          const node = document.querySelector("#maps [data-tick]"), frame = node.frame;
-          const mark = (row, column, kind) => ({ token: 0, cell: [row, column], kind, values: ["1", "2", "3", "4"] });
-          frame.marks = [mark(2, 2, "l_sink"), mark(2, 3, "l_sink"), mark(3, 2, "l_sink"), mark(6, 6, "l_sink"), mark(3, 3, "v_sink")];
-          window.dispatchEvent(new Event("resize"));
-          document.querySelector("#maps .enlarge").click();  // draws again
-          document.querySelector(".zoom .close").click();
-          return [...document.querySelector("#maps .marks").querySelectorAll(".region")].map((path) =>
-            [path.classList[1], path.getAttribute("d").match(/M/g).length]);
-        }"""
-    )
-    assert sorted(drawn) == [["l_sink", 4], ["l_sink", 8], ["v_sink", 4]]  # edges of the outlines
-
-
 @pytest.mark.parametrize(("scheme", "colors"), [("light", GROUP_COLORS), ("dark", DARK_GROUP_COLORS)])
 def test_marks_and_their_legend_have_the_colours_of_the_chart(
-    tab: Tab, enter: Callable[..., Tab], scheme: str, colors: dict[str, str]
+    enter: Callable[..., Tab], address: str, scheme: str, colors: dict[str, str]
 ) -> None:
-    page = enter(tab.page.url, color_scheme=scheme).page
+    page = enter(address, color_scheme=scheme).page
     painted = page.evaluate(
         """() => {
           const style = (node, name) => getComputedStyle(node)[name];
@@ -204,7 +182,7 @@ def test_evidence_by_mouse_and_keyboard(tab: Tab, vlm: sg.VLM) -> None:
     assert number(shown) == pytest.approx(100 * frame["before"][17], rel=0.06)
 
 
-def test_maps_open_large_and_close_again(tab: Tab) -> None:
+def test_maps_open_large_and_close_again_and_neighbouring_sinks_share_an_outline(tab: Tab) -> None:
     page = tab.page
     small = page.locator("#maps canvas.after").bounding_box()
     button = page.get_by_role("button", name="Enlarge the gated map")
@@ -222,6 +200,21 @@ def test_maps_open_large_and_close_again(tab: Tab) -> None:
     page.wait_for_selector("#maps .home > .view")
     assert page.locator("#maps canvas.after").bounding_box() == small
     assert page.evaluate("document.activeElement.className") == "enlarge"
+
+    # a frame with a block of three sinks, one alone, and one of the other kind beside the block
+    drawn = tab.page.evaluate(
+        """() => {
+          const node = document.querySelector("#maps [data-tick]"), frame = node.frame;
+          const mark = (row, column, kind) => ({ token: 0, cell: [row, column], kind, values: ["1", "2", "3", "4"] });
+          frame.marks = [mark(2, 2, "l_sink"), mark(2, 3, "l_sink"), mark(3, 2, "l_sink"), mark(6, 6, "l_sink"), mark(3, 3, "v_sink")];
+          window.dispatchEvent(new Event("resize"));
+          document.querySelector("#maps .enlarge").click();  // draws again
+          document.querySelector(".zoom .close").click();
+          return [...document.querySelector("#maps .marks").querySelectorAll(".region")].map((path) =>
+            [path.classList[1], path.getAttribute("d").match(/M/g).length]);
+        }"""
+    )
+    assert sorted(drawn) == [["l_sink", 4], ["l_sink", 8], ["v_sink", 4]]  # edges of the outlines
 
 
 def test_the_maps_as_a_table(tab: Tab, tmp_path: Path) -> None:

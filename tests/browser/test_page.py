@@ -76,6 +76,7 @@ def test_opens_with_an_answered_example_and_has_others(tab: Any) -> None:
     assert tab.page.locator("#words .word").count() >= 3
     assert tab.page.locator("#chart .marker").count() >= 3 * len(frame["gates"]["v_sink"])
     assert tab.page.title() == "sinkgate"
+    assert "·" not in tab.page.locator("footer").inner_text()  # a lone separator
 
     # other scenes, and their true answers
     first = frame["before"]

@@ -125,10 +125,12 @@ def test_no_loading_mark_changes_while_a_fader_moves(tab: Tab) -> None:
 # --- queries
 
 
-def test_a_query_that_the_next_answer_lacks_is_left(tab: Tab) -> None:
+def test_the_chart_shows_the_query_of_the_maps_which_is_left_where_the_next_answer_lacks_it(tab: Tab) -> None:
     tab.after(lambda: tab.ask("Describe the picture."))
+    before, numbers = chart_lines(tab), tab.frame()["shares"]
     tab.page.locator("#lens .row").select_option("6")
     tab.wait("document.querySelector('#maps [data-tick]').frame.lens.row === 6")
+    assert tab.frame()["shares"] != numbers and chart_lines(tab) != before
     tab.after(lambda: tab.ask("How many objects are there?"))
     frame = tab.frame()
     assert frame["lens"]["row"] == 0 and frame["before"] and frame["after"]
@@ -139,19 +141,15 @@ def test_a_query_that_the_next_answer_lacks_is_left(tab: Tab) -> None:
     assert tab.frame()["lens"]["row"] == 0 and tab.frame()["before"]
 
 
-def test_a_query_is_named_by_the_tokens_of_both_answers(tab: Tab) -> None:
+def test_a_query_is_named_by_the_tokens_of_both_answers_whose_probabilities_are_no_nought(tab: Tab) -> None:
     tab.drag(2, 0.1)
-    tab.settle()
+    words = tab.settle()["words"]
     assert tab.answers() == ("2", "1")
     tab.wait("document.querySelector('#maps [data-tick]').frame.queries[0] === 'last prompt token → “2” / “1”'")
-
-
-def test_the_chart_shows_the_query_of_the_maps(tab: Tab) -> None:
-    tab.after(lambda: tab.ask("Describe the picture."))
-    before, numbers = chart_lines(tab), tab.frame()["shares"]
-    tab.page.locator("#lens .row").select_option("3")
-    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.row === 3")
-    assert tab.frame()["shares"] != numbers and chart_lines(tab) != before
+    tab.page.locator("#mixer .preset", has_text="All at 1").click()
+    original = {word: before for word, before, _ in tab.settle()["words"]}
+    assert all(before == pytest.approx(original[word], abs=1e-5) for word, before, _ in words if word in original)
+    assert all(0 < before < 1 for _, before, _ in words)
 
 
 def test_the_chart_follows_a_fader_while_it_moves(tab: Tab) -> None:
@@ -194,15 +192,6 @@ def test_numbers_are_true_where_sinks_are_masked(tab: Tab, vlm: sg.VLM) -> None:
         number = shown.removesuffix(note).removesuffix(" %")
         assert shown.endswith(note or " %") and float(number) == pytest.approx(100 * share, abs=0.051)
     assert "rescaled" in (tab.page.locator("#maps .caption").text_content() or "")
-
-
-def test_a_probability_that_is_not_among_the_first_is_no_nought(tab: Tab, vlm: sg.VLM) -> None:
-    tab.drag(2, 0.1)
-    words = tab.settle()["words"]
-    tab.page.locator("#mixer .preset", has_text="All at 1").click()
-    original = {word: before for word, before, _ in tab.settle()["words"]}
-    assert all(before == pytest.approx(original[word], abs=1e-5) for word, before, _ in words if word in original)
-    assert all(0 < before < 1 for _, before, _ in words)
 
 
 # --- pictures
@@ -287,7 +276,7 @@ def test_a_video_file_is_read(tab: Tab, tmp_path: Path) -> None:
     assert "this is no video" in tab.status().lower() and tab.page.locator("#picture img").count() == 1
 
 
-def test_a_dropped_text_is_refused_and_text_is_pasted(tab: Tab) -> None:
+def test_a_text_is_refused_where_it_is_dropped_and_a_removed_picture_stays_what_it_was(tab: Tab) -> None:
     shown = tab.answers()
     assert tab.page.evaluate(GIVE, ["drop", "#maps", "notes.txt", "text/plain", base64.b64encode(b"no").decode()])
     tab.page.wait_for_selector("#status .warning")
@@ -301,9 +290,6 @@ def test_a_dropped_text_is_refused_and_text_is_pasted(tab: Tab) -> None:
           return event.defaultPrevented;
         }"""
     )
-
-
-def test_a_removed_picture_stays_what_it_was(tab: Tab) -> None:
     scene = tab.scene()
     tab.page.get_by_label("Remove Image").click()
     tab.wait("document.querySelector('#status').textContent.includes('Picture removed')")
@@ -352,7 +338,7 @@ def test_panels_leave_each_other_in_sight(tab: Tab) -> None:
 # --- old, offline, and back again
 
 
-def test_the_way_back_to_the_page_keeps_what_it_showed(tab: Tab) -> None:
+def test_the_way_back_to_the_page_keeps_what_it_showed_and_a_new_visit_begins_anew(tab: Tab, address: str) -> None:
     tab.after(lambda: tab.ask("What color is the background?"))
     tab.drag(2, 0.3)
     frame = tab.settle()
@@ -362,11 +348,6 @@ def test_the_way_back_to_the_page_keeps_what_it_showed(tab: Tab) -> None:
     tab.page.wait_for_selector("#answers [data-done=true]")
     assert tab.settle()["gates"] == frame["gates"] and tab.answers() == answers
     assert tab.page.locator("#question textarea").input_value() == "What color is the background?"
-
-
-def test_a_new_visit_begins_anew(tab: Tab, address: str) -> None:
-    tab.drag(2, 0.3)
-    tab.settle()
     tab.leave(lambda: tab.page.goto("about:blank"))
     tab.page.goto(address)
     assert tab.settle()["identity"]
@@ -444,7 +425,3 @@ def test_nothing_is_written_over_the_sources_of_pictures(tab: Tab) -> None:
     )
     (sources,) = boxes(tab, "#picture .source-selection")
     assert text["y"] + text["height"] <= sources["y"]
-
-
-def test_the_footer_has_no_lone_separator(tab: Tab) -> None:
-    assert "·" not in tab.page.locator("footer").inner_text()

@@ -96,9 +96,11 @@ def test_elsewhere_the_strongest_of_the_sweep_is_shown(tab: Tab) -> None:
 
 
 def test_phenomena_open_at_one_click(tab: Tab) -> None:
+    tab.page.get_by_role("button", name="Phenomena").click()
+    assert findings(tab) == []
+    tab.page.keyboard.press("Escape")
     for phenomenon in PHENOMENA["demo"]:
         tab.page.get_by_role("button", name="Phenomena").click()
-        assert findings(tab) == []
         tab.after(lambda title=phenomenon.title: tab.page.locator(".phenomenon", has_text=title).click())
         assert tab.answers() == phenomenon.answers and tab.status() == phenomenon.sentence
         assert not tab.page.locator(".phenomena").is_visible()
