@@ -97,6 +97,7 @@ async function demonstrate() {
     stopped = event.timeStamp;
     stop.abort();
     restore(); // before the input reaches a fader
+    page.playing = false; // nor is what it does there, even within one frame, part of the demonstration
   };
   for (const name of INPUTS) window.addEventListener(name, interrupt, { capture: true, once: true, signal, passive: true });
 
