@@ -77,14 +77,6 @@ def separate(tab: Tab) -> None:
 # --- one axis
 
 
-def test_the_rows_of_a_few_layers_share_one_axis(tab: Tab) -> None:
-    for width in (1280, 2560, 390):
-        tab.page.set_viewport_size({"width": width, "height": 800})
-        assert_aligned(tab, 8)
-        curves = tab.page.locator("#mixer .desk.curves").count() == 1
-        assert curves == (width == 390)
-
-
 def test_48_layers_fit(many: Tab) -> None:
     assert_aligned(many, MANY)
     assert many.page.locator("#mixer .desk.curves").count() == 1
@@ -93,17 +85,7 @@ def test_48_layers_fit(many: Tab) -> None:
     assert width and width["width"] >= 20
 
 
-def test_maps_answers_and_faders_are_in_sight_without_scrolling(tab: Tab) -> None:
-    shown = ("#maps .screen", "#answers .answer", "#words .bars", "#films .film", "#chart .plot", "#mixer .strips")
-    for width, height in ((1280, 720), (1366, 768), (1440, 900), (2560, 1440)):
-        tab.page.set_viewport_size({"width": width, "height": height})
-        tab.wait("document.querySelector('#chart .plot svg').clientWidth > innerWidth - 100")
-        for name in shown:
-            box = tab.page.locator(name).last.bounding_box()
-            assert box and box["y"] >= 0 and box["y"] + box["height"] <= height, (name, width)
-
-
-def test_a_click_on_any_row_selects_its_layer(tab: Tab) -> None:
+def test_the_rows_are_in_sight_share_one_axis_and_select_their_layers(tab: Tab) -> None:
     middles = tab.page.evaluate(MIDDLES, "ordinary")["films"]
     for row, layer in (("#chart .plot", 6), ("#mixer .strips", 4), ("#films .films", 1)):
         box = tab.page.locator(row).bounding_box()
@@ -117,6 +99,18 @@ def test_a_click_on_any_row_selects_its_layer(tab: Tab) -> None:
     assert tab.settle()["identity"]
     lefts = {tab.page.evaluate(BAND.format(row)) for row in ("#films .films", ".chart", ".desk")}
     assert len(lefts) == 1  # the mark goes through all rows
+    shown = ("#maps .screen", "#answers .answer", "#words .bars", "#films .film", "#chart .plot", "#mixer .strips")
+    for width, height in ((1280, 720), (1366, 768), (1440, 900), (2560, 1440)):
+        tab.page.set_viewport_size({"width": width, "height": height})
+        tab.wait("document.querySelector('#chart .plot svg').clientWidth > innerWidth - 100")
+        for name in shown:
+            box = tab.page.locator(name).last.bounding_box()
+            assert box and box["y"] >= 0 and box["y"] + box["height"] <= height, (name, width)
+    for width in (1280, 2560, 390):
+        tab.page.set_viewport_size({"width": width, "height": 800})
+        assert_aligned(tab, 8)
+        curves = tab.page.locator("#mixer .desk.curves").count() == 1
+        assert curves == (width == 390)
 
 
 def test_no_fader_moves_while_one_is_dragged(many: Tab) -> None:

@@ -119,7 +119,14 @@ def test_learned_gates_move_the_faders_for_the_question_at_hand(tab: Tab, vlm: s
     assert tab.page.locator("#mixer .rho:visible").count() == 0
     lsg = LSG.from_pretrained(shipped / "stack")
     first = expected_gates(vlm, lsg)
-    assert_stands(tab, choose(tab, "stack"), first)
+    frame = choose(tab, "stack")
+    assert_stands(tab, frame, first)
+    prompt = vlm.prompt(random_scene(FIRST_SCENE).render(448), FIRST_QUESTION)
+    trace = vlm.answer(prompt, sg.Gates.from_lists(**frame["gates"]), sg.find_sinks(vlm, prompt))
+    assert tab.answers()[1] == trace.text
+    shown = {word: gated for word, _, gated in frame["words"]}
+    word, probability = trace.next_token[0]
+    assert shown[word] == pytest.approx(probability, abs=CLOSE)
     assert "2, 4-5" in tab.status() and "parameters" in (tab.page.locator("#learned .about").text_content() or "")
     marks = tab.page.locator("#mixer .rho:visible").all_text_contents()
     assert marks == [f"{RHO} {first['v_sink'][layer]:.2f}" for layer in (2, 4, 5)]
@@ -134,17 +141,6 @@ def test_learned_gates_move_the_faders_for_the_question_at_hand(tab: Tab, vlm: s
     assert choose(tab, "off")["identity"] and "back at 1" in tab.status()
     assert tab.page.locator("#mixer .rho:visible").count() == 0
     assert tab.after(lambda: tab.ask(FIRST_QUESTION))["identity"]
-
-
-def test_answers_are_those_of_the_gates(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
-    frame = choose(tab, "stack")
-    prompt = vlm.prompt(random_scene(FIRST_SCENE).render(448), FIRST_QUESTION)
-    gates = sg.Gates.from_lists(**frame["gates"])
-    trace = vlm.answer(prompt, gates, sg.find_sinks(vlm, prompt))
-    assert tab.answers()[1] == trace.text
-    shown = {word: gated for word, _, gated in frame["words"]}
-    word, probability = trace.next_token[0]
-    assert shown[word] == pytest.approx(probability, abs=CLOSE)
 
 
 def test_a_layer_is_switched_off_and_the_gates_above_read_again(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
@@ -196,7 +192,9 @@ def test_the_hand_wins_until_the_next_question(tab: Tab, vlm: sg.VLM, shipped: P
     assert tab.settle()["identity"] and tab.status() == MANUAL_SETTING
 
 
-def test_a_gate_folder_is_uploaded(tab: Tab, vlm: sg.VLM, tmp_path: Path) -> None:
+def test_a_gate_folder_is_uploaded_for_one_user(
+    enter: Callable[..., Tab], address: str, tab: Tab, vlm: sg.VLM, tmp_path: Path
+) -> None:
     lsg = some_gates(vlm, [1, 3], seed=11, start="identity")
     lsg.save_pretrained(tmp_path)
     strange = tmp_path / "<img src=x onerror=window.hacked=1>.safetensors"
@@ -209,6 +207,12 @@ def test_a_gate_folder_is_uploaded(tab: Tab, vlm: sg.VLM, tmp_path: Path) -> Non
     choose(tab, "stack")
     assert_stands(tab, choose(tab, "uploaded 1"), expected_gates(vlm, lsg))
     assert tab.page.evaluate("window.hacked") is None
+
+    other = enter(address)
+    assert other.frame()["identity"] and other.frame()["learned"] is None
+    assert other.page.locator("#learned option").all_text_contents() == ["off", "layer-2", "stack"]
+    choose(other, "layer-2")
+    assert tab.after(lambda: tab.ask(OTHER_QUESTION))["learned"]["name"] == "uploaded 1"
 
 
 def spoiled(vlm: sg.VLM, folder: Path) -> dict[str, tuple[list[Path], str]]:
@@ -281,19 +285,6 @@ def test_broken_uploads_get_a_sentence_and_the_page_lives_on(tab: Tab, vlm: sg.V
         "layers 1" not in upload(tab, *files(tmp_path / "good")) and "layer 1" in tab.status()
     )  # and a good one works
     tab.settle()
-
-
-def test_two_users_have_their_own_gates(
-    enter: Callable[..., Tab], address: str, tab: Tab, vlm: sg.VLM, tmp_path: Path
-) -> None:
-    some_gates(vlm, [1]).save_pretrained(tmp_path)
-    upload(tab, *files(tmp_path))
-    assert not tab.settle()["identity"]
-    other = enter(address)
-    assert other.frame()["identity"] and other.frame()["learned"] is None
-    assert other.page.locator("#learned option").all_text_contents() == ["off", "layer-2", "stack"]
-    choose(other, "layer-2")
-    assert tab.after(lambda: tab.ask(OTHER_QUESTION))["learned"]["name"] == "uploaded 1"
 
 
 # Without a browser.

@@ -370,12 +370,15 @@ def test_copying_with_the_keyboard_alone(tab: Any) -> None:
     assert tab.page.evaluate("navigator.clipboard.readText()") == takings(tab)["python"]
 
 
-def test_copying_where_there_is_no_clipboard(tab: Any) -> None:
+def test_sharing_where_there_is_no_clipboard_and_no_chart_yet(tab: Any) -> None:
     tab.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     tab.page.get_by_role("button", name="Share", exact=True).click()
     tab.page.get_by_role("button", name="Copy link").click()
     tab.page.get_by_text("Link copied.").wait_for()
     assert tab.page.evaluate("getSelection().toString()") == takings(tab)["link"]
+    tab.page.evaluate("document.querySelector('#chart').remove()")
+    tab.page.get_by_role("button", name="Save chart").click()
+    tab.page.get_by_text("Nothing to save yet.").wait_for()
 
 
 @pytest.mark.parametrize("light", ["light", "dark"])
@@ -397,10 +400,3 @@ def test_figure_and_chart_are_saved_for_white_paper(
     assert {picture.getpixel((3, 3)) for picture in pictures} == {(255, 255, 255)}
     for picture in pictures:  # sinks are orange everywhere
         assert sum(count for count, color in picture.getcolors(1 << 24) or [] if color == (232, 89, 12)) > 20
-
-
-def test_the_chart_that_is_not_there_yet(tab: Any) -> None:
-    tab.page.get_by_role("button", name="Share", exact=True).click()
-    tab.page.evaluate("document.querySelector('#chart').remove()")
-    tab.page.get_by_role("button", name="Save chart").click()
-    tab.page.get_by_text("Nothing to save yet.").wait_for()

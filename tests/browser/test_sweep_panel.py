@@ -145,20 +145,7 @@ def test_a_cell_sets_the_faders_in_one_step(tab: Tab) -> None:
     assert findings(tab) == []
 
 
-def test_a_sweep_belongs_to_its_question_and_can_be_stopped(tab: Tab) -> None:
-    finished(tab)
-    tab.after(lambda: tab.ask("What color is the background?"))
-    assert not tab.page.locator("#sweep").is_visible()
-    tab.page.get_by_role("button", name="Sweep this question").click()
-    tab.page.wait_for_selector("#sweep .cell.gain, #sweep .cell.loss")
-    tab.page.locator("#sweep .close-sweep").click()
-    tab.page.wait_for_selector("#sweep", state="hidden")
-    tab.drag(2, 0.5)
-    tab.settle()
-    assert not tab.page.locator("#sweep").is_visible()
-
-
-def test_a_sweep_by_keyboard(tab: Tab) -> None:
+def test_a_sweep_by_keyboard_belongs_to_its_question_and_can_be_stopped(tab: Tab) -> None:
     tab_to(tab, ".start-sweep")
     tab.page.keyboard.press("Enter")
     tab.wait(f"{STATUS} === 'done'")
@@ -169,3 +156,12 @@ def test_a_sweep_by_keyboard(tab: Tab) -> None:
     tab.wait("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] === 0.25")
     tab.settle()
     assert tab.answers() == ("2", "1")
+    tab.after(lambda: tab.ask("What color is the background?"))
+    assert not tab.page.locator("#sweep").is_visible()
+    tab.page.get_by_role("button", name="Sweep this question").click()
+    tab.page.wait_for_selector("#sweep .cell.gain, #sweep .cell.loss")
+    tab.page.locator("#sweep .close-sweep").click()
+    tab.page.wait_for_selector("#sweep", state="hidden")
+    tab.drag(2, 0.5)
+    tab.settle()
+    assert not tab.page.locator("#sweep").is_visible()
