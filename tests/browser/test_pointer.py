@@ -19,13 +19,18 @@ PLACES = """() => Object.fromEntries(
 WATCH = f"""() => {{
   const places = {PLACES};
   const first = places();
+  let due = false;
   window.moved = {{}};
-  (function look() {{
+  const look = () => {{
+    due = false;
     for (const [name, place] of Object.entries(places())) {{
       if (first[name] && String(first[name]) !== String(place)) window.moved[name] = [first[name], place];
     }}
-    requestAnimationFrame(look);
-  }})();
+  }};
+  new MutationObserver(() => {{ // at each frame that something has changed
+    if (!due) requestAnimationFrame(look);
+    due = true;
+  }}).observe(document.body, {{ subtree: true, childList: true, attributes: true, characterData: true }});
 }}"""
 
 
