@@ -24,8 +24,8 @@ import pytest
 sys.modules.setdefault("rfc3987_syntax", None)  # pyright: ignore[reportArgumentType]
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 600  # a bound for an app that hangs; a busy machine takes minutes
-#: Of the app; `app.main` sets variables that the others read.
-IMPORTS = ["app_process", "app.main", "app.backend", "app.gate_library", "app.page", "app.server", "sinkgate.models.loading"]
+#: Of the app; the first sets variables that the others read.
+IMPORTS = ["app.main", "app.backend", "app.gate_library", "app.page", "app.server", "sinkgate.models.loading"]
 
 
 class Process(Protocol):
@@ -121,7 +121,7 @@ class Fork:
 
     def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str], code: str) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTS)
+        context.set_forkserver_preload([__name__, *IMPORTS])
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
             patch.setenv("PYTHONWARNINGS", "ignore:resource_tracker")  # of locks that a killed app leaves
