@@ -177,7 +177,9 @@ def test_fixed_gates_act_on_the_sinks_of_each_image(model, requests, documents, 
 def test_published_methods_act_on_each_image(model, requests, documents, demo, batch_size):
     answers = model("model=demo,method=vaf image 4 system 0 layers 0-7", batch_size).generate_until(requests())
     gates = VAF(4.0, 0.0, tuple(range(8))).gates(demo)
-    assert answers == [demo.answer(demo.prompt(each["image"], each["question"]), gates).text for each in documents]
+    prompts = [demo.prompt(each["image"], each["question"]) for each in documents]
+    most = COUNT["max_new_tokens"]
+    assert answers == [demo.answer(prompt, gates, max_new_tokens=most).text for prompt in prompts]
     assert answers != model().generate_until(requests())
 
 
@@ -248,7 +250,7 @@ def test_what_cannot_be_asked_is_told(model, requests, tmp_path):
     with pytest.raises(sg.SinkgateError, match="task shapes, document 0: a str is among the visuals; only images"):
         model().generate_until(requests(visuals_of=lambda _: ["film.mp4"]))
     for kind in ("loglikelihood", "generate_until_multi_round"):
-        with pytest.raises(NotImplementedError, match=f"shapes asks for {kind}, which a gated model does not offer"):
+        with pytest.raises(NotImplementedError, match=f"shapes needs {kind}, which gated models do not offer"):
             getattr(model(), kind)(requests())
     with pytest.raises(sg.SinkgateError, match="batch_size is 'auto'"):
         model(batch_size="auto")
