@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -112,7 +112,10 @@ def running_app(
                 time.sleep(0.05)
             yield app
         finally:
-            process.kill()  # tests/load stops one as an operator does
+            with suppress(psutil.NoSuchProcess):  # tests/load stops one as an operator does
+                for fork in psutil.Process(process.pid).children(recursive=True):  # they would outlive it, on ZeroGPU
+                    fork.kill()
+            process.kill()
             process.wait()
 
 
