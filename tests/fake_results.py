@@ -38,7 +38,7 @@ def anatomy(samples=3, layers=4, heads=2):
     )
     criteria = ("dimensions", "massive", "norm")
     images = pd.DataFrame(
-        [(sample, criterion, 64, 3.0, 3.0, 4.0, 2.0) for sample, criterion in product(numbers, criteria)],
+        [(sample, criterion, 64, 3.0, 3.0, 4.0, 2.0, str(sample)) for sample, criterion in product(numbers, criteria)],
         columns=list(TABLES["images"]),
     )
     pairs = (("dimensions", "massive"), ("dimensions", "norm"), ("massive", "norm"))

@@ -168,7 +168,7 @@ def sweep(
                 typer.echo(f"{saved(answers):.1f} times fewer answers than the exact map", err=True)
                 return
             _show(confirmed(items, results.table("answers"), seed=data.seed), as_json)
-            typer.echo(sinks_of(items) or "", err=True)
+            typer.echo(sinks_of(items), err=True)
 
 
 @unfolded
@@ -241,7 +241,7 @@ def evaluate(
         tables = results.table("items"), results.table("answers")
         by_task, named = accuracies(*tables), scores(benchmark, *tables)
         shares = attention_by_method(results.table("attention")) if attention else None
-        typer.echo("\n".join(filter(None, (str(sinks_of(tables[0]) or ""), unread(tables[1])))), err=True)
+        typer.echo("\n".join(filter(None, (sinks_of(tables[0]), unread(tables[1])))), err=True)
     if as_json:
         right = by_task.set_index("task")
         kinds = right.drop("all").to_dict()

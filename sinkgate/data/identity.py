@@ -22,6 +22,11 @@ def facts_of_samples(samples: Sequence[Sample]) -> dict[str, Any]:
     return {"samples": len(samples), "checksum": checksum(content)}
 
 
+def picture_of(sample: Sample) -> str:
+    """Return an identity of a sample's images, equal for questions about the same ones."""
+    return checksum([mark_of(image) for image in sample.images])
+
+
 def mark_of(picture: Picture) -> str:
     """Return an identity of a picture: the hash of its bytes, or name and size of its file."""
     try:

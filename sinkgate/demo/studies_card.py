@@ -10,7 +10,7 @@ import pandas as pd
 from sinkgate.benchmarks import SCENES
 from sinkgate.demo.plans import Plan
 from sinkgate.plots import export
-from sinkgate.studies.anatomy import means_by_layer
+from sinkgate.studies.anatomy import means_by_layer, over_pictures
 from sinkgate.studies.claims import claims
 from sinkgate.studies.evaluation import BASE, attention_by_method, changes, scores
 from sinkgate.studies.results import Results
@@ -84,7 +84,7 @@ def attention_table(anatomy: Results) -> str:
         "| layer | group | tokens | attention a token | spike |",
         "|---:|---|---:|---:|---:|",
     ]
-    for row in means_by_layer(anatomy.table("tokens")).to_dict("records"):
+    for row in means_by_layer(over_pictures(anatomy.table("tokens"), anatomy.table("images"))).to_dict("records"):
         spike = row.get("spike", float("nan"))
         shown = "" if pd.isna(spike) else f"{spike:.1f}"
         lines.append(f"| {row['layer']} | {row['group']} | {row['tokens']:.1f} | {row['per_token']:.2%} | {shown} |")

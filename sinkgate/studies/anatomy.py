@@ -24,9 +24,11 @@ from typing import Any, ClassVar, cast
 
 import pandas as pd
 import torch
+from pandas.api.types import is_string_dtype
 from torch import Tensor
 
 from sinkgate.data import Sample
+from sinkgate.data.identity import picture_of
 from sinkgate.errors import SinkgateError
 from sinkgate.models.dimensions import held_discovery, sink_criteria
 from sinkgate.models.prompts import Prompt
@@ -47,7 +49,7 @@ from sinkgate.sinks.known_dimensions import SIDES, Side
 from sinkgate.sinks.states import Reduction, peaks
 from sinkgate.studies.base import OfSamples
 from sinkgate.studies.runner import Tables
-from sinkgate.training.dataset import SinkCounts
+from sinkgate.training.dataset import ImageSinks
 
 Dims = Mapping[Side, Sequence[int]]
 
@@ -71,9 +73,10 @@ TABLES: dict[str, dict[str, str]] = {
     "projector": {"sample": _INT, "group": _STR, "tokens": _INT}
     | dict.fromkeys(("norm_before", "norm_after", "peak_before", "peak_after"), _FLOAT),
     # Sinks by criterion, and the number of visual tokens. V-sinks: patches, and tokens, NaN if that is unknown. L-sinks that are no
-    # V-sinks: tokens that are one in any layer, and those of the layer that has most.
+    # V-sinks: tokens that are one in any layer, and those of the layer that has most. picture: equal for questions about the same images.
     "images": {"sample": _INT, "criterion": _STR, "tokens": _INT}
-    | dict.fromkeys(("v_patches", "v_sinks", "l_sinks", "l_sinks_most"), _FLOAT),
+    | dict.fromkeys(("v_patches", "v_sinks", "l_sinks", "l_sinks_most"), _FLOAT)
+    | {"picture": _STR},
     # Sinks by both and by either of two criteria: patches, or tokens of all LLM layers together, V-sinks counted too.
     "agreement": {"sample": _INT, "place": _STR, "first": _STR, "second": _STR, "both": _INT, "either": _INT},
 }
@@ -149,7 +152,8 @@ class Anatomy(OfSamples):
         dissected = []
         for number, sample in steps(self.numbered(unit, self.samples), "samples"):
             prompt = self.vlm.prompt(sample.images, sample.parts, earlier=sample.turns)
-            dissected.append(dissect(self.vlm, prompt, self.dimensions, **criteria, sample=number))
+            row: Any = {"sample": number, "picture": picture_of(sample)}
+            dissected.append(dissect(self.vlm, prompt, self.dimensions, **criteria, **row))
         joined = {name: pd.concat([tables[name] for tables in dissected], ignore_index=True) for name in TABLES}
         if self.layers is None:
             return joined
@@ -158,11 +162,13 @@ class Anatomy(OfSamples):
             for name, table in joined.items()
         }
 
-    def sinks(self, tables: Tables) -> SinkCounts:
+    def sinks(self, tables: Tables) -> list[ImageSinks]:
         """See `sinkgate.studies.runner.Study`."""
-        groups = cast(pd.DataFrame, tables["tokens"]).groupby("sample")["group"].agg(set)
-        v_sinks, l_sinks = (sum(name in each for each in groups) for name in ("v_sink", "l_sink"))
-        return SinkCounts(len(groups), v_sinks, l_sinks)
+        groups: dict[int, Any] = cast(pd.DataFrame, tables["tokens"]).groupby("sample")["group"].agg(set).to_dict()
+        return [
+            ImageSinks(int("v_sink" in present), int("l_sink" in present), picture=picture_of(self.samples[sample]))
+            for sample, present in groups.items()
+        ]
 
 
 def dissect(
@@ -174,6 +180,7 @@ def dissect(
     l_sink: str | Criterion | Choice = "auto",
     merged: Merged = "any",
     sample: int = 0,
+    picture: str = "",
 ) -> dict[str, pd.DataFrame]:
     """Return `TABLES` of one prompt, measured in one forward pass of the unmodified model.
 
@@ -185,6 +192,7 @@ def dissect(
         l_sink: criterion of L-sinks.
         merged: a token of several patches is a V-sink if "any", "most" or "all" of them are.
         sample: number of the sample, for the column ``sample``.
+        picture: identity of its images, for the column ``picture``.
 
     Raises:
         SinkgateError: no criterion has that name, a dimension is outside of the hidden states, or those are not finite.
@@ -217,7 +225,7 @@ def dissect(
         "tokens": _tokens(observation, members, llm),
         "heads": _heads(observation, members),
         "projector": _projector(vlm, prompt, observation, sinks),
-        "images": _images(by_criterion),
+        "images": [{**row, "picture": picture} for row in _images(by_criterion)],
         "agreement": _agreement(by_criterion),
     }
     return {
@@ -337,6 +345,22 @@ def _numpy(**columns: Any) -> dict[str, Any]:
 # --- reading the tables
 
 
+def over_pictures(table: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """Return one of `TABLES` with one sample for each picture: the means over the questions about it.
+
+    Args:
+        table: of an anatomy.
+        images: its table ``images``; of an older release it has no pictures, and each sample counts as one.
+    """
+    numbers = images.drop_duplicates("sample").set_index("sample").get("picture")
+    table = table.drop(columns="picture", errors="ignore")
+    if numbers is None or numbers.is_unique:
+        return table
+    first = numbers.index.to_series().groupby(numbers).transform("min")
+    keys = [name for name in table if name in ("sample", "layer", "head") or is_string_dtype(table[name])]
+    return table.assign(sample=table["sample"].map(first)).groupby(keys, sort=False).mean().reset_index()
+
+
 def by_layer(tokens: pd.DataFrame) -> pd.DataFrame:
     """Return each measure by layer and group, over the samples that have the group: layer, group, measure, mean, std, samples."""
     return _over_samples(tokens, ["layer", "group"]).sort_values("layer", kind="stable", ignore_index=True)
@@ -363,8 +387,11 @@ def flattening(projector: pd.DataFrame) -> pd.DataFrame:
 
 
 def sinks_per_image(images: pd.DataFrame) -> pd.DataFrame:
-    """Return the number of sinks by criterion: criterion, measure, mean, std, samples, and ``some``, the share of samples with any."""
-    return _over_samples(images, ["criterion"], some=("some", "mean"))
+    """Return the number of sinks by criterion: criterion, measure, mean, std, samples, and ``some``, the share of samples with any.
+
+    The samples are pictures, whatever the number of questions about one.
+    """
+    return _over_samples(over_pictures(images, images), ["criterion"], some=("some", "mean"))
 
 
 def jaccard(agreement: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sinkgate.benchmarks import Item
 from sinkgate.data import Sample
-from sinkgate.data.identity import checksum, facts_of_samples, mark_of
+from sinkgate.data.identity import checksum, facts_of_samples
 from sinkgate.errors import SinkgateError
 from sinkgate.models.vlm import VLM
 from sinkgate.output import steps
@@ -71,16 +71,15 @@ class OfItems(OfModel):
         """Number of chunks of items."""
         return chunks(len(self.items), self.chunk)
 
-    def sinks(self, tables: Tables) -> SinkCounts | None:
+    def sinks(self, tables: Tables) -> list[ImageSinks]:
         """See `sinkgate.studies.runner.Study`."""
-        return sinks_of(cast(pd.DataFrame, tables["items"])) if "items" in tables else None
+        return counts_of(cast(pd.DataFrame, tables["items"]))
 
 
 def frame_of(items: Sequence[Item], examples: ExampleCache, first: int = 0) -> pd.DataFrame:
     """Return one row for each item, with ``sample``, its number from ``first``.
 
-    Columns: sample, task, id, answer, ``picture`` (a checksum, equal for questions about the same images), the item's own columns, and its
-    sinks with their criteria.
+    Columns: sample, task, id, answer, the item's own columns, and those of `ImageSinks`.
     """
     rows = [
         {
@@ -88,7 +87,6 @@ def frame_of(items: Sequence[Item], examples: ExampleCache, first: int = 0) -> p
             "task": item.sample.kind or NO_KIND,
             "id": item.id,
             "answer": item.sample.answer,
-            "picture": checksum([mark_of(image) for image in item.sample.images]),
             **item.columns,
         }
         | vars(examples.counts[item.id])
@@ -102,16 +100,20 @@ def pictures_of(items: pd.DataFrame) -> pd.Series | None:
     return items.set_index("sample")["picture"] if "picture" in items else None
 
 
-def sinks_of(items: pd.DataFrame) -> SinkCounts | None:
-    """Count the images with sinks in a table of items; None for a table of an older release, which has no counts."""
-    columns = [field.name for field in fields(ImageSinks)]
-    if not set(columns) <= set(items.columns):
-        return None
-    table = items[columns].astype({"l_sinks": object})
-    return SinkCounts.of(
+def counts_of(items: pd.DataFrame) -> list[ImageSinks]:
+    """Return the numbers of sinks in a table of items; none for a table of an older release, which lacks them."""
+    if "v_sinks" not in items:
+        return []
+    table = items.reindex(columns=[field.name for field in fields(ImageSinks)]).astype({"l_sinks": object})
+    return [
         ImageSinks(int(v_sinks), None if pd.isna(l_sinks) else int(l_sinks), *criteria)
-        for v_sinks, l_sinks, *criteria in table.itertuples(index=False)
-    )
+        for v_sinks, l_sinks, *criteria in table.fillna({"picture": ""}).itertuples(index=False)
+    ]
+
+
+def sinks_of(items: pd.DataFrame) -> str:
+    """Return in words how many images of a table of items have sinks; "" for a table of an older release, which lacks the numbers."""
+    return str(SinkCounts.of(counts)) if (counts := counts_of(items)) else ""
 
 
 def prepared(examples: ExampleCache, items: Sequence[Item]) -> list[PreparedExample]:

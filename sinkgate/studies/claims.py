@@ -16,6 +16,7 @@ import pandas as pd
 
 from sinkgate.analysis.statistics import LEVEL, sign_test
 from sinkgate.errors import SinkgateError
+from sinkgate.studies.anatomy import over_pictures
 from sinkgate.studies.results import Results
 from sinkgate.studies.sweep import confirmed, groups_apart, leaning
 
@@ -91,7 +92,9 @@ class _Estimate:
 
 
 def _anatomy(results: Results) -> Iterator[_Checked]:
-    tokens, projector = results.table("tokens"), results.table("projector")
+    tokens, projector = (
+        over_pictures(results.table(name), results.table("images")) for name in ("tokens", "projector")
+    )
     dimensions = results.about["settings"]["dimensions"]
     claim = "V-sinks leave the encoder with a spike in a few sink dimensions"
     if "v_sink" not in set(projector["group"]):

@@ -20,6 +20,7 @@ import pandas as pd
 
 from sinkgate.analysis.logit_lens import LogitLens, logit_lens
 from sinkgate.data import Sample
+from sinkgate.data.identity import picture_of
 from sinkgate.errors import SinkgateError
 from sinkgate.images.io import Picture
 from sinkgate.models.finder import SinkFinder
@@ -28,7 +29,7 @@ from sinkgate.models.vlm import VLM, find_sinks
 from sinkgate.output import steps
 from sinkgate.studies.base import OfSamples
 from sinkgate.studies.runner import Tables
-from sinkgate.training.dataset import SinkCounts
+from sinkgate.training.dataset import ImageSinks
 
 #: Endings of the files of a folder that are pictures.
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
@@ -91,10 +92,13 @@ class Export(OfSamples):
         joined["samples"] = joined["samples"].astype({"v_sinks": "Int32", "l_sinks": "Int32"})
         return joined
 
-    def sinks(self, tables: Tables) -> SinkCounts:
+    def sinks(self, tables: Tables) -> list[ImageSinks]:
         """See `sinkgate.studies.runner.Study`."""
-        counts = cast(pd.DataFrame, tables["samples"])[["v_sinks", "l_sinks"]].dropna()
-        return SinkCounts(len(counts), *(counts > 0).sum().tolist())
+        counts = cast(pd.DataFrame, tables["samples"])[["sample", "v_sinks", "l_sinks"]].dropna()
+        return [
+            ImageSinks(v_sinks, l_sinks, picture=picture_of(self.samples[sample]))
+            for sample, v_sinks, l_sinks in counts.itertuples(index=False)
+        ]
 
     def _tables(self, sample: Sample) -> dict[str, pd.DataFrame]:
         vlm = self.vlm

@@ -35,7 +35,7 @@ from sinkgate.sinks.classify import Merged, Observation, SinkMasks, classify
 from sinkgate.sinks.criteria import Choice, Criterion, SinkCriteria, reduction_of
 from sinkgate.studies.base import OfModel
 from sinkgate.studies.runner import chunks
-from sinkgate.training.dataset import SinkCounts
+from sinkgate.training.dataset import ImageSinks
 
 Precision = Literal["float32", "float16"]
 ENCODER = "encoder"
@@ -130,11 +130,11 @@ class Features(OfModel):
             "states": {place: self._stored(each) for place, each in states.items()},
         }
 
-    def sinks(self, tables: Mapping[str, pd.DataFrame | dict[str, Tensor]]) -> SinkCounts:
+    def sinks(self, tables: Mapping[str, pd.DataFrame | dict[str, Tensor]]) -> list[ImageSinks]:
         """See `sinkgate.studies.runner.Study`."""
         states = cast(dict[str, Tensor], tables["states"])
         present = torch.stack([each[:, :2, 0].isfinite() for each in states.values()]).any(0)  # n, 2: V-sinks, L-sinks
-        return SinkCounts(len(present), *present.sum(0).tolist())
+        return [ImageSinks(*each) for each in present.int().tolist()]
 
     def _pooled(self, number: int, picture: Pictured) -> dict[str, Tensor]:
         """Return place -> (G, D) of one picture."""

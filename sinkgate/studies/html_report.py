@@ -185,7 +185,7 @@ def _state(results: Results, folder: Path) -> str:
     place = f"<code>{escape(results.folder.relative_to(folder).as_posix())}</code>"
     if results.finished:
         items = results.table("items") if (results.folder / "items.parquet").is_file() else pd.DataFrame()
-        sinks = escape(str(sinks_of(items) or "")).splitlines()
+        sinks = escape(sinks_of(items)).splitlines()
         return "".join(f"<p>{line}</p>" for line in (f"Folder {place}, finished {_minute(about['finished'])}.", *sinks))
     return (
         f'<p>Folder {place}, begun {_minute(about["started"])}.</p><p class="unfinished">Not finished: {done} of '

@@ -33,7 +33,7 @@ from sinkgate.errors import SinkgateError
 from sinkgate.output import disk_errors, track, writable_folder
 from sinkgate.studies.provenance import versions
 from sinkgate.studies.results import FORMAT, VERSION, Results
-from sinkgate.training.dataset import SinkCounts
+from sinkgate.training.dataset import ImageSinks, absent
 
 IDENTITY = ("study", "settings", "model", "data", "units")  # equal in all runs of one folder
 CRITERIA = {"settings.v_sink": "V-sinks", "settings.l_sink": "L-sinks"}  # settings that are criteria of sinks
@@ -51,7 +51,7 @@ class Study(Protocol):
     """A study: ``work`` returns the tables of a unit, in every process and run the same.
 
     A study may have a dictionary ``about``: further facts that may differ between runs, such as paths; and a method ``sinks``, which
-    counts the images with sinks in the tables of a unit, for the line of progress. In a ``sequential`` study each unit
+    returns the numbers of sinks in the tables of a unit, for the line of progress. In a ``sequential`` study each unit
     depends on those before it: ``begin`` resets the study, and ``follow`` takes the tables of each unit that an earlier run finished.
     """
 
@@ -131,13 +131,13 @@ def run(
     missing = [unit for unit in share if not _part(out, unit).is_dir()]
     name = f"{study.kind}, share {shard.rank}/{shard.of}" if shard.of > 1 else study.kind
     alone = shard.rank == 0 or not sys.stderr.isatty()  # bars of several processes on one terminal overwrite each other
-    counts = [SinkCounts(0, 0, None)]
+    counts: list[ImageSinks] = []
     options: Any = {"done": len(share) - len(missing), "unit": "parts", "seconds": 0, "show": progress and alone}
-    for unit in track(missing, name, note=lambda: sum(counts[1:], counts[0]).absent, **options):
+    for unit in track(missing, name, note=lambda: absent(counts), **options):
         tables = study.work(unit)
         _write(tables, _part(out, unit))
-        if (count := getattr(study, "sinks", None)) and (more := count(tables)):
-            counts.append(more)
+        if count := getattr(study, "sinks", None):
+            counts.extend(count(tables))
     return finish(out)
 
 

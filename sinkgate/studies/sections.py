@@ -16,7 +16,7 @@ from sinkgate.plots import evaluation as evaluation_plots
 from sinkgate.plots import probes as probes_plots
 from sinkgate.plots import sweep as sweep_plots
 from sinkgate.plots.survey import effects_figure
-from sinkgate.studies.anatomy import flattening, jaccard, sinks_per_image
+from sinkgate.studies.anatomy import flattening, jaccard, over_pictures, sinks_per_image
 from sinkgate.studies.evaluation import accuracies, attention_by_method, changes, scores, unread
 from sinkgate.studies.probes import MEASURES, advantage, summary
 from sinkgate.studies.race import placed, saved
@@ -44,8 +44,9 @@ class Section:
 
 
 def _anatomy(results: Results) -> Iterator[Section]:
-    tokens, heads, projector, images, agreement = map(
-        results.table, ("tokens", "heads", "projector", "images", "agreement")
+    tokens, heads, projector, images, agreement = (
+        over_pictures(results.table(name), results.table("images"))
+        for name in ("tokens", "heads", "projector", "images", "agreement")
     )
     yield Section(
         "Norm of hidden states",

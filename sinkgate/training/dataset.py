@@ -8,6 +8,7 @@ Shapes: B samples, A longest answer, D LLM width.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from torch.nn.functional import pad
 from sinkgate.attention.partial_forward import checkpointed, kept_inputs, resumed
 from sinkgate.attention.recorder import Recorder
 from sinkgate.data import Sample
+from sinkgate.data.identity import picture_of
 from sinkgate.errors import ImageError, PromptError
 from sinkgate.methods.base import Method
 from sinkgate.models.batch import GRIDS, IGNORED, TEXT_INPUTS, Batch
@@ -36,28 +38,33 @@ FEW = 8  # images without a group's sinks that are worth a word: fewer than a th
 class ImageSinks:
     """Number of sinks among a sample's visual tokens, and the criteria that named them.
 
-    ``l_sinks``: tokens that are L-sinks in any layer, None if only the encoder was observed. Criteria are "" if unknown.
+    ``l_sinks``: tokens that are L-sinks in any layer, None if only the encoder was observed. Criteria are "" if unknown. ``picture``: equal
+    for questions about the same images, "" if there is one question only.
     """
 
     v_sinks: int
     l_sinks: int | None
     v_criterion: str = ""
     l_criterion: str = ""
+    picture: str = ""
 
     @classmethod
-    def of(cls, masks: SinkMasks, find: Finder, vlm: VLM) -> ImageSinks:
+    def of(cls, masks: SinkMasks, find: Finder, vlm: VLM, picture: str) -> ImageSinks:
         """Count the sinks of one prompt."""
         v_sinks, l_sinks = int(masks.v_sink.sum()), int(masks.l_sink.any(0).sum())
         if isinstance(masks, SinkMap):
             v_criterion = masks.v_verdict.criterion if masks.v_verdict else ""
-            return cls(v_sinks, l_sinks, v_criterion, masks.l_verdict.criterion)
+            return cls(v_sinks, l_sinks, v_criterion, masks.l_verdict.criterion, picture)
         v_criterion = find.criteria(vlm).v_sink.criterion.name if isinstance(find, SinkFinder) else ""
-        return cls(v_sinks, l_sinks or None, v_criterion)
+        return cls(v_sinks, l_sinks or None, v_criterion, picture=picture)
 
 
 @dataclass(frozen=True)
 class SinkCounts:
-    """Numbers of images: all, those with V-sinks, and those with L-sinks (None if only the encoder was observed)."""
+    """Numbers of images: all, those with V-sinks, and those with L-sinks (None if only the encoder was observed).
+
+    Images of several questions count once: as one with sinks if any question shows some.
+    """
 
     images: int
     v_sink: int
@@ -69,25 +76,19 @@ class SinkCounts:
     def of(cls, each: Iterable[ImageSinks]) -> SinkCounts:
         """Count images."""
         each = list(each)
-        l_sinks = [one.l_sinks > 0 for one in each if one.l_sinks is not None]
+        v_sinks: dict[str | int, bool] = defaultdict(bool)
+        l_sinks: dict[str | int, bool] = defaultdict(bool)
+        for number, one in enumerate(each):
+            v_sinks[one.picture or number] |= one.v_sinks > 0
+            if one.l_sinks is not None:
+                l_sinks[one.picture or number] |= one.l_sinks > 0
         v_criteria, l_criteria = ({one.v_criterion for one in each}, {one.l_criterion for one in each})
         names = (", ".join(sorted(criteria - {""})) for criteria in (v_criteria, l_criteria))
-        return cls(len(each), sum(one.v_sinks > 0 for one in each), sum(l_sinks) if l_sinks else None, *names)
+        return cls(len(v_sinks), sum(v_sinks.values()), sum(l_sinks.values()) if l_sinks else None, *names)
 
     def count(self, group: str) -> int | None:
         """Return the number of images with a group, "v_sink" or "l_sink"."""
         return self.v_sink if group == "v_sink" else self.l_sink
-
-    def __add__(self, other: SinkCounts) -> SinkCounts:
-        """Count the images of both; the criteria are not joined."""
-        l_sinks = [count for count in (self.l_sink, other.l_sink) if count is not None]
-        return SinkCounts(self.images + other.images, self.v_sink + other.v_sink, sum(l_sinks) if l_sinks else None)
-
-    @property
-    def absent(self) -> str:
-        """The groups that none of so many images has, in words for a line of progress; "" if there are none, or fewer than `FEW` images."""
-        names = [name for name, count in (("V-sinks", self.v_sink), ("L-sinks", self.l_sink)) if count == 0]
-        return f"no {' or '.join(names)} in {self.images} images so far" if names and self.images >= FEW else ""
 
     def __str__(self) -> str:
         """Return one line for each group, with the consequence if no image has it."""
@@ -101,6 +102,14 @@ class SinkCounts:
                     f"{name} in {count} of {self.images} images{by}{empty if self.images and not count else ''}"
                 )
         return "\n".join(lines)
+
+
+def absent(each: Sequence[ImageSinks]) -> str:
+    """Return the groups that no image has so far, in words for a line of progress; "" if there are none, or fewer than `FEW` images."""
+    names = [name for name in ("v_sinks", "l_sinks") if all(getattr(one, name) == 0 for one in each)]
+    if not names or (images := SinkCounts.of(each).images) < FEW:
+        return ""
+    return f"no {' or '.join(f'{name[0].upper()}-sinks' for name in names)} in {images} images so far"
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ class ExampleCache:
             names = prompt.inputs if self.pixels else (*TEXT_INPUTS, *GRIDS)
             inputs = {name: value for name, value in prompt.inputs.items() if name in names}
             prompt = replace(prompt, images=[], sheets=(), inputs=inputs, sinks=None)
-        counts = ImageSinks.of(masks, self.find, vlm)
+        counts = ImageSinks.of(masks, self.find, vlm, picture_of(sample))
         return PreparedExample(prompt, sinks, tuple(answer), sample.kind, options, deciding, counts)
 
     def _options(self, prompt: Prompt, sample: Sample) -> tuple[dict[str, int], int]:

@@ -26,7 +26,16 @@ from sinkgate.methods.sink_to_front import SinkToTheFront, in_old_order
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
 from sinkgate.output import disk_errors, steps, track
-from sinkgate.training.dataset import ExampleCache, ImageSinks, Prefix, PreparedExample, SinkCounts, batches, slices
+from sinkgate.training.dataset import (
+    ExampleCache,
+    ImageSinks,
+    Prefix,
+    PreparedExample,
+    SinkCounts,
+    absent,
+    batches,
+    slices,
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,7 @@ def evaluate(
     finished = {} if keep is None else _finished(keep)
     samples = Sample.list_of(samples)
     starts = range(0, len(samples), batch_size)
-    for start in track(starts, "evaluate", unit="batches", note=lambda: result.sinks.absent, show=progress):
+    for start in track(starts, "evaluate", unit="batches", note=lambda: absent(result.counts), show=progress):
         part = finished.get(start)
         if part is None:
             part = EvaluationResult.empty(methods, attention)

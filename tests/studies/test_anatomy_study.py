@@ -16,6 +16,7 @@ import sinkgate as sg
 from sinkgate.attention.patch import attached
 from sinkgate.attention.recorder import Recorder, stable_rank
 from sinkgate.data import scene_samples
+from sinkgate.data.identity import picture_of
 from sinkgate.errors import SinkgateError
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.criteria import NormOutliers, SinkDimensions, tau_for
@@ -30,6 +31,7 @@ from sinkgate.studies.anatomy import (
     flattening,
     jaccard,
     means_by_layer,
+    over_pictures,
     sinks_per_image,
     strongest_heads,
 )
@@ -374,7 +376,9 @@ def test_numbers_do_not_depend_on_the_parts(demo, samples, tmp_path):
         one, four = (each.table(name) for each in results)
         pd.testing.assert_frame_equal(one, four)
         assert list(one) == list(types) and set(one["sample"]) == set(range(6))
-    alone = dissect(demo, demo.prompt(samples[5].images, samples[5].question), DIMS, sample=5)
+    alone = dissect(
+        demo, demo.prompt(samples[5].images, samples[5].question), DIMS, sample=5, picture=picture_of(samples[5])
+    )
     for name, table in alone.items():
         whole = results[1].table(name)
         pd.testing.assert_frame_equal(whole[whole["sample"] == 5].reset_index(drop=True), table)
@@ -456,6 +460,16 @@ def test_images_without_sinks_count_and_unknown_ones_do_not():
     table = sinks_per_image(images).set_index("measure")
     assert table.loc["l_sinks", ["mean", "samples", "some"]].tolist() == [2, 3, pytest.approx(2 / 3)]
     assert "v_sinks" not in table.index
+
+
+def test_an_image_of_several_questions_counts_once():
+    pictures, counts = ["a", "a", "a", "b"], [4.0, 0.0, 2.0, 0.0]
+    images = pd.DataFrame({"sample": range(4), "criterion": "norm", "v_sinks": counts, "picture": pictures})
+    table = sinks_per_image(images).set_index("measure")
+    assert table.loc["v_sinks", ["mean", "samples", "some"]].tolist() == [1, 2, 0.5]
+    heads = pd.DataFrame({"sample": range(4), "layer": 0, "head": 1, "first": [0.0, 1, 2, 5]})
+    assert over_pictures(heads, images).to_numpy().tolist() == [[0, 0, 1, 1], [3, 0, 1, 5]]
+    assert over_pictures(heads, images.drop(columns="picture")).equals(heads)
 
 
 def test_finding_nothing_twice_is_no_agreement():

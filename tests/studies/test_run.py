@@ -1,7 +1,7 @@
 """A study's folder: nothing lost, nothing twice, whichever process does the work and however often it is stopped."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import pytest
@@ -19,7 +19,7 @@ from sinkgate.studies.features import Features
 from sinkgate.studies.results import Results
 from sinkgate.studies.runner import Shard, finish, gather, run
 from sinkgate.studies.sweep import Sweep
-from sinkgate.training.dataset import SinkCounts
+from sinkgate.training.dataset import ImageSinks, SinkCounts
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_a_log_shows_each_part_and_which_share_it_is(tmp_path, capsys):
 
 @dataclass(frozen=True)
 class Counting(DummyStudy):
-    """A study of three images a unit, with V-sinks from some unit on and without L-sinks."""
+    """A study of three images a unit, each of two questions, with V-sinks from some unit on and without L-sinks."""
 
     first: int = 99
 
@@ -212,7 +212,8 @@ class Counting(DummyStudy):
         return {**super().work(unit), "unit": pd.DataFrame({"number": [unit]})}
 
     def sinks(self, tables):
-        return SinkCounts(3, int(tables["unit"]["number"][0] >= self.first), 0)
+        unit = tables["unit"]["number"][0]
+        return [ImageSinks(int(unit >= self.first), 0, picture=f"{unit}-{image}") for image in (0, 0, 1, 1, 2, 2)]
 
 
 def test_a_run_without_sinks_says_so_from_the_eighth_image_on(tmp_path, capsys):
@@ -226,6 +227,8 @@ def test_a_run_without_sinks_says_so_from_the_eighth_image_on(tmp_path, capsys):
 @pytest.mark.parametrize(("v_sink", "images"), [("attention", 2), ("massive", 0)])
 def test_every_study_of_sinks_counts_the_images_that_have_some(demo, v_sink, images):
     items, by = scene_items(2), {"v_sink": v_sink, "l_sink": "massive"}
+    again = [replace(item, id=f"{item.id} again", sample=replace(item.sample, question="What?")) for item in items]
+    items += again  # two questions about each image
     samples, pictures = [item.sample for item in items], list(scene_facts(2, seed=0, split="test"))
     find = SinkFinder(**by)
     studies = [
@@ -235,5 +238,5 @@ def test_every_study_of_sinks_counts_the_images_that_have_some(demo, v_sink, ima
         Sweep(demo, items, [2], [(0.5, 1, 0.5)], find=find),
     ]
     for study in studies:
-        counts = study.sinks(study.work(0))
+        counts = SinkCounts.of(study.sinks(study.work(0)))
         assert (counts.images, counts.v_sink, counts.l_sink) == (2, images, 0), study.kind

@@ -10,7 +10,7 @@ from sinkgate.data import Sample
 from sinkgate.methods import Fixed
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.vlm import VLM, find_v_sinks
-from sinkgate.training.dataset import ExampleCache, Prefix, batches
+from sinkgate.training.dataset import ExampleCache, ImageSinks, Prefix, SinkCounts, absent, batches
 from sinkgate.training.ensemble import frozen
 from sinkgate.training.evaluation import evaluate
 
@@ -118,3 +118,18 @@ def test_the_vision_encoder_alone_finds_the_same_v_sinks(demo):
     prompt = demo.prompt(noise_image(5, (64, 64)), QUESTION)
     assert torch.equal(find_v_sinks(demo, prompt).v_sink, sg.find_sinks(demo, prompt).v_sink)
     assert not find_v_sinks(demo, prompt).l_sink.any()
+
+
+def test_images_of_several_questions_count_once():
+    counts = [
+        ImageSinks(*each) for each in ((0, 0, "", "norm", "a"), (2, 0, "", "norm", "a"), (0, 0, "", "", "b"), (0, None))
+    ]
+    assert SinkCounts.of(counts) == SinkCounts(3, 1, 0, "", "norm")
+    assert absent(counts) == absent([ImageSinks(0, 0, picture="a")] * 8) == "", "too few images"
+    assert absent([ImageSinks(0, 1, picture=str(number)) for number in range(8)]) == "no V-sinks in 8 images so far"
+
+
+def test_questions_about_one_image_are_evaluated_as_one_image(demo):
+    image = noise_image(0, (64, 64))
+    samples = [(image, "How many objects are there?", "2"), (image, QUESTION, "red"), (noise_image(1), QUESTION, "red")]
+    assert evaluate(demo, {"plain": Fixed(sg.Gates.ones(demo))}, samples, progress=False).sinks.images == 2
