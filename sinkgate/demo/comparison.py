@@ -26,7 +26,7 @@ from sinkgate.attention.partial_forward import ended
 from sinkgate.data import Sample, scene_samples
 from sinkgate.methods import VAR, Fixed, LoRA, Method, Remove, Reweight, SinkToTheFront, Suppress
 from sinkgate.methods.lsg import LSG
-from sinkgate.models.loading import load
+from sinkgate.models.loading import best_device, fast_dtype, load
 from sinkgate.models.vlm import VLM, find_sinks
 from sinkgate.scenes.questions import KINDS
 from sinkgate.sinks.gates import Gates
@@ -184,6 +184,7 @@ def run_seed(vlm: VLM, setup: Setup, seed: int, out: Path) -> Report:
     return {
         "seed": seed,
         "measured": date.today().isoformat(),
+        "dtype": str(vlm.model.dtype).removeprefix("torch."),
         "samples": len(samples),
         "steps": report.steps,
         "minutes": {"train": (trained - began) / 60, "examine": (time.time() - trained) / 60},
@@ -310,8 +311,8 @@ def run_comparison(setup: Setup, out: Path, seeds: Sequence[int] | None = None) 
         >>> run_comparison(SETUPS["demo-large"], Path("runs/comparison"), [0])
     """
     out.mkdir(parents=True, exist_ok=True)
-    # bfloat16 and eager attention are the fastest on two CPU cores for models of this size
-    vlm = load(setup.model, dtype="bfloat16", attn_implementation="eager")
+    # with eager attention the fastest on two CPU cores for models of this size
+    vlm = load(setup.model, dtype=fast_dtype(best_device()), attn_implementation="eager")
     seeds = setup.seeds if seeds is None else seeds
     for seed in seeds:
         _saved(out / f"seed-{seed}.json", lambda seed=seed: run_seed(vlm, setup, seed, out))

@@ -22,7 +22,7 @@ On the scenes of its training the model has little room to gain ({clear:.1f} % r
 which the model did not see in training. Every method learns, with the backbone frozen, from the same {samples:,} questions about scenes with 0 to 70 % haze, used twice
 ({steps} steps of {batch}, AdamW, 1e-3, cosine{more_samples}). The test has {asked:,} other questions a seed about scenes with {haze:.0%} of the
 contrast gone, the same number of each kind, and {asked_clear:,} about clear scenes. {seeds}. An
-answer is right if greedy decoding writes it to its end. The model runs in bfloat16.
+answer is right if greedy decoding writes it to its end. The model runs in {dtypes}.
 
 - **LSG** starts as in the paper: scales sum to 1, 0.5 each. **LSG from 1** (chosen by us; the paper does not have it) starts at the unmodified model: scales sum to 2.
 - *Layer l*: one gate, trained separately, in layers {layers}; those of the first rows are at the layer that was best on validation questions (paper's form: {paper}, from 1: {ours}). *Stack*:
@@ -142,6 +142,7 @@ def _card(
         measured=measured_dates([run["measured"] for run in comparison.seeds]),
         layers=f"{layers[0]} to {layers[-1]}",
         clear=100 * fmean(float(marks.mean()) for marks in clear),
+        dtypes=" and ".join(sorted({seed.get("dtype", "bfloat16") for seed in comparison.seeds})),
         samples=first["samples"],
         steps=first["steps"],
         batch=setup.batch,
@@ -199,8 +200,8 @@ def _compact(comparison: Comparison) -> Report:
         }
         for world in ("hazed", "clear")
     }
-    keys = ("seed", "measured", "samples", "steps", "minutes", "stacks")
-    runs = [{key: run[key] for key in keys} for run in comparison.seeds]
+    keys = ("seed", "measured", "dtype", "samples", "steps", "minutes", "stacks")
+    runs = [{key: run[key] for key in keys if key in run} for run in comparison.seeds]
     rho = {form: {w: comparison.rho(w, form) for w in ("hazed", "clear")} for form in FORMS}
     return {"accuracy": worlds, "runs": runs, "rho": rho, "oracle": comparison.oracle.get("best")}
 

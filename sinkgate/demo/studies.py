@@ -24,7 +24,7 @@ from sinkgate.methods import VAR, Fixed, Method, Remove, SinkToTheFront, Suppres
 from sinkgate.methods.lsg import LSG
 from sinkgate.methods.registers import find_register_neurons
 from sinkgate.models.finder import SinkFinder
-from sinkgate.models.loading import load
+from sinkgate.models.loading import best_device, fast_dtype, load
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.gates import Gates
 from sinkgate.studies.anatomy import Anatomy
@@ -91,7 +91,7 @@ def studies(plan: Plan, vlm: VLM, fast: VLM, scale: float) -> dict[str, Callable
     Args:
         plan: the model's plan.
         vlm: the model, for anatomy and probes.
-        fast: the model in bfloat16, for the others.
+        fast: the model in the dtype that is fastest here, for the others.
         scale: factor on the numbers of samples.
     """
 
@@ -181,7 +181,7 @@ def run_studies(
     Example:
         >>> run_studies(PLANS["demo-large"], Path("runs/studies"), only=["anatomy"])
     """
-    fast = load(plan.model, dtype="bfloat16", attn_implementation="eager")  # the fastest on a CPU
+    fast = load(plan.model, dtype=fast_dtype(best_device()), attn_implementation="eager")  # the fastest on a CPU
     vlm = load(plan.model, dtype="float32") if plan.precise else fast
     results = {
         name: study(out / name) for name, study in studies(plan, vlm, fast, scale).items() if not only or name in only

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -139,9 +140,30 @@ def load(
         raise UnsupportedModelError(
             f"the device map of {name} offloads its first module, and inputs go where that is; keep the first one on a device"
         )
+    if without_instructions(vlm.model.dtype, vlm.device):
+        warnings.warn(
+            f"{name} is in {str(vlm.model.dtype).removeprefix('torch.')}, for which this CPU has no instructions: "
+            "dtype='float32' is several times faster and takes twice the memory",
+            stacklevel=2,
+        )
     if check:
         check_model(vlm)
     return vlm
+
+
+def without_instructions(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether a device multiplies matrices of a 16-bit dtype by emulation, as CPUs without AVX-512 do."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    supported: Any = torch.ops.mkldnn
+    if dtype == torch.bfloat16:
+        return not supported._is_mkldnn_bf16_supported()
+    return dtype == torch.float16 and not supported._is_mkldnn_fp16_supported()
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where a device has instructions for it, else float32."""
+    return torch.float32 if without_instructions(torch.bfloat16, device) else torch.bfloat16
 
 
 def built_in_gates(name: str) -> Path | None:

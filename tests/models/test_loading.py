@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import tomllib
+import warnings
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -233,6 +234,30 @@ def test_dtype_and_attention_are_the_checkpoints_own_unless_said(saved):
     plain = sg.load(saved, dtype="auto", check=False)
     assert plain.model.dtype == torch.float32 and plain.model.config.text_config._attn_implementation == "sdpa"
     assert sg.load("demo", check=False).model.dtype == torch.float32, "stored in bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_dtype_without_instructions_on_this_cpu_is_warned_of(saved, dtype, monkeypatch):
+    operator = f"_is_mkldnn_{'bf16' if dtype == 'bfloat16' else 'fp16'}_supported"
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    for supported in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, operator, lambda supported=supported: supported)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            sg.load(saved, dtype=dtype, check=False)
+            sg.load(saved, dtype="float32", check=False)
+        texts = [str(each.message) for each in caught if "instructions" in str(each.message)]
+        assert len(texts) == (not supported)
+        assert all(f"is in {dtype}" in text and "dtype='float32'" in text for text in texts)
+        assert not loading.without_instructions(getattr(torch, dtype), torch.device("cuda"))
+
+
+def test_the_fast_dtype_is_bfloat16_where_the_device_has_it(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    for supported, fast in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
+        assert loading.fast_dtype(torch.device("cpu")) == fast
+        assert loading.fast_dtype(torch.device("cuda")) == torch.bfloat16
 
 
 # --- spread over devices
