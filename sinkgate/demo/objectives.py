@@ -32,7 +32,6 @@ from sinkgate.demo.build import FEATURE_LAYER, PATCHES
 from sinkgate.demo.scoring import by_kind, dialogues, held_out, right_answers
 from sinkgate.scenes.scene import COLORS, MAX_OBJECTS, SHAPES, Scene
 
-DTYPE = torch.bfloat16
 FEW = 4  # most patches that are read for the whole scene in narrowed turns
 NARROWED = 0.8  # share of the turns about the whole scene that see only those
 
@@ -92,10 +91,10 @@ class Tower(nn.Module):
 
     def loss(self, stream: str, batch: int) -> tuple[Tensor, dict[str, float]]:
         """Return loss and accuracies on a fresh batch of a stream."""
-        device = self.scene.weight.device
         scenes, rng = scenes_for(stream, batch)
-        features, attention = self.see(pixels(scenes, rng).to(device, DTYPE))
-        return self.read(features, attention, tower_targets(scenes).to(device), rng.randint(1, FEW))
+        features, attention = self.see(pixels(scenes, rng).to(self.scene.weight))
+        targets = tower_targets(scenes).to(self.scene.weight.device)
+        return self.read(features, attention, targets, rng.randint(1, FEW))
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,8 @@ class Answerer(nn.Module):
         device, llava = self.model.device, self.model.model
         scenes, rng = scenes_for(stream, batch)
         questions, dialogues_ = draw_turns(scenes, rng, self.mix)
-        packed = pack(dialogues_, self.tokenizer, DTYPE)
-        features, attention = self.tower.see(pixels(scenes, rng).to(device, DTYPE))
+        packed = pack(dialogues_, self.tokenizer, self.model.dtype)
+        features, attention = self.tower.see(pixels(scenes, rng).to(device, self.model.dtype))
         few = rng.randint(1, FEW)
         narrow = [[q.scope == "global" and rng.random() < NARROWED for q in row] for row in questions]
         visible = torch.zeros_like(attention, dtype=torch.bool).scatter(1, attention.topk(few, -1).indices, True)
@@ -197,8 +196,8 @@ class Answerer(nn.Module):
         is highest, a mean over images.
         """
         data = held_out("progress", count)
-        packed = pack(dialogues(data), self.tokenizer, DTYPE)
-        images = pixels([scene for scene, _ in data]).to(self.model.device, DTYPE)
+        packed = pack(dialogues(data), self.tokenizer, self.model.dtype)
+        images = pixels([scene for scene, _ in data]).to(self.model.device, self.model.dtype)
         output = self.model(
             input_ids=packed.input_ids.to(self.model.device),
             pixel_values=images,

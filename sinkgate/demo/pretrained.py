@@ -31,10 +31,10 @@ from transformers import (
 from sinkgate.demo.batches import TurnMix, pixels, scenes_for
 from sinkgate.demo.build import ASSISTANT, END, FEATURE_LAYER, IMAGE, PAD, UNK, USER, build_llava, build_tokenizer
 from sinkgate.demo.grounding import GroundedAnswerer
-from sinkgate.demo.objectives import DTYPE, Answerer, Tower
+from sinkgate.demo.objectives import Answerer, Tower
 from sinkgate.demo.train import WARMUP, MasterAdamW, cosine, pick_device, run_stage, save_model
 from sinkgate.errors import UnsupportedModelError
-from sinkgate.models.loading import DEMO, load
+from sinkgate.models.loading import DEMO, fast_dtype, load
 
 LAYERS = 6  # 42 MB in bf16 for SmolLM2-135M, whose sink dimension spikes from layer 2 on
 FROZEN = 3  # layers that no stage trains; layer 2 writes the massive activation
@@ -189,12 +189,12 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     where = pick_device(device)
     tokenizer = build_tokenizer()
-    small: Any = load(tower, check=False).model
+    small: Any = load(tower, dtype="float32", check=False).model
     model: Any = build_pretrained(tokenizer, language, small.model.vision_tower, layers, seed)
-    model.to(where, DTYPE)
+    model.to(where, dtype := fast_dtype(where))
     text, projector = model.model.language_model, model.model.multi_modal_projector
     torch.manual_seed(seed + 1)
-    seeing = Tower(model.model.vision_tower).to(where, DTYPE)
+    seeing = Tower(model.model.vision_tower).to(where, dtype)
     text.layers[:ANSWER_FROZEN].requires_grad_(False)
     answerer = Answerer(model, seeing, tokenizer, TurnMix())
     trained: dict[str, Any] = {
@@ -213,7 +213,7 @@ def main(
     for parameter in upper:
         parameter.requires_grad_(True)
     torch.manual_seed(seed + 2)
-    grounder = GroundedAnswerer(model, seeing, tokenizer, GROUNDING_MIX, FROZEN).to(where, DTYPE)
+    grounder = GroundedAnswerer(model, seeing, tokenizer, GROUNDING_MIX, FROZEN).to(where, dtype)
     groups = [(upper, GROUNDING_RATES["layers"]), (grounder.readouts.parameters(), GROUNDING_RATES["readouts"])]
     optimizer = MasterAdamW(groups, hold_then_decay(grounding_steps))
     save = partial(save_model, grounder, out / "model")

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -21,8 +22,8 @@ from tqdm import tqdm
 
 from sinkgate.demo.batches import TurnMix
 from sinkgate.demo.build import build_model, build_processor, build_tokenizer
-from sinkgate.demo.objectives import DTYPE, Answerer, Tower
-from sinkgate.models.loading import best_device
+from sinkgate.demo.objectives import Answerer, Tower
+from sinkgate.models.loading import best_device, fast_dtype
 
 WARMUP = 100  # steps
 
@@ -33,7 +34,7 @@ def cosine(steps: int) -> Callable[[int], float]:
 
 
 class MasterAdamW:
-    """AdamW on fp32 master copies of bf16 weights, without decay, gradients clipped to norm 1.
+    """AdamW on float32 master copies of weights of any dtype, without decay, gradients clipped to norm 1.
 
     Args:
         groups: parameters, each list with its rate.
@@ -143,8 +144,8 @@ def _seconds_so_far(history: Path, stage: str, step: int) -> float:
 
 
 def save_model(answerer: Answerer, folder: Path) -> dict[str, Any]:
-    """Save model and processor as transformers loads them, and return ``Answerer.examine``'s measurements."""
-    answerer.model.save_pretrained(folder)
+    """Save model, in bfloat16, and processor as transformers loads them; return ``Answerer.examine``'s measurements."""
+    deepcopy(answerer.model).bfloat16().save_pretrained(folder)
     build_processor(answerer.tokenizer).save_pretrained(folder)
     return answerer.examine()
 
@@ -175,9 +176,9 @@ def main(
     where = pick_device(device)
     tokenizer = build_tokenizer()
     model: Any = build_model(tokenizer, seed)  # transformers' annotations do not describe its models
-    model.to(where, DTYPE)
+    model.to(where, dtype := fast_dtype(where))
     torch.manual_seed(seed + 1)
-    tower = Tower(model.model.vision_tower).to(where, DTYPE)
+    tower = Tower(model.model.vision_tower).to(where, dtype)
     optimizer = MasterAdamW([(tower.parameters(), 1.5e-3)], cosine(tower_steps))
     run_stage("tower", tower, optimizer, steps=tower_steps, batch=tower_batch, seed=seed, out=out)
     seeing = {id(p) for p in tower.parameters()}
