@@ -15,7 +15,6 @@ from sinkgate.errors import SinkgateError
 
 cli = typer.Typer(
     help="Find attention sinks in vision-language models and gate their Keys, layer by layer.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -60,19 +59,32 @@ def _command() -> Callable[[], Any]:
     return typer.main.get_command(cli)
 
 
+UsageError: Any = typer.BadParameter.__base__  # of click, or of typer's own copy
+
+
 def main() -> None:
     """Run the command. Invalid input and missing extras are reported in one sentence on stderr; the exit code is 2."""
     for stream in (sys.stdout, sys.stderr):  # the code page of a redirected stream may lack a character of an answer
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        _command()()
+        sys.exit(_command()(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except UsageError as error:
+        sentence = _in_words(error)
     except SinkgateError as error:
-        typer.echo(f"sinkgate: {error}", err=True)
-        sys.exit(2)
+        sentence = str(error)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        typer.echo(f'sinkgate: {package} is not installed: pip install "sinkgate[{EXTRAS[package]}]"', err=True)
-        sys.exit(2)
+        sentence = f'{package} is not installed: pip install "sinkgate[{EXTRAS[package]}]"'
+    typer.echo(f"sinkgate: {sentence}", err=True)
+    sys.exit(2)
+
+
+def _in_words(error: Any) -> str:
+    """Return what is wrong with arguments, with the value, which messages of pydantic leave out, and the command that lists the options."""
+    message = error.format_message().rstrip(".")
+    if hasattr(error.__cause__, "errors") and (value := repr(error.__cause__.errors()[0]["input"])) not in message:
+        message += f"; got {value}"
+    return f"{message}; see `{error.ctx.command_path} --help`" if error.ctx else message

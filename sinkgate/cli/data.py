@@ -109,7 +109,7 @@ class DataChoice:
         if self.data != "cambrian" and not exists(self.data):
             known = ", ".join((*BENCHMARKS, "cambrian"))
             raise SinkgateError(
-                f"--data is {named(self.data)}; there is no such benchmark or file: expected {known}, or a JSON file in LLaVA's format, of VQA v2 or GQA"
+                f"there is no benchmark and no file {named(self.data)}; expected {known}, or a JSON file in LLaVA's format, of VQA v2 or GQA"
             )
         if self.images is None:
             raise SinkgateError("--images is missing; expected the folder of the pictures")
@@ -124,6 +124,8 @@ class DataChoice:
                 read = read_llava(self.data, self.images, turns=self.turns, **options)
             samples = list(track(islice(read, self.limit), "samples", self.limit, unit="samples"))
         self._report(passed)
+        if not samples:
+            raise SinkgateError(f"{named(self.data)} holds no record that can be used; expected one at least")
         return samples
 
     def questions(self) -> Questions:

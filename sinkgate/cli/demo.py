@@ -36,7 +36,7 @@ def scenes(
 
 
 def app(context: typer.Context) -> None:
-    """Start the app, with the options of ``app/main.py``; list them with `--help`."""
+    """Start the app, with the options of app/main.py; list them with --help."""
     root = Path(__file__).parents[2]
     in_clone = (root / "pyproject.toml").exists() and (root / "app").is_dir()
     started = [str(root / "app" / "main.py")] if in_clone else ["-m", "sinkgate.app.main"]

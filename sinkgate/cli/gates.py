@@ -11,7 +11,6 @@ import typer
 
 from sinkgate.cli.data import SCENES, DataChoice
 from sinkgate.cli.options import AnyModel, AsJson, ModelChoice, SinkChoice, print_json, unfolded
-from sinkgate.errors import SinkgateError
 from sinkgate.output import writable_folder
 
 OnTestSplit = Annotated[
@@ -47,10 +46,10 @@ def train(
         bool, typer.Option("--together", help="Train the gates as one method, not each by itself.")
     ] = False,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the samples.")] = 2,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate; cosine decay to zero.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate; cosine decay to zero.")] = 1e-3,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples side by side, in each process.")] = 16,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after this many epochs without a lower validation loss.")
+        int | None, typer.Option(min=1, help="Stop after this many epochs without a lower validation loss.")
     ] = None,
     report_to: Annotated[str, typer.Option(help="none, tensorboard or wandb.")] = "none",
     save_minutes: Annotated[
@@ -157,7 +156,7 @@ def stack(
     layers: Annotated[
         str, typer.Option(help='Gates to choose from: "all", or layers such as 3,6,7; one alone is taken.')
     ] = "all",
-    by: Annotated[str, typer.Option(help="Criterion of improvement: loss or accuracy.")] = "loss",
+    by: Annotated[Literal["loss", "accuracy"], typer.Option(help="Criterion of improvement.")] = "loss",
     margin: Annotated[float, typer.Option(help="Improvement that an added gate must exceed.")] = 0.0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples side by side.")] = 32,
     resume: Annotated[
@@ -175,8 +174,6 @@ def stack(
     from sinkgate.sinks.numbers import read_layers
     from sinkgate.training.stacking import stack as stack_gates
 
-    if by not in ("accuracy", "loss"):
-        raise SinkgateError(f"--by is {by!r}; expected accuracy or loss")
     lsg = LSG.joined([LSG.from_pretrained(folder) for folder in gates])
     if layers != "all":
         lsg = lsg.only(read_layers(layers, lsg.config.layers[-1] + 1))

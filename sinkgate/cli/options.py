@@ -97,7 +97,7 @@ class SinkChoice:
     tau: Annotated[
         float | None,
         typer.Option(
-            help="Threshold of |h[d]| / RMS(h) in the criterion dimensions; 20, less in narrow models, if left out."
+            help="Threshold of |h_d| / RMS(h) in the criterion dimensions; 20, less in narrow models, if left out."
         ),
     ] = None
 
@@ -154,7 +154,11 @@ class SinkChoice:
 
 @dataclass(frozen=True)
 class RunChoice:
-    """Options of a command that name the folder of results and this process's share of the work."""
+    """Options of a command that name the folder of results and this process's share of the work.
+
+    Raises:
+        SinkgateError: the share is malformed, or is of several without a folder.
+    """
 
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; if left out, they are printed and not stored.")
@@ -165,6 +169,10 @@ class RunChoice:
     shard: Annotated[
         str | None, typer.Option(help="This process's share, such as 0/8; that of the launcher if left out.")
     ] = None
+
+    def __post_init__(self) -> None:
+        if self.out is None and self.share.of > 1:
+            raise SinkgateError("--out is missing; several processes share their work through a folder")
 
     @property
     def share(self) -> Shard:
@@ -188,8 +196,6 @@ class RunChoice:
         from sinkgate.studies.runner import run
 
         shard = shard or self.share
-        if self.out is None and shard.of > 1:
-            raise SinkgateError("--out is missing; several processes share their work through a folder")
         out = self.out or Path(scratch.enter_context(TemporaryDirectory()))
         results = run(study, out / below, shard=shard, resume=self.resume)
         if results.finished:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,10 +23,10 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a study, or of many.")],
     out: Annotated[Path | None, typer.Option(help="The page; report.html in the folder if left out.")] = None,
     figures: Annotated[
-        str | None, typer.Option(help="svg, png, pdf or html: also write each figure to a file.")
+        Literal["svg", "png", "pdf", "html"] | None, typer.Option(help="Also write each figure to a file of this kind.")
     ] = None,
     tables: Annotated[
-        str | None, typer.Option(help="csv or tex: also write each table to a file, for a paper.")
+        Literal["csv", "tex"] | None, typer.Option(help="Also write each table to a file of this kind, for a paper.")
     ] = None,
 ) -> None:
     """Write one self-contained page of figures and tables on every study in a folder."""

@@ -87,6 +87,8 @@ def probe(
     from sinkgate.studies.results import Results
     from sinkgate.studies.runner import Shard
 
+    if jobs < 1 and jobs != -1:
+        raise SinkgateError(f"--jobs is {jobs}; expected 1 or more, or -1 for one on each core")
     pictures, find = _pictures(data, images, limit, seed), criteria.finder()
     vlm = chosen.load()
     at = read_layers(layers, vlm.num_layers)
@@ -310,7 +312,7 @@ def survey(
         ),
     ] = None,
     question: AboutImages = None,
-    scale: Annotated[float, typer.Option(help="Scale whose effect is measured, layer by layer.")] = 0.5,
+    scale: Annotated[float, typer.Option(min=0, max=4, help="Scale whose effect is measured, layer by layer.")] = 0.5,
     push: Annotated[
         str | None, typer.Option(help="Data set of the Hub to upload card and page to, such as you/sinks.")
     ] = None,
@@ -371,9 +373,12 @@ def _pictures(data: str, images: Path | None, limit: int, seed: int) -> list[Any
 
 def _scales(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        scales = [float(part) for part in text.split(",")]
     except ValueError:
-        raise SinkgateError(f"--grid is {text!r}; expected scales such as 0,0.5,1,2") from None
+        scales = []
+    if not scales or not all(0 <= scale <= 4 for scale in scales):
+        raise SinkgateError(f"--grid is {text!r}; expected scales from 0 to 4 such as 0,0.5,1,2")
+    return scales
 
 
 def _show(table: pd.DataFrame, as_json: bool) -> None:

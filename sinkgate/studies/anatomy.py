@@ -164,7 +164,7 @@ class Anatomy(OfSamples):
 
     def sinks(self, tables: Tables) -> list[ImageSinks]:
         """See `sinkgate.studies.runner.Study`."""
-        groups: dict[int, Any] = cast(pd.DataFrame, tables["tokens"]).groupby("sample")["group"].agg(set).to_dict()
+        groups: Any = cast(pd.DataFrame, tables["tokens"]).groupby("sample")["group"].agg(set)
         return [
             ImageSinks(int("v_sink" in present), int("l_sink" in present), picture=picture_of(self.samples[sample]))
             for sample, present in groups.items()

@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from sinkgate.errors import SinkgateError
+from sinkgate.output import steps, track
 from sinkgate.plots import export
 from sinkgate.studies.base import sinks_of
 from sinkgate.studies.claims import claims, table_of
@@ -42,12 +43,13 @@ Contents = list[tuple[Results, list[Section]]]
 
 
 def contents_of(folder: str | Path) -> Contents:
-    """Return every study in a folder and below with its sections, for several files of the same report.
+    """Return every study in a folder and below with its sections, for several files of the same report, and show the progress.
 
     Raises:
         SinkgateError: there is no study, or one that cannot be read.
     """
-    return [(results, list(_sections(results))) for results in Results.find(folder)]
+    studies = track(Results.find(folder), "report", unit="studies")
+    return [(results, list(steps(_sections(results), "sections"))) for results in studies]
 
 
 def write_page(folder: str | Path, out: str | Path | None = None, contents: Contents | None = None) -> Path:
@@ -70,7 +72,8 @@ def write_page(folder: str | Path, out: str | Path | None = None, contents: Cont
     contents = contents_of(folder) if contents is None else contents
     out = folder / "report.html" if out is None else Path(out)
     numbers = count(1)
-    chapters = [_chapter(f"study-{number}", *each, folder, numbers) for number, each in enumerate(contents, 1)]
+    studies = track(contents, "page", unit="studies")
+    chapters = [_chapter(f"study-{number}", *each, folder, numbers) for number, each in enumerate(studies, 1)]
     checked = claims([results for results, _ in contents])
     if checked:
         sentence = (
@@ -107,12 +110,14 @@ def write_figures(folder: str | Path, suffix: str, contents: Contents | None = N
     Example:
         >>> write_figures("runs", "svg")
     """
-    written = []
-    for path, section in _files(folder, suffix, contents):
-        if not isinstance(section.content, pd.DataFrame):
-            export(section.content, path)
-            written.append(path)
-    return written
+    figures = {
+        path: section.content
+        for path, section in _files(folder, suffix, contents)
+        if not isinstance(section.content, pd.DataFrame)
+    }
+    for path, figure in track(figures.items(), "figures", unit="figures"):
+        export(figure, path)
+    return list(figures)
 
 
 def write_tables(folder: str | Path, suffix: str, contents: Contents | None = None) -> list[Path]:
@@ -277,6 +282,7 @@ STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6770; --line: #e3e7eb; --card: #fff; --page: #f6f7f9; --link: #1864ab; --warn: #a61e4d; }
 @media screen and (prefers-color-scheme: dark) {
   :root { --ink: #e9edf1; --soft: #a5b0ba; --line: #2b333b; --card: #12171b; --page: #0b0f12; --link: #74c0fc; --warn: #faa2c1; }
+  .figure:not(:has(.heatmaplayer image)) .main-svg { filter: brightness(1.35); }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1180px; padding: 0 20px 60px; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }

@@ -158,7 +158,7 @@ def train(
             compute_metrics=ensemble.metrics,
             callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
         )
-    except RuntimeError as error:  # the package that report_to names is missing
+    except (RuntimeError, ValueError) as error:  # the package that report_to names is missing, or not known
         raise TrainingError(f"training cannot begin: {error}") from error
     trainer.remove_callback(PrinterCallback)
     if save_minutes is not None and arguments.save_strategy != "no":

@@ -1,8 +1,29 @@
 """The page of the studies, opened without a network."""
 
+from io import BytesIO
+
 import fake_results
+from PIL import Image
 
 from sinkgate.studies.html_report import write_page
+
+
+def test_lines_of_every_group_are_seen_in_the_dark(browser, tmp_path):
+    page = browser.new_page(color_scheme="dark")
+    page.goto(write_page(fake_results.studies(tmp_path)).as_uri())
+    symbols = page.locator(".figure").first.locator(".legend .layers")
+    symbols.first.wait_for()
+    for symbol in symbols.all():
+        pixels = Image.open(BytesIO(symbol.screenshot())).convert("RGB")
+        light = sorted(map(luminance, set(pixels.get_flattened_data())))
+        assert (light[-1] + 0.05) / (light[0] + 0.05) >= 3, "WCAG 2.2, 1.4.11"
+    page.close()
+
+
+def luminance(color):
+    """Return the relative luminance of a color, as WCAG defines it."""
+    red, green, blue = (c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_every_figure_is_drawn(browser, tmp_path):

@@ -12,7 +12,9 @@ from io import BytesIO, TextIOWrapper
 import pandas as pd
 import parquet_files
 import pytest
+import typer
 from forked import Done, Forked
+from typer.testing import CliRunner
 
 import sinkgate as sg
 from sinkgate import cli
@@ -67,6 +69,42 @@ def test_an_argument_of_another_encoding_gets_a_sentence(sinkgate, scene_folder)
     for question in (os.fsdecode(b"caf\xe9?"), "why\ud83d?"):
         done = sinkgate("ask", scene_folder / "0000.png", question, code=2)
         assert "half a character" in done.stderr and "give it as UTF-8" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_help_shows_every_word_of_commands_and_options():
+    runner, group = CliRunner(), typer.main.get_command(cli.cli)
+    for name, command in group.commands.items():
+        arguments = [name, "--help"] if command.add_help_option else ["--help"]
+        text = runner.invoke(cli.cli, arguments, env={"COLUMNS": "200"}).output
+        shown = set(re.sub("[│╭╮╰╯─]", " ", text).split())
+        helps = [command.help, *(getattr(each, "help", None) for each in command.params)]
+        words = set(" ".join(filter(None, helps[: None if command.add_help_option else 1])).split())
+        assert words <= shown and "``" not in text, (name, words - shown)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["scenes"], "Missing option '--out'; see `.* scenes --help`"),
+        (["scenes", "--out", "x", "--size", "5"], "'--size'.*16.*'?5'?.*; see"),
+        (["scenes", "--out", "x", "--size", "big"], "'--size'.*'big'.*; see"),
+        (["scenes", "--out", "x", "--sides", "5"], "No such option: --sides.*; see"),
+        (["ask"], "Missing argument 'IMAGE'; see `.* ask --help`"),
+        (["models", "all"], "unexpected extra argument.*all.*; see"),
+        (["picture"], "No such command 'picture'; see"),
+        (["survey", "--scale", "5"], "'--scale'.*4.*5.*; see"),
+        (["report", ".", "--tables", "doc"], "'--tables'.*'doc'.*csv.*; see"),
+        (["report", ".", "--figures", "gif"], "'--figures'.*'gif'.*svg.*; see"),
+        (["train", "--out", "x", "--learning-rate", "-1"], "'--learning-rate'.*0.*-1.*; see"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_with_the_value_and_the_help(sinkgate, args, words):
+    done = sinkgate(*args, code=2)
+    assert re.fullmatch(f"sinkgate: .*{words}.*\n", done.stderr) and not done.stdout, done.stderr
+
+
+def test_without_a_command_there_is_help(sinkgate):
+    assert "Commands" in sinkgate().stdout
 
 
 def test_scenes_are_pictures_with_truth_and_the_same_for_the_same_seed(sinkgate, scene_folder, tmp_path):
@@ -407,7 +445,10 @@ def test_gates_are_trained_on_files_in_llavas_format(sinkgate, scene_folder, tmp
         (["train", "--layers", "2-9"], "layers are '2-9'.*0 to 7"),
         (["train", "--layers", "first"], "numbers such as"),
         (["train", "--signal", "first"], "signal is 'first'"),
-        (["train", "--data", "nowhere.json"], "--data is nowhere.json; there is no such benchmark or file"),
+        (["train", "--report-to", "paper"], "paper is not supported, only .*tensorboard"),
+        (["train", "--validation", "none.json"], "no benchmark and no file none.json; expected mmstar"),
+        (["eval", "--data", "{broken}", "--images", "{folder}"], "broken.json holds no record that can be used"),
+        (["train", "--data", "nowhere.json"], "no benchmark and no file nowhere.json; expected mmstar"),
         (["eval", "--data", "mmbench"], "expected mmstar, cvbench, pope, scenes, cambrian, or a JSON"),
         (["eval", "--data", "cambrian"], "--images"),
         (["eval", "--attention", "--scoring", "generate"], "needs likelihood scoring; got generate"),
@@ -417,6 +458,8 @@ def test_gates_are_trained_on_files_in_llavas_format(sinkgate, scene_folder, tmp
     ],
 )
 def test_what_is_wrong_with_gates_is_one_sentence(sinkgate, tmp_path, args, words):
+    (tmp_path / "broken.json").write_text("{")
+    args = [each.format(broken=tmp_path / "broken.json", folder=tmp_path) for each in args]
     out = [] if args[0] == "eval" else ["--out", tmp_path]
     done = sinkgate(*args, *out, "--limit", 2, code=2)
     assert re.search(words, done.stderr), done.stderr
@@ -595,9 +638,12 @@ def test_shards_are_merged(sinkgate, tmp_path):
         (["sweep", "--data", "mmstar", "--files", "nowhere"], "nowhere"),
         (["sweep", "--three"], "--grid"),
         (["sweep", "--grid", "a,b"], "--grid is 'a,b'"),
-        (["sweep", "--grid", "9"], "9; expected a finite number from 0 to 4"),
+        (["sweep", "--grid", "9"], "--grid is '9'; expected scales from 0 to 4"),
+        (["sweep", "--shard", "0/2"], "--out is missing"),
+        (["sweep", "--shard", "3"], "the shard is '3'; expected two numbers"),
         (["sweep", "--layers", "9"], "layers 0 to 7"),
         (["anatomy", "--l-sink", "loud"], "no criterion is called 'loud'"),
+        (["probe", "--jobs", "0"], "--jobs is 0; expected 1 or more, or -1"),
         (["probe", "--data", "scenes.json"], "--data is scenes.json; there is no such file"),
         (["eval", "--asking", "written", "--extractor", "strict"], "no extractor 'strict'"),
         (["report", "."], "no study"),

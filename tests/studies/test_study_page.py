@@ -1,6 +1,7 @@
 """The page of every study: what is on it, and what never can be."""
 
 import re
+import sys
 from html.parser import HTMLParser
 
 import fake_results
@@ -170,6 +171,15 @@ def test_a_run_with_other_versions_is_told_too(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(study, tmp_path, progress=False)
     assert "0.0.7" in Page(write_page(tmp_path)).text
+
+
+def test_a_terminal_gets_bars_while_the_page_is_made(tmp_path, monkeypatch, capsys):
+    run(fake_results.FakeStudy("eval", fake_results.evaluation()), tmp_path / "eval", progress=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    write_page(tmp_path)
+    write_figures(tmp_path, "html")
+    bars = capsys.readouterr().err
+    assert all(f"{name}: 100%" in bars for name in ("report", "page", "figures")), bars
 
 
 def test_figures_are_written_as_files_of_their_own(tmp_path):
