@@ -1,4 +1,4 @@
-"""Event handlers of the page: component values in, component values out.
+"""Event handlers of the page. Parameters, and the names in their results, are ids of components.
 
 No handler raises, which is why each catches everything: an error becomes one sentence in the status line, and everything
 else stays as it was.

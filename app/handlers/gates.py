@@ -12,32 +12,30 @@ from sinkgate.sinks.words import layers as in_layers
 from ..engine import ANSWER_SECONDS, MAX_UPLOADED_GATES
 from ..gate_library import LearnedGates, uploaded_gates
 from ..user_session import UserSession, revision_of
-from ..view_model import JSON, answers, mixer_value
-from .values import MANUAL_SETTING, SKIP, PageValues, active, calm, error_value, remark
+from ..view_model import answers
+from .values import MANUAL_SETTING, PageValues, Update, active, calm, error_value, never_raises, remark
 
 
 class GateHandlers(PageValues):
-    """Handlers of events about gates; those of learned gates and of the history return learned, mixer, frame and status."""
+    """Handlers of events about gates."""
 
-    def set_gates(self, session: UserSession | None, mixer: Any, lens: Any) -> tuple[Any, Any]:
-        """Run the fast tier for a moving fader; returns frame and status."""
-        try:
-            session = active(session)
-            gates = self.engine.read_gates(mixer)
-            if not session.accepts(revision_of(mixer), gates):
-                return SKIP, SKIP
-            with self.engine.scheduler.slot(session, "fast"):
-                if not session.accepts(revision_of(mixer)):
-                    return SKIP, SKIP
-                before = session.state.sequence if session.state else None
-                # the last tick may follow the answers, and then nothing moves any more
-                moving = self.engine.set_gates(session, gates).sequence != before
-                return self.frame(session, lens, moving), remark(session)
-        except Exception as error:
-            return SKIP, error_value(error)
+    @never_raises
+    def set_gates(self, session: UserSession | None, mixer: Any, lens: Any) -> Update:
+        """Run the fast tier for a moving fader."""
+        session = active(session)
+        gates = self.engine.read_gates(mixer)
+        if not session.accepts(revision_of(mixer), gates):
+            return {}
+        with self.engine.scheduler.slot(session, "fast"):
+            if not session.accepts(revision_of(mixer)):
+                return {}
+            before = session.state.sequence if session.state else None
+            # the last tick may follow the answers, and then nothing moves any more
+            moving = self.engine.set_gates(session, gates).sequence != before
+            return {"maps": self.frame(session, lens, moving), "status": remark(session)}
 
-    def stream_answers(self, session: UserSession | None, mixer: Any) -> Iterator[tuple[Any, ...]]:
-        """Run the slow tier; yields answers, frame, gates as text, status (errors and cut answers only)."""
+    def stream_answers(self, session: UserSession | None, mixer: Any) -> Iterator[Update]:
+        """Run the slow tier; a status is for errors and cut answers only."""
         try:
             session = active(session)
             gates = self.newest_gates(session, mixer)
@@ -47,65 +45,77 @@ class GateHandlers(PageValues):
             for update in self.engine.stream_answers(session, gates):
                 if update.done:
                     break
-                newest = self.frame(session, session.lens) if first else SKIP
+                newest = {"maps": self.frame(session, session.lens)} if first else {}
                 first = False
-                yield answers(update), newest, SKIP, SKIP
+                yield {"answers": answers(update), **newest}
             else:
                 return  # outdated
-            newest, text = self.frame(session, session.lens), gates.to_json()
-            cut = calm(f"The answer was stopped after {ANSWER_SECONDS:.0f} seconds.") if update.cut else SKIP
-            yield answers(update), newest, SKIP if text == session.gates_text else text, cut
+            values: Update = {"answers": answers(update), "maps": self.frame(session, session.lens)}
+            if (text := gates.to_json()) != session.gates_text:
+                values["gates_text"] = text
+            if update.cut:
+                values["status"] = calm(f"The answer was stopped after {ANSWER_SECONDS:.0f} seconds.")
+            yield values
             session.gates_text = text
         except Exception as error:
-            yield SKIP, SKIP, SKIP, error_value(error)
+            yield {"status": error_value(error)}
 
-    def apply_gates(self, session: UserSession | None, text: str, lens: Any) -> tuple[Any, Any, Any]:
-        """Set the faders from JSON; returns mixer, frame, status."""
-        try:
-            session = active(session)
-            gates = self.engine.parse_gates(text)
-            value = mixer_value(gates)
-            with self.engine.scheduler.slot(session, "fast"):
-                self.engine.set_gates(session, gates)
-                value["revision"] = session.own_revision()
-                overridden = session.state is not None and session.state.overridden
-                status = calm(MANUAL_SETTING if overridden else "These gates are now on the mixer.")
-                return value, self.frame(session, lens), status
-        except Exception as error:
-            return SKIP, SKIP, error_value(error)
+    @never_raises
+    def apply_gates(self, session: UserSession | None, gates_text: str, lens: Any) -> Update:
+        """Set the faders from JSON."""
+        session = active(session)
+        gates = self.engine.parse_gates(gates_text)
+        with self.engine.scheduler.slot(session, "fast"):
+            self.engine.set_gates(session, gates)
+            overridden = session.state is not None and session.state.overridden
+            status = calm(MANUAL_SETTING if overridden else "These gates are now on the mixer.")
+            return {**self.moved_faders(session, always=True), "maps": self.frame(session, lens), "status": status}
 
-    def choose_learned(self, session: UserSession | None, chosen: Any, lens: Any) -> tuple[Any, ...]:
+    @never_raises
+    def load_gates(self, session: UserSession | None, gates_load: str | None, lens: Any) -> Update:
+        """Set the faders from an uploaded file of gates."""
+        text = ""
+        if gates_load:
+            with Path(gates_load).open("rb") as file:
+                text = file.read(200_000).decode("utf-8", errors="replace")
+        return {"gates_text": text, **self.apply_gates(session, text, lens)}
+
+    def choose_learned(self, session: UserSession | None, learned: Any, lens: Any) -> Update:
         """Let learned gates set the faders, or switch off some of their layers, or all."""
         try:
             session = active(session)
-            return SKIP, *self.set_learned(session, self.chosen_gates(session, chosen), lens)
+            return self.set_learned(session, self.chosen_gates(session, learned), lens)
         except Exception as error:
-            return self.learned_value(session), SKIP, SKIP, error_value(error)
+            return {"learned": self.learned_value(session), "status": error_value(error)}
 
-    def restore(self, session: UserSession | None, step: Any, lens: Any) -> tuple[Any, ...]:
+    def restore(self, session: UserSession | None, history: Any, lens: Any) -> Update:
         """Set the faders and the choice of learned gates that a step of the history had."""
         try:
             session = active(session)
-            learned, gates = self.chosen_gates(session, step), self.engine.read_gates(step)
+            learned, gates = self.chosen_gates(session, history), self.engine.read_gates(history)
             with self.engine.scheduler.slot(session, "fast"):
                 self.engine.set_learned(session, learned)
                 self.engine.set_gates(session, gates)
-                value = self.moved_faders(session, always=True)
-                return self.learned_value(session), value, self.frame(session, lens), remark(session)
+                return {
+                    "learned": self.learned_value(session),
+                    **self.moved_faders(session, always=True),
+                    "maps": self.frame(session, lens),
+                    "status": remark(session),
+                }
         except Exception as error:
-            return self.learned_value(session), SKIP, SKIP, error_value(error)
+            return {"learned": self.learned_value(session), "status": error_value(error)}
 
-    def upload_learned(self, session: UserSession | None, paths: list[str] | None, lens: Any) -> tuple[Any, ...]:
+    def upload_learned(self, session: UserSession | None, learned_upload: list[str] | None, lens: Any) -> Update:
         """Read the two files of a gate folder and let the gates set the faders."""
         try:
             session = active(session)
-            gates = LearnedGates(f"uploaded {session.uploaded + 1}", uploaded_gates(paths, self.engine.vlm))
+            gates = LearnedGates(f"uploaded {session.uploaded + 1}", uploaded_gates(learned_upload, self.engine.vlm))
             values = self.set_learned(session, gates, lens)
             session.uploaded += 1
             session.uploads = [*session.uploads, gates][-MAX_UPLOADED_GATES:]
-            return self.learned_value(session), *values
+            return {"learned": self.learned_value(session), **values}
         except Exception as error:
-            return self.learned_value(session), SKIP, SKIP, error_value(error)
+            return {"learned": self.learned_value(session), "status": error_value(error)}
 
     def chosen_gates(self, session: UserSession, chosen: Any) -> LearnedGates | None:
         """Return the learned gates of a choice, without the layers that are off; None for none.
@@ -122,18 +132,12 @@ class GateHandlers(PageValues):
             raise sg.GateError("These gates are no longer here: choose others, or upload them again.")
         return gates.without(off)
 
-    def set_learned(self, session: UserSession, learned: LearnedGates | None, lens: Any) -> tuple[JSON, JSON, JSON]:
-        """Let these gates set the faders; returns mixer, frame, status."""
+    def set_learned(self, session: UserSession, learned: LearnedGates | None, lens: Any) -> Update:
+        """Let these gates set the faders."""
         with self.engine.scheduler.slot(session, "fast"):
             self.engine.set_learned(session, learned)
-            return self.moved_faders(session, always=True), self.frame(session, lens), calm(learned_sentence(learned))
-
-    def read_file(self, path: str | None) -> str:
-        """Return the text of an uploaded file of gates, which is checked when it is applied."""
-        if not path:
-            return ""
-        with Path(path).open("rb") as file:
-            return file.read(200_000).decode("utf-8", errors="replace")
+            status = calm(learned_sentence(learned))
+            return {**self.moved_faders(session, always=True), "maps": self.frame(session, lens), "status": status}
 
 
 def learned_sentence(learned: LearnedGates | None) -> str:

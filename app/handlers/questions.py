@@ -34,56 +34,47 @@ from ..user_session import UserSession, revision_of
 from ..view_model import JSON
 from .values import (
     MAX_ERROR,
-    SKIP,
     PageValues,
+    Update,
     active,
     calm,
     choice,
     composer_value,
     error_value,
     first_query,
+    never_raises,
     remark,
     shown,
-    unchanged_values,
 )
-
-STATUS = 5  # index of the status among the values that asking returns
 
 
 class QuestionHandlers(PageValues):
-    """Handlers of events about pictures, scenes and questions.
+    """Handlers of events about pictures, scenes and questions."""
 
-    Unless said otherwise they return session, picture, question, questions, frame, status and mixer; those that bring another
-    picture also the composer.
-    """
-
-    def begin(self, mixer: Any, lens: Any) -> tuple[Any, ...]:
+    @never_raises
+    def begin(self, mixer: Any, lens: Any) -> Update:
         """Open the page with the first picture of the gallery: a scene and its first question, or a photograph."""
         if isinstance(photograph := self.examples[0], str):
             return self.show_picture(UserSession(), example_image(photograph), mixer, lens, photograph=photograph)
         return self.show_scene(UserSession(), FIRST_SCENE, mixer, lens, (FIRST_KIND, FIRST_QUESTION))
 
-    def load_page(self, link: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """Open the page, perhaps by a link (`share_links`); returns lens and learned, too."""
-        error_status = None
-        try:
-            if link:
-                return self.open_link(UserSession(), Link.from_text(link, self.engine))
-        except Exception as error:
-            error_status = error_value(error)
-        values = self.begin(mixer, lens)
-        return *values[:STATUS], error_status or values[STATUS], *values[STATUS + 1 :], SKIP, SKIP
+    def load_page(self, share: Any, mixer: Any, lens: Any) -> Update:
+        """Open the page, perhaps by the link in its address (`share_links`)."""
+        refused: Update = {}
+        if share:
+            try:
+                return self.open_link(UserSession(), Link.from_text(share, self.engine))
+            except Exception as error:
+                refused = {"status": error_value(error)}
+        return self.begin(mixer, lens) | refused
 
-    def open_view(self, session: UserSession | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:  # noqa: ARG002
-        """Show the view of a link on the open page; on an error the page stays as it was. Returns the values of `load_page`."""
-        session = session or UserSession()
-        try:
-            return self.open_link(session, Link.from_text(choice(chosen, "link"), self.engine))
-        except Exception as error:
-            return *unchanged_values(session, error), SKIP, SKIP, SKIP
+    @never_raises
+    def open_view(self, session: UserSession | None, actions: Any) -> Update:
+        """Show the view of a link on the open page."""
+        return self.open_link(session or UserSession(), Link.from_text(choice(actions, "link"), self.engine))
 
-    def open_link(self, session: UserSession, link: Link) -> tuple[Any, ...]:
-        """Restore everything that a link holds; returns the values of `load_page`."""
+    def open_link(self, session: UserSession, link: Link) -> Update:
+        """Restore everything that a link holds."""
         seed = FIRST_SCENE if link.seed is None else link.seed
         scene = None if link.photograph else link.scene or random_scene(seed)
         image = scene.render(SCENE_SIDE) if scene else example_image(link.photograph or "")
@@ -108,16 +99,22 @@ class QuestionHandlers(PageValues):
             )
             session.notice = " ".join([*notes, session.notice]).strip()
             lens = {**asdict(link.lens), "revision": revision_of(session.lens) or 0}
-            values = self.question_values(session, lens, moved=True)
-            return *values, composer_value(session), lens, self.learned_value(session)
+            return {
+                **self.question_values(session, lens, moved=True),
+                "composer": composer_value(session),
+                "lens": lens,
+                "learned": self.learned_value(session),
+            }
 
-    def new_scene(self, session: UserSession | None, mixer: Any, lens: Any) -> tuple[Any, ...]:
+    @never_raises
+    def new_scene(self, session: UserSession | None, mixer: Any, lens: Any) -> Update:
         """Replace the picture by a random scene."""
         return self.show_scene(session or UserSession(), random.getrandbits(32), mixer, lens)
 
-    def pick_example(self, session: UserSession | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
+    @never_raises
+    def pick_example(self, session: UserSession | None, questions: Any, mixer: Any, lens: Any) -> Update:
         """Replace the picture by one of the gallery."""
-        index = choice(chosen, "picture")
+        index = choice(questions, "picture")
         example = self.examples[index if isinstance(index, int) and 0 <= index < len(self.examples) else 0]
         session = session or UserSession()
         if example == CLIP:
@@ -132,17 +129,22 @@ class QuestionHandlers(PageValues):
 
     def new_picture(
         self, session: UserSession | None, picture: JSON | None, question: str, mixer: Any, lens: Any
-    ) -> tuple[Any, ...]:
-        """Replace the picture by an uploaded, pasted or photographed one; on an error the page stays as it was."""
-        session = session or UserSession()
+    ) -> Update:
+        """Replace the picture by an uploaded, pasted or photographed one; on an error the last one comes back."""
         try:
             if (source := uploaded(picture)) is None:
                 raise sg.ImageError("No picture arrived: upload it again.")
             image = open_upload(source)
+            notice = CLIP_NOTICE if isinstance(image, sg.Video) else SCENES_ONLY
+            return self.show_picture(session or UserSession(), image, mixer, lens, question.strip(), notice)
         except Exception as error:
-            return session, shown(session), *unchanged_values(session, error)[2:], SKIP
-        notice = CLIP_NOTICE if isinstance(image, sg.Video) else SCENES_ONLY
-        return self.show_picture(session, image, mixer, lens, question.strip(), notice)
+            return {**shown(session), "status": error_value(error)}
+
+    def new_picture_anywhere(
+        self, session: UserSession | None, picture_anywhere: JSON | None, question: str, mixer: Any, lens: Any
+    ) -> Update:
+        """Replace the picture by one that was pasted or dropped outside of the picture box."""
+        return self.new_picture(session, picture_anywhere, question, mixer, lens)
 
     def show_picture(
         self,
@@ -153,8 +155,8 @@ class QuestionHandlers(PageValues):
         question: str = "",
         notice: str = "",
         photograph: str | None = None,
-    ) -> tuple[Any, ...]:
-        """Replace the picture by one, or a video, that is no scene; on an error the page stays as it was.
+    ) -> Update:
+        """Replace the picture by one, or a video, that is no scene.
 
         Args:
             session: the user's session.
@@ -165,65 +167,59 @@ class QuestionHandlers(PageValues):
             notice: a sentence for models that know scenes only.
             photograph: name of the picture, where it is a photograph of the package.
         """
-        try:
-            with self.engine.scheduler.slot(session, "ask"):
-                gates = self.newest_gates(session, mixer)
-                self.engine.ask(session, question or self.plain[0], gates, image)
-                set_picture(session, image.frames[0] if isinstance(image, sg.Video) else image, photograph=photograph)
-                self.set_plain_examples(session)
-                if self.engine.vlm.name in BUILT_IN:
-                    session.notice = f"{notice} {session.notice}".strip()
-                return *self.question_values(session, first_query(lens)), composer_value(session)
-        except Exception as error:
-            return session, shown(session), *unchanged_values(session, error)[2:], SKIP
+        with self.engine.scheduler.slot(session, "ask"):
+            gates = self.newest_gates(session, mixer)
+            self.engine.ask(session, question or self.plain[0], gates, image)
+            set_picture(session, image.frames[0] if isinstance(image, sg.Video) else image, photograph=photograph)
+            self.set_plain_examples(session)
+            if self.engine.vlm.name in BUILT_IN:
+                session.notice = f"{notice} {session.notice}".strip()
+            return {**self.question_values(session, first_query(lens)), "composer": composer_value(session)}
 
-    def picture_removed(self) -> JSON:
-        """Say that the page continues with the picture that was removed from its box; returns status."""
-        return calm("Picture removed. The maps still show the last one.")
+    def picture_removed(self) -> Update:
+        """Say that the page continues with the picture that was removed from its box."""
+        return {"status": calm("Picture removed. The maps still show the last one.")}
 
-    def restore_picture(self, session: UserSession | None, refused: Any) -> tuple[Any, JSON]:
-        """Put the picture back after an upload that the server refused; returns picture and status."""
-        reason = choice(refused, "refused")
+    def restore_picture(self, session: UserSession | None, questions: Any) -> Update:
+        """Put the picture back after an upload that the server refused."""
+        reason = choice(questions, "refused")
         text = reason if isinstance(reason, str) else "The file was not uploaded."
-        status = {"text": shorten(text, MAX_ERROR, placeholder=" …"), "tone": "warning"}
-        return shown(session) if session else SKIP, status
+        return {**shown(session), "status": {"text": shorten(text, MAX_ERROR, placeholder=" …"), "tone": "warning"}}
 
-    def ask(self, session: UserSession | None, question: str, mixer: Any, lens: Any) -> tuple[Any, ...]:
+    @never_raises
+    def ask(self, session: UserSession | None, question: str, mixer: Any, lens: Any) -> Update:
         """Ask a question about the current picture."""
         session = session or UserSession()
-        try:
-            with self.engine.scheduler.slot(session, "ask"):
-                self.engine.ask(session, question, self.newest_gates(session, mixer))
-                return self.question_values(session, first_query(lens))
-        except Exception as error:
-            return unchanged_values(session, error)
+        with self.engine.scheduler.slot(session, "ask"):
+            self.engine.ask(session, question, self.newest_gates(session, mixer))
+            return self.question_values(session, first_query(lens))
 
-    def question_values(self, session: UserSession, lens: Any, moved: bool = False) -> tuple[Any, ...]:
-        """Return the component values after a question.
+    def question_values(self, session: UserSession, lens: Any, moved: bool = False) -> Update:
+        """Return the values of components after a question.
 
         Args:
             session: the user's session.
             lens: the page's lens.
             moved: send the faders also where no learned gates have moved them.
         """
-        return (
-            session,
-            shown(session),
-            session.question,
-            self.questions_value(session),
-            self.frame(session, lens),
-            calm(session.notice),
-            self.moved_faders(session, moved),
-        )
+        return {
+            "session": session,
+            **shown(session),
+            "question": session.question,
+            "questions": self.questions_value(session),
+            "maps": self.frame(session, lens),
+            "status": calm(session.notice),
+            **self.moved_faders(session, moved),
+        }
 
-    def pick_question(self, session: UserSession | None, chosen: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
+    def pick_question(self, session: UserSession | None, questions: Any, mixer: Any, lens: Any) -> Update:
         """Ask one of the example questions."""
-        question = choice(chosen, "question")
+        question = choice(questions, "question")
         return self.ask(session, question if isinstance(question, str) else "", mixer, lens)
 
     def show_scene(
         self, session: UserSession, seed: int, mixer: Any, lens: Any, first: tuple[str, str] = ("count", "")
-    ) -> tuple[Any, ...]:
+    ) -> Update:
         """Replace the picture by the scene of a seed and ask one of its questions.
 
         Args:
@@ -233,28 +229,25 @@ class QuestionHandlers(PageValues):
             lens: the page's lens.
             first: kind of the question, and its words if the scene allows them.
         """
-        try:
-            with self.engine.scheduler.slot(session, "ask"):
-                scene, (kind, words) = random_scene(seed), first
-                examples = example_questions(scene, seed, kind, words)
-                chosen = next((item for item in examples if item.kind == kind), examples[0])
-                image = scene.render(SCENE_SIDE)
-                self.engine.ask(session, chosen.question, self.newest_gates(session, mixer), image)
-                session.seed = seed
-                set_picture(session, image, scene)
-                set_examples(session, examples)
-                return *self.question_values(session, first_query(lens)), composer_value(session)
-        except Exception as error:
-            return *unchanged_values(session, error), SKIP
+        with self.engine.scheduler.slot(session, "ask"):
+            scene, (kind, words) = random_scene(seed), first
+            examples = example_questions(scene, seed, kind, words)
+            chosen = next((item for item in examples if item.kind == kind), examples[0])
+            image = scene.render(SCENE_SIDE)
+            self.engine.ask(session, chosen.question, self.newest_gates(session, mixer), image)
+            session.seed = seed
+            set_picture(session, image, scene)
+            set_examples(session, examples)
+            return {**self.question_values(session, first_query(lens)), "composer": composer_value(session)}
 
     def edit_scene(
-        self, session: UserSession | None, edited: Any, mixer: Any, lens: Any, moving: bool = True
-    ) -> tuple[Any, ...]:
-        """Ask the same question about the scene as edited; returns questions, frame, status, mixer, composer.
+        self, session: UserSession | None, composer: Any, mixer: Any, lens: Any, moving: bool = True
+    ) -> Update:
+        """Ask the same question about the scene as edited.
 
         Args:
             session: the user's session.
-            edited: the composer's value.
+            composer: the composer's value.
             mixer: the mixer's value.
             lens: the page's lens.
             moving: whether an object is still being dragged.
@@ -262,28 +255,31 @@ class QuestionHandlers(PageValues):
         try:
             session = active(session)
             with self.engine.scheduler.slot(session, "fast"):
-                if not session.accepts_edit(*_edit(edited)):
-                    return SKIP, SKIP, SKIP, SKIP, SKIP
+                if not session.accepts_edit(*_edit(composer)):
+                    return {}
                 gates = self.newest_gates(session, mixer)
-                scene = Scene.from_dict(edited.get("scene"))
+                scene = Scene.from_dict(composer.get("scene"))
                 if scene == session.scene:
                     self.engine.set_gates(session, gates)
-                    return SKIP, self.frame(session, lens, moving), remark(session), SKIP, SKIP
+                    return {"maps": self.frame(session, lens, moving), "status": remark(session)}
                 image = scene.render(SCENE_SIDE)
                 self.engine.ask(session, session.question, gates, image)
                 session.scene, session.shown = scene, image
                 kind = session.kinds.get(session.question)
                 examples = example_questions(scene, session.seed, kind, session.question)
                 set_examples(session, examples, kind, session.question)
-                values = self.questions_value(session), self.frame(session, lens, moving), calm(session.notice)
-                return *values, self.moved_faders(session), SKIP
+                return {
+                    "questions": self.questions_value(session),
+                    "maps": self.frame(session, lens, moving),
+                    "status": calm(session.notice),
+                    **self.moved_faders(session),
+                }
         except Exception as error:
-            return SKIP, SKIP, error_value(error), SKIP, composer_value(session) if session else SKIP
+            return {"status": error_value(error), **({"composer": composer_value(session)} if session else {})}
 
-    def commit_scene(self, session: UserSession | None, edited: Any, mixer: Any, lens: Any) -> tuple[Any, ...]:
-        """Take the scene when an edit is complete: as `edit_scene`, with the picture before the other values."""
-        rest = self.edit_scene(session, edited, mixer, lens, moving=False)
-        return session.shown if session else SKIP, *rest
+    def commit_scene(self, session: UserSession | None, composer: Any, mixer: Any, lens: Any) -> Update:
+        """Take the scene when an edit is complete: as `edit_scene`, with the picture."""
+        return self.edit_scene(session, composer, mixer, lens, moving=False) | shown(session)
 
 
 def set_picture(

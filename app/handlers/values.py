@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from textwrap import shorten
-from typing import Any
-
-import gradio as gr
+from typing import Any, ParamSpec
 
 import sinkgate as sg
 from sinkgate.scenes import questions
@@ -18,7 +18,8 @@ from ..share_links import Link
 from ..user_session import QuestionState, UserSession, revision_of
 from ..view_model import JSON, Lens, frame, image_url, mixer_value, sentence, view_urls
 
-SKIP = gr.skip()
+P = ParamSpec("P")
+Update = dict[str, Any]  # new values of components, by their ids; the others stay as they are
 MAX_ERROR = 300  # characters: a message may quote an uploaded file
 MANUAL_SETTING = "Manual setting for this question. The learned gates take over at the next one."
 EXPIRED = (
@@ -90,11 +91,11 @@ class PageValues:
             "off": sorted(learned.off) if learned else [],
         }
 
-    def moved_faders(self, session: UserSession, always: bool = False) -> Any:
-        """Return the mixer's value if learned gates have moved its faders."""
+    def moved_faders(self, session: UserSession, always: bool = False) -> Update:
+        """Return the mixer's update if learned gates have moved its faders."""
         if session.state is None or not (always or session.state.learned):
-            return SKIP
-        return {**mixer_value(session.state.gates), "revision": session.own_revision()}
+            return {}
+        return {"mixer": {**mixer_value(session.state.gates), "revision": session.own_revision()}}
 
     def newest_gates(self, session: UserSession, mixer: Any) -> sg.Gates:
         """Return the mixer's gates, unless the server has moved the faders since the page sent them."""
@@ -108,9 +109,17 @@ def composer_value(session: UserSession) -> JSON:
     return {"scene": scene, "picture": session.pictures, "revision": session.newest_edit}
 
 
-def unchanged_values(session: UserSession, error: Exception) -> tuple[Any, ...]:
-    """Return the values after a question that failed: the page stays as it was, and the status gives the reason."""
-    return session, SKIP, SKIP, SKIP, SKIP, error_value(error), SKIP
+def never_raises(handler: Callable[P, Update]) -> Callable[P, Update]:
+    """Return a handler that gives the reason of an error in the status line, where everything else stays as it was."""
+
+    @wraps(handler)
+    def explained(*arguments: P.args, **options: P.kwargs) -> Update:
+        try:
+            return handler(*arguments, **options)
+        except Exception as error:
+            return {"status": error_value(error)}
+
+    return explained
 
 
 def remark(session: UserSession) -> JSON:
@@ -138,9 +147,9 @@ def active(session: UserSession | None) -> UserSession:
     return session
 
 
-def shown(session: UserSession) -> Any:
-    """Return the value of the picture box."""
-    return SKIP if session.shown is None else session.shown
+def shown(session: UserSession | None) -> Update:
+    """Return the update of the picture box."""
+    return {} if session is None or session.shown is None else {"picture": session.shown}
 
 
 def first_query(lens: Any) -> Any:

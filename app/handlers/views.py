@@ -18,24 +18,22 @@ from ..share_links import share_value
 from ..sweep import sweep
 from ..user_session import UserSession
 from ..view_model import JSON, image_positions, inspection
-from .values import SKIP, PageValues, active, error_value
+from .values import PageValues, Update, active, error_value, never_raises
 
 
 class ViewHandlers(PageValues):
     """Handlers of events that change neither question nor gates."""
 
-    def set_lens(self, session: UserSession | None, lens: Any) -> tuple[Any, Any]:
-        """Show another layer, head or query; runs the model only if its results were dropped; returns frame and status."""
-        try:
-            session = active(session)
-            if session.state is None:
-                self.engine.set_gates(session, session.wanted or sg.Gates.ones(self.engine.vlm))
-            return self.frame(session, lens), SKIP
-        except Exception as error:
-            return SKIP, error_value(error)
+    @never_raises
+    def set_lens(self, session: UserSession | None, lens: Any) -> Update:
+        """Show another layer, head or query; runs the model only if its results were dropped."""
+        session = active(session)
+        if session.state is None:
+            self.engine.set_gates(session, session.wanted or sg.Gates.ones(self.engine.vlm))
+        return {"maps": self.frame(session, lens)}
 
-    def inspect(self, session: UserSession | None, lens: Any) -> tuple[Any, Any]:
-        """Measure what the row of prompt tokens and the panel of a patch show; returns tokens and status.
+    def inspect(self, session: UserSession | None, lens: Any) -> Update:
+        """Measure what the row of prompt tokens and the panel of a patch show.
 
         Where each run waits for a GPU, tokens are measured when one is chosen as the query, and a patch when it is clicked.
         """
@@ -44,7 +42,7 @@ class ViewHandlers(PageValues):
             with self.engine.scheduler.slot(session, "fast"):
                 state = session.state
                 if state is None:
-                    return SKIP, SKIP
+                    return {}
                 view, warm = self.lens(state, lens), state.prompt_session
                 image = image_positions(state.prompt)
                 texts = [position for position in range(state.prompt.length) if position not in image]
@@ -59,26 +57,25 @@ class ViewHandlers(PageValues):
                     token = int(state.prompt.sheets[view.sheet].tokens.flatten()[view.patch])
                     facts = warm.patch(token, view.layer, gates)
                 self.engine.cache.use(warm)
-                return inspection(state, view, shares, facts), SKIP
+                return {"tokens": inspection(state, view, shares, facts)}
         except Exception as error:
-            return {"error": error_value(error)["text"]}, error_value(error)
+            status = error_value(error)
+            return {"tokens": {"error": status["text"]}, "status": status}
 
-    def share(self, session: UserSession | None, lens: Any) -> tuple[Any, Any]:
-        """Build the link and the Python code of the current view; returns share and status."""
-        try:
-            session = active(session)
-            return share_value(session, self.lens(session.state, lens), self.engine), SKIP
-        except Exception as error:
-            return SKIP, error_value(error)
+    @never_raises
+    def share(self, session: UserSession | None, lens: Any) -> Update:
+        """Build the link and the Python code of the current view."""
+        session = active(session)
+        return {"share": share_value(session, self.lens(session.state, lens), self.engine)}
 
-    def sweep(self, session: UserSession | None) -> Iterator[JSON]:
+    def sweep(self, session: UserSession | None) -> Iterator[Update]:
         """Sweep the question over every layer and group; yields the sweep as it grows, the reason where it fails."""
         value: JSON = {}
         try:
             for value in sweep(self.engine, active(session)):
-                yield value
+                yield {"sweep": value}
         except Exception as error:
-            yield value | {"status": "failed", "note": error_value(error)["text"]}
+            yield {"sweep": value | {"status": "failed", "note": error_value(error)["text"]}}
 
     def stop_sweep(self, session: UserSession | None) -> None:
         """Stop the sweep that runs."""

@@ -70,14 +70,14 @@ def test_links_open_on_the_page_and_other_models_have_none(models: dict[str, sg.
     vlm = models["demo"]
     handlers = Handlers(Engine(vlm))
     ones = {"v_sink": [1.0] * 8, "rest": [1.0] * 8, "revision": 0}
-    session = handlers.begin(ones, {"layer": 2})[0]
+    session = handlers.begin(ones, {"layer": 2})["session"]
     for item, phenomenon in zip(gallery(vlm), PHENOMENA["demo"], strict=True):
         link = Link.from_text(item["link"], handlers.engine)
         assert link == phenomenon.link(vlm)
-        values = handlers.open_view(session, {"choice": {"link": item["link"]}}, ones, {"layer": 2})
-        assert values[0] is session and session.question == phenomenon.question
-        assert values[4]["lens"]["layer"] == phenomenon.view and values[4]["lens"]["hide"] == phenomenon.hide
+        values = handlers.open_view(session, {"choice": {"link": item["link"]}})
+        assert values["session"] is session and session.question == phenomenon.question
+        assert values["maps"]["lens"]["layer"] == phenomenon.view and values["maps"]["lens"]["hide"] == phenomenon.hide
     before = session.state, session.scene, session.learned
-    broken = handlers.open_view(session, {"choice": {"link": "broken"}}, ones, {"layer": 2})
-    assert "damaged" in broken[5]["text"] and before == (session.state, session.scene, session.learned)
+    broken = handlers.open_view(session, {"choice": {"link": "broken"}})
+    assert "damaged" in broken["status"]["text"] and before == (session.state, session.scene, session.learned)
     assert gallery(tiny) == [] and demonstration(tiny) is None

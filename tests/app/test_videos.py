@@ -39,10 +39,10 @@ def saved(frames, kind="GIF"):
 def test_the_gallerys_clip_is_a_video(handlers, mixer):
     session = UserSession()
     values = handlers.pick_example(session, {"choice": {"picture": GALLERY.index(CLIP)}}, mixer, LENS)
-    frame, status = values[4], values[5]
+    frame, status = values["maps"], values["status"]
     assert frame["sheets"] == FRAME_NAMES and frame["video"] and frame["lens"]["sheet"] == 1
     assert status["text"] == CLIP_NOTICE and "in the other frames" in frame["elsewhere"]
-    assert len(values[3]["other_views"]) == FRAMES - 1, "a picture under the maps of each frame"
+    assert len(values["questions"]["other_views"]) == FRAMES - 1, "a picture under the maps of each frame"
     marks = {mark["token"] for mark in frame["marks"]}
     assert marks <= set(session.state.prompt.sheets[1].tokens.flatten().tolist())
     assert session.nbytes >= FRAMES * 448 * 448 * 4
@@ -52,16 +52,18 @@ def test_an_animation_is_uploaded_and_a_picture_follows(handlers, mixer, tmp_pat
     session = UserSession()
     path = tmp_path / "clip.gif"
     path.write_bytes(saved(example_clip().frames * 2))
-    frame, status = handlers.new_picture(session, {"path": str(path)}, QUESTION, mixer, LENS)[4:6]
-    assert status["text"] == CLIP_NOTICE, "not that of photographs"
+    values = handlers.new_picture(session, {"path": str(path)}, QUESTION, mixer, LENS)
+    assert values["status"]["text"] == CLIP_NOTICE, "not that of photographs"
+    frame = values["maps"]
     assert frame["sheets"] == FRAME_NAMES and isinstance(session.image, sg.Video)
     program = python(session, Lens(layer=2, sheet=1), handlers.engine.vlm).replace("clip.gif", str(path))
     names = {}
     exec(program, names)
     assert [sheet.frames for sheet in names["prompt"].sheets] == [sheet.frames for sheet in session.state.prompt.sheets]
     example_clip().frames[0].save(tmp_path / "still.png")
-    frame, status = handlers.new_picture(session, {"path": str(tmp_path / "still.png")}, QUESTION, mixer, LENS)[4:6]
-    assert status["text"] == SCENES_ONLY
+    values = handlers.new_picture(session, {"path": str(tmp_path / "still.png")}, QUESTION, mixer, LENS)
+    assert values["status"]["text"] == SCENES_ONLY
+    frame = values["maps"]
     assert frame["sheets"] == ["picture"] and not frame["video"] and frame["lens"]["sheet"] == 0
 
 
@@ -84,15 +86,16 @@ def video_file(request, tmp_path):
 def test_a_video_file_is_uploaded(handlers, mixer, video_file):
     session = UserSession()
     values = handlers.new_picture(session, {"path": str(video_file)}, QUESTION, mixer, LENS)
-    assert values[5]["text"] == CLIP_NOTICE and values[4]["sheets"] == FRAME_NAMES and values[4]["video"]
-    assert session.image.fps == pytest.approx(2) and values[1] is session.image.frames[0]
+    assert values["status"]["text"] == CLIP_NOTICE
+    assert values["maps"]["sheets"] == FRAME_NAMES and values["maps"]["video"]
+    assert session.image.fps == pytest.approx(2) and values["picture"] is session.image.frames[0]
 
 
 @pytest.mark.parametrize("reason", ["PyAV", "pixels", "damaged", "model"])
 def test_a_video_that_cannot_be_used_is_refused_and_the_page_stays(
     handlers, mixer, video_file, reason, monkeypatch, tmp_path
 ):
-    session = handlers.begin(mixer, LENS)[0]
+    session = handlers.begin(mixer, LENS)["session"]
     shown = session.shown
     if reason == "PyAV":
         monkeypatch.setattr("sinkgate.images.video.find_spec", lambda name: None)
@@ -108,5 +111,6 @@ def test_a_video_that_cannot_be_used_is_refused_and_the_page_stays(
         monkeypatch.setattr(handlers.engine.backend, "prompt", refuse)
     words = {"PyAV": "PyAV", "pixels": "cut it", "damaged": "video", "model": "one picture"}[reason]
     values = handlers.new_picture(session, {"path": str(video_file)}, QUESTION, mixer, LENS)
-    assert values[1] is shown and session.shown is shown and session.scene is not None
-    assert values[5]["tone"] == "warning" and words in values[5]["text"] and "Unexpected" not in values[5]["text"]
+    assert values["picture"] is shown and session.shown is shown and session.scene is not None
+    status = values["status"]
+    assert status["tone"] == "warning" and words in status["text"] and "Unexpected" not in status["text"]

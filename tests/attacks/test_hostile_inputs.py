@@ -245,16 +245,11 @@ def test_pictures_that_are_broken(app, file, shown):
 def test_gates_that_are_none(app, data):
     page, junk = app.page, inputs.junk(app.listener.address)
     text = data.draw(inputs.spoiled_json(json.loads(page.values["gates-text"]), junk))
-    loads = data.draw(st.booleans())
-    if loads:
-        index = next(index for index, fields in page.events.items() if fields == ["gates-load"])
-        path = app.upload("gates.json", text.encode())
-        if path:
-            app.event(index, [{"path": path, "meta": FILE}], SESSION, "gates")
-    index = next(index for index, fields in page.events.items() if "gates-text" in fields)
-    values = [
-        text if name == "gates-text" else part for name, part in zip(page.events[index], page.valid(index), strict=True)
-    ]
+    changed: dict[str, Any] = {"gates-text": text}
+    if data.draw(st.booleans()) and (path := app.upload("gates.json", text.encode())):
+        changed = {"gates-load": {"path": path, "meta": FILE}}
+    index = next(index for index, fields in page.events.items() if {*changed} <= {*fields})
+    values = [changed.get(name, part) for name, part in zip(page.events[index], page.valid(index), strict=True)]
     app.event(index, values, SESSION, "gates")
 
 

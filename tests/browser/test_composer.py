@@ -240,7 +240,7 @@ def handlers(vlm: sg.VLM) -> Handlers:
 
 @pytest.fixture
 def session(handlers: Handlers, vlm: sg.VLM) -> UserSession:
-    return handlers.begin(setting(vlm), LENS)[0]
+    return handlers.begin(setting(vlm), LENS)["session"]
 
 
 def moved(session: UserSession, turn: int, **change: Any) -> dict[str, Any]:
@@ -277,9 +277,9 @@ def test_an_older_edit_or_one_of_another_picture_never_wins(
 )
 def test_bad_edits_get_a_sentence(handlers: Handlers, session: UserSession, vlm: sg.VLM, value: Any) -> None:
     scene, case = session.scene, session.state
-    *_, status, _, composer = handlers.edit_scene(session, value, setting(vlm), LENS)
-    assert status["tone"] == "warning" and "Unexpected" not in status["text"]
-    assert composer["scene"] == scene.to_dict() and session.scene is scene and session.state is case
+    update = handlers.edit_scene(session, value, setting(vlm), LENS)
+    assert update["status"]["tone"] == "warning" and "Unexpected" not in update["status"]["text"]
+    assert update["composer"]["scene"] == scene.to_dict() and session.scene is scene and session.state is case
     handlers.commit_scene(session, moved(session, 2, color="green"), setting(vlm), LENS)
     assert session.scene and session.scene.objects[0].color == "green"
 
@@ -289,7 +289,7 @@ def test_the_question_keeps_its_words_and_its_truth_follows(
 ) -> None:
     cross = {"shape": "cross", "color": "purple", "size": "small", "x": 0.2, "y": 0.2}
     for index in range(len(session.examples)):
-        session = handlers.begin(setting(vlm), LENS)[0]
+        session = handlers.begin(setting(vlm), LENS)["session"]
         question, before = session.examples[index]
         handlers.ask(session, question, setting(vlm), LENS)
         value = {**composer_value(session), "revision": 1}
@@ -309,5 +309,5 @@ def test_a_question_that_the_scene_no_longer_allows_comes_back(
     midline = [{**item, "x": 0.5, "y": y} for item, y in zip(scene["objects"], (0.55, 0.215), strict=True)]
     for turn, (objects, allowed) in enumerate(((midline, False), (scene["objects"], True)), start=1):
         value = {**composer_value(session), "scene": {**scene, "objects": objects}, "revision": turn}
-        assert handlers.edit_scene(session, value, setting(vlm), LENS)[2]["tone"] == "calm"
+        assert handlers.edit_scene(session, value, setting(vlm), LENS)["status"]["tone"] == "calm"
         assert (question in dict(session.examples)) == allowed

@@ -298,7 +298,7 @@ def handlers(vlm: sg.VLM, shipped: Path) -> Handlers:
 
 @pytest.fixture
 def session(handlers: Handlers, vlm: sg.VLM) -> UserSession:
-    return handlers.begin(setting(vlm), LENS)[0]
+    return handlers.begin(setting(vlm), LENS)["session"]
 
 
 def chosen(name: str | None, off: Any = ()) -> dict[str, Any]:
@@ -312,11 +312,11 @@ def chosen(name: str | None, off: Any = ()) -> dict[str, Any]:
 def test_bad_choices_get_a_sentence(handlers: Handlers, session: UserSession, value: Any) -> None:
     handlers.choose_learned(session, chosen("stack"), LENS)
     case = session.state
-    picker, _, _, status = handlers.choose_learned(session, value, LENS)
-    assert status["tone"] == "warning" and "Unexpected" not in status["text"]
-    assert picker["chosen"] == "stack" and session.state is case
-    assert "expired" in handlers.choose_learned(None, value, LENS)[-1]["text"]
-    assert "expired" in handlers.upload_learned(None, [], LENS)[-1]["text"]
+    update = handlers.choose_learned(session, value, LENS)
+    assert update["status"]["tone"] == "warning" and "Unexpected" not in update["status"]["text"]
+    assert update["learned"]["chosen"] == "stack" and session.state is case
+    for update in (handlers.choose_learned(None, value, LENS), handlers.upload_learned(None, [], LENS)):
+        assert "expired" in update["status"]["text"]
 
 
 def test_layers_without_a_gate_cannot_be_switched_off(handlers: Handlers, session: UserSession) -> None:
@@ -328,15 +328,18 @@ def test_what_the_hand_sent_before_the_gates_read_comes_too_late(
     handlers: Handlers, session: UserSession, vlm: sg.VLM
 ) -> None:
     handlers.set_gates(session, setting(vlm, 0.3, turn=4), LENS)
-    _, mixer, frame, _ = handlers.choose_learned(session, chosen("stack"), LENS)
-    assert mixer["revision"] == OWN_REVISION_STEP
-    stands = handlers.set_gates(session, setting(vlm, 0.7, turn=5), LENS)[0]
-    assert stands.get("gates") is None and handlers.set_lens(session, LENS)[0]["gates"] == frame["gates"]
+    values = handlers.choose_learned(session, chosen("stack"), LENS)
+    frame = values["maps"]
+    assert values["mixer"]["revision"] == OWN_REVISION_STEP
+    assert handlers.set_gates(session, setting(vlm, 0.7, turn=5), LENS) == {}
+    assert handlers.set_lens(session, LENS)["maps"]["gates"] == frame["gates"]
     *_, last = handlers.stream_answers(
         session, setting(vlm, 0.7, turn=5)
     )  # no hand will ask again: what the gates set is told
-    assert last[0]["done"] and last[0]["sequence"] == session.sequence and last[1]["gates"] == frame["gates"]
-    assert handlers.set_gates(session, setting(vlm, 0.7, turn=OWN_REVISION_STEP + 1), LENS)[1]["text"] == MANUAL_SETTING
+    assert last["answers"]["done"] and last["answers"]["sequence"] == session.sequence
+    assert last["maps"]["gates"] == frame["gates"]
+    update = handlers.set_gates(session, setting(vlm, 0.7, turn=OWN_REVISION_STEP + 1), LENS)
+    assert update["status"]["text"] == MANUAL_SETTING
 
 
 def test_gates_find_sinks_by_their_own_criterion(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
@@ -344,7 +347,7 @@ def test_gates_find_sinks_by_their_own_criterion(handlers: Handlers, session: Us
     handlers.engine.learned.append(LearnedGates("by norm", lsg))
     before = session.state
     assert before and before.sinks.v_verdict and "norm" not in before.sinks.v_verdict.criterion
-    _, mixer, _, _ = handlers.choose_learned(session, chosen("by norm"), LENS)
+    mixer = handlers.choose_learned(session, chosen("by norm"), LENS)["mixer"]
     assert session.state and session.state.sinks.v_verdict and "norm" in session.state.sinks.v_verdict.criterion
     assert mixer["v_sink"] == pytest.approx(expected_gates(vlm, lsg)["v_sink"], abs=CLOSE)
     handlers.choose_learned(session, chosen(None), LENS)
@@ -362,16 +365,17 @@ def test_gates_that_cannot_read_leave_everything_as_it_was(
     for criterion in ("auto", "norm"):
         lsg = Broken(some_gates(vlm, [2], criterion=criterion).config)
         handlers.engine.learned.append(LearnedGates(criterion, lsg))
-        picker, _, _, status = handlers.choose_learned(session, chosen(criterion), LENS)
-        assert status["text"] == "These gates cannot read." and picker["chosen"] is None
+        update = handlers.choose_learned(session, chosen(criterion), LENS)
+        assert update["status"]["text"] == "These gates cannot read." and update["learned"]["chosen"] is None
         assert session.state is case and session.learned is None
 
 
 def test_uploads_are_few_and_numbered(handlers: Handlers, session: UserSession, vlm: sg.VLM, tmp_path: Path) -> None:
     some_gates(vlm, [1]).save_pretrained(tmp_path)
     for _ in range(MAX_UPLOADED_GATES + 1):
-        picker, _, _, status = handlers.upload_learned(session, [str(path) for path in files(tmp_path)], LENS)
-        assert status["tone"] == "calm"
+        update = handlers.upload_learned(session, [str(path) for path in files(tmp_path)], LENS)
+        assert update["status"]["tone"] == "calm"
+    picker = update["learned"]
     names = [gates["name"] for gates in picker["offered"]]
     assert names == ["layer-2", "stack", *(f"uploaded {number}" for number in range(2, MAX_UPLOADED_GATES + 2))]
     assert picker["chosen"] == names[-1]

@@ -47,7 +47,7 @@ def setting(vlm: sg.VLM, v_sink: float = 1.0, turn: int | None = None) -> dict[s
 
 @pytest.fixture
 def session(handlers: Handlers, vlm: sg.VLM) -> UserSession:
-    return handlers.begin(setting(vlm), LENS)[0]
+    return handlers.begin(setting(vlm), LENS)["session"]
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def session(handlers: Handlers, vlm: sg.VLM) -> UserSession:
 )  # fmt: skip
 def test_bad_settings_get_a_sentence(handlers: Handlers, session: UserSession, value: Any) -> None:
     case = session.state
-    frame, status = handlers.set_gates(session, value, LENS)
-    assert isinstance(status, dict) and status["tone"] == "warning" and "Unexpected" not in status["text"]
-    assert frame == gr.skip() and session.state is case
+    update = handlers.set_gates(session, value, LENS)
+    assert update["status"]["tone"] == "warning" and "Unexpected" not in update["status"]["text"]
+    assert list(update) == ["status"] and session.state is case
     updates = list(handlers.stream_answers(session, value))
-    assert len(updates) == 1 and updates[0][-1]["tone"] == "warning"
+    assert len(updates) == 1 and updates[0]["status"]["tone"] == "warning"
 
 
 @pytest.mark.parametrize(
@@ -82,27 +82,26 @@ def test_bad_settings_get_a_sentence(handlers: Handlers, session: UserSession, v
     ],
 )
 def test_any_lens_can_be_looked_through(handlers: Handlers, session: UserSession, vlm: sg.VLM, lens: Any) -> None:
-    frame, _ = handlers.set_lens(session, lens)
+    frame = handlers.set_lens(session, lens)["maps"]
     assert 0 <= frame["lens"]["layer"] < vlm.num_layers and frame["lens"]["hide"] is False
     assert frame["lens"]["sheet"] == 0 and frame["lens"]["position"] is None
-    value, _ = handlers.inspect(session, lens)
-    assert value["tokens"]
+    assert handlers.inspect(session, lens)["tokens"]["tokens"]
 
 
 def test_a_forgotten_page_says_so(handlers: Handlers, vlm: sg.VLM) -> None:
-    for status in (handlers.set_gates(None, setting(vlm), LENS)[1], handlers.set_lens(None, LENS)[1]):
-        assert "expired" in status["text"]
-    assert "expired" in next(handlers.stream_answers(None, setting(vlm)))[-1]["text"]
+    answers = handlers.stream_answers(None, setting(vlm))
+    for update in (handlers.set_gates(None, setting(vlm), LENS), handlers.set_lens(None, LENS), *answers):
+        assert "expired" in update["status"]["text"]
 
 
 def test_a_view_opened_on_the_page_counts_on(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
     """The next choice of a map is newer than all before, although the link's lens has no number."""
     handlers.set_lens(session, {**LENS, "layer": 4, "revision": 7})
-    link = handlers.share(session, {**LENS, "layer": 3})[0]["link"]
-    values = handlers.open_view(session, {"choice": {"link": link}}, setting(vlm), LENS)
-    lens = values[-2]
-    assert lens["layer"] == 3 and values[4]["lens"]["layer"] == 3
-    frame, _ = handlers.set_lens(session, {**lens, "layer": 5, "revision": lens["revision"] + 1})
+    link = handlers.share(session, {**LENS, "layer": 3})["share"]["link"]
+    values = handlers.open_view(session, {"choice": {"link": link}})
+    lens = values["lens"]
+    assert lens["layer"] == 3 and values["maps"]["lens"]["layer"] == 3
+    frame = handlers.set_lens(session, {**lens, "layer": 5, "revision": lens["revision"] + 1})["maps"]
     assert frame["lens"]["layer"] == 5
 
 
@@ -110,32 +109,29 @@ def test_a_model_for_photographs_opens_with_photographs(vlm: sg.VLM, monkeypatch
     """It knows all words, as real tokenizers do. A link opens the photograph again, and the code names it."""
     monkeypatch.setattr(vlm, "unknown_words", lambda _: [])
     handlers = Handlers(Engine(vlm))
-    session, shown, question, *_ = handlers.begin(setting(vlm), LENS)
+    opened = handlers.begin(setting(vlm), LENS)
+    session, shown, question = opened["session"], opened["picture"], opened["question"]
     cat, astronaut = (sg.open_image(photographs()[name]) for name in ("cat", "astronaut"))
     assert session.photograph == "cat" and shown.tobytes() == cat.tobytes() and question == "What is in the picture?"
     chosen = {"choice": {"picture": 2}}
-    frame = handlers.pick_example(session, chosen, setting(vlm, 0.5), LENS)[4]
+    frame = handlers.pick_example(session, chosen, setting(vlm, 0.5), LENS)["maps"]
     assert session.photograph == "astronaut" and session.image is not None
     assert session.image.tobytes() == astronaut.tobytes() and session.scene is None
-    taken = handlers.share(session, LENS)[0]
+    taken = handlers.share(session, LENS)["share"]
     assert "photographs()['astronaut']" in taken["python"] and taken["lacks"] == ""
     values = handlers.load_page(taken["link"], setting(vlm), LENS)
-    assert (
-        values[0].photograph == "astronaut" and values[1].tobytes() == astronaut.tobytes() and values[5]["text"] == ""
-    )
-    assert values[4]["after"] == frame["after"] and values[4]["here"] == taken["link"]
+    assert values["session"].photograph == "astronaut" and values["status"]["text"] == ""
+    assert values["picture"].tobytes() == astronaut.tobytes()
+    assert values["maps"]["after"] == frame["after"] and values["maps"]["here"] == taken["link"]
     handlers.new_scene(session, setting(vlm), LENS)
     assert session.photograph is None and session.scene is not None
-    assert "photograph" not in unpacked(handlers.share(session, LENS)[0]["link"])
+    assert "photograph" not in unpacked(handlers.share(session, LENS)["share"]["link"])
 
 
 def test_a_link_with_an_unknown_photograph_opens_a_scene(handlers: Handlers, vlm: sg.VLM) -> None:
     content = {"v": 1, "model": vlm.name, "question": "How many objects are there?", "photograph": "../secret"}
     link = base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
-    (
-        session,
-        *_,
-    ) = handlers.load_page(link, setting(vlm), LENS)
+    session = handlers.load_page(link, setting(vlm), LENS)["session"]
     assert session.photograph is None and session.scene is not None and session.notice.startswith(STAND_IN)
 
 
@@ -147,22 +143,21 @@ def test_pictures_that_browsers_open_are_read(kind: str, tmp_path: Path) -> None
 
 def test_an_older_setting_never_replaces_a_newer_one(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
     handlers.set_gates(session, setting(vlm, 0.3, turn=7), LENS)
-    assert handlers.set_gates(session, setting(vlm, 0.9, turn=6), LENS)[0] == gr.skip()
+    assert handlers.set_gates(session, setting(vlm, 0.9, turn=6), LENS) == {}
     assert list(handlers.stream_answers(session, setting(vlm, 0.9, turn=6))) == []
     assert session.state is not None and session.state.gates.scales[0, 0].item() == pytest.approx(0.3)
 
 
 def test_a_last_tick_behind_the_answers_keeps_the_link(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
-    moving, _ = handlers.set_gates(session, setting(vlm, 0.4, turn=1), LENS)
-    late, _ = handlers.set_gates(session, setting(vlm, 0.4, turn=2), LENS)
+    moving, late = (handlers.set_gates(session, setting(vlm, 0.4, turn=turn), LENS)["maps"] for turn in (1, 2))
     assert "here" not in moving and late["here"] == handlers.frame(session, LENS)["here"]
 
 
 def test_a_late_tick_keeps_the_newest_lens(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
     handlers.set_lens(session, {**LENS, "layer": 4, "revision": 2})
-    frame, _ = handlers.set_gates(session, setting(vlm, 0.4, turn=1), {**LENS, "layer": 5, "revision": 1})
+    frame = handlers.set_gates(session, setting(vlm, 0.4, turn=1), {**LENS, "layer": 5, "revision": 1})["maps"]
     assert frame["lens"]["layer"] == 4 and session.lens["layer"] == 4
-    frame, _ = handlers.set_gates(session, setting(vlm, 0.5, turn=2), {**LENS, "layer": 6, "revision": 3})
+    frame = handlers.set_gates(session, setting(vlm, 0.5, turn=2), {**LENS, "layer": 6, "revision": 3})["maps"]
     assert frame["lens"]["layer"] == 6
 
 
@@ -171,10 +166,10 @@ def test_an_answer_stops_when_something_newer_begins(handlers: Handlers, session
     next(answers)
     handlers.set_gates(session, setting(vlm, 0.6), LENS)
     rest = list(answers)
-    assert not any(isinstance(update[0], dict) and update[0].get("done") for update in rest)
+    assert not any(update["answers"].get("done") for update in rest)
     assert session.state is not None and not session.state.gated_done
     final = list(handlers.stream_answers(session, setting(vlm, 0.6)))[-1]
-    assert final[0]["done"] and final[0]["sequence"] == session.sequence
+    assert final["answers"]["done"] and final["answers"]["sequence"] == session.sequence
 
 
 def test_an_answer_that_was_interrupted_is_never_kept_as_whole(
@@ -202,11 +197,11 @@ def test_an_answer_that_was_interrupted_is_never_kept_as_whole(
 
     monkeypatch.setattr(LocalSession, "stream", interrupted)
     for side in ("unchanged_done", "gated_done"):
-        assert not any(update[0].get("done") for update in handlers.stream_answers(session, setting(vlm, 0.4)))
+        assert not any(update["answers"].get("done") for update in handlers.stream_answers(session, setting(vlm, 0.4)))
         assert not getattr(session.state, side)
         session.state.unchanged_done = True  # so that the next answer to be generated is the gated one
     monkeypatch.setattr(LocalSession, "stream", stream)
-    final = list(handlers.stream_answers(session, setting(vlm, 0.4)))[-1][0]
+    final = list(handlers.stream_answers(session, setting(vlm, 0.4)))[-1]["answers"]
     expected = vlm.answer(session.state.prompt, gates, session.state.sinks, max_new_tokens=MAX_NEW_TOKENS)
     assert final["done"] and [word for word, _ in final["gated"]] == expected.text.split()
     assert len(expected.tokens) > 2
@@ -218,7 +213,7 @@ def test_what_is_written_is_drawn_through_the_newest_lens(
     answers = handlers.stream_answers(session, setting(vlm, 0.3))
     next(answers)
     handlers.set_lens(session, {**LENS, "layer": 5})
-    assert list(answers)[-1][1]["lens"]["layer"] == 5
+    assert list(answers)[-1]["maps"]["lens"]["layer"] == 5
 
 
 def test_a_frame_shows_one_setting_though_the_faders_move_while_it_is_drawn(
@@ -273,7 +268,7 @@ def test_both_tiers_at_once_settle_on_one_state(handlers: Handlers, session: Use
     slow.start()
     handlers.set_gates(session, setting(vlm, 0.2), LENS)
     slow.join(timeout=60)
-    assert updates[-1][0]["done"]
+    assert updates[-1]["answers"]["done"]
     assert session.state is not None and session.state.gated_done
 
 
@@ -291,7 +286,7 @@ def test_one_setting_at_a_time_runs_on_the_model(
         return trace
 
     monkeypatch.setattr(LocalSession, "predict", counted)
-    other = handlers.begin(setting(vlm), LENS)[0]
+    other = handlers.begin(setting(vlm), LENS)["session"]
     with ThreadPoolExecutor(4) as hands:
         for number in range(1, 9):
             hands.submit(handlers.set_gates, (session, other)[number % 2], setting(vlm, number / 10), LENS)
@@ -308,11 +303,11 @@ def states(monkeypatch: pytest.MonkeyPatch) -> int:
 def test_memory_is_bounded_and_what_was_dropped_comes_back(
     handlers: Handlers, session: UserSession, vlm: sg.VLM, states: int
 ) -> None:
-    before = handlers.set_lens(session, LENS)[0]["before"]
+    before = handlers.set_lens(session, LENS)["maps"]["before"]
     for _ in range(states):
         handlers.begin(setting(vlm), LENS)
     assert session.state is None
-    frame, _ = handlers.set_gates(session, setting(vlm), LENS)
+    frame = handlers.set_gates(session, setting(vlm), LENS)["maps"]
     assert frame["before"] == pytest.approx(before, abs=1e-6)
 
 
@@ -323,7 +318,7 @@ def test_what_was_dropped_comes_back_under_its_gates_when_it_is_looked_at(
     for _ in range(states):
         handlers.begin(setting(vlm), LENS)
     assert session.state is None
-    assert handlers.set_lens(session, LENS)[0]["gates"]["v_sink"][0] == 0.3
+    assert handlers.set_lens(session, LENS)["maps"]["gates"]["v_sink"][0] == 0.3
 
 
 def test_whoever_moves_faders_is_not_idle(handlers: Handlers, session: UserSession, vlm: sg.VLM, states: int) -> None:
@@ -342,7 +337,7 @@ def test_nobody_is_forgotten_while_being_answered(
     next(answers)
     for _ in range(2):
         handlers.begin(setting(vlm), LENS)
-    assert list(answers)[-1][0]["done"] and session.state is not None
+    assert list(answers)[-1]["answers"]["done"] and session.state is not None
     handlers.begin(setting(vlm), LENS)
     assert session.state is None
 
@@ -355,8 +350,8 @@ def test_the_idlest_users_are_forgotten_and_told_so(
     for _ in range(3):
         handlers.begin(setting(vlm), LENS)
     assert session.nbytes == 0 and handlers.engine.sessions == 3 and handlers.engine.session_bytes < 2_500_000
-    assert "expired" in handlers.set_gates(session, setting(vlm, 0.5), LENS)[1]["text"]
-    assert isinstance(handlers.new_scene(session, setting(vlm), LENS)[4], dict)  # a click, and it goes on
+    assert "expired" in handlers.set_gates(session, setting(vlm, 0.5), LENS)["status"]["text"]
+    assert "maps" in handlers.new_scene(session, setting(vlm), LENS)  # a click, and it goes on
 
 
 def test_too_large_a_picture_is_made_smaller(tmp_path: Path) -> None:
@@ -376,23 +371,24 @@ def test_an_answer_that_takes_too_long_is_stopped_and_says_so(
     monkeypatch.setattr(Deadline, "__call__", lambda self: setattr(self, "passed", True) or True)
     handlers.ask(session, "What do you see?", setting(vlm), LENS)
     *_, last = handlers.stream_answers(session, setting(vlm))
-    assert last[0]["done"] and len(last[0]["unchanged"]) == 1 and "stopped after 20 seconds" in last[-1]["text"]
+    assert last["answers"]["done"] and len(last["answers"]["unchanged"]) == 1
+    assert "stopped after 20 seconds" in last["status"]["text"]
 
 
 def test_a_user_who_meets_a_full_queue_keeps_the_page(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
     handlers.engine.scheduler.limits = Limits(queue=0)
     case = session.state
-    answers = [
-        handlers.set_gates(session, setting(vlm, 0.5), LENS)[1],
-        handlers.ask(session, "How many circles are there?", setting(vlm), LENS)[5],
-        handlers.begin(setting(vlm), LENS)[5],
-        handlers.new_scene(session, setting(vlm), LENS)[5],
-        next(handlers.stream_answers(session, setting(vlm)))[-1],
+    updates = [
+        handlers.set_gates(session, setting(vlm, 0.5), LENS),
+        handlers.ask(session, "How many circles are there?", setting(vlm), LENS),
+        handlers.begin(setting(vlm), LENS),
+        handlers.new_scene(session, setting(vlm), LENS),
+        next(handlers.stream_answers(session, setting(vlm))),
     ]
-    assert all("every place in the queue is taken" in status["text"] for status in answers)
+    assert all("every place in the queue is taken" in update["status"]["text"] for update in updates)
     assert session.state is case
     handlers.engine.scheduler.limits = Limits()
-    assert isinstance(handlers.set_gates(session, setting(vlm, 0.5), LENS)[0], dict)
+    assert "maps" in handlers.set_gates(session, setting(vlm, 0.5), LENS)
 
 
 def test_a_fader_runs_only_the_layers_from_its_own_upward(
@@ -402,7 +398,7 @@ def test_a_fader_runs_only_the_layers_from_its_own_upward(
         handlers.set_gates(session, setting(vlm), LENS)
         gates = sg.Gates.ones(vlm).set("v_sink", 0.3, layer)
         value = {"v_sink": gates.scales[:, 0].tolist(), "rest": gates.scales[:, 2].tolist(), "revision": 100 - layer}
-        frame, _ = handlers.set_gates(session, value, LENS)
+        frame = handlers.set_gates(session, value, LENS)["maps"]
         assert frame["cost"].startswith(f"recomputed layers {layer}-{vlm.num_layers - 1} · ")
 
 
@@ -412,7 +408,7 @@ def test_warm_prompts_share_a_budget(handlers: Handlers, session: UserSession, v
     cache.budget = session.state.prompt_session.nbytes
     handlers.begin(setting(vlm), LENS)
     assert session.state.prompt_session.nbytes == 0, "the newer user's prompt is held"
-    frame, _ = handlers.set_gates(session, setting(vlm, 0.3), LENS)
+    frame = handlers.set_gates(session, setting(vlm, 0.3), LENS)["maps"]
     assert frame["identity"] is False and cache.nbytes <= cache.budget
 
 

@@ -69,8 +69,8 @@ def mixer(v_sink: float = 1.0) -> dict[str, Any]:
 
 def arrive(handlers: Handlers, text: Any) -> tuple[UserSession, str, dict[str, Any]]:
     """The session, the status line and the frame that a user with this link gets."""
-    session, _, _, _, frame, status, *_ = handlers.load_page(text, mixer(), LENS)
-    return session, status["text"], frame
+    values = handlers.load_page(text, mixer(), LENS)
+    return values["session"], values["status"]["text"], values["maps"]
 
 
 # --- the link itself

@@ -261,7 +261,7 @@ def test_questions_are_offered_that_the_model_has_words_for(
         returned = Handlers(Engine(demo)).new_picture(
             UserSession(), {"path": str(wide)}, "", {"v_sink": ones, "rest": ones}, LENS
         )
-        return [chip["question"] for chip in returned[3]["chips"]]
+        return [chip["question"] for chip in returned["questions"]["chips"]]
 
     assert offered() == list(PLAIN_QUESTIONS)
     monkeypatch.setattr(demo, "unknown_words", lambda question: [])  # as of a tokenizer that spells words out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,16 @@ def handlers(vlm: sg.VLM) -> Handlers:
 
 
 def opened(handlers: Handlers) -> UserSession:
-    return handlers.begin(ONES, LENS)[0]
+    return handlers.begin(ONES, LENS)["session"]
+
+
+def swept(handlers: Handlers, session: UserSession | None) -> Iterator[dict[str, Any]]:
+    return (update["sweep"] for update in handlers.sweep(session))
 
 
 def test_values_equal_a_direct_computation(handlers: Handlers, vlm: sg.VLM) -> None:
     session = opened(handlers)
-    *_, value = handlers.sweep(session)
+    *_, value = swept(handlers, session)
     assert session.state and value["status"] == "done" and value["done"] == value["total"]
     sinks, prompt = session.state.sinks, vlm.prompt(session.image, session.question)
     first = int(vlm.predict(prompt).probabilities.argmax())
@@ -62,10 +67,10 @@ def test_points_are_those_of_the_oracle() -> None:
 
 def test_faders_come_in_between_and_the_page_is_as_without_a_sweep(handlers: Handlers, vlm: sg.VLM) -> None:
     session = opened(handlers)
-    running = handlers.sweep(session)
+    running = swept(handlers, session)
     values = [next(running), next(running)]
     moved = {**ONES, "v_sink": [1, 1, 0.1, 1, 1, 1, 1, 1], "revision": 1}
-    frame, _ = handlers.set_gates(session, moved, LENS)  # the generator holds no slot while it is not read
+    frame = handlers.set_gates(session, moved, LENS)["maps"]  # the generator holds no slot while it is not read
     values += running
     direct = vlm.predict(
         vlm.prompt(session.image, session.question), sg.Gates.ones(vlm).set("v_sink", 0.1, 2), session.state.sinks
@@ -80,7 +85,7 @@ def test_faders_come_in_between_and_the_page_is_as_without_a_sweep(handlers: Han
 @pytest.mark.parametrize("end", ["stop", "question", "picture", "sweep", "expired"])
 def test_a_sweep_ends_early(handlers: Handlers, end: str) -> None:
     session = opened(handlers)
-    running = handlers.sweep(session)
+    running = swept(handlers, session)
     before = [next(running), next(running)][-1]
     if end == "stop":
         handlers.stop_sweep(session)
@@ -98,11 +103,11 @@ def test_a_sweep_ends_early(handlers: Handlers, end: str) -> None:
 
 
 def test_failures_are_sentences(handlers: Handlers) -> None:
-    assert next(handlers.sweep(None))["note"].startswith("This session expired")
+    assert next(swept(handlers, None))["note"].startswith("This session expired")
     session = opened(handlers)
     handlers.engine.backend.interactive = False
     try:
-        [value] = handlers.sweep(session)
+        [value] = swept(handlers, session)
     finally:
         del handlers.engine.backend.interactive
     assert value == {"status": "failed", "note": NO_SWEEP}

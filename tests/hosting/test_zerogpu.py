@@ -305,7 +305,7 @@ def test_tokens_are_measured_there_when_they_are_chosen(far_bench, spaces, demo,
     session = UserSession()
     handlers.engine.ask(session, QUESTION, sg.Gates.ones(demo), image)
     jobs = spaces.forks
-    value, _ = handlers.inspect(session, {"layer": 2})
+    value = handlers.inspect(session, {"layer": 2})["tokens"]
     assert [token["text"] for token in value["tokens"] if token["kind"] == "question"] == [
         "how",
         "many",
@@ -315,16 +315,16 @@ def test_tokens_are_measured_there_when_they_are_chosen(far_bench, spaces, demo,
     ]
     assert spaces.forks == jobs and not any("shares" in token for token in value["tokens"]) and value["patch"] is None
     position = next(token["position"] for token in value["tokens"] if token["text"] == "objects")
-    frame, _ = handlers.set_lens(session, {"layer": 2, "position": position})
+    frame = handlers.set_lens(session, {"layer": 2, "position": position})["maps"]
     near = Handlers(Engine(demo))
     other = UserSession()
     near.engine.ask(other, QUESTION, sg.Gates.ones(demo), image)
     assert frame["before"] == pytest.approx(
-        near.set_lens(other, {"layer": 2, "position": position})[0]["before"], abs=1e-6
+        near.set_lens(other, {"layer": 2, "position": position})["maps"]["before"], abs=1e-6
     )
-    assert near.inspect(other, {"layer": 2})[0]["tokens"][-1]["shares"]
+    assert near.inspect(other, {"layer": 2})["tokens"]["tokens"][-1]["shares"]
     far_bench.run = refuse
-    frame, _ = handlers.set_lens(session, {"layer": 2, "position": position + 1})
+    frame = handlers.set_lens(session, {"layer": 2, "position": position + 1})["maps"]
     assert frame["lens"]["position"] is None and frame["note"] == "No GPU for this."
 
 
