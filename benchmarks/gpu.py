@@ -390,7 +390,7 @@ def training_step(subject: Subject, rounds: int) -> list[Row]:
 
         def shared() -> None:
             with lsg.applied(vlm, batch):
-                prefix.losses(prefix.within(lsg)).mean().backward()
+                prefix.batch.losses(prefix.within(lsg)).mean().backward()
 
         def whole() -> None:
             with lsg.applied(vlm, batch):

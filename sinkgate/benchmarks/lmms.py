@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from sinkgate.errors import SinkgateError
 from sinkgate.methods import Fixed, Method, finder_of
 from sinkgate.methods.registry import published, read_method
 from sinkgate.models import loading
 from sinkgate.models.prompts import Prompt
+from sinkgate.output import track
 from sinkgate.sinks.criteria import read_criterion
 from sinkgate.sinks.gates import Gates
 
@@ -114,16 +114,15 @@ class GatedModel(lmms):
             SinkgateError: a request has visuals other than images.
         """
         answers = [""] * len(requests)
-        with tqdm(total=len(requests), desc=NAME, disable=self.rank != 0) as bar:
-            for numbers in _batches([request.args[1] for request in requests], self.batch_size):
-                chosen = [requests[number].args for number in numbers]
-                options = chosen[0][1]
-                contexts = [(context, self._images(*place)) for context, _, *place in chosen]
-                prompts = [self._prompt(context, images) for context, images in contexts if images]
-                gated = iter(self._gated(prompts, options) if prompts else ())
-                for number, (context, images) in zip(numbers, contexts, strict=True):
-                    answers[number] = _until(next(gated) if images else self._plain(context, options), options)
-                bar.update(len(numbers))
+        parts = list(_batches([request.args[1] for request in requests], self.batch_size))
+        for numbers in track(parts, NAME, unit="batches", show=self.rank == 0):
+            chosen = [requests[number].args for number in numbers]
+            options = chosen[0][1]
+            contexts = [(context, self._images(*place)) for context, _, *place in chosen]
+            prompts = [self._prompt(context, images) for context, images in contexts if images]
+            gated = iter(self._gated(prompts, options) if prompts else ())
+            for number, (context, images) in zip(numbers, contexts, strict=True):
+                answers[number] = _until(next(gated) if images else self._plain(context, options), options)
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import cache
 from io import TextIOWrapper
 from typing import Any
@@ -53,12 +52,8 @@ EXTRAS = {  # top-level package: the extra that installs it
 }
 
 
-@cache
-def _command() -> Callable[[], Any]:
-    """Return the command of `cli`; typer reads the parameters of all commands anew for each one that it makes."""
-    return typer.main.get_command(cli)
-
-
+#: typer reads the parameters of all commands anew for each one that it makes.
+_command = cache(typer.main.get_command)
 UsageError: Any = typer.BadParameter.__base__  # of click, or of typer's own copy
 
 
@@ -68,7 +63,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(_command()(sys.argv[1:] or ["--help"], standalone_mode=False))
+        sys.exit(_command(cli)(sys.argv[1:] or ["--help"], standalone_mode=False))
     except UsageError as error:
         sentence = _in_words(error)
     except SinkgateError as error:

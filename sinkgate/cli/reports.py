@@ -35,9 +35,9 @@ def report(
     contents = contents_of(folder)
     typer.echo(f"written to {write_page(folder, out, contents)}")
     if tables:
-        typer.echo(f"{len(write_tables(folder, tables, contents))} tables as .{tables}, in the studies' folders")
+        typer.echo(f"{len(write_tables(contents, tables))} tables as .{tables}, in the studies' folders")
     if figures:
-        typer.echo(f"{len(write_figures(folder, figures, contents))} figures as .{figures}, in the studies' folders")
+        typer.echo(f"{len(write_figures(contents, figures))} figures as .{figures}, in the studies' folders")
 
 
 def merge(

@@ -8,7 +8,6 @@ counting share. Gates to be probed on these pictures should not be trained on th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from reprlib import repr as short
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sinkgate.data.llava import RecordError, exists, image_folder, named, one_of
+from sinkgate.data.llava import RecordError, exists, image_folder, named, one_of, read_object
 from sinkgate.data.probe_example import Pictured, Target
 from sinkgate.errors import SinkgateError
 
@@ -80,13 +79,8 @@ def read_clevr(
 
 def _scenes(path: Path) -> list[Any]:
     expected = "expected CLEVR's scene file, such as CLEVR_val_scenes.json"
-    if not exists(path):
-        raise SinkgateError(f"there is no file {named(path)}; {expected}")
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise SinkgateError(f"{path} is no JSON ({error}); {expected}") from error
-    scenes = content.get("scenes") if isinstance(content, dict) else None
+    content = read_object(path, expected)
+    scenes = content.get("scenes")
     if not isinstance(scenes, list):
         raise SinkgateError(f"{path}: field 'scenes' is {_got(content, 'scenes')}, not a list; {expected}")
     if not scenes:

@@ -98,6 +98,19 @@ def one_of(name: str, value: str, choices: Any) -> None:
         raise SinkgateError(f"{name} is {value!r}; expected {expected}")
 
 
+def read_object(path: Path, expected: str) -> dict[str, Any]:
+    """Return the JSON object in a file; raise SinkgateError, which ends in ``expected``, if there is none."""
+    if not exists(path):
+        raise SinkgateError(f"there is no file {named(path)}; {expected}")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise SinkgateError(f"{path} is no JSON ({error}); {expected}") from error
+    if not isinstance(content, dict):
+        raise SinkgateError(f"{path} holds {short(content)}, no object; {expected}")
+    return content
+
+
 def decode(line: str | bytes) -> Any:
     """Return a record from its line of JSON; raise RecordError if it is none."""
     try:

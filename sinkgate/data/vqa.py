@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
-from sinkgate.data.llava import Broken, RecordError, exists, image_folder, named, one_of
+from sinkgate.data.llava import Broken, RecordError, exists, image_folder, named, one_of, read_object
 from sinkgate.data.sample import Sample
 from sinkgate.errors import SinkgateError
 
+EXPECTED = "expected a whole JSON file of VQA v2 or GQA"
 INSTRUCTION = "\nAnswer the question using a single word or phrase."  # LLaVA's, and lmms-eval's
 
 
@@ -56,7 +56,7 @@ def read_questions(
     path, folder = Path(path), image_folder(images)
     one_of("broken", broken, Broken)
     passed = Counter() if passed is None else passed
-    content = _json(path)
+    content = read_object(path, EXPECTED)
     rows = _vqa(content, path, annotations) if isinstance(content.get("questions"), list) else _gqa(content)
     return _samples(rows, path, folder, broken, passed)
 
@@ -90,7 +90,7 @@ def _sample(names: tuple[str, ...], row: Any, folder: Path) -> Sample:
 def _vqa(content: dict[str, Any], path: Path, annotations: str | Path | None) -> Iterator[tuple[Any, Any]]:
     beside = path.with_name(path.name.replace("OpenEnded_", "").replace("questions", "annotations"))
     place = beside if annotations is None else Path(annotations)
-    listed = _json(place).get("annotations") if place != path else None
+    listed = read_object(place, EXPECTED).get("annotations") if place != path else None
     if not isinstance(listed, list):
         raise SinkgateError(f"{place} holds no annotations; expected those of {path.name}")
     answers = {each.get("question_id"): each for each in listed if isinstance(each, dict)}
@@ -110,15 +110,3 @@ def _gqa(content: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
         types = row.get("types")
         kind = types.get("structural", "") if isinstance(types, dict) else ""
         yield identity, ((f"{row.get('imageId')}.jpg",), {**row, "kind": kind})
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not exists(path):
-        raise SinkgateError(f"there is no file {named(path)}; expected a JSON file of VQA v2 or GQA")
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise SinkgateError(f"{path} is no JSON ({error}); is it cut short?") from error
-    if not isinstance(content, dict):
-        raise SinkgateError(f"{path} holds {short(content)}; expected an object, as VQA v2 and GQA publish")
-    return content

@@ -6,9 +6,8 @@ A stopped command is resumed by the same command.
 from __future__ import annotations
 
 import shutil
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,14 +21,7 @@ from sinkgate.demo.studies import run_studies
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train, study and document the demo models.")
 
 
-class Name(StrEnum):
-    """Names of the demo models."""
-
-    SMALL = "demo-small"
-    LARGE = "demo-large"
-
-
-Model = Annotated[Name, typer.Argument(help="The demo model.")]
+Model = Annotated[Literal["demo-small", "demo-large"], typer.Argument(help="The demo model.")]
 Out = Annotated[Path, typer.Option(help="Folder of the run.")]
 Publish = Annotated[bool, typer.Option("--publish", help="Write the results into the package.")]
 
@@ -43,7 +35,7 @@ def studies(
     publish: Publish = False,
 ) -> None:
     """Run the paper's analyses; write a page of all figures and the card with a verdict on every claim."""
-    run_studies(PLANS[model.value], out, only=only or (), scale=scale, publish=publish)
+    run_studies(PLANS[model], out, only=only or (), scale=scale, publish=publish)
 
 
 @app.command()
@@ -56,7 +48,7 @@ def compare(
     publish: Publish = False,
 ) -> None:
     """Train learned gates and baselines and compare them; write tables and figures of the seeds in the folder."""
-    setup = SETUPS[model.value]
+    setup = SETUPS[model]
     run_comparison(setup, out, seed)
     write_comparison(setup, out, HERE / setup.gates if publish else out, setup.seeds[0] if publish else None)
 
@@ -67,7 +59,7 @@ def card(
     history: Annotated[Path | None, typer.Option(help="history.jsonl of the training run.")] = None,
 ) -> None:
     """Write the card beside the weights, from the published studies."""
-    write_card(PLANS[model.value], history)
+    write_card(PLANS[model], history)
 
 
 @app.command()
@@ -81,7 +73,7 @@ def remake(
     training: Annotated[bool, typer.Option("--training", help="Train the small model first.")] = False,
 ) -> None:
     """Remake everything of a model that the package holds: weights (on request), gates, studies, card."""
-    plan, history = PLANS[model.value], None
+    plan, history = PLANS[model], None
     if training or language:
         if language:
             pretrained.main(out / "training", language)

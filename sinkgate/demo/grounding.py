@@ -18,13 +18,14 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from sinkgate.demo.batches import GRID, IGNORED, TurnMix
 from sinkgate.demo.objectives import Answerer, Run, Tower
+from sinkgate.scenes.questions import plural
 from sinkgate.scenes.scene import COLORS, MAX_OBJECTS, SHAPES, SIZES, Scene, SceneObject
 
 CLASSES = (MAX_OBJECTS + 1, len(SHAPES), len(COLORS), len(SIZES), GRID, GRID)
 _CLASS_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
 GROUNDING_WEIGHT = 0.15  # weight of the classifiers' loss; the loss on answers has 1
 
-_PLURALS = {"crosses" if shape == "cross" else f"{shape}s": shape for shape in SHAPES}
+_PLURALS = {plural(shape): shape for shape in SHAPES}
 _GENERIC = {"object", "objects", "thing", "things", "shapes"}
 
 

@@ -18,12 +18,12 @@ from typing import Annotated, Any, Protocol
 import torch
 import typer
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sinkgate.demo.batches import TurnMix
 from sinkgate.demo.build import build_model, build_processor, build_tokenizer
 from sinkgate.demo.objectives import Answerer, Tower
 from sinkgate.models.loading import best_device, fast_dtype
+from sinkgate.output import track
 
 WARMUP = 100  # steps
 
@@ -115,20 +115,23 @@ def run_stage(
         start = state["step"]
     module.train()
     began = time.monotonic() - _seconds_so_far(history, name, start)
-    for step in (bar := tqdm(range(start, steps), desc=name, initial=start, total=steps)):
+    measured: dict[str, float] = {}
+
+    def note() -> str:
+        return ", ".join(f"{key} {value:.3g}" for key, value in measured.items())
+
+    for step in track(range(start, steps), name, done=start, unit="steps", note=note):
         loss, accuracies = module.loss(f"{seed}/{name}/{step}", batch)
         loss.backward()
         optimizer.step()
-        if step % 20 == 0:
-            bar.set_postfix({"loss": f"{loss.item():.3f}"} | {k: f"{v:.2f}" for k, v in accuracies.items()})
+        measured = {"loss": loss.item(), **accuracies}
         if (step + 1) % save_every == 0 or step + 1 == steps:
             _save(checkpoint, {"step": step + 1, "optimizer": optimizer.state_dict()})
             record = {
                 "stage": name,
                 "step": step + 1,
                 "seconds": time.monotonic() - began,
-                "loss": loss.item(),
-                **accuracies,
+                **measured,
                 **on_save(),
             }
             with history.open("a") as lines:

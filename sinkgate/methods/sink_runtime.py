@@ -39,7 +39,6 @@ FORMAT, VERSION = "sinkgate-runtime", 1
 TINY = 1e-12
 ROWS = 256  # attention rows computed at once
 CACHE_NAMES = ("cache", "past_key_values")  # from transformers 5.24 on, and before
-V_SINK, L_SINK, ORDINARY = range(3)  # columns of a table of scales
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
 
 _interface: Any = AttentionInterface  # its table of functions is private

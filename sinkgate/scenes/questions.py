@@ -163,7 +163,8 @@ def _presence(scene: Scene, rng: Random) -> QuestionAndAnswer:
     return text.format(f"{color} {shape}"), "yes" if (color, shape) in present else "no"
 
 
-def _plural(shape: str) -> str:
+def plural(shape: str) -> str:
+    """Return the name of several objects of a shape."""
     return "crosses" if shape == "cross" else f"{shape}s"
 
 
@@ -200,7 +201,7 @@ KINDS: dict[str, Kind] = {
             "How many {} shapes are in the picture?",
         )),
         Kind("count_shape", "local", _number(
-            "shape", SHAPES, _plural,
+            "shape", SHAPES, plural,
             "How many {} are there?", "How many {} can you see?", "Count the {}.", "What is the number of {}?",
         )),
         Kind("presence", "local", _presence),

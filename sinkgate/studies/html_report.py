@@ -96,23 +96,18 @@ def write_page(folder: str | Path, out: str | Path | None = None, contents: Cont
     return out
 
 
-def write_figures(folder: str | Path, suffix: str, contents: Contents | None = None) -> list[Path]:
-    """Write every figure of the page to a file in its study's folder.
-
-    Args:
-        folder: of a study, or of many.
-        suffix: "svg", "png", "pdf" or "html".
-        contents: as in `write_page`.
+def write_figures(contents: Contents, suffix: str) -> list[Path]:
+    """Write every figure of a report to a file in its study's folder: "svg", "png", "pdf" or "html".
 
     Raises:
-        SinkgateError: there is no study; no such kind of file, or nothing here can draw it (see `sinkgate.plots.export`).
+        SinkgateError: no such kind of file, or nothing here can draw it (see `sinkgate.plots.export`).
 
     Example:
-        >>> write_figures("runs", "svg")
+        >>> write_figures(contents_of("runs"), "svg")
     """
     figures = {
         path: section.content
-        for path, section in _files(folder, suffix, contents)
+        for path, section in _files(contents, suffix)
         if not isinstance(section.content, pd.DataFrame)
     }
     for path, figure in track(figures.items(), "figures", unit="figures"):
@@ -120,24 +115,19 @@ def write_figures(folder: str | Path, suffix: str, contents: Contents | None = N
     return list(figures)
 
 
-def write_tables(folder: str | Path, suffix: str, contents: Contents | None = None) -> list[Path]:
-    """Write every table of the page to a file in its study's folder.
-
-    Args:
-        folder: of a study, or of many.
-        suffix: "csv" with all digits, or "tex", as the page shows it.
-        contents: as in `write_page`.
+def write_tables(contents: Contents, suffix: str) -> list[Path]:
+    """Write every table of a report to a file in its study's folder: "csv" with all digits, or "tex", as the page shows it.
 
     Raises:
-        SinkgateError: there is no study; no such kind of file.
+        SinkgateError: no such kind of file.
 
     Example:
-        >>> write_tables("runs", "csv")
+        >>> write_tables(contents_of("runs"), "csv")
     """
     if suffix not in ("csv", "tex"):
         raise SinkgateError(f"tables cannot be written as {suffix!r}; expected csv or tex")
     written = []
-    for path, section in _files(folder, suffix, contents):
+    for path, section in _files(contents, suffix):
         if isinstance(section.content, pd.DataFrame):
             table, label = section.content, f"tab:{path.stem}"
             text = table.to_csv(index=False) if suffix == "csv" else _latex(table, section.title, label)
@@ -146,9 +136,9 @@ def write_tables(folder: str | Path, suffix: str, contents: Contents | None = No
     return written
 
 
-def _files(folder: str | Path, suffix: str, contents: Contents | None) -> Iterator[tuple[Path, Section]]:
+def _files(contents: Contents, suffix: str) -> Iterator[tuple[Path, Section]]:
     """Yield every section with a file of its own in its study's folder; titles may differ in characters that file names lack."""
-    for results, sections in contents_of(folder) if contents is None else contents:
+    for results, sections in contents:
         times: Counter[str] = Counter()
         for section in sections:
             times[section.slug] += 1

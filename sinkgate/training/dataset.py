@@ -249,10 +249,6 @@ class Prefix:
                 stack.enter_context(checkpointed(layers[start:]))
             return self.vlm.answer_logits(self.batch)
 
-    def losses(self, logits: Tensor) -> Tensor:
-        """Return the cross entropy of each answer, summed over its tokens, (B,), in nats."""
-        return self.batch.losses(logits)
-
     def right(self, logits: Tensor) -> Tensor:
         """Return whether greedy decoding writes each answer, its end included, (B,) boolean. Any end token counts as the end."""
         ends = torch.tensor(self.vlm.prompter.chat.ends, device=self.labels.device, dtype=self.labels.dtype)

@@ -62,14 +62,14 @@ class MethodEnsemble(nn.Module):
                 method = cast(Method, module)
                 with method.applied(self.vlm, batch):
                     logits = prefix.within(method)
-                    each = prefix.losses(logits)
+                    each = prefix.batch.losses(logits)
                     if torch.is_grad_enabled():
                         for parameter, gradient in _gradients(each.sum(), list(module.parameters())):
                             gradients[parameter] = gradients.get(parameter, 0) + gradient
                 losses[rows, column] = each.detach().to(losses.device)
                 right[rows, column] = prefix.right(logits.detach()).to(right.device)
             if columns > len(self.methods):
-                losses[rows, -1] = prefix.losses(prefix.plain).to(losses.device)
+                losses[rows, -1] = prefix.batch.losses(prefix.plain).to(losses.device)
                 right[rows, -1] = prefix.right(prefix.plain).to(right.device)
         total = losses[:, : len(self.methods)].sum()
         if torch.is_grad_enabled():

@@ -216,7 +216,7 @@ def _outcomes(
 ) -> tuple[list[bool], list[float], list[str | None]]:
     """Return correctness, loss and chosen option of each example; logits (B, A, vocabulary)."""
     tokens = torch.tensor([len(example.answer) for example in examples])
-    right, loss = prefix.right(logits).tolist(), (prefix.losses(logits).cpu() / tokens).tolist()
+    right, loss = prefix.right(logits).tolist(), (prefix.batch.losses(logits).cpu() / tokens).tolist()
     chosen: list[str | None] = [None] * len(examples)
     for row, example in enumerate(examples):
         if example.options:

@@ -129,7 +129,12 @@ def test_files_that_cannot_be_read(clevr, tmp_path):
         read_clevr(tmp_path / "none.json", tmp_path)
     with pytest.raises(SinkgateError, match="there is no folder"):
         read_clevr(tmp_path / "none.json", tmp_path / "none")
-    for held, named in (("{", "is no JSON"), ("[]", "'scenes' is missing"), ('{"scenes": 3}', "'scenes' is 3")):
+    for held, named in (
+        ("{", "is no JSON"),
+        ("[]", "holds \\[\\], no object"),
+        ("{}", "'scenes' is missing"),
+        ('{"scenes": 3}', "'scenes' is 3"),
+    ):
         with pytest.raises(SinkgateError, match=named):
             clevr(held=held)
     with pytest.raises(SinkgateError, match="holds no scenes"):

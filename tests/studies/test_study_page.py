@@ -10,7 +10,7 @@ import pytest
 
 from sinkgate.cli.reports import report
 from sinkgate.errors import SinkgateError
-from sinkgate.studies.html_report import write_figures, write_page, write_tables
+from sinkgate.studies.html_report import contents_of, write_figures, write_page, write_tables
 from sinkgate.studies.results import Results
 from sinkgate.studies.runner import run
 from sinkgate.studies.sections import SECTIONS, Section
@@ -177,17 +177,17 @@ def test_a_terminal_gets_bars_while_the_page_is_made(tmp_path, monkeypatch, caps
     run(fake_results.FakeStudy("eval", fake_results.evaluation()), tmp_path / "eval", progress=False)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     write_page(tmp_path)
-    write_figures(tmp_path, "html")
+    write_figures(contents_of(tmp_path), "html")
     bars = capsys.readouterr().err
     assert all(f"{name}: 100%" in bars for name in ("report", "page", "figures")), bars
 
 
 def test_figures_are_written_as_files_of_their_own(tmp_path):
     run(fake_results.FakeStudy("eval", fake_results.evaluation()), tmp_path / "eval", progress=False)
-    (written,) = write_figures(tmp_path, "html")
+    (written,) = write_figures(contents_of(tmp_path), "html")
     assert written.parent == tmp_path / "eval" and "plotly" in written.read_text(encoding="utf-8")
     with pytest.raises(SinkgateError, match=r"ends in \.gif; expected"):
-        write_figures(tmp_path, "gif")
+        write_figures(contents_of(tmp_path), "gif")
 
 
 def test_what_a_run_tells_of_itself_is_there(tmp_path):
@@ -200,7 +200,7 @@ def test_what_a_run_tells_of_itself_is_there(tmp_path):
 
 def test_tables_are_written_for_papers(tmp_path):
     studies = fake_results.studies(tmp_path)
-    as_csv, as_latex = write_tables(studies, "csv"), write_tables(studies, "tex")
+    as_csv, as_latex = write_tables(contents_of(studies), "csv"), write_tables(contents_of(studies), "tex")
     assert [path.stem for path in as_csv] == [path.stem for path in as_latex] and len(as_csv) > 3
     for text, path in zip(as_csv, as_latex, strict=True):
         table, latex = pd.read_csv(text), path.read_text(encoding="utf-8").splitlines()
@@ -209,7 +209,7 @@ def test_tables_are_written_for_papers(tmp_path):
         assert all(re.sub(r"\\&", "", line).count(" & ") == len(table.columns) - 1 for line in body), path
         assert not re.search(r"(?<!\\)[%_#]", "".join(body)), path
     with pytest.raises(SinkgateError, match="tables cannot be written as 'doc'; expected csv or tex"):
-        write_tables(studies, "doc")
+        write_tables(contents_of(studies), "doc")
 
 
 def test_the_files_of_one_report_share_its_sections(tmp_path, monkeypatch):
@@ -223,10 +223,7 @@ def test_the_files_of_one_report_share_its_sections(tmp_path, monkeypatch):
 def test_titles_that_differ_in_other_alphabets_alone_have_files_of_their_own(tmp_path):
     frames = {f"{task}, layer by layer": pd.DataFrame({"task": [task]}) for task in ("颜色", "数量", "подсчёт")}
     contents = [(Results(tmp_path, {}), [Section(title, "", frame) for title, frame in frames.items()])]
-    written = write_tables(tmp_path, "csv", contents)
+    written = write_tables(contents, "csv")
     assert [pd.read_csv(path)["task"][0] for path in written] == ["颜色", "数量", "подсчёт"]
-    labels = [
-        re.search(r"tab:[\w-]+", path.read_text(encoding="utf-8"))[0]
-        for path in write_tables(tmp_path, "tex", contents)
-    ]
+    labels = [re.search(r"tab:[\w-]+", path.read_text(encoding="utf-8"))[0] for path in write_tables(contents, "tex")]
     assert len({*labels}) == 3

@@ -42,7 +42,7 @@ def test_an_answer_in_one_forward_is_what_decoding_gives(name):
         assert torch.allclose(logits[0], torch.cat(written.logits), atol=2e-4), type(method).__name__
     with frozen(vlm), lsg.applied(vlm, batch):
         prefix = Prefix(vlm, batch)
-        prefix.losses(prefix.within(lsg)).sum().backward()
+        prefix.batch.losses(prefix.within(lsg)).sum().backward()
     learnt = [gate.up.weight.grad for gate in lsg.gates.values()]
     assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in learnt)
     assert any(gradient.abs().sum() > 0 for gradient in learnt)
@@ -63,13 +63,13 @@ def test_side_by_side_is_as_alone(tower):
         together = Prefix(vlm, next(batches(vlm, ready))[1])
         for method in (lsg, lsg.only([2])):
             logits = together.run(method)
-            losses, right = together.losses(logits), together.right(logits)
+            losses, right = together.batch.losses(logits), together.right(logits)
             for row, example in enumerate(ready):
                 alone = Prefix(vlm, next(batches(vlm, [example]))[1])
                 single = alone.run(method)
                 count = len(example.answer)
                 assert torch.allclose(logits[row, :count], single[0], atol=1e-5)
-                assert losses[row].item() == pytest.approx(alone.losses(single)[0].item(), abs=1e-5)
+                assert losses[row].item() == pytest.approx(alone.batch.losses(single)[0].item(), abs=1e-5)
                 assert right[row] == alone.right(single)[0]
 
 

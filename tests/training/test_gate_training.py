@@ -333,7 +333,7 @@ def test_the_unmodified_model_is_told_beside_the_gates(vlm, tmp_path):
     examples = ExampleCache(vlm, few_v_sinks)
     ready = [examples.prepare(sample, "") for sample in samples(5, start=50)]
     prefix = Prefix(vlm, next(batches(vlm, ready))[1])
-    expected = prefix.losses(prefix.plain).sum() / (labels_of(ready) >= 0).sum()
+    expected = prefix.batch.losses(prefix.plain).sum() / (labels_of(ready) >= 0).sum()
     assert report.last("eval_loss/unmodified") == pytest.approx(expected.item(), rel=1e-5)
     assert report.last("eval_accuracy/unmodified") == prefix.right(prefix.plain).float().mean()
     assert report.last("eval_loss") == pytest.approx(report.last("eval_loss/layer-1"))

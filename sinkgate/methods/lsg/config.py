@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args, get_type_hints
 
+from torch import nn
+
 from sinkgate._version import __version__
 from sinkgate.errors import GateError, SinkgateError
 from sinkgate.sinks.criteria import by_side, read_criterion
@@ -19,7 +21,7 @@ GROUPINGS: Mapping[str, tuple[tuple[int, ...], ...]] = {
 }
 SIGNALS = ("last", "mean", "visual")
 STARTS = ("paper", "identity")
-ACTIVATIONS = ("gelu", "silu", "relu")
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "relu": nn.ReLU}
 FORMAT = "sinkgate-lsg"
 VERSION = 1
 
@@ -70,7 +72,7 @@ class LSGConfig:
         for name in ("hidden_size", "bottleneck"):
             if getattr(self, name) < 1:
                 raise GateError(f"{name} is {getattr(self, name)}; expected at least 1")
-        choices = {"grouping": tuple(GROUPINGS), "signal": SIGNALS, "start": STARTS, "activation": ACTIVATIONS}
+        choices = {"grouping": tuple(GROUPINGS), "signal": SIGNALS, "start": STARTS, "activation": tuple(ACTIVATIONS)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise GateError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")

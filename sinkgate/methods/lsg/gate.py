@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sinkgate.methods.lsg.config import LSGConfig
-
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "relu": nn.ReLU}
+from sinkgate.methods.lsg.config import ACTIVATIONS, LSGConfig
 
 
 class SinkGate(nn.Module):
@@ -23,7 +21,7 @@ class SinkGate(nn.Module):
         self.total = config.total
         self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=config.norm_weights)
         self.down = nn.Linear(config.hidden_size, config.bottleneck, bias=config.bias)
-        self.activation = _ACTIVATIONS[config.activation]()
+        self.activation = ACTIVATIONS[config.activation]()
         self.up = nn.Linear(config.bottleneck, len(config.groups), bias=config.bias)
         for parameter in self.up.parameters():
             nn.init.zeros_(parameter)

@@ -125,7 +125,7 @@ def import_gates(
         expected = ", ".join(ACTIVATIONS)
         doubts.append(f"the activation is {sorted(activations)}, expected one of {expected}; give it as activation")
     origin = "given" if activation else "by the settings" if activations else "default chosen by us"
-    activation = activation or next(iter(activations), ACTIVATIONS[0])
+    activation = activation or next(iter(activations), LSGConfig.activation)
     options = {"activation": activation, "criterion": criterion, "base_model": base_model}
     rest = {name: value for name, value in entries.items() if name not in names}
     leftovers = [n for n, v in rest.items() if n not in tensors or n in named or v.shape in shapes]
