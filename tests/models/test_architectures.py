@@ -1,6 +1,7 @@
 """Every architecture of the zoo through the same tests: gates, rows, patch maps, sinks."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -26,9 +27,12 @@ def family(request) -> Family:
     return ZOO[request.param]
 
 
-def vlm_of(family: Family, **options) -> VLM:
-    model = family.model(**options)
+def own_vlm(family: Family, dtype: torch.dtype = torch.float32) -> VLM:
+    model = family.model(dtype=dtype)
     return VLM(model, None, model.config.model_type)
+
+
+vlm_of = functools.cache(own_vlm)  # shared by all tests of a family: none may leave anything on it
 
 
 def cast(inputs, dtype):
@@ -47,7 +51,7 @@ def attached_to(vlm, scales=None, recorder=None, own_cache=False):
 
 
 def generated(vlm, inputs, **options):
-    settings = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    settings = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     settings["suppress_tokens"] = [IMAGE]  # a random model may well say it
     with torch.no_grad():
         return torch.stack(vlm.model.generate(**inputs, **(settings | options)).logits, 1)
@@ -114,17 +118,13 @@ class LimitedFromScratch(FromScratch):
         self.limits = limits
 
     def scaled(self, scores, layer, sample, head, first):
-        scores = scores.clone()
         scales = self.scales[layer][sample, min(head, self.scales.shape[2] - 1)]
         scales = scales[first : first + scores.shape[1]]
-        for row in range(len(scores)):
-            position = self.length - len(scores) + row
-            within = self.limits.rows[sample]
-            if within[position] if position < len(within) else self.limits.later[sample]:
-                z = scores[row, : len(scales)].clone()
-                monotone = self.limits.monotone[sample]
-                scores[row, : len(scales)] = z + (scales - 1) * abs(z) if monotone else scales * z
-        return scores
+        rows, later = self.limits.rows[sample], self.limits.later[sample]
+        rows = torch.cat([rows, later.expand(max(0, self.length - len(rows)))])[self.length - len(scores) : self.length]
+        z = scores[:, : len(scales)]
+        scaled = z + (scales - 1) * abs(z) if self.limits.monotone[sample] else scales * z
+        return torch.cat([torch.where(rows[:, None], scaled, z), scores[:, len(scales) :]], 1)
 
 
 def random_limits(vlm, inputs, samples, heads, seed=0):
@@ -159,7 +159,7 @@ def test_limited_logits_and_rows_equal_attention_written_from_scratch(family, sa
 
 @pytest.mark.parametrize("samples", [1, 2])
 def test_gated_logits_and_rows_equal_attention_written_from_scratch(family, samples):
-    """Prefill and three decode steps, samples with left padding, every sample its own scales, fp64; in a cache of its own or not."""
+    """Prefill and two decode steps, samples with left padding, every sample its own scales, fp64; in a cache of its own or not."""
     vlm = vlm_of(family, dtype=torch.float64)
     inputs = cast(together([family.sample(0, words=5), family.sample(1, words=3)][:samples]), torch.float64)
     scales = random_scales(vlm, inputs, samples)
@@ -192,7 +192,7 @@ def test_scale_one_and_recording_are_bit_identical(family):
 def test_gated_eager_equals_gated_sdpa(family):
     results = []
     for eager in (False, True):
-        vlm, inputs = vlm_of(family), family.sample(3)
+        vlm, inputs = own_vlm(family), family.sample(3)
         if eager:
             vlm.model.set_attn_implementation({"text_config": "eager"})
         with attached_to(vlm, random_scales(vlm, inputs, 1)):
@@ -439,7 +439,7 @@ def test_the_closed_form_equals_the_gradient_probe(name, images):
 def test_a_large_picture_of_onevision_is_mapped_to_the_nearest_token():
     """Its tiles are resized after the encoder: the probe finds several tokens a patch, and the nearest is among them."""
     family = ZOO["llava_onevision"]
-    vlm = vlm_of(family)
+    vlm = own_vlm(family)
     vlm.model.config.vision_aspect_ratio = "anyres_max_2"
     inputs = rows_for(vlm, tiled((56, 56), 5))
     measured = measure_tokens(vlm.adapter, inputs)
@@ -466,7 +466,7 @@ def test_the_probe_leaves_the_model_as_it_was():
 
 def test_an_unknown_merge_is_measured_prompt_by_prompt():
     """No rule holds where the projector shuffles its tokens; the probe still knows."""
-    vlm = vlm_of(ZOO["llava"])
+    vlm = own_vlm(ZOO["llava"])
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     hook = vlm.model.model.multi_modal_projector.register_forward_hook(lambda m, a, output: output[:, order])
     try:
