@@ -1,4 +1,4 @@
-"""Folder of a Space: its contents, the files that must not be in it, and a start without a network."""
+"""Folder of a Space: its contents, and the files that must not be in it. The CI also starts it, without a network (`.ci/run`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from sinkgate.models.loading import ALIASES, BUILT_IN
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-OFFLINE = ["unshare", "-rn", sys.executable, "tests/hosting/offline.py"]
 
 
 @pytest.fixture(scope="module")
@@ -164,12 +163,3 @@ def test_both_commands(tmp_path):
     assert failed.returncode == 1 and failed.stderr.startswith("LICENSE is missing from")
     absent = run("check", tmp_path / "nowhere")
     assert absent.returncode == 1 and "nowhere" in absent.stderr and "Traceback" not in absent.stderr
-
-
-def test_it_starts_and_answers_without_a_network(built):
-    """The CI repeats this in a virtual environment that has the folder's requirements alone."""
-    if not shutil.which("unshare") or subprocess.run([*OFFLINE, "true"], cwd=ROOT).returncode:
-        pytest.skip("no network namespaces here")
-    check = [*OFFLINE, sys.executable, "app/deploy/space.py", "check", str(built)]
-    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
