@@ -29,7 +29,7 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "2",
+    "OMP_NUM_THREADS": "1",  # a second thread waits more than it works on models as small as these
     "OMP_WAIT_POLICY": "PASSIVE",  # on a busy machine, waiting threads would take the cores of working ones
     "PLOTLY_RENDERER": "plotly_mimetype",
     "TQDM_DISABLE": "1",  # bars are no output
