@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import httpx
 import psutil
@@ -28,22 +26,11 @@ START_SECONDS = 600  # a bound for an app that hangs; a busy machine takes minut
 IMPORTS = ["app.main", "app.backend", "app.gate_library", "app.page", "app.server", "sinkgate.models.loading"]
 
 
-class Process(Protocol):
-    """The part of `subprocess.Popen` that tests use."""
-
-    @property
-    def pid(self) -> int: ...
-    def poll(self) -> int | None: ...
-    def kill(self) -> None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-    def send_signal(self, sig: int, /) -> None: ...
-
-
 @dataclass
 class App:
     """A running app."""
 
-    process: Process
+    process: Fork
     address: str
     metrics: str  # address
     log: Path
@@ -72,19 +59,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_app(
-    *options: str, start: Sequence[str] = (), environment: Mapping[str, str] | None = None, code: str = ""
-) -> Iterator[App]:
+def running_app(*options: str, environment: Mapping[str, str] | None = None, code: str = "") -> Iterator[App]:
     """``python app/main.py`` on the small demo model, or another ``--model``; given once it is well, killed at the end where it still runs.
 
-    It is forked off a process that has imported the app, which saves most of a start's time. With ``start``, words for Python, it is
-    started as users start it.
+    It is forked off a process that has imported the app, which saves most of a start's time.
 
     Args:
         options: of the command line.
-        start: words for Python, such as ``("app/main.py",)``.
         environment: variables that the app's process has beside this one's.
-        code: Python that the process runs before the app's own; not with ``start``.
+        code: Python that the process runs before the app's own.
     """
     port, metrics = free_port(), free_port()
     model = () if "--model" in options else ("--model", "demo-small")
@@ -92,17 +75,7 @@ def running_app(
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         log.touch()
-        if not start:
-            process: Process = Fork(arguments, log, environment or {}, code)
-        else:
-            with log.open("wb") as stream:
-                process = subprocess.Popen(
-                    [sys.executable, *start, *arguments],
-                    cwd=ROOT,
-                    env={**os.environ, **(environment or {})},
-                    stdout=stream,
-                    stderr=stream,
-                )
+        process = Fork(arguments, log, environment or {}, code)
         app = App(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics", log)
         try:
             deadline = time.monotonic() + START_SECONDS

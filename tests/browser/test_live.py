@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import gradio as gr
 import pytest
@@ -444,11 +443,6 @@ def test_the_endpoint_for_programs(address: str, vlm: sg.VLM, picture: Path) -> 
         with pytest.raises(AppError) as error:
             client.predict(handle_file(picture), *arguments, api_name="/answer")
         assert len(str(error.value)) > 15 and "Traceback" not in str(error.value)
-
-
-def test_the_command_line_starts_the_same_page() -> None:
-    with running_app("--log-level", "info", start=("-m", "sinkgate", "app")) as app, urlopen(app.address) as page:
-        assert b"sinkgate" in page.read()
 
 
 def test_a_port_that_is_taken_is_one_sentence(address: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from typing import Any
 
 import pytest
+from app_process import ROOT
 
 import sinkgate as sg
 from app.main import main
@@ -47,3 +49,9 @@ def test_a_folder_of_gates_that_is_not_there_is_one_sentence(
     with pytest.raises(SystemExit) as stop:
         start(monkeypatch, "--gates", "nowhere")
     assert stop.value.code == 2 and "there is no folder nowhere" in capsys.readouterr().err
+
+
+def test_sinkgate_app_in_a_clone_is_the_script_with_its_options() -> None:
+    command = [sys.executable, "-m", "sinkgate", "app", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("usage: main.py") and "--behind-proxy" in done.stdout
