@@ -1,9 +1,10 @@
-"""Output folders that are tried before the work, and progress that shows in a log as well as on a terminal."""
+"""Output folders that are tried before the work, progress that shows in a log as well as on a terminal, and tables in Markdown."""
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -185,6 +186,14 @@ def _logged(
 
 def _joined(*texts: str) -> str:
     return ", ".join(filter(None, texts))
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table in Markdown; a column is aligned right if all its cells are empty or begin as a number."""
+    cells = [list(map(str, row)) for row in rows]
+    numbers = [all(re.match(r"$|[-+<]? ?\d", cell) for cell in column) for column in zip(*cells, strict=True)]
+    marks = ["---:" if number else "---" for number in numbers or [False] * len(columns)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, marks, *cells))
 
 
 def duration(seconds: float) -> str:

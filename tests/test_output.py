@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from sinkgate import SinkgateError, output
-from sinkgate.output import duration, steps, track, writable_folder
+from sinkgate.output import duration, markdown, steps, track, writable_folder
 
 
 @pytest.fixture
@@ -84,3 +84,9 @@ def test_a_folder_is_tried_and_left_empty(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(SinkgateError, match=f"the folder {folder} cannot be written"):
             writable_folder(folder)
+
+
+def test_a_table_in_markdown_has_its_numbers_on_the_right():
+    table = markdown(("method", "change"), [("none", ""), ("var", "+1.5 (-1 to 2)"), ("front", "< 0.001")])
+    assert table.splitlines()[:3] == ["| method | change |", "| --- | ---: |", "| none |  |"]
+    assert markdown(["a"], []) == "| a |\n| --- |"

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from sinkgate import output
+
 
 def compare_models(
     cards: Annotated[list[Path], typer.Argument(help="Folders of surveys, or their survey.json; two or more.")],
@@ -16,7 +18,7 @@ def compare_models(
     from sinkgate.studies import survey as surveys
 
     table = surveys.compared([surveys.read_card(path) for path in cards])
-    typer.echo(surveys.markdown(table) if markdown else table.to_string())
+    typer.echo(output.markdown(["", *table.columns], table.itertuples()) if markdown else table.to_string())
 
 
 def report(

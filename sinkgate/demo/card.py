@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +21,7 @@ from sinkgate.demo.sinks import STEADY, chance, summary
 from sinkgate.demo.studies_card import card as studies_card
 from sinkgate.models.loading import load
 from sinkgate.models.session import Session
+from sinkgate.output import markdown
 from sinkgate.plots import export
 from sinkgate.scenes.questions import KINDS
 from sinkgate.scenes.scene import BACKGROUNDS, COLORS, MAX_OBJECTS, SHAPES, SIZES
@@ -146,7 +147,8 @@ def _accuracy(results: Results, history: bool) -> str:
 {results.about["model"]["dtype"]}, greedy answers, exact match. Chance is the best constant answer of the kind; spread is the distance between the
 best and the worst seed, in points. Over all: **{whole["accuracy"]:.1%}** (spread {100 * whole["spread"]:.1f} points).
 
-{_table(("kind", "scope", "questions", "accuracy", "spread", "chance"), rows)}{figure}"""
+{markdown(("kind", "scope", "questions", "accuracy", "spread", "chance"), rows)}
+{figure}"""
 
 
 def _sinks(results: Results) -> str:
@@ -175,7 +177,8 @@ answer to a question about the whole scene). "L-sinks too": V-sinks that the sam
 An L-sink counts if it is one for {STEADY:.0%} of the image's questions: a token that draws attention because it holds the object of the question is no sink.
 Its layer is the one where most images have one.
 
-{_table(header, rows)}"""
+{markdown(header, rows)}
+"""
 
 
 def _cell(row: pd.Series, column: str) -> str:
@@ -224,11 +227,6 @@ def _cost(cost: Record) -> str:
 Processor time in float32, medians of {cost["pictures"]} pictures: a prefill with gates, image encoding included, {cost["prefill_ms"]:.0f} ms; a tick, the same prompt after a fader of layer 0 moved,
 {cost["tick_ms"]:.0f} ms; loading {cost["load_seconds"]:.1f} s. {small}Measured on: {cost["machine"]}.
 """
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]) + "\n"
 
 
 # --- the record

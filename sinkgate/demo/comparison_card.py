@@ -11,6 +11,7 @@ from sinkgate.demo.comparison import FORMS, SETUPS, UNMODIFIED, Setup, file_name
 from sinkgate.demo.comparison_results import GLOBAL, LOCAL, ORACLES, Comparison, Gain, Report
 from sinkgate.demo.figures import gains_figure, rho_figure
 from sinkgate.methods.lsg import LSG
+from sinkgate.output import markdown
 from sinkgate.plots import export
 from sinkgate.scenes.questions import KINDS
 
@@ -39,33 +40,29 @@ ORACLE = """- *Oracle*: the best fixed scales of one layer for each kind of ques
 
 def main_table(comparison: Comparison, names: Sequence[str]) -> str:
     """Return methods by accuracy and gain, in Markdown."""
-    lines = [
-        "| method | accuracy | gain | t-test | sign test | global kinds | local kinds | clear scenes |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    clear = comparison.names("clear")
+    columns = ("method", "accuracy", "gain", "t-test", "sign test", "global kinds", "local kinds", "clear scenes")
+    clear, rows = comparison.names("clear"), []
     for name in names:
         gain = comparison.gain("hazed", name)
         if name == UNMODIFIED:
             plain = 100 * fmean(float(m.mean()) for m in comparison.marks("clear", name))
-            lines.append(f"| {name} | {gain.accuracy:.2f} % | | | | | | {plain:.2f} % |")
+            rows.append([name, f"{gain.accuracy:.2f} %", *[""] * 5, f"{plain:.2f} %"])
             continue
         cells = [name, f"{gain.accuracy:.2f} %", _signed(gain)]
         cells += [_p(gain.over_seeds) if len(gain.seeds) > 1 else "", _p(gain.over_questions)]
         cells += [_signed(comparison.gain("hazed", name, kinds)) for kinds in (GLOBAL, LOCAL)]
-        cells.append(_signed(comparison.gain("clear", name)) if name in clear else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([*cells, _signed(comparison.gain("clear", name)) if name in clear else ""])
+    return markdown(columns, rows)
 
 
 def kinds_table(comparison: Comparison, names: Sequence[str]) -> str:
     """Return the gain by kind of question, in Markdown: mean over seeds, in points."""
-    lines = [f"| kind | unmodified | {' | '.join(names)} |", "|---|---:|" + "---:|" * len(names)]
+    rows = []
     for kind in GLOBAL + LOCAL:
         plain = comparison.gain("hazed", UNMODIFIED, [kind]).accuracy
         cells = [f"{comparison.gain('hazed', name, [kind]).mean:+.1f}" for name in names]
-        lines.append(f"| {kind} ({KINDS[kind].scope}) | {plain:.1f} % | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([f"{kind} ({KINDS[kind].scope})", f"{plain:.1f} %", *cells])
+    return markdown(["kind", "unmodified", *names], rows)
 
 
 def layers_table(comparison: Comparison) -> str:
@@ -73,11 +70,10 @@ def layers_table(comparison: Comparison) -> str:
     names = comparison.names("hazed")
     layers = _single_layers(comparison)
     forms = [form for form in ("0.5", *FORMS) if f"{form}, layer {layers[0]}" in names]
-    lines = [f"| layer | {' | '.join(forms)} |", "|---|" + "---:|" * len(forms)]
-    for layer in layers:
-        cells = [_signed(comparison.gain("hazed", f"{form}, layer {layer}")) for form in forms]
-        lines.append(f"| {layer} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        [layer, *(_signed(comparison.gain("hazed", f"{form}, layer {layer}")) for form in forms)] for layer in layers
+    ]
+    return markdown(["layer", *forms], rows)
 
 
 def _single_layers(comparison: Comparison) -> list[int]:

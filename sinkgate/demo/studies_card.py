@@ -9,6 +9,7 @@ import pandas as pd
 
 from sinkgate.benchmarks import SCENES
 from sinkgate.demo.plans import Plan
+from sinkgate.output import markdown
 from sinkgate.plots import export
 from sinkgate.studies.anatomy import means_by_layer, over_pictures
 from sinkgate.studies.claims import claims
@@ -38,20 +39,18 @@ def card(plan: Plan, results: dict[str, Results], folder: Path) -> str:
         f"Written by `python -m sinkgate.demo studies`; `sinkgate report` makes a page with every figure of these tables. {plan.about}",
         "The thresholds of the verdicts are in `sinkgate/studies/claims.py`, chosen by us; the paper does not say.",
         "",
-        "| study | samples | tables |",
-        "|---|---:|---|",
+        markdown(
+            ("study", "samples", "tables"),
+            [(f"[`{name}`]({name}/study.json)", f"{_count(each):,}", _tables(each)) for name, each in results.items()],
+        ),
     ]
-    for name, result in results.items():
-        tables = ", ".join(f"`{file.stem}`" for file in sorted(result.folder.glob("*.parquet")))
-        lines.append(f"| [`{name}`]({name}/study.json) | {_count(result):,} | {tables} |")
     lines += ["", "## Claims of the paper", ""]
     for name, result in results.items():
         # the sweep with three groups has too few points of the line for the other claims
         verdicts = [claim for claim in claims([result]) if claim.claim.startswith("O3") == (name == "sweep-three")]
         if verdicts:
-            lines += [f"### {name}", "", "| paper | claim | verdict | numbers |", "|---|---|---|---|"]
-            lines += [f"| {each.source} | {each.claim} | **{each.verdict}** | {each.numbers} |" for each in verdicts]
-            lines.append("")
+            rows = [(each.source, each.claim, f"**{each.verdict}**", each.numbers) for each in verdicts]
+            lines += [f"### {name}", "", markdown(("paper", "claim", "verdict", "numbers"), rows), ""]
     if "anatomy" in results:
         lines += ["## Attention of the text by group", "", attention_table(results["anatomy"]), ""]
     if "groups" in results:
@@ -70,6 +69,10 @@ def card(plan: Plan, results: dict[str, Results], folder: Path) -> str:
     return "\n".join(lines)
 
 
+def _tables(results: Results) -> str:
+    return ", ".join(f"`{file.stem}`" for file in sorted(results.folder.glob("*.parquet")))
+
+
 def _count(results: Results) -> int:
     data = results.about["data"]
     return data.get("samples") or data.get("pictures") or 0
@@ -77,33 +80,27 @@ def _count(results: Results) -> int:
 
 def attention_table(anatomy: Results) -> str:
     """Return tokens, attention a token and spike of each group by layer, means over images, in Markdown."""
-    lines = [
-        "Means over images: tokens, the share of the text's attention that one token gets (paper, LLaVA-1.5-7B: ordinary 0.15 %, L-sink 1.27 %, "
-        "V-sink 1.13 %), and the largest magnitude in the LLM's sink dimensions.",
-        "",
-        "| layer | group | tokens | attention a token | spike |",
-        "|---:|---|---:|---:|---:|",
-    ]
+    rows = []
     for row in means_by_layer(over_pictures(anatomy.table("tokens"), anatomy.table("images"))).to_dict("records"):
         spike = row.get("spike", float("nan"))
         shown = "" if pd.isna(spike) else f"{spike:.1f}"
-        lines.append(f"| {row['layer']} | {row['group']} | {row['tokens']:.1f} | {row['per_token']:.2%} | {shown} |")
-    return "\n".join(lines)
+        rows.append((row["layer"], row["group"], f"{row['tokens']:.1f}", f"{row['per_token']:.2%}", shown))
+    return (
+        "Means over images: tokens, the share of the text's attention that one token gets (paper, LLaVA-1.5-7B: ordinary 0.15 %, L-sink 1.27 %, "
+        "V-sink 1.13 %), and the largest magnitude in the LLM's sink dimensions.\n\n"
+    ) + markdown(("layer", "group", "tokens", "attention a token", "spike"), rows)
 
 
 def groups_table(results: Results) -> str:
     """Return the scores of global and local questions under each method, and their changes, in Markdown."""
     table = scores(SCENES, results.table("items"), results.table("answers"))
-    lines = [
-        "Accuracy on clear scenes in percent; the change from the unmodified model in points, with its 95 % interval.",
-        "",
-        "| method | questions | accuracy | change |",
-        "|---|---|---:|---:|",
+    rows = [
+        (row["method"], row["score"], f"{row['value']:.1%}", "" if row["method"] == BASE else _change(row))
+        for row in table[table["score"].isin(["global", "local"])].to_dict("records")
     ]
-    for row in table[table["score"].isin(["global", "local"])].to_dict("records"):
-        change = "" if row["method"] == BASE else _change(row)
-        lines.append(f"| {row['method']} | {row['score']} | {row['value']:.1%} | {change} |")
-    return "\n".join(lines)
+    return (
+        "Accuracy on clear scenes in percent; the change from the unmodified model in points, with its 95 % interval.\n\n"
+    ) + markdown(("method", "questions", "accuracy", "change"), rows)
 
 
 def methods_table(results: Results) -> str:
@@ -114,19 +111,18 @@ def methods_table(results: Results) -> str:
     marks = answers.merge(items.assign(seed=items["id"].str.split("/").str[1])[["sample", "seed"]], on="sample")
     by_seed = marks.pivot_table("right", "seed", "method", "mean", sort=False)
     deviation = by_seed.sub(by_seed[BASE], axis=0).std()
-    lines = [
+    text = (
         f"Published methods with our defaults, which are their papers' where these name one, and variants, on {len(items):,} questions about scenes with {results.about['about']['haze']:.0%} of the contrast gone, five seeds. "
         "The change is in points against the unmodified model, with its 95 % interval over pictures and the standard deviation over seeds; the last columns are the "
-        "attention of the prompt's last position, mean over heads, layers and questions.",
-        "",
-        "| method | accuracy | change | over seeds | V-sinks | L-sinks | ordinary | text |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+        "attention of the prompt's last position, mean over heads, layers and questions.\n\n"
+    )
+    rows = []
     for name, row in zip(map(str, shares.index), shares.to_dict("records"), strict=True):
-        changed = " | " if name == BASE else f"{_change(of_all.loc[name])} | {100 * deviation[name]:.1f}"
-        groups = " | ".join(f"{row[group]:.1%}" for group in ("v_sink", "l_sink", "ordinary", "text"))
-        lines.append(f"| {name} | {by_seed[name].mean():.1%} | {changed} | {groups} |")
-    return "\n".join(lines)
+        changed = ("", "") if name == BASE else (_change(of_all.loc[name]), f"{100 * deviation[name]:.1f}")
+        groups = (f"{row[group]:.1%}" for group in ("v_sink", "l_sink", "ordinary", "text"))
+        rows.append((name, f"{by_seed[name].mean():.1%}", *changed, *groups))
+    columns = ("method", "accuracy", "change", "over seeds", "V-sinks", "L-sinks", "ordinary", "text")
+    return text + markdown(columns, rows)
 
 
 def _change(row: Any) -> str:

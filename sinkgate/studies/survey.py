@@ -299,10 +299,3 @@ def _rows(each: Mapping[str, Any]) -> dict[str, str]:
             f"{of['variation']:.1%} of probability (layer {of['layer']}), another token in {of['changed']:.0%}"
         )
     return rows
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """Return a table of texts as Markdown."""
-    lines = [["", *map(str, table.columns)], ["---"] * (len(table.columns) + 1)]
-    lines += [[str(name), *row] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from sinkgate.studies.survey import compared, markdown, read_card
+from sinkgate.output import markdown
+from sinkgate.studies.survey import compared, read_card
 
 PAGES = Path(__file__).parents[2] / "docs" / "pages"
 
@@ -13,4 +14,5 @@ def test_the_table_is_that_of_the_cards():
     names = table.splitlines()[0].strip("| ").split(" | ")
     files = {card["model"]["name"]: card for card in map(read_card, (PAGES / "atlas").glob("*.json"))}
     assert sorted(names) == sorted(files)
-    assert table == markdown(compared([files[name] for name in names]))
+    cards = compared([files[name] for name in names])
+    assert table == markdown(["", *cards.columns], cards.itertuples())

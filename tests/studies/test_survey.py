@@ -11,6 +11,7 @@ from sinkgate.data import photographs, scene_samples
 from sinkgate.images.io import open_image
 from sinkgate.models.session import Session
 from sinkgate.models.vlm import find_sinks
+from sinkgate.output import markdown
 from sinkgate.studies.anatomy import Anatomy
 from sinkgate.studies.runner import run
 from sinkgate.studies.survey import (
@@ -19,7 +20,6 @@ from sinkgate.studies.survey import (
     card,
     compared,
     effects,
-    markdown,
     read_card,
     samples_for,
     write_card,
@@ -95,7 +95,8 @@ def test_cards_are_read_back_and_compared(results, tmp_path):
     assert table.loc["V-sinks: attention per token", "other"] == "" != table.loc["V-sinks: attention per token", "demo"]
     (tmp_path / "other.json").write_text(json.dumps(other))
     shown = CliRunner().invoke(cli, ["compare-models", str(results.folder), str(tmp_path / "other.json"), "--markdown"])
-    assert shown.exit_code == 0 and shown.stdout == markdown(compared([content, other])) + "\n"
+    table = compared([content, other])
+    assert shown.exit_code == 0 and shown.stdout == markdown(["", *table.columns], table.itertuples()) + "\n"
     assert shown.stdout.startswith("|  | demo | other |\n| --- | --- | --- |\n")
 
 
