@@ -41,6 +41,7 @@ PAGES = {  # source outside of MkDocs' folder: page
     "sinkgate/demo/gates/README.md": "demo/gates.md",
     "sinkgate/demo/studies/README.md": "demo/studies.md",
     "sinkgate/demo/weights-large/README.md": "demo/model-large.md",
+    "sinkgate/demo/gates-large/README.md": "demo/gates-large.md",
     "sinkgate/demo/studies-large/README.md": "demo/studies-large.md",
     "sinkgate/demo/LOG.md": "demo/log.md",
     "README.md": "project/readme.md",

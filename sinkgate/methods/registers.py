@@ -90,7 +90,7 @@ class Registers(ChangesInputs):
         """Return the rows of the image in the prompt, encoded with the extra token, (U, D).
 
         Raises:
-            see `change`.
+            UnsupportedModelError, PromptError, SinkgateError: see `change`.
         """
         if not prompt.has_pixels:
             raise PromptError(
@@ -110,7 +110,7 @@ class Registers(ChangesInputs):
         """Run the vision encoder with the extra token within the block.
 
         Raises:
-            see `change`.
+            UnsupportedModelError, SinkgateError: see `change`.
         """
         layers = vlm.adapter.encoder_layers
         units: dict[int, list[int]] = defaultdict(list)
