@@ -170,7 +170,7 @@ def test_every_command_of_the_page_runs(lab, run, lmms):
                 options = dict(pair.split("=") for pair in arguments[arguments.index("--model_args") + 1].split(","))
                 assert lmms(options.pop("model"), **options).gated == ("gates" in options)
         before += "".join(
-            f"{line}\n" for line in block.splitlines() if line.startswith(("source ", "GATES=", "RIVALS="))
+            f"{line}\n" for line in block.splitlines() if line.startswith(("source ", "GATES=", "BASELINES="))
         )
     assert {"hf", "curl", "unzip", "tar", "sinkgate", "sbatch", "python"} <= {program for program, *_ in done}
     [(_, expected)] = blocks(page, "text")
