@@ -80,7 +80,7 @@ maps_figure(image, maps, "Where the answer looks", "Attention of the token that 
 #
 # ## V-sinks: from the vision encoder
 #
-# The corner was chosen before the LLM read a single word. `sg.find_sinks` runs the unmodified model once and sorts the visual tokens:
+# The corner is a sink before the LLM processes a single word. `sg.find_sinks` runs the unmodified model once and sorts the visual tokens:
 #
 # - **V-sinks** leave the vision encoder as sinks; they are decided once for an image;
 # - **L-sinks** become sinks inside the LLM; they are decided at the input of every layer;
@@ -281,7 +281,7 @@ strongest_heads(heads)[["layer", "head", "v_sink", "stable_rank"]].head(4).round
 #
 # ## Exercises
 #
-# **1. Evict a sink.** Put a large red square on the upper left corner of the scene. Is the corner still a sink? Who is?
+# **1. Evict a sink.** Put a large red square on the upper left corner of the scene. Is the corner still a sink? Which patch is?
 
 # %%
 # your code here
@@ -296,7 +296,7 @@ for token in sinks.v_sink.nonzero()[:, 0].tolist():
 
 # %% [markdown]
 # The patch under the square falls from hundreds of times the median to the edge of what we call a sink at all; the other corner takes over. V-sinks
-# prefer patches that have nothing to say.
+# are mostly on patches with little content.
 #
 # **2. Always the same place?** Where do the V-sinks of many random scenes lie?
 
@@ -344,9 +344,9 @@ for criterion in (AttentionShare(times=100), ShortStates()):
 # ## What to keep
 #
 # - An attention map is no explanation until you know its sinks; hide them, and say that you did.
-# - V-sinks come from the encoder and do not know the question; L-sinks arise in the LLM, layer by layer.
+# - V-sinks come from the encoder, which does not read the question; L-sinks arise in the LLM, layer by layer.
 # - Spike, attention, length of the Value and stable rank are four different facts. Say which one you mean.
-# - The demo model's V-sinks are real in attention, but they were **grown**: its training asked the most attended patches to tell the gist of the scene
+# - The demo model's V-sinks are real in attention, but they come from a **training objective**: facts of the whole scene had to be decoded from the most attended patches
 #   ([its card](../sinkgate/demo/weights/README.md)). The paper's findings were made on LLaVA-1.5-7B.
 #
 # Next: [what sinks know](02_what_sinks_know.ipynb).

@@ -1,14 +1,14 @@
 # %% [markdown]
 # # 2 · What sinks know
 #
-# A sink lies on a patch of empty background and draws attention all the same. Is there anything to be had there? The paper's answer
+# A sink lies on a patch of empty background and still receives attention. Does it hold any information? The paper's answer
 # ([When Sinks Help or Hurt](https://arxiv.org/abs/2604.03316), section 3.2): sinks hold the *gist*. From the hidden states of V-sinks and L-sinks a linear
 # probe reads how many objects there are, how large the largest is, and which colors and shapes, better than from ordinary tokens.
 #
 # You will
 #
 # 1. collect hidden states of V-sinks and of ordinary tokens, and look at them;
-# 2. train a linear probe on them, with the control that keeps you honest;
+# 2. train a linear probe on them, with a control;
 # 3. see why L-sinks cannot be probed here;
 # 4. run the study as the paper does it, on a few hundred pictures;
 # 5. read the results for 2,000 pictures that come with sinkgate, and what they do *not* show.
@@ -110,7 +110,7 @@ next(iter(states.values())).shape  # pictures, width
 
 # %% [markdown]
 # **Before you run the next cell**: every dot will be a picture, its color the number of objects, and the axes the two directions in which the states differ most. The
-# directions know nothing of the counts. On which side do you expect order?
+# directions are computed without the counts. On which side do you expect order?
 #
 # Look whether dots of one color lie together.
 
@@ -137,8 +137,8 @@ dressed(
 #
 # One half of the pictures trains it, the other tests it. What it gets right there could be read off linearly, by a later layer for instance.
 #
-# A probe with many weights and few pictures can learn anything by heart. So there is a **control**: the same probe, but its training pictures have changed their counts
-# among themselves. What it reaches then is chance, and only what lies above it is knowledge.
+# A probe with many weights and few pictures can memorise any labels. So there is a **control**: the same probe, with the counts of its training pictures
+# shuffled. Its accuracy is chance, and only accuracy above it shows information in the states.
 #
 # **Before you run the next cell**: about one picture in four has the most frequent count. What do you expect of V-sinks, of five ordinary tokens, of the controls?
 
@@ -161,8 +161,8 @@ rows = {
 pd.DataFrame(rows).T.map("{:.0%}".format)
 
 # %% [markdown]
-# Two tokens on empty background tell the number of objects almost always. But look at the second row too: five ordinary tokens are far above chance. In an encoder with attention from
-# everywhere to everywhere, every token knows something of the whole.
+# From two tokens on empty background the probe reads the number of objects almost always. But look at the second row too: five ordinary tokens are far above chance. In an encoder with attention from
+# everywhere to everywhere, every token has some information on the whole picture.
 #
 # ## 3. And L-sinks?
 #
@@ -173,8 +173,8 @@ has_l_sinks = np.mean([sinks.l_sink.any(1).numpy() for _, sinks in observations]
 pd.DataFrame({"pictures with an L-sink": has_l_sinks}).rename_axis("layer").T.map("{:.0%}".format)
 
 # %% [markdown]
-# In no layer more than a fifth. The demo model has no L-sinks worth the name ([notebook 1](01_meet_the_sinks.ipynb)): what attention calls so is a patch on an object that is looked at for what it
-# shows. A probe on these few would compare other pictures, and other things. So this model cannot test the paper's claim about L-sinks; LLaVA can.
+# In no layer more than a fifth. The demo model has almost no L-sinks ([notebook 1](01_meet_the_sinks.ipynb)): its L-sinks by attention are patches on objects that are attended to for their
+# content. A probe on these few would compare other pictures, and other things. So this model cannot test the paper's claim about L-sinks; LLaVA can.
 #
 # ## 4. The study
 #
@@ -265,8 +265,8 @@ for claim in claims([shipped]):
 # - **The gist was trained into these sinks.** While the demo model's tower was trained, the count, the background and which color-shape pairs there are had to be decoded from the one to four most attended
 #   patches ([recipe](../sinkgate/demo/weights/README.md)). That they hold the count is therefore no discovery: it was the training objective. The size of the largest object was not part of it,
 #   and there they fall behind inside the LLM. LLaVA has no such objective, which gives the paper's finding its weight.
-# - **Knowing is not using.** A probe shows that something *can* be read. Whether the LLM reads it is another question, and needs another
-#   experiment: turn the sinks down and see what is lost. That is [notebook 3](03_when_sinks_help_or_hurt.ipynb).
+# - **Information is not use.** A probe shows that something *can* be read. Whether the LLM reads it needs another
+#   experiment: scale the sinks' Keys down and measure the loss. That is [notebook 3](03_when_sinks_help_or_hurt.ipynb).
 # - **Two tokens against five.** Means of more tokens are cleaner, but mix more. Exercise 2.
 #
 # ## Exercises

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 3 · When sinks help or hurt
 #
-# A V-sink is a visual token that leaves the encoder as an attention sink. Is it better to listen to it more, or less? The paper
-# ([When Sinks Help or Hurt](https://arxiv.org/abs/2604.03316), section 3) asks by multiplying the *Keys* of such tokens by a number, in one layer at a time.
+# A V-sink is a visual token that leaves the encoder as an attention sink. Does more attention to it help, or less? The paper
+# ([When Sinks Help or Hurt](https://arxiv.org/abs/2604.03316), section 3) measures this by multiplying the *Keys* of such tokens by a number, in one layer at a time.
 # You will
 #
 # 1. do that in three lines of torch, and see what it does *not* do;
@@ -13,7 +13,7 @@
 #
 # **Time**: about half a minute on two cores. Nothing is downloaded.
 #
-# The demo model is a toy: its V-sinks were grown under a training pressure to hold the gist of the scene, and it has no L-sinks worth the name
+# The demo model is a toy: by its training objective its V-sinks hold facts of the whole scene, and it has almost no L-sinks
 # ([its card](../sinkgate/demo/weights/README.md)). Results here hold for it, not for LLaVA. To run LLaVA, change `MODEL`.
 
 # %% tags=["parameters"]
@@ -178,8 +178,8 @@ answers = {
 pd.DataFrame(answers, index=list(gates)).T
 
 # %% [markdown]
-# Turned down, the model loses sight of the whole: one color of two is left, one shape of two. Turned up, it keeps both, and counts one object. So for the count
-# both directions are wrong, while the question about red circles does not care. In the figure look at the count, and at how sure the model is each time: the bars are the distribution of its next token.
+# With V-sinks turned down, the model names one color of two, and one shape of two. With V-sinks turned up, it names both, and counts one object. So for the count
+# both directions are wrong, while the answer about red circles stays. In the figure look at the count, and at how sure the model is each time: the bars are the distribution of its next token.
 
 # %%
 traces = {name: vlm.answer(prompt, table, sinks, max_new_tokens=4) for name, table in gates.items()}
@@ -226,15 +226,15 @@ heads = [f"head {head}" for head in range(vlm.num_heads)]
 pd.DataFrame(logit.tolist(), index=heads, columns=[f"logit of V-sink {n}" for n in range(logit.shape[1])]).round(1)
 
 # %% [markdown]
-# Of the eight logits one is negative, -0.3 in head 3: that head looks at this V-sink *more* when it is turned down. The largest is 8.8, and the ratio to the other tokens changes by $e^{(s - 1) z}$: a scale of 0.5 leaves
-# that head 1/81 of it, a scale of 2 makes it 6,600 times as much. So a fader is steep where a head cares most, and that is why both directions can hurt.
+# Of the eight logits one is negative, -0.3 in head 3: that head attends to this V-sink *more* when it is turned down. The largest is 8.8, and the ratio to the other tokens changes by $e^{(s - 1) z}$: a scale of 0.5 leaves
+# that head 1/81 of it, a scale of 2 makes it 6,600 times as much. So a fader has the steepest effect on heads with the largest logits, and both directions can hurt.
 #
-# ## 3. Many settings, warm
+# ## 3. Many settings of one prompt
 #
 # The paper's oracle sweep (section 3) puts every layer alone on a line: V-sinks at $\rho$, all other visual tokens at $1 - \rho$, in steps of 0.1. The unmodified model, (1, 1), is not on that line, so
 # `sg.oracle` adds it as a control, and names (0.5, 0.5), where the paper's learned gates start, once more: 13 settings a layer.
 #
-# A `sg.Session` holds a prompt warm: what lies below the changed layer is not run again, and settings that start at one layer run side by side ([session.py](../sinkgate/models/session.py)).
+# A `sg.Session` keeps a prompt in memory: the layers below the changed one are not run again, and settings that start at one layer run side by side ([session.py](../sinkgate/models/session.py)).
 
 # %%
 warm = sg.Session(vlm, prompt, sinks)
@@ -278,12 +278,12 @@ dressed(figure, "Probability of the right answer", subtitle, 400, legend=False).
 # %% [markdown]
 # Only layer 2 matters, and only from 0.4 down, where V-sinks are outweighed. To the right the answer stays, although in part 2 turning them up lost it: there the rest was left at 1. What "up" does depends on the rest.
 #
-# One prompt is an anecdote. Whether a layer *helps* is a question about many.
+# One prompt proves little. Whether a layer *helps* is a question about many prompts.
 #
 # ## 4. A small oracle sweep, and the winner's curse
 #
 # Four kinds of question, a dozen of each: colors and shapes of the whole scene, and how many objects have a color or a shape. The pictures are hazed (haze takes contrast away, so that the demo model has something to
-# gain), and we sweep three layers. `run` writes a study into a folder and would go on there if killed; answers are
+# gain), and we sweep three layers. `run` writes a study into a folder, and the same call continues it after a kill; answers are
 # right where they are exactly right. (With a model of yours take a benchmark that has options: `sinkgate sweep --data mmstar --model llava-1.5-7b`.)
 
 # %%
@@ -401,9 +401,9 @@ for claim in claims(asked_of):
 #
 # - **The sign depends on the task (O1): reproduced.** In layer 2 questions on the colors of the whole scene gain from stronger V-sinks, local questions from weaker ones. Partly this is built in: the demo model was trained to put the gist
 #   of the scene into these tokens.
-# - **The sign depends on depth (O2): not reproduced.** Most of the effect is in layer 2, and no kind changes sign between layers. The paper's example, reasoning, cannot be tested in a world of shapes.
-# - **Some setting makes a task better: not reproduced.** On this model settings hurt, or do nothing that holds. A model that is right on 98 % of clear scenes has little to gain; hazed ones leave room, and still no
-#   setting holds.
+# - **The sign depends on depth (O2): undecided.** Most of the effect is in layer 2, and no kind changes sign between layers, but small effects could not have shown. The paper's example, reasoning, cannot be tested in a world of shapes.
+# - **Some setting makes a task better: not reproduced on hazed scenes, undecided on clear ones.** On this model settings hurt, or have no confirmed effect. A model that is right on 98 % of clear scenes has little to gain; hazed ones leave room, and still no
+#   gain is confirmed.
 # - **A scale of their own for L-sinks adds little (O3): reproduced, as far as it goes.** L-sinks show in attention alone here.
 #
 # No fixed setting is good for all questions. That is the reason for gates that *read the question*.

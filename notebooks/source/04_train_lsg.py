@@ -63,7 +63,7 @@ vlm = sg.load(MODEL, device=DEVICE, dtype=None if MODEL == "demo" else "bfloat16
 # %% [markdown]
 # ## Something left to learn
 #
-# The demo model answers nearly all questions about its own world, so there a gate has nothing to win. We take some contrast away: **haze**, which the model never saw in training. The kinds of
+# The demo model answers nearly all questions about its own world, so a gate has nothing to gain there. We take some contrast away: **haze**, which the model never saw in training. The kinds of
 # question take turns; *global* kinds need the gist of the picture, *local* ones the detail of one place. Scenes to learn from, to choose by and to be examined on are never the same.
 
 # %%
@@ -211,7 +211,7 @@ print("layers with a scale other than 1:", (scales != 1).any(1).nonzero().flatte
 # And here is the mean over the test questions, by kind: $\rho$ of V-sinks. Compare rows within a column, global kinds above, local ones below: brown is turned down from where the gate began, green up. If a whole column has one
 # color, the gate has learnt one setting for all; if the rows differ, it tells questions apart. The paper sees on LLaVA about 0.05 for Count and 0.30 to 0.45 for MMStar's tasks at layer 10.
 #
-# > **Before you run the next cell:** who should turn V-sinks down, and who should keep them? (Notebook 3 has the oracle's view.)
+# > **Before you run the next cell:** for which kinds should a gate turn V-sinks down, and for which should it keep them? (Notebook 3 has the oracle's view.)
 
 # %%
 rho = mean_rho(vlm, {"LSG": gates["paper"], "LSG from 1": gates["identity"]}, tests["hazed"], examples)
@@ -228,9 +228,9 @@ scales_figure(
 # %% [markdown]
 # Look at layer 2 on the left: most local kinds turn V-sinks down further than most global ones, which is the way the sweeps of [notebook 3](03_when_sinks_help_or_hurt.ipynb) lean in that layer.
 #
-# ## Take one sense away
+# ## Ablate the input of the gate
 #
-# Does it matter that a gate reads the *last* token? The gate `mean` reads the average of all input tokens instead, most of which are patches: it mostly sees the picture, and very little of the
+# Does it matter that a gate reads the *last* token? The gate `mean` reads the average of all input tokens instead, most of which are patches: its input is mostly the picture, and very little of the
 # question. The paper loses its gain by that (-0.28 on MMStar where LSG has +0.72). The figure shows the loss of both in the same layer, both from the paper's start: look at where the two curves part.
 
 # %%

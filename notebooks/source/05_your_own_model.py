@@ -81,7 +81,7 @@ print(f"{vlm.name}: {vlm.num_layers} layers that can be gated")
 pd.DataFrame([{"name": name, "on the Hub": known["id"]} for name, known in KNOWN_MODELS.items()]).head(6)
 
 # %% [markdown]
-# And here is the model beside it: smaller than any you would use, with the tokenizer and processor of the demo model. Random weights of the usual size hardly listen to their Keys, so we make them larger.
+# And here is the model beside it: smaller than any you would use, with the tokenizer and processor of the demo model. With random weights of the usual size the output hardly depends on the Keys, so we make the weights larger.
 
 
 # %%
@@ -135,7 +135,7 @@ for wrong in ({"source": "lava-1.5"}, {"source": "demo", "attn_implementation": 
         print(f"{error}\n")
 
 # %% [markdown]
-# **Exercise 1.** Break a random LLaVA so that the checks notice: what could make its layers deaf to the image?
+# **Exercise 1.** Break a random LLaVA so that the checks notice: how could its layers stop reading the image?
 
 # %%
 # your code here
@@ -223,7 +223,7 @@ on_random = random_vlm.prompt(sample.images[0], sample.question)
 print(sg.find_sinks(random_vlm, on_random).summary())
 
 # %% [markdown]
-# Nobody trained these to be any. Results on which criteria agree are safer; if attention is the only evidence, look at the picture.
+# No training made sinks of these tokens. Results are safer where criteria agree; if attention is the only evidence, look at the picture.
 #
 # **Why a fixed threshold fails.** Residual streams grow with depth. A norm that is outstanding in layer 0 is ordinary in the last, and a fixed threshold calls many tokens of the upper layers sinks, in deep models all. So the
 # criteria of sinkgate compare a token with its own layer ([criteria.py](../sinkgate/sinks/criteria.py)); the fixed ones of the literature are there too, by name.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 6 · Real L-sinks
 #
-# The demo model of the first notebooks has V-sinks that were grown, and no L-sinks worth the name. This notebook has a model with real ones: the LLM of `demo-large` is the first six layers of
-# **SmolLM2-135M**, and its first three are as they were pretrained, on text alone. Long before it read a picture, it had learnt to park attention on a token with nothing to say. You will
+# The demo model of the first notebooks has V-sinks from a training objective, and almost no L-sinks. This notebook has a model with real ones: the LLM of `demo-large` is the first six layers of
+# **SmolLM2-135M**, and its first three are as they were pretrained, on text alone. Before it was trained on any picture, it had learnt to put surplus attention on a token without content. You will
 #
 # 1. see the text sink of the LLM without any picture, and the one dimension in which it spikes;
 # 2. watch patches of the background become L-sinks, layer by layer, in the *same* dimension;
@@ -72,7 +72,7 @@ layer, token, channel = (int(each) for each in (loudness == loudness.max()).nonz
 print(f"the largest: token {token} ({words[token]!r}) in channel {channel} at the input of layer {layer}")
 
 # %% [markdown]
-# The **first** token, whatever it is, from layer 2 on. It has no one before it to attend to, so its state does not depend on what follows, and attention to it does little harm: the *text sink*. A word without a meaning of
+# The **first** token, whatever it is, from layer 2 on. It can attend to no token before it, so its state does not depend on what follows, and attention to it does little harm: the *text sink*. A word without a meaning of
 # its own, "in", joins it. One channel carries both. `sg.discover` looks for such channels on twelve plain pictures, with evidence ([criteria](../docs/pages/concepts/criteria.md#sink-dimensions)):
 
 # %%
@@ -95,7 +95,7 @@ print(fill(sinks.summary(), 100))
 image.resize((224, 224))
 
 # %% [markdown]
-# Each dot is a patch, at the input of each layer. Look at layer 2, where the first ones leave the crowd, and at the gap from layer 3 on. Orange triangles are V-sinks, which the *encoder* made.
+# Each dot is a patch, at the input of each layer. Look at layer 2, where the first ones separate from the others, and at the gap from layer 3 on. Orange triangles are V-sinks, which the *encoder* made.
 
 # %%
 tokens_figure(
@@ -203,7 +203,7 @@ maps_figure(
 #
 # The logit lens decodes a hidden state by the LLM's own last layer, as if it were the end ([logit_lens.py](../sinkgate/analysis/logit_lens.py)).
 #
-# **Before you run the next cell:** an ordinary patch on a circle, and a sink on the background. Which of the two will say something about the picture?
+# **Before you run the next cell:** an ordinary patch on a circle, and a sink on the background. Which of the two will decode to words about the picture?
 
 # %%
 lens = sg.logit_lens(vlm, prompt)
@@ -273,11 +273,11 @@ words_figure(
 )
 
 # %% [markdown]
-# - **L-sinks off**: the answer stays. Their attention goes to others, chiefly to the V-sinks, which do the same service. A no-op was removed.
-# - **L-sinks up**: the answer is wrong. Not because they *say* something, but because they take the attention away from those that do.
-# - **V-sinks down**: the answer is wrong. In this model they hold the gist of the picture (its encoder was trained so), and the map of relevancy says that one of the two is read.
+# - **L-sinks off**: the answer stays. Their attention goes to other tokens, mostly to the V-sinks, which have the same function. A no-op was removed.
+# - **L-sinks up**: the answer is wrong. Not because they contribute anything, but because other tokens lose the attention.
+# - **V-sinks down**: the answer is wrong. In this model they hold facts of the whole picture (its encoder was trained so), and by the map of relevancy one of the two is read.
 #
-# One prompt is an anecdote; [the studies](../sinkgate/demo/studies-large/README.md) of this model have thousands of questions. Try more by hand, with "Separate L-sinks":
+# One prompt proves little; [the studies](../sinkgate/demo/studies-large/README.md) of this model have hundreds of questions each. Try more by hand, with "Separate L-sinks":
 
 # %%
 sg.explore(vlm, image, prompt.question)
@@ -311,7 +311,7 @@ print({f"layer {each}": round(value, 3) for each, value in enumerate(chance)})
 #
 # ## What to keep
 #
-# - L-sinks are made by the LLM: a channel that it learnt from text, in patches with nothing to say, layer by layer, before the question is read.
+# - L-sinks are made by the LLM: a channel that it learnt from text, in patches with little content, layer by layer, before the question is read.
 # - They take most of the attention and give little: short Values. So a map of attention shows them and not the reasons of the answer.
 # - To turn a no-op off changes nothing; to turn it up takes attention from those that matter. A test by scaling needs both directions.
 # - Real in the LLM, but a small one: six layers, flat shapes. On photographs and larger models, measure again.
