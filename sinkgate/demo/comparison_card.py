@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+import pandas as pd
+
 from sinkgate.demo.comparison import FORMS, SETUPS, UNMODIFIED, Setup, file_name
 from sinkgate.demo.comparison_results import GLOBAL, LOCAL, ORACLES, Comparison, Gain, Report
-from sinkgate.demo.figures import gains_figure, rho_figure
+from sinkgate.demo.figures import gains_figure
 from sinkgate.methods.lsg import LSG
 from sinkgate.output import markdown
 from sinkgate.plots import export
+from sinkgate.plots.training import scales_figure
 from sinkgate.scenes.questions import KINDS
 
 HEAD = """# Learned gates and baselines on the demo world: {model}
@@ -120,7 +123,7 @@ def write_comparison(setup: Setup, run: Path, out: Path, publish: int | None = N
     text = _card(setup, comparison, names, [name for name in shown if name in names], publish)
     (out / "README.md").write_text(text, encoding="utf-8")
     export(gains_figure(comparison, names[1:]), out / "gains.svg")
-    export(rho_figure(comparison), out / "rho.svg")
+    export(scales_figure(_scales(comparison)), out / "rho.svg")
     (out / "comparison.json").write_text(json.dumps(_compact(comparison), indent=1) + "\n", encoding="utf-8")
     if publish is not None:
         _publish(setup, comparison, run, out, publish)
@@ -176,6 +179,14 @@ def _card(
             f'seed {published}. Choose them in the app, or `sg.LSG.from_pretrained("sinkgate/demo/{setup.gates}/stack")`.'
         )
     return head + "\n\n".join(f"## {title}\n{text}" for title, text in parts.items()) + "\n"
+
+
+def _scales(comparison: Comparison) -> dict[str, tuple[pd.DataFrame, float]]:
+    """Return the mean scales of V-sinks on hazed scenes, global kinds first, and the scale at the start, for each form of gates."""
+    titles = ["LSG as in the paper: rho of V-sinks", "LSG from 1: scale of V-sinks"]
+    tables = (pd.DataFrame(comparison.rho("hazed", form)).T.loc[GLOBAL + LOCAL] for form in FORMS)
+    named = (table.rename(index={kind: f"{kind} ({KINDS[kind].scope})" for kind in KINDS}) for table in tables)
+    return {title: (table, start) for title, table, start in zip(titles, named, (0.5, 1.0), strict=True)}
 
 
 def measured_dates(dates: Sequence[str]) -> str:

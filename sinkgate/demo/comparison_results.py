@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sinkgate.analysis.statistics import sign_test
 from sinkgate.demo.comparison import FORMS, UNMODIFIED, Setup
 from sinkgate.scenes.questions import KINDS
 
@@ -78,13 +79,11 @@ class Comparison:
 
     def gain(self, world: str, name: str, kinds: Container[str] = KINDS) -> Gain:
         """Return the gain of a method over the unmodified model on the questions of some kinds."""
-        from scipy.stats import binomtest
-
         pairs = list(zip(self.marks(world, name, kinds), self.marks(world, UNMODIFIED, kinds), strict=True))
         seeds = [100 * float((marks - plain).mean()) for marks, plain in pairs]
         better, worse = (int(sum((sign * (marks - plain) > 0).sum() for marks, plain in pairs)) for sign in (1, -1))
-        sign_test = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
-        return Gain(100 * fmean(float(marks.mean()) for marks, _ in pairs), seeds, _t_test(seeds), sign_test)
+        accuracy = 100 * fmean(float(marks.mean()) for marks, _ in pairs)
+        return Gain(accuracy, seeds, _t_test(seeds), float(sign_test(better, worse)))
 
     def best_layer(self, form: str) -> int:
         """Return the layer with the best single gate on validation questions, by the mean over seeds."""

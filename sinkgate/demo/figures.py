@@ -9,10 +9,8 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
-from sinkgate.demo.comparison import FORMS
-from sinkgate.demo.comparison_results import GLOBAL, LOCAL, Comparison
-from sinkgate.plots.style import COLORWAY, DIVERGING, GAIN, GROUP_COLORS, INK, LOSS, SOFT, WIDTH
-from sinkgate.scenes.questions import KINDS
+from sinkgate.demo.comparison_results import Comparison
+from sinkgate.plots.style import COLORWAY, GAIN, GROUP_COLORS, INK, LOSS, SOFT, WIDTH
 
 Record = dict[str, Any]
 #: Options that all figures share.
@@ -76,30 +74,3 @@ def gains_figure(comparison: Comparison, names: Sequence[str]) -> go.Figure:
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_xaxes(title_text="points of accuracy over the unmodified model, hazed scenes", zeroline=True)
     return figure.update_layout(**LAYOUT, height=104 + 24 * len(names), showlegend=False)
-
-
-def rho_figure(comparison: Comparison, world: str = "hazed") -> go.Figure:
-    """Draw the mean scale of V-sinks by kind of question and layer, global kinds above."""
-    kinds = GLOBAL + LOCAL
-    titles = ["LSG as in the paper: rho of V-sinks, starts at 0.5", "LSG from 1: scale of V-sinks, starts at 1"]
-    figure = make_subplots(cols=2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.12)
-    for column, (form, middle) in enumerate(zip(FORMS, (0.5, 1.0), strict=True), 1):
-        table = comparison.rho(world, form)
-        figure.add_heatmap(
-            x=[str(layer) for layer in range(len(table[kinds[0]]))],
-            y=[f"{kind} ({KINDS[kind].scope})" for kind in kinds],
-            z=[table[kind] for kind in kinds],
-            zmin=0,
-            zmax=2 * middle,
-            zmid=middle,
-            colorscale=DIVERGING,
-            text=[[f"{value:.2f}" for value in table[kind]] for kind in kinds],
-            texttemplate="%{text}",
-            textfont={"size": 9},
-            showscale=False,
-            row=1,
-            col=column,
-        )
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    figure.update_xaxes(title_text="layer", type="category")
-    return figure.update_layout(**LAYOUT, height=440)
