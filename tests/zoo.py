@@ -17,6 +17,8 @@ import transformers as T
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from sinkgate.models.vlm import VLM
+
 IMAGE, PAD = 100, 0
 TEXT = {
     "hidden_size": 32,
@@ -73,6 +75,16 @@ class Family:
         return model
 
     @functools.cache  # noqa: B019 (families live as long as the tests)
+    def vlm(self, dtype: torch.dtype = torch.float32) -> VLM:
+        """One model for all tests of a process: none may leave anything on it."""
+        return self.own_vlm(dtype)
+
+    def own_vlm(self, dtype: torch.dtype = torch.float32) -> VLM:
+        """A model for a test that changes it."""
+        model = self.model(dtype=dtype)
+        return VLM(model, None, model.config.model_type)
+
+    @functools.cache  # noqa: B019 (likewise)
     def _model(self, dtype: torch.dtype, attn: str | None, seed: int) -> Any:
         torch.manual_seed(seed)
         config = self.config()

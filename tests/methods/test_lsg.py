@@ -45,8 +45,7 @@ def test_scales_sum_to_their_total_and_begin_equal(grouping, start, seed):
 @pytest.mark.parametrize("name", ZOO)
 def test_on_every_architecture_gates_start_as_they_say_and_read_as_they_act(name):
     family = ZOO[name]
-    vlm = VLM(family.model(), None, name)
-    prompt = vlm.read(family.sample())
+    vlm, prompt = family.vlm(), family.vlm().read(family.sample())
     sinks = some_sinks(vlm, prompt, share=0.4)
     layers = range(vlm.num_layers)
     identity = LSG.for_vlm(vlm, layers, start="identity")

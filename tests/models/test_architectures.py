@@ -1,7 +1,6 @@
 """Every architecture of the zoo through the same tests: gates, rows, patch maps, sinks."""
 
 import copy
-import functools
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from sinkgate.attention.patch import attached
 from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import LogitScales
 from sinkgate.models.token_map import measure_tokens
-from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import FineGates
 
 MAPPED = [name for name, family in ZOO.items() if family.rule in ("blocks", "runs")]
@@ -25,14 +23,6 @@ MAPPED = [name for name, family in ZOO.items() if family.rule in ("blocks", "run
 @pytest.fixture(params=ZOO)
 def family(request) -> Family:
     return ZOO[request.param]
-
-
-def own_vlm(family: Family, dtype: torch.dtype = torch.float32) -> VLM:
-    model = family.model(dtype=dtype)
-    return VLM(model, None, model.config.model_type)
-
-
-vlm_of = functools.cache(own_vlm)  # shared by all tests of a family: none may leave anything on it
 
 
 def cast(inputs, dtype):
@@ -142,7 +132,7 @@ def random_limits(vlm, inputs, samples, heads, seed=0):
 @pytest.mark.parametrize("samples", [1, 2])
 def test_limited_logits_and_rows_equal_attention_written_from_scratch(family, samples):
     """Query rows and rules of each sample's own, left padding, prefill and decode steps, fp64; some heads of one sample, or all."""
-    vlm = vlm_of(family, dtype=torch.float64)
+    vlm = family.vlm(torch.float64)
     inputs = cast(together([family.sample(0, words=5), family.sample(1, words=3)][:samples]), torch.float64)
     limits, recorder = random_limits(vlm, inputs, samples, vlm.num_heads if samples == 1 else 1), Recorder("last")
     with attached_to(vlm, limits, recorder, own_cache=True):
@@ -160,7 +150,7 @@ def test_limited_logits_and_rows_equal_attention_written_from_scratch(family, sa
 @pytest.mark.parametrize("samples", [1, 2])
 def test_gated_logits_and_rows_equal_attention_written_from_scratch(family, samples):
     """Prefill and two decode steps, samples with left padding, every sample its own scales, fp64; in a cache of its own or not."""
-    vlm = vlm_of(family, dtype=torch.float64)
+    vlm = family.vlm(torch.float64)
     inputs = cast(together([family.sample(0, words=5), family.sample(1, words=3)][:samples]), torch.float64)
     scales = random_scales(vlm, inputs, samples)
     with FromScratch(vlm, scales.double()) as reference:
@@ -179,7 +169,7 @@ def test_gated_logits_and_rows_equal_attention_written_from_scratch(family, samp
 
 
 def test_scale_one_and_recording_are_bit_identical(family):
-    vlm, inputs = vlm_of(family), together([family.sample(0, words=5), family.sample(1)])
+    vlm, inputs = family.vlm(), together([family.sample(0, words=5), family.sample(1)])
     plain, before = generated(vlm, inputs), dict(AttentionInterface._global_mapping)
     with attached_to(vlm, torch.ones_like(random_scales(vlm, inputs, 2))):
         assert AttentionInterface._global_mapping == before, "ones attach nothing"
@@ -192,7 +182,7 @@ def test_scale_one_and_recording_are_bit_identical(family):
 def test_gated_eager_equals_gated_sdpa(family):
     results = []
     for eager in (False, True):
-        vlm, inputs = own_vlm(family), family.sample(3)
+        vlm, inputs = family.own_vlm(), family.sample(3)
         if eager:
             vlm.model.set_attn_implementation({"text_config": "eager"})
         with attached_to(vlm, random_scales(vlm, inputs, 1)):
@@ -201,7 +191,7 @@ def test_gated_eager_equals_gated_sdpa(family):
 
 
 def test_cached_equals_uncached(family):
-    vlm = vlm_of(family, dtype=torch.float64)
+    vlm = family.vlm(torch.float64)
     inputs = cast(family.sample(4), torch.float64)
     scales = random_scales(vlm, inputs, 1)
     with attached_to(vlm, scales):
@@ -211,7 +201,7 @@ def test_cached_equals_uncached(family):
 
 def test_batched_equals_single(family):
     """The scales of a shorter sample sit behind its padding."""
-    vlm = vlm_of(family, dtype=torch.float64)
+    vlm = family.vlm(torch.float64)
     samples = [cast(family.sample(seed, words=words), torch.float64) for seed, words in ((0, 5), (1, 3))]
     inputs = together(samples)
     scales = random_scales(vlm, inputs, 2)
@@ -224,7 +214,7 @@ def test_batched_equals_single(family):
 
 
 def test_a_prompt_knows_its_visual_tokens(family):
-    vlm, sample = vlm_of(family), family.sample()
+    vlm, sample = family.vlm(), family.sample()
     prompt = vlm.read(sample)
     rule = vlm.prompter.rule or "none"
     assert rule == family.rule
@@ -240,7 +230,7 @@ def test_a_prompt_knows_its_visual_tokens(family):
 
 
 def test_an_image_encoded_once_serves_every_call(family):
-    vlm, sample = vlm_of(family), family.sample()
+    vlm, sample = family.vlm(), family.sample()
     prompt = vlm.read(sample)
     with torch.no_grad():
         cold = vlm.model(**sample, use_cache=False, logits_to_keep=1).logits[0, -1].softmax(-1)
@@ -250,7 +240,7 @@ def test_an_image_encoded_once_serves_every_call(family):
 
 
 def test_gates_by_group_move_the_answer_and_leave_nothing(family):
-    vlm = vlm_of(family)
+    vlm = family.vlm()
     prompt = vlm.read(family.sample())
     observation = vlm.observe(prompt)  # transformers installs its own capture hooks at the first use and keeps them
     sinks = sg.sinks.classify.classify(observation, prompt.sheets, v_sink="attention", l_sink="attention")
@@ -270,7 +260,7 @@ def test_gates_by_group_move_the_answer_and_leave_nothing(family):
 
 def test_prompts_side_by_side_equal_prompts_one_by_one(family):
     """Other images, other lengths, other gates, one of them none."""
-    vlm = vlm_of(family, dtype=torch.float64)
+    vlm = family.vlm(torch.float64)
     prompts = [vlm.read(cast(family.sample(seed, words=2 + seed), torch.float64)) for seed in range(3)]
     sinks = [
         sg.sinks.classify.classify(vlm.observe(prompt), prompt.sheets, v_sink="attention", l_sink="attention")
@@ -288,7 +278,7 @@ def test_prompts_side_by_side_equal_prompts_one_by_one(family):
 
 
 def test_a_session_resumes_bit_by_bit_or_runs_in_full(family):
-    vlm = vlm_of(family)
+    vlm = family.vlm()
     prompt = vlm.read(family.sample())
     sinks = sg.sinks.classify.classify(vlm.observe(prompt), prompt.sheets, v_sink="attention", l_sink="attention")
     warm = sg.Session(vlm, prompt, sinks)
@@ -317,7 +307,7 @@ def test_a_session_resumes_bit_by_bit_or_runs_in_full(family):
 @pytest.mark.parametrize("name", MAPPED)
 def test_a_planted_v_sink_is_found_at_its_token(name):
     """A spike written into one row of the encoder must come out as the token that its patch feeds."""
-    vlm = vlm_of(ZOO[name])
+    vlm = ZOO[name].vlm()
     adapter = vlm.adapter
     prompt = vlm.read(ZOO[name].sample())
     assert prompt.token_of_patch is not None
@@ -348,7 +338,7 @@ def test_a_planted_v_sink_is_found_at_its_token(name):
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name != "mllama"])
 def test_a_planted_l_sink_is_found_at_its_layer(name):
-    vlm = vlm_of(ZOO[name])
+    vlm = ZOO[name].vlm()
     prompt = vlm.read(ZOO[name].sample())
     token = len(prompt.visual) // 2
     at, second = int(prompt.visual[token]), vlm.adapter.layers[1]
@@ -429,7 +419,7 @@ GEOMETRIES = [
 @pytest.mark.parametrize(("name", "images"), GEOMETRIES, ids=lambda value: value if isinstance(value, str) else "")
 def test_the_closed_form_equals_the_gradient_probe(name, images):
     """Several images in a prompt, other grids, padded pictures, crops left out."""
-    vlm = vlm_of(ZOO[name])
+    vlm = ZOO[name].vlm()
     inputs = rows_for(vlm, images)
     closed = vlm.adapter.token_of_patch(inputs, ZOO[name].rule)
     assert closed is not None
@@ -439,7 +429,7 @@ def test_the_closed_form_equals_the_gradient_probe(name, images):
 def test_a_large_picture_of_onevision_is_mapped_to_the_nearest_token():
     """Its tiles are resized after the encoder: the probe finds several tokens a patch, and the nearest is among them."""
     family = ZOO["llava_onevision"]
-    vlm = own_vlm(family)
+    vlm = family.own_vlm()
     vlm.model.config.vision_aspect_ratio = "anyres_max_2"
     inputs = rows_for(vlm, tiled((56, 56), 5))
     measured = measure_tokens(vlm.adapter, inputs)
@@ -455,7 +445,7 @@ def test_a_large_picture_of_onevision_is_mapped_to_the_nearest_token():
 
 
 def test_the_probe_leaves_the_model_as_it_was():
-    vlm = vlm_of(ZOO["llava"])
+    vlm = ZOO["llava"].vlm()
     state = copy.deepcopy(vlm.model.state_dict())
     wanted = [parameter.requires_grad for parameter in vlm.model.parameters()]
     measure_tokens(vlm.adapter, ZOO["llava"].sample())
@@ -466,7 +456,7 @@ def test_the_probe_leaves_the_model_as_it_was():
 
 def test_an_unknown_merge_is_measured_prompt_by_prompt():
     """No rule holds where the projector shuffles its tokens; the probe still knows."""
-    vlm = own_vlm(ZOO["llava"])
+    vlm = ZOO["llava"].own_vlm()
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     hook = vlm.model.model.multi_modal_projector.register_forward_hook(lambda m, a, output: output[:, order])
     try:
@@ -493,7 +483,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_the_encoders_attention_is_read_in_one_layer_and_never_whole(name, monkeypatch):
     """10,000 patches (two megapixels of Qwen2.5-VL) would be 1.6 billion weights a layer; here 1,600 stand for them."""
-    vlm, side = vlm_of(ZOO[name]), 40
+    vlm, side = ZOO[name].vlm(), 40
     pixels = torch.randn(side * side, 96, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[5, 102, *[IMAGE] * (side * side // 4), 103, 6, 7]])
     inputs = {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": torch.tensor([[1, side, side]])}

@@ -22,16 +22,12 @@ needs_torchvision = pytest.mark.skipif(not HAS_TORCHVISION, reason="video proces
 QUESTION = "What color is the circle?"
 
 
-def vlm_of(name):
-    return VLM(ZOO[name].model(), None, name)
-
-
 @pytest.mark.parametrize("frames", [2, 5, 6])
 @pytest.mark.parametrize("name", VIDEO_FAMILIES)
 def test_the_closed_form_of_a_video_equals_the_gradient_probe(name, frames):
-    vlm, inputs = vlm_of(name), video_sample(name, frames)
+    vlm, inputs = ZOO[name].vlm(), video_sample(name, frames)
     prompt = vlm.read(inputs)
-    assert vlm.prompter.rules == {"video": ZOO[name].rule} and prompt.kind == "video" and prompt.note == ""
+    assert vlm.prompter.rules["video"] == ZOO[name].rule and prompt.kind == "video" and prompt.note == ""
     assert torch.equal(vlm.adapter.token_of_patch(inputs, ZOO[name].rule), measure_tokens(vlm.adapter, inputs))
     ids = inputs["input_ids"][0]
     assert (ids[prompt.visual] == VIDEO).all()
@@ -41,7 +37,7 @@ def test_the_closed_form_of_a_video_equals_the_gradient_probe(name, frames):
 @pytest.mark.parametrize("name", VIDEO_FAMILIES)
 def test_the_tokens_of_a_frame_are_those_that_change_with_it(name):
     """Through the whole encoder, which no frame leaves: independent of the probe."""
-    vlm, inputs = vlm_of(name), video_sample(name)
+    vlm, inputs = ZOO[name].vlm(), video_sample(name)
     prompt = vlm.read(inputs)
     pixels = inputs["pixel_values_videos"]
     times = pixels.unflatten(0, (-1, 32)) if pixels.dim() == 2 else pixels[0]
@@ -61,7 +57,7 @@ def test_the_tokens_of_a_frame_are_those_that_change_with_it(name):
 
 @pytest.mark.parametrize("name", VIDEO_FAMILIES)
 def test_a_video_encoded_once_is_gated_and_batched_like_an_image(name):
-    vlm = vlm_of(name)
+    vlm = ZOO[name].vlm()
     prompts = [vlm.read(video_sample(name)), vlm.read(video_sample(name, 4, 1)), vlm.read(ZOO[name].sample())]
     sinks = [sg.find_sinks(vlm, prompt, v_sink="norm", l_sink="norm") for prompt in prompts]
     gates = sg.Gates.ones(vlm).set("v_sink", 0.5).set("rest", 0.5)
@@ -98,7 +94,7 @@ def test_frames_of_an_odd_side_are_mapped_to_the_nearest_token():
 
 
 def test_images_beside_a_video_are_refused():
-    vlm, inputs = vlm_of("qwen2_vl"), video_sample("qwen2_vl")
+    vlm, inputs = ZOO["qwen2_vl"].vlm(), video_sample("qwen2_vl")
     with pytest.raises(sg.PromptError, match="images beside a video"):
         vlm.read({**inputs, "pixel_values": torch.randn(32, 96), "image_grid_thw": torch.tensor([[1, 4, 8]])})
     with pytest.raises(sg.PromptError, match="without video tokens of their own"):

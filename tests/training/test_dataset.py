@@ -9,7 +9,7 @@ import sinkgate as sg
 from sinkgate.data import Sample
 from sinkgate.methods import Fixed
 from sinkgate.methods.lsg import LSG
-from sinkgate.models.vlm import VLM, find_v_sinks
+from sinkgate.models.vlm import find_v_sinks
 from sinkgate.training.dataset import ExampleCache, ImageSinks, Prefix, SinkCounts, absent, batches
 from sinkgate.training.ensemble import frozen
 from sinkgate.training.evaluation import evaluate
@@ -25,8 +25,7 @@ def some_masks(vlm, prompt):
 @pytest.mark.parametrize("name", ZOO)
 def test_an_answer_in_one_forward_is_what_decoding_gives(name):
     family = ZOO[name]
-    vlm = VLM(family.model(), None, name)
-    prompt = vlm.read(family.sample())
+    vlm, prompt = family.vlm(), family.vlm().read(family.sample())
     sinks = some_masks(vlm, prompt)
     lsg = shaken(LSG.for_vlm(vlm, range(vlm.num_layers), start="identity"))
     options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
