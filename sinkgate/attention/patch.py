@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -83,7 +83,7 @@ class _Call:
 class _Tap:
     call: _Call
     layer: int
-    scales: Tensor | None  # of the Keys, (B, P) or (B, KV, P); None if all are 1
+    scales: Tensor | None  # of the Keys, (B, 1 or KV, P, 1); None if all are 1
     limited: LayerScales | None = None  # of the logits
     stored: int | None = None  # positions whose Keys are scaled in the cache; None: the cache must stay unscaled
     rewrite: Rewrite | None = None
@@ -95,29 +95,28 @@ class _Tap:
         """Return whether scaled Keys are all that the call needs."""
         return self.call.recorder is None and self.limited is None and self.rewrite is None and self.hidden is None
 
-    def first_key(self, keys: int) -> int:
-        """Return the position of the first of the running forward's Keys."""
-        return 0 if self.call.cross else max(0, (self.call.end or keys) - keys)
+    def span(self, keys: int) -> tuple[int, int]:
+        """Return the positions of the first of the running forward's Keys and of the one behind the last; static caches have more room."""
+        end = keys if self.call.cross else self.call.end or keys
+        return max(0, end - keys), end
 
     def scale(self, module: nn.Module, key: Tensor) -> Tensor:
         """Return the scaled Keys of the running forward."""
         assert self.scales is not None
-        keys, first = key.shape[2], self.first_key(key.shape[2])
-        end_position = keys if self.call.cross else self.call.end or keys
+        first, end = self.span(key.shape[2])
         self.scales = self.scales.to(key.device)  # layers may lie on several devices
         if self.stored is None and self.call.own_cache and self._lies_in_cache(module, key):
             self.stored = self.call.stored
         if self.stored is not None:
-            start, end = max(first, self.stored), min(end_position, self.scales.shape[-1])
-            if start < end:
-                part = key[:, :, start - first : end - first]
-                torch.mul(part, _window(self.scales, start, part), out=part)
-            self.stored = end_position
+            start, stop = max(first, self.stored), min(end, self.scales.shape[2])
+            if start < stop:
+                _part(key, start - first, stop - first).mul_(_part(self.scales, start, stop))
+            self.stored = end
             return key
-        if self.scales.shape[-1] < first + keys:  # pad for many decode steps at once
-            self.scales = nn.functional.pad(self.scales, (0, first + keys), value=1.0)
+        if self.scales.shape[2] < first + key.shape[2]:  # pad for many decode steps at once
+            self.scales = nn.functional.pad(self.scales, (0, 0, 0, first + key.shape[2]), value=1.0)
         out = None if self.scales.requires_grad else self.call.memory_for(key)
-        return scale_keys(key, self.scales, first, out)
+        return scale_keys(key, self.scales[..., 0], first, out)
 
     def _lies_in_cache(self, module: nn.Module, key: Tensor) -> bool:
         """Return whether the cache holds these very Keys; some caches hold others and compute Keys from them."""
@@ -152,7 +151,7 @@ class Attached:
 
     def set_scales(self, layer: int, scales: Tensor) -> None:
         """Set the Key scales (B, P) of a ``live`` layer, from its next attention call on; gradients flow through them."""
-        self._taps[layer].scales = scales
+        self._taps[layer].scales = scales[:, None, :, None]
 
     def set_rewrite(self, layer: int, first: int, rewrite: Rewrite) -> None:
         """Rewrite a ``live`` layer's attention probabilities, from its next attention call on, for queries from position ``first`` on.
@@ -220,12 +219,12 @@ def attached(
     if recorder is None and not active and not live:
         yield Attached(call, {})
         return
-    names = {_implementation(module) for module in modules}
     taps = {
         module: _Tap(call, layer, *_of_layer(key_scales, layer, layer in active))
         for layer, module in enumerate(modules)
         if recorder is not None or layer in active or layer in live
     }
+    names = {_implementation(config) for config in {id(config): config for config in map(_config, modules)}.values()}
     with _registry_lock:
         if any(module in _taps for module in modules):
             raise RuntimeError(
@@ -256,61 +255,60 @@ def _of_layer(scales: Scales | None, layer: int, active: bool) -> tuple[Tensor |
     """Return the scales of a layer's Keys and those of its logits."""
     if scales is None or not active:
         return None, None
-    return (None, scales.layer(layer)) if isinstance(scales, LogitScales) else (scales[layer], None)
+    return (None, scales.layer(layer)) if isinstance(scales, LogitScales) else (scales[layer, :, None, :, None], None)
+
+
+def _part(keys: Tensor, start: int, stop: int) -> Tensor:
+    """Return some of the Keys or of their scales, (B, KV, K, d); without a new tensor where these are all."""
+    return keys if start == 0 and stop == keys.shape[2] else keys[:, :, start:stop]
 
 
 def scale_keys(key: Tensor, scales: Tensor, first: int = 0, out: Tensor | None = None) -> Tensor:
     """Return diag(s) K for the Keys from absolute position ``first`` on; multiplied in at least float32.
 
-    Shapes: key (B n, KV, K, d), scales (B, P) or (B, KV, P) -> (B n, KV, K, d); n beams for each sample; positions past P keep 1.
+    Shapes: key (B n, KV, K, d), scales (B, P) or (B, 1 or KV, P) -> (B n, KV, K, d); n beams for each sample; positions past P keep 1.
     ``out``, of the key's dtype and at least its number of elements, receives the result.
     """
-    window = _window(scales, first, key)
+    keys = key.shape[2]
+    window = scales[..., first : first + keys]
+    if window.shape[-1] < keys:
+        window = nn.functional.pad(window, (0, keys - window.shape[-1]), value=1.0)
+    if window.shape[0] != key.shape[0]:
+        window = window.repeat_interleave(key.shape[0] // window.shape[0], dim=0)
+    window = window[:, None, :, None] if window.dim() == 2 else window.unsqueeze(3)
     if out is None:
         return (key * window).to(key.dtype)
     return torch.mul(key, window, out=out.view(-1)[: key.numel()].view(key.shape))
 
 
-def _window(scales: Tensor, first: int, key: Tensor) -> Tensor:
-    """Return the scales of these Keys, (B n, 1 or KV, K, 1)."""
-    window = scales[..., first : first + key.shape[2]]
-    if window.shape[-1] < key.shape[2]:
-        window = nn.functional.pad(window, (0, key.shape[2] - window.shape[-1]), value=1.0)
-    if window.shape[0] != key.shape[0]:
-        window = window.repeat_interleave(key.shape[0] // window.shape[0], dim=0)
-    return window[:, None, :, None] if window.dim() == 2 else window[..., None]
+def _attend(name: str, original: AttentionFunction | None) -> AttentionFunction:
+    """Return the function to register under an implementation's name; ``original`` is the one before, None for eager attention."""
 
-
-def _attend(original: AttentionFunction | None) -> AttentionFunction:
     def sinkgate_attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        attend = original or _eager_of(module)
-        tap = _taps.get(module)
+        attend, tap = original or _eager_of(module), _taps.get(module)
         if tap is None:
-            return attend(module, query, key, value, *args, **kwargs)
+            return attend(module, query, key, value, attention_mask, **kwargs)
         if kwargs.get("cache") is not None:
             raise UnsupportedModelError(
                 "continuous batching stores Keys inside the attention function and would keep them scaled; use generate() instead"
             )
-        end = tap.call.end if tap.call.end is not None else key.shape[2]
         if tap.limited is not None and (of_keys := tap.limited.of_keys(key.shape[1])) is not None:
-            tap.scales, tap.limited = of_keys, None  # no limit that Keys could not express
+            tap.scales, tap.limited = of_keys[..., None], None  # no limit that Keys could not express
         if tap.scales is not None:
             key = tap.scale(module, key)
         if tap.only_keys:
-            return attend(module, query, key, value, *args, **kwargs)
-        _refuse_to_write_out(module, tap)
-        mask = args[0] if args else kwargs.get("attention_mask")
-        name, first_key = _implementation(module), tap.first_key(key.shape[2])
-        options = {name: kwargs.get(name) for name in ("scaling", "softcap", "is_causal")}
-        call = AttentionCall(module, query, key, value, mask, options, end, first_key)
+            return attend(module, query, key, value, attention_mask, **kwargs)
+        if name not in WRITTEN_OUT:
+            _refuse_to_write_out(name, tap)
+        count, end = query.shape[2], tap.call.end or key.shape[2]
+        first, (first_key, _) = end - count, tap.span(key.shape[2])
+        options = {option: kwargs.get(option) for option in ("scaling", "softcap", "is_causal")}
+        call = AttentionCall(module, query, key, value, attention_mask, options, end, first_key)
         if tap.hidden is not None:
-            mask = without_keys(tap.hidden, call, additive=name == "eager")
-            call = replace(call, mask=mask)
-            args, kwargs = ((mask, *args[1:]), kwargs) if args else (args, {**kwargs, "attention_mask": mask})
-        first, count = end - query.shape[2], query.shape[2]
-        visible = row_mask(name, mask, query, key, causal=call.causal, window=kwargs.get("sliding_window"))
+            call.mask = attention_mask = without_keys(tap.hidden, call, additive=name == "eager")
+        visible = row_mask(name, attention_mask, query, key, causal=call.causal, window=kwargs.get("sliding_window"))
         limited = tap.limited.limited(first, end) if tap.limited is not None else None
 
         def rows_of(which: slice | Tensor) -> tuple[Tensor, Tensor]:
@@ -338,7 +336,7 @@ def _attend(original: AttentionFunction | None) -> AttentionFunction:
                 with torch.no_grad():
                     size = query.shape[0] * query.shape[1] * key.shape[2]
                     recorder.record(tap.layer, wanted, lambda which: rows_of(which)[1], size, value)
-        output, weights = attend(module, query, key, value, *args, **kwargs)
+        output, weights = attend(module, query, key, value, attention_mask, **kwargs)
         if tap.limited is not None and limited is not None:
             output = limited_output(tap.limited, limited, call, output)
         start = max(0, tap.rewrite_from - first)
@@ -375,8 +373,12 @@ def can_be_gated(implementation: str) -> bool:
     return not implementation.startswith("paged|") and (registered or is_kernel(implementation))
 
 
-def _implementation(module: nn.Module) -> str:
-    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
+def _config(module: nn.Module) -> Any:
+    return getattr(module, "config", None)
+
+
+def _implementation(config: Any) -> str:
+    name = getattr(config, "_attn_implementation", None)
     if name is None or not can_be_gated(name):
         raise UnsupportedModelError(
             f"the model runs attention implementation {name!r}, which transformers does not dispatch to; expected sdpa, eager, a flash "
@@ -385,15 +387,14 @@ def _implementation(module: nn.Module) -> str:
     return name
 
 
-def _refuse_to_write_out(module: nn.Module, tap: _Tap) -> None:
-    """Raise where a rule needs logits or probabilities and the kernel gives none."""
+def _refuse_to_write_out(name: str, tap: _Tap) -> None:
+    """Raise where a rule needs logits or probabilities, which this kernel does not give."""
     rules = {
         "scales limited to rows or heads": tap.limited,
         "rewritten probabilities": tap.rewrite,
         "hidden Keys": tap.hidden,
     }
-    needed = next((rule for rule, value in rules.items() if value is not None), None)
-    if needed and (name := _implementation(module)) not in WRITTEN_OUT:
+    if needed := next((rule for rule, value in rules.items() if value is not None), None):
         raise UnsupportedModelError(
             f"the attention kernel {name!r} takes scaled Keys, but gives no logits or probabilities, and {needed} need them: load the "
             'model with attn_implementation="sdpa"'
@@ -429,7 +430,7 @@ def _record_segments(
 def _install(name: str) -> None:
     if name not in _originals:
         _originals[name] = _interface._global_mapping.get(name)
-        _interface.register(name, _attend(_originals[name]))
+        _interface.register(name, _attend(name, _originals[name]))
 
 
 def _uninstall() -> None:

@@ -90,11 +90,11 @@ class LayerScales:
         self.heads: Tensor | None = None if scaled.all() else scaled.nonzero()[:, 0]
 
     def of_keys(self, key_heads: int) -> Tensor | None:
-        """Return the same as scales of the Keys, (B, P) or (B, KV, P); None if the limits or the rule do not allow that."""
+        """Return the same as scales of the Keys, (B, 1 or KV, P); None if the limits or the rule do not allow that."""
         if not (self.rows.all() and self.later.all()) or self.monotone.any():
             return None
         if self.scales.shape[1] == 1:
-            return self.scales[:, 0]
+            return self.scales
         samples, _, keys = self.scales.shape
         grouped = self.scales.reshape(samples, key_heads, -1, keys)  # heads that share Keys side by side
         alike = (grouped == grouped[:, :, :1]).all()

@@ -19,7 +19,7 @@ from sinkgate.attention.recorder import CHUNK, attention_rows, chunks
 from sinkgate.attention.scales import LayerScales
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class AttentionCall:
     """One call of an attention function.
 
