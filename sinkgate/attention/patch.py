@@ -83,7 +83,7 @@ class _Call:
 class _Tap:
     call: _Call
     layer: int
-    scales: Tensor | None  # of the Keys, (B, 1 or KV, P, 1); None if all are 1
+    scales: Tensor | None = None  # of the Keys, (B, 1 or KV, P, 1); None if all are 1
     limited: LayerScales | None = None  # of the logits
     stored: int | None = None  # positions whose Keys are scaled in the cache; None: the cache must stay unscaled
     rewrite: Rewrite | None = None
@@ -214,16 +214,24 @@ def attached(
     call = _Call(recorder, cross, own_cache, stored)
     # one comparison for all layers: each synchronises with the device
     table = key_scales.scales if isinstance(key_scales, LogitScales) else key_scales
-    changed: Any = None if table is None else (table != 1).flatten(1).any(1).nonzero()[:, 0]
-    active: list[int] = [] if changed is None else changed.tolist()
-    if recorder is None and not active and not live:
+    scaled: list[bool] = [False] * len(modules)
+    if table is not None:
+        scaled = (table != 1).flatten(1).any(1).tolist()  # pyright: ignore[reportAssignmentType] - torch leaves it open
+    taps = {
+        module: _Tap(call, layer)
+        for layer, module in enumerate(modules)
+        if recorder is not None or scaled[layer] or layer in live
+    }
+    if not taps:
         yield Attached(call, {})
         return
-    taps = {
-        module: _Tap(call, layer, *_of_layer(key_scales, layer, layer in active))
-        for layer, module in enumerate(modules)
-        if recorder is not None or layer in active or layer in live
-    }
+    if isinstance(key_scales, Tensor):
+        of_layers = key_scales[:, :, None, :, None].unbind()
+    for tap in taps.values():
+        if isinstance(key_scales, LogitScales):
+            tap.limited = key_scales.layer(tap.layer) if scaled[tap.layer] else None
+        elif key_scales is not None:
+            tap.scales = of_layers[tap.layer] if scaled[tap.layer] else None
     names = {_implementation(config) for config in {id(config): config for config in map(_config, modules)}.values()}
     with _registry_lock:
         if any(module in _taps for module in modules):
@@ -249,13 +257,6 @@ def attached(
                 _taps.pop(module, None)
             if not _taps:
                 _uninstall()
-
-
-def _of_layer(scales: Scales | None, layer: int, active: bool) -> tuple[Tensor | None, LayerScales | None]:
-    """Return the scales of a layer's Keys and those of its logits."""
-    if scales is None or not active:
-        return None, None
-    return (None, scales.layer(layer)) if isinstance(scales, LogitScales) else (scales[layer, :, None, :, None], None)
 
 
 def _part(keys: Tensor, start: int, stop: int) -> Tensor:

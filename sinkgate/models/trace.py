@@ -143,7 +143,8 @@ def stack_rows(recorded: dict[int, list[Tensor]]) -> Tensor:
     longest = max(rows.shape[-1] for calls in recorded.values() for rows in calls)
 
     def padded(rows: Tensor) -> Tensor:
-        on_cpu = rows[0].cpu()  # layers may lie on several devices
-        return torch.nn.functional.pad(on_cpu, (0, longest - rows.shape[-1]))
+        missing = longest - rows.shape[-1]
+        return torch.nn.functional.pad(rows[0], (0, missing)) if missing else rows[0]
 
-    return torch.stack([torch.cat([padded(rows) for rows in recorded[layer]], 1) for layer in sorted(recorded)])
+    # layers may lie on several devices
+    return torch.stack([torch.cat([*map(padded, recorded[layer])], 1).cpu() for layer in sorted(recorded)])

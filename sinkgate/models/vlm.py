@@ -331,7 +331,7 @@ class VLM(BaseVLM):
     def trace(self, prompt: Prompt, logits: Tensor, generated: list[int], attention: dict[int, list[Tensor]]) -> Trace:
         probabilities = logits.float().softmax(-1).cpu()
         top = probabilities.topk(min(10, len(probabilities)))
-        names = [self.token_name(int(index)) for index in top.indices]
+        names = [self.token_name(index) for index in cast(Any, top.indices).tolist()]
         special: set[int] = set(self.tokenizer.all_special_ids) if self.processor else set()
         shown = [row for row, index in enumerate(generated) if index not in special]
         rows = stack_rows(attention) if attention else torch.zeros(self.num_layers, self.num_heads, 0, prompt.num_keys)

@@ -189,9 +189,9 @@ class Gates:
 
         Shapes: positions (V,) of the visual tokens -> (layers, 1, length), 1 for all text.
         """
-        by_group = torch.stack([sinks.v_sink.expand_as(sinks.l_sink), sinks.l_sink, sinks.ordinary], -1)
         scales = torch.ones(len(self.scales), 1, length)
-        scales[:, 0, positions.cpu()] = (by_group * self.scales[:, None, :]).sum(-1)
+        v_sink, l_sink, ordinary = self.scales[:, :, None].unbind(1)
+        scales[:, 0, positions.cpu()] = torch.where(sinks.v_sink, v_sink, torch.where(sinks.l_sink, l_sink, ordinary))
         return scales
 
     def to_json(self) -> str:
