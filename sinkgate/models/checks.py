@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import psutil
@@ -15,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from sinkgate.errors import UnsupportedModelError
 from sinkgate.models.load_errors import LESS_MEMORY, in_words
 from sinkgate.models.vlm import VLM
+from sinkgate.models.weights import size_on_disk
 from sinkgate.sinks.classify import classify
 from sinkgate.sinks.gates import Gates
 
@@ -48,11 +50,18 @@ def check_config(config: Any, name: str) -> None:
 
 
 def check_memory(
-    config: Any, name: str, *, device: torch.device, dtype: torch.dtype | None = None, quantize: str | None = None
+    config: Any,
+    name: str,
+    *,
+    device: torch.device,
+    place: str = "",
+    dtype: torch.dtype | None = None,
+    quantize: str | None = None,
 ) -> None:
     """Refuse a model whose weights alone exceed the free memory, before they are downloaded or read.
 
-    The parameters are counted on a model without memory. A dtype that neither the caller nor the config names is taken for
+    The size of the files in the folder ``place`` bounds the number of parameters, a byte each at least; only where that bound does not
+    suffice are they counted, on a model without memory. A dtype that neither the caller nor the config names is taken for
     half precision, and quantization for all parameters: what is refused would not have fitted. Not checked: checkpoints that
     are quantized already, and models that bring code of their own.
 
@@ -61,11 +70,13 @@ def check_memory(
     """
     if getattr(config, "quantization_config", None) or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return
+    stored: torch.dtype = dtype or config.dtype or config.get_text_config().dtype or torch.float16
+    bytes_each, free = BITS.get(quantize or "", 8 * stored.itemsize) / 8, _free_memory(device)
+    if 0 < size_on_disk(Path(place)) * bytes_each <= free:
+        return
     with torch.device("meta"):
         parameters: int = cast(Any, AutoModelForImageTextToText).from_config(config).num_parameters()
-    stored: torch.dtype = dtype or config.dtype or config.get_text_config().dtype or torch.float16
-    needed = parameters * BITS.get(quantize or "", 8 * stored.itemsize) / 8
-    free = _free_memory(device)
+    needed = parameters * bytes_each
     if needed > free:
         raise UnsupportedModelError(
             f"the weights of {name} need {needed / 1e9:.1f} GB ({parameters / 1e9:.1f} billion parameters, "

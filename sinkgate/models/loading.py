@@ -114,7 +114,7 @@ def load(
             processor = _processor(place, config, files)
         with in_words(f"{name} cannot be loaded", place):
             if isinstance(spread, torch.device):
-                check_memory(config, name, device=spread, dtype=wanted, quantize=quantize)
+                check_memory(config, name, device=spread, place=place, dtype=wanted, quantize=quantize)
                 spread = {"": spread}
             if (Path(place) / ADAPTER).exists() and find_spec("peft") is None:
                 raise UnsupportedModelError(f"{name} holds a PEFT adapter beside its weights: run `pip install peft`")

@@ -61,6 +61,14 @@ def checksum(folder: Path) -> str | None:
     return hashlib.sha256(repr(sorted(entries)).encode()).hexdigest()[:16] if entries else None
 
 
+def size_on_disk(folder: Path) -> int:
+    """Return the bytes of a checkpoint's weights; 0 where the folder does not hold them all, in files of the usual names."""
+    files = _files(folder)
+    if not any(file.name.startswith(("model", "pytorch_model")) for file in files) or not all(map(Path.is_file, files)):
+        return 0
+    return sum(file.stat().st_size for file in files)
+
+
 def _files(folder: Path) -> list[Path]:
     """Return the files that transformers reads of a folder, an adapter's included."""
     adapters = sorted(folder.glob("adapter_model.*"))

@@ -40,6 +40,7 @@ from sinkgate.models.load_errors import in_words
 from sinkgate.models.loading import KNOWN_MODELS, best_device
 from sinkgate.models.token_map import measure_tokens
 from sinkgate.models.vlm import VLM
+from sinkgate.models.weights import size_on_disk
 from sinkgate.scenes.scene import Scene
 
 QUESTION = "What color is the circle?"
@@ -541,6 +542,29 @@ def test_too_large_a_model_is_refused_before_it_is_read(monkeypatch):
         check_memory(config, "llava", device=cpu, quantize="8bit")
     config.quantization_config = {"quant_method": "fp8"}
     check_memory(config, "llava", device=cpu)
+
+
+def test_parameters_are_counted_only_where_the_files_are_larger_than_the_free_memory(saved, monkeypatch):
+    counted = []
+    count = AutoModelForImageTextToText.from_config
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_config", lambda config: counted.append(1) or count(config))
+    sg.load(saved, check=False)
+    assert not counted
+    bound = 4 * (Path(saved) / "model.safetensors").stat().st_size  # float32, in a file of float32
+    for free, times in ((bound, 0), (bound - 1, 1)):
+        monkeypatch.setattr(checks.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        sg.load(saved, check=False)
+        assert len(counted) == times
+
+
+def test_files_of_which_one_is_missing_have_no_size(saved, tmp_path):
+    shards = {"a.weight": "model-1.safetensors", "b.weight": "model-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (tmp_path / "model-1.safetensors").write_bytes(bytes(100))
+    assert size_on_disk(tmp_path) == size_on_disk(tmp_path / "nothing") == 0
+    (tmp_path / "model-2.safetensors").write_bytes(bytes(10))
+    assert size_on_disk(tmp_path) == 110
+    assert size_on_disk(Path(saved)) == (Path(saved) / "model.safetensors").stat().st_size
 
 
 def test_load_looks_at_the_memory_of_one_device_only(saved, monkeypatch):
