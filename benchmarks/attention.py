@@ -15,6 +15,7 @@ from models import SUBJECTS, Subject, onevision
 from timing import CLEAR, Row, duration, held, in_a_process, ratio, reset_peak, take_turns, wait_for_device
 
 import sinkgate as sg
+from sinkgate.attention.cache import CACHE_NAME, cache_in
 from sinkgate.attention.recorder import Recorder
 
 STEPS = 16  # tokens of a decode
@@ -91,13 +92,13 @@ def decode(subject: Subject, variant: str, begun: Any) -> Callable[[], float]:
     first = begun.logits[:, -1:].argmax(-1)
 
     def run() -> float:
-        cache, token = copy(begun.past_key_values), first
+        cache, token = copy(cache_in(begun)), first
         cache.layers = [copy(layer) for layer in cache.layers]  # new tokens bind new tensors
         wait_for_device()
         start = time.perf_counter()
         with torch.no_grad(), _attached(subject, variant, scales, stored=subject.prompt.num_keys):
             for _ in range(STEPS):
-                output = subject.model(input_ids=token, past_key_values=cache, use_cache=True)
+                output = subject.model(input_ids=token, **{CACHE_NAME: cache}, use_cache=True)
                 token = output.logits[:, -1:].argmax(-1)
         wait_for_device()
         return (time.perf_counter() - start) / STEPS

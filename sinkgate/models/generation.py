@@ -52,7 +52,7 @@ _SEVERAL_AT_ONCE = ("assistant_model", "assistant_early_exit", "prompt_lookup_nu
 #: Options of ``generate``: its parameters, and the attributes of a generation configuration.
 _generate = cast(Any, GenerationMixin).generate
 _KNOWN = {*signature(_generate).parameters, *vars(GenerationConfig()), "tokenizer"}
-_RESERVED = ("return_dict_in_generate", "output_logits", "past_key_values", "inputs", "input_ids", "inputs_embeds")
+_RESERVED = ("return_dict_in_generate", "output_logits", "inputs")
 
 
 def generate_options(options: Mapping[str, Any], stop: Callable[[], bool] | None, max_rows: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers.masking_utils import eager_mask
 
 import sinkgate.attention.patch as attention_module
 import sinkgate.attention.recorder as recorder_module
-from sinkgate.attention.cache import CACHE_NAME, CACHE_NAMES
+from sinkgate.attention.cache import CACHE_NAME, CACHE_NAMES, cache_in
 from sinkgate.attention.patch import attached, model_lock, scale_keys
 from sinkgate.attention.recorder import Recorder, attention_rows
 from sinkgate.errors import UnsupportedModelError
@@ -319,11 +319,11 @@ def test_the_cache_keeps_unscaled_keys():
     model, processor = tiny_llava("clip")
     inputs = batch(processor)
     modules, decoder = parts(model)
-    plain = model(**inputs, use_cache=True).past_key_values
+    plain = cache_in(model(**inputs, use_cache=True))
     scales = torch.ones(3, 2, inputs["input_ids"].shape[1])
     scales[0] = 0.3
     with attached(modules, decoder=decoder, key_scales=scales):
-        gated = model(**inputs, use_cache=True).past_key_values
+        gated = cache_in(model(**inputs, use_cache=True))
     assert torch.equal(plain.layers[0].keys, gated.layers[0].keys)
     assert not torch.equal(plain.layers[1].keys, gated.layers[1].keys)
 

@@ -12,6 +12,7 @@ from transformers.masking_utils import flash_attention_mask
 from zoo import ZOO, together
 
 import sinkgate as sg
+from sinkgate.attention.cache import CACHE_NAME, cache_in
 from sinkgate.attention.masks import row_mask
 from sinkgate.attention.patch import attached
 from sinkgate.attention.recorder import Recorder
@@ -166,7 +167,7 @@ def test_rows_of_sliding_windows_and_of_steps_over_a_cache(kernel, name, family)
             first = vlm.model(**inputs, use_cache=True)
             mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 2), value=1)
             more = torch.tensor([[7, 8], [9, 10]])
-            second = vlm.model(input_ids=more, attention_mask=mask, past_key_values=first.past_key_values)
+            second = vlm.model(input_ids=more, attention_mask=mask, **{CACHE_NAME: cache_in(first)})
         real = inputs["attention_mask"].bool()
         rows = [calls[0].transpose(1, 2)[real] for calls in recorder.attention.values()]
         return first.logits[real], second.logits, rows, [calls[1] for calls in recorder.attention.values()]

@@ -17,7 +17,7 @@ from tiny import rename_cache, shaken
 from zoo import ZOO, together
 
 import sinkgate as sg
-from sinkgate.attention.cache import CACHE_NAME, CACHE_NAMES
+from sinkgate.attention.cache import CACHE_NAME, CACHE_NAMES, cache_in
 from sinkgate.methods.runtime import export_runtime, load_runtime
 from sinkgate.models.vlm import VLM
 from sinkgate.scenes import Scene
@@ -201,9 +201,9 @@ def test_the_module_refuses_another_model_attention_and_prompt_in_words(tmp_path
     with pytest.raises(ValueError, match="inputs_embeds alone"):
         vlm.model(inputs_embeds=torch.zeros(1, 4, 32))
     text = torch.tensor([[5, 6, 7]])
-    cache = vlm.model(input_ids=text).past_key_values
+    cache = cache_in(vlm.model(input_ids=text))
     with pytest.raises(ValueError, match="whole prompt in one prefill"):
-        vlm.model(**{**prompt.inputs, "attention_mask": None}, past_key_values=cache)
+        vlm.model(**{**prompt.inputs, "attention_mask": None, CACHE_NAME: cache})
     gates.remove()
 
 
@@ -217,11 +217,11 @@ def test_a_cache_brings_its_scales_along(name, tmp_path):
     applied, token = load_runtime(tmp_path).apply_gates(vlm.model), torch.tensor([[9]])
     rename_cache(vlm.decoder, CACHE_NAME)
     with torch.no_grad():
-        cache = vlm.model(**prompt.inputs).past_key_values
+        cache = cache_in(vlm.model(**prompt.inputs))
         vlm.model(**vlm.read(ZOO["llava"].sample(3)).inputs)  # another prompt in between
-        got = vlm.model(input_ids=token, past_key_values=cache).logits
+        got = vlm.model(input_ids=token, **{CACHE_NAME: cache}).logits
     applied.remove()
     with torch.no_grad(), vlm.gated(prompt, sg.find_sinks(vlm, prompt, **loud), gates):
-        cache = vlm.model(**prompt.inputs).past_key_values
-        wanted = vlm.model(input_ids=token, past_key_values=cache).logits
+        cache = cache_in(vlm.model(**prompt.inputs))
+        wanted = vlm.model(input_ids=token, **{CACHE_NAME: cache}).logits
     torch.testing.assert_close(got, wanted)
