@@ -19,17 +19,16 @@ from sinkgate.analysis.scores import CountedScore
 Floats = NDArray[np.float64]
 DRAWS = 2000  # of the bootstrap
 STORED = 1 << 20  # numbers, 8 MB: the most draws that are kept for the next interval of as many samples
+FLIPS = 10_000  # of signs, in a test that cannot try all
 LEVEL, POWER = 0.05, 0.8  # of tests; the chance to find the smallest effect
+INTERVAL = (1 - 0.95) / 2, (1 + 0.95) / 2
 
 
-def intervals(
-    differences: Any, level: float = 0.95, draws: int = DRAWS, seed: int = 0, pictures: Any = None
-) -> tuple[Floats, Floats]:
-    """Return percentile bootstrap intervals of the mean over samples; all settings share their draws, so they stay paired.
+def intervals(differences: Any, draws: int = DRAWS, seed: int = 0, pictures: Any = None) -> tuple[Floats, Floats]:
+    """Return 95 % percentile bootstrap intervals of the mean over samples; all settings share their draws, so they stay paired.
 
     Args:
         differences: paired differences.
-        level: of the interval, in (0, 1).
         draws: number of draws.
         seed: of the draws.
         pictures: a label for each sample; those with the same label, questions about one picture, are drawn together. None: each by itself.
@@ -40,7 +39,7 @@ def intervals(
     sums, sizes = (values, np.ones(len(values))) if pictures is None else _by_picture(values, pictures)
     count = len(sums)
     parts = [drawn @ sums / (drawn @ sizes)[:, None] for drawn in _resamples(count, draws, seed)]
-    low, high = np.quantile(np.concatenate(parts), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.quantile(np.concatenate(parts), INTERVAL, axis=0)
     return low, high
 
 
@@ -69,10 +68,10 @@ def _by_picture(values: Floats, pictures: Any) -> tuple[Floats, Floats]:
     return sums, np.bincount(codes).astype(np.float64)
 
 
-def flip_test(differences: Any, pictures: Any, draws: int = 10_000, seed: int = 0) -> Floats:
+def flip_test(differences: Any, pictures: Any, seed: int = 0) -> Floats:
     """Return the two-sided p of paired differences whose samples share pictures: the signs of whole pictures are flipped.
 
-    The share of sign patterns with a sum at least as far from 0; of all patterns where ``draws`` suffice for them, else of random ones,
+    The share of sign patterns with a sum at least as far from 0; of all patterns where `FLIPS` suffice for them, else of so many random ones,
     the observed one among them. With one sample a picture and differences of -1, 0 and 1 this is `sign_test`.
 
     Shapes: differences (S, M), pictures (S,) -> (M,).
@@ -84,15 +83,15 @@ def flip_test(differences: Any, pictures: Any, draws: int = 10_000, seed: int = 
         values = values[values != 0]
         if not len(values):
             continue
-        exact = 2 ** len(values) <= draws
+        exact = 2 ** len(values) <= FLIPS
         flips = (
             (np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1
             if exact
-            else rng.integers(0, 2, size=(draws, len(values)))
+            else rng.integers(0, 2, size=(FLIPS, len(values)))
         )
         sums = values.sum() - 2 * (flips.astype(np.float64) @ values)
         far = int((np.abs(sums) >= abs(values.sum()) - 1e-9).sum())
-        result[column] = far / len(flips) if exact else (far + 1) / (draws + 1)
+        result[column] = far / len(flips) if exact else (far + 1) / (FLIPS + 1)
     return result
 
 
@@ -128,9 +127,7 @@ def shared(pictures: Any) -> Any:
     return None if pictures is None or pd.Series(np.asarray(pictures)).is_unique else pictures
 
 
-def smallest_effect(
-    differences: Any, tests: int = 1, level: float = LEVEL, power: float = POWER, pictures: Any = None
-) -> Floats:
+def smallest_effect(differences: Any, tests: int = 1, pictures: Any = None) -> Floats:
     """Return the smallest mean difference that a study of this size and noise can find.
 
     Two bounds, the larger counts. The sign test of one among ``tests`` corrected tests needs so many samples (or pictures) that all change in
@@ -139,34 +136,22 @@ def smallest_effect(
 
     Args:
         differences: paired differences, (S,) or (S, M), in [-1, 1].
-        tests: number of tests that are corrected together.
-        level: level of the corrected tests.
-        power: chance to find the effect, in (0, 1).
+        tests: number of tests that are corrected together, at the level `LEVEL`; the chance to find the effect is `POWER`.
         pictures: a label for each sample, as in `intervals`.
 
     Returns:
         A share in [0, 1] or infinity, scalar or (M,).
     """
-    count, groups, by_sign, by_noise = _bounds(differences, tests, level, power, pictures)
-    return np.where(_fewest(tests, level) > groups, np.inf, np.maximum(by_sign / count, by_noise / np.sqrt(count)))
+    count, groups, by_sign, by_noise = _bounds(differences, tests, pictures)
+    return np.where(_fewest(tests) > groups, np.inf, np.maximum(by_sign / count, by_noise / np.sqrt(count)))
 
 
-def questions_needed(
-    differences: Any,
-    effect: float = 0.01,
-    tests: int = 1,
-    level: float = LEVEL,
-    power: float = POWER,
-    pictures: Any = None,
-) -> Floats:
+def questions_needed(differences: Any, effect: float = 0.01, pictures: Any = None) -> Floats:
     """Return how many questions like these show a mean difference, by the bounds of `smallest_effect`.
 
     Args:
         differences: paired differences of a study at hand, (S,) or (S, M), in [-1, 1]; the larger the pilot, the better its noise is known.
-        effect: difference to show, a share in (0, 1]; one point by default.
-        tests: number of tests that are corrected together.
-        level: level of the corrected tests.
-        power: chance to find the effect, in (0, 1).
+        effect: difference to show by a test by itself, a share in (0, 1]; one point by default.
         pictures: a label for each sample, as in `intervals`; as many questions a picture are assumed.
 
     Returns:
@@ -181,27 +166,27 @@ def questions_needed(
     """
     if not 0 < effect <= 1:
         raise ValueError(f"effect is {effect}; expected a share above 0, up to 1")
-    count, groups, by_sign, by_noise = _bounds(differences, tests, level, power, pictures)
-    fewest = _fewest(tests, level) * count / groups  # so many pictures at least
+    count, groups, by_sign, by_noise = _bounds(differences, 1, pictures)
+    fewest = _fewest(1) * count / groups  # so many pictures at least
     return np.ceil(np.maximum(fewest, np.maximum(by_sign / effect, (by_noise / effect) ** 2)))
 
 
-def _fewest(tests: int, level: float) -> int:
+def _fewest(tests: int) -> int:
     """Return the number of samples, all changed in one direction, from which a corrected sign test is significant."""
-    return int(np.ceil(np.log2(2 * tests / level)))  # 2 * 0.5^fewest <= level / tests
+    return int(np.ceil(np.log2(2 * tests / LEVEL)))  # 2 * 0.5^fewest <= LEVEL / tests
 
 
-def _bounds(differences: Any, tests: int, level: float, power: float, pictures: Any) -> tuple[int, int, Floats, Floats]:
+def _bounds(differences: Any, tests: int, pictures: Any) -> tuple[int, int, Floats, Floats]:
     """Return numbers of samples and pictures, and both bounds times the number of samples, and its root."""
     values = np.asarray(differences, dtype=np.float64)
     count, columns = len(values), values.reshape(len(values), -1)
     sums, sizes = (columns, np.ones(count)) if shared(pictures) is None else _by_picture(columns, pictures)
     groups = len(sums)
     changed = np.abs(sums).sum(0) / np.maximum(1, (sums != 0).sum(0))
-    by_sign = _fewest(tests, level) * np.where(changed > 0, changed, count / groups)
+    by_sign = _fewest(tests) * np.where(changed > 0, changed, count / groups)
     residuals = ((sums - sizes[:, None] * columns.mean(0)) ** 2).sum(0)
     spread = np.sqrt(residuals * groups / max(groups - 1, 1) / count)
-    by_noise = (norm.isf(level / tests / 2) + norm.ppf(power)) * spread
+    by_noise = (norm.isf(LEVEL / tests / 2) + norm.ppf(POWER)) * spread
     return count, groups, by_sign.reshape(values.shape[1:]), by_noise.reshape(values.shape[1:])
 
 
@@ -255,12 +240,11 @@ def score_interval(
     score: Callable[[pd.DataFrame], float],
     frame: pd.DataFrame,
     base: pd.DataFrame,
-    level: float = 0.95,
     draws: int = 500,
     seed: int = 0,
     pictures: Any = None,
 ) -> tuple[float, float]:
-    """Return the bootstrap interval of the change of any score, such as a mean over categories; both share their draws.
+    """Return the 95 % bootstrap interval of the change of any score, such as a mean over categories; both share their draws.
 
     A `CountedScore` takes all draws at once; any other function is called for every draw. ``frame`` and ``base`` hold what the score reads, one row a sample, in the same order; ``pictures`` as in `intervals`.
     """
@@ -273,5 +257,5 @@ def score_interval(
     defined = [change for change in changes if not np.isnan(change)]  # a group may be missing from a draw
     if not defined:
         return float("nan"), float("nan")
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, INTERVAL)
     return float(low), float(high)
