@@ -19,7 +19,7 @@ from PIL import Image
 
 import sinkgate as sg
 from sinkgate.errors import ModelMismatchError
-from sinkgate.models.session import SessionCache
+from sinkgate.models.session_cache import SessionCache
 
 from .backend import Backend
 from .gate_library import LearnedGates

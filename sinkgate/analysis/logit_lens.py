@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sinkgate.attention.partial_forward import kept_inputs, kept_output, without_layers
+from sinkgate.attention.partial_forward import each_input, kept_output, replaced
 from sinkgate.errors import SinkgateError, UnsupportedModelError
 from sinkgate.models.prompts import Prompt, refuse_several
 from sinkgate.models.vlm import VLM, find_sinks
@@ -200,7 +200,7 @@ def _states(
         vlm.lock,
         torch.no_grad(),
         gated,
-        kept_inputs([adapter.layers[layer] for layer in order if layer < depth], states),
+        each_input([adapter.layers[layer] for layer in order if layer < depth], states.append),
         kept_output(adapter.all_layers[-1], states) if depth in wanted else nullcontext(),
     ):
         adapter.run(**vlm.warm_inputs(prompt))
@@ -211,7 +211,7 @@ def _decode(vlm: VLM, prompt: Prompt, state: Tensor, places: Tensor, top: int) -
     """Return the first words of these positions by the model's own forward behind its last layer: ids and probabilities, (V, T)."""
     inputs: dict[str, Any] = vlm.warm_inputs(prompt)
     ids, probabilities = [], []
-    with vlm.lock, torch.no_grad(), without_layers(vlm.adapter.all_layers, state):
+    with vlm.lock, torch.no_grad(), replaced(vlm.adapter.all_layers, lambda *_, **__: state):
         for positions in places.to(vlm.device).split(CHUNK):
             logits = vlm.model(**inputs, use_cache=False, logits_to_keep=positions).logits[0]
             best = logits.float().softmax(-1).topk(top)

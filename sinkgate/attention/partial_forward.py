@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy, deepcopy
 from typing import Any
 
@@ -80,11 +80,6 @@ def replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Gener
                 module.forward = old
 
 
-def kept_inputs(layers: Sequence[nn.Module], inputs: list[Tensor]) -> AbstractContextManager[None]:
-    """Append the input of each layer to ``inputs`` as it runs."""
-    return each_input(layers, inputs.append)
-
-
 @contextmanager
 def each_input(layers: Sequence[nn.Module], take: Callable[[Tensor], None]) -> Generator[None]:
     """Call a function on the input of each layer as it runs."""
@@ -112,13 +107,6 @@ def kept_output(layer: nn.Module, outputs: list[Tensor], first: bool = False) ->
         yield
     finally:
         hook.remove()
-
-
-@contextmanager
-def without_layers(layers: Sequence[nn.Module], state: Tensor) -> Generator[None]:
-    """Skip all layers: the module after the last one gets this state."""
-    with replaced(layers, lambda *_, **__: state):
-        yield
 
 
 @contextmanager

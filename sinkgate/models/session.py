@@ -10,8 +10,6 @@ Shapes: L layers, P prompt positions, K Keys, S settings, D LLM width.
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sinkgate.attention.cache import CACHE_NAME, cache_in
-from sinkgate.attention.partial_forward import cache_tensors, copied_layer, ended, kept_inputs, prefilled, resumed
+from sinkgate.attention.partial_forward import cache_tensors, copied_layer, ended, each_input, prefilled, resumed
 from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import LogitScales, Scales
 from sinkgate.errors import SinkgateError
@@ -388,7 +386,7 @@ class Session:
         with (
             vlm.attached(scales, recorder if keep else None, own_cache=True),
             resumed(layers, start, begin),
-            kept_inputs(layers[start:], inputs),
+            each_input(layers[start:], inputs.append),
         ):
             output = vlm.model(**given, **{CACHE_NAME: cache}, use_cache=keep, logits_to_keep=1)
         self.layers_run += len(layers) - start
@@ -437,36 +435,3 @@ class _FollowingRecorder(Recorder):
         super().record(layer, wanted, rows_of, row_size, value)
         if self.query is not None:
             self.followed[layer] = rows_of(torch.tensor([self.query]))
-
-
-class SessionCache:
-    """Warm sessions within a budget of memory: the least recently used drop their states first, and run in full the next time."""
-
-    def __init__(self, budget: int = 2 << 30) -> None:
-        self.budget = budget  # bytes
-        self._recent: dict[int, weakref.ref[Session]] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that the sessions hold together, in bytes."""
-        with self._lock:
-            return sum(session.nbytes for session in self._alive())
-
-    def use(self, session: Session) -> None:
-        """Note that a session was just used; drops others where the budget is spent."""
-        with self._lock:
-            self._recent.pop(id(session), None)
-            self._recent[id(session)] = weakref.ref(session)
-            warm = self._alive()
-            held = sum(other.nbytes for other in warm)
-            for other in warm[:-1]:
-                if held <= self.budget:
-                    break
-                held -= other.nbytes
-                other.drop()
-
-    def _alive(self) -> list[Session]:
-        """Return the sessions that are still referenced, the one used last at the end."""
-        self._recent = {key: session for key, session in self._recent.items() if session() is not None}
-        return [session for reference in self._recent.values() if (session := reference()) is not None]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sinkgate.attention.partial_forward import checkpointed, kept_inputs, resumed
+from sinkgate.attention.partial_forward import checkpointed, each_input, resumed
 from sinkgate.attention.recorder import Recorder
 from sinkgate.data import Sample
 from sinkgate.data.identity import picture_of
@@ -226,7 +226,7 @@ class Prefix:
         self.labels = batch.labels[:, batch.length :]  # (B, A)
         self.resumes = vlm.adapter.takes_encoded is not None and Session(vlm, batch.prompts[0]).resumes
         self._inputs: list[Tensor] = []
-        with torch.no_grad(), vlm.attached(None, recorder), kept_inputs(vlm.adapter.all_layers, self._inputs):
+        with torch.no_grad(), vlm.attached(None, recorder), each_input(vlm.adapter.all_layers, self._inputs.append):
             self.plain = vlm.answer_logits(batch)
 
     def run(self, method: Method, recorder: Recorder | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from method_cases import (
 from tiny import shaken
 
 import sinkgate as sg
-from sinkgate.attention.partial_forward import kept_inputs, resumed
+from sinkgate.attention.partial_forward import each_input, resumed
 from sinkgate.attention.recorder import Recorder
 from sinkgate.methods import (
     PAI,
@@ -88,9 +88,9 @@ def test_below_the_layer_where_it_begins_all_is_as_without_it(case, make):
     batch, first = vlm.batch(prompts, sinks), method.first_layer(vlm)
     plain, inside = [], []
     with torch.no_grad():
-        with kept_inputs(layers, plain):
+        with each_input(layers, plain.append):
             logits(vlm, batch)
-        with kept_inputs(layers, inside):
+        with each_input(layers, inside.append):
             expected = logits(vlm, batch, method)
         assert all(torch.equal(a, b) for a, b in zip(plain[:first], inside[:first], strict=True))
         with resumed(layers, first, plain[first] if first else None):

@@ -13,7 +13,8 @@ from zoo import ZOO
 
 import sinkgate as sg
 from sinkgate.analysis.sweep import CONTROLS, LINE, choose_by_generation
-from sinkgate.models.session import Session, SessionCache
+from sinkgate.models.session import Session
+from sinkgate.models.session_cache import SessionCache
 
 QUESTION = "What color is the circle?"
 
