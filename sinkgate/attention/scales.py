@@ -88,17 +88,20 @@ class LayerScales:
         scaled = (self.scales != 1).any(0).any(-1)
         #: heads with a scale other than 1; None for all
         self.heads: Tensor | None = None if scaled.all() else scaled.nonzero()[:, 0]
+        #: whether any sample has the monotone rule
+        self.bends = bool(self.monotone.any())
+        self._may_be_of_keys = bool(self.rows.all() and self.later.all()) and not self.bends
 
     def of_keys(self, key_heads: int) -> Tensor | None:
         """Return the same as scales of the Keys, (B, 1 or KV, P); None if the limits or the rule do not allow that."""
-        if not (self.rows.all() and self.later.all()) or self.monotone.any():
+        if not self._may_be_of_keys:
             return None
         if self.scales.shape[1] == 1:
             return self.scales
         samples, _, keys = self.scales.shape
         grouped = self.scales.reshape(samples, key_heads, -1, keys)  # heads that share Keys side by side
-        alike = (grouped == grouped[:, :, :1]).all()
-        return grouped[:, :, 0] if alike else None
+        self._may_be_of_keys = bool((grouped == grouped[:, :, :1]).all())
+        return grouped[:, :, 0] if self._may_be_of_keys else None
 
     def limited(self, first: int, end: int) -> Tensor:
         """Return the limited rows among those from position ``first`` to ``end``, (B, end - first) boolean."""
@@ -135,7 +138,7 @@ class LayerScales:
         """
         beams = len(logits) // len(self.scales)
         factor = self.window(first_key, logits, heads)[:, :, None]
-        if self.monotone.any():
+        if self.bends:
             monotone = self.monotone.to(logits.device).repeat_interleave(beams, 0)
             # z + (s - 1) |z| is s z for positive logits and (2 - s) z for negative ones
             factor = torch.where(monotone[:, None, None, None] & (logits < 0), 2 - factor, factor)

@@ -96,7 +96,7 @@ def limited_output(scales: LayerScales, limited: Tensor, call: AttentionCall, ou
 
 def _kernel_serves(scales: LayerScales, call: AttentionCall, rows: slice | Tensor) -> bool:
     """Return whether torch's kernel computes these rows from scaled Keys, faster than logits that are written out."""
-    if scales.monotone.any() or call.options["softcap"]:
+    if scales.bends or call.options["softcap"]:
         return False
     count = call.query.shape[2]
     if call.mask is not None or count == 1:

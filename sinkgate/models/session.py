@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sinkgate.attention.cache import CACHE_NAME, cache_in
-from sinkgate.attention.partial_forward import cache_tensors, copied_layer, ended, each_input, prefilled, resumed
+from sinkgate.attention.partial_forward import cache_tensors, copied_layer, each_input, ended, prefilled, resumed
 from sinkgate.attention.recorder import Recorder
 from sinkgate.attention.scales import LogitScales, Scales
 from sinkgate.errors import SinkgateError
