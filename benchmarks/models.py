@@ -27,8 +27,8 @@ from transformers import (
 import sinkgate as sg
 from sinkgate.models.vlm import VLM
 from sinkgate.scenes.scene import Scene
-from sinkgate.sinks.classify import SinkMap
-from sinkgate.sinks.criteria import Verdict
+from sinkgate.sinks.criteria import CRITERIA, Choice, SinkCriteria, Verdict
+from sinkgate.sinks.sink_map import SinkMap, TextTokens
 
 IMAGE, WORDS = 5, 40  # the image token's id; words of the question
 Options = dict[str, Any]  # of a configuration
@@ -211,7 +211,7 @@ def some_sinks(vlm: VLM, prompt: sg.Prompt, count: int = 5) -> SinkMap:
     tokens, layers = len(prompt.visual), vlm.num_layers
     v_sink = torch.zeros(tokens, dtype=torch.bool)
     v_sink[:: -(-tokens // count)] = True
-    none, by_layer = torch.zeros(tokens), torch.zeros(layers, tokens)
+    none, by_layer, norm = torch.zeros(tokens), torch.zeros(layers, tokens), Choice(CRITERIA["norm"])
     verdict = Verdict("none", "", by_layer.bool(), by_layer, torch.ones(layers, 1))
     return SinkMap(
         v_sink=v_sink,
@@ -224,4 +224,7 @@ def some_sinks(vlm: VLM, prompt: sg.Prompt, count: int = 5) -> SinkMap:
         llm_share=by_layer,
         norm_ratio=none,
         value_ratio=by_layer,
+        criteria=SinkCriteria(norm, norm),
+        positions=prompt.visual,
+        text=TextTokens(torch.zeros(0, dtype=torch.long), torch.zeros(layers, 0)),
     )

@@ -186,7 +186,6 @@ class BaseVLM:
             return results
 
         reduction = Reduction(tuple(self._channels)).joined(reduction or Reduction())
-        visual = prompt.visual.cpu()
         with self.lock:
             patches = self.observe_encoder(prompt)
             summaries = self.each_layer(prompt, reduction, llm)
@@ -196,10 +195,9 @@ class BaseVLM:
         return Observation(
             **vars(patches),
             states=HiddenStates(layers, reduction, summaries),
-            visual=visual,
-            attention=attention[:, visual],
-            value_norms=_of_layers(llm.value_norms),
+            visual=prompt.visual.cpu(),
             key_attention=attention,
+            value_norms=_of_layers(llm.value_norms),
         )
 
     def each_layer(

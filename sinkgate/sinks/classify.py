@@ -12,7 +12,7 @@ Shapes: L LLM layers, V visual tokens, N patches, P prompt positions, E encoder 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -74,16 +74,19 @@ class Observation(PatchObservation):
 
     ``states`` at the input of each LLM layer are reduced as they pass; ``hidden`` returns them whole, by another run.
 
-    Shapes: as `PatchObservation`; states (L, P, D); visual (V,) positions; attention (L, V), the mean over heads
-    and the text queries after the image; value_norms (L, P), the mean over heads; key_attention (L, P), as ``attention`` on every Key, None
-    where it was not kept.
+    Shapes: as `PatchObservation`; states (L, P, D); visual (V,) positions; key_attention (L, P), the mean over heads
+    and the text queries after the image; value_norms (L, P), the mean over heads.
     """
 
     states: HiddenStates
     visual: Tensor
-    attention: Tensor
+    key_attention: Tensor
     value_norms: Tensor
-    key_attention: Tensor | None = field(default=None, kw_only=True)
+
+    @property
+    def attention(self) -> Tensor:
+        """The attention on visual tokens, (L, V)."""
+        return self.key_attention[:, self.visual]
 
     @cached_property
     def hidden(self) -> Tensor:
@@ -161,7 +164,7 @@ def _text_tokens(observation: Observation, choice: Choice, verdict: Verdict) -> 
     is_text = torch.ones(observation.value_norms.shape[1], dtype=torch.bool)
     is_text[observation.visual] = False
     positions = is_text.nonzero()[:, 0]
-    received = None if observation.key_attention is None else observation.key_attention[:, positions]
+    received = observation.key_attention[:, positions]
     judge = choice.criterion
     if not verdict.dimensions or not len(positions) or not isinstance(judge, SinkDimensions | MassiveActivations):
         return TextTokens(positions, received)

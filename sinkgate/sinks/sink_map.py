@@ -53,13 +53,12 @@ class SinkMasks:
 class TextTokens:
     """The text tokens among a prompt's Keys: the text sink is one of them.
 
-    Shapes: positions (T,); attention (L, T), the mean over heads and the text queries after the image, None where it was not kept;
-    verdict on them by the criterion of the L-sinks, None where that judges visual tokens against each other; spike (L, T), the magnitude in the loudest sink
+    Shapes: positions (T,); attention (L, T), the mean over heads and the text queries after the image; verdict on them by the criterion of the L-sinks, None where that judges visual tokens against each other; spike (L, T), the magnitude in the loudest sink
     dimension over the layer's median, None without sink dimensions.
     """
 
     positions: Tensor
-    attention: Tensor | None = None
+    attention: Tensor
     verdict: Verdict | None = None
     spike: Tensor | None = None
 
@@ -87,10 +86,10 @@ class SinkMap(SinkMasks):
     llm_share: Tensor
     norm_ratio: Tensor
     value_ratio: Tensor
-    criteria: SinkCriteria | None = None
-    positions: Tensor | None = None
+    criteria: SinkCriteria
+    positions: Tensor
+    text: TextTokens
     spike: Tensor | None = None
-    text: TextTokens | None = None
 
     def __repr__(self) -> str:
         tokens, depth = count(len(self.v_sink), "visual token"), count(len(self.l_sink), "layer")
@@ -107,14 +106,11 @@ class SinkMap(SinkMasks):
     def criterion(self, group: str) -> str:
         """Return the criterion that decided ``v_sink`` or ``l_sink``, in words; "" for V-sinks of an encoder that cannot be looked into."""
         verdict = getattr(self, f"{group[0]}_verdict")
-        if verdict is None or self.criteria is None:
-            return "" if verdict is None else verdict.criterion
-        return getattr(self.criteria, group).in_words(verdict.dimensions)
+        return "" if verdict is None else getattr(self.criteria, group).in_words(verdict.dimensions)
 
     def sentences(self) -> list[str]:
         """Return the sentences of ``summary``: V-sinks, L-sinks, their frames, criteria that find none, the text sink, attention on V-sinks."""
-        sentences = [self._v_sentence(), self._l_sentence(), *self._frame_sentences()]
-        sentences += self.criteria.sentences() if self.criteria else []
+        sentences = [self._v_sentence(), self._l_sentence(), *self._frame_sentences(), *self.criteria.sentences()]
         if text := self._text_sentence():
             sentences.append(text)
         if self.v_sink.any():
@@ -164,13 +160,13 @@ class SinkMap(SinkMasks):
     def _text_sentence(self) -> str:
         """Return a sentence on the text sink and the first position; "" where no text is among the Keys."""
         text = self.text
-        if text is None or not len(text.positions):
+        if not len(text.positions):
             return ""
-        image_first = self.positions is not None and not int(self.positions.min())
+        image_first = not int(self.positions.min())
         opening = "The image comes first: visual token 0 stands at the first position, where a text sink would be."
         opening *= image_first
         if text.verdict is None:
-            if image_first or text.attention is None:
+            if image_first:
                 return opening
             share = text.attention[:, 0]
             return f"The first text token receives {float(share.max()):.0%} of the attention of the text in layer {int(share.argmax())}, its highest share."
@@ -226,12 +222,7 @@ class SinkMap(SinkMasks):
         """
         token = _index(token, len(self.v_sink), "visual token")
         layer = None if layer is None else _index(layer, len(self.l_sink), "layer")
-        first = (
-            self.positions is not None
-            and int(self.positions[token]) == 0
-            and self.text is not None
-            and len(self.text.positions) > 0
-        )
+        first = int(self.positions[token]) == 0 and len(self.text.positions) > 0
         where = f"{self.where(token)}{', at the first position of the sequence' * first}"
         facts = self._facts(token, layer)
         depths = indices(self.l_sink[:, token])

@@ -39,7 +39,7 @@ def observation(**changes) -> Observation:
         "token_of_patch": torch.arange(VISUAL),
         "states": HiddenStates.of(noise(LAYERS, TEXT + VISUAL, WIDTH)),
         "visual": torch.arange(TEXT, TEXT + VISUAL),
-        "attention": torch.full((LAYERS, VISUAL), 0.01),
+        "key_attention": torch.full((LAYERS, TEXT + VISUAL), 0.01),
         "value_norms": torch.ones(LAYERS, TEXT + VISUAL),
     }
     return Observation(**{**usual, **changes})
@@ -82,9 +82,9 @@ def test_no_sinks_at_all():
 
 
 def test_attention_share_alone_is_marked_as_weak_evidence():
-    attention = torch.full((LAYERS, VISUAL), 0.01)
-    attention[1, 9] = 0.2
-    text = report_of(observation(attention=attention))
+    attention = torch.full((LAYERS, TEXT + VISUAL), 0.01)
+    attention[1, TEXT + 9] = 0.2
+    text = report_of(observation(key_attention=attention))
     assert "Attention share alone does not separate a sink from a token that is attended to for its content" in text
     assert "attention share calls 1 visual token a sink where massive activations and norm outliers do not" in text
 

@@ -27,21 +27,20 @@ def observed(text_first: bool = False, spikes=((0, 2, 6, 3000.0), (5, 3, 5, 1000
         hidden[first:end, visual[token], dim] = size
     if text_first:
         hidden[2:, 0, dim] = 5000
-    attention = torch.full((LAYERS, VISUAL), 0.01)
-    attention[4, 5] = 0.2
     values = torch.ones(LAYERS, VISUAL + TEXT)
     values[3, visual[5]] = 0.5
     keys = torch.full((LAYERS, VISUAL + TEXT), 0.01)
-    keys[3, 0] = 0.4
+    keys[4, visual[5]] = 0.2
+    if text_first:
+        keys[3, 0] = 0.4
     return Observation(
         torch.ones(VISUAL, 8),
         torch.ones(VISUAL),
         torch.arange(VISUAL),
         HiddenStates.of(hidden),
         visual,
-        attention,
+        keys,
         values,
-        key_attention=keys,
     )
 
 
@@ -81,7 +80,6 @@ def test_the_text_sink_has_a_sentence():
     assert "No text token is a sink." in judged(replace(observation, states=HiddenStates.of(hidden))).summary()
     by_attention = judged(observed(text_first=True), "attention").summary()
     assert "The first text token receives 40% of the attention of the text in layer 3" in by_attention
-    assert "text" not in judged(replace(observed(text_first=True), key_attention=None), "attention").summary()
 
 
 def test_massive_activations_judge_text_by_the_same_dimensions():
@@ -155,7 +153,7 @@ def test_the_estimated_median_is_close_to_the_exact_one():
     hidden[1, 0, 7] = 1000
     exact = 1000 / float(hidden[1].abs().median())
     wide = replace(observation, states=HiddenStates.of(hidden))
-    wide = replace(wide, attention=observation.attention[:2], value_norms=torch.ones(2, 600), key_attention=None)
+    wide = replace(wide, key_attention=torch.ones(2, 600), value_norms=torch.ones(2, 600))
     assert float(judged(wide).spike[1, 0]) == pytest.approx(exact, rel=0.02)
 
 
