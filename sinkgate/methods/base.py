@@ -176,11 +176,8 @@ def spread(vlm: VLM, batch: Batch, gates: Sequence[AnyGates]) -> Scales:
     Raises:
         GateError: gates do not fit the model.
     """
-    tables: list[Scales] = []
-    for prompt, sinks, table in zip(batch.prompts, batch.sinks, gates, strict=True):
-        scales = vlm.scales(prompt, table, sinks)
-        tables.append(torch.ones(vlm.num_layers, 1, prompt.num_keys, device=vlm.device) if scales is None else scales)
-    return batch.key_scales(tables)
+    cases = zip(batch.prompts, batch.sinks, gates, strict=True)
+    return batch.key_scales([vlm.scales(prompt, table, sinks) for prompt, sinks, table in cases])
 
 
 def checked_layers(vlm: VLM, layers: Sequence[int]) -> tuple[int, ...]:

@@ -185,12 +185,10 @@ class Prompter:
         try:
             inputs = self.chat.inputs(text, pictures, video.fps if video and as_one else None)
         except Exception as error:  # processors raise any error for pictures that they cannot process
-            refusal = self._refusal(pictures, error)
-            if as_one:
-                refusal = PromptError(f"the processor of {self.name} refuses the video: {error}")
-            if refusal is None:
-                raise
-            raise refusal from error
+            video_error = PromptError(f"the processor of {self.name} refuses the video: {error}")
+            if refusal := video_error if as_one else self._refusal(pictures, error):
+                raise refusal from error
+            raise
         read = self._read(inputs, pictures, texts[-1], video)
         return replace(read, system=system, earlier=tuple(zip(texts, answers, strict=False)))
 

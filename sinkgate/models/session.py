@@ -358,8 +358,6 @@ class Session:
 
     def _scales(self, gates: AnyGates | None) -> Scales:
         scales = self.vlm.scales(self.prompt, gates, self._sinks)
-        if scales is None:
-            return torch.ones(self.vlm.num_layers, 1, self.prompt.num_keys)
         return scales if isinstance(scales, LogitScales) else scales.cpu()
 
     def _first_change(self, old: Scales, new: Scales) -> int:

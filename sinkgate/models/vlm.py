@@ -116,10 +116,7 @@ class VLM(BaseVLM):
             return [self.predict(*case) for case in cases]
         recorder = Recorder("last")
         with self.lock, torch.no_grad():
-            scales = [self.scales(*case) for case in cases]
-            ones = [torch.ones(self.num_layers, 1, prompt.num_keys, device=self.device) for prompt in prompts]
-            scales = [one if scale is None else scale for scale, one in zip(scales, ones, strict=True)]
-            batch = self.batch(prompts)
+            scales, batch = [self.scales(*case) for case in cases], self.batch(prompts)
             with self.attached(batch.key_scales(scales), recorder):
                 logits = self.model(**batch.inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
         traces: list[Trace] = []
@@ -300,10 +297,10 @@ class VLM(BaseVLM):
             ),
         )
 
-    def scales(self, prompt: Prompt, gates: AnyGates | None, sinks: SinkMasks | None = None) -> Scales | None:
-        """Spread gates over the Keys of a prompt; None where all scales are 1.
+    def scales(self, prompt: Prompt, gates: AnyGates | None, sinks: SinkMasks | None = None) -> Scales:
+        """Spread gates over the Keys of a prompt.
 
-        Shapes: (L, 1, Keys) for `Gates`, on the model's device.
+        Shapes: (L, 1, Keys) for `Gates`, and where all scales are 1, on the model's device.
 
         Args:
             prompt: what they are to act on.
@@ -319,7 +316,7 @@ class VLM(BaseVLM):
         if not isinstance(cast(object, sinks), SinkMasks | None):
             raise SinkgateError(f"got {type(sinks).__name__} as sinks, expected what sg.find_sinks returns, or None")
         if gates is None or gates.for_model(self).is_identity:
-            return None
+            return torch.ones(self.num_layers, 1, prompt.num_keys, device=self.device)
         masks = sinks or find_sinks(self, prompt)
         if isinstance(gates, Gates):
             return gates.key_scales(masks, prompt.visual, prompt.num_keys).to(self.device)
@@ -439,14 +436,12 @@ def _cases(
     return list(zip(prompts, tables, maps, strict=True))
 
 
-def find_v_sinks(
-    vlm: VLM, prompt: Prompt, v_sink: str | Criterion | Choice = "auto", merged: Merged = "any"
-) -> SinkMasks:
+def find_v_sinks(vlm: VLM, prompt: Prompt, v_sink: str | Criterion | Choice = "auto") -> SinkMasks:
     """Return V-sinks alone, at the cost of the encoder; every other visual token counts as ordinary.
 
     Raises:
         SinkgateError: no criterion has that name.
     """
     choice = sink_criteria(vlm, v_sink=v_sink, l_sink="norm", prompt=prompt).v_sink
-    v_sinks = classify_patches(vlm.observe_encoder(prompt), len(prompt.visual), choice, merged).v_sink
+    v_sinks = classify_patches(vlm.observe_encoder(prompt), len(prompt.visual), choice).v_sink
     return SinkMasks(v_sinks, torch.zeros(vlm.num_layers, len(v_sinks), dtype=torch.bool))
