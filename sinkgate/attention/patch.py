@@ -214,9 +214,8 @@ def attached(
     call = _Call(recorder, cross, own_cache, stored)
     # one comparison for all layers: each synchronises with the device
     table = key_scales.scales if isinstance(key_scales, LogitScales) else key_scales
-    scaled: list[bool] = [False] * len(modules)
-    if table is not None:
-        scaled = (table != 1).flatten(1).any(1).tolist()  # pyright: ignore[reportAssignmentType] - torch leaves it open
+    changed: Any = None if table is None else (table != 1).flatten(1).any(1)
+    scaled: list[bool] = [False] * len(modules) if changed is None else changed.tolist()
     taps = {
         module: _Tap(call, layer)
         for layer, module in enumerate(modules)
@@ -225,13 +224,12 @@ def attached(
     if not taps:
         yield Attached(call, {})
         return
-    if isinstance(key_scales, Tensor):
-        of_layers = key_scales[:, :, None, :, None].unbind()
+    of_keys = key_scales[:, :, None, :, None].unbind() if isinstance(key_scales, Tensor) else ()
     for tap in taps.values():
-        if isinstance(key_scales, LogitScales):
-            tap.limited = key_scales.layer(tap.layer) if scaled[tap.layer] else None
-        elif key_scales is not None:
-            tap.scales = of_layers[tap.layer] if scaled[tap.layer] else None
+        if isinstance(key_scales, LogitScales) and scaled[tap.layer]:
+            tap.limited = key_scales.layer(tap.layer)
+        elif scaled[tap.layer]:
+            tap.scales = of_keys[tap.layer]
     names = {_implementation(config) for config in {id(config): config for config in map(_config, modules)}.values()}
     with _registry_lock:
         if any(module in _taps for module in modules):

@@ -17,8 +17,8 @@ from sinkgate.errors import UnsupportedModelError
 from sinkgate.models.load_errors import LESS_MEMORY, in_words
 from sinkgate.models.vlm import VLM
 from sinkgate.models.weights import size_on_disk
-from sinkgate.sinks.classify import classify
 from sinkgate.sinks.gates import Gates
+from sinkgate.sinks.sink_map import SinkMasks
 
 BITS = {"4bit": 4, "8bit": 8}
 #: Prefixes of tensor names in checkpoints saved from PEFT, data-parallel, compiled and sharded models.
@@ -136,8 +136,9 @@ def check_model(vlm: VLM) -> None:
             raise UnsupportedModelError(
                 f"{vlm.name}: attention rows do not sum to one, as where numbers overflow; load it with dtype='float32'"
             )
-        everything = classify(vlm.observe(prompt), prompt.sheets, v_sink="norm", l_sink="norm")
-        halved = vlm.predict(prompt, Gates.ones(vlm).set("v_sink", 0.5).set("rest", 0.5), everything)
+        every = torch.ones(len(prompt.visual), dtype=torch.bool)
+        everything = SinkMasks(every, torch.zeros(vlm.num_layers, len(every), dtype=torch.bool))
+        halved = vlm.predict(prompt, Gates.ones(vlm).set("v_sink", 0.5), everything)
         if torch.equal(halved.probabilities, plain.probabilities):
             raise UnsupportedModelError(
                 f"{vlm.name}: halving every visual Key does not move the next-token distribution, so its layers do not read "

@@ -33,7 +33,7 @@ from sinkgate.sinks.gates import Gates
 #: Gates for all of several prompts, or one for each.
 Tables = AnyGates | Sequence[AnyGates | None] | None
 #: Sinks for each of several prompts.
-Maps = Sequence[SinkMap | None] | None
+Maps = Sequence[SinkMasks | None] | None
 MAX_ROWS = 128  # tokens whose attention is kept; one row takes layers x heads x Keys x 4 bytes
 
 
@@ -46,7 +46,7 @@ class VLM(BaseVLM):
 
     @contextmanager
     def gated(
-        self, prompt: Prompt, sinks: SinkMap, gates: AnyGates, recorder: Recorder | None = None
+        self, prompt: Prompt, sinks: SinkMasks, gates: AnyGates, recorder: Recorder | None = None
     ) -> Generator[None]:
         """Run every forward and ``generate`` call on this prompt within the block with the gates.
 
@@ -59,7 +59,7 @@ class VLM(BaseVLM):
             yield
 
     @overload
-    def predict(self, prompt: Prompt, gates: AnyGates | None = None, sinks: SinkMap | None = None) -> Trace: ...
+    def predict(self, prompt: Prompt, gates: AnyGates | None = None, sinks: SinkMasks | None = None) -> Trace: ...
 
     @overload
     def predict(self, prompt: Sequence[Prompt], gates: Tables = None, sinks: Maps = None) -> list[Trace]: ...
@@ -80,7 +80,7 @@ class VLM(BaseVLM):
         self,
         prompt: Prompt,
         gates: AnyGates | None = None,
-        sinks: SinkMap | None = None,
+        sinks: SinkMasks | None = None,
         recorder: Recorder | None = None,
     ) -> Tensor:
         """Return the next-token logits of one prefill, (vocabulary,).
@@ -195,7 +195,7 @@ class VLM(BaseVLM):
         self,
         prompt: Prompt,
         gates: AnyGates | None = None,
-        sinks: SinkMap | None = None,
+        sinks: SinkMasks | None = None,
         *,
         max_new_tokens: int = 64,
         max_rows: int = MAX_ROWS,
@@ -273,7 +273,7 @@ class VLM(BaseVLM):
         self,
         prompt: Prompt,
         gates: AnyGates | None = None,
-        sinks: SinkMap | None = None,
+        sinks: SinkMasks | None = None,
         *,
         max_new_tokens: int = 64,
         stop: Callable[[], bool] = lambda: False,
@@ -425,7 +425,7 @@ def find_sinks(
 
 def _cases(
     prompts: Sequence[Prompt], gates: Tables, sinks: Maps
-) -> list[tuple[Prompt, AnyGates | None, SinkMap | None]]:
+) -> list[tuple[Prompt, AnyGates | None, SinkMasks | None]]:
     """Return each prompt with its gates and sinks."""
     tables = [gates] * len(prompts) if gates is None or isinstance(gates, AnyGates) else list(gates)
     maps = [None] * len(prompts) if sinks is None else list(sinks)
