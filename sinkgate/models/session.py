@@ -40,11 +40,11 @@ BATCH = 32  # settings side by side at first; fewer where memory does not suffic
 
 @dataclass(frozen=True)
 class _State:
-    """State after one prefill. given: the model's inputs, the image encoded; scales (L, 1, K), or limited; inputs: one (1, P, D) a layer
+    """State after one prefill. model_inputs: those of the forward, the image encoded; scales (L, 1, K), or limited; inputs: one (1, P, D) a layer
     of the LLM; rows and followed (those of the query of `Session.follow`, as far as they were computed): one (1, H, 1, K) a layer.
     """
 
-    given: dict[str, Any]
+    model_inputs: dict[str, Any]
     scales: Scales
     inputs: list[Tensor]
     rows: dict[int, list[Tensor]]
@@ -282,7 +282,7 @@ class Session:
             resumed(layers, start, self._state.inputs[start]),
             ended(layers, end),
         ):
-            vlm.model(**self._state.given, use_cache=False, logits_to_keep=1)
+            vlm.model(**self._state.model_inputs, use_cache=False, logits_to_keep=1)
         self.layers_run += end - start
 
     # --- many settings
@@ -380,13 +380,13 @@ class Session:
         inputs = list(old.inputs[:start]) if old else []
         cache = DynamicCache(config=vlm.model.config.get_text_config(decoder=True)) if keep else None
         begin = old.inputs[start] if old and start < len(layers) else None
-        given = old.given if old else vlm.warm_inputs(self.prompt)
+        model_inputs = old.model_inputs if old else vlm.warm_inputs(self.prompt)
         with (
             vlm.attached(scales, recorder if keep else None, own_cache=True),
             resumed(layers, start, begin),
             each_input(layers[start:], inputs.append),
         ):
-            output = vlm.model(**given, **{CACHE_NAME: cache}, use_cache=keep, logits_to_keep=1)
+            output = vlm.model(**model_inputs, **{CACHE_NAME: cache}, use_cache=keep, logits_to_keep=1)
         self.layers_run += len(layers) - start
         rows, followed = recorder.attention, recorder.followed
         if old and keep:
@@ -395,7 +395,7 @@ class Session:
             followed = {**followed, **{layer: old.followed[layer] for layer in below if layer in old.followed}}
             fresh, before = cache_in(output), cache_in(old.output)
             fresh.layers[:start] = [copied_layer(layer) for layer in before.layers[:start]]
-        return _State(given, scales, inputs, rows, output, followed=followed)
+        return _State(model_inputs, scales, inputs, rows, output, followed=followed)
 
     def _proves_to_resume(self) -> bool:
         """Return whether the last layer alone gives the same logits as the full run."""
