@@ -6,7 +6,7 @@ the positive answer. As in VLMEvalKit, an answer that is neither yes nor no does
 The prompt is lmms-eval's: the question, and an instruction to answer with a single word or phrase. Extractors: "lmms-eval" accepts the bare word only, so
 "Yes." is no answer; "official" (the authors' evaluate.py) reads every text without "no" or "not" before its first full stop as yes, "I cannot tell." too.
 The questions are read from lmms-eval's files on the Hub, or from the authors' JSON lines (coco_pope_random.json ...) with the pictures of COCO
-val2014 in a folder. lmms-eval's own yes ratio is that of the true answers; ours, like the authors', is that of the model's answers.
+val2014 in a folder. lmms-eval's own yes ratio is that of the true answers; this one, like the authors', is that of the model's answers.
 """
 
 from __future__ import annotations

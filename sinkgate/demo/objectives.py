@@ -123,7 +123,7 @@ class Run:
 class Answerer(nn.Module):
     """The LLaVA on packed questions: the loss on answers, a smaller one on questions, and the tower's.
 
-    In most turns about the whole scene, the text sees only the few patches that the encoder attended to most.
+    In most turns about the whole scene, the text attends only to the few patches that the encoder attended to most.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class FastV:
         layer: the first layer without them (the paper's K: 2 or 3), at least 1, counted as `Gates` counts.
         share: dropped share of the visual tokens, in [0, 1] (R: 0.25 to 0.75), rounded to whole tokens.
         sinks: "ranked" treats V-sinks as all tokens, as the paper does; "kept" never drops them; "first" drops them before any other
-            token; "dropped" drops all of them in addition to the lowest ranked tokens. The last three are additions of ours, to measure
+            token; "dropped" drops all of them in addition to the lowest ranked tokens. The last three are additions by us, to measure
             how much pruning depends on sinks.
         criterion: see `Method`; without effect where sinks are "ranked".
 

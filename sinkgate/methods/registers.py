@@ -145,7 +145,7 @@ def find_register_neurons(
         vlm: the model.
         prompts: prompts with pictures; the paper takes some hundred.
         count: number of neurons, at least 1; the paper takes about ten for CLIP.
-        layers: encoder layers to search, from 0; all up to the layer of the features by default (our choice: the paper stops where
+        layers: encoder layers to search, from 0; all up to the layer of the features by default (chosen by us; the paper stops where
             outliers appear).
         v_sink: criterion of V-sinks; the paper takes patches of outlying norm, "norm".
 

@@ -112,7 +112,7 @@ def sink_criteria(
     l_sink: str | Criterion | Choice = "auto",
     prompt: Prompt | None = None,
 ) -> SinkCriteria:
-    """Resolve names of criteria for one model: every image of it is judged by the same ones.
+    """Resolve names of criteria for one model: they hold for all its images.
 
     Here "auto" and "dimensions" become criteria with all their arguments, for ``find_sinks`` and for the records of
     studies, gates and reports (``SinkCriteria.settings``).

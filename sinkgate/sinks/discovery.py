@@ -50,12 +50,12 @@ class Discovery:
         return self.vision if side == "vision" else self.llm
 
     def dimensions(self, side: Side, at_least: float = FAIR) -> tuple[int, ...]:
-        """Return sink dimensions for ``SinkDimensions``, surest first; ``at_least`` is a confidence in [0, 1], 0.4 by our choice."""
+        """Return sink dimensions for ``SinkDimensions``, surest first; ``at_least`` is a confidence in [0, 1], 0.4 is chosen by us."""
         evidence = self.side(side)
         return tuple(e.dimension for e in evidence.dimensions if e.confidence >= at_least) if evidence else ()
 
     def criterion(self, side: Side) -> Choice:
-        """Decide by which criterion one side of the model is judged, for all images.
+        """Choose the criterion that decides on the sinks of one side of the model, for all images.
 
         The paper's, with the sink dimensions known for the model by its name, else with those measured here, where their
         spikes reach tau; else the first of ``AUTO`` that finds a sink in at least half of the prompts; else the last of them.

@@ -39,7 +39,7 @@ class LSGConfig:
         signal: ``last``, the last input token's hidden state (the paper's), ``mean`` of all tokens, or of the ``visual`` ones.
         start: ``paper``, scales sum to 1 and begin equal; ``identity`` (chosen by us, not in the paper), they sum to the number of
             groups and begin at 1, the unmodified model, which scales that sum to 1 cannot reach.
-        activation: between the linear layers; not known from the paper, gelu is our choice.
+        activation: between the linear layers; not known from the paper; gelu is chosen by us.
         bias: the two linear layers have biases; the paper counts none.
         norm_weights: the LayerNorm has a weight and a bias of its own; the paper counts none.
         criterion: how sinks are found, a name of ``CRITERIA`` or such as "dimensions 650; dimensions 1415,2533 tau 20": of V-sinks and,
