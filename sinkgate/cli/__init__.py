@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from sinkgate.cli import answers, demo, gates, models, reports, studies
+from sinkgate.cli import answers, demo, gates, models, pictures, reports, studies
 from sinkgate.errors import SinkgateError
 
 cli = typer.Typer(
@@ -29,8 +29,8 @@ for command in (
     studies.probe,
     studies.sweep,
     studies.evaluate,
-    studies.export,
-    studies.survey,
+    pictures.export,
+    pictures.survey,
     reports.compare_models,
     reports.report,
     reports.merge,

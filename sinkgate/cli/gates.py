@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sinkgate.cli.data import SCENES, DataChoice
-from sinkgate.cli.options import AnyModel, AsJson, ModelChoice, SinkChoice, print_json, unfolded
+from sinkgate.cli.options import AnyModel, AsJson, Layers, ModelChoice, SinkChoice, print_json, unfolded
 from sinkgate.output import writable_folder
 
 OnTestSplit = Annotated[
@@ -25,7 +25,7 @@ def train(
     criteria: SinkChoice,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints; the gates are written to its gates/.")],
     validation: Annotated[Path | None, typer.Option(help="File in LLaVA's format, evaluated after each epoch.")] = None,
-    layers: Annotated[str, typer.Option(help='"all", or numbers from 0 such as 3,6,7 or 4-10.')] = "all",
+    layers: Layers = "all",
     grouping: Annotated[
         str, typer.Option(help="Groups with separate scales: v_sink (and rest), l_sink (and rest) or three.")
     ] = "v_sink",

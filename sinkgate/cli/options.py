@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from sinkgate.errors import SinkgateError
+from sinkgate.sinks.words import number
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from sinkgate.models.finder import SinkFinder
     from sinkgate.models.vlm import VLM
     from sinkgate.studies.results import Results
@@ -29,6 +32,8 @@ QUESTION = "What is in the picture?"  # where none is given
 Picture = Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")]
 System = Annotated[str, typer.Option(help="Text of the system turn; the chat template's own if left out.")]
 AnyModel = Annotated[bool, typer.Option("--any-model", help="Accept gates that were made for another model.")]
+Layers = Annotated[str, typer.Option("--layers", help='"all", or numbers from 0 such as 3,6,7 or 4-10.')]
+Chunk = Annotated[int, typer.Option("--batch-size", min=1, help="Samples side by side, and in a part of the results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, max=4096, help="Most tokens of a generated answer.")]
 
@@ -232,3 +237,25 @@ def unfolded(command: Callable[..., None]) -> Callable[..., None]:
 def print_json(**content: Any) -> None:
     """Print one JSON object."""
     typer.echo(json.dumps(content))
+
+
+def print_sinks(find: SinkFinder, vlm: VLM) -> dict[str, str]:
+    """Print the criteria of sinks, and return them for the record of a study."""
+    words = find.describe(vlm)
+    typer.echo(words, err=True)
+    return {"sinks": words}
+
+
+def print_table(table: pd.DataFrame, as_json: bool) -> None:
+    """Print a table, or its rows as JSON."""
+    if as_json:
+        print_json(rows=records(table))
+    elif table.empty:
+        typer.echo("Too few samples for a summary; the tables hold the measurements.")
+    else:
+        typer.echo(table.to_string(index=False, float_format=number, na_rep=""))
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table as plain values."""
+    return json.loads(table.to_json(orient="records") or "[]")

@@ -1,8 +1,7 @@
-"""Commands that run studies: anatomy, probe, sweep, eval, export, survey."""
+"""Commands that run studies: anatomy, probe, sweep, eval."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,30 +11,24 @@ import typer
 
 from sinkgate.cli.data import DataChoice
 from sinkgate.cli.options import (
-    QUESTION,
     AnyModel,
     AsJson,
+    Chunk,
+    Layers,
     MaxNewTokens,
     ModelChoice,
     RunChoice,
     SinkChoice,
     print_json,
+    print_sinks,
+    print_table,
+    records,
     unfolded,
 )
 from sinkgate.errors import SinkgateError
-from sinkgate.sinks.words import number
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from sinkgate.methods import Method
-    from sinkgate.models.finder import SinkFinder
-    from sinkgate.models.vlm import VLM
-
-MOST_SAMPLES = 20  # of an export that are printed
-Layers = Annotated[str, typer.Option("--layers", help='"all", or numbers from 0 such as 3,6,7 or 4-10.')]
-AboutImages = Annotated[list[str] | None, typer.Option(help="Question about each image; once for each question.")]
-Chunk = Annotated[int, typer.Option("--batch-size", min=1, help="Samples side by side, and in a part of the results.")]
 
 
 @unfolded
@@ -56,12 +49,12 @@ def anatomy(
     samples = [item.sample for item in questions.items]
     vlm = chosen.load()
     at = read_layers(layers, vlm.num_layers)
-    about = questions.about | _sinks(find, vlm)
+    about = questions.about | print_sinks(find, vlm)
     study = Anatomy(vlm, samples, v_sink=find.v_sink, l_sink=find.l_sink, layers=at, chunk=batch_size, about=about)
     with ExitStack() as scratch:
         if results := runs.run(study, scratch):
             tokens = results.table("tokens")
-            _show(by_layer(tokens) if as_json else means_by_layer(tokens), as_json)
+            print_table(by_layer(tokens) if as_json else means_by_layer(tokens), as_json)
 
 
 @unfolded
@@ -92,7 +85,7 @@ def probe(
     pictures, find = _pictures(data, images, limit, seed), criteria.finder()
     vlm = chosen.load()
     at = read_layers(layers, vlm.num_layers)
-    _sinks(find, vlm)
+    print_sinks(find, vlm)
     options: dict[str, Any] = {"v_sink": find.v_sink, "l_sink": find.l_sink}
     options |= {"layers": at, "tokens": tokens, "draws": draws}
     about = {"data": data, "limit": limit, "seed": seed}
@@ -107,7 +100,7 @@ def probe(
         # the process that finishes the features fits all probes, since the others have stopped; features of an earlier run are shared
         if results := runs.run(fits, scratch, shard=runs.share if complete else Shard()):
             scores = results.table("scores")
-            _show(summary(scores) if as_json else against_shuffled(scores), as_json)
+            print_table(summary(scores) if as_json else against_shuffled(scores), as_json)
 
 
 @unfolded
@@ -156,7 +149,7 @@ def sweep(
         typer.echo(note, err=True)
     questions, find = data.questions(), criteria.finder(l_sinks=three)
     vlm = chosen.load()
-    about = questions.about | _sinks(find, vlm)
+    about = questions.about | print_sinks(find, vlm)
     common = vlm, questions.items, read_layers(layers, vlm.num_layers), points, batch_size, find, about
     study = Sweep(*common)
     if racing:
@@ -166,10 +159,10 @@ def sweep(
             items = results.table("items")
             if racing:
                 answers = results.table("answers")
-                _show(placed(answers, results.table("dropped"), data.seed), as_json)
+                print_table(placed(answers, results.table("dropped"), data.seed), as_json)
                 typer.echo(f"{saved(answers):.1f} times fewer answers than the exact map", err=True)
                 return
-            _show(confirmed(items, results.table("answers"), seed=data.seed), as_json)
+            print_table(confirmed(items, results.table("answers"), seed=data.seed), as_json)
             typer.echo(sinks_of(items), err=True)
 
 
@@ -210,6 +203,7 @@ def evaluate(
 ) -> None:
     """Score the unmodified model, gates and published methods on a benchmark."""
     from sinkgate.methods import Fixed
+    from sinkgate.methods.base import UNMODIFIED
     from sinkgate.methods.registry import published, read_method
     from sinkgate.models.dimensions import WEIGHTS
     from sinkgate.sinks.gates import Gates
@@ -226,14 +220,14 @@ def evaluate(
     origins: dict[str, str | None] = {}
     names = [path.name for path in gates or ()]
     for path in gates or ():
-        name = path.name if names.count(path.name) == 1 and path.name not in (*methods, "unmodified") else str(path)
-        if name in (*methods, "unmodified"):
+        name = path.name if names.count(path.name) == 1 and path.name not in (*methods, UNMODIFIED) else str(path)
+        if name in (*methods, UNMODIFIED):
             raise SinkgateError(f"two methods have the name {name!r}; rename the folder or file {path}")
         methods[name] = read_method(path, vlm, any_model)
         origins[name] = checksum_of(path, (*WEIGHTS, ".json"))
-    methods = {"unmodified": Fixed(Gates.ones(vlm)), **methods}
+    methods = {UNMODIFIED: Fixed(Gates.ones(vlm)), **methods}
     find = criteria.finder(methods.values())
-    about |= {"gates": [str(path) for path in gates or ()], **_sinks(find, vlm)}
+    about |= {"gates": [str(path) for path in gates or ()], **print_sinks(find, vlm)}
     reading = scoring_named(scoring), extractor, max_new_tokens, batch_size, find, attention
     study = Evaluation(vlm, benchmark, items, methods, *reading, origins=origins, about=about)
     with ExitStack() as scratch:
@@ -250,110 +244,10 @@ def evaluate(
         each = {name: {"accuracy": right.loc["all", name], "kinds": kinds[name]} for name in methods}
         for row in () if shares is None else shares.to_dict("records"):
             each[str(row.pop("method"))]["attention"] = row
-        print_json(samples=len(tables[0]), methods=each, scores=_records(named))
+        print_json(samples=len(tables[0]), methods=each, scores=records(named))
         return
     for table in (by_task, named) if shares is None else (by_task, named, shares):
         typer.echo(table.to_string(index=False, float_format="{:.1%}".format))
-
-
-@unfolded
-def export(
-    chosen: ModelChoice,
-    data: DataChoice,
-    runs: RunChoice,
-    criteria: SinkChoice,
-    pictures: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="IMAGES...", help="Image files and folders of them; --data if left out."),
-    ] = None,
-    question: AboutImages = None,
-    layers: Layers = "all",
-    words: Annotated[int, typer.Option(min=0, help="Words of the logit lens for each visual token and layer.")] = 3,
-    rows: Annotated[int, typer.Option(min=0, help="Attention rows, from the first generated token on.")] = 1,
-    max_new_tokens: MaxNewTokens = 32,
-    batch_size: Chunk = 8,
-    as_json: AsJson = False,
-) -> None:
-    """Export attention, shares of groups, sinks with evidence and logit-lens words of many images as Parquet tables."""
-    from sinkgate.sinks.numbers import read_layers
-    from sinkgate.studies.export import Export, samples_of
-
-    if runs.out is None:
-        raise SinkgateError("--out is missing; expected the folder for the tables")
-    if pictures:
-        samples, about = samples_of(pictures, question or [QUESTION]), {"images": [str(place) for place in pictures]}
-    elif question:
-        raise SinkgateError("--question asks about IMAGES; name image files or folders, or leave it out with --data")
-    else:
-        samples, about = data.samples("test"), data.about
-    find = criteria.finder()
-    vlm = chosen.load()
-    at = read_layers(layers, vlm.num_layers)
-    about = about | _sinks(find, vlm)
-    study = Export(vlm, samples, find, at, words, rows, max_new_tokens, batch_size, about)
-    with ExitStack() as scratch:
-        if results := runs.run(study, scratch):
-            samples = results.table("samples")
-            _show(samples if as_json else samples.head(MOST_SAMPLES), as_json)
-            if not as_json and len(samples) > MOST_SAMPLES:
-                typer.echo(f"... and {len(samples) - MOST_SAMPLES} more in {results.folder / 'samples.parquet'}")
-
-
-@unfolded
-def survey(
-    chosen: ModelChoice,
-    runs: RunChoice,
-    criteria: SinkChoice,
-    pictures: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="IMAGES...",
-            help="Image files and folders of them; if left out, eight photographs that come with sinkgate, or scenes for a model that knows scenes only.",
-        ),
-    ] = None,
-    question: AboutImages = None,
-    scale: Annotated[float, typer.Option(min=0, max=4, help="Scale whose effect is measured, layer by layer.")] = 0.5,
-    push: Annotated[
-        str | None, typer.Option(help="Data set of the Hub to upload card and page to, such as you/sinks.")
-    ] = None,
-    batch_size: Chunk = 4,
-    as_json: AsJson = False,
-) -> None:
-    """Survey a model's sinks: dimensions, V-sinks and L-sinks by each criterion, attention, and the effect of a scale. Writes a card and a page."""
-    from sinkgate.studies.html_report import write_page
-    from sinkgate.studies.hub import check_target
-    from sinkgate.studies.hub import push as upload
-    from sinkgate.studies.survey import Survey, card, compared, samples_for, write_card
-
-    if push:
-        if runs.out is None:
-            raise SinkgateError("--push uploads a folder; expected it as --out")
-        check_target(push, connect=runs.share.rank == 0)
-    find, vlm = criteria.finder(), chosen.load()
-    samples, about = samples_for(vlm, pictures, question)
-    about = about | _sinks(find, vlm)
-    by: dict[str, Any] = {"v_sink": find.v_sink, "l_sink": find.l_sink}
-    study = Survey(vlm, samples, **by, chunk=batch_size, about=about, scale=scale)
-    with ExitStack() as scratch:
-        results = runs.run(study, scratch)
-        if results is None:
-            return
-        if as_json:
-            print_json(**card(results))
-        else:
-            typer.echo(compared([card(results)]).to_string())
-        if runs.out is not None:
-            files = [write_card(results), write_page(results.folder)]
-            typer.echo("\n".join(f"wrote {file}" for file in files), err=True)
-            if push:
-                typer.echo(f"uploaded {upload(results, push)}", err=True)
-
-
-def _sinks(find: SinkFinder, vlm: VLM) -> dict[str, str]:
-    """Print the criteria of sinks, and return them for the record of a study."""
-    words = find.describe(vlm)
-    typer.echo(words, err=True)
-    return {"sinks": words}
 
 
 def _pictures(data: str, images: Path | None, limit: int, seed: int) -> list[Any]:
@@ -379,16 +273,3 @@ def _scales(text: str) -> list[float]:
     if not scales or not all(0 <= scale <= 4 for scale in scales):
         raise SinkgateError(f"--grid is {text!r}; expected scales from 0 to 4 such as 0,0.5,1,2")
     return scales
-
-
-def _show(table: pd.DataFrame, as_json: bool) -> None:
-    if as_json:
-        print_json(rows=_records(table))
-    elif table.empty:
-        typer.echo("Too few samples for a summary; the tables hold the measurements.")
-    else:
-        typer.echo(table.to_string(index=False, float_format=number, na_rep=""))
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return json.loads(table.to_json(orient="records") or "[]")

@@ -25,6 +25,7 @@ from sinkgate.analysis.sweep import CONTROLS, LINE, Setting, oracle
 from sinkgate.attention.partial_forward import ended
 from sinkgate.data import Sample, scene_samples
 from sinkgate.methods import VAR, Fixed, LoRA, Method, Remove, Reweight, SinkToTheFront, Suppress
+from sinkgate.methods.base import UNMODIFIED
 from sinkgate.methods.lsg import LSG
 from sinkgate.models.loading import best_device, fast_dtype, load
 from sinkgate.models.vlm import VLM, find_sinks
@@ -47,7 +48,6 @@ ABLATIONS: Mapping[str, Mapping[str, str]] = {
     "three groups": {"grouping": "three"},
 }
 SIZE = 128  # side of the pictures; the models look at 64 pixels
-UNMODIFIED = "unmodified"
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from statistics import fmean
 
 import pandas as pd
 
-from sinkgate.demo.comparison import FORMS, SETUPS, UNMODIFIED, Setup, file_name
+from sinkgate.demo.comparison import FORMS, SETUPS, Setup, file_name
 from sinkgate.demo.comparison_results import GLOBAL, LOCAL, ORACLES, Comparison, Gain, Report
 from sinkgate.demo.figures import gains_figure
+from sinkgate.methods.base import UNMODIFIED
 from sinkgate.methods.lsg import LSG
 from sinkgate.output import markdown
 from sinkgate.plots import export

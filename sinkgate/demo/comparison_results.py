@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from sinkgate.analysis.statistics import sign_test
-from sinkgate.demo.comparison import FORMS, UNMODIFIED, Setup
+from sinkgate.demo.comparison import FORMS, Setup
+from sinkgate.methods.base import UNMODIFIED
 from sinkgate.scenes.questions import KINDS
 
 Report = dict[str, Any]

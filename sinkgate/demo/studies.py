@@ -21,6 +21,7 @@ from sinkgate.demo.scoring import held_out
 from sinkgate.demo.sinks import SceneSinks
 from sinkgate.demo.studies_card import card
 from sinkgate.methods import VAR, Fixed, Method, Remove, SinkToTheFront, Suppress, registry
+from sinkgate.methods.base import UNMODIFIED
 from sinkgate.methods.lsg import LSG
 from sinkgate.methods.registers import find_register_neurons
 from sinkgate.models.finder import SinkFinder
@@ -28,7 +29,7 @@ from sinkgate.models.loading import best_device, fast_dtype, load
 from sinkgate.models.vlm import VLM
 from sinkgate.sinks.gates import Gates
 from sinkgate.studies.anatomy import Anatomy
-from sinkgate.studies.evaluation import BASE, Evaluation
+from sinkgate.studies.evaluation import Evaluation
 from sinkgate.studies.features import Features
 from sinkgate.studies.html_report import write_page
 from sinkgate.studies.probes import Probes
@@ -51,7 +52,7 @@ def groups(vlm: VLM) -> dict[str, Method]:
     ones = Gates.ones(vlm)
     upper = range(vlm.num_layers // 2, vlm.num_layers)
     return {
-        BASE: Fixed(ones),
+        UNMODIFIED: Fixed(ones),
         "V-sinks off": Fixed(ones.set("v_sink", 0)),
         "L-sinks off": Fixed(ones.set("l_sink", 0)),
         "V-sinks and L-sinks off": Fixed(ones.set("v_sink", 0).set("l_sink", 0)),
@@ -67,7 +68,7 @@ def untrained(vlm: VLM) -> dict[str, Method]:
         *("suppress", "remove", "fastv", "fastv sinks kept", "fastv sinks first", "fastv sinks dropped"),
     )
     return {
-        BASE: Fixed(Gates.ones(vlm)),
+        UNMODIFIED: Fixed(Gates.ones(vlm)),
         **{name: registry.published(name) for name in names},
         **{f"registers of {count} neurons": find_register_neurons(vlm, prompts, count=count) for count in (10, 40)},
     }
@@ -76,7 +77,7 @@ def untrained(vlm: VLM) -> dict[str, Method]:
 def methods(vlm: VLM, gates: Path, learned: Sequence[str]) -> dict[str, Method]:
     """Return the unmodified model, learned gates by name of their folder, and the baselines without training."""
     return {
-        BASE: Fixed(Gates.ones(vlm)),
+        UNMODIFIED: Fixed(Gates.ones(vlm)),
         **{f"LSG {name}": LSG.from_pretrained(gates / name).to(vlm.device) for name in learned},
         "VAR": VAR(),
         "sinks to the front": SinkToTheFront(),
@@ -121,7 +122,7 @@ def studies(plan: Plan, vlm: VLM, fast: VLM, scale: float) -> dict[str, Callable
 
     def accuracy(out: Path) -> Results:
         items = [item for seed in (1, 2, 3) for item in questions(many(plan.accuracy), seed)]
-        return evaluated(items, {BASE: Fixed(Gates.ones(fast))}, out, seed="1, 2, 3", haze=CLEAR)
+        return evaluated(items, {UNMODIFIED: Fixed(Gates.ones(fast))}, out, seed="1, 2, 3", haze=CLEAR)
 
     def ablation(out: Path) -> Results:
         items = questions(many(plan.anatomy), 6)

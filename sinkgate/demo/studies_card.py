@@ -9,11 +9,12 @@ import pandas as pd
 
 from sinkgate.benchmarks import SCENES
 from sinkgate.demo.plans import Plan
+from sinkgate.methods.base import UNMODIFIED
 from sinkgate.output import markdown
 from sinkgate.plots import export
 from sinkgate.studies.anatomy import means_by_layer, over_pictures
 from sinkgate.studies.claims import claims
-from sinkgate.studies.evaluation import BASE, attention_by_method, changes, scores
+from sinkgate.studies.evaluation import attention_by_method, changes, scores
 from sinkgate.studies.results import Results
 from sinkgate.studies.sections import SECTIONS
 
@@ -95,7 +96,7 @@ def groups_table(results: Results) -> str:
     """Return the scores of global and local questions under each method, and their changes, in Markdown."""
     table = scores(SCENES, results.table("items"), results.table("answers"))
     rows = [
-        (row["method"], row["score"], f"{row['value']:.1%}", "" if row["method"] == BASE else _change(row))
+        (row["method"], row["score"], f"{row['value']:.1%}", "" if row["method"] == UNMODIFIED else _change(row))
         for row in table[table["score"].isin(["global", "local"])].to_dict("records")
     ]
     return (
@@ -110,7 +111,7 @@ def methods_table(results: Results) -> str:
     shares = attention_by_method(results.table("attention")).set_index("method")
     marks = answers.merge(items.assign(seed=items["id"].str.split("/").str[1])[["sample", "seed"]], on="sample")
     by_seed = marks.pivot_table("right", "seed", "method", "mean", sort=False)
-    deviation = by_seed.sub(by_seed[BASE], axis=0).std()
+    deviation = by_seed.sub(by_seed[UNMODIFIED], axis=0).std()
     text = (
         f"Published methods with our defaults, which are their papers' where these name one, and variants, on {len(items):,} questions about scenes with {results.about['about']['haze']:.0%} of the contrast gone, five seeds. "
         "The change is in points against the unmodified model, with its 95 % interval over pictures and the standard deviation over seeds; the last columns are the "
@@ -118,7 +119,7 @@ def methods_table(results: Results) -> str:
     )
     rows = []
     for name, row in zip(map(str, shares.index), shares.to_dict("records"), strict=True):
-        changed = ("", "") if name == BASE else (_change(of_all.loc[name]), f"{100 * deviation[name]:.1f}")
+        changed = ("", "") if name == UNMODIFIED else (_change(of_all.loc[name]), f"{100 * deviation[name]:.1f}")
         groups = (f"{row[group]:.1%}" for group in ("v_sink", "l_sink", "ordinary", "text"))
         rows.append((name, f"{by_seed[name].mean():.1%}", *changed, *groups))
     columns = ("method", "accuracy", "change", "over seeds", "V-sinks", "L-sinks", "ordinary", "text")

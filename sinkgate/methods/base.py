@@ -23,6 +23,8 @@ from sinkgate.models.vlm import VLM
 from sinkgate.sinks.fine_gates import AnyGates
 from sinkgate.sinks.numbers import index
 
+UNMODIFIED = "unmodified"  # name of the model without a method
+
 
 class Method(Protocol):
     """A change of what a model does with visual tokens, within a block. A method that learns is an `nn.Module` with only its own parameters."""

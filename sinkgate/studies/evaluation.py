@@ -15,7 +15,7 @@ from sinkgate.analysis.statistics import compared, holm, questions_needed, score
 from sinkgate.benchmarks import Benchmark, Item
 from sinkgate.errors import SinkgateError
 from sinkgate.methods import Method, finder_of, reads_pixels
-from sinkgate.methods.base import described
+from sinkgate.methods.base import UNMODIFIED, described
 from sinkgate.models.finder import finder_settings
 from sinkgate.models.vlm import VLM, Finder
 from sinkgate.output import steps
@@ -28,7 +28,6 @@ from sinkgate.training.evaluation import evaluate
 #: "generate": the greedy answer, read by the benchmark's extractor, as public harnesses do.
 Scoring = Literal["likelihood", "generate"]
 ALIASES: dict[str, Scoring] = {"forced": "likelihood", "written": "generate"}  # names of the first releases
-BASE = "unmodified"
 
 
 def scoring_named(name: str) -> Scoring:
@@ -84,8 +83,8 @@ class Evaluation(OfItems):
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if BASE not in self.methods:
-            raise SinkgateError(f"methods are {', '.join(self.methods)}; expected one called {BASE!r} among them")
+        if UNMODIFIED not in self.methods:
+            raise SinkgateError(f"methods are {', '.join(self.methods)}; expected one called {UNMODIFIED!r} among them")
         object.__setattr__(self, "scoring", scoring_named(self.scoring))
         if self.attention and self.scoring == "generate":
             raise SinkgateError("attention by group is measured with likelihood scoring; got generate")
@@ -210,7 +209,7 @@ def changes(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: 
     tables = []
     for task, chosen in tasks:
         labels = None if pictures is None else pictures.loc[chosen]
-        others, plain = right.loc[chosen].drop(columns=BASE), right.loc[chosen, BASE]
+        others, plain = right.loc[chosen].drop(columns=UNMODIFIED), right.loc[chosen, UNMODIFIED]
         needed = questions_needed(others.sub(plain, axis=0), pictures=labels)
         table = compared(others, plain, seed, labels).assign(needed=needed)
         tables.append(table.rename_axis("method").reset_index().assign(task=task))
@@ -228,13 +227,13 @@ def scores(benchmark: Benchmark, items: pd.DataFrame, answers: pd.DataFrame, see
     shared = "picture" in items and not items["picture"].is_unique
     rows = []
     for label, score in benchmark.scores.items():
-        plain = score(frames[BASE])
+        plain = score(frames[UNMODIFIED])
         if np.isnan(plain):
             continue
         for name, frame in frames.items():
             value, pictures = score(frame), frame["picture"] if shared else None
             low, high = (0.0, 0.0)
-            if name != BASE:
-                low, high = score_interval(score, frame, frames[BASE], seed=seed, pictures=pictures)
+            if name != UNMODIFIED:
+                low, high = score_interval(score, frame, frames[UNMODIFIED], seed=seed, pictures=pictures)
             rows.append((label, name, value, value - plain, low, high))
     return pd.DataFrame(rows, columns=["score", "method", "value", "change", "low", "high"])

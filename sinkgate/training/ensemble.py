@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
-from sinkgate.methods.base import Method
+from sinkgate.methods.base import UNMODIFIED, Method
 from sinkgate.models.vlm import VLM
 from sinkgate.training.dataset import Prefix, PreparedExample, batches
-
-UNMODIFIED = "unmodified"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Literal
 
 from sinkgate.data import Sample
 from sinkgate.data.identity import checksum, facts_of_samples
-from sinkgate.methods.base import Fixed, Method, described, finder_of
+from sinkgate.methods.base import UNMODIFIED, Fixed, Method, described, finder_of
 from sinkgate.methods.lsg.model import LSG
 from sinkgate.models.finder import finder_settings
 from sinkgate.models.vlm import VLM, Finder
@@ -20,7 +20,6 @@ from sinkgate.training.dataset import ExampleCache, SinkCounts
 from sinkgate.training.evaluation import EvaluationResult, evaluate
 
 Score = Literal["accuracy", "loss"]
-UNMODIFIED = "unmodified"
 TRIALS = "trials"  # subfolder with the outcomes of finished batches
 
 
