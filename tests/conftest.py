@@ -25,7 +25,6 @@ EXTENDED_TESTS = (
     "attention/test_kernels.py::test_compiled_flex_attention_is_gated",
     "browser/test_page.py::test_a_page_that_hears_late",
     "browser/test_page.py::test_bad_questions",
-    "browser/test_page.py::test_broken_uploads",
     "browser/test_page.py::test_every_kind_of_picture",
     "browser/test_page.py::test_gates_as_files",
     "browser/test_page.py::test_layer_head_query",

@@ -7,12 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from app_process import running_app
-from page_user import Tab, chromium
+from page_user import DESKTOP, Tab, chromium, entering
 
 import sinkgate as sg
 from sinkgate.scenes.scene import Scene
@@ -45,9 +44,11 @@ def address(browser: Browser) -> Iterator[str]:
         yield app.address
 
 
-DESKTOP = {"width": 1366, "height": 768}
-PHONE: dict[str, Any] = {"has_touch": True, "is_mobile": True, "device_scale_factor": 2}
-LIGHT: dict[str, Any] = {"color_scheme": "light", "reduced_motion": "no-preference"}
+@pytest.fixture(scope=shared)
+def large() -> Iterator[str]:
+    """The address of an app on the model that it opens on when none is named, with the tool for assistants."""
+    with running_app("--mcp", "--model", "demo-large") as app:
+        yield app.address
 
 
 @pytest.fixture(scope=shared)
@@ -61,38 +62,28 @@ def windows(browser: Browser) -> Iterator[dict[bool, list[Page]]]:
 
 @pytest.fixture
 def enter(browser: Browser, windows: dict[bool, list[Page]]) -> Iterator[Callable[..., Tab]]:
-    """Open an address as a fresh user, ``phone`` or not; the test fails if a console shows an error.
-
-    Windows are used again by later tests: a window's process has compiled the page's scripts, which spares half of a load.
-    """
-    taken: list[tuple[bool, Page]] = []
-    tabs: list[Tab] = []
-
-    def enter(address: str, phone: bool = False, size: dict[str, int] = DESKTOP, **media: Any) -> Tab:
-        window = windows[phone].pop() if windows[phone] else browser.new_context(**PHONE if phone else {}).new_page()
-        taken.append((phone, window))
-        forget(window, address)
-        window.set_viewport_size(size)  # pyright: ignore[reportArgumentType]
-        window.emulate_media(**LIGHT | media)
-        tabs.append(Tab(window, address))
-        return tabs[-1]
-
-    yield enter
-    errors = [list(tab.errors) for tab in tabs]
-    for phone, window in taken:
-        window.goto("about:blank")  # which aborts its requests; Gradio logs that
-        windows[phone].append(window)
-    assert not any(errors), errors
+    """Open an address as a fresh user."""
+    with entering(browser, windows) as enter:
+        yield enter
 
 
-def forget(window: Page, address: str) -> None:
-    """Make a window a fresh user's: nothing stored, nothing permitted, nothing under the pointer."""
-    window.context.set_offline(False)
-    window.context.clear_permissions()
-    window.context.clear_cookies()
-    window.mouse.move(0, 0)
-    window.goto("{0.scheme}://{0.netloc}/healthz".format(urlsplit(address)))
-    window.evaluate("localStorage.clear(); sessionStorage.clear()")
+@pytest.fixture(scope="module")
+def module_tab(browser: Browser, windows: dict[bool, list[Page]], address: str) -> Iterator[Tab]:
+    """A user of all tests of a file that need no fresh one."""
+    with entering(browser, windows) as enter:
+        yield enter(address)
+
+
+@pytest.fixture
+def used_tab(module_tab: Tab) -> Tab:
+    """A page that earlier tests of the file may have used; all scales at 1, at its top, in its first size."""
+    module_tab.page.set_viewport_size(DESKTOP)  # pyright: ignore[reportArgumentType]
+    module_tab.page.mouse.move(0, 0)
+    module_tab.page.evaluate("scrollTo(0, 0); document.activeElement.blur()")
+    if not module_tab.frame()["identity"]:
+        module_tab.page.locator("#mixer .preset", has_text="All at 1").click()
+        module_tab.settle()
+    return module_tab
 
 
 @pytest.fixture

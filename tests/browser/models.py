@@ -90,12 +90,19 @@ def save_listed(folder: Path) -> Path:
     return folder
 
 
+MOST_TOKENS = 8  # of an answer, instead of the app's 32: these answers never end by themselves
+FEWER_TOKENS = f"""
+from app import engine, view_model
+engine.MAX_NEW_TOKENS = view_model.MAX_NEW_TOKENS = {MOST_TOKENS}
+"""
+
+
 @contextmanager
 def page_of_deep_model(browser: Browser, folder: Path, layers: int) -> Iterator[Tab]:
     """A page, 1280 x 720, about a tiny model of many layers that never ends an answer by itself, saved in this folder."""
     for part in tiny_llava(layers=layers):
         part.save_pretrained(folder)
-    with running_app("--model", str(folder)) as app:
+    with running_app("--model", str(folder), code=FEWER_TOKENS) as app:
         context = browser.new_context(viewport={"width": 1280, "height": 720})
         tab = Tab(context.new_page(), app.address)
         yield tab

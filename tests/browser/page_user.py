@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -32,6 +33,18 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+DESKTOP = {"width": 1366, "height": 768}
+PHONE: dict[str, Any] = {"has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+LIGHT: dict[str, Any] = {"color_scheme": "light", "reduced_motion": "no-preference"}
+
+#: No fading and gliding of colors and knobs, each of which is drawn sixty times a second.
+AT_ONCE = """{
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync("*, ::before, ::after { transition: none !important; animation: none !important }");
+  document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
+}"""
+
+
 class Tab:
     """One user's page, with the questions that the tests ask of it."""
 
@@ -43,7 +56,7 @@ class Tab:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.goto(address)
         self.settle()
-        page.evaluate("document.getAnimations().forEach((each) => each.cancel())")  # one button's, for 7 s of drawing
+        page.evaluate(AT_ONCE)
 
     def leave(self, go: Callable[[], object]) -> None:
         """Go to another page, or load this one again. Requests that are still waited for are aborted, and Gradio logs that."""
@@ -108,7 +121,8 @@ class Tab:
 
     def gates_text(self) -> Locator:
         """The gates as JSON, opened; once the first have come, which replace what is typed before."""
-        self.page.evaluate("document.querySelector('#gates .label-wrap').click()")
+        if not self.page.locator("#gates-text textarea").is_visible():
+            self.page.evaluate("document.querySelector('#gates .label-wrap').click()")
         self.wait("document.querySelector('#gates-text textarea')?.value")
         return self.page.locator("#gates-text textarea")
 
@@ -155,11 +169,11 @@ class Tab:
         )
 
     def drag(
-        self, layer: int, to: float, group: str = "v_sink", ticks: int = 3, seconds: float = 0, most: float = 2
+        self, layer: int, to: float, group: str = "v_sink", ticks: int = 1, seconds: float = 0, most: float = 2
     ) -> None:
         """Pull a fader, which reaches up to ``most``, with the mouse from where it stands to a scale.
 
-        Each tick that the page has time for is computed and drawn: tests that are not about the way take few.
+        Each tick that the page has time for is computed and drawn: tests that are not about the way take one.
         """
         self.fader(layer, group).scroll_into_view_if_needed()
         box = self.fader(layer, group).bounding_box()
@@ -174,3 +188,39 @@ class Tab:
             self.page.mouse.move(x, box["y"] + box["height"] * (1 - scale / most))
             time.sleep(max(0.0, begin + seconds * tick / ticks - time.monotonic()))
         self.page.mouse.up()
+
+
+@contextmanager
+def entering(browser: Browser, windows: dict[bool, list[Page]]) -> Iterator[Callable[..., Tab]]:
+    """Return a function that opens an address as a fresh user, ``phone`` or not; at the end no console may have shown an error.
+
+    Windows are used again by later tests: a window's process has compiled the page's scripts, which spares half of a load.
+    """
+    taken: list[tuple[bool, Page]] = []
+    tabs: list[Tab] = []
+
+    def enter(address: str, phone: bool = False, size: dict[str, int] = DESKTOP, **media: Any) -> Tab:
+        window = windows[phone].pop() if windows[phone] else browser.new_context(**PHONE if phone else {}).new_page()
+        taken.append((phone, window))
+        forget(window, address)
+        window.set_viewport_size(size)  # pyright: ignore[reportArgumentType]
+        window.emulate_media(**LIGHT | media)
+        tabs.append(Tab(window, address))
+        return tabs[-1]
+
+    yield enter
+    errors = [list(tab.errors) for tab in tabs]
+    for phone, window in taken:
+        window.goto("about:blank")  # which aborts its requests; Gradio logs that
+        windows[phone].append(window)
+    assert not any(errors), errors
+
+
+def forget(window: Page, address: str) -> None:
+    """Make a window a fresh user's: nothing stored, nothing permitted, nothing under the pointer."""
+    window.context.set_offline(False)
+    window.context.clear_permissions()
+    window.context.clear_cookies()
+    window.mouse.move(0, 0)
+    window.goto("{0.scheme}://{0.netloc}/healthz".format(urlsplit(address)))
+    window.evaluate("localStorage.clear(); sessionStorage.clear()")

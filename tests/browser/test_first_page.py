@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from app_process import ROOT, running_app
+from app_process import ROOT
 from page_user import Tab
 
 from app.phenomena import DEMONSTRATIONS
@@ -14,9 +12,8 @@ GUIDE = (ROOT / "docs" / "pages" / "guides" / "app.md").read_text(encoding="utf-
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with running_app("--model", "demo-large") as app:
-        yield app.address
+def address(large: str) -> str:
+    return large
 
 
 def preset(tab: Tab, name: str) -> None:

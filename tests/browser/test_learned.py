@@ -113,52 +113,57 @@ def files(folder: Path) -> list[Path]:
     return [folder / CONFIG, folder / WEIGHTS]
 
 
-def test_learned_gates_move_the_faders_for_the_question_at_hand(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
-    options = tab.page.locator("#learned option").all_text_contents()
+def test_learned_gates_move_the_faders_for_the_question_at_hand(used_tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
+    options = used_tab.page.locator("#learned option").all_text_contents()
     assert options == ["off", "layer-2", "stack"]  # the broken one is left out
-    assert tab.page.locator("#mixer .rho:visible").count() == 0
+    assert used_tab.page.locator("#mixer .rho:visible").count() == 0
     lsg = LSG.from_pretrained(shipped / "stack")
     first = expected_gates(vlm, lsg)
-    frame = choose(tab, "stack")
-    assert_stands(tab, frame, first)
+    frame = choose(used_tab, "stack")
+    assert_stands(used_tab, frame, first)
     prompt = vlm.prompt(random_scene(FIRST_SCENE).render(448), FIRST_QUESTION)
     trace = vlm.answer(prompt, sg.Gates.from_lists(**frame["gates"]), sg.find_sinks(vlm, prompt))
-    assert tab.answers()[1] == trace.text
+    assert used_tab.answers()[1] == trace.text
     shown = {word: gated for word, _, gated in frame["words"]}
     word, probability = trace.next_token[0]
     assert shown[word] == pytest.approx(probability, abs=CLOSE)
-    assert "2, 4-5" in tab.status() and "parameters" in (tab.page.locator("#learned .about").text_content() or "")
-    marks = tab.page.locator("#mixer .rho:visible").all_text_contents()
+    assert "2, 4-5" in used_tab.status() and "parameters" in (
+        used_tab.page.locator("#learned .about").text_content() or ""
+    )
+    marks = used_tab.page.locator("#mixer .rho:visible").all_text_contents()
     assert marks == [f"{RHO} {first['v_sink'][layer]:.2f}" for layer in (2, 4, 5)]
 
-    frame = tab.after(lambda: tab.ask(OTHER_QUESTION))
+    frame = used_tab.after(lambda: used_tab.ask(OTHER_QUESTION))
     second = expected_gates(vlm, lsg, OTHER_QUESTION)
     assert max(abs(a - b) for a, b in zip(first["v_sink"], second["v_sink"], strict=True)) > 0.02  # could have failed
-    assert_stands(tab, frame, second)
+    assert_stands(used_tab, frame, second)
     assert_stands(
-        tab, choose(tab, "layer-2"), expected_gates(vlm, LSG.from_pretrained(shipped / "layer-2"), OTHER_QUESTION)
+        used_tab,
+        choose(used_tab, "layer-2"),
+        expected_gates(vlm, LSG.from_pretrained(shipped / "layer-2"), OTHER_QUESTION),
     )
-    assert choose(tab, "off")["identity"] and "back at 1" in tab.status()
-    assert tab.page.locator("#mixer .rho:visible").count() == 0
-    assert tab.after(lambda: tab.ask(FIRST_QUESTION))["identity"]
+    assert choose(used_tab, "off")["identity"] and "back at 1" in used_tab.status()
+    assert used_tab.page.locator("#mixer .rho:visible").count() == 0
+    assert used_tab.after(lambda: used_tab.ask(FIRST_QUESTION))["identity"]
 
 
-def test_a_layer_is_switched_off_and_the_gates_above_read_again(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
+def test_a_layer_is_switched_off_and_the_gates_above_read_again(used_tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
     lsg = LSG.from_pretrained(shipped / "stack")
-    whole = choose(tab, "stack")
-    frame = switch(tab, 2)
+    whole = choose(used_tab, "stack")
+    frame = switch(used_tab, 2)
     expected = expected_gates(vlm, lsg.only([4, 5]))
-    assert_stands(tab, frame, expected)
-    assert frame["gates"]["v_sink"][2] == 1 and "Off, at 1: layer 2" in tab.status()
+    assert_stands(used_tab, frame, expected)
+    assert frame["gates"]["v_sink"][2] == 1 and "Off, at 1: layer 2" in used_tab.status()
     assert abs(expected["v_sink"][4] - whole["gates"]["v_sink"][4]) > CLOSE  # the gate above did read something else
-    frame = tab.after(lambda: tab.ask(OTHER_QUESTION))  # it stays off
-    assert_stands(tab, frame, expected_gates(vlm, lsg.only([4, 5]), OTHER_QUESTION))
-    switch(tab, 4, key="Enter")
-    switch(tab, 5, key=" ")
-    assert tab.frame()["identity"] and "Every layer of these gates is off" in tab.status()
+    frame = used_tab.after(lambda: used_tab.ask(OTHER_QUESTION))  # it stays off
+    assert_stands(used_tab, frame, expected_gates(vlm, lsg.only([4, 5]), OTHER_QUESTION))
+    switch(used_tab, 4, key="Enter")
+    switch(used_tab, 5, key=" ")
+    assert used_tab.frame()["identity"] and "Every layer of these gates is off" in used_tab.status()
     for layer in (2, 4, 5):
-        frame = switch(tab, layer)
-    assert_stands(tab, frame, expected_gates(vlm, lsg, OTHER_QUESTION))
+        frame = switch(used_tab, layer)
+    assert_stands(used_tab, frame, expected_gates(vlm, lsg, OTHER_QUESTION))
+    choose(used_tab, "off")
 
 
 def test_an_edited_scene_and_a_new_one_are_read_again(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
@@ -175,21 +180,21 @@ def test_an_edited_scene_and_a_new_one_are_read_again(tab: Tab, vlm: sg.VLM, shi
     assert_stands(tab, frame, expected_gates(vlm, lsg, question, Scene.from_dict(tab.scene())))
 
 
-def test_the_hand_wins_until_the_next_question(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
+def test_the_hand_wins_until_the_next_question(used_tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
     lsg = LSG.from_pretrained(shipped / "stack")
-    rho = choose(tab, "stack")["learned"]["rho"]
-    box = tab.fader(4).bounding_box()
-    tab.drag(4, 1.7)
-    frame = tab.settle()
-    assert tab.fader(4).bounding_box() == box  # no sentence moves the page under the hand
-    assert frame["gates"]["v_sink"][4] == pytest.approx(1.7, abs=0.05) and tab.status() == MANUAL_SETTING
+    rho = choose(used_tab, "stack")["learned"]["rho"]
+    box = used_tab.fader(4).bounding_box()
+    used_tab.drag(4, 1.7)
+    frame = used_tab.settle()
+    assert used_tab.fader(4).bounding_box() == box  # no sentence moves the page under the hand
+    assert frame["gates"]["v_sink"][4] == pytest.approx(1.7, abs=0.05) and used_tab.status() == MANUAL_SETTING
     assert frame["learned"]["rho"] == rho  # what the gates said stays on the strips
-    assert tab.page.locator("#mixer .strip[data-layer='4'] .rho").text_content() == f"{RHO} {rho['v_sink'][4]:.2f}"
-    frame = tab.after(lambda: tab.ask(OTHER_QUESTION))
-    assert_stands(tab, frame, expected_gates(vlm, lsg, OTHER_QUESTION))
-    assert tab.status() != MANUAL_SETTING
-    tab.page.locator("#mixer .preset", has_text="All at 1").click()
-    assert tab.settle()["identity"] and tab.status() == MANUAL_SETTING
+    assert used_tab.page.locator("#mixer .strip[data-layer='4'] .rho").text_content() == f"{RHO} {rho['v_sink'][4]:.2f}"
+    frame = used_tab.after(lambda: used_tab.ask(OTHER_QUESTION))
+    assert_stands(used_tab, frame, expected_gates(vlm, lsg, OTHER_QUESTION))
+    assert used_tab.status() != MANUAL_SETTING
+    used_tab.page.locator("#mixer .preset", has_text="All at 1").click()
+    assert used_tab.settle()["identity"] and used_tab.status() == MANUAL_SETTING
 
 
 def test_a_gate_folder_is_uploaded_for_one_user(

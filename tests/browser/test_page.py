@@ -218,23 +218,6 @@ def test_difference_query_and_patch(tab: Any) -> None:
     assert tab.frame()["query"].endswith("“objects”")
 
 
-def test_broken_uploads_get_a_sentence_and_change_nothing(tab: Any, picture: Path, tmp_path: Path) -> None:
-    ask_about(tab, picture)
-    shown, answers = tab.frame()["before"], tab.answers()
-    truncated, text, bomb = (tmp_path / name for name in ("truncated.png", "words.png", "bomb.png"))
-    truncated.write_bytes(picture.read_bytes()[:200])
-    text.write_text("no picture at all", encoding="utf-8")
-    Image.new("1", (12000, 12000)).save(bomb)
-    for path in (truncated, text, bomb):
-        sentence = tab.says(lambda path=path: tab.upload(path))
-        assert tab.page.locator("#status .warning").count() == 1
-        assert len(sentence) > 20 and "Traceback" not in sentence
-        assert tab.frame()["before"] == shown and tab.answers() == answers
-        tab.page.wait_for_selector("#picture img")  # the old picture is back
-    tab.after(lambda: tab.ask(QUESTION))
-    assert tab.answers() == answers and not tab.page.locator("#status .warning").count()
-
-
 def test_bad_questions_and_unknown_words(tab: Any, picture: Path) -> None:
     ask_about(tab, picture)
     shown = tab.frame()["before"]

@@ -114,12 +114,12 @@ marks.length
 """
 
 
-def test_no_loading_mark_changes_while_a_fader_moves(tab: Tab) -> None:
+def test_no_loading_mark_changes_while_a_fader_moves(used_tab: Tab) -> None:
     """Gradio's hidden marks counted tenths of a second, and the browser laid the page out anew for each."""
-    assert tab.page.evaluate(MARKS) > 0
-    tab.fader(2).press("ArrowDown")
-    tab.settle()
-    assert tab.page.evaluate("window.changes") == 0
+    assert used_tab.page.evaluate(MARKS) > 0
+    used_tab.fader(2).press("ArrowDown")
+    used_tab.settle()
+    assert used_tab.page.evaluate("window.changes") == 0
 
 
 # --- queries
@@ -141,84 +141,91 @@ def test_the_chart_shows_the_query_of_the_maps_which_is_left_where_the_next_answ
     assert tab.frame()["lens"]["row"] == 0 and tab.frame()["before"]
 
 
-def test_a_query_is_named_by_the_tokens_of_both_answers_whose_probabilities_are_no_nought(tab: Tab) -> None:
-    tab.drag(2, 0.1)
-    words = tab.settle()["words"]
-    assert tab.answers() == ("2", "1")
-    tab.wait("document.querySelector('#maps [data-tick]').frame.queries[0] === 'last prompt token → “2” / “1”'")
-    tab.page.locator("#mixer .preset", has_text="All at 1").click()
-    original = {word: before for word, before, _ in tab.settle()["words"]}
+def test_a_query_is_named_by_the_tokens_of_both_answers_whose_probabilities_are_no_nought(used_tab: Tab) -> None:
+    used_tab.drag(2, 0.1)
+    words = used_tab.settle()["words"]
+    assert used_tab.answers() == ("2", "1")
+    used_tab.wait("document.querySelector('#maps [data-tick]').frame.queries[0] === 'last prompt token → “2” / “1”'")
+    used_tab.page.locator("#mixer .preset", has_text="All at 1").click()
+    original = {word: before for word, before, _ in used_tab.settle()["words"]}
     assert all(before == pytest.approx(original[word], abs=1e-5) for word, before, _ in words if word in original)
     assert all(0 < before < 1 for _, before, _ in words)
 
 
-def test_the_chart_follows_a_fader_while_it_moves(tab: Tab) -> None:
-    still = chart_lines(tab)
-    box = tab.fader(2).bounding_box()
+def test_the_chart_follows_a_fader_while_it_moves(used_tab: Tab) -> None:
+    still = chart_lines(used_tab)
+    box = used_tab.fader(2).bounding_box()
     assert box
     x = box["x"] + box["width"] / 2
-    tab.page.mouse.move(x, box["y"] + box["height"] / 2)
-    tab.page.mouse.down()
-    tab.page.mouse.move(x, box["y"] + 0.95 * box["height"])
-    tab.wait("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] < 0.2")
-    assert chart_lines(tab)["line gated v_sink"] != still["line gated v_sink"]
+    used_tab.page.mouse.move(x, box["y"] + box["height"] / 2)
+    used_tab.page.mouse.down()
+    used_tab.page.mouse.move(x, box["y"] + 0.95 * box["height"])
+    used_tab.wait("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] < 0.2")
+    assert chart_lines(used_tab)["line gated v_sink"] != still["line gated v_sink"]
     assert (
-        int(tab.page.locator("#chart [data-sequence]").get_attribute("data-sequence") or 0) == tab.frame()["sequence"]
+        int(used_tab.page.locator("#chart [data-sequence]").get_attribute("data-sequence") or 0)
+        == used_tab.frame()["sequence"]
     )
-    tab.page.mouse.up()
-    tab.settle()
+    used_tab.page.mouse.up()
+    used_tab.settle()
 
 
-def test_numbers_are_true_where_sinks_are_masked(tab: Tab, vlm: sg.VLM) -> None:
-    true = tab.frame()["after"]
-    sink = tab.frame()["marks"][0]
-    tab.page.locator("#lens .hide-sinks").check()
-    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.hide")
-    frame = tab.frame()
+def test_numbers_are_true_where_sinks_are_masked(used_tab: Tab, vlm: sg.VLM) -> None:
+    true = used_tab.frame()["after"]
+    sink = used_tab.frame()["marks"][0]
+    used_tab.page.locator("#lens .hide-sinks").check()
+    used_tab.wait("document.querySelector('#maps [data-tick]').frame.lens.hide")
+    frame = used_tab.frame()
     plain = next(index for index, share in enumerate(true) if frame["after"][index] > 1.2 * share > 0.002)
     columns = frame["grid"][1]
     places = {
         "patch": (divmod(plain, columns), true[plain], ""),
         "sink": (sink["cell"], true[sink["cell"][0] * columns + sink["cell"][1]], " (masked)"),
     }
-    box = tab.page.locator("#maps .screen").nth(1).bounding_box()
+    box = used_tab.page.locator("#maps .screen").nth(1).bounding_box()
     assert box
     for (row, column), share, note in places.values():
-        tab.page.mouse.move(
+        used_tab.page.mouse.move(
             box["x"] + (column + 0.5) * box["width"] / columns,
             box["y"] + (row + 0.5) * box["height"] / frame["grid"][0],
         )
-        shown = tab.page.locator("#maps output").nth(1).text_content() or ""
+        shown = used_tab.page.locator("#maps output").nth(1).text_content() or ""
         number = shown.removesuffix(note).removesuffix(" %")
         assert shown.endswith(note or " %") and float(number) == pytest.approx(100 * share, abs=0.051)
-    assert "rescaled" in (tab.page.locator("#maps .caption").text_content() or "")
+    assert "rescaled" in (used_tab.page.locator("#maps .caption").text_content() or "")
+    used_tab.page.locator("#lens .hide-sinks").uncheck()
+    used_tab.wait("!document.querySelector('#maps [data-tick]').frame.lens.hide")
 
 
 # --- pictures
 
 
-def test_a_refused_upload_leaves_the_picture(tab: Tab, tmp_path: Path) -> None:
-    shown, drawn = tab.answers(), tab.pixels("after")
+def test_a_refused_upload_leaves_the_picture(used_tab: Tab, tmp_path: Path) -> None:
+    shown, drawn = used_tab.answers(), used_tab.pixels("after")
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
     (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
+    Image.new("1", (12000, 12000)).save(tmp_path / "bomb.png")
     (tmp_path / "notes.txt").write_text("no picture")
     reasons = {
         "notes.txt": "Invalid file type",  # by Gradio itself
         "phone.heic": "This is a HEIC picture, or a video; save it as JPEG or PNG",
         "drawing.svg": "Use a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF picture",
         "broken.png": "",
+        "bomb.png": "",
     }
     for name, reason in reasons.items():
-        tab.page.get_by_label("Remove Image").click()
-        tab.page.wait_for_selector("#picture img", state="detached")
-        tab.page.locator("#picture input[type=file]").set_input_files(tmp_path / name)
-        tab.page.wait_for_selector("#status .warning")
-        tab.page.wait_for_selector("#picture img")
-        assert tab.status().startswith(reason), name
-        assert not tab.page.locator(".toast-body:visible").count(), "an error stands in one place"
-        assert tab.answers() == shown and tab.pixels("after") == drawn
-    tab.errors.clear()  # the browser reports each refused request
+        used_tab.page.get_by_label("Remove Image").click()
+        used_tab.page.wait_for_selector("#picture img", state="detached")
+        used_tab.page.locator("#picture input[type=file]").set_input_files(tmp_path / name)
+        used_tab.page.wait_for_selector("#status .warning")
+        used_tab.page.wait_for_selector("#picture img")
+        assert used_tab.status().startswith(reason) and "Traceback" not in used_tab.status(), name
+        assert not used_tab.page.locator(".toast-body:visible").count(), "an error stands in one place"
+        assert used_tab.answers() == shown and used_tab.pixels("after") == drawn
+    used_tab.errors.clear()  # the browser reports each refused request
+    used_tab.after(lambda: used_tab.ask("How many objects are there?"))
+    assert used_tab.answers() == shown and not used_tab.page.locator("#status .warning").count()
 
 
 #: Give the page a file by an event on an element that is not the picture box, as a browser does; returns whether the page takes it.
@@ -235,9 +242,10 @@ GIVE = """([kind, selector, name, type, data]) => {
 
 def test_a_picture_is_pasted_or_dropped_anywhere(tab: Tab) -> None:
     gifts = (
-        ("paste", "PNG", "#maps"), ("paste", "AVIF", "#question textarea"), ("drop", "GIF", "#maps"),
-        ("drop", "BMP", "body"), ("drop", "TIFF", "#mixer"),
-    )  # fmt: skip
+        ("paste", "AVIF", "#question textarea"),
+        ("drop", "BMP", "body"),
+        ("drop", "TIFF", "#mixer"),
+    )
     for width, (kind, suffix, where) in enumerate(gifts, 70):
         data = io.BytesIO()
         Image.new("RGB", (width, 40), "red").save(data, suffix)
@@ -263,7 +271,6 @@ def test_a_video_file_is_read(tab: Tab, tmp_path: Path) -> None:
     file = [path.name, "video/webm", base64.b64encode(path.read_bytes()).decode()]
     for give in (
         lambda: tab.page.evaluate(GIVE, ["drop", "#picture img", *file]),
-        lambda: tab.page.evaluate(GIVE, ["drop", "#maps", *file]),
         lambda: tab.upload(path),
     ):
         frame = tab.after(give)
@@ -297,18 +304,6 @@ def test_a_text_is_refused_where_it_is_dropped_and_a_removed_picture_stays_what_
     tab.after(lambda: tab.ask("What color is the background?"))
     tab.page.wait_for_selector("#picture img")
     assert tab.scene() == scene
-
-
-def test_a_photograph_from_a_phone_is_made_smaller(tab: Tab, tmp_path: Path) -> None:
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    Image.new("RGB", (8064, 6048), "navy").save(tmp_path / "phone.jpg", exif=turned, quality=30)
-    tab.after(lambda: tab.upload(tmp_path / "phone.jpg"))
-    assert tab.status() == SCENES_ONLY
-    size = tab.page.evaluate(
-        "(() => { const i = document.querySelector('#picture img'); return [i.naturalWidth, i.naturalHeight]; })()"
-    )
-    assert size[0] < size[1] and size[0] * size[1] <= 2_000_000
 
 
 # --- panels side by side
@@ -406,22 +401,22 @@ def boxes(tab: Tab, *names: str) -> list[dict[str, Any]]:
     return [box for box in rectangles if box]
 
 
-def test_the_status_line_covers_neither_the_models_name_nor_buttons(tab: Tab) -> None:
-    tab.ask("why " * 200)
-    tab.page.wait_for_selector("#status .warning")
+def test_the_status_line_covers_neither_the_models_name_nor_buttons(used_tab: Tab) -> None:
+    used_tab.ask("why " * 200)
+    used_tab.page.wait_for_selector("#status .warning")
     for width in (1120, 1280, 1440):
-        tab.page.set_viewport_size({"width": width, "height": 720})
-        status, *others = boxes(tab, "#status .status", ".masthead .model", ".masthead .share", ".light-switch")
+        used_tab.page.set_viewport_size({"width": width, "height": 720})
+        status, *others = boxes(used_tab, "#status .status", ".masthead .model", ".masthead .share", ".light-switch")
         assert all(status["x"] + status["width"] <= other["x"] for other in others), width
 
 
-def test_nothing_is_written_over_the_sources_of_pictures(tab: Tab) -> None:
-    tab.page.get_by_label("Capture from camera").click()
-    access = tab.page.get_by_text("Click to Access Webcam")
+def test_nothing_is_written_over_the_sources_of_pictures(used_tab: Tab) -> None:
+    used_tab.page.get_by_label("Capture from camera").click()
+    access = used_tab.page.get_by_text("Click to Access Webcam")
     access.wait_for()
     text = access.evaluate(
         "(node) => { const range = document.createRange(); range.selectNodeContents(node);"
         " const box = range.getBoundingClientRect(); return { y: box.y, height: box.height }; }"
     )
-    (sources,) = boxes(tab, "#picture .source-selection")
+    (sources,) = boxes(used_tab, "#picture .source-selection")
     assert text["y"] + text["height"] <= sources["y"]

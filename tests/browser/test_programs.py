@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
-from app_process import ROOT, running_app
+from app_process import ROOT
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from mcp import ClientSession
@@ -34,9 +34,8 @@ QUESTION = "How many objects are there?"
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[str]:
-    with running_app("--mcp", "--model", "demo-large") as app:
-        yield app.address
+def served(large: str) -> str:
+    return large
 
 
 @pytest.fixture(scope="module")

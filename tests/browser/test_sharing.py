@@ -120,7 +120,7 @@ def test_what_is_no_link_is_refused_in_a_sentence(engine: Engine, text: Any) -> 
         Link.from_text(text, engine)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     changes=st.dictionaries(
         st.sampled_from(["v", "model", "question", "seed", "kind", "scene", "gates", "learned", "off", "lens"]), junk
@@ -350,24 +350,29 @@ def test_a_broken_link_in_the_browser(enter: Callable[..., Tab], tab: Tab, addre
     assert enter(f"{address}/#s={'x' * 50_000}").status().startswith("This link is too long")
 
 
-def test_copying_with_the_keyboard_alone(tab: Any) -> None:
-    tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    tab.page.get_by_role("button", name="Share", exact=True).focus()
-    tab.page.keyboard.press("Enter")
-    tab.wait("document.activeElement.textContent === 'Copy link'")
-    tab.page.keyboard.press("Enter")
-    tab.page.get_by_text("Link copied.").wait_for()
-    link = tab.page.evaluate("navigator.clipboard.readText()")
-    assert link == takings(tab)["link"] == tab.page.get_by_label("Link", exact=True).input_value() == tab.page.url
+def test_copying_with_the_keyboard_alone(used_tab: Any) -> None:
+    used_tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    used_tab.page.get_by_role("button", name="Share", exact=True).focus()
+    used_tab.page.keyboard.press("Enter")
+    used_tab.wait("document.activeElement.textContent === 'Copy link'")
+    used_tab.page.keyboard.press("Enter")
+    used_tab.page.get_by_text("Link copied.").wait_for()
+    link = used_tab.page.evaluate("navigator.clipboard.readText()")
+    assert (
+        link
+        == takings(used_tab)["link"]
+        == used_tab.page.get_by_label("Link", exact=True).input_value()
+        == used_tab.page.url
+    )
     for _ in range(4):  # past both pictures and the table
-        tab.page.keyboard.press("Tab")
-    tab.page.keyboard.press("Enter")
-    tab.page.wait_for_selector("#share details[open]")
+        used_tab.page.keyboard.press("Tab")
+    used_tab.page.keyboard.press("Enter")
+    used_tab.page.wait_for_selector("#share details[open]")
     for _ in range(2):  # past the listing, which scrolls
-        tab.page.keyboard.press("Tab")
-    tab.page.keyboard.press("Enter")
-    tab.page.get_by_text("Python code copied.").wait_for()
-    assert tab.page.evaluate("navigator.clipboard.readText()") == takings(tab)["python"]
+        used_tab.page.keyboard.press("Tab")
+    used_tab.page.keyboard.press("Enter")
+    used_tab.page.get_by_text("Python code copied.").wait_for()
+    assert used_tab.page.evaluate("navigator.clipboard.readText()") == takings(used_tab)["python"]
 
 
 def test_sharing_where_there_is_no_clipboard_and_no_chart_yet(tab: Any) -> None:
@@ -382,11 +387,11 @@ def test_sharing_where_there_is_no_clipboard_and_no_chart_yet(tab: Any) -> None:
 
 
 @pytest.mark.parametrize("light", ["light", "dark"])
-def test_figure_and_chart_are_saved_for_white_paper(
-    enter: Callable[..., Tab], address: str, tmp_path: Path, light: str
-) -> None:
-    tab = enter(address, color_scheme=light)
-    tab.page.get_by_role("button", name="Share", exact=True).click()
+def test_figure_and_chart_are_saved_for_white_paper(used_tab: Tab, tmp_path: Path, light: str) -> None:
+    tab = used_tab
+    if light == "dark":
+        tab.page.locator(".light-switch").click()
+    takings(tab)  # opens the panel
     pictures = []
     for button, name in (("Save figure", "sinkgate-layer-2.png"), ("Save chart", "sinkgate-layers.png")):
         with tab.page.expect_download() as download:
