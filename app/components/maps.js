@@ -459,7 +459,7 @@ let opener = null;
 
 function only(side) { // the maps that the large view shows: one, or all for ""
   view.dataset.only = side;
-  for (const button of dialog.querySelectorAll("[data-only]")) button.setAttribute("aria-pressed", String(button.dataset.only === side));
+  for (const button of dialog.querySelectorAll("button[data-only]")) button.setAttribute("aria-pressed", String(button.dataset.only === side));
   draw();
 }
 

@@ -202,6 +202,7 @@ def test_maps_open_large_and_close_again_and_neighbouring_sinks_share_an_outline
     page.wait_for_selector("#maps .home > .view")
     assert page.locator("#maps canvas.after").bounding_box() == small
     assert page.evaluate("document.activeElement.className") == "enlarge"
+    assert page.locator("#maps [aria-pressed]:not(button)").count() == 0
 
     # a frame with a block of three sinks, one alone, and one of the other kind beside the block
     drawn = tab.page.evaluate(
