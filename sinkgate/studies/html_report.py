@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 from sinkgate.errors import SinkgateError
 from sinkgate.output import steps, track
 from sinkgate.plots import export
+from sinkgate.sinks.words import number
 from sinkgate.studies.base import sinks_of
 from sinkgate.studies.claims import claims, table_of
 from sinkgate.studies.results import Results
@@ -73,7 +74,7 @@ def write_page(folder: str | Path, out: str | Path | None = None, contents: Cont
     out = folder / "report.html" if out is None else Path(out)
     numbers = count(1)
     studies = track(contents, "page", unit="studies")
-    chapters = [_chapter(f"study-{number}", *each, folder, numbers) for number, each in enumerate(studies, 1)]
+    chapters = [_chapter(f"study-{at}", *each, folder, numbers) for at, each in enumerate(studies, 1)]
     checked = claims([results for results, _ in contents])
     if checked:
         sentence = (
@@ -142,8 +143,8 @@ def _files(contents: Contents, suffix: str) -> Iterator[tuple[Path, Section]]:
         times: Counter[str] = Counter()
         for section in sections:
             times[section.slug] += 1
-            number = f"-{times[section.slug]}" if times[section.slug] > 1 else ""
-            yield results.folder / f"{section.slug}{number}.{suffix}", section
+            again = f"-{times[section.slug]}" if times[section.slug] > 1 else ""
+            yield results.folder / f"{section.slug}{again}.{suffix}", section
 
 
 def _latex(table: pd.DataFrame, title: str, label: str) -> str:
@@ -248,7 +249,7 @@ def _table(frame: pd.DataFrame) -> str:
 def _text(value: Any) -> str:
     """Return a value as text, with three significant digits."""
     if isinstance(value, float):
-        return "" if pd.isna(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return "" if pd.isna(value) else number(value)
     return str(value)
 
 
