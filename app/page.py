@@ -19,8 +19,8 @@ from sinkgate.sinks.glossary import preset_name
 from .components import component, picture_box, scene_world
 from .engine import MAX_QUESTION, Engine
 from .handlers import Handlers
+from .lens import Lens
 from .phenomena import demonstration, gallery
-from .view_model import Lens
 
 FIRST_LAYER = 2  # of the maps, when the page opens
 STATE_SECONDS = 3600

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import sinkgate as sg
 from sinkgate.sinks.gates import Group
 
+from .lens import Lens
 from .share_links import Link
-from .view_model import JSON, Lens
+from .view_model import JSON
 
 
 @dataclass(frozen=True)

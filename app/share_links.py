@@ -20,8 +20,9 @@ from sinkgate.scenes.scene import Scene
 
 from .engine import MAX_NEW_TOKENS, MAX_QUESTION, Engine
 from .examples import random_scene
+from .lens import Lens
 from .user_session import DEFAULT_CRITERION, UserSession
-from .view_model import JSON, Lens, mixer_value
+from .view_model import JSON, mixer_value
 
 VERSION = 1
 MAX_LENGTH = 8_000  # characters of a link; the longest question and gates of 100 layers take half

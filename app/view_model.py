@@ -1,12 +1,11 @@
-"""View model: plain JSON values made from a question's state, ready to draw."""
+"""View model: plain JSON values made from a question's state, ready to draw. Prompt tokens and patches are in `token_view`."""
 
 from __future__ import annotations
 
 import base64
 import io
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from difflib import SequenceMatcher
 from itertools import pairwise, zip_longest
 from typing import Any
@@ -22,59 +21,15 @@ from sinkgate.sinks.gates import GROUPS
 from sinkgate.sinks.words import sentence
 
 from .engine import MAX_NEW_TOKENS, AnswerUpdate
-from .inspection import PatchFacts
+from .lens import Lens
 from .user_session import QuestionState
 
 JSON = dict[str, Any]
-SCALES = ("shared", "own", "log")  # of the maps' colours
 VIEW_SIDE = 448  # pixels of the picture under the maps, its longest side
 TOP_WORDS = 6
-TOP_QUERIES = 4  # text tokens, and as many patches, of a patch's panel
 DECADES = 3  # of the logarithmic scale, as in maps.js
 HOLE = 255  # byte of a thumbnail's cell without a token; shades end below it
 UNPLACED = "the places of the visual tokens in the picture are not known"
-
-
-@dataclass(frozen=True)
-class Lens:
-    """The attention map on the page."""
-
-    layer: int = 0
-    head: int | None = None  # None: mean over heads
-    row: int = 0  # the query that generated this token; 0 is the last token of the prompt
-    hide: bool = False  # mask sinks
-    sheet: int = 0  # of the prompt's
-    scale: str = "shared"  # of the colours, one of SCALES
-    position: int | None = None  # of the prompt token that is the query; None: the row of a generated token
-    heads: bool = False  # show the maps of all heads
-    patch: int | None = None  # cell on the sheet, row by row, whose panel is open
-
-    @classmethod
-    def read(cls, value: Any, vlm: sg.VLM, sheets: int = 1) -> Lens:
-        """Return the page's choice, each value that model or prompt do not have replaced by a default; raises nothing."""
-        value = value if isinstance(value, Mapping) else {}
-        layer, head, row, sheet, position, patch = (
-            _whole(value.get(key)) for key in ("layer", "head", "row", "sheet", "position", "patch")
-        )
-        return cls(
-            layer=min(max(layer or 0, 0), vlm.num_layers - 1),
-            head=head if head is not None and 0 <= head < vlm.num_heads else None,
-            row=max(row or 0, 0) if position is None else 0,
-            hide=value.get("hide") is True,
-            sheet=min(max(sheet or 0, 0), sheets - 1),
-            scale=next((name for name in SCALES if name == value.get("scale")), SCALES[0]),
-            position=position,
-            heads=value.get("heads") is True,
-            patch=patch,
-        )
-
-    def within(self, prompt: sg.Prompt) -> Lens:
-        """Return this choice without a query or patch that the prompt does not have."""
-        tokens = prompt.sheets[self.sheet].tokens.flatten()
-        query = self.position is not None and 0 <= self.position < prompt.length - 1
-        query = query and self.position not in image_positions(prompt)
-        patch = self.patch is not None and 0 <= self.patch < len(tokens) and int(tokens[self.patch]) >= 0
-        return replace(self, position=self.position if query else None, patch=self.patch if patch else None)
 
 
 def frame(state: QuestionState, lens: Lens) -> JSON:
@@ -196,7 +151,7 @@ def _map(trace: sg.Trace, lens: Lens, hidden: torch.Tensor | None) -> list[float
         return None
     shares = trace.visual(lens.layer, lens.head, lens.row, hidden, lens.sheet)
     tokens = trace.sheets[lens.sheet].tokens
-    places = zip(_floats(shares.flatten(), 9), tokens.flatten().tolist(), strict=True)
+    places = zip(floats(shares.flatten(), 9), tokens.flatten().tolist(), strict=True)
     return [share if token >= 0 else None for share, token in places]
 
 
@@ -319,105 +274,6 @@ def _query(state: QuestionState, lens: Lens) -> str:
     return f"prompt token {lens.position} “{vlm.token_name(int(ids[lens.position]))}”"
 
 
-def image_positions(prompt: sg.Prompt) -> set[int]:
-    """Return the prompt positions that the image takes; none where it is read by cross-attention."""
-    if prompt.num_keys != prompt.length:
-        return set()
-    return {*prompt.visual.tolist(), *prompt.separators.tolist()}
-
-
-def prompt_tokens(vlm: sg.VLM, prompt: sg.Prompt) -> list[JSON]:
-    """Return the prompt's tokens in order: ``position``, ``text`` and ``kind``; those of the image, between texts, as one with their number.
-
-    Kinds: "question"; "template", what the chat format adds; "special", tokens with a meaning of their own; "picture". Where the
-    question cannot be told from the template, all text counts as question.
-    """
-    ids, image = prompt.inputs["input_ids"][0].tolist(), image_positions(prompt)
-    special = set(vlm.tokenizer.all_special_ids)
-    texts = [
-        "" if position in image else "".join(vlm.tokenizer.decode([token]).split())
-        for position, token in enumerate(ids)
-    ]
-    owners = [position for position, text in enumerate(texts) for _ in text]
-    question = "".join(prompt.question.split())
-    start = "".join(texts).rfind(question)
-    of_question = (
-        {owners[place] for place in range(start, start + len(question))} if start >= 0 else set(range(len(ids)))
-    )
-    tokens: list[JSON] = []
-    for position, token in enumerate(ids):
-        if position in image:
-            if tokens and tokens[-1]["kind"] == "picture":
-                tokens[-1]["count"] += 1
-            else:
-                tokens.append({"position": position, "text": "", "kind": "picture", "count": 1})
-            continue
-        kind = "special" if token in special else "question" if position in of_question else "template"
-        tokens.append({"position": position, "text": vlm.token_name(token), "kind": kind})
-    return tokens
-
-
-def inspection(
-    state: QuestionState, lens: Lens, shares: tuple[torch.Tensor, torch.Tensor] | None, facts: PatchFacts | None
-) -> JSON:
-    """Return the row of prompt tokens and the panel of a patch.
-
-    Args:
-        state: of the question.
-        lens: the maps on the page.
-        shares: attention of each text token on the picture, (H, tokens), original and gated; None where it was not measured.
-        facts: of the patch; None for none.
-    """
-    tokens = prompt_tokens(state.prompt_session.vlm, state.prompt)
-    if shares is not None:
-        mean = [_floats(each.mean(0) if lens.head is None else each[lens.head], 5) for each in shares]
-        texts = (token for token in tokens if token["kind"] != "picture")
-        for token, before, after in zip(texts, *mean, strict=True):
-            token["shares"] = [before, after]
-    return {
-        "sequence": state.sequence,
-        "tokens": tokens,
-        "layer": lens.layer,
-        "patch": facts and _panel(state, lens, facts),
-    }
-
-
-def _panel(state: QuestionState, lens: Lens, facts: PatchFacts) -> JSON:
-    """Return everything about one patch, ready to draw."""
-    sinks, vlm, prompt = state.sinks, state.prompt_session.vlm, state.prompt
-    token, *others = facts.tokens
-    kind = sinks.names(lens.layer)[token]
-    evidence = evidence_names(sinks, kind, lens.layer), evidence_values(sinks, token, kind, lens.layer)
-    ids, image = prompt.inputs["input_ids"][0], image_positions(prompt)
-    patches = {position: index for index, position in enumerate(prompt.visual.tolist())} if image else {}
-    order = [position for position in facts.after.argsort(descending=True).tolist() if facts.after[position] > 0]
-    texts = [position for position in order if position not in image]
-    looking = [position for position in order if position in patches and patches[position] != token]
-
-    def name(position: int) -> str:
-        if position in patches:
-            return sinks.where(patches[position])
-        return f"“{vlm.token_name(int(ids[position]))}”"
-
-    return {
-        "patch": lens.patch,
-        "kind": kind,
-        "where": sinks.where(token),
-        "evidence": [list(pair) for pair in zip(*evidence, strict=True)],
-        "attended": [
-            [name(each), *(round(float(side[each]), 7) for side in (facts.before, facts.after))]
-            for each in texts[:TOP_QUERIES] + looking[:TOP_QUERIES]
-        ],
-        "received": [[_floats(each.mean(-1)) for each in side] for side in (facts.received_before, facts.received_after)],
-        "heads": [_floats(row) for row in facts.received_after[0]],
-        "ordinary": sinks.where(others[0]) if others else None,
-        "words": [
-            [layer, *([[word, _short(share)] for word, share in facts.words.words(each, layer)] for each in facts.tokens)]
-            for layer in facts.words.layers
-        ] if facts.words else None,
-    }  # fmt: skip
-
-
 def _either(original: str | None, gated: str | None) -> str:
     shown = dict.fromkeys(f"“{token.strip() or '␣'}”" for token in (original, gated) if token is not None)
     return " / ".join(shown)
@@ -435,12 +291,12 @@ def _words(state: QuestionState) -> list[list[Any]]:
     }
     likely = sorted(names, key=lambda token: -max(before.probabilities[token], after.probabilities[token]))
     return [
-        [names[token], *(_short(float(trace.probabilities[token])) for trace in (before, after))]
+        [names[token], *(short(float(trace.probabilities[token])) for trace in (before, after))]
         for token in likely[:TOP_WORDS]
     ]
 
 
-def _short(probability: float) -> float:
+def short(probability: float) -> float:
     """Return a probability with six significant digits: none above 0 becomes 0."""
     return float(f"{probability:.6g}")
 
@@ -451,8 +307,8 @@ def _first(state: QuestionState) -> JSON:
     before, after = (float(trace.probabilities[first]) for trace in (state.unchanged, state.gated))
     return {
         "token": state.unchanged.next_token[0][0],
-        "before": _short(before),
-        "after": _short(after),
+        "before": short(before),
+        "after": short(after),
         "top": state.gated.next_token[0][0],
     }
 
@@ -469,16 +325,13 @@ def _groups(sinks: sg.SinkMap) -> JSON:
 def _shares(trace: sg.Trace, sinks: sg.SinkMap, row: int) -> dict[str, list[float]] | None:
     if row >= trace.attention.shape[2]:
         return None
-    return {group: _floats(share) for group, share in trace.shares(sinks, row).items()}
+    return {group: floats(share) for group, share in trace.shares(sinks, row).items()}
 
 
 def _column(gates: sg.Gates, group: int) -> list[float]:
     return [round(float(row[group]), 4) for row in gates.scales.tolist()]
 
 
-def _floats(values: torch.Tensor, digits: int = 7) -> list[float]:
+def floats(values: torch.Tensor, digits: int = 7) -> list[float]:
+    """Return a row of numbers, rounded."""
     return [round(value, digits) for value in values.tolist()]
-
-
-def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6 else None

@@ -1,4 +1,4 @@
-// Choice of head, query and scale of the maps; a thumbnail chooses the layer. Value: view_model.Lens as an object. Event: input.
+// Choice of head, query and scale of the maps; a thumbnail chooses the layer. Value: lens.Lens as an object. Event: input.
 const page = window.sinkgate;
 const head = element.querySelector(".head");
 const row = element.querySelector(".row");

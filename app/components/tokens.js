@@ -1,4 +1,4 @@
-// The prompt's tokens, to choose the query from. Value: that of view_model.inspection, from which the maps draw the panel of a patch.
+// The prompt's tokens, to choose the query from. Value: that of token_view.inspection, from which the maps draw the panel of a patch.
 // Event: collect.
 const page = window.sinkgate;
 const row = element.querySelector(".tokens");

@@ -13,10 +13,11 @@ from sinkgate.scenes import questions
 
 from ..engine import Engine
 from ..examples import GALLERY, GENERAL_QUESTIONS, PHOTOGRAPHS, PLAIN_QUESTIONS, thumbnail
+from ..lens import Lens
 from ..metrics import log_unexpected
 from ..share_links import Link
 from ..user_session import QuestionState, UserSession, revision_of
-from ..view_model import JSON, Lens, frame, image_url, mixer_value, sentence, view_urls
+from ..view_model import JSON, frame, image_url, mixer_value, sentence, view_urls
 
 P = ParamSpec("P")
 Update = dict[str, Any]  # new values of components, by their ids; the others stay as they are

@@ -13,11 +13,13 @@ from ..api import answer
 from ..components import uploaded
 from ..guard import address_of
 from ..inspection import text_shares
+from ..lens import image_positions
 from ..pictures import open_picture
 from ..share_links import share_value
 from ..sweep import sweep
+from ..token_view import inspection
 from ..user_session import UserSession
-from ..view_model import JSON, image_positions, inspection
+from ..view_model import JSON
 from .values import PageValues, Update, active, error_value, never_raises
 
 

@@ -8,10 +8,10 @@ import sinkgate as sg
 from app import pictures
 from app.engine import Engine
 from app.examples import CLIP, CLIP_NOTICE, GALLERY, SCENES_ONLY, example_clip
+from app.lens import Lens
 from app.pictures import FRAMES
 from app.share_links import python
 from app.user_session import UserSession
-from app.view_model import Lens
 
 QUESTION = "How many objects are there?"
 LENS = {"layer": 2, "sheet": 1}

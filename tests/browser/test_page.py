@@ -16,7 +16,7 @@ from PIL import Image
 
 import sinkgate as sg
 from app.engine import MAX_NEW_TOKENS
-from app.view_model import Lens
+from app.lens import Lens
 from sinkgate.sinks.glossary import preset_name
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from app.engine import Engine
 from app.examples import FIRST_QUESTION, FIRST_SCENE
 from app.gate_library import gates_in
 from app.handlers import Handlers
+from app.lens import SCALES, Lens
 from app.share_links import (
     GATES_MISSING,
     MAX_LENGTH,
@@ -35,8 +36,8 @@ from app.share_links import (
     loading,
     share_value,
 )
+from app.token_view import prompt_tokens
 from app.user_session import UserSession
-from app.view_model import SCALES, Lens, prompt_tokens
 from sinkgate.scenes.questions import KINDS
 from sinkgate.scenes.scene import Scene
 

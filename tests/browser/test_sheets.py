@@ -25,8 +25,9 @@ from app import view_model
 from app.engine import Engine
 from app.examples import GENERAL_QUESTIONS, PLAIN_QUESTIONS
 from app.handlers import Handlers
+from app.lens import Lens
 from app.user_session import QuestionState, UserSession
-from app.view_model import Lens, view_urls
+from app.view_model import view_urls
 from sinkgate.images.layout import Sheet
 from sinkgate.scenes.scene import Scene
 
