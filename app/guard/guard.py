@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
-import ipaddress
 import re
 import shutil
 import time
@@ -19,10 +18,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any
+from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-import httpx
 import orjson
 from gradio.utils import get_upload_folder
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
@@ -31,17 +29,17 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..guard import payload
 from .abandoned_streams import AbandonedStreams
 from .headers import SPACES, SecurityHeaders
 from .payload import Reader, Refused
+from .requests import address_of, declared, is_host, replayed, with_body
 from .routes import CALLS, HEALTH, MCP, QUEUED, ROUTES, Route, uploads
 from .streams import Streams
 
 MIB = 1 << 20
-CHUNK = 1 << 16  # bytes of a body in one message
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM = "The server has no room for uploads at present: try again in an hour."
@@ -299,53 +297,6 @@ class Guard:
                 raise Refused(413, f"The body of this request is too long, limit {limit / MIB:.0f} MiB.")
             yield chunk
             more = message.get("more_body", False)
-
-
-def address_of(host: str) -> str:
-    """Return a client's IPv4 address, or the network that a household's IPv6 addresses share."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return "unknown"
-    return str(address) if address.version == 4 else str(ipaddress.ip_network((int(address), 64), strict=False))
-
-
-def is_host(host: str) -> bool:
-    """Return whether this is a valid host, perhaps with a port."""
-    if not re.fullmatch(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?", host):
-        return False
-    try:
-        return bool(httpx.URL(f"http://{host}/").host)
-    except httpx.InvalidURL:
-        return False
-
-
-def declared(scope: Scope) -> int:
-    """Return the length that a request declares for its body; 0 without one."""
-    length = Headers(scope=scope).get("content-length", "0")
-    return int(length) if length.isdecimal() and len(length) < 16 else 0
-
-
-def with_body(scope: Scope, length: int, kind: bytes) -> Scope:
-    """Return a request with a body of this length and content type."""
-    headers = [pair for pair in scope["headers"] if pair[0].lower() not in (b"content-length", b"content-type")]
-    return {**scope, "headers": [*headers, (b"content-length", str(length).encode()), (b"content-type", kind)]}
-
-
-def replayed(file: IO[bytes], receive: Receive) -> Receive:
-    """Return a ``receive`` that sends a body again."""
-    file.seek(0)
-    ended = False
-
-    async def read() -> Message:
-        nonlocal ended
-        if ended:
-            return await receive()
-        chunk = file.read(CHUNK)
-        ended = not chunk
-        return {"type": "http.request", "body": chunk, "more_body": bool(chunk)}
-
-    return read
 
 
 def sweep(folder: Path, older_than: float = 60.0) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app.guard import Guard, Limits, headers, payload, scripts_of, streams
-from app.guard.guard import NO_ROOM, address_of, is_host, sweep
+from app.guard.guard import NO_ROOM, sweep
+from app.guard.requests import address_of, is_host
 
 JOIN, UPLOAD, CALL = "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/call/answer"
 
