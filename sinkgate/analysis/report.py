@@ -193,7 +193,7 @@ def _decided(sinks: SinkMap) -> set[str]:
     return {verdict.criterion for verdict in (sinks.v_verdict, sinks.l_verdict) if verdict and verdict.has_sinks}
 
 
-def _compare(place: str, thing: str, decided: str, masks: dict[str, Tensor]) -> list[str]:
+def _compare(heading: str, noun: str, decided: str, masks: dict[str, Tensor]) -> list[str]:
     """Return a line for each set of tokens that only one side calls sinks, with all criteria that agree on it."""
     more: dict[tuple[int, ...], list[str]] = {}
     fewer: dict[tuple[int, ...], list[str]] = {}
@@ -204,12 +204,12 @@ def _compare(place: str, thing: str, decided: str, masks: dict[str, Tensor]) -> 
     lines = []
     for sinks, names in more.items():
         call = "call" if len(names) > 1 else "calls"
-        lines.append(f"  {place}: {listed(names)} {call} {_sinks(len(sinks), thing)} where {decided} does not")
+        lines.append(f"  {heading}: {listed(names)} {call} {_sinks(len(sinks), noun)} where {decided} does not")
     for sinks, names in fewer.items():
         do = "do" if len(names) > 1 else "does"
-        lines.append(f"  {place}: {decided} calls {_sinks(len(sinks), thing)} where {listed(names)} {do} not")
+        lines.append(f"  {heading}: {decided} calls {_sinks(len(sinks), noun)} where {listed(names)} {do} not")
     return lines
 
 
-def _sinks(number: int, thing: str) -> str:
-    return f"{count(number, thing)} {'a sink' if number == 1 else 'sinks'}"
+def _sinks(number: int, noun: str) -> str:
+    return f"{count(number, noun)} {'a sink' if number == 1 else 'sinks'}"

@@ -61,9 +61,9 @@ def row_mask(
     length = keys if mask is None else mask.shape[1]  # a static cache has room behind its Keys
     columns = torch.arange(keys, device=device)
 
-    def rows(which: Tensor) -> Tensor:
-        position = which.to(device)[:, None] + length - count
-        visible = (columns < length).expand(len(which), keys)
+    def rows(index: Tensor) -> Tensor:
+        position = index.to(device)[:, None] + length - count
+        visible = (columns < length).expand(len(index), keys)
         if causal:
             visible = visible & (columns <= position)
         if window is not None:
@@ -79,7 +79,7 @@ def _of_blocks(mask: BlockMask, query: Tensor, key: Tensor) -> RowMask:
     sample = torch.arange(query.shape[0], device=query.device)[:, None, None, None]
     columns = torch.arange(key.shape[2], device=query.device)
 
-    def rows(which: Tensor) -> Tensor:
-        return mask.mask_mod(sample, torch.zeros_like(sample), which.to(query.device)[:, None], columns)
+    def rows(index: Tensor) -> Tensor:
+        return mask.mask_mod(sample, torch.zeros_like(sample), index.to(query.device)[:, None], columns)
 
     return rows

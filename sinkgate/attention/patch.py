@@ -310,15 +310,15 @@ def _attend(name: str, original: AttentionFunction | None) -> AttentionFunction:
         visible = row_mask(name, attention_mask, query, key, causal=call.causal, window=kwargs.get("sliding_window"))
         limited = tap.limited.limited(first, end) if tap.limited is not None else None
 
-        def rows_of(which: slice | Tensor) -> tuple[Tensor, Tensor]:
+        def rows_of(index: slice | Tensor) -> tuple[Tensor, Tensor]:
             """Return rows with their logits scaled, and as rewritten."""
             rule = None
             if tap.limited is not None and limited is not None:
-                rule = partial(tap.limited.scaled, rows=limited[:, which], first_key=first_key)
-            rows = attention_rows(module, query, key, visible, rows=which, rule=rule, **options)
+                rule = partial(tap.limited.scaled, rows=limited[:, index], first_key=first_key)
+            rows = attention_rows(module, query, key, visible, rows=index, rule=rule, **options)
             if tap.rewrite is None:
                 return rows, rows
-            position = torch.arange(first, end, device=query.device)[which]
+            position = torch.arange(first, end, device=query.device)[index]
             return rows, tap.rewrite(rows, position, first_key)
 
         recorder = tap.call.recorder
@@ -418,8 +418,8 @@ def _record_segments(
         if wanted is None:
             continue
 
-        def rows_of(which: slice | Tensor, query: Tensor = own_query, key: Tensor = own_key) -> Tensor:
-            return attention_rows(module, query, key, None, rows=which, **options)
+        def rows_of(index: slice | Tensor, query: Tensor = own_query, key: Tensor = own_key) -> Tensor:
+            return attention_rows(module, query, key, None, rows=index, **options)
 
         with torch.no_grad():
             size = query.shape[0] * query.shape[1] * (end - start)

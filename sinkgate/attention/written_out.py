@@ -70,25 +70,25 @@ def limited_output(scales: LayerScales, limited: Tensor, call: AttentionCall, ou
     else:
         query, key, value = query.to(width), key.to(width), value.to(width)
         most = max(1, CHUNK // (samples * query.shape[1] * key.shape[2]))
-    for which, _ in chunks(chosen, most):
+    for index, _ in chunks(chosen, most):
         if kernel:
-            part = None if mask is None else mask[:, :, which, : key.shape[2]]
+            part = None if mask is None else mask[:, :, index, : key.shape[2]]
             causal = mask is None and query.shape[2] > 1
             mixed = nn.functional.scaled_dot_product_attention(
-                query[:, :, which], key, value, part, is_causal=causal, scale=call.options["scaling"]
+                query[:, :, index], key, value, part, is_causal=causal, scale=call.options["scaling"]
             ).transpose(1, 2)
         else:
-            rule = partial(scales.scaled, rows=limited[:, which], first_key=call.first_key, heads=heads)
-            weights = attention_rows(call.module, query, key, mask, rows=which, rule=rule, **call.options)
+            rule = partial(scales.scaled, rows=limited[:, index], first_key=call.first_key, heads=heads)
+            weights = attention_rows(call.module, query, key, mask, rows=index, rule=rule, **call.options)
             mixed = _mixed(weights, value)
         mixed = mixed.to(output.dtype)  # B n, R, H, d
         at = (
             slice(None),
-            which if heads is None else _indices(which)[:, None],
+            index if heads is None else _indices(index)[:, None],
             slice(None) if heads is None else heads,
         )
-        if not limited[:, which].all():
-            inside = limited[:, which].to(output.device).repeat_interleave(samples // len(limited), 0)
+        if not limited[:, index].all():
+            inside = limited[:, index].to(output.device).repeat_interleave(samples // len(limited), 0)
             mixed = torch.where(inside[:, :, None, None], mixed, output[at])
         output[at] = mixed
     return output

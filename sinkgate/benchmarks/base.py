@@ -104,20 +104,20 @@ class Benchmark:
             raise BenchmarkError(f"limit is {limit}; expected 1 or more, or None for all")
         items: dict[str, Item] = {}
         unique: dict[Picture, Picture] = {}
-        for place, row in self._rows(files, limit, seed, revision):
+        for position, row in self._rows(files, limit, seed, revision):
             try:
                 if isinstance(row, BenchmarkError):
                     raise row
                 item = self.item_of(with_images(row, images))
             except BenchmarkError as error:
                 if broken == "stop":
-                    raise BenchmarkError(f"{self.name}: {place}: {error}") from error
+                    raise BenchmarkError(f"{self.name}: {position}: {error}") from error
                 if passed is not None:
                     passed["broken"] += 1
                 continue
             if item.id in items:
                 raise BenchmarkError(
-                    f"{self.name}: {place}: item {item.id} occurs twice; are these two copies of the data?"
+                    f"{self.name}: {position}: item {item.id} occurs twice; are these two copies of the data?"
                 )
             once = tuple(unique.setdefault(image, image) for image in item.sample.images)
             items[item.id] = replace(item, sample=replace(item.sample, images=once))
@@ -147,8 +147,8 @@ class Benchmark:
         self, files: str | Path | None, limit: int | None, seed: int, revision: str | None
     ) -> Iterator[tuple[str, Row | BenchmarkError]]:
         """Yield rows, each with its place in words; for a row that cannot be read, its error."""
-        place = self.fetch(revision).folder if files is None else files
-        table = Table(files_in(place, self.patterns), self.columns, self.renamed, self.of_file)
+        location = self.fetch(revision).folder if files is None else files
+        table = Table(files_in(location, self.patterns), self.columns, self.renamed, self.of_file)
         shuffled = Random(seed).sample(range(len(table)), len(table))  # of all rows, so that limits nest
         return table.rows(shuffled[:limit])
 

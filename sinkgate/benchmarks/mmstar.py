@@ -44,7 +44,7 @@ def choices_in(question: str) -> tuple[str, ...]:
     """Return the texts of A, B, ... in a question that ends in "Options: A: one, B: two, ..." or in "(A) one (B) two ..."; () for any other."""
     for form in (r"(?:^|[,\s])([A-D]):\s", r"(?:^|\s)\(([A-D])\)\s?"):
         marks = list(re.finditer(form, question))
-        first = max((place for place, mark in enumerate(marks) if mark[1] == "A"), default=0)
+        first = max((index for index, mark in enumerate(marks) if mark[1] == "A"), default=0)
         marks = marks[first:]
         if len(marks) > 1 and tuple(mark[1] for mark in marks) == LETTERS[: len(marks)]:
             ends = [*(mark.start() for mark in marks[1:]), len(question)]

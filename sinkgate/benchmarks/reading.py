@@ -70,23 +70,23 @@ def fetch(hub: str, patterns: Sequence[str], revision: str | None = None) -> Fet
     return Fetched(folder, folder.name)  # the cache names a snapshot's folder by its commit
 
 
-def files_in(place: str | Path, patterns: Sequence[str]) -> list[Path]:
+def files_in(location: str | Path, patterns: Sequence[str]) -> list[Path]:
     """Return the files at a place, sorted: the file itself; in a folder those that match the patterns, else all Parquet files, else all JSON.
 
     Raises:
         BenchmarkError: the path does not exist, or the folder has no such file.
     """
-    path = Path(place).expanduser()
+    path = Path(location).expanduser()
     if exists(path):
         return [path]
     if not exists(path, "dir"):
         raise BenchmarkError(
-            f"there is no file or folder {named(place)}; give a Parquet or JSON file, or a folder of them"
+            f"there is no file or folder {named(location)}; give a Parquet or JSON file, or a folder of them"
         )
     for choice in (patterns, ("*.parquet",), ("*.json", "*.jsonl")):
         if files := sorted({file for pattern in choice for file in path.glob(pattern)}):
             return files
-    raise BenchmarkError(f"the folder {place} holds no Parquet or JSON files; expected {' or '.join(patterns)}")
+    raise BenchmarkError(f"the folder {location} holds no Parquet or JSON files; expected {' or '.join(patterns)}")
 
 
 class Table:

@@ -89,10 +89,10 @@ def _sample(names: tuple[str, ...], row: Any, folder: Path) -> Sample:
 
 def _vqa(content: dict[str, Any], path: Path, annotations: str | Path | None) -> Iterator[tuple[Any, Any]]:
     beside = path.with_name(path.name.replace("OpenEnded_", "").replace("questions", "annotations"))
-    place = beside if annotations is None else Path(annotations)
-    listed = read_object(place, EXPECTED).get("annotations") if place != path else None
+    annotations_file = beside if annotations is None else Path(annotations)
+    listed = read_object(annotations_file, EXPECTED).get("annotations") if annotations_file != path else None
     if not isinstance(listed, list):
-        raise SinkgateError(f"{place} holds no annotations; expected those of {path.name}")
+        raise SinkgateError(f"{annotations_file} holds no annotations; expected those of {path.name}")
     answers = {each.get("question_id"): each for each in listed if isinstance(each, dict)}
     split = content.get("data_subtype", "")
     for question in content["questions"]:

@@ -54,13 +54,13 @@ def check_memory(
     name: str,
     *,
     device: torch.device,
-    place: str = "",
+    location: str = "",
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
 ) -> None:
     """Refuse a model whose weights alone exceed the free memory, before they are downloaded or read.
 
-    The size of the files in the folder ``place`` bounds the number of parameters, a byte each at least; only where that bound does not
+    The size of the files in the folder ``location`` bounds the number of parameters, a byte each at least; only where that bound does not
     suffice are they counted, on a model without memory. A dtype that neither the caller nor the config names is taken for
     half precision, and quantization for all parameters: what is refused would not have fitted. Not checked: checkpoints that
     are quantized already, and models that bring code of their own.
@@ -72,7 +72,7 @@ def check_memory(
         return
     stored: torch.dtype = dtype or config.dtype or config.get_text_config().dtype or torch.float16
     bytes_each, free = BITS.get(quantize or "", 8 * stored.itemsize) / 8, _free_memory(device)
-    if 0 < size_on_disk(Path(place)) * bytes_each <= free:
+    if 0 < size_on_disk(Path(location)) * bytes_each <= free:
         return
     with torch.device("meta"):
         parameters: int = cast(Any, AutoModelForImageTextToText).from_config(config).num_parameters()

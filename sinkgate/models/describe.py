@@ -28,7 +28,7 @@ def describe(vlm: VLM, prompt: Prompt) -> dict[str, str | int]:
     config, adapter, rule = vlm.model.config, vlm.adapter, vlm.prompter.rules.get(prompt.kind)
     text, vision, encoder = config.get_text_config(), config.vision_config, len(adapter.encoder_layers)
     quantized = getattr(vlm.model, "is_quantized", False)
-    devices = sorted({str(place) for place in getattr(vlm.model, "hf_device_map", {"": vlm.device}).values()})
+    devices = sorted({str(device) for device in getattr(vlm.model, "hf_device_map", {"": vlm.device}).values()})
     return {
         "model": vlm.name,
         "architecture": f"{config.model_type}, {type(vlm.model).__name__}",

@@ -22,16 +22,16 @@ LESS_MEMORY = 'take a smaller model, dtype="bfloat16", quantize="4bit" or device
 _BY_KIND: list[tuple[type[Exception], str]] = [
     (
         GatedRepoError,
-        "it is gated: accept its terms on https://huggingface.co/{place}, then log in with `hf auth login`",
+        "it is gated: accept its terms on https://huggingface.co/{location}, then log in with `hf auth login`",
     ),
     (
         RepositoryNotFoundError,
         "the Hub has no public model of that name; look at the spelling, or log in with `hf auth login` if it is private",
     ),
-    (RevisionNotFoundError, "it has no such revision; https://huggingface.co/{place}/commits/main lists them"),
+    (RevisionNotFoundError, "it has no such revision; https://huggingface.co/{location}/commits/main lists them"),
     (
         LocalEntryNotFoundError,
-        "it is not in the local cache and the Hub cannot be reached: run `hf download {place}` where there is a network, "
+        "it is not in the local cache and the Hub cannot be reached: run `hf download {location}` where there is a network, "
         "or give a folder that holds it",
     ),
     (SafetensorError, "a file of its weights is broken or cut short; copy or download it again"),
@@ -57,12 +57,12 @@ _BY_WORDS = {
 
 
 @contextmanager
-def in_words(what: str, place: str, remedy: str = "") -> Generator[None]:
+def in_words(failure: str, location: str, remedy: str = "") -> Generator[None]:
     """Turn exceptions within the block into one sentence.
 
     Args:
-        what: what failed, the beginning of the sentence.
-        place: Hub id or folder.
+        failure: what failed, the beginning of the sentence.
+        location: Hub id or folder.
         remedy: what to do where nothing more is known than the error's own words.
 
     Raises:
@@ -73,7 +73,7 @@ def in_words(what: str, place: str, remedy: str = "") -> Generator[None]:
     except SinkgateError:
         raise
     except Exception as error:
-        raise UnsupportedModelError(f"{what}: {_reason(error, place, remedy)}") from error
+        raise UnsupportedModelError(f"{failure}: {_reason(error, location, remedy)}") from error
 
 
 def first_sentence(error: BaseException) -> str:
@@ -82,11 +82,11 @@ def first_sentence(error: BaseException) -> str:
     return re.split(r"[.!?](?: (?=[A-Z])|$)", words, maxsplit=1)[0] or type(error).__name__
 
 
-def _reason(error: BaseException, place: str, remedy: str) -> str:
+def _reason(error: BaseException, location: str, remedy: str) -> str:
     for cause in _chain(error):
         for kind, sentence in _BY_KIND:
             if isinstance(cause, kind):
-                return sentence.format(place=place)
+                return sentence.format(location=location)
     message = str(error).lower()
     for words, sentence in _BY_WORDS.items():
         if words in message:

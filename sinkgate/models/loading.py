@@ -89,7 +89,7 @@ def load(
         check_config(model.config, name)
     else:
         source = ALIASES.get(source, source) if isinstance(source, str) else source
-        place, name = _find(source)
+        location, name = _find(source)
         if attn_implementation is not None and not can_be_gated(attn_implementation):
             raise UnsupportedModelError(
                 f"attn_implementation is {attn_implementation!r}; expected sdpa, eager, flash_attention_2, flash_attention_3, "
@@ -102,25 +102,25 @@ def load(
             "trust_remote_code": trust_remote_code,
             "local_files_only": local_files_only,
         }
-        with in_words(f"{name} cannot be loaded", place):
+        with in_words(f"{name} cannot be loaded", location):
             try:
-                config: Any = cast(Any, AutoConfig).from_pretrained(place, **files)
+                config: Any = cast(Any, AutoConfig).from_pretrained(location, **files)
             except (OSError, ValueError):
-                _refuse_adapter(place, name, files)
+                _refuse_adapter(location, name, files)
                 raise
         check_config(config, name)
         quantization = _quantization(quantize, wanted or config.dtype)
-        with in_words(f"the processor of {name} cannot be loaded", place, "save the model's own beside its weights"):
-            processor = _processor(place, config, files)
-        with in_words(f"{name} cannot be loaded", place):
+        with in_words(f"the processor of {name} cannot be loaded", location, "save the model's own beside its weights"):
+            processor = _processor(location, config, files)
+        with in_words(f"{name} cannot be loaded", location):
             if isinstance(spread, torch.device):
-                check_memory(config, name, device=spread, place=place, dtype=wanted, quantize=quantize)
+                check_memory(config, name, device=spread, location=location, dtype=wanted, quantize=quantize)
                 spread = {"": spread}
-            if (Path(place) / ADAPTER).exists() and find_spec("peft") is None:
+            if (Path(location) / ADAPTER).exists() and find_spec("peft") is None:
                 raise UnsupportedModelError(f"{name} holds a PEFT adapter beside its weights: run `pip install peft`")
             try:
                 loaded: Any = cast(Any, AutoModelForImageTextToText).from_pretrained(
-                    place,
+                    location,
                     dtype=wanted or "auto",
                     device_map=spread,
                     quantization_config=quantization,
@@ -130,11 +130,11 @@ def load(
                     **files,
                 )
             except OSError:
-                _refuse_adapter(place, name, files)
+                _refuse_adapter(location, name, files)
                 raise
             model, report = loaded
             check_weights(report, name)
-            model.config._commit_hash = _commit(place, revision)  # transformers 5 no longer does
+            model.config._commit_hash = _commit(location, revision)  # transformers 5 no longer does
     vlm = VLM(model, processor, name)
     if vlm.device.type == "meta":
         raise UnsupportedModelError(
@@ -197,23 +197,23 @@ def _find(source: str | Path) -> tuple[str, str]:
     if isinstance(source, Path) or "/" in word or "\\" in word:
         raise UnsupportedModelError(f"the folder {source} does not exist")
     if word.lower() in KNOWN_MODELS:
-        place = KNOWN_MODELS[word.lower()]["id"]
-        return place, place
+        location = KNOWN_MODELS[word.lower()]["id"]
+        return location, location
     near = get_close_matches(word.lower(), KNOWN_MODELS, n=3, cutoff=0.5)
     hint = f"near it: {', '.join(near)}" if near else "`sinkgate models` lists the known ones"
     raise UnsupportedModelError(f"no model and no folder is called {word!r}; {hint}. A Hub id reads owner/name")
 
 
-def _commit(place: str, revision: str | None) -> str | None:
+def _commit(location: str, revision: str | None) -> str | None:
     """Return the commit of a model of the Hub that was just loaded; None for a folder."""
-    config = None if Path(place).is_dir() else try_to_load_from_cache(place, "config.json", revision=revision)
+    config = None if Path(location).is_dir() else try_to_load_from_cache(location, "config.json", revision=revision)
     return Path(config).parent.name if isinstance(config, str) else None
 
 
-def _refuse_adapter(place: str, name: str, files: Mapping[str, Any]) -> None:
+def _refuse_adapter(location: str, name: str, files: Mapping[str, Any]) -> None:
     """Raise UnsupportedModelError where the files are a PEFT adapter without the weights of its base model."""
     options = {option: files[option] for option in ("revision", "local_files_only")}
-    if (config := cast(Any, peft_utils).find_adapter_config_file(place, **options)) is None:
+    if (config := cast(Any, peft_utils).find_adapter_config_file(location, **options)) is None:
         return
     base = json.loads(Path(config).read_text(encoding="utf-8")).get("base_model_name_or_path") or "its base model"
     raise UnsupportedModelError(
@@ -265,17 +265,17 @@ def _quantization(quantize: str | None, dtype: torch.dtype | None) -> BitsAndByt
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def _processor(place: str, config: Any, files: dict[str, Any]) -> Any:
+def _processor(location: str, config: Any, files: dict[str, Any]) -> Any:
     """Load the model's processor, without its video part where that lacks torchvision and images do not need it."""
     try:
-        return cast(Any, AutoProcessor).from_pretrained(place, **files)
+        return cast(Any, AutoProcessor).from_pretrained(location, **files)
     except (ImportError, ValueError) as error:
         kind: Any = PROCESSOR_MAPPING.get(cast(Any, type(config)), None)
         if "torchvision" not in str(error).lower() or kind is None or not _can_leave_out_videos(kind):
             raise
         parts = [part for part in kind.get_attributes() if part != "video_processor"]
         image_only = type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _cls: parts)})
-        return image_only.from_pretrained(place, **files)
+        return image_only.from_pretrained(location, **files)
 
 
 def _can_leave_out_videos(kind: Any) -> bool:

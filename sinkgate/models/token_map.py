@@ -52,8 +52,8 @@ def measure_tokens(adapter: Adapter, inputs: Inputs) -> Tensor:
         each = rows @ weights
         number = torch.arange(len(each))
 
-        def gradient(of: Tensor) -> Tensor:
-            (patches,) = torch.autograd.grad(of, leaves[0], retain_graph=True)
+        def gradient(value: Tensor) -> Tensor:
+            (patches,) = torch.autograd.grad(value, leaves[0], retain_graph=True)
             return adapter.in_patch_order(patches, inputs).cpu().double()
 
         plain = gradient(each.sum())

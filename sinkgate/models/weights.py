@@ -41,10 +41,10 @@ def origin_mismatch(vlm: Any, base_model: str | None, weights: str | None) -> st
         base_model: name of the other model, None where it is not known.
         weights: checksum of the other model's weights, None where it is not known.
     """
-    here = vlm.weights_checksum if weights else None
-    if weights and here:
+    own = vlm.weights_checksum if weights else None
+    if weights and own:
         other = "other weights under the same name" if base_model == vlm.name else f"{vlm.name}"
-        return None if weights == here else f"trained on {base_model} (weights {weights}), this is {other} ({here})"
+        return None if weights == own else f"trained on {base_model} (weights {weights}), this is {other} ({own})"
     return None if base_model in (None, vlm.name) else f"trained on {base_model}, this is {vlm.name}"
 
 

@@ -147,8 +147,8 @@ def significant(table: pd.DataFrame) -> np.ndarray:
 
 def groups_in(table: pd.DataFrame) -> list[str]:
     """Return the groups of a table's column ``group``, in drawing order."""
-    there = set(table["group"])
-    return [group for group in GROUP_NAMES if group in there]
+    present = set(table["group"])
+    return [group for group in GROUP_NAMES if group in present]
 
 
 def group_style(group: str, width: float = 2) -> dict[str, Any]:
@@ -164,9 +164,9 @@ def group_style(group: str, width: float = 2) -> dict[str, Any]:
 
 def layer_axis(layers: Iterable[int]) -> dict[str, Any]:
     """Label the x axis with layers, each one if there is space."""
-    there = set(layers)
-    span = [min(there, default=0) - 0.5, max(there, default=0) + 0.5]
-    return {"title_text": "layer", "dtick": 1 if len(there) <= 16 else 4, "range": span}
+    present = set(layers)
+    span = [min(present, default=0) - 0.5, max(present, default=0) + 0.5]
+    return {"title_text": "layer", "dtick": 1 if len(present) <= 16 else 4, "range": span}
 
 
 def export(figure: go.Figure, path: str | Path) -> Path:

@@ -85,8 +85,8 @@ class Gates:
 
     def __repr__(self) -> str:
         scaled = [layer for layer, scales in enumerate(self.scales) if (scales != 1).any()]
-        what = f"scaled in {layers_in_words(scaled)}" if scaled else "all 1"
-        return f"Gates({len(self.scales)} layers of {self.model or 'any model'}, {what})"
+        state = f"scaled in {layers_in_words(scaled)}" if scaled else "all 1"
+        return f"Gates({len(self.scales)} layers of {self.model or 'any model'}, {state})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Gates) and torch.equal(self.scales, other.scales) and self.model == other.model

@@ -131,17 +131,17 @@ def samples_of(places: Sequence[Path], questions: Sequence[str]) -> list[Sample]
         SinkgateError: a place is not there, or a folder holds no picture.
     """
     pictures: list[Path] = []
-    for place in places:
+    for path in places:
         expected = f"expected a picture ({', '.join(sorted(IMAGES))})"
-        if place.is_dir():
-            files = sorted(file for file in place.glob("*") if file.suffix.lower() in IMAGES and file.is_file())
+        if path.is_dir():
+            files = sorted(file for file in path.glob("*") if file.suffix.lower() in IMAGES and file.is_file())
             if not files:
-                raise SinkgateError(f"the folder {place} holds no picture; {expected}")
+                raise SinkgateError(f"the folder {path} holds no picture; {expected}")
             pictures += files
-        elif place.exists():
-            pictures.append(place)
+        elif path.exists():
+            pictures.append(path)
         else:
-            raise SinkgateError(f"{place} is not there; {expected} or a folder of pictures")
+            raise SinkgateError(f"{path} is not there; {expected} or a folder of pictures")
     return [Sample((picture,), question, "") for picture in pictures for question in questions]
 
 

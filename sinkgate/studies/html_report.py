@@ -178,13 +178,15 @@ def _sections(results: Results) -> Iterable[Section]:
 def _state(results: Results, folder: Path) -> str:
     """Return the paragraphs on folder and progress of a study."""
     about, done = results.about, len(results.parts)
-    place = f"<code>{escape(results.folder.relative_to(folder).as_posix())}</code>"
+    folder_name = f"<code>{escape(results.folder.relative_to(folder).as_posix())}</code>"
     if results.finished:
         items = results.table("items") if (results.folder / "items.parquet").is_file() else pd.DataFrame()
         sinks = escape(sinks_of(items)).splitlines()
-        return "".join(f"<p>{line}</p>" for line in (f"Folder {place}, finished {_minute(about['finished'])}.", *sinks))
+        return "".join(
+            f"<p>{line}</p>" for line in (f"Folder {folder_name}, finished {_minute(about['finished'])}.", *sinks)
+        )
     return (
-        f'<p>Folder {place}, begun {_minute(about["started"])}.</p><p class="unfinished">Not finished: {done} of '
+        f'<p>Folder {folder_name}, begun {_minute(about["started"])}.</p><p class="unfinished">Not finished: {done} of '
         f"{about['units']} parts are there. The same command continues it.</p>"
     )
 

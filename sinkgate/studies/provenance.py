@@ -63,11 +63,11 @@ def _commit() -> str | None:
     return None
 
 
-def checksum_of(place: Path, suffixes: Sequence[str] = WEIGHTS, most: int = 1 << 20) -> str | None:
+def checksum_of(path: Path, suffixes: Sequence[str] = WEIGHTS, most: int = 1 << 20) -> str | None:
     """Return a checksum of a file, or of the files in a folder: names, sizes, first and last bytes.
 
     Args:
-        place: file or folder.
+        path: file or folder.
         suffixes: endings of the files in a folder.
         most: bytes to read at the beginning and at the end of each file.
 
@@ -77,7 +77,7 @@ def checksum_of(place: Path, suffixes: Sequence[str] = WEIGHTS, most: int = 1 <<
     Example:
         >>> checksum_of(Path("gates.json"))
     """
-    files = [place] if place.is_file() else sorted(file for file in place.glob("*") if file.suffix in suffixes)
+    files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.suffix in suffixes)
     if not files:
         return None
     digest = hashlib.sha256()

@@ -251,33 +251,33 @@ def _stored(about: dict[str, Any], out: Path) -> dict[str, Any]:
 
 def _check_same(stored: dict[str, Any], about: dict[str, Any], out: Path) -> None:
     """Raise if the folder holds another study."""
-    there, here = _flat({key: stored[key] for key in IDENTITY}), _flat({key: about[key] for key in IDENTITY})
+    stored_facts, facts = _flat({key: stored[key] for key in IDENTITY}), _flat({key: about[key] for key in IDENTITY})
     if "options" not in stored["settings"]:  # of an older release
-        here = {key: value for key, value in here.items() if not key.startswith(OPTIONS)}
-    for key in [*here, *there]:
-        if there.get(key) != here.get(key):
-            raise SinkgateError(f"{out} {_difference(key, there.get(key), here.get(key))}")
+        facts = {key: value for key, value in facts.items() if not key.startswith(OPTIONS)}
+    for key in [*facts, *stored_facts]:
+        if stored_facts.get(key) != facts.get(key):
+            raise SinkgateError(f"{out} {_difference(key, stored_facts.get(key), facts.get(key))}")
 
 
-def _difference(key: str, there: Any, here: Any) -> str:
+def _difference(key: str, stored: Any, new: Any) -> str:
     """Return in words the difference between a study and that of a folder, and the remedy."""
     if group := CRITERIA.get(key):
         return (
-            f"was begun with {group} by {there or 'no criterion on record'}, this is a study of {group} by {here or 'no criterion'}; name "
+            f"was begun with {group} by {stored or 'no criterion on record'}, this is a study of {group} by {new or 'no criterion'}; name "
             "another folder, or the same criterion, dimensions and tau as there"
         )
     if key.startswith(OPTIONS):
         name = key.removeprefix(OPTIONS)
-        if not (there and here):
-            return f"was begun {'with' if there else 'without'} the method {name}; name another folder"
-        return f"was begun with other options of the method {name}: {there} there, {here} here; name another folder, or the same options"
+        if not (stored and new):
+            return f"was begun {'with' if stored else 'without'} the method {name}; name another folder"
+        return f"was begun with other options of the method {name}: {stored} there, {new} here; name another folder, or the same options"
     label = WORDS.get(
         key, key.removeprefix("settings.").replace("_", " ").replace("origins.", "the checksum of the files of ")
     )
-    if all(value is None or isinstance(value, bool) for value in (there, here)):
-        words = f"{label} there, not here" if there else f"{label} here, not there"
+    if all(value is None or isinstance(value, bool) for value in (stored, new)):
+        words = f"{label} there, not here" if stored else f"{label} here, not there"
     else:
-        before, now = ("not set" if value is None else value for value in (there, here))
+        before, now = ("not set" if value is None else value for value in (stored, new))
         words = f"{label} is {before} there and {now} here"
     return f"holds another study: {words}; name another folder"
 
@@ -302,30 +302,30 @@ def _aside(out: Path) -> Path:
     return out / "parts" / "tmp" / uuid4().hex
 
 
-def _write(tables: Tables, place: Path) -> None:
+def _write(tables: Tables, folder: Path) -> None:
     """Write a finished unit, whole or not at all."""
-    aside = _aside(place.parents[1])
-    with disk_errors(f"{place} cannot be written"):
+    aside = _aside(folder.parents[1])
+    with disk_errors(f"{folder} cannot be written"):
         aside.mkdir(parents=True)
     for name, content in tables.items():
         if isinstance(content, pd.DataFrame):
             _save(pa.Table.from_pandas(content, preserve_index=False), aside / f"{name}.parquet")
         else:
             save_file({key: tensor.contiguous() for key, tensor in content.items()}, aside / f"{name}.safetensors")
-    _settle(aside, place)
+    _settle(aside, folder)
 
 
-def _settle(aside: Path, place: Path) -> None:
+def _settle(aside: Path, folder: Path) -> None:
     try:
-        aside.rename(place)
+        aside.rename(folder)
     except OSError:
-        if not place.is_dir():
+        if not folder.is_dir():
             raise
         shutil.rmtree(aside)  # another process has written the same
 
 
-def _save(table: pa.Table, place: Path) -> None:
-    pq.write_table(table.replace_schema_metadata(None), place, compression="zstd")
+def _save(table: pa.Table, path: Path) -> None:
+    pq.write_table(table.replace_schema_metadata(None), path, compression="zstd")
 
 
 def _read(path: Path) -> pa.Table:
@@ -338,12 +338,12 @@ def _read(path: Path) -> pa.Table:
 
 
 @contextmanager
-def _replaced(place: Path) -> Iterator[Path]:
+def _replaced(path: Path) -> Iterator[Path]:
     """Yield a file to write, which then replaces another as a whole."""
-    aside = place.with_name(f".{place.name}-{uuid4().hex}")
-    with disk_errors(f"{place} cannot be written"):
+    aside = path.with_name(f".{path.name}-{uuid4().hex}")
+    with disk_errors(f"{path} cannot be written"):
         yield aside
-        aside.replace(place)
+        aside.replace(path)
 
 
 def _now() -> str:

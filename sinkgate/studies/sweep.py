@@ -246,10 +246,10 @@ def _halved(chosen: np.ndarray, pictures: np.ndarray | None, rng: np.random.Gene
     if pictures is None:
         return rng.permutation(chosen), len(chosen) // 2
     codes, names = pd.factorize(pictures)
-    place = rng.permutation(len(names))[codes]
-    order = np.argsort(place, kind="stable")
-    middle = np.searchsorted(place[order], place[order][len(chosen) // 2])  # where that picture begins
-    return chosen[order], int(middle) or int((place == 0).sum())
+    ranks = rng.permutation(len(names))[codes]
+    order = np.argsort(ranks, kind="stable")
+    middle = np.searchsorted(ranks[order], ranks[order][len(chosen) // 2])  # where that picture begins
+    return chosen[order], int(middle) or int((ranks == 0).sum())
 
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:

@@ -290,7 +290,9 @@ class LSG(nn.Module):
             repo_id,
             self.config,
             self.state_dict(),
-            lambda place: card(self.config, self.num_parameters, place=place, license=license, training=training),
+            lambda location: card(
+                self.config, self.num_parameters, location=location, license=license, training=training
+            ),
             private=private,
             revision=revision,
             token=token,
@@ -299,7 +301,7 @@ class LSG(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        place: str | Path,
+        location: str | Path,
         *,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -308,7 +310,7 @@ class LSG(nn.Module):
         """Read what ``save_pretrained`` or ``push_to_hub`` wrote, as float32 on the CPU; no other file is looked at.
 
         Args:
-            place: a folder, or a Hub id.
+            location: a folder, or a Hub id.
             revision: branch, tag or commit on the Hub.
             token: for private repositories.
             strict: False ignores unknown tensors, with a warning; missing ones are always refused.
@@ -316,11 +318,11 @@ class LSG(nn.Module):
         Raises:
             GateError: there are no gates, a file is broken, or tensors are missing, unknown, of another shape or not finite.
         """
-        config, weights = serialization.read(serialization.find(place, revision, token), place)
+        config, weights = serialization.read(serialization.find(location, revision, token), location)
         with torch.device("meta"):  # takes no memory until the tensors are known to fit
             lsg = cls(config)
         wanted = lsg.state_dict()
-        serialization.check(weights, wanted, place, strict)
+        serialization.check(weights, wanted, location, strict)
         lsg.load_state_dict({name: weights[name].to(torch.float32, copy=True) for name in wanted}, assign=True)
         return lsg
 

@@ -57,7 +57,7 @@ import sinkgate as sg
 from sinkgate.methods.lsg import LSG
 
 vlm = sg.load({model})
-lsg = LSG.from_pretrained({place})
+lsg = LSG.from_pretrained({location})
 lsg.check_fits(vlm)
 prompt = vlm.prompt("picture.jpg", "How many objects are there?")
 sinks = lsg.find_sinks(vlm, prompt)
@@ -70,7 +70,7 @@ def card(
     config: LSGConfig,
     parameters: int,
     *,
-    place: str = "path/to/this/folder",
+    location: str = "path/to/this/folder",
     license: str | None = None,  # noqa: A002 (the Hub's word)
     training: Mapping[str, Any] | None = None,
 ) -> str:
@@ -79,7 +79,7 @@ def card(
     Args:
         config: of the gates.
         parameters: how many the gates have together.
-        place: argument of ``from_pretrained``.
+        location: argument of ``from_pretrained``.
         license: as the Hub names it, such as ``apache-2.0``; none is stated where None.
         training: facts of the training by name: samples, epochs, loss before and after, accuracy by kind of question, ...;
             a mapping within it becomes one row for each of its entries, None is left out.
@@ -115,7 +115,7 @@ def card(
         each=parameters // len(config.layers),
         criterion=config.criterion,
         model=_text(_source(base)),
-        place=_text(place),
+        location=_text(location),
     )
     rows = [f"| {name} | {value} |" for name, value in _rows(training or {})]
     return "\n".join([text, "## Training", "| | |", "|---|---|", *rows, ""]) if rows else text

@@ -22,25 +22,25 @@ from sinkgate.models.load_errors import first_sentence, in_words
 CONFIG, WEIGHTS, CARD = "gate_config.json", "gates.safetensors", "README.md"
 
 
-def find(place: str | Path, revision: str | None = None, token: str | bool | None = None) -> Path:
+def find(location: str | Path, revision: str | None = None, token: str | bool | None = None) -> Path:
     """Return the folder of the gates: the given one, or the local copy of a Hub repository, of which only the two files are fetched.
 
     Raises:
         GateError: there is no such folder, and no such repository or no way to reach it.
     """
-    folder = Path(place).expanduser()
+    folder = Path(location).expanduser()
     if folder.is_dir():
         return folder
-    if not isinstance(place, str) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place):
-        raise GateError(f"learned gates cannot be read from {place}: no such folder; a Hub id reads owner/name")
+    if not isinstance(location, str) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", location):
+        raise GateError(f"learned gates cannot be read from {location}: no such folder; a Hub id reads owner/name")
     try:
-        with in_words(f"learned gates cannot be read from {place}: no such folder here, and on the Hub", place):
-            return Path(snapshot_download(place, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS]))
+        with in_words(f"learned gates cannot be read from {location}: no such folder here, and on the Hub", location):
+            return Path(snapshot_download(location, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS]))
     except UnsupportedModelError as error:
         raise GateError(str(error)) from error
 
 
-def read(folder: Path, place: str | Path) -> tuple[LSGConfig, dict[str, Tensor]]:
+def read(folder: Path, location: str | Path) -> tuple[LSGConfig, dict[str, Tensor]]:
     """Read configuration and tensors of a folder, named ``place`` in errors.
 
     Raises:
@@ -51,15 +51,17 @@ def read(folder: Path, place: str | Path) -> tuple[LSGConfig, dict[str, Tensor]]
         return config, safetensors.load((folder / WEIGHTS).read_bytes())
     except OSError as error:
         missing = Path(error.filename or "").name
-        hint = f"; {Path(place) / 'gates'} holds gates" if (folder / "gates" / CONFIG).is_file() else ""
-        raise GateError(f"learned gates cannot be read from {place}: {missing}: {error.strerror}{hint}") from error
+        hint = f"; {Path(location) / 'gates'} holds gates" if (folder / "gates" / CONFIG).is_file() else ""
+        raise GateError(f"learned gates cannot be read from {location}: {missing}: {error.strerror}{hint}") from error
     except (UnicodeDecodeError, SafetensorError) as error:
         raise GateError(
-            f"learned gates cannot be read from {place}: a file is broken or cut short: {first_sentence(error)}"
+            f"learned gates cannot be read from {location}: a file is broken or cut short: {first_sentence(error)}"
         ) from error
 
 
-def check(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: str | Path, strict: bool = True) -> None:
+def check(
+    weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], location: str | Path, strict: bool = True
+) -> None:
     """Refuse tensors other than the expected ones.
 
     Raises:
@@ -67,14 +69,14 @@ def check(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: st
     """
     unknown = sorted(weights.keys() - wanted.keys())
     if unknown and not strict:
-        warnings.warn(f"{place}: ignored {', '.join(unknown)}, unknown to these gates", stacklevel=3)
+        warnings.warn(f"{location}: ignored {', '.join(unknown)}, unknown to these gates", stacklevel=3)
     for name in sorted(wanted) + (unknown if strict else []):
         got = "missing" if name not in weights else tuple(weights[name].shape)
         expected = tuple(wanted[name].shape) if name in wanted else "no such tensor (strict=False ignores it)"
         if got != expected:
-            raise GateError(f"{WEIGHTS} of {place}: {name} is {got}, expected {expected}")
+            raise GateError(f"{WEIGHTS} of {location}: {name} is {got}, expected {expected}")
         if not weights[name].is_floating_point() or not torch.isfinite(weights[name]).all():
-            raise GateError(f"{WEIGHTS} of {place}: {name} holds something else than finite floating-point numbers")
+            raise GateError(f"{WEIGHTS} of {location}: {name} holds something else than finite floating-point numbers")
 
 
 def write(folder: str | Path, config: LSGConfig, weights: Mapping[str, Tensor], card: str) -> None:
