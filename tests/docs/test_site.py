@@ -73,6 +73,11 @@ def test_formulas_are_mathml(site):
     assert (site / "tutorials" / NOTEBOOKS[0] / "index.html").read_text(encoding="utf-8").count("<math") > 10
 
 
+def test_examples_of_docstrings_are_code(site):
+    page = (site / "reference" / "gates" / "index.html").read_text(encoding="utf-8")
+    assert "language-pycon" in page and '<details class="example"' not in page
+
+
 def test_every_public_module_is_in_the_reference_once():
     listed = [
         name
