@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pandas as pd
 
@@ -185,7 +186,7 @@ def _card(
 def _scales(comparison: Comparison) -> dict[str, tuple[pd.DataFrame, float]]:
     """Return the mean scales of V-sinks on hazed scenes, global kinds first, and the scale at the start, for each form of gates."""
     titles = ["LSG as in the paper: rho of V-sinks", "LSG from 1: scale of V-sinks"]
-    tables = (pd.DataFrame(comparison.rho("hazed", form)).T.loc[GLOBAL + LOCAL] for form in FORMS)
+    tables: Any = (pd.DataFrame(comparison.rho("hazed", form)).T.loc[GLOBAL + LOCAL] for form in FORMS)
     named = (table.rename(index={kind: f"{kind} ({KINDS[kind].scope})" for kind in KINDS}) for table in tables)
     return {title: (table, start) for title, table, start in zip(titles, named, (0.5, 1.0), strict=True)}
 
