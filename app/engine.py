@@ -62,7 +62,7 @@ class Engine:
         self.vlm, self.learned, self.backend = vlm, list(learned), backend or Backend(vlm)
         self.scheduler = Scheduler()
         self.cache = SessionCache(CACHE_BYTES)
-        self._recent: OrderedDict[int, UserSession] = OrderedDict()  # the least recently active first
+        self._recent: OrderedDict[str, UserSession] = OrderedDict()  # by key, the least recently active first
         self._recent_lock = threading.Lock()
 
     def ask(
@@ -211,6 +211,10 @@ class Engine:
         except ModelMismatchError as error:
             raise sg.GateError(error.reason) from error  # its remedy is an option that the page does not have
 
+    def session(self, key: Any) -> UserSession | None:
+        """Return the session of a key; None where it expired."""
+        return self._recent.get(key) if isinstance(key, str) else None
+
     @property
     def sessions(self) -> int:
         """Number of sessions in memory."""
@@ -269,8 +273,8 @@ class Engine:
     def _touch(self, session: UserSession) -> None:
         """Note that a session is active; the least recently active lose their question's state, then everything."""
         with self._recent_lock:
-            self._recent[id(session)] = session
-            self._recent.move_to_end(id(session))
+            self._recent[session.key] = session
+            self._recent.move_to_end(session.key)
             total = 0
             for rank, other in enumerate(reversed(list(self._recent.values()))):
                 total += other.nbytes
@@ -279,7 +283,7 @@ class Engine:
                 if rank >= MAX_QUESTION_STATES:
                     other.state = None
                 if rank >= MAX_SESSIONS or (rank and total > MAX_SESSION_BYTES):
-                    del self._recent[id(other)]
+                    del self._recent[other.key]
                     other.expire()
 
 

@@ -12,6 +12,10 @@ from inspect import isgeneratorfunction, signature
 from typing import Any
 
 import gradio as gr
+import orjson
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+from starlette.responses import Response
 
 import sinkgate as sg
 from sinkgate.sinks.glossary import preset_name
@@ -62,7 +66,7 @@ def build_page(engine: Engine) -> gr.Blocks:
     """Return the whole page of one model."""
     handlers = Handlers(engine)
     with gr.Blocks(title="sinkgate", analytics_enabled=False, fill_width=True, delete_cache=CACHE_SECONDS) as page:
-        lay_out(engine.vlm, handlers.learned_value(None), engine.backend.interactive)
+        lay_out(engine.vlm, handlers.learned_value(None), engine.backend.interactive, tick(handlers))
         parts: Parts = {part.elem_id.replace("-", "_"): part for part in page.blocks.values() if part.elem_id}
         parts["session"] = gr.State(None, time_to_live=STATE_SECONDS)
         connect_events(page, parts, handlers)
@@ -70,8 +74,15 @@ def build_page(engine: Engine) -> gr.Blocks:
     return page
 
 
-def lay_out(vlm: sg.VLM, learned_value: dict[str, Any], interactive: bool) -> None:
-    """Lay out three columns (question, maps, answers), and below them rows with a column for each layer."""
+def lay_out(vlm: sg.VLM, learned_value: dict[str, Any], interactive: bool, set_gates: Handler) -> None:
+    """Lay out three columns (question, maps, answers), and below them rows with a column for each layer.
+
+    Args:
+        vlm: the model.
+        learned_value: the value of the choice of learned gates.
+        interactive: whether the page follows a moving fader; otherwise it is updated when one is released.
+        set_gates: called for a moving fader.
+    """
     with gr.Row(elem_classes="top"):
         component("header", {"model": vlm.name})
         buttons = {"phenomena": gallery(vlm), "demonstration": demonstration(vlm), "interactive": interactive}
@@ -128,7 +139,8 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any], interactive: bool) -> No
         component("chart")
         ones = [1.0] * vlm.num_layers
         scales = {"v_sink": ones, "rest": ones, "revision": 0}
-        component("mixer", scales, mixer={"layers": vlm.num_layers, "presets": presets()})
+        mixer = {"layers": vlm.num_layers, "presets": presets()}
+        component("mixer", scales, mixer=mixer, server_functions=[set_gates] if interactive else None)
     with gr.Column(elem_classes="card sweeping empty"):
         component("sweep")
     with gr.Column(elem_classes="card pinning empty"):
@@ -203,8 +215,7 @@ def connect_events(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     parts["edit_scene"].click(None, None, None, js=COMPOSE, **PRIVATE)
     parts["edit_done"].click(None, None, None, js=SHOW, **PRIVATE)
 
-    if handlers.engine.backend.interactive:  # otherwise the page is updated when a fader or object is released
-        on(parts["mixer"].input, handlers.set_gates, DRAWN)
+    if handlers.engine.backend.interactive:  # otherwise the page is updated when an object is released
         on(parts["composer"].input, handlers.edit_scene, EDITED)
     on(parts["mixer"].commit, handlers.stream_answers, STREAMED, SLOW)
     on(parts["mixer"].overdue, handlers.catch_up, trigger_mode="multiple")
@@ -221,6 +232,19 @@ def connect_events(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     on(parts["tokens"].collect, handlers.inspect, "tokens status")
     on(parts["share"].collect, handlers.share, "share status")
     parts["gates_save"].click(None, parts["gates_text"], None, js=SAVE_GATES, **PRIVATE)
+
+
+def tick(handlers: Handlers) -> Handler:
+    """Return what the mixer calls for a moving fader: one request, since a queued event takes the page four messages."""
+    limiter = CapacityLimiter(FAST["concurrency_limit"])
+
+    async def set_gates(values: Any) -> Response:
+        key, mixer, lens = values if isinstance(values, list) and len(values) == 3 else (None, None, None)
+        session = handlers.engine.session(key)
+        update = await run_sync(handlers.set_gates, session, mixer, lens, limiter=limiter)
+        return Response(orjson.dumps(update), media_type="application/json")
+
+    return set_gates
 
 
 def input_names(handler: Handler) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from copy import copy
 from dataclasses import dataclass, field
@@ -73,6 +74,7 @@ class QuestionState:
 class UserSession:
     """The state of one user's page. ``sequence`` counts settings and questions: work for an older one stops."""
 
+    key: str = field(default_factory=secrets.token_urlsafe)  # by which a tick names its session
     image: Image.Image | sg.Video | None = None
     shown: Image.Image | str | None = None  # value of the picture box, put back when an upload is refused
     scene: Scene | None = None

@@ -15,6 +15,7 @@ const DENSE = 26; // pixels between layers, below which curves have no markers
 let frame = null;
 let pointed = null; // the layer under the pointer
 let setting = null; // of the faders
+let size = {}; // width, height and margins of the plot, measured when they change: reading them lays the page out
 
 function groups() {
   const shares = [frame.shares.unchanged, frame.shares.gated].filter(Boolean);
@@ -26,10 +27,10 @@ function layers() {
 }
 
 // The plot's columns are those of the other rows: the style sheet has their gutter and end.
-function columns() {
+function margins() {
   const style = getComputedStyle(plot);
   const [left, right] = ["--gutter", "--end"].map((name) => parseFloat(style.getPropertyValue(name)));
-  return { left, right, width: (plot.clientWidth - left - right) / layers() };
+  return { left, right };
 }
 
 // Key scales and all shares of one layer in words, for the line under the rows.
@@ -83,9 +84,8 @@ function build(width, height, left, right, numbered) {
 }
 
 function draw() {
-  if (!frame || !plot.clientWidth || !(frame.shares.unchanged || frame.shares.gated)) return;
-  const { left, right } = columns();
-  plot.replaceChildren(build(plot.clientWidth, plot.clientHeight, left, right, false));
+  if (!frame || !size.width || !(frame.shares.unchanged || frame.shares.gated)) return;
+  plot.replaceChildren(build(size.width, size.height, size.left, size.right, false));
   keys.replaceChildren(...groups().map((group) => {
     const key = page.svg("svg", { width: 26, height: 10, viewBox: "-13 -5 26 10", "aria-hidden": "true" },
       page.svg("path", { class: `line gated ${group}`, d: "M-13 0H13" }), page.svg("path", { class: `marker ${group}`, d: MARKERS[group] }));
@@ -111,8 +111,8 @@ function label() {
 }
 
 function layerAt(event) {
-  const { left, width } = columns();
-  const layer = Math.floor((event.clientX - plot.getBoundingClientRect().left - left) / width);
+  const column = (size.width - size.left - size.right) / layers();
+  const layer = Math.floor((event.clientX - plot.getBoundingClientRect().left - size.left) / column);
   return layer < 0 ? null : Math.min(layer, layers() - 1);
 }
 
@@ -130,4 +130,7 @@ page.subscribe("frame", (newest) => {
   draw();
   read();
 });
-new ResizeObserver(draw).observe(plot);
+new ResizeObserver(() => {
+  size = { width: plot.clientWidth, height: plot.clientHeight, ...margins() };
+  draw();
+}).observe(plot);

@@ -20,7 +20,7 @@ page.subscribe("lens", ({ layer: chosen }) => {
   document.body.style.setProperty("--layer", shown);
   [...films.children].forEach((film, layer) => {
     film.setAttribute("aria-checked", String(layer === shown));
-    film.tabIndex = layer === shown ? 0 : -1;
+    page.tabStop(film, layer === shown);
   });
 });
 page.subscribe("frame", (frame) => {

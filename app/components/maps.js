@@ -322,7 +322,7 @@ function drawHeads() {
     const button = heads.children[head];
     const chosen = frame.lens.head === head;
     button.setAttribute("aria-checked", String(chosen));
-    button.tabIndex = chosen || (frame.lens.head === null && head === 0) ? 0 : -1;
+    page.tabStop(button, chosen || (frame.lens.head === null && head === 0));
     page.drawShades(button.querySelector("canvas"), shades, frame.grid);
   });
 }
@@ -482,10 +482,7 @@ dialog.addEventListener("close", () => {
 
 // --- values
 
-function receive() {
-  if (!props.value?.grid) return;
-  const sent = JSON.parse(JSON.stringify(props.value)); // plain values: each read of the page's own goes through a proxy
-  props.value = null; // Gradio's page copies the values of all components, number by number, at every message about any event
+function receive(sent) {
   if (frame && sent.tick < frame.tick) return;
   frame = sent;
   element.frame = frame; // for the browser tests
@@ -522,5 +519,12 @@ page.subscribe("view", (sent) => {
   });
 });
 new ResizeObserver(draw).observe(trio);
-receive();
-watch("value", receive);
+function take() {
+  if (!props.value?.grid) return;
+  const sent = JSON.parse(JSON.stringify(props.value)); // plain values: each read of the page's own goes through a proxy
+  props.value = null; // Gradio's page copies the values of all components, number by number, at every message about any event
+  receive(sent);
+}
+take();
+watch("value", take);
+page.subscribe("update", (update) => update?.maps && receive(update.maps));

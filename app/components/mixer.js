@@ -1,5 +1,5 @@
 // A fader for each layer and group. Value: {v_sink: [1, ...], rest: [1, ...], revision}, scales from 0 to 4; `l_sink` too where L-sinks have
-// scales of their own. Events: input while a fader moves, commit when it comes to rest, overdue when a result does not come.
+// scales of their own. Calls set_gates while a fader moves. Events: commit when it comes to rest, overdue when a result does not come.
 const page = window.sinkgate;
 const { layers, presets } = props.mixer;
 const GROUPS = ["v_sink", "l_sink", "rest"];
@@ -19,6 +19,9 @@ const rhos = new Map(); // layer -> the button that shows rho
 const ranges = new Map(); // group -> its slider for the layer of the maps, large enough for a finger
 const rows = new Map(); // group -> its name, rule and curve
 let setting = copy(props.value);
+let sent = props.value; // the newest setting that was sent
+let session = null; // the key of this page, from the frames
+let ticking = false; // whether a call is under way
 let held = null; // {group, layer, scale, master} while the pointer drags
 let tap = null; // {fader, y} of a finger that may scroll the page: faders move by their knobs or by a tap
 let pressed = null; // the fader that was pressed last, null where something else was
@@ -49,19 +52,31 @@ function name(group) {
 
 // ---- sending -------------------------------------------------------------------------------------------
 
-function send(event) {
-  if (event === "input") revision += 1;
+function send() {
+  revision += 1;
   const { l_sink, ...two } = copy(setting);
-  props.value = { ...two, ...(apart(setting) && { l_sink }), revision };
-  page.publish("setting", props.value);
-  trigger(event);
-  if (event === "commit") page.publish("settled", props.value);
+  props.value = sent = { ...two, ...(apart(setting) && { l_sink }), revision };
+  page.publish("setting", sent);
+  tick();
 }
 
-// "input" and "commit" must stand in this file in quotes: Gradio reads the names of a component's events from it.
-const pace = page.pace(() => send("input"), () => {
-  send("input");
-  send("commit");
+// One call is under way at a time, and the newest setting follows it. A model that is too slow to follow a fader has no such function.
+async function tick() {
+  if (ticking || !server.set_gates) return;
+  ticking = true;
+  for (let last = null; last !== sent;) {
+    last = sent;
+    await null; // the lens follows the fader
+    page.publish("update", await server.set_gates(session, sent, page.last.lens));
+  }
+  ticking = false;
+}
+
+// "commit" must stand in this file in quotes: Gradio reads the names of a component's events from it.
+const pace = page.pace(send, () => {
+  send();
+  trigger("commit");
+  page.publish("settled", sent);
 });
 
 page.subscribe("overdue", () => trigger("overdue"));
@@ -228,7 +243,7 @@ function draw() {
     parts.fader.setAttribute("aria-valuenow", Number(value.toFixed(4)));
     parts.fader.setAttribute("aria-valuetext", text + (reason && ". " + reason));
     parts.fader.title = reason;
-    parts.fader.tabIndex = layer === focus || layer === ALL ? 0 : -1;
+    page.tabStop(parts.fader, layer === focus || layer === ALL);
   }
   drawRanges();
   drawPresets();
@@ -447,6 +462,7 @@ page.subscribe("lens", ({ layer }) => {
   if (rhos.size) drawRanges();
 });
 page.subscribe("frame", (frame) => {
+  session = frame.session;
   learned = frame.learned;
   counts = frame.groups;
   draw();

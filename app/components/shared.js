@@ -28,6 +28,12 @@ window.sinkgate = {
     });
   },
 
+  // Setting a tab index, the same one too, lays the page out.
+  tabStop(node, on) {
+    const index = on ? "0" : "-1";
+    if (node.getAttribute("tabindex") !== index) node.setAttribute("tabindex", index);
+  },
+
   reveal(node) {
     node.scrollIntoView({ block: "nearest", behavior: this.calm() ? "auto" : "smooth" });
   },
@@ -64,7 +70,7 @@ window.sinkgate = {
   // (layer, head and query of the maps), "hover" (the layer under the pointer, or null), "switch" (the layer whose learned
   // gate is to go off or on), "answers" (both, as far as they are generated), "pin" (put the setting beside others), "pins"
   // (their number), "sweep" (start one), "caption" (a sentence for the status line), "share" (open the section with links and
-  // files), "refused" (the reason why a file was not uploaded), "overdue" (a result that the page waits for).
+  // files), "update" (values of maps and status line for a moving fader), "refused" (the reason why a file was not uploaded), "overdue" (a result that the page waits for).
   publish(topic, detail) {
     this.last[topic] = detail;
     document.dispatchEvent(new CustomEvent("sinkgate:" + topic, { detail }));
@@ -288,6 +294,10 @@ window.addEventListener("hashchange", () => {
     try {
       const answer = await fetch(...request);
       if (path.includes("/gradio_api/")) connected(true);
+      if (path.includes("/component_server") && !answer.ok) {
+        const { detail = answer.statusText } = await answer.clone().json().catch(() => ({}));
+        page.publish("update", { status: { text: detail, tone: "warning" } });
+      }
       if (path.includes("/gradio_api/upload") && !answer.ok) page.publish("refused", await answer.clone().text());
       return answer;
     } catch (error) {

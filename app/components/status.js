@@ -22,6 +22,11 @@ for (const input of ["pointerdown", "keydown"]) document.addEventListener(input,
 }, true);
 draw();
 watch("value", () => report(""));
+page.subscribe("update", (update) => {
+  if (!update?.status) return;
+  if (["text", "tone"].some((key) => update.status[key] !== props.value?.[key])) props.value = update.status;
+  report("");
+});
 
 function report(text) {
   reported = text.replace(/^HTTP \d+: /, "");

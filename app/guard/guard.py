@@ -52,7 +52,7 @@ class Limits:
     """Limits of one address and of all together; a whole class may share one address. All chosen by us."""
 
     pages_per_minute: int = 300
-    events_per_minute: int = 15_000  # a moving fader sends twelve a second, and each takes two requests
+    events_per_minute: int = 15_000  # a moving fader sends twelve a second
     uploads_per_minute: int = 300
     uploaded_mib_per_hour: int = 4096
     others_per_minute: int = 60_000  # a page loads about seventy files

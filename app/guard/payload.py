@@ -120,6 +120,15 @@ def event(value: Any, page: gr.Blocks) -> JSON:
     }
 
 
+def server_call(value: Any, page: gr.Blocks) -> JSON:
+    """Return the checked body of ``component_server``: a function of a component, and its arguments."""
+    index, session, name = _whole(value, "component_id"), _session(value), value.get("fn_name")
+    functions = getattr(page.blocks.get(index), "server_fns", [])
+    if name not in [function.__name__ for function in functions]:
+        raise Refused(404, "There is no such function on this page: reload it.")
+    return {"data": value.get("data"), "component_id": index, "fn_name": name, "session_hash": session}
+
+
 def call(value: Any, page: gr.Blocks) -> JSON:
     """Return the checked body of ``call/answer``: the values, in a session for this call alone."""
     endpoint = next(fn for fn in page.fns.values() if fn.api_name == "answer")

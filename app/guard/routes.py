@@ -31,6 +31,7 @@ ROUTES = (
     Route(("GET",), r"/gradio_api/queue/data", "event"),
     Route(("GET",), rf"/gradio_api/call/(v2/)?answer/{EVENT}", "event"),
     Route(("POST",), r"/gradio_api/queue/join", "event", payload.event),
+    Route(("POST",), r"/gradio_api/component_server/", "event", payload.server_call),
     Route(("POST",), r"/gradio_api/cancel", "event", payload.cancel),
     Route(("POST",), r"/gradio_api/reset", "event", payload.reset),
     Route(("POST",), r"/gradio_api/call/answer", "event", payload.call),

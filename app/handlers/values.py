@@ -62,7 +62,7 @@ class PageValues:
             except sg.SinkgateError as error:
                 refused = {"note": error_value(error)["text"]}
         here = {} if moving else {"here": replace(Link.of(session, view, self.engine), gates=state.gates).to_text()}
-        return frame(state, view) | {"question": session.question} | refused | here
+        return frame(state, view) | {"question": session.question, "session": session.key} | refused | here
 
     def lens(self, state: QuestionState | None, lens: Any) -> Lens:
         """Return the page's lens, with values that model and prompt have."""

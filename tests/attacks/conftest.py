@@ -16,10 +16,14 @@ def echo(image: str | None, question: str, gates_json: str = "") -> str:
     return f"{image} {question} {gates_json}"
 
 
+def moved(values: Any) -> Any:
+    return values
+
+
 def little_page() -> gr.Blocks:
     with gr.Blocks(analytics_enabled=False) as page:
         image, question, gates = gr.Image(type="filepath"), gr.Textbox(), gr.Textbox()
-        mixer, bring = gr.HTML(), gr.UploadButton(file_count="multiple")
+        mixer, bring = gr.HTML(server_functions=[moved]), gr.UploadButton(file_count="multiple")
         gr.Button().click(echo, [image, question, gates], question, api_name="answer")
         gr.Button().click(lambda *values: str(values), [mixer, bring], question, api_visibility="private")
     return page

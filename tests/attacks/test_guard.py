@@ -92,6 +92,19 @@ def test_what_the_page_does_not_use_is_not_there(visit, path, method):
     assert answer.status_code == 404 and answer.json() == {"detail": "There is nothing at this address."}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"component_id": 10**9}, {"component_id": "1"}, {"fn_name": "close"}, {"fn_name": None}, {"session_hash": "a/b"}, {"data": {"path": "/etc/passwd"}}],
+)  # fmt: skip
+def test_only_what_a_component_offers_is_called(visit, change):
+    client = visit()
+    parts = client.get("/config").json()["components"]
+    index = next(part["id"] for part in parts if part["props"].get("server_fns"))
+    body = {"component_id": index, "fn_name": "moved", "data": [1], "session_hash": "user"}
+    assert client.post("/gradio_api/component_server/", json=body).json() == [1]
+    assert client.post("/gradio_api/component_server/", json=body | change).status_code in (400, 404)
+
+
 def test_a_method_that_an_address_does_not_take_is_named(visit):
     answer = visit().delete(JOIN)
     assert answer.status_code == 405 and answer.headers["allow"] == "POST"

@@ -23,6 +23,7 @@ from sinkgate.scenes.scene import Scene
 
 SHARES = {
     "events": 6,
+    "ticks": 2,
     "calls": 2,
     "bodies": 2,
     "paths": 3,
@@ -53,7 +54,9 @@ def app(tmp_path_factory):
     with attacked_app(tmp_path_factory.mktemp("app")) as app:
         first = app.send("page", "GET", "/config").json()
         app.page = Page(first, app)  # pyright: ignore[reportAttributeAccessIssue]
-        assert app.event(app.page.load, app.page.valid(app.page.load), SESSION)
+        opened = app.event(app.page.load, app.page.valid(app.page.load), SESSION)
+        assert opened
+        app.page.key = next(part["session"] for part in opened["data"] if isinstance(part, dict) and "session" in part)
         yield app
         print(report(app))  # noqa: T201
         assert app.listener.calls == 0
@@ -67,6 +70,8 @@ class Page:
     def __init__(self, config: dict[str, Any], app: AttackedApp) -> None:
         names = {part["id"]: part["props"].get("elem_id") or part["type"] for part in config["components"]}
         self.values = valid_values(config, app)
+        self.mixer = next(part for part, name in names.items() if name == "mixer")
+        self.key = ""  # of the session
         self.events = {event["id"]: [names[part] for part in event["inputs"]] for event in config["dependencies"]}
         self.load = next(event["id"] for event in config["dependencies"] if event["targets"][0][1] == "load")
         self.answer = next(event["id"] for event in config["dependencies"] if event["api_name"] == "answer")
@@ -108,6 +113,19 @@ def test_events_with_spoiled_values(app, data):
     if data.draw(st.integers(0, 19)) == 0:
         values = data.draw(st.lists(junk, max_size=8))
     app.event(index, values, data.draw(st.sampled_from([*[SESSION] * 12, "other", "x" * 65, "a/b"])))
+
+
+@given(data=st.data())
+@thrown("ticks")
+def test_ticks_of_no_session_and_no_setting(app, data):
+    page, listener = app.page, app.listener.address
+    junk = inputs.junk(listener) if data.draw(st.integers(0, 3)) else inputs.poison(listener)
+    values = [data.draw(inputs.spoiled(value, junk)) for value in (page.key, page.values["mixer"], page.values["lens"])]
+    values = values if data.draw(st.integers(0, 5)) else data.draw(junk)
+    name = data.draw(st.sampled_from(["set_gates"] * 6 + ["__class__", "get_config", "unload"]))
+    body = {"component_id": page.mixer, "fn_name": name, "data": values, "session_hash": SESSION}
+    answer = app.send("tick", "POST", "/gradio_api/component_server/", content=json.dumps(body))
+    assert answer.is_error or "Unexpected" not in answer.json().get("status", {}).get("text", "")
 
 
 @given(data=st.data())

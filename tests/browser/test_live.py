@@ -152,6 +152,11 @@ def test_a_last_tick_behind_the_answers_keeps_the_link(handlers: Handlers, sessi
     assert "here" not in moving and late["here"] == handlers.frame(session, LENS)["here"]
 
 
+def test_a_tick_names_its_session_by_the_key_of_the_frame(handlers: Handlers, session: UserSession) -> None:
+    key = handlers.frame(session, LENS)["session"]
+    assert handlers.engine.session(key) is session and len(key) > 30
+
+
 def test_a_late_tick_keeps_the_newest_lens(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
     handlers.set_lens(session, {**LENS, "layer": 4, "revision": 2})
     frame = handlers.set_gates(session, setting(vlm, 0.4, turn=1), {**LENS, "layer": 5, "revision": 1})["maps"]
@@ -348,6 +353,7 @@ def test_the_idlest_users_are_forgotten_and_told_so(
     monkeypatch.setattr(engine, bound, least)
     for _ in range(3):
         handlers.begin(setting(vlm), LENS)
+    assert handlers.engine.session(session.key) is None and handlers.engine.session([]) is None
     assert session.nbytes == 0 and handlers.engine.sessions == 3 and handlers.engine.session_bytes < 2_500_000
     assert "expired" in handlers.set_gates(session, setting(vlm, 0.5), LENS)["status"]["text"]
     assert "maps" in handlers.new_scene(session, setting(vlm), LENS)  # a click, and it goes on

@@ -23,7 +23,7 @@ MAX_SESSIONS = """
 const { fetch } = window;
 window.held = null; // while it is a list, requests of events wait in it
 window.fetch = async (...request) => {
-  if (window.held && String(request[0]?.url || request[0]).includes("/queue/join")) {
+  if (window.held && /queue.join|component_server/.test(String(request[0]?.url || request[0]))) {
     await new Promise((go) => window.held.push(go));
   }
   return fetch(...request);
@@ -81,6 +81,9 @@ def test_a_page_that_missed_the_end_of_its_stream_catches_up(browser: Browser) -
         tab = Tab(page, app.address)
         page.evaluate("window.missed = []")
         tab.fader(2).press("ArrowDown")
+        tab.wait("window.missed.length === 2")
+        tab.fader(2).press("ArrowDown")
+        tab.page.locator("#films .film").nth(5).click()
         tab.wait("window.missed === null")  # the last events wait for a stream
         frame = tab.settle()
         assert frame["gates"]["v_sink"][2] == tab.scale(2) < 1 and frame["finished"]

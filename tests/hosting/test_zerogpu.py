@@ -281,10 +281,15 @@ def test_the_page_follows_no_moving_hand_there(far_bench, demo):
         config = build_page(engine).get_config_file()
         names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
         targets = [target for wired in config["dependencies"] for target in wired["targets"]]
-        return {(names.get(part), event) for part, event in targets if names.get(part) in ("mixer", "composer")}
+        calls = {
+            (part["props"].get("elem_id"), name)
+            for part in config["components"]
+            for name in part["props"].get("server_fns", ())
+        }
+        return calls | {(names.get(part), event) for part, event in targets if names.get(part) in ("mixer", "composer")}
 
     settled = {("mixer", "commit"), ("composer", "commit"), ("mixer", "overdue")}
-    assert moving(Engine(demo)) == settled | {("mixer", "input"), ("composer", "input")}
+    assert moving(Engine(demo)) == settled | {("mixer", "set_gates"), ("composer", "input")}
     assert moving(Engine(demo, backend=far_bench)) == settled
 
 

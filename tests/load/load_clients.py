@@ -129,7 +129,8 @@ class PageClient(threading.Thread):
     def do(self, errand: Errand) -> None:
         """Ask, look, draw the faders, let go."""
         self.client.values["question"] = errand.question
-        self.timed("ask", lambda: self.client.send("ask", "click"))
+        answer = self.timed("ask", lambda: self.client.send("ask", "click"))
+        self.key = answer["maps"]["session"] if "maps" in answer else None
         self.faders([1.0] * len(errand.rest), [1.0] * len(errand.rest), "input")
         self.edits += 1
         scene = {"scene": errand.scene.to_dict(), "picture": 1, "revision": self.edits}
@@ -163,7 +164,11 @@ class PageClient(threading.Thread):
         self.turn += trigger == "input"
         turn = max(self.turn, (self.client.values["mixer"] or {}).get("revision", 0))
         self.turn = turn
-        return self.client.send("mixer", trigger, mixer={"v_sink": v_sink, "rest": rest, "revision": turn})
+        mixer = {"v_sink": v_sink, "rest": rest, "revision": turn}
+        self.client.values["mixer"] = mixer
+        if trigger == "input":
+            return self.client.call("mixer", "set_gates", self.key, mixer, self.client.values["lens"])
+        return self.client.send("mixer", trigger)
 
     def timed(self, name: str, act: Callable[[], dict]) -> dict:
         """Do it and note how long it took."""

@@ -20,6 +20,7 @@ class RawClient:
         self.http = httpx.Client(base_url=address, timeout=WAIT)
         config = self.http.get("/config").raise_for_status().json()
         named = {part["id"]: part["props"].get("elem_id") or part["type"] for part in config["components"]}
+        self._ids = {name: number for number, name in named.items()}
         self.values = {named[part["id"]]: part["props"].get("value") for part in config["components"]}
         self.session = uuid.uuid4().hex[:12]
         self._events: dict[tuple[str, str], tuple[int, list[str], list[str]]] = {}
@@ -42,6 +43,16 @@ class RawClient:
         """Run one event to its end; gives what the components got, without those that were left alone."""
         *_, last = self.stream(component, trigger, **changes)
         return last
+
+    def call(self, component: str, function: str, *arguments: Any) -> dict[str, Any]:
+        """Call a component's function on the server; gives new values of components."""
+        body = {
+            "component_id": self._ids[component],
+            "fn_name": function,
+            "data": arguments,
+            "session_hash": self.session,
+        }
+        return self.http.post(f"{API}/component_server/", json=body).raise_for_status().json()
 
     def follow(self, component: str, trigger: str) -> dict[str, Any]:
         """Run what the page runs after this event."""
