@@ -52,7 +52,8 @@ def anatomy(folder, spike=100.0, after=3.0, attention=0.05, vision=(7,), l_spike
         ]
     )  # fmt: skip
     settings = {"dimensions": {"vision": list(vision), "llm": [1, 2]}}
-    return results(folder, "anatomy", settings, tokens=tokens, projector=projector)
+    listed = pd.DataFrame({"sample": range(images)})
+    return results(folder, "anatomy", settings, tokens=tokens, projector=projector, images=listed)
 
 
 @pytest.mark.parametrize(
