@@ -259,6 +259,8 @@ def kernels(device: torch.device, dtype: torch.dtype, tiny: bool) -> list[Row]:
             expected = vlm.predict(subject.prompt, gates, subject.sinks)
             try:
                 use(subject, name)
+                if not all(vlm.predict(subject.prompt).probabilities.isfinite().all() for _ in range(8)):
+                    raise ValueError("without gates, too, not all of its results are finite")
                 actual = vlm.predict(subject.prompt, gates, subject.sinks)
             except Exception as error:  # noqa: BLE001 - missing packages, devices and dtypes show in many ways
                 reason = " ".join(str(error).split())[:160]

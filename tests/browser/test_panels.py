@@ -220,6 +220,7 @@ def test_a_refused_upload_leaves_the_picture(used_tab: Tab, tmp_path: Path) -> N
     for name, reason in reasons.items():
         used_tab.page.get_by_label("Remove Image").click()
         used_tab.page.wait_for_selector("#picture img", state="detached")
+        used_tab.page.locator("#status", has_text="Picture removed").wait_for()  # or it may follow the refusal
         used_tab.page.locator("#picture input[type=file]").set_input_files(tmp_path / name)
         used_tab.page.wait_for_selector("#status .warning")
         used_tab.page.wait_for_selector("#picture img")

@@ -68,10 +68,10 @@ def test_steady_sinks_are_the_same_for_every_question(demo):
     """A token that draws attention for one question of four is no L-sink; one that does for all four is."""
     scene, questions = held_out(seed=2, count=1)[0]
     prompts = [demo.prompt(scene.render(), question.question) for question in questions[:4]]
-    flat = [replace(one, attention=torch.full_like(one.attention, 0.01)) for one in map(demo.observe, prompts)]
+    flat = [replace(one, key_attention=torch.full_like(one.key_attention, 0.01)) for one in map(demo.observe, prompts)]
     for one in flat:
-        one.attention[2, 11] = 0.5
-    flat[0].attention[2, 30] = 0.5
+        one.key_attention[2, one.visual[11]] = 0.5
+    flat[0].key_attention[2, flat[0].visual[30]] = 0.5
     flat[0].encoder_attention.fill_(0.01)
     criteria = sink_criteria(demo, v_sink="attention", l_sink="attention")
     v_sink, named = steady(flat, prompts[0].sheets, criteria)
