@@ -86,7 +86,7 @@ def works(vlm: VLM, prompt: sg.Prompt) -> dict[str, tuple[str, Work]]:
 
     def step() -> None:
         with frozen(vlm), lsg.applied(vlm, batch):
-            prefix.losses(prefix.within(lsg)).mean().backward()
+            batch.losses(prefix.within(lsg)).mean().backward()
 
     return {
         "prefill": ("a plain prefill of the encoded prompt, the peer", plain),
