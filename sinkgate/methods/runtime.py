@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import torch as safetensors
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sinkgate._version import __version__
 from sinkgate.errors import GateError, SinkgateError
@@ -219,12 +220,17 @@ def _compare(vlm: VLM, gates: Gates | LSG, finder: SinkFinder, prompt: Prompt, f
     sinks = find_sinks(vlm, prompt, v_sink=finder.v_sink, l_sink=finder.l_sink)
     table = gates.read(vlm, prompt, sinks) if isinstance(gates, LSG) else gates
     wanted = vlm.next_logits(prompt, table, sinks).float()
+    runtime, functions = load_runtime(folder), ALL_ATTENTION_FUNCTIONS._global_mapping
+    before = dict(functions)
     try:
         with ExitStack() as gating, vlm.lock, torch.no_grad():
-            gating.callback(load_runtime(folder).apply_gates(vlm.model).remove)
+            gating.callback(runtime.apply_gates(vlm.model).remove)
             got = vlm.model(**prompt.inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float()
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise GateError(f"{vlm.name} is not exported: the module cannot gate it: {error}") from error
+    finally:  # torch.compile cannot follow functions of a module that is not imported
+        own = [name for name, function in functions.items() if getattr(function, "gated", None) is runtime._gated]
+        functions.update({name: before[name] for name in own})
     difference, size = float((got - wanted).abs().max()), float(wanted.abs().max())
     if not difference <= size * (1e-4 if vlm.model.dtype in (torch.float32, torch.float64) else 0.05):
         raise GateError(

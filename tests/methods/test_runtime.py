@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import rename_cache, shaken
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from zoo import ZOO, together
 
 import sinkgate as sg
@@ -171,7 +172,12 @@ def test_criteria_and_gates_that_the_module_does_not_know_are_refused(tmp_path):
 def test_gates_that_treat_all_visual_tokens_alike_need_no_sinks(tmp_path):
     vlm, prompt = tiny_case("idefics2")  # whose patches have no tokens of their own
     gates = sg.Gates.ones(vlm).set("v_sink", 0.5, 1).set("rest", 0.5, 1)
+    before = dict(ALL_ATTENTION_FUNCTIONS._global_mapping)
     export_runtime(vlm, gates, tmp_path, v_sink="norm", l_sink="norm", prompt=prompt)
+    after = ALL_ATTENTION_FUNCTIONS._global_mapping
+    assert dict(after) == before and not any(hasattr(each, "gated") for each in after.values()), (
+        "the check leaves nothing"
+    )
     settings = json.loads((tmp_path / "sink_gates.json").read_text())
     assert settings["vision"] is settings["v_sink"] is settings["l_sink"] is None and settings["gated_layers"] == [1]
 
