@@ -174,10 +174,7 @@ def test_gates_that_treat_all_visual_tokens_alike_need_no_sinks(tmp_path):
     gates = sg.Gates.ones(vlm).set("v_sink", 0.5, 1).set("rest", 0.5, 1)
     before = dict(ALL_ATTENTION_FUNCTIONS._global_mapping)
     export_runtime(vlm, gates, tmp_path, v_sink="norm", l_sink="norm", prompt=prompt)
-    after = ALL_ATTENTION_FUNCTIONS._global_mapping
-    assert dict(after) == before and not any(hasattr(each, "gated") for each in after.values()), (
-        "the check leaves nothing"
-    )
+    assert dict(ALL_ATTENTION_FUNCTIONS._global_mapping) == before, "the check leaves nothing"
     settings = json.loads((tmp_path / "sink_gates.json").read_text())
     assert settings["vision"] is settings["v_sink"] is settings["l_sink"] is None and settings["gated_layers"] == [1]
 
