@@ -54,7 +54,7 @@ def export(
     if runs.out is None:
         raise SinkgateError("--out is missing; expected the folder for the tables")
     if pictures:
-        samples, about = samples_of(pictures, question or [QUESTION]), {"images": [str(place) for place in pictures]}
+        samples, about = samples_of(pictures, question or [QUESTION]), {"images": [str(path) for path in pictures]}
     elif question:
         raise SinkgateError("--question asks about IMAGES; name image files or folders, or leave it out with --data")
     else:

@@ -59,7 +59,7 @@ def load(
         device: where to put the model; None or ``"auto"`` takes an accelerator (CUDA, MPS, XPU, ...) where there is one, else the CPU.
         device_map: spread it over several devices, CPU memory and disk: ``"auto"`` or a map of modules, as
             ``from_pretrained`` takes it. Gates follow each layer to its device.
-        dtype: float32, bfloat16, float16 or float64; the checkpoint's own (demo: float32) where None.
+        dtype: float32, bfloat16, float16 or float64; the checkpoint's own (demo: float32) where None. Warns where a CPU has to emulate it.
         revision: branch, tag or commit on the Hub; its main branch where None. Name a commit to get the same weights for good:
             known names fix the Hub id only.
         attn_implementation: sdpa, eager, flash_attention_2, flash_attention_3, flex_attention or a kernel of the Hub; sdpa where the
