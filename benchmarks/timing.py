@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from random import Random
 from statistics import median, quantiles
 from typing import Any
 
@@ -63,12 +64,12 @@ def ratio(
 def take_turns(variants: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each variant in each round, after one round that warms up.
 
-    Every other round runs in reverse order, so that neither drift of the machine nor the state that one variant leaves to the next
-    favours any of them. A variant that returns a float has measured itself.
+    Each round has an order of its own, the same in every run, so that neither drift of the machine nor the state that one variant
+    leaves to the next favours any of them. A variant that returns a float has measured itself.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for index in range(rounds + 1):
-        for name in list(variants)[:: 1 if index % 2 else -1]:
+        for name in Random(index).sample(list(variants), len(variants)):
             taken = timed(variants[name])
             if index:
                 seconds[name].append(taken)
