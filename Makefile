@@ -1,5 +1,5 @@
 # Short names for the commands of CONTRIBUTING.md.
-.PHONY: install app test test-all lint docs notebooks wheel
+.PHONY: install app test test-all test-nightly lint docs notebooks wheel
 
 install:
 	pip install -r requirements.txt -e ".[dev]"
@@ -11,7 +11,10 @@ test:
 	python -m pytest -n 2
 
 test-all:
-	python -m pytest -n 2 -m ""
+	python -m pytest -n 2 -m "not nightly"
+
+test-nightly:
+	python -m pytest -n 2 -m nightly
 
 lint:
 	ruff check .

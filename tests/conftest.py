@@ -22,7 +22,6 @@ TESTS = Path(__file__).parent
 #: What CI runs in its second step: folders below tests/, and single tests that start processes, take seconds, or vary one of the first step.
 EXTENDED = ("attacks", "browser", "demo", "docs", "hosting", "load", "notebooks")
 EXTENDED_TESTS = (
-    "attention/test_kernels.py::test_compiled_flex_attention_is_gated",
     "browser/test_page.py::test_a_page_that_hears_late",
     "browser/test_page.py::test_bad_questions",
     "browser/test_page.py::test_every_kind_of_picture",
@@ -42,15 +41,11 @@ EXTENDED_TESTS = (
     "images/test_images.py::test_a_phones_photograph_is_made_smaller_and_stands_upright[TIFF]",
     "images/test_images.py::test_a_phones_photograph_is_made_smaller_and_stands_upright[WEBP]",
     "methods/test_criterion.py::test_studies",
-    "methods/test_runtime.py::test_shipped_gates_other_models_and_other_criteria",
+    "methods/test_runtime.py::test_shipped_gates_and_other_criteria",
     "models/test_chat.py::test_options_are_chosen_alike_by_sweeps_and_scores[sentencepiece-",
     "models/test_processor_table.py::test_what_is_",
     "models/test_session.py::test_a_compiled_model_is_gated_and_recorded",
     "plots/test_style.py::test_images_are_files_of_their_kind",
-    "reference/test_check_gating.py::test_gates_are_what_hooks_on_the_key_projection_do[idefics3]",
-    "reference/test_check_gating.py::test_gates_are_what_hooks_on_the_key_projection_do[internvl]",
-    "reference/test_check_gating.py::test_gates_are_what_hooks_on_the_key_projection_do[qwen3_vl]",
-    "reference/test_check_gating.py::test_gates_are_what_hooks_on_the_key_projection_do[siglip]",
     "reference/test_check_gating.py::test_the_command_says_equal_or_different",
     "sinks/test_states.py::test_verdicts_are_those_on_whole_states",
     "studies/test_claims.py::test_reasoning_that_leans_by_chance",
@@ -58,7 +53,6 @@ EXTENDED_TESTS = (
     "studies/test_probes_study.py::test_both_studies_in_their_folders",
     "studies/test_race.py::test_a_killed_race",
     "studies/test_race.py::test_the_best_of_the_exact_map",
-    "studies/test_run.py::test_ten_kills_at_random_moments_change_nothing",
     "test_gpu_script.py::",
     "test_project.py::test_import_and_help_leave_out_what_they_do_not_need[import sinkgate as sg",
     "test_project.py::test_the_models_of_the_page_are_those_of_the_tests",
@@ -69,11 +63,23 @@ EXTENDED_TESTS = (
     "training/test_gate_training.py::test_early_stopping_takes_the_best_weights_back",
     "training/test_gate_training.py::test_the_limit_of_checkpoints_spares_the_best_and_folders_of_users",
     "training/test_gate_training.py::test_two_processes_equal_one",
-    "training/test_stacking.py::test_the_stack_is_what_greedy_choice_by_hand_gives[accuracy]",
-    "training/test_stacking.py::test_the_stack_is_what_greedy_choice_by_hand_gives[loss]",
+    "training/test_stacking.py::test_the_stack_is_what_greedy_choice_by_hand_gives",
     "widgets/test_in_jupyterlab.py::",
 )
-#: Of the zoo's architectures, those of every contributor's run: each adapter, and each way from patches to tokens. Others are extended.
+#: What a schedule runs: tests that take long and vary what the tests above hold in one form.
+NIGHTLY_TESTS = (
+    "attention/test_kernels.py::test_compiled_flex_attention_is_gated",
+    "methods/test_runtime.py::test_other_models",
+    "models/test_session.py::test_a_compiled_model_is_gated_and_recorded[siglip]",
+    "reference/test_check_gating.py::test_gates_are_what_hooks_on_the_key_projection_do[idefics3]",
+    "reference/test_check_gating.py::test_gates_are_what_hooks_on_the_key_projection_do[internvl]",
+    "reference/test_check_gating.py::test_gates_are_what_hooks_on_the_key_projection_do[qwen3_vl]",
+    "reference/test_check_gating.py::test_gates_are_what_hooks_on_the_key_projection_do[siglip]",
+    "studies/test_run.py::test_ten_kills_at_random_moments_change_nothing",
+    "test_gpu_script.py::test_started_as_users_do_it",
+    "widgets/test_in_jupyterlab.py::test_thirty_two_layers",
+)
+#: Of the zoo's architectures, those of every contributor's run: each adapter, and each way from patches to tokens. Others are nightly.
 COMMON = (
     "llava",
     "llava_next",
@@ -86,6 +92,11 @@ COMMON = (
     "internvl",
     "instructblip",
     "lfm2_vl",
+)
+#: Of all other architectures CI runs these.
+OF_EVERY_ARCHITECTURE = (
+    "models/test_architectures.py::test_a_prompt_knows_its_visual_tokens",
+    "models/test_architectures.py::test_gated_logits_and_rows_equal_attention_written_from_scratch",
 )
 MAIN_PATH = "browser/test_page.py"
 #: Folders and files that take longest: begun first, so that no worker is left with one of them at the end.
@@ -101,7 +112,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         test = f"{path.as_posix()}::{item.name}"
         call = getattr(item, "callspec", None)
         rare = any(isinstance(value, str) and value in rare_names for value in call.params.values()) if call else False
-        if rare or (path.parts[0] in EXTENDED and path.as_posix() != MAIN_PATH) or test.startswith(EXTENDED_TESTS):
+        if test.startswith(NIGHTLY_TESTS) or (rare and not test.startswith(OF_EVERY_ARCHITECTURE)):
+            item.add_marker("nightly")
+        elif rare or (path.parts[0] in EXTENDED and path.as_posix() != MAIN_PATH) or test.startswith(EXTENDED_TESTS):
             item.add_marker("extended")
     items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in LONGEST)
 
@@ -110,7 +123,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Import nothing of extended files and folders where all of tests/ is collected without the extended tests."""
     whole = [config.invocation_params.dir / argument for argument in config.args] == [TESTS]
     path, main = collection_path.relative_to(TESTS), Path(MAIN_PATH)
-    if not whole or config.option.markexpr != "not extended" or path in (main, *main.parents):
+    if not whole or config.option.markexpr != "not extended and not nightly" or path in (main, *main.parents):
         return None
     return True if path.parts[0] in EXTENDED or f"{path.as_posix()}::" in EXTENDED_TESTS else None
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def shared(fixture_name: str, config: pytest.Config) -> Literal["module", "session"]:
     """Return the scope of app and browser: where one file of this folder runs, they end with it and slow down no others."""
-    return "module" if config.option.markexpr == "not extended" else "session"
+    return "module" if config.option.markexpr.startswith("not extended") else "session"
 
 
 @pytest.fixture(scope=shared)

@@ -28,7 +28,7 @@ def few_gates(vlm, setup):
 
 
 def halves(vlm, setup):
-    unmodified, half = Fixed(sg.Gates.ones(vlm)), Fixed(sg.Gates.preset("Paper's midpoint", vlm))
+    unmodified, half = Fixed(sg.Gates.ones(vlm)), Fixed(sg.Setting(7, 0.5, 0.5).gates(vlm))
     baselines = ("0.5 everywhere", "V-sinks suppressed", "V-sinks removed", "VAR", "sinks to the front")
     layers = [f"0.5, layer {layer}" for layer in range(vlm.num_layers) if setup.further]
     return {comparison.UNMODIFIED: unmodified, **dict.fromkeys((*baselines, *layers), half)}
@@ -45,11 +45,11 @@ def small_run(demo, monkeypatch):
 def test_a_small_run_is_resumed_and_becomes_a_card(small_run, tmp_path):
     setup = replace(
         comparison.SETUPS["demo-small"],
-        layers=(2, 7),
+        layers=(6, 7),
         ablated=(7,),
         samples=2,
         validation=13,
-        questions=26,
+        questions=13,
         seeds=(0,),
     )
     comparison.run_comparison(setup, tmp_path / "run")
@@ -84,7 +84,7 @@ def test_published_comparisons_have_a_gate_in_every_layer(demo, name):
 
 def test_a_short_comparison_has_a_card_without_the_parts_that_it_leaves_out(small_run, tmp_path):
     setup = replace(
-        comparison.SETUPS["demo-large"], layers=(6, 7), ablated=(7,), samples=2, validation=13, questions=26, seeds=(0,)
+        comparison.SETUPS["demo-large"], layers=(6, 7), ablated=(7,), samples=2, validation=13, questions=13, seeds=(0,)
     )
     comparison.run_comparison(setup, tmp_path)
     assert [path.name for path in tmp_path.glob("*.json")] == ["seed-0.json"]

@@ -18,7 +18,7 @@ def large():
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [Scene.random(Random(f"large/{index}")) for index in range(6)]
+    return [Scene.random(Random(f"large/{index}")) for index in range(4)]
 
 
 def test_it_answers(large, scenes):
@@ -28,7 +28,7 @@ def test_it_answers(large, scenes):
         for question in ask_all(scene, Random(index)):
             trace = large.answer(large.prompt(image, question.question), max_new_tokens=6)
             correct.append(trace.text == question.answer)
-    assert len(correct) > 60 and sum(correct) / len(correct) > 0.9
+    assert len(correct) > 40 and sum(correct) / len(correct) > 0.9
 
 
 def test_every_image_has_l_sinks_in_the_llms_own_dimension(large, scenes):

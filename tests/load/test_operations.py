@@ -1,4 +1,4 @@
-"""Health, metrics, logs; and what users see when something goes wrong: the next request works."""
+"""Several users at once, each with replies of its own; health, metrics, logs; and what users see when something goes wrong."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import json
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from load_clients import Notes, PageClient, errands
 from raw_client import RawClient
+
+import sinkgate as sg
 
 if TYPE_CHECKING:
     from app_process import App
 
 LONG = "What do you see?"  # is answered with a dozen words
+USERS, ERRANDS = 3, 2
+COMPARED = 2  # replies to an errand: first words, and both answers
 
 
 def wait_for(condition, seconds: float = 60) -> None:
@@ -77,6 +83,18 @@ def test_logs_are_json_and_hold_nothing_that_users_wrote(app: App, client: RawCl
     assert lines and all({"asctime", "levelname", "event"} <= line.keys() for line in lines)
     assert "hexagon" not in app.logged() and "x" * 50 not in app.logged()
     assert {line["tier"] for line in lines if line["event"] == "job"} >= {"ask"}
+
+
+def test_each_user_gets_the_replies_to_its_own_errands(app: App, vlm: sg.VLM) -> None:
+    notes = Notes()
+    users = [
+        PageClient(app.address, errands(vlm, number, ERRANDS), notes, threading.Event(), number)
+        for number in range(USERS)
+    ]
+    with ThreadPoolExecutor(USERS) as pool:
+        list(pool.map(PageClient.visit, users))
+    assert notes.wrong == [] and not notes.refused
+    assert notes.right == USERS * ERRANDS * COMPARED
 
 
 def test_a_model_that_raises_is_one_sentence_and_the_next_question_works(altered_app: App) -> None:

@@ -25,7 +25,8 @@ from sinkgate.scenes import Scene
 from sinkgate.sinks.criteria import AttentionShare, MassiveActivations, NormOutliers, SinkDimensions
 
 SERVER = Path(__file__).with_name("runtime_server.py")
-FAMILIES = ("llava", "internvl", "idefics3", "qwen3_vl", "gemma3", "qwen2_vl")
+FAMILIES = ("llava", "internvl", "idefics3", "gemma3", "qwen2_vl")
+LOUD: dict[str, Any] = {"v_sink": AttentionShare(1.1), "l_sink": AttentionShare(1.1)}
 STEPS = 6
 
 
@@ -120,23 +121,29 @@ def zoo_case(name: str, **criteria) -> Case:
     return Case(vlm, [vlm.read(sample) for sample in samples], together(samples), three_groups(vlm), criteria)
 
 
-def test_shipped_gates_other_models_and_other_criteria_are_served_without_sinkgate(demo, tmp_path):
-    stack = sg.LSG.from_pretrained(Path(sg.__file__).parent / "demo" / "gates" / "stack")
-    large = sg.load("demo-large")
-    learned = shaken(sg.LSG.for_vlm(large, [1, 3], grouping="three", signal="mean", bias=True, norm_weights=True))
-    loud = {"v_sink": AttentionShare(1.1), "l_sink": AttentionShare(1.1)}
-    cases = [
-        *(scene_case(demo, gates) for gates in (stack, three_groups(demo))),
-        *(scene_case(large, gates) for gates in (learned, three_groups(large))),
-        *(zoo_case(name, **loud) for name in FAMILIES),
-    ]
-    cases.append(zoo_case("llava", v_sink=NormOutliers(1.02), l_sink=SinkDimensions((3, 5), tau=1.0)))
-    cases.append(zoo_case("qwen3_vl", v_sink=SinkDimensions((1,), 1.0), l_sink=MassiveActivations(1.5, 0.0, (2, 4))))
-    for case in cases[4:]:
+def have_sinks(cases: list[Case]) -> list[Case]:
+    for case in cases:
         maps = [case.sinks(prompt) for prompt in case.prompts]
         assert any(sinks.v_sink.any() and not sinks.v_sink.all() for sinks in maps), case.vlm.name
         assert any(sinks.l_sink.any() for sinks in maps), case.vlm.name
-    serve(tmp_path, cases)
+    return cases
+
+
+def test_shipped_gates_and_other_criteria_are_served_without_sinkgate(demo, tmp_path):
+    stack = sg.LSG.from_pretrained(Path(sg.__file__).parent / "demo" / "gates" / "stack")
+    cases = [
+        zoo_case("qwen3_vl", **LOUD),
+        zoo_case("llava", v_sink=NormOutliers(1.02), l_sink=SinkDimensions((3, 5), tau=1.0)),
+        zoo_case("qwen3_vl", v_sink=SinkDimensions((1,), 1.0), l_sink=MassiveActivations(1.5, 0.0, (2, 4))),
+    ]
+    serve(tmp_path, [scene_case(demo, stack), scene_case(demo, three_groups(demo)), *have_sinks(cases)])
+
+
+def test_other_models_are_served_without_sinkgate(tmp_path):
+    large = sg.load("demo-large")
+    learned = shaken(sg.LSG.for_vlm(large, [1, 3], grouping="three", signal="mean", bias=True, norm_weights=True))
+    scenes = [scene_case(large, gates) for gates in (learned, three_groups(large))]
+    serve(tmp_path, [*scenes, *have_sinks([zoo_case(name, **LOUD) for name in FAMILIES])])
 
 
 def tiny_case(name: str = "llava") -> tuple[VLM, sg.Prompt]:
@@ -193,8 +200,7 @@ def test_logits_that_differ_from_sinkgates_are_refused(tmp_path, monkeypatch):
 
 def test_the_module_refuses_another_model_attention_and_prompt_in_words(tmp_path):
     vlm, prompt = tiny_case()
-    loud = {"v_sink": AttentionShare(1.1), "l_sink": AttentionShare(1.1)}
-    export_runtime(vlm, three_groups(vlm), tmp_path, prompt=prompt, **loud)
+    export_runtime(vlm, three_groups(vlm), tmp_path, prompt=prompt, **LOUD)
     apply_gates = load_runtime(tmp_path).apply_gates
     with pytest.raises(ValueError, match="exported for llava .*this model has type internvl"):
         apply_gates(ZOO["internvl"].model())
@@ -214,8 +220,7 @@ def test_the_module_refuses_another_model_attention_and_prompt_in_words(tmp_path
 def test_a_cache_brings_its_scales_along(name, tmp_path):
     vlm, prompt = tiny_case()
     gates = three_groups(vlm)
-    loud = {"v_sink": AttentionShare(1.1), "l_sink": AttentionShare(1.1)}
-    export_runtime(vlm, gates, tmp_path, prompt=prompt, **loud)
+    export_runtime(vlm, gates, tmp_path, prompt=prompt, **LOUD)
     rename_cache(vlm.decoder, name)
     applied, token = load_runtime(tmp_path).apply_gates(vlm.model), torch.tensor([[9]])
     rename_cache(vlm.decoder, CACHE_NAME)
@@ -224,7 +229,7 @@ def test_a_cache_brings_its_scales_along(name, tmp_path):
         vlm.model(**vlm.read(ZOO["llava"].sample(3)).inputs)  # another prompt in between
         got = vlm.model(input_ids=token, **{CACHE_NAME: cache}).logits
     applied.remove()
-    with torch.no_grad(), vlm.gated(prompt, sg.find_sinks(vlm, prompt, **loud), gates):
+    with torch.no_grad(), vlm.gated(prompt, sg.find_sinks(vlm, prompt, **LOUD), gates):
         cache = cache_in(vlm.model(**prompt.inputs))
         wanted = vlm.model(input_ids=token, **{CACHE_NAME: cache}).logits
     torch.testing.assert_close(got, wanted)

@@ -53,7 +53,7 @@ def prompt_states(seed: int, width: int, tokens: int, spikes: int, dtype: torch.
     st.integers(0, 4),
     st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_verdicts_are_those_on_whole_states(seed, width, tokens, spikes, dtype):
     hidden = prompt_states(seed, width, tokens, spikes, dtype)
     judged = torch.arange(tokens)[tokens // 3 :]

@@ -2,7 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,9 @@ sg.explore(sg.load("demo"), Scene.random(Random(71)).render(), "How many objects
 """
 MANY_LAYERS = f"""
 import sys
+import sinkgate as sg
+from random import Random
+from sinkgate.scenes.scene import Scene
 sys.path.append({str(Path(__file__).parents[1])!r})
 from tiny import tiny_llava
 sg.explore(sg.load(tiny_llava(layers=32)), Scene.random(Random(71)).render(), "How many objects are there?")
@@ -42,13 +45,16 @@ def wait(page, condition):
     page.wait_for_function(condition, polling=100)  # ms; each frame of the screen would keep the browser busy
 
 
-def test_explore_and_sweep_map_in_jupyterlab(tmp_path, sweep_folder):
-    with ThreadPoolExecutor(1) as thread:  # a thread of its own, as other tests may hold a browser in this one
-        thread.submit(visit, tmp_path, sweep_folder).result()
+def in_a_thread(visit, *arguments):
+    """Call in a thread of its own, as other tests may hold a browser in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(visit, *arguments).result()
 
 
-def visit(folder, sweep_folder):
-    write_notebook(folder / "widgets.ipynb", [EXPLORE, f"sg.sweep_map({str(sweep_folder)!r})", MANY_LAYERS])
+@contextmanager
+def opened(folder, *cells):
+    """A notebook of these cells in JupyterLab, all of them run; without an error on the page."""
+    write_notebook(folder / "widgets.ipynb", cells)
     with ExitStack() as stack:
         try:
             browser = stack.enter_context(chromium())
@@ -65,9 +71,26 @@ def visit(folder, sweep_folder):
         page.goto(f"{address}/lab/tree/widgets.ipynb?token={TOKEN}")
         page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
         page.locator(".jp-CodeCell .cm-content").first.click()
-        for _ in range(2):
+        for _ in cells:
             page.keyboard.press("Shift+Enter")
+        yield page
+        assert errors == []
 
+
+def narrowed(page, figures):
+    """Figures have the width of their cell, and that of a narrower window."""
+    wait(page, f"{WIDTHS}.length === {figures} && {WIDTHS}.every(([own, room]) => own === room)")
+    before = page.evaluate(WIDTHS)
+    page.set_viewport_size({"width": 1000, "height": 1000})
+    wait(page, f"{WIDTHS}.every(([own, room]) => own === room && own < {before[0][0] - 100})")
+
+
+def test_explore_and_sweep_map_in_jupyterlab(tmp_path, sweep_folder):
+    in_a_thread(visit, tmp_path, sweep_folder)
+
+
+def visit(folder, sweep_folder):
+    with opened(folder, EXPLORE, f"sg.sweep_map({str(sweep_folder)!r})") as page:
         wait(page, f"{ANSWERS} === '2,2'")
         page.wait_for_selector(".js-plotly-plot .heatmaplayer image")
         assert page.evaluate(WORDS_AXIS) == "category"
@@ -111,22 +134,22 @@ def visit(folder, sweep_folder):
             "id-2",
             "id-4",
         ]
+        narrowed(page, 2)
 
-        page.locator(".jp-CodeCell .cm-content").nth(2).click()
-        page.keyboard.press("Shift+Enter")
-        many = page.locator(".jp-CodeCell").nth(2)
-        many.locator(".heatmaplayer image").first.wait_for()
+
+def test_thirty_two_layers_in_jupyterlab(tmp_path):
+    in_a_thread(visit_many_layers, tmp_path)
+
+
+def visit_many_layers(folder):
+    with opened(folder, MANY_LAYERS) as page:
+        page.locator(".heatmaplayer image").first.wait_for()
         # three groups in 32 layers, of which L-sinks are shown when separated
-        assert many.locator(".widget-vslider").count() == 96
-        assert many.locator(".widget-vslider:visible").count() == 64
+        assert page.locator(".widget-vslider").count() == 96
+        assert page.locator(".widget-vslider:visible").count() == 64
         wide = "(element) => element.scrollWidth > element.clientWidth"
-        mixer = many.locator(".widget-hbox:has(> .widget-vbox)")
+        mixer = page.locator(".widget-hbox:has(> .widget-vbox)")
         assert mixer.evaluate(wide), "32 layers are wider than the cell"
         outer = mixer.locator("xpath=ancestor::*")
         assert not any(outer.nth(n).evaluate(wide) for n in range(outer.count())), "they scroll in their own box"
-
-        wait(page, f"{WIDTHS}.length === 3 && {WIDTHS}.every(([own, room]) => own === room)")
-        before = page.evaluate(WIDTHS)
-        page.set_viewport_size({"width": 1000, "height": 1000})
-        wait(page, f"{WIDTHS}.every(([own, room]) => own === room && own < {before[0][0] - 100})")
-        assert errors == []
+        narrowed(page, 1)
