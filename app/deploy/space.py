@@ -63,7 +63,7 @@ def build(folder: Path, hardware: str, model: str, revision: str | None) -> None
         revision: commit of the model on the Hub, 40 hexadecimal digits.
 
     Raises:
-        ValueError: the folder holds other files, the hardware is unknown, or the model is not pinned to a commit.
+        ValueError: the folder holds other files, the hardware is unknown, the model is not pinned to a commit, or a demo model is.
     """
     known = sorted(kind.value for kind in SpaceHardware)
     if hardware not in known:
@@ -121,7 +121,7 @@ def copy_package(target: Path, model: str) -> None:
 def model_problem(model: str, revision: str | None) -> str:
     """Return the reason why a Space must not run this model; empty if it may."""
     if model in DEMOS:
-        return ""
+        return f"the revision is {revision!r}, and {model} is part of the package: leave it out" if revision else ""
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", model):
         return f"the model is {model!r}; expected a demo model ({', '.join(DEMOS)}) or a Hub id, owner/name"
     if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):

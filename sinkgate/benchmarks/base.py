@@ -87,7 +87,7 @@ class Benchmark:
             files: a Parquet or JSON file, or a folder of them; None fetches them from the Hub (see ``fetch``, which returns the commit).
             limit: most items, drawn at random because files are ordered by task; a larger limit includes the items of a smaller one.
             seed: of the draw.
-            revision: branch, tag or commit on the Hub, if ``files`` is None.
+            revision: branch, tag or commit on the Hub; refused with ``files``, which have none.
             images: folder of the images that the files name; not needed for files that hold their images.
             broken: for an invalid row, "stop" raises, "skip" skips it; the scores are then of fewer questions than published ones.
             passed: counts skipped rows as "broken".
@@ -147,6 +147,8 @@ class Benchmark:
         self, files: str | Path | None, limit: int | None, seed: int, revision: str | None
     ) -> Iterator[tuple[str, Row | BenchmarkError]]:
         """Yield rows, each with its place in words; for a row that cannot be read, its error."""
+        if files is not None and revision is not None:
+            raise BenchmarkError(f"revision is {revision!r}, and {files} has none; leave out one of the two")
         location = self.fetch(revision).folder if files is None else files
         table = Table(files_in(location, self.patterns), self.columns, self.renamed, self.of_file)
         shuffled = Random(seed).sample(range(len(table)), len(table))  # of all rows, so that limits nest

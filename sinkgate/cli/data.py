@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from sinkgate.data import Sample
 
 SCENES = 2600  # samples without --limit
+#: Options that each kind of data reads, beside --limit, --skip and --seed.
+READS = {
+    "scenes": {"haze"},
+    "a benchmark": {"files", "data_revision", "images", "broken"},
+    "cambrian": {"files", "images", "broken"},
+    "VQA v2 or GQA": {"images", "annotations", "broken"},
+    "LLaVA's format": {"images", "broken", "turns"},
+}
 Split = Literal["train", "validation", "test"]
 
 
@@ -157,16 +165,39 @@ class DataChoice:
         unusual = {"skip": self.skip or None, "turns": None if self.turns == "first" else self.turns}
         return about | {name: value for name, value in unusual.items() if value is not None}
 
-    def _check(self) -> None:
-        """Raise SinkgateError if --turns or --skip does not fit the data."""
+    @property
+    def used(self) -> DataChoice:
+        """The same choice without the options that its data does not read."""
         from sinkgate.benchmarks import BENCHMARKS
-        from sinkgate.data.llava import exists, named
+        from sinkgate.data.llava import exists
         from sinkgate.data.vqa import is_question_file
 
-        single = self.data in ("scenes", "cambrian", *BENCHMARKS) or (exists(self.data) and is_question_file(self.data))
-        if self.turns != "first" and single:
+        if self.data in ("scenes", "cambrian"):
+            kind = self.data
+        elif self.data in BENCHMARKS:
+            kind = "a benchmark"
+        elif exists(self.data):
+            kind = "VQA v2 or GQA" if is_question_file(self.data) else "LLaVA's format"
+        else:
+            return self  # reading it raises
+        unread = set().union(*READS.values()) - READS[kind]
+        return replace(self, **{each.name: each.default for each in fields(self) if each.name in unread})
+
+    def _check(self) -> None:
+        """Raise SinkgateError if an option does not fit the data."""
+        from sinkgate.benchmarks import BENCHMARKS
+        from sinkgate.data.llava import named
+
+        for name, value in vars(self.used).items():
+            if (got := getattr(self, name)) == value:
+                continue
+            option = f"--{name.replace('_', '-')} is {got}"
+            if name == "turns":
+                raise SinkgateError(f"{option}; expected first with {named(self.data)}, whose questions stand alone")
+            raise SinkgateError(f"{option}, which {named(self.data)} does not use; leave it out")
+        if self.files and self.data_revision:
             raise SinkgateError(
-                f"--turns is {self.turns}; expected first with {named(self.data)}, whose questions stand alone"
+                f"--data-revision is {self.data_revision}, and --files names files of this machine, which have none; leave out one of the two"
             )
         if self.skip and self.data in BENCHMARKS and self.data != "scenes":
             raise SinkgateError(

@@ -83,10 +83,13 @@ def train(
 
     processes = PartialState(cpu=not torch.cuda.is_available())
     writable_folder(out / "gates")  # before the work
-    samples, seed = data.samples("train", on_test_split), data.seed
-    checks = replace(data, data=str(validation), skip=0).samples("validation", on_test_split) if validation else []
-    if data.data == "scenes" and not validation:
+    samples, seed = (data.used if validation else data).samples("train", on_test_split), data.seed
+    if validation:  # which reads other options than the samples, perhaps
+        checks = replace(data, data=str(validation), skip=0).used.samples("validation", on_test_split)
+    elif data.data == "scenes":
         checks = replace(data, limit=min(data.limit or SCENES, SCENES) // 4 or 1, skip=0).samples("validation")
+    else:
+        checks = []
     vlm = chosen.load()
     set_seed(seed)
     at = read_layers(layers, vlm.num_layers)

@@ -255,6 +255,8 @@ def _pictures(data: str, images: Path | None, limit: int, seed: int) -> list[Any
     from sinkgate.data.llava import exists, named
 
     if data == "scenes":
+        if images is not None:
+            raise SinkgateError(f"--images is {images}, which scenes does not use; leave it out, or give --data")
         return list(scene_facts(limit, seed, split="test"))
     if not exists(data):
         raise SinkgateError(

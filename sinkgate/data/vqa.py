@@ -43,7 +43,7 @@ def read_questions(
     Args:
         path: such as ``v2_OpenEnded_mscoco_val2014_questions.json`` or ``testdev_balanced_questions.json``.
         images: folder of the images, ``COCO_val2014_000000000042.jpg`` or ``n161313.jpg``.
-        annotations: of VQA v2; the file of the same split beside the questions if None.
+        annotations: of VQA v2; the file of the same split beside the questions if None. Refused for GQA.
         broken: for an invalid question, "stop" raises, "skip" skips it.
         passed: counts skipped questions by reason: "broken", "missing image".
 
@@ -57,7 +57,12 @@ def read_questions(
     one_of("broken", broken, Broken)
     passed = Counter() if passed is None else passed
     content = read_object(path, EXPECTED)
-    rows = _vqa(content, path, annotations) if isinstance(content.get("questions"), list) else _gqa(content)
+    of_vqa = isinstance(content.get("questions"), list)
+    if annotations is not None and not of_vqa:
+        raise SinkgateError(
+            f"annotations are {named(annotations)}, but {path}, of GQA, has its answers; leave them out"
+        )
+    rows = _vqa(content, path, annotations) if of_vqa else _gqa(content)
     return _samples(rows, path, folder, broken, passed)
 
 

@@ -61,7 +61,7 @@ def load(
             ``from_pretrained`` takes it. Gates follow each layer to its device.
         dtype: float32, bfloat16, float16 or float64; the checkpoint's own (demo: float32) where None. Warns where a CPU has to emulate it.
         revision: branch, tag or commit on the Hub; its main branch where None. Name a commit to get the same weights for good:
-            known names fix the Hub id only.
+            known names fix the Hub id only. Refused for a demo model and for a folder, which have none.
         attn_implementation: sdpa, eager, flash_attention_2, flash_attention_3, flex_attention or a kernel of the Hub; sdpa where the
             architecture has it, else eager, where None. Only sdpa and eager take rules that need logits or probabilities.
         quantize: ``"4bit"`` (nf4) or ``"8bit"`` weights by bitsandbytes, the encoder's too; everything but the output layer.
@@ -90,6 +90,11 @@ def load(
     else:
         source = ALIASES.get(source, source) if isinstance(source, str) else source
         location, name = _find(source)
+        if revision is not None and Path(location).is_dir():
+            what = "part of this package" if source in BUILT_IN else "a folder"
+            raise UnsupportedModelError(
+                f"revision is {revision!r}, and {source} is {what}, which has none; leave it out, or load by a Hub id"
+            )
         if attn_implementation is not None and not can_be_gated(attn_implementation):
             raise UnsupportedModelError(
                 f"attn_implementation is {attn_implementation!r}; expected sdpa, eager, flash_attention_2, flash_attention_3, "

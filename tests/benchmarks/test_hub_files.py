@@ -37,6 +37,11 @@ def test_what_is_fetched_is_read_like_local_files(requests):
     assert [options["revision"] for _, options in requests] == ["v1", None]
 
 
+def test_a_revision_of_local_files_is_refused(tmp_path):
+    with pytest.raises(SinkgateError, match=f"revision is 'v1', and {tmp_path} has none; leave out one of the two"):
+        benchmark("cvbench").items(tmp_path, revision="v1")
+
+
 def test_without_a_network():
     """The tests run with HF_HUB_OFFLINE=1 and the data sets are not in the cache."""
     with pytest.raises(SinkgateError) as raised:

@@ -76,6 +76,10 @@ def test_gqa(folder):
     assert passed == {"missing image": 1}
     with pytest.raises(SinkgateError, match=r"question '20130': there is no file n2\.jpg"):
         list(read_questions(path, folder))
+    with pytest.raises(
+        SinkgateError, match=r"annotations are answers\.json, but .*, of GQA, has its answers; leave them"
+    ):
+        read_questions(path, folder, "answers.json")
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_another_model_is_pinned_and_has_no_demo_beside_it(tmp_path):
     [
         ("gpu", "demo", None, "hardware is 'gpu'; expected one of a100-large"),
         ("cpu-basic", "../weights", COMMIT, "expected a demo model (demo-large, demo, demo-small) or a Hub id"),
+        ("cpu-basic", "demo", COMMIT, "demo is part of the package: leave it out"),
         ("cpu-basic", "owner/name", None, "the revision of owner/name is None; expected a commit"),
         ("cpu-basic", "owner/name", "main", "expected a commit, 40 hexadecimal digits"),
     ],

@@ -274,6 +274,11 @@ def test_a_hub_id_fetches_the_two_files(saved, monkeypatch):
         LSG.from_pretrained("someone/gates")
 
 
+def test_a_revision_of_a_folder_is_refused(saved):
+    with pytest.raises(sg.GateError, match=f"revision is 'v1', and {saved} is a folder, which has none; leave it out"):
+        LSG.from_pretrained(saved, revision="v1")
+
+
 def test_offline_is_one_sentence():
     with pytest.raises(sg.GateError, match="from nobody-here/no-gates: .*cannot be reached.*hf download") as caught:
         LSG.from_pretrained("nobody-here/no-gates")

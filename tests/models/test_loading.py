@@ -338,9 +338,9 @@ def test_options_reach_transformers_and_bitsandbytes(saved, monkeypatch):
     )
     refused(saved, "far enough", quantize="8bit", device_map="auto")
     assert received["quantization_config"].load_in_8bit and received["device_map"] == "auto"
-    refused(saved, "far enough", device="cpu", revision="v1", local_files_only=True, trust_remote_code=True)
+    refused(saved, "far enough", device="cpu", local_files_only=True, trust_remote_code=True)
     assert received["quantization_config"] is None and received["device_map"] == {"": torch.device("cpu")}
-    assert received["revision"] == "v1" and received["local_files_only"] and received["trust_remote_code"]
+    assert received["local_files_only"] and received["trust_remote_code"]
 
 
 # --- what is refused
@@ -606,6 +606,8 @@ def test_options_that_cannot_be(saved):
     refused("demo", "expected 4bit or 8bit", quantize="2bit")
     refused("demo", "give one of them", device="cpu", device_map="auto")
     refused(saved, "found nonsense", device_map="nonsense")
+    for source, what in (("demo-large", "part of this package"), (saved, "a folder"), (str(saved), "a folder")):
+        refused(source, f"revision is 'v1', and {source} is {what}", "leave it out, or load by a Hub id", revision="v1")
     refused(tiny_llava("clip"), "is taken as it is", device="cpu")
 
 

@@ -26,10 +26,14 @@ def find(location: str | Path, revision: str | None = None, token: str | bool | 
     """Return the folder of the gates: the given one, or the local copy of a Hub repository, of which only the two files are fetched.
 
     Raises:
-        GateError: there is no such folder, and no such repository or no way to reach it.
+        GateError: there is no such folder, and no such repository or no way to reach it; or a revision of a folder.
     """
     folder = Path(location).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise GateError(
+                f"revision is {revision!r}, and {location} is a folder, which has none; leave it out, or give a Hub id"
+            )
         return folder
     if not isinstance(location, str) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", location):
         raise GateError(f"learned gates cannot be read from {location}: no such folder; a Hub id reads owner/name")
