@@ -70,9 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.metrics_port:
             server.metrics.serve_metrics(options.metrics_port)
+    except OSError as error:  # the port is taken
+        sys.exit(f"port {options.metrics_port} cannot be served: {error.strerror}; give another --metrics-port")
+    try:
         server.start(options.host, options.port, options.behind_proxy)
     except OSError as error:  # a port is taken, or the address is not this machine's
-        sys.exit(f"http://{options.host}:{options.port} cannot be served: {error}")
+        reason = error.strerror or "the port is taken, or the address is not this machine's"
+        sys.exit(f"http://{options.host}:{options.port} cannot be served: {reason}; give another --port or --host")
     server.run_until_stopped()
 
 

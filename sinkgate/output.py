@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from tqdm import tqdm
 
-from sinkgate.errors import SinkgateError
+from sinkgate.errors import SinkgateError, with_remedy
 
 T = TypeVar("T")
 SECONDS = 30.0  # between two lines of a log
@@ -29,7 +29,7 @@ def disk_errors(subject: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SinkgateError(f"{subject}: {error.strerror or error}") from error
+        raise SinkgateError(f"{subject}: {with_remedy(error, 'give another one')}") from error
 
 
 def writable_folder(folder: str | Path) -> Path:
@@ -40,7 +40,7 @@ def writable_folder(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     trial = folder / f".{uuid4().hex}"
-    with disk_errors(f"the folder {folder} cannot be written; give another one"):
+    with disk_errors(f"the folder {folder} cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
         trial.touch()
         trial.unlink()

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from sinkgate.data.llava import RecordError, decode, exists, named, records
-from sinkgate.errors import BenchmarkError, SinkgateError
+from sinkgate.errors import BenchmarkError, SinkgateError, with_remedy
 from sinkgate.images.io import Picture, is_data_url
 from sinkgate.models.load_errors import first_sentence
 
@@ -64,9 +64,7 @@ def fetch(hub: str, patterns: Sequence[str], revision: str | None = None) -> Fet
         folder = Path(snapshot_download(hub, repo_type="dataset", revision=revision, allow_patterns=list(patterns)))
     except Exception as error:
         reasons = (reason for kind, reason in _REASONS if isinstance(error, kind))
-        raise BenchmarkError(
-            f"{hub} cannot be fetched: {next(reasons, first_sentence(error)).format(hub=hub)}"
-        ) from error
+        raise BenchmarkError(f"{hub} cannot be fetched: {next(reasons, _reason(error)).format(hub=hub)}") from error
     return Fetched(folder, folder.name)  # the cache names a snapshot's folder by its commit
 
 
@@ -191,7 +189,7 @@ def _lines(file: Path) -> Iterator[tuple[str, Row | BenchmarkError]]:
                 continue
             yield place, row if isinstance(row, dict) else BenchmarkError(f"{short(row)}; expected an object")
     except (SinkgateError, OSError) as error:
-        raise BenchmarkError(f"{file} cannot be read as JSON: {first_sentence(error)}") from error
+        raise BenchmarkError(f"{file} cannot be read as JSON: {_reason(error)}") from error
 
 
 def _is_json(file: Path) -> bool:
@@ -211,9 +209,14 @@ def _reading(file: Path) -> Iterator[Any]:
     try:
         yield datasets
     except (DatasetsError, OSError, ValueError) as error:  # pyarrow's are among the last two
-        raise BenchmarkError(f"{file} cannot be read as Parquet: {first_sentence(error)}") from error
+        raise BenchmarkError(f"{file} cannot be read as Parquet: {_reason(error)}") from error
     finally:
         datasets.logging.set_verbosity(before)
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason of an error of a file: the operating system's with its remedy, else the library's first sentence."""
+    return with_remedy(error) if isinstance(error, OSError) and error.errno else first_sentence(error)
 
 
 def text(row: Row, column: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from sinkgate.cli import answers, demo, gates, models, pictures, reports, studies
-from sinkgate.errors import SinkgateError
+from sinkgate.errors import SinkgateError, with_remedy
 
 cli = typer.Typer(
     help="Find attention sinks in vision-language models and gate their Keys, layer by layer.",
@@ -58,7 +58,7 @@ UsageError: Any = typer.BadParameter.__base__  # of click, or of typer's own cop
 
 
 def main() -> None:
-    """Run the command. Invalid input and missing extras are reported in one sentence on stderr; the exit code is 2."""
+    """Run the command. Invalid input, errors of files and missing extras are reported in one sentence on stderr; the exit code is 2."""
     for stream in (sys.stdout, sys.stderr):  # the code page of a redirected stream may lack a character of an answer
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -68,6 +68,10 @@ def main() -> None:
         sentence = _in_words(error)
     except SinkgateError as error:
         sentence = str(error)
+    except OSError as error:
+        if not error.filename:  # of a connection, or of a stream
+            raise
+        sentence = f"{error.filename}: {with_remedy(error)}"
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:

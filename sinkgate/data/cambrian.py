@@ -30,7 +30,7 @@ from sinkgate.data.llava import (
     samples_of,
 )
 from sinkgate.data.sample import Sample
-from sinkgate.errors import SinkgateError
+from sinkgate.errors import SinkgateError, with_remedy
 from sinkgate.output import track
 
 CAMBRIAN = "hf://datasets/nyu-visionx/Cambrian-10M/jsons/Cambrian7M_withsystemprompt.jsonl"
@@ -212,6 +212,5 @@ def _lines(file: str | Path) -> Iterator[str]:
         rows = load_dataset("text", data_files=str(file), split="train", streaming=True, encoding_errors="replace")
         yield from (row["text"] for row in rows if row["text"].strip())
     except (OSError, ValueError) as error:
-        raise SinkgateError(
-            f"{file} cannot be read ({error}); check the network, or give the path of a copy"
-        ) from error
+        remedy = "check the network, or give the path of a copy"
+        raise SinkgateError(f"{file} cannot be read: {with_remedy(error, remedy)}") from error

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sinkgate.errors import ImageError
+from sinkgate.errors import ImageError, with_remedy
 
 #: Types that `open_image` reads.
 Picture = (
@@ -130,8 +130,7 @@ def read_bytes(source: Any) -> bytes:
     try:
         return Path(source).expanduser().read_bytes()
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a zero byte; RuntimeError: an unknown ~user
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"the image cannot be opened: {reason} ({_short(source)})") from error
+        raise ImageError(f"{_short(source)} cannot be opened: {with_remedy(error)}") from error
 
 
 def is_data_url(source: Any) -> bool:
@@ -155,7 +154,7 @@ def _read_open(file: Any) -> bytes:
             file.seek(0)  # a file just written is at its end
         data = file.read()
     except (OSError, ValueError, AttributeError) as error:
-        raise ImageError(f"the open file cannot be read: {error}") from error
+        raise ImageError(f"the open file cannot be read: {error}; open it anew, with mode 'rb'") from error
     if not isinstance(data, bytes):
         raise ImageError("the file is open as text; open it with mode 'rb'")
     return data

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sinkgate.attention.recorder import Recorder
-from sinkgate.errors import ModelMismatchError, SinkgateError
+from sinkgate.errors import ModelMismatchError, SinkgateError, with_remedy
 from sinkgate.models.batch import Batch
 from sinkgate.models.vlm import VLM
 from sinkgate.models.weights import ANYWAY, origin_mismatch
@@ -143,7 +143,12 @@ class LoRA(nn.Module):
         except SinkgateError:
             raise
         except (OSError, ValueError, TypeError, AttributeError, IndexError, SafetensorError) as error:
-            raise SinkgateError(f"a LoRA for {vlm.name} cannot be read from {folder}: {error!r}") from error
+            why = (
+                with_remedy(error, "give a folder that save_pretrained wrote")
+                if isinstance(error, OSError)
+                else repr(error)
+            )
+            raise SinkgateError(f"a LoRA for {vlm.name} cannot be read from {folder}: {why}") from error
         wanted = lora._weights()
         for name in sorted(wanted.keys() | weights.keys()):
             shapes = [tuple(each[name].shape) if name in each else "missing" for each in (weights, wanted)]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sinkgate.errors import GateError, ModelMismatchError
+from sinkgate.errors import GateError, ModelMismatchError, with_remedy
 from sinkgate.methods.decoder_inputs import (
     Arguments,
     ChangesInputs,
@@ -165,7 +165,8 @@ class Reweight(ChangesInputs, nn.Module):
         except GateError:
             raise
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            raise GateError(f"a Reweight cannot be read from {folder}: {error}") from error
+            remedy = "give a folder that save_pretrained wrote"
+            raise GateError(f"a Reweight cannot be read from {folder}: {with_remedy(error, remedy)}") from error
         return reweight
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from errno import EACCES, EMFILE, ENOSPC
 
 import torch
 import transformers
@@ -16,7 +17,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from sinkgate.errors import SinkgateError, UnsupportedModelError
+from sinkgate.errors import SinkgateError, UnsupportedModelError, with_remedy
 
 LESS_MEMORY = 'take a smaller model, dtype="bfloat16", quantize="4bit" or device_map="auto"'
 _BY_KIND: list[tuple[type[Exception], str]] = [
@@ -87,6 +88,8 @@ def _reason(error: BaseException, location: str, remedy: str) -> str:
         for kind, sentence in _BY_KIND:
             if isinstance(cause, kind):
                 return sentence.format(location=location)
+        if isinstance(cause, OSError) and cause.errno in (EACCES, EMFILE, ENOSPC):
+            return f"{cause.filename or 'its files'}: {with_remedy(cause)}"
     message = str(error).lower()
     for words, sentence in _BY_WORDS.items():
         if words in message:

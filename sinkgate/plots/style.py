@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.subplots import make_subplots
 
-from sinkgate.errors import SinkgateError
+from sinkgate.errors import SinkgateError, with_remedy
 from sinkgate.sinks.glossary import GROUP_COLORS
 
 GROUP_NAMES = {
@@ -193,7 +193,7 @@ def export(figure: go.Figure, path: str | Path) -> Path:
             options = {**size, "format": path.suffix[1:], "scale": 2 if path.suffix == ".png" else 1}
             kaleido.write_fig_sync(figure, path=path, opts=options, kopts={"mathjax": False})  # else from a CDN
     except OSError as error:
-        raise SinkgateError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise SinkgateError(f"{path} cannot be written: {with_remedy(error)}") from error
     except RuntimeError as error:
         raise SinkgateError(
             f"{path.name} is drawn by Chrome or Chromium, which did not start: install one, or take .html"

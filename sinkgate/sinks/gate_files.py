@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from sinkgate.errors import GateError
+from sinkgate.errors import GateError, with_remedy
 
 FORMAT = "sinkgate-gates"
 VERSION, FINE_VERSION = 1, 2  # of the JSON format: fixed gates, and those limited to rows or heads
@@ -72,9 +72,7 @@ def save_text(text: str, path: str | Path) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text + "\n", encoding="utf-8")
     except (OSError, TypeError, ValueError) as error:
-        raise GateError(
-            f"the gates cannot be written to {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise GateError(f"the gates cannot be written to {path}: {with_remedy(error)}") from error
 
 
 def load_text(path: str | Path) -> str:
@@ -86,7 +84,7 @@ def load_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, TypeError, ValueError) as error:
-        raise GateError(f"the gates file cannot be read: {error}") from error
+        raise GateError(f"the gates file {path} cannot be read: {with_remedy(error)}") from error
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from torch import Tensor
 from sinkgate.data import Pictured
 from sinkgate.data.identity import checksum, mark_of
 from sinkgate.data.probe_example import Target
-from sinkgate.errors import SinkgateError
+from sinkgate.errors import SinkgateError, with_remedy
 from sinkgate.models.dimensions import sink_criteria
 from sinkgate.models.vlm import VLM
 from sinkgate.output import steps
@@ -209,9 +209,8 @@ def _opened(part: Path) -> Iterator[Any]:
         with safe_open(part / "states.safetensors", "np") as states:
             yield states
     except (OSError, SafetensorError) as error:
-        raise SinkgateError(
-            f"the states in {part} cannot be read ({error}); delete that folder and run again"
-        ) from error
+        remedy = "delete that folder and run again"
+        raise SinkgateError(f"the states in {part} cannot be read: {with_remedy(error, remedy)}") from error
 
 
 def read_states(parts: Sequence[Path], place: str) -> np.ndarray:

@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from sinkgate.errors import SinkgateError
+from sinkgate.errors import SinkgateError, with_remedy
 from sinkgate.output import steps, track
 from sinkgate.plots import export
 from sinkgate.sinks.words import number
@@ -93,7 +93,7 @@ def write_page(folder: str | Path, out: str | Path | None = None, contents: Cont
     try:
         out.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise SinkgateError(f"the page {out} cannot be written: {error.strerror}") from error
+        raise SinkgateError(f"the page {out} cannot be written: {with_remedy(error)}") from error
     return out
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from sinkgate.errors import SinkgateError
+from sinkgate.errors import SinkgateError, with_remedy
 
 FORMAT, VERSION = "sinkgate-study", 1
 KEYS = ("study", "settings", "model", "data", "units", "made_with", "started", "finished")
@@ -88,6 +88,5 @@ class Results:
         try:
             return pd.read_parquet(path)
         except (pa.ArrowException, OSError) as error:
-            raise SinkgateError(
-                f'{path} cannot be read ({error}); set "finished" to null in study.json and run again: its parts are joined anew'
-            ) from error
+            remedy = 'set "finished" to null in study.json and run again: its parts are joined anew'
+            raise SinkgateError(f"{path} cannot be read: {with_remedy(error, remedy)}") from error

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sinkgate.errors import SinkgateError
+from sinkgate.errors import SinkgateError, with_remedy
 from sinkgate.output import disk_errors, track, writable_folder
 from sinkgate.studies.provenance import versions
 from sinkgate.studies.results import FORMAT, VERSION, Results
@@ -242,7 +242,7 @@ def _stored(about: dict[str, Any], out: Path) -> dict[str, Any]:
     """Return the record in the folder; if there is none, write ``about`` there and return it."""
     if (out / "study.json").exists():
         return Results.load(out).about
-    with disk_errors(f"the folder {out} cannot be written; give another one"):
+    with disk_errors(f"the folder {out} cannot be written"):
         (out / "parts").mkdir(parents=True, exist_ok=True)
     fresh = {**about, "finished": None}
     _write_about(fresh, out)
@@ -332,9 +332,8 @@ def _read(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise SinkgateError(
-            f"{path} cannot be read ({error}); delete the folder {path.parent} and run again"
-        ) from error
+        remedy = f"delete the folder {path.parent} and run again"
+        raise SinkgateError(f"{path} cannot be read: {with_remedy(error, remedy)}") from error
 
 
 @contextmanager

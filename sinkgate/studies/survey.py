@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 import pandas as pd
 
 from sinkgate.data import Sample, photographs, scene_samples
-from sinkgate.errors import SinkgateError
+from sinkgate.errors import SinkgateError, with_remedy
 from sinkgate.models.dimensions import held_discovery
 from sinkgate.models.session import Session
 from sinkgate.models.vlm import VLM, find_sinks
@@ -242,7 +242,8 @@ def read_card(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SinkgateError(f"{file} cannot be read: {error.strerror}; run sinkgate survey --out {path}") from None
+        remedy = f"run sinkgate survey --out {path}"
+        raise SinkgateError(f"{file} cannot be read: {with_remedy(error, remedy)}") from None
     except ValueError as error:
         raise SinkgateError(f"{file} is no card of a survey: {error}; run sinkgate survey --out {path}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from errno import EACCES
 from io import BytesIO, TextIOWrapper
 
 import pandas as pd
@@ -332,6 +333,16 @@ def test_bad_gates_are_one_sentence_and_exit_2(sinkgate, scene_folder, tmp_path,
     done = sinkgate("ask", scene_folder / "0000.png", "How many objects?", "--gates", tmp_path / "gates.json", code=2)
     assert done.stderr.startswith("sinkgate: ") and message in done.stderr
     assert not done.stdout and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_error_of_a_file_is_one_sentence(sinkgate, tmp_path, monkeypatch):
+    def refuse(_):
+        raise PermissionError(EACCES, "Permission denied", "data.json")
+
+    (tmp_path / "data.json").write_text("[]")
+    monkeypatch.setattr("sinkgate.data.vqa.is_question_file", refuse)
+    done = sinkgate("eval", "--data", tmp_path / "data.json", "--images", tmp_path, code=2)
+    assert done.stderr == "sinkgate: data.json: Permission denied; change its permissions, or give another path\n"
 
 
 def test_bad_input_is_one_sentence_and_exit_2(sinkgate, scene_folder, tmp_path):

@@ -88,10 +88,10 @@ def test_what_is_no_picture(tmp_path):
             sg.open_image(data)
     for path, message in (
         (tmp_path / "empty.png", "empty"),
-        (tmp_path / "none.png", "No such file"),
-        (tmp_path, "cannot be opened"),
+        (tmp_path / "none.png", "none.png cannot be opened: No such file or directory; check the path"),
+        (tmp_path, f"{tmp_path} cannot be opened: Is a directory; give a file"),
         ("a\0b", "cannot be opened"),
-        ("iVBORw0KGgo" * 1000, "cannot be opened.*characters"),
+        ("iVBORw0KGgo" * 1000, "characters cannot be opened"),
         ("https://example.org/cat.jpg", "addresses are not read"),
         ("data:image/png;base64,iVBORw0KGgo=", "no picture that can be read"),
         ("data:image/png;base64,iVBORw0KGgo", "this data URL is no base64"),

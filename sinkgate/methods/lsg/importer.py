@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinkgate.errors import GateError
+from sinkgate.errors import GateError, with_remedy
 from sinkgate.methods.lsg.config import ACTIVATIONS, LSGConfig
 from sinkgate.methods.lsg.model import LSG
 from sinkgate.models.load_errors import first_sentence
@@ -219,8 +219,8 @@ def _read(path: Path) -> dict[str, Any]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        text = f"{path} cannot be read: {error.strerror}; give a folder with {WEIGHTS} and {SETTINGS}"
-        raise GateError(text) from error
+        remedy = f"give a folder with {WEIGHTS} and {SETTINGS}"
+        raise GateError(f"{path} cannot be read: {with_remedy(error, remedy)}") from error
     except pickle.UnpicklingError as error:
         text = f"{path} holds other objects than tensors, or is no torch file; nothing of it was run"
         raise GateError(text) from error

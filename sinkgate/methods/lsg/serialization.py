@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from sinkgate.errors import GateError, UnsupportedModelError
+from sinkgate.errors import GateError, UnsupportedModelError, with_remedy
 from sinkgate.methods.lsg.config import LSGConfig
 from sinkgate.methods.lsg.model_card import MARK
 from sinkgate.models.load_errors import first_sentence, in_words
@@ -54,9 +54,12 @@ def read(folder: Path, location: str | Path) -> tuple[LSGConfig, dict[str, Tenso
         config = LSGConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
         return config, safetensors.load((folder / WEIGHTS).read_bytes())
     except OSError as error:
-        missing = Path(error.filename or "").name
-        hint = f"; {Path(location) / 'gates'} holds gates" if (folder / "gates" / CONFIG).is_file() else ""
-        raise GateError(f"learned gates cannot be read from {location}: {missing}: {error.strerror}{hint}") from error
+        name, remedy = Path(error.filename or "").name, f"give a folder with {CONFIG} and {WEIGHTS}"
+        if (folder / "gates" / CONFIG).is_file():
+            remedy = f"{Path(location) / 'gates'} holds gates"
+        raise GateError(
+            f"learned gates cannot be read from {location}: {name}: {with_remedy(error, remedy)}"
+        ) from error
     except (UnicodeDecodeError, SafetensorError) as error:
         raise GateError(
             f"learned gates cannot be read from {location}: a file is broken or cut short: {first_sentence(error)}"
@@ -104,7 +107,7 @@ def write(folder: str | Path, config: LSGConfig, weights: Mapping[str, Tensor], 
         for name in contents:
             (folder / f".{name}.part").replace(folder / name)
     except OSError as error:
-        raise GateError(f"learned gates cannot be written to {folder}: {error.strerror}") from error
+        raise GateError(f"learned gates cannot be written to {folder}: {with_remedy(error)}") from error
 
 
 def push(
