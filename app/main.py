@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             revision=options.revision,
         )
     except (sg.SinkgateError, OSError) as error:
-        sys.exit(f"{options.model}: {error}")
+        from sinkgate.cli.options import as_options
+
+        sys.exit(f"{options.model}: {as_options(str(error))}")
 
     from sinkgate.models.loading import built_in_gates
 

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from sinkgate.cli import answers, demo, gates, models, pictures, reports, studies
+from sinkgate.cli.options import as_options
 from sinkgate.errors import SinkgateError, with_remedy
 
 cli = typer.Typer(
@@ -67,7 +68,7 @@ def main() -> None:
     except UsageError as error:
         sentence = _in_words(error)
     except SinkgateError as error:
-        sentence = str(error)
+        sentence = as_options(str(error))
     except OSError as error:
         if not error.filename:  # of a connection, or of a stream
             raise

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -232,6 +233,16 @@ def unfolded(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
+
+
+def as_options(sentence: str) -> str:
+    """Return a message with arguments of `sinkgate.load`, such as ``dtype="bfloat16"``, as options of a command."""
+    arguments = "|".join(field.name for field in fields(ModelChoice))
+    return re.sub(
+        rf"""\b({arguments})=(["'])(.+?)\2""",
+        lambda argument: f"--{argument[1].replace('_', '-')} {argument[3]}",
+        sentence,
+    )
 
 
 def print_json(**content: Any) -> None:

@@ -147,8 +147,8 @@ def read_cambrian(
         fits = len(strata) * min(len(stratum.chosen) for stratum in strata.values())
         raise SinkgateError(
             f"too few records with an image for {shares}; {passed['missing image']} images were missing: unpack more of them, "
-            + (f"reduce to count={fits}, " if fits else "")
-            + "leave a category out with categories=, or accept fewer with partial=True"
+            + (f"reduce to count={fits} (--limit and --skip together), " if fits else "")
+            + "or in Python leave a category out with categories= or accept fewer with partial=True"
         )
     ranked = [[stratum.chosen[rank] for rank in sorted(stratum.chosen)] for stratum in strata.values()]
     return [sample for turn in zip_longest(*ranked) for sample in turn if sample is not None]

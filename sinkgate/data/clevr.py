@@ -119,7 +119,7 @@ def _apparent_sizes(objects: list[dict[str, Any]]) -> Iterator[float]:
             case _:
                 raise RecordError(
                     f"field 'objects[{index}].pixel_coords' is {_got(item, 'pixel_coords')}; expected x, y and a depth above 0 "
-                    '(not needed with largest="named")'
+                    '(not needed in Python with largest="named")'
                 )
 
 

@@ -22,6 +22,7 @@ from sinkgate import cli
 from sinkgate.cli.answers import LISTED
 from sinkgate.methods.lsg import LSG
 from sinkgate.models import loading
+from sinkgate.models.load_errors import LESS_MEMORY
 from sinkgate.sinks.criteria import SinkDimensions
 from sinkgate.studies.results import Results
 
@@ -343,6 +344,15 @@ def test_an_error_of_a_file_is_one_sentence(sinkgate, tmp_path, monkeypatch):
     monkeypatch.setattr("sinkgate.data.vqa.is_question_file", refuse)
     done = sinkgate("eval", "--data", tmp_path / "data.json", "--images", tmp_path, code=2)
     assert done.stderr == "sinkgate: data.json: Permission denied; change its permissions, or give another path\n"
+
+
+def test_remedies_name_options_of_the_command(sinkgate, monkeypatch):
+    def refuse(*_, **__):
+        raise sg.UnsupportedModelError(f"x does not fit: {LESS_MEMORY}")
+
+    monkeypatch.setattr(loading, "load", refuse)
+    remedy = "take a smaller model, --dtype bfloat16, --quantize 4bit or --device-map auto"
+    assert sinkgate("info", "--model", "x", code=2).stderr == f"sinkgate: x does not fit: {remedy}\n"
 
 
 def test_bad_input_is_one_sentence_and_exit_2(sinkgate, scene_folder, tmp_path):
