@@ -96,7 +96,8 @@ class UserSession:
     sequence: int = 0
     sweeps: int = 0  # number of sweeps begun or stopped: those before the newest end
     newest_revision: int = 0
-    newest_edit: int = 0
+    newest_edit: int = 0  # number of the newest edit of the scene that is done, or was refused
+    newest_step: int = 0  # the same of steps that the page's history restored
     lock: threading.Lock = field(default_factory=threading.Lock)  # guards sequence and results of the slow tier
 
     @property
@@ -170,12 +171,8 @@ class UserSession:
         return self.newest_revision % OWN_REVISION_STEP == 0
 
     def accepts_edit(self, picture: int, revision: int) -> bool:
-        """Return whether an edit of the scene is of the picture on the page, and no newer one arrived before."""
-        with self.lock:
-            if picture != self.pictures or revision < self.newest_edit:
-                return False
-            self.newest_edit = revision
-            return True
+        """Return whether an edit of the scene is of the picture on the page, and no newer one is done."""
+        return picture == self.pictures and revision >= self.newest_edit
 
 
 def revision_of(value: Any) -> int | None:

@@ -37,8 +37,8 @@ const pace = page.pace(() => {
   page.publish("editing", true);
   send("input");
 }, () => {
-  page.publish("scene", { scene: copy(scene), picture });
   send("commit");
+  page.publish("scene", { scene: copy(scene), picture, edit: revision });
 });
 
 function settled() {
@@ -303,7 +303,7 @@ function receive() {
   revision = Math.max(revision, value.revision || 0);
   if (!scene) open = false;
   if (!same || !scene?.objects[chosen]) chosen = NONE;
-  page.publish("scene", { scene: copy(scene), picture, server: true });
+  page.publish("scene", { scene: copy(scene), picture, edit: value.revision || 0, server: true });
   draw();
 }
 

@@ -1,5 +1,5 @@
 // Undo and redo of the faders, of the choice of learned gates, and of the scene. A step is a setting at rest: a drag is one, and so is a
-// click. Value: the step to restore where it changes that choice, {v_sink, l_sink, rest, chosen, off}. Event: restore.
+// click. Value: the step to restore where it changes that choice, {v_sink, l_sink, rest, chosen, off, revision}. Event: restore.
 const page = window.sinkgate;
 const buttons = { [-1]: element.querySelector(".undo"), [1]: element.querySelector(".redo") };
 const MOST = 100; // steps
@@ -12,6 +12,8 @@ let stage = null; // {scene, picture} of the scene editor: a scene belongs to it
 let restoring = false; // true while a step puts its scene on the stage
 let editing = false; // true while an object moves: frames then belong to no step
 let began = null; // of the question of the newest step
+let edit = 0; // number of the newest edit of the scene
+let restored = 0; // number of the newest step that was sent to be restored
 
 function learned() {
   return frame?.learned ? { chosen: frame.learned.name, off: frame.learned.off } : { chosen: null, off: [] };
@@ -57,7 +59,8 @@ page.restore = (step) => {
     if (sameLearned(step, learned()) && (step.chosen || page.same(step.scales, setting))) return true; // learned gates read the scene
   }
   if (sameLearned(step, learned())) return page.put(step.scales);
-  props.value = { ...step.scales, chosen: step.chosen, off: step.off };
+  restored += 1;
+  props.value = { ...step.scales, chosen: step.chosen, off: step.off, revision: restored };
   trigger("restore");
   return true;
 };
@@ -91,8 +94,9 @@ document.addEventListener("keydown", (event) => {
 });
 
 page.subscribe("editing", (moving) => { editing = moving; });
-page.subscribe("scene", ({ server, ...newest }) => {
+page.subscribe("scene", ({ server, edit: number, ...newest }) => {
   editing = false;
+  edit = number;
   stage = newest;
   if (server && at >= 0) steps[at].stage = stage;
   if (!server && frame && !restoring) record(setting);
@@ -107,7 +111,9 @@ page.subscribe("settled", (newest) => {
   if (!newest.server && !page.playing) record(newest);
 });
 // Where the server moved the faders, the frame tells whether learned gates did, and whether it was for another question.
+// A frame from before the newest edit of the scene, or before the newest restored step, belongs to no step.
 page.subscribe("frame", (newest) => {
+  if (newest.session === frame?.session && (newest.edit < edit || newest.step < restored)) return;
   frame = newest;
   if (at < 0) [setting, settled] = [newest.gates, true];
   if (!settled || editing || page.playing || !page.same(setting, newest.gates)) return;

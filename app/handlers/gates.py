@@ -96,6 +96,7 @@ class GateHandlers(PageValues):
             with self.engine.scheduler.slot(session, "fast"):
                 self.engine.set_learned(session, learned)
                 self.engine.set_gates(session, gates)
+                session.newest_step = revision_of(history) or 0
                 return {
                     "learned": self.learned_value(session),
                     **self.moved_faders(session, always=True),
@@ -103,6 +104,8 @@ class GateHandlers(PageValues):
                     "status": remark(session),
                 }
         except Exception as error:
+            if session:
+                session.newest_step = revision_of(history) or 0
             return {"learned": self.learned_value(session), "status": error_value(error)}
 
     def upload_learned(self, session: UserSession | None, learned_upload: list[str] | None, lens: Any) -> Update:

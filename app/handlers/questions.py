@@ -254,17 +254,19 @@ class QuestionHandlers(PageValues):
         """
         try:
             session = active(session)
+            picture, revision = _edit(composer)
             with self.engine.scheduler.slot(session, "fast"):
-                if not session.accepts_edit(*_edit(composer)):
+                if not session.accepts_edit(picture, revision):
                     return {}
                 gates = self.newest_gates(session, mixer)
                 scene = Scene.from_dict(composer.get("scene"))
                 if scene == session.scene:
                     self.engine.set_gates(session, gates)
+                    session.newest_edit = revision
                     return {"maps": self.frame(session, lens, moving), "status": remark(session)}
                 image = scene.render(SCENE_SIDE)
                 self.engine.ask(session, session.question, gates, image)
-                session.scene, session.shown = scene, image
+                session.scene, session.shown, session.newest_edit = scene, image, revision
                 kind = session.kinds.get(session.question)
                 examples = example_questions(scene, session.seed, kind, session.question)
                 set_examples(session, examples, kind, session.question)
@@ -275,7 +277,10 @@ class QuestionHandlers(PageValues):
                     **self.moved_faders(session),
                 }
         except Exception as error:
-            return {"status": error_value(error), **({"composer": composer_value(session)} if session else {})}
+            if session is None:
+                return {"status": error_value(error)}
+            session.newest_edit = max(session.newest_edit, revision_of(composer) or 0)
+            return {"status": error_value(error), "composer": composer_value(session)}
 
     def commit_scene(self, session: UserSession | None, composer: Any, mixer: Any, lens: Any) -> Update:
         """Take the scene when an edit is complete: as `edit_scene`, with the picture."""

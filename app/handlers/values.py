@@ -47,6 +47,8 @@ class PageValues:
             moving: leave out the link that restores the page after a reload, which costs time.
         """
         lens, refused = session.newest_lens(lens), {}
+        # read before the state, so that no frame names an edit that came after it
+        newest = {"edit": session.newest_edit, "step": session.newest_step}
         while True:  # until no other thread has moved the faders in between
             if (state := session.snapshot()) is None:
                 raise sg.PromptError("Ask a question first.")
@@ -62,7 +64,8 @@ class PageValues:
             except sg.SinkgateError as error:
                 refused = {"note": error_value(error)["text"]}
         here = {} if moving else {"here": replace(Link.of(session, view, self.engine), gates=state.gates).to_text()}
-        return frame(state, view) | {"question": session.question, "session": session.key} | refused | here
+        names = {"question": session.question, "session": session.key, **newest}
+        return frame(state, view) | names | refused | here
 
     def lens(self, state: QuestionState | None, lens: Any) -> Lens:
         """Return the page's lens, with values that model and prompt have."""

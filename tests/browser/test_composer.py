@@ -263,6 +263,28 @@ def test_an_older_edit_or_one_of_another_picture_never_wins(
     assert session.scene == scene
 
 
+def test_a_frame_names_the_newest_edit_and_step_that_are_done(
+    handlers: Handlers, session: UserSession, vlm: sg.VLM
+) -> None:
+    value = moved(session, 1, color="red")
+    assert handlers.frame(session, LENS)["edit"] == 0
+    assert handlers.edit_scene(session, value, setting(vlm), LENS)["maps"]["edit"] == 1
+    assert (
+        handlers.commit_scene(session, {**value, "revision": 2}, setting(vlm), LENS)["maps"]["edit"] == 2
+    )  # no change
+    scene = session.scene.to_dict() if session.scene else None
+    refused = handlers.commit_scene(session, moved(session, 3, color="pink"), setting(vlm), LENS)
+    assert refused["composer"] == {**composer_value(session), "scene": scene, "revision": 3}
+    assert handlers.frame(session, LENS)["edit"] == 3
+    step = {**setting(vlm), "chosen": None, "off": [], "revision": 5}
+    assert handlers.restore(session, step, LENS)["maps"]["step"] == 5
+    handlers.restore(session, {**step, "chosen": "gone", "revision": 6}, LENS)
+    assert handlers.frame(session, LENS)["step"] == 6
+    handlers.engine.scheduler.close()
+    refused = handlers.commit_scene(session, moved(session, 4, color="green"), setting(vlm), LENS)
+    assert refused["composer"]["revision"] == 4 and refused["composer"]["scene"] == scene
+
+
 @pytest.mark.parametrize(
     "value",
     [

@@ -158,6 +158,39 @@ def test_edits_of_the_scene_are_steps_among_those_of_the_faders(tab: Tab, vlm: s
     assert tab.settle()["identity"] and tab.scene() == other
 
 
+def test_quick_undos_and_redos_lose_no_step(tab: Tab) -> None:
+    """The results of all but the last come late, when the history is steps away."""
+
+    def go(button: str, times: int, numbers: str, wanted: int) -> None:
+        press = "([name, times]) => { for (; times; times--) document.querySelector('#history .' + name).click(); }"
+        tab.page.evaluate(press, [button, times])
+        tab.wait(f"document.querySelector('#maps [data-tick]').frame.{numbers} === {wanted}")
+        tab.settle()
+
+    def choose(name: str, index: int) -> None:
+        tab.page.locator("#learned select").select_option(name)
+        tab.wait(f"document.querySelector('#history [data-steps]').dataset.steps === '{index}/{index + 1}'")
+        tab.settle()
+
+    choose("stack", 1)
+    tab.compose()
+    tab.thing(0).focus()
+    for _ in range(3):
+        tab.after(lambda: tab.page.keyboard.press("ArrowUp"))
+    scene, (gates, learned, _), edit = tab.scene(), shown(tab), tab.frame()["edit"]
+    assert steps(tab) == "4/5"
+    go("undo", 3, "edit", edit + 3)
+    assert steps(tab) == "1/5" and tab.scene() != scene
+    go("redo", 3, "edit", edit + 6)
+    assert steps(tab) == "4/5" and tab.scene() == scene and shown(tab)[:2] == (gates, learned)
+    choose("layer-2", 5)
+    choose("joint", 6)
+    go("undo", 2, "step", 2)
+    assert steps(tab) == "4/7" and shown(tab)[:2] == (gates, learned)
+    go("redo", 2, "step", 4)
+    assert steps(tab) == "6/7" and tab.frame()["learned"]["name"] == "joint"
+
+
 def test_another_question_is_no_step_and_a_text_box_has_its_own_undo(tab: Tab) -> None:
     tab.page.locator("#learned select").select_option("stack")
     tab.wait("document.querySelector('#history [data-steps]').dataset.steps === '1/2'")
