@@ -146,10 +146,10 @@ def sinks_where() -> go.Figure:
     prompts = [scene(seed) for seed in range(300)]
     masks = torch.stack([sg.find_sinks(VLM, prompt).v_sink for prompt in prompts])
     share = masks.float().mean(0)
-    chosen = (0, 4, 3, 7)
+    indices = (0, 4, 3, 7)
     often = PROMPT.sheets[0].spread(share)
     shown = [Panel("in % of 300 scenes", prompts[0], often)]
-    shown += [Panel("", prompts[index], v_sink=masks[index]) for index in chosen]
+    shown += [Panel("", prompts[index], v_sink=masks[index]) for index in indices]
     figure = stage(
         shown,
         5,
@@ -242,10 +242,10 @@ def criteria_disagree() -> go.Figure:
     cells: Any
     figure, cells = panels(["attention against norm", "attention against spike"], 2, "", (0.05, 0))
     for x, title, threshold, cell in zip((norm, spike), titles, (2, 1000), cells, strict=True):
-        for group, chosen in (("ordinary", v_sink == 0), ("v_sink", v_sink == 1)):
+        for group, members in (("ordinary", v_sink == 0), ("v_sink", v_sink == 1)):
             style = group_style(group)
             style["marker"] |= {"size": 6 if group == "ordinary" else 9, "opacity": 0.6, "maxdisplayed": 0}
-            place = {"x": x[chosen].round(2), "y": attention[chosen].round(2)}
+            place = {"x": x[members].round(2), "y": attention[members].round(2)}
             figure.add_scatter(mode="markers", showlegend=cell["col"] == 1, **place, **style, **cell)
         line = {"color": SOFT, "dash": "dash", "width": 1.5}
         figure.add_vline(x=threshold, line=line, **cell)
@@ -436,5 +436,5 @@ def write(name: str) -> Path:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    for chosen in sys.argv[1:] or FIGURES:
-        print(write(chosen))  # noqa: T201
+    for name in sys.argv[1:] or FIGURES:
+        print(write(name))  # noqa: T201

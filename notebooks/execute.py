@@ -43,9 +43,9 @@ class NotebookError(Exception):
     """A cell that cannot be run."""
 
 
-def sources(chosen: Iterable[str] = ()) -> list[Path]:
+def sources(beginnings: Iterable[str] = ()) -> list[Path]:
     """Return the sources whose names begin as one of ``chosen``, or all; raise NotebookError if one matches none."""
-    existing, wanted = sorted(SOURCES.glob("*.py")), list(chosen) or [""]
+    existing, wanted = sorted(SOURCES.glob("*.py")), list(beginnings) or [""]
     for start in wanted:
         if not any(source.name.startswith(start) for source in existing):
             raise NotebookError(f"no notebook begins with {start!r}; there are: {', '.join(s.stem for s in existing)}")

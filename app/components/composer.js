@@ -15,7 +15,7 @@ let scene = null;
 let picture = 0; // the server's index of the edited picture
 let revision = 0; // rises with every edit sent, so that the server can order them
 let open = false;
-let chosen = NONE; // index of the selected object
+let selected = NONE; // index of the selected object
 let brush = { shape: "circle", color: "red", size: "small" }; // properties of the selected object, and of the next one
 let held = null; // {x, y, moved}: offset from the pointer to the centre of the dragged object, and whether it has moved
 let noteTimer = null;
@@ -57,7 +57,7 @@ page.restScene = () => {
 page.putScene = (wanted) => {
   if (held) return false;
   scene = copy(wanted);
-  if (!scene.objects[chosen]) chosen = NONE;
+  if (!scene.objects[selected]) selected = NONE;
   settled();
   return true;
 };
@@ -92,7 +92,7 @@ function nearest(wanted, index) {
 // ---- changing ------------------------------------------------------------------------------------------
 
 function choose(index) {
-  chosen = index;
+  selected = index;
   const { shape, color, size } = scene.objects[index] || brush;
   brush = { shape, color, size };
   draw();
@@ -108,23 +108,23 @@ function add(x, y) {
 }
 
 function remove() {
-  if (chosen === NONE) return;
+  if (selected === NONE) return;
   if (scene.objects.length === 1) return say("A scene has at least one object.");
-  scene.objects.splice(chosen, 1);
-  const next = things.contains(document.activeElement) ? Math.min(chosen, scene.objects.length - 1) : NONE;
+  scene.objects.splice(selected, 1);
+  const next = things.contains(document.activeElement) ? Math.min(selected, scene.objects.length - 1) : NONE;
   choose(next);
   settled();
   if (next !== NONE) things.children[next].focus();
 }
 
 function restyle(change) {
-  if (chosen !== NONE) {
-    const item = nearest({ ...scene.objects[chosen], ...change }, chosen);
+  if (selected !== NONE) {
+    const item = nearest({ ...scene.objects[selected], ...change }, selected);
     if (!item) return say("No room for a " + change.size + " object.");
-    scene.objects[chosen] = item;
+    scene.objects[selected] = item;
   }
   brush = { ...brush, ...change };
-  if (chosen === NONE) draw();
+  if (selected === NONE) draw();
   else settled();
 }
 
@@ -161,7 +161,7 @@ function draw() {
     const thing = things.children[index];
     shapeOf(thing.querySelector(".body"), item);
     thing.setAttribute("aria-label", `${item.size} ${item.color} ${item.shape}`);
-    thing.setAttribute("aria-pressed", String(index === chosen));
+    thing.setAttribute("aria-pressed", String(index === selected));
     for (const ring of thing.querySelectorAll(".ring")) {
       const half = sizes[item.size] + margin;
       for (const [name, at] of [["x", item.x - half], ["y", item.y - half], ["width", 2 * half], ["height", 2 * half]]) {
@@ -174,7 +174,7 @@ function draw() {
     tool.setAttribute("aria-pressed", String(kind === "background" ? name === scene.background : name === brush[kind]));
   }
   element.querySelector(".add").disabled = scene.objects.length >= most;
-  element.querySelector(".remove").disabled = chosen === NONE || scene.objects.length === 1;
+  element.querySelector(".remove").disabled = selected === NONE || scene.objects.length === 1;
   element.scene = scene; // for the browser tests
 }
 
@@ -206,7 +206,7 @@ things.addEventListener("pointermove", (event) => {
   if (!held) return;
   const at = pointAt(event);
   held.moved = true;
-  move(chosen, at.x + held.x, at.y + held.y);
+  move(selected, at.x + held.x, at.y + held.y);
   draw();
   pace.moved();
 });
@@ -245,8 +245,8 @@ things.addEventListener("focusin", (event) => choose(indexOf(event.target)));
 things.addEventListener("keydown", (event) => {
   const [right, down] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] || [0, 0];
   if (right || down) {
-    const { x, y } = scene.objects[chosen];
-    move(chosen, x + right * STEP, y + down * STEP);
+    const { x, y } = scene.objects[selected];
+    move(selected, x + right * STEP, y + down * STEP);
     draw();
     pace.keyed();
   } else if (event.key === "Delete" || event.key === "Backspace") remove();
@@ -302,7 +302,7 @@ function receive() {
   picture = value.picture || 0;
   revision = Math.max(revision, value.revision || 0);
   if (!scene) open = false;
-  if (!same || !scene?.objects[chosen]) chosen = NONE;
+  if (!same || !scene?.objects[selected]) selected = NONE;
   page.publish("scene", { scene: copy(scene), picture, edit: value.revision || 0, server: true });
   draw();
 }
@@ -310,7 +310,7 @@ function receive() {
 page.subscribe("compose", (on) => {
   if (!scene) return;
   open = on;
-  chosen = NONE;
+  selected = NONE;
   draw();
   say(on ? "Click to add, drag to move" : "", true);
 });

@@ -120,13 +120,13 @@ class GateHandlers(PageValues):
         except Exception as error:
             return {"learned": self.learned_value(session), "status": error_value(error)}
 
-    def chosen_gates(self, session: UserSession, chosen: Any) -> LearnedGates | None:
+    def chosen_gates(self, session: UserSession, value: Any) -> LearnedGates | None:
         """Return the learned gates of a choice, without the layers that are off; None for none.
 
         Raises:
             GateError: they are no longer here.
         """
-        name, off = _learned(chosen)
+        name, off = _learned(value)
         if name is None:
             return None
         offered = [*self.engine.learned, *session.uploads]

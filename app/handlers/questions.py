@@ -232,9 +232,9 @@ class QuestionHandlers(PageValues):
         with self.engine.scheduler.slot(session, "ask"):
             scene, (kind, words) = random_scene(seed), first
             examples = example_questions(scene, seed, kind, words)
-            chosen = next((item for item in examples if item.kind == kind), examples[0])
+            question = next((item for item in examples if item.kind == kind), examples[0])
             image = scene.render(SCENE_SIDE)
-            self.engine.ask(session, chosen.question, self.newest_gates(session, mixer), image)
+            self.engine.ask(session, question.question, self.newest_gates(session, mixer), image)
             session.seed = seed
             set_picture(session, image, scene)
             set_examples(session, examples)

@@ -163,5 +163,5 @@ def first_query(lens: Any) -> Any:
 
 def choice(value: Any, key: str) -> Any:
     """Return an entry of what a component's event has chosen; None for anything else."""
-    chosen = value.get("choice") if isinstance(value, dict) else None
-    return chosen.get(key) if isinstance(chosen, dict) else None
+    entries = value.get("choice") if isinstance(value, dict) else None
+    return entries.get(key) if isinstance(entries, dict) else None

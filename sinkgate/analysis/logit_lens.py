@@ -141,9 +141,11 @@ def logit_lens(
         raise UnsupportedModelError(
             f"{vlm.name} reads images by cross-attention: visual tokens have no hidden states in its LLM to decode"
         )
-    chosen: tuple[int, ...] = ()
+    numbers: tuple[int, ...] = ()
     try:
-        chosen = tuple(dict.fromkeys(whole_numbers(range(depth + 1) if layers is None else layers, depth + 1, "layer")))
+        numbers = tuple(
+            dict.fromkeys(whole_numbers(range(depth + 1) if layers is None else layers, depth + 1, "layer"))
+        )
         count = index(top, "the number of words")
     except SinkgateError:
         count = 0
@@ -151,8 +153,8 @@ def logit_lens(
         raise SinkgateError(
             f"layers is {layers} and top is {top}; expected layers from 0 to {depth}, at least one, and at least 1 word"
         )
-    states = _states(vlm, prompt, set(chosen), gates, sinks)
-    return decode(vlm, prompt, {layer: states[layer] for layer in chosen}, top=count)
+    states = _states(vlm, prompt, set(numbers), gates, sinks)
+    return decode(vlm, prompt, {layer: states[layer] for layer in numbers}, top=count)
 
 
 def decode(

@@ -96,7 +96,7 @@ def relevancy(
     count = len(prompt.visual)
     groups = torch.eye(count, dtype=torch.bool) if groups is None else _table(groups)
     layers = range(vlm.num_layers) if layers is None else layers
-    chosen = sorted(set(whole_numbers(layers, vlm.num_layers, "layer")))
+    numbers = sorted(set(whole_numbers(layers, vlm.num_layers, "layer")))
     _check(estimate, groups, count, scale, batch_size)
     scale, batch_size = float(scale), int(batch_size)
     ids = vlm.encode_answer(prompt, answer) if answer is not None else vlm.answer(prompt, max_rows=0).ids
@@ -105,14 +105,14 @@ def relevancy(
     whole = _scores(vlm, prompt, ids, [ones])
     if estimate == "gradient":
         (gradient,) = torch.autograd.grad(whole.sum(), ones)
-        values = (1 - scale) * (groups.float() @ gradient[chosen, 0][:, visual].sum(0))
+        values = (1 - scale) * (groups.float() @ gradient[numbers, 0][:, visual].sum(0))
     else:
         parts: list[Tensor] = []
         size = batch_size if vlm.adapter.takes_encoded is not None else 1
         for part in track(groups.split(size), "leave out", unit="batches", show=progress):
             scaled = [ones.clone() for _ in part]
             for table, group in zip(scaled, part, strict=True):
-                for layer in chosen:
+                for layer in numbers:
                     table[layer, 0, visual[group]] = scale
             parts.append(whole - _scores(vlm, prompt, ids, scaled))
         values = torch.cat(parts)

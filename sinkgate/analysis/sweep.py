@@ -71,8 +71,8 @@ def oracle(
         >>> len(sg.oracle(vlm, layers=[2]))
         13
     """
-    chosen = [layer % model.num_layers for layer in numbers_in_range(layers, model.num_layers, "layer")]
-    return [Setting(layer, *point) for layer in chosen for point in points]
+    numbers = [layer % model.num_layers for layer in numbers_in_range(layers, model.num_layers, "layer")]
+    return [Setting(layer, *point) for layer in numbers for point in points]
 
 
 def grid(values: Iterable[float], groups: Literal[2, 3] = 2) -> list[tuple[float, ...]]:

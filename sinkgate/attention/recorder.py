@@ -205,9 +205,9 @@ def attention_rows(
     """
     samples, heads, count, width = query.shape
     keys = key.shape[2]
-    chosen = query[:, :, rows]  # B, H, R, d
+    queries = query[:, :, rows]  # B, H, R, d
     # heads that share Keys become rows of one product, without copies of Keys
-    grouped = chosen.reshape(samples, key.shape[1], -1, width)
+    grouped = queries.reshape(samples, key.shape[1], -1, width)
     scores = (grouped @ key.transpose(-1, -2)).view(samples, heads, -1, keys)
     scores = scores * (width**-0.5 if scaling is None else scaling)
     if rule is not None:

@@ -62,15 +62,15 @@ def limited_output(scales: LayerScales, limited: Tensor, call: AttentionCall, ou
         mask = mask[:, heads] if mask is not None and mask.shape[1] > 1 else mask
     output = output.clone() if output.requires_grad else output
     span = slice(int(rows[0]), int(rows[-1]) + 1)  # slices cost no copies
-    chosen = span if span.stop - span.start == len(rows) else rows
-    kernel = heads is not None and _kernel_serves(scales, call, chosen)
+    selection = span if span.stop - span.start == len(rows) else rows
+    kernel = heads is not None and _kernel_serves(scales, call, selection)
     if kernel:
         window = scales.window(call.first_key, key[..., 0], heads)[..., None]
         key, most = (key * window).to(key.dtype), len(rows)
     else:
         query, key, value = query.to(width), key.to(width), value.to(width)
         most = max(1, CHUNK // (samples * query.shape[1] * key.shape[2]))
-    for index, _ in chunks(chosen, most):
+    for index, _ in chunks(selection, most):
         if kernel:
             part = None if mask is None else mask[:, :, index, : key.shape[2]]
             causal = mask is None and query.shape[2] > 1

@@ -188,9 +188,9 @@ def among(column: str, value: str, score: CountedScore = micro) -> CountedScore:
 
     @CountedScore
     def part(answers: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
-        chosen = np.flatnonzero(_column(answers, column) == value)
-        some = counts[:, chosen].sum(1) > 0
-        return np.where(some, score.of(answers.take(chosen), counts[:, chosen]), np.nan)
+        members = np.flatnonzero(_column(answers, column) == value)
+        some = counts[:, members].sum(1) > 0
+        return np.where(some, score.of(answers.take(members), counts[:, members]), np.nan)
 
     return part
 

@@ -82,7 +82,7 @@ class GatedModel(lmms):
         super().__init__()
         if gates is not None and method is not None:
             raise SinkgateError(f"gates are {gates!r} and method is {method!r}; expected one of them: run them apart")
-        chosen = published(method) if method is not None else None
+        baseline = published(method) if method is not None else None
         for criterion in filter(None, (v_sink, l_sink)):
             read_criterion(criterion)
         if not str(batch_size).isdigit() or int(batch_size) < 1:
@@ -92,8 +92,8 @@ class GatedModel(lmms):
         self.vlm = loading.load(
             str(model), device=device, device_map=device_map, dtype=dtype, revision=revision, quantize=quantize
         )
-        self.gated = gates is not None or chosen is not None
-        self.method: Method = chosen or Fixed(Gates.ones(self.vlm))
+        self.gated = gates is not None or baseline is not None
+        self.method: Method = baseline or Fixed(Gates.ones(self.vlm))
         if gates is not None:
             self.method = read_method(gates, self.vlm, any_model)
         self._find_sinks = finder_of([self.method], v_sink=v_sink, l_sink=l_sink, l_sinks=False)
@@ -116,9 +116,9 @@ class GatedModel(lmms):
         answers = [""] * len(requests)
         parts = list(_batches([request.args[1] for request in requests], self.batch_size))
         for numbers in track(parts, NAME, unit="batches", show=self.rank == 0):
-            chosen = [requests[number].args for number in numbers]
-            options = chosen[0][1]
-            contexts = [(context, self._images(*place)) for context, _, *place in chosen]
+            arguments = [requests[number].args for number in numbers]
+            options = arguments[0][1]
+            contexts = [(context, self._images(*place)) for context, _, *place in arguments]
             prompts = [self._prompt(context, images) for context, images in contexts if images]
             gated = iter(self._gated(prompts, options) if prompts else ())
             for number, (context, images) in zip(numbers, contexts, strict=True):

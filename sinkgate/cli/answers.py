@@ -25,7 +25,7 @@ LISTED = 20  # lines of tokens at most
 
 @unfolded
 def ask(
-    chosen: ModelChoice,
+    model: ModelChoice,
     image: Picture,
     question: Annotated[str, typer.Argument(help="Question about the image.")],
     criteria: SinkChoice,
@@ -43,7 +43,7 @@ def ask(
 
     learned = LSG.from_pretrained(gates) if gates and gates.is_dir() else None
     fixed = load_gates(gates) if gates and not learned else None
-    vlm = chosen.load()
+    vlm = model.load()
     if learned:
         learned.to(vlm.device).check_fits(vlm, any_model)
     table = (fixed or Gates.ones(vlm)).for_model(vlm, any_model)
@@ -71,7 +71,7 @@ def ask(
 
 @unfolded
 def sinks(
-    chosen: ModelChoice,
+    model: ModelChoice,
     image: Picture,
     criteria: SinkChoice,
     question: Annotated[str, typer.Option(help="Question to the LLM behind the image.")] = QUESTION,
@@ -86,7 +86,7 @@ def sinks(
     from sinkgate.models.vlm import find_sinks
 
     finder = criteria.finder()
-    vlm = chosen.load()
+    vlm = model.load()
     prompt = vlm.prompt(image, question, system=system)
     if everything:
         typer.echo(str(report(vlm, prompt, v_sink=finder.v_sink, l_sink=finder.l_sink)))

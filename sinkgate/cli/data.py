@@ -107,13 +107,13 @@ class DataChoice:
             drawn = scene_samples(count, self.seed, split=split, haze=(0.0, self.haze), per_scene=3)
             return list(track(drawn, "scenes", count, unit="samples"))
         if self.data in BENCHMARKS:
-            chosen = BENCHMARKS[self.data]
+            benchmark = BENCHMARKS[self.data]
             if split != "test" and not on_test_split:
                 raise SinkgateError(
-                    f"{chosen.name} has one split, {chosen.split!r}, and it is for testing: gates that are trained or chosen on it make its "
+                    f"{benchmark.name} has one split, {benchmark.split!r}, and it is for testing: gates that are trained or chosen on it make its "
                     "scores meaningless; name other data, or add --on-test-split"
                 )
-            return [item.sample for item in self._items(chosen, self.files, self.data_revision)]
+            return [item.sample for item in self._items(benchmark, self.files, self.data_revision)]
         if self.data != "cambrian" and not exists(self.data):
             known = ", ".join((*BENCHMARKS, "cambrian"))
             raise SinkgateError(
@@ -149,14 +149,14 @@ class DataChoice:
         if self.skip and self.data == SCENES.name:
             raise SinkgateError(f"--skip is {self.skip}; expected none with the questions of a benchmark")
         if self.data == SCENES.name:
-            chosen = replace(SCENES, haze=(0.0, self.haze))
-            return Questions(chosen, chosen.items(self.files, self.limit, self.seed), self.about)
+            benchmark = replace(SCENES, haze=(0.0, self.haze))
+            return Questions(benchmark, benchmark.items(self.files, self.limit, self.seed), self.about)
         if self.data not in BENCHMARKS:
             return Questions(*of_samples(Path(self.data).name, self.samples("test")), self.about)
-        chosen, files, about = BENCHMARKS[self.data], self.files, self.about
+        benchmark, files, about = BENCHMARKS[self.data], self.files, self.about
         if files is None:
-            files, about["data_revision"] = chosen.fetch(self.data_revision)
-        return Questions(chosen, self._items(chosen, files), about)
+            files, about["data_revision"] = benchmark.fetch(self.data_revision)
+        return Questions(benchmark, self._items(benchmark, files), about)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -204,10 +204,10 @@ class DataChoice:
                 f"--skip is {self.skip}; expected none with {self.data}, whose questions are drawn at random"
             )
 
-    def _items(self, chosen: Benchmark, files: Path | None, revision: str | None = None) -> list[Item]:
+    def _items(self, benchmark: Benchmark, files: Path | None, revision: str | None = None) -> list[Item]:
         passed: Counter[str] = Counter()
         options: Any = {"revision": revision, "images": self.images, "broken": self.broken or "stop", "passed": passed}
-        items = chosen.items(files, self.limit, self.seed, **options)
+        items = benchmark.items(files, self.limit, self.seed, **options)
         self._report(passed)
         return items
 

@@ -20,7 +20,7 @@ OnTestSplit = Annotated[
 
 @unfolded
 def train(
-    chosen: ModelChoice,
+    model: ModelChoice,
     data: DataChoice,
     criteria: SinkChoice,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints; the gates are written to its gates/.")],
@@ -90,7 +90,7 @@ def train(
         checks = replace(data, limit=min(data.limit or SCENES, SCENES) // 4 or 1, skip=0).samples("validation")
     else:
         checks = []
-    vlm = chosen.load()
+    vlm = model.load()
     set_seed(seed)
     at = read_layers(layers, vlm.num_layers)
     criterion = criteria.replaced(criterion)
@@ -149,7 +149,7 @@ def train(
 
 @unfolded
 def stack(
-    chosen: ModelChoice,
+    model: ModelChoice,
     data: DataChoice,
     criteria: SinkChoice,
     gates: Annotated[
@@ -182,7 +182,7 @@ def stack(
         lsg = lsg.only(read_layers(layers, lsg.config.layers[-1] + 1))
     samples = data.samples("validation", on_test_split)
     writable_folder(out)  # before the work
-    vlm = chosen.load()
+    vlm = model.load()
     lsg.check_fits(vlm, any_model)
     lsg.config = replace(lsg.config, criterion=criteria.replaced(lsg.config.criterion))
     stacked = stack_gates(
@@ -241,7 +241,7 @@ def convert(
 
 @unfolded
 def export_runtime(
-    chosen: ModelChoice,
+    model: ModelChoice,
     criteria: SinkChoice,
     gates: Annotated[Path, typer.Argument(help="JSON file of fixed gates, or folder of learned ones.")],
     out: Annotated[Path, typer.Option(help="Folder for the module and its data.")],
@@ -255,7 +255,7 @@ def export_runtime(
 
     table = LSG.from_pretrained(gates) if gates.is_dir() else load_gates(gates)
     writable_folder(out)  # before the work
-    vlm = chosen.load()
+    vlm = model.load()
     if isinstance(table, LSG):
         table.to(vlm.device)
     v_sink, l_sink = criteria.criteria

@@ -13,24 +13,24 @@ from sinkgate.cli.options import AsJson, ModelChoice, print_json, unfolded
 
 @unfolded
 def dimensions(
-    chosen: ModelChoice,
+    model: ModelChoice,
     cache: Annotated[bool, typer.Option(help="Read the result from disk, and store it there.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Find a model's sink dimensions on twelve plain prompts, with a confidence for each."""
     from sinkgate.models.dimensions import discover
 
-    discovery = discover(chosen.load(), cache=cache)
+    discovery = discover(model.load(), cache=cache)
     typer.echo(discovery.to_json() if as_json else discovery.summary())
 
 
 @unfolded
-def info(chosen: ModelChoice, as_json: AsJson = False) -> None:
+def info(model: ModelChoice, as_json: AsJson = False) -> None:
     """Describe a model after its checks on load: layers, image tokens, sinks, gates, versions."""
     from sinkgate.models.checks import noise_picture
     from sinkgate.models.describe import describe
 
-    vlm = chosen.load()
+    vlm = model.load()
     facts = {
         **describe(vlm, vlm.prompt(noise_picture(), "What is this?")),
         **{name: _version(name) for name in ("sinkgate", "torch", "transformers")},

@@ -142,7 +142,7 @@ class SinkChoice:
         """Return the criterion of gates, with the sides that the options name replaced."""
         from sinkgate.sinks.criteria import by_side
 
-        v_sink, l_sink = (chosen or own for chosen, own in zip(self.criteria, by_side(criterion), strict=True))
+        v_sink, l_sink = (named or own for named, own in zip(self.criteria, by_side(criterion), strict=True))
         return v_sink if v_sink == l_sink else f"{v_sink}; {l_sink}"
 
     def _side(self, option: str, criterion: str | None, numbers: str, dimensions: str | None) -> str | None:

@@ -31,7 +31,7 @@ AboutImages = Annotated[list[str] | None, typer.Option(help="Question about each
 
 @unfolded
 def export(
-    chosen: ModelChoice,
+    model: ModelChoice,
     data: DataChoice,
     runs: RunChoice,
     criteria: SinkChoice,
@@ -60,7 +60,7 @@ def export(
     else:
         samples, about = data.samples("test"), data.about
     find = criteria.finder()
-    vlm = chosen.load()
+    vlm = model.load()
     at = read_layers(layers, vlm.num_layers)
     about = about | print_sinks(find, vlm)
     study = Export(vlm, samples, find, at, words, rows, max_new_tokens, batch_size, about)
@@ -74,7 +74,7 @@ def export(
 
 @unfolded
 def survey(
-    chosen: ModelChoice,
+    model: ModelChoice,
     runs: RunChoice,
     criteria: SinkChoice,
     pictures: Annotated[
@@ -102,7 +102,7 @@ def survey(
         if runs.out is None:
             raise SinkgateError("--push uploads a folder; expected it as --out")
         check_target(push, connect=runs.share.rank == 0)
-    find, vlm = criteria.finder(), chosen.load()
+    find, vlm = criteria.finder(), model.load()
     samples, about = samples_for(vlm, pictures, question)
     about = about | print_sinks(find, vlm)
     by: dict[str, Any] = {"v_sink": find.v_sink, "l_sink": find.l_sink}

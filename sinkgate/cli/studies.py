@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @unfolded
 def anatomy(
-    chosen: ModelChoice,
+    model: ModelChoice,
     data: DataChoice,
     runs: RunChoice,
     criteria: SinkChoice,
@@ -47,7 +47,7 @@ def anatomy(
 
     questions, find = data.questions(), criteria.finder()
     samples = [item.sample for item in questions.items]
-    vlm = chosen.load()
+    vlm = model.load()
     at = read_layers(layers, vlm.num_layers)
     about = questions.about | print_sinks(find, vlm)
     study = Anatomy(vlm, samples, v_sink=find.v_sink, l_sink=find.l_sink, layers=at, chunk=batch_size, about=about)
@@ -59,7 +59,7 @@ def anatomy(
 
 @unfolded
 def probe(
-    chosen: ModelChoice,
+    model: ModelChoice,
     runs: RunChoice,
     criteria: SinkChoice,
     data: Annotated[str, typer.Option(help='"scenes" (the demo world), or a scene file of CLEVR.')] = "scenes",
@@ -83,7 +83,7 @@ def probe(
     if jobs < 1 and jobs != -1:
         raise SinkgateError(f"--jobs is {jobs}; expected 1 or more, or -1 for one on each core")
     pictures, find = _pictures(data, images, limit, seed), criteria.finder()
-    vlm = chosen.load()
+    vlm = model.load()
     at = read_layers(layers, vlm.num_layers)
     print_sinks(find, vlm)
     options: dict[str, Any] = {"v_sink": find.v_sink, "l_sink": find.l_sink}
@@ -105,7 +105,7 @@ def probe(
 
 @unfolded
 def sweep(
-    chosen: ModelChoice,
+    model: ModelChoice,
     data: DataChoice,
     runs: RunChoice,
     criteria: SinkChoice,
@@ -148,7 +148,7 @@ def sweep(
         note = "L-sinks are scaled as the rest here, by any criterion; --grid with --three scales them separately"
         typer.echo(note, err=True)
     questions, find = data.questions(), criteria.finder(l_sinks=three)
-    vlm = chosen.load()
+    vlm = model.load()
     about = questions.about | print_sinks(find, vlm)
     common = vlm, questions.items, read_layers(layers, vlm.num_layers), points, batch_size, find, about
     study = Sweep(*common)
@@ -168,7 +168,7 @@ def sweep(
 
 @unfolded
 def evaluate(
-    chosen: ModelChoice,
+    model: ModelChoice,
     data: DataChoice,
     runs: RunChoice,
     criteria: SinkChoice,
@@ -216,7 +216,7 @@ def evaluate(
         raise SinkgateError("--attention needs likelihood scoring; got generate")
     methods: dict[str, Method] = {name: published(name) for name in method or ()}
     benchmark, items, about = data.questions()
-    vlm = chosen.load()
+    vlm = model.load()
     origins: dict[str, str | None] = {}
     names = [path.name for path in gates or ()]
     for path in gates or ():

@@ -141,16 +141,16 @@ def read_cambrian(
     if unmet:
         text = f"nothing was left out for {', '.join(sorted(unmet))}: no record has that source or image folder"
         warnings.warn(text, stacklevel=2)
-    short = {name: stratum.size - len(stratum.chosen) for name, stratum in strata.items()}
+    short = {name: stratum.size - len(stratum.samples) for name, stratum in strata.items()}
     if any(short.values()) and not partial:
         shares = ", ".join(f"{name} ({missing} of {strata[name].size})" for name, missing in short.items() if missing)
-        fits = len(strata) * min(len(stratum.chosen) for stratum in strata.values())
+        fits = len(strata) * min(len(stratum.samples) for stratum in strata.values())
         raise SinkgateError(
             f"too few records with an image for {shares}; {passed['missing image']} images were missing: unpack more of them, "
             + (f"reduce to count={fits} (--limit and --skip together), " if fits else "")
             + "or in Python leave a category out with categories= or accept fewer with partial=True"
         )
-    ranked = [[stratum.chosen[rank] for rank in sorted(stratum.chosen)] for stratum in strata.values()]
+    ranked = [[stratum.samples[rank] for rank in sorted(stratum.samples)] for stratum in strata.values()]
     return [sample for turn in zip_longest(*ranked) for sample in turn if sample is not None]
 
 
@@ -159,18 +159,18 @@ class _Stratum:
     """The ``size`` samples of lowest rank."""
 
     size: int
-    chosen: dict[int, Sample] = field(default_factory=dict)
+    samples: dict[int, Sample] = field(default_factory=dict)
     highest: list[int] = field(default_factory=list)  # heap of the ranks' negatives
 
     def wants(self, rank: int) -> bool:
-        room = len(self.chosen) < self.size
-        return rank not in self.chosen and (room or (bool(self.highest) and rank < -self.highest[0]))
+        room = len(self.samples) < self.size
+        return rank not in self.samples and (room or (bool(self.highest) and rank < -self.highest[0]))
 
     def add(self, rank: int, sample: Sample) -> None:
-        self.chosen[rank] = sample
+        self.samples[rank] = sample
         heappush(self.highest, -rank)
-        if len(self.chosen) > self.size:
-            del self.chosen[-heappop(self.highest)]
+        if len(self.samples) > self.size:
+            del self.samples[-heappop(self.highest)]
 
 
 def _strata(categories: Sequence[str], count: int) -> dict[str, _Stratum]:

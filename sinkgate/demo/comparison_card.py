@@ -218,12 +218,12 @@ def _compact(comparison: Comparison) -> Report:
 def _publish(setup: Setup, comparison: Comparison, run: Path, out: Path, seed: int) -> None:
     """Save the gates of one seed that start at the unmodified model, with cards of their own."""
     form = "LSG from 1"
-    chosen = next(each for each in comparison.seeds if each["seed"] == seed)
-    marks = {world: chosen["worlds"][world]["marks"]["right"] for world in ("hazed", "clear")}
+    record = next(each for each in comparison.seeds if each["seed"] == seed)
+    marks = {world: record["worlds"][world]["marks"]["right"] for world in ("hazed", "clear")}
     folder = run / f"seed-{seed}"
     lsg = LSG.from_pretrained(folder / file_name(form))
     gates = {f"layer-{layer}": (f"{form}, layer {layer}", lsg.only([layer]), 1) for layer in lsg.config.layers}
-    gates["stack"] = f"{form}, stack by loss", lsg.only(chosen["stacks"][f"{form} by loss"]["layers"]), 1
+    gates["stack"] = f"{form}, stack by loss", lsg.only(record["stacks"][f"{form} by loss"]["layers"]), 1
     if setup.further:
         together = LSG.from_pretrained(run / f"more-{seed}" / "joint")
         gates["joint"] = f"{form}, joint, 5 x samples", together, 5
@@ -231,7 +231,7 @@ def _publish(setup: Setup, comparison: Comparison, run: Path, out: Path, seed: i
         gates["joint"] = f"{form}, joint", LSG.from_pretrained(folder / file_name(f"{form}, joint")), 1
     for name, (method, learned, times) in gates.items():
         training = {
-            "samples": times * chosen["samples"],
+            "samples": times * record["samples"],
             "epochs": 2,
             "seed": seed,
             "accuracy on hazed scenes": fmean(marks["hazed"][method]),

@@ -75,8 +75,8 @@ class Comparison:
     def marks(self, world: str, name: str, kinds: Container[str] = KINDS) -> list[np.ndarray]:
         """Return right (1) or wrong (0) on the questions of some kinds, one array for each seed."""
         tables = [run["worlds"][world]["marks"] for run in self.seeds]
-        chosen = [[kind in kinds for kind in table["kinds"]] for table in tables]
-        return [np.asarray(table["right"][name])[mask] for table, mask in zip(tables, chosen, strict=True)]
+        masks = [[kind in kinds for kind in table["kinds"]] for table in tables]
+        return [np.asarray(table["right"][name])[mask] for table, mask in zip(tables, masks, strict=True)]
 
     def gain(self, world: str, name: str, kinds: Container[str] = KINDS) -> Gain:
         """Return the gain of a method over the unmodified model on the questions of some kinds."""

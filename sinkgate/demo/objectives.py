@@ -64,9 +64,9 @@ class Tower(nn.Module):
     def read(self, features: Tensor, attention: Tensor, targets: Targets, few: int) -> tuple[Tensor, dict[str, float]]:
         """Return loss and accuracies of both classifiers; shapes as in ``see``, ``few`` patches for facts of the whole scene."""
         tokens = self.norm(features)
-        share, chosen = attention.topk(few, -1)
+        share, positions = attention.topk(few, -1)
         weight = (share / share.sum(-1, keepdim=True)).to(tokens.dtype)
-        pooled = (tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1])) * weight[..., None]).sum(1)
+        pooled = (tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1])) * weight[..., None]).sum(1)
         count, background, colors, pairs = self.scene(pooled).float().split(SCENE_CLASSES, -1)
         colors = colors.unflatten(-1, (len(COLORS), MAX_OBJECTS + 1))
         on_object = targets.patches[..., 0] < len(SHAPES)
@@ -180,13 +180,13 @@ class Answerer(nn.Module):
 
     def _next_token(self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
         """Return the weighted mean cross entropy and the accuracy where there are labels; shapes (B, T, width), (B, T), (B, T)."""
-        chosen = labels != IGNORED
-        logits = self.model.lm_head(hidden[chosen]).float()
-        accuracy = (logits.argmax(-1) == labels[chosen]).float().mean().item()
+        labelled = labels != IGNORED
+        logits = self.model.lm_head(hidden[labelled]).float()
+        accuracy = (logits.argmax(-1) == labels[labelled]).float().mean().item()
         if weights is None:
-            return F.cross_entropy(logits, labels[chosen]), accuracy
-        weight = weights[chosen]
-        return (F.cross_entropy(logits, labels[chosen], reduction="none") * weight).sum() / weight.sum(), accuracy
+            return F.cross_entropy(logits, labels[labelled]), accuracy
+        weight = weights[labelled]
+        return (F.cross_entropy(logits, labels[labelled], reduction="none") * weight).sum() / weight.sum(), accuracy
 
     @torch.no_grad()
     def examine(self, count: int = 48) -> dict[str, Any]:

@@ -145,10 +145,10 @@ def _animated(animation: Any, count: int, frames: int, max_pixels: int) -> Video
     pictures: list[Image.Image] = []
     milliseconds = 0.0
     try:
-        chosen = set(even_indices(count, frames))
+        wanted = set(even_indices(count, frames))
         for index in range(count):
             animation.seek(index)
-            if index in chosen:
+            if index in wanted:
                 pictures.append(open_image(animation.copy(), max_pixels=max_pixels))
             else:
                 animation.load()  # durations of later frames are read with the pixels

@@ -189,11 +189,11 @@ def checked_layers(vlm: VLM, layers: Sequence[int]) -> tuple[int, ...]:
         GateError: the model has no such layer, or a layer is no whole number.
     """
     count = vlm.num_layers
-    chosen = [index(layer, "a layer") for layer in (layers if isinstance(layers, Iterable) else [layers])]
-    outside = [layer for layer in chosen if not -count <= layer < count]
+    numbers = [index(layer, "a layer") for layer in (layers if isinstance(layers, Iterable) else [layers])]
+    outside = [layer for layer in numbers if not -count <= layer < count]
     if outside:
         raise GateError(f"there is no layer {outside[0]}: {vlm.name} has layers 0 to {count - 1}")
-    return tuple(layer % count for layer in chosen)
+    return tuple(layer % count for layer in numbers)
 
 
 def check_numbers(method: Method, low: float, high: float, *names: str) -> None:

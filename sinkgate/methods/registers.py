@@ -125,8 +125,8 @@ class Registers(ChangesInputs):
         with ExitStack() as stack:
             for number, layer in enumerate(layers):
                 stack.enter_context(replaced([layer], _with_token(vlm.name, layer.forward, token, first=number == 0)))
-            for layer, chosen in units.items():
-                hook = down_projection(vlm, layer).register_forward_pre_hook(_moved(chosen))
+            for layer, neurons in units.items():
+                hook = down_projection(vlm, layer).register_forward_pre_hook(_moved(neurons))
                 stack.callback(hook.remove)
             yield
 
@@ -169,11 +169,11 @@ def find_register_neurons(
         of_patch = prompt.token_of_patch
         if of_patch is None:
             raise UnsupportedModelError(f"{vlm.name}: its visual tokens mix patches, so that V-sinks have no patches")
-        chosen = (of_patch >= 0) & v_sinks[of_patch.clamp(min=0)]
-        patches += int(chosen.sum())
-        if chosen.any():
+        outliers = (of_patch >= 0) & v_sinks[of_patch.clamp(min=0)]
+        patches += int(outliers.sum())
+        if outliers.any():
             for layer, values in mlp_activations(vlm, prompt, searched).items():
-                total = values[chosen].float().sum(0)
+                total = values[outliers].float().sum(0)
                 totals[layer] = totals.get(layer, torch.zeros_like(total)) + total
     if not patches:
         raise SinkgateError(

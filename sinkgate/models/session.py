@@ -307,12 +307,12 @@ class Session:
             starts = [self._first_change(base.scales, table) for table in scales]
             result = torch.empty(len(scales), base.output.logits.shape[-1])
             for start in sorted(set(starts)):
-                chosen = [index for index, other in enumerate(starts) if other == start]
+                indices = [index for index, other in enumerate(starts) if other == start]
                 if start == len(vlm.adapter.all_layers):  # nothing changes
-                    result[chosen] = base.output.logits[0, -1].float().cpu()
+                    result[indices] = base.output.logits[0, -1].float().cpu()
                     continue
-                for part, logits in self._in_batches(base, [scales[index] for index in chosen], start, batch_size):
-                    result[[chosen[index] for index in part]] = logits
+                for part, logits in self._in_batches(base, [scales[index] for index in indices], start, batch_size):
+                    result[[indices[index] for index in part]] = logits
         return result
 
     def _in_batches(

@@ -217,8 +217,8 @@ def _hover_text(row: pd.Series, value: str = "change") -> str:
 def _row_name(row: pd.Series) -> str:
     family = f" ({row['family']})" if row.get("family", "all") != "all" else ""
     settings = dict.fromkeys((row["first"], row["second"]))
-    chosen = "<br>".join(f"<span style='font-size: 11px'>{escape(str(setting))}</span>" for setting in settings)
-    return f"{escape(str(row['task']) + family)}<br>{chosen}"
+    lines = "<br>".join(f"<span style='font-size: 11px'>{escape(str(setting))}</span>" for setting in settings)
+    return f"{escape(str(row['task']) + family)}<br>{lines}"
 
 
 def _height(cells: pd.DataFrame) -> int:

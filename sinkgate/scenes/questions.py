@@ -238,13 +238,13 @@ def _name(
     scene: Scene, item: SceneObject, rng: Random, attributes: tuple[str, ...] = ("size", "color", "shape")
 ) -> str | None:
     """Return a phrase that only ``item`` fits, with the fewest attributes, or sometimes one more."""
-    choices = [chosen for chosen in _subsets(attributes) if _is_unique(scene, item, chosen)]
+    choices = [subset for subset in _subsets(attributes) if _is_unique(scene, item, subset)]
     if not choices:
         return None
     fewest = min(map(len, choices))
-    chosen = rng.choice([c for c in choices if len(c) == fewest or rng.random() < 0.3])
-    noun = item.shape if "shape" in chosen else rng.choice(("object", "thing"))
-    adjectives = [getattr(item, name) for name in ("size", "color") if name in chosen]
+    subset = rng.choice([c for c in choices if len(c) == fewest or rng.random() < 0.3])
+    noun = item.shape if "shape" in subset else rng.choice(("object", "thing"))
+    adjectives = [getattr(item, name) for name in ("size", "color") if name in subset]
     return " ".join([*adjectives, noun])
 
 

@@ -95,9 +95,9 @@ class Criterion(Protocol):
     def __call__(self, signals: Signals) -> Verdict: ...
 
 
-def _set_dims(chosen: SinkDimensions | MassiveActivations) -> None:
+def _set_dims(criterion: SinkDimensions | MassiveActivations) -> None:
     """Replace dimensions, given as a list, an array or a tensor, by a tuple of Python's own integers."""
-    dims: Any = chosen.dims
+    dims: Any = criterion.dims
     if dims is None:
         return
     try:
@@ -106,7 +106,7 @@ def _set_dims(chosen: SinkDimensions | MassiveActivations) -> None:
         plain = (-1,)
     if isinstance(dims, str | bytes) or any(each < 0 for each in plain):
         raise SinkgateError(f"sink dimensions are {dims!r}; expected whole numbers from 0, such as (1415, 2533)")
-    object.__setattr__(chosen, "dims", plain)
+    object.__setattr__(criterion, "dims", plain)
 
 
 @dataclass(frozen=True)

@@ -297,8 +297,8 @@ def read_rows(rows: str | Sequence[str]) -> tuple[str, ...]:
     names = [name.strip() for name in rows.split(",")] if isinstance(rows, str) else rows
     if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         raise GateError(f"rows are {rows!r}; expected names, some of {', '.join([*ROWS, *_SEVERAL_ROWS])}")
-    chosen = {row for name in names for row in _SEVERAL_ROWS.get(name, (name,))}
-    if not chosen or not chosen <= set(ROWS):
-        odd = ", ".join(sorted(map(repr, chosen - set(ROWS)))) or "none"
+    named = {row for name in names for row in _SEVERAL_ROWS.get(name, (name,))}
+    if not named or not named <= set(ROWS):
+        odd = ", ".join(sorted(map(repr, named - set(ROWS)))) or "none"
         raise GateError(f"rows are {odd}; expected some of {', '.join([*ROWS, *_SEVERAL_ROWS])}")
-    return tuple(row for row in ROWS if row in chosen)
+    return tuple(row for row in ROWS if row in named)

@@ -164,9 +164,9 @@ class Gates:
         """
         if group not in tuple(_COLUMNS):  # which may not be hashable
             raise GateError(f"no group is called {group!r}; there are: {', '.join(_COLUMNS)}")
-        chosen, value = numbers_in_range(layers, len(self.scales), "layer"), number(scale)
+        numbers, value = numbers_in_range(layers, len(self.scales), "layer"), number(scale)
         scales = self.scales.clone()
-        for layer in chosen:
+        for layer in numbers:
             scales[layer, _COLUMNS[group]] = value
         return Gates(scales, self.model)
 

@@ -41,12 +41,12 @@ def read_layers(text: str, count: int, kind: str = "layer") -> list[int]:
     if text == "all":
         return list(range(count))
     try:
-        chosen = typed_numbers(text)
+        numbers = typed_numbers(text)
     except ValueError:
         raise GateError(f'{kind}s are "all" or numbers such as 3,6,7 or 4-10; got {text!r}') from None
-    if not chosen or chosen[-1] >= count:
+    if not numbers or numbers[-1] >= count:
         raise GateError(f"{kind}s are {text!r}; the model has {kind}s 0 to {count - 1}")
-    return chosen
+    return numbers
 
 
 def numbers_in_range(numbers: Any, count: int, kind: str) -> list[int]:
@@ -68,11 +68,11 @@ def numbers_in_range(numbers: Any, count: int, kind: str) -> list[int]:
         several = list(numbers)
     except TypeError:  # a single one, maybe numpy's or torch's
         several = [numbers]
-    chosen = [index(each, f"a {kind}") for each in several]
-    outside = [each for each in chosen if not -count <= each < count]
+    indices = [index(each, f"a {kind}") for each in several]
+    outside = [each for each in indices if not -count <= each < count]
     if outside:
         raise GateError(f"there is no {kind} {outside[0]}; the table has {kind}s 0 to {count - 1}")
-    return chosen
+    return indices
 
 
 def number(scale: Any) -> float:
@@ -118,9 +118,9 @@ def whole_numbers(numbers: Any, count: int, noun: str) -> list[int]:
     except TypeError:  # a single one
         several = [numbers]
     with suppress(GateError):
-        chosen = [index(number, f"a {noun}") for number in several]
-        if chosen and all(0 <= number < count for number in chosen):
-            return chosen
+        indices = [index(number, f"a {noun}") for number in several]
+        if indices and all(0 <= number < count for number in indices):
+            return indices
     raise SinkgateError(
         f"got {f'{noun} {several}' if several else 'no ' + noun}; expected whole numbers from 0 to {count - 1}"
     )

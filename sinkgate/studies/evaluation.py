@@ -207,9 +207,9 @@ def changes(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: 
     tasks = [("all", items["sample"]), *((str(task), rows["sample"]) for task, rows in items.groupby(by, sort=False))]
     pictures = pictures_of(items)
     tables = []
-    for task, chosen in tasks:
-        labels = None if pictures is None else pictures.loc[chosen]
-        others, plain = right.loc[chosen].drop(columns=UNMODIFIED), right.loc[chosen, UNMODIFIED]
+    for task, members in tasks:
+        labels = None if pictures is None else pictures.loc[members]
+        others, plain = right.loc[members].drop(columns=UNMODIFIED), right.loc[members, UNMODIFIED]
         needed = questions_needed(others.sub(plain, axis=0), pictures=labels)
         table = compared(others, plain, seed, labels).assign(needed=needed)
         tables.append(table.rename_axis("method").reset_index().assign(task=task))

@@ -108,11 +108,11 @@ def probe(
     cv = StratifiedKFold(folds, shuffle=True, random_state=0)
     choice: Any = {"Cs": sorted(regularisers), "cv": cv, "scoring": _log_likelihood, "max_iter": MAX_ITER}
     fitted = [_fit(train, column, LogisticRegressionCV(**choice)) for column in _columns(train_labels)]
-    chosen = [float(np.ravel(model.named_steps["model"].C_)[0]) for model in fitted]
+    penalties = [float(np.ravel(model.named_steps["model"].C_)[0]) for model in fitted]
     shuffled = _columns(np.random.default_rng(seed).permutation(train_labels))
-    plain = [LogisticRegression(C=C, max_iter=MAX_ITER) for C in chosen]
+    plain = [LogisticRegression(C=C, max_iter=MAX_ITER) for C in penalties]
     control = [_fit(train, column, model) for column, model in zip(shuffled, plain, strict=True)]
-    counted |= {"chance": _chance(test_labels), "regulariser": float(np.median(chosen))}
+    counted |= {"chance": _chance(test_labels), "regulariser": float(np.median(penalties))}
     return {
         labels: Probed(*_scores(models, test, test_labels), **counted)
         for labels, models in zip(LABELS, (fitted, control), strict=True)

@@ -180,17 +180,17 @@ def _sweep(results: Results) -> Iterator[Section]:
         "The whole map in one picture; point at a cell to read its setting and its interval.",
         sweep_plots.settings_figure(cells, limit),
     )
-    chosen = confirmed(items, answers)
-    if len(chosen):
+    confirmations = confirmed(items, answers)
+    if len(confirmations):
         yield Section(
             "Searched against confirmed",
             "The best setting, or none, is chosen on half of the items and measured on the other half, both ways round. Read the diamond and its interval.",
-            sweep_plots.confirmation_figure(chosen),
+            sweep_plots.confirmation_figure(confirmations),
         )
         yield Section(
             "Searched against confirmed, in numbers",
             "Changes in points; smallest is the change that so many items could have shown.",
-            _readable(chosen, ["searched", "confirmed", "low", "high", "smallest"], ["base"]),
+            _readable(confirmations, ["searched", "confirmed", "low", "high", "smallest"], ["base"]),
         )
         if groups_apart(answers).nunique() > 1:
             yield Section(

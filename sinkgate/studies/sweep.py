@@ -127,10 +127,10 @@ def gains(items: pd.DataFrame, answers: pd.DataFrame, by: str = "task", seed: in
     right, base = right_of(answers)
     pictures = pictures_of(items)
     tables = [
-        compared(right.loc[chosen], base.loc[chosen], seed, None if pictures is None else pictures.loc[chosen])
+        compared(right.loc[members], base.loc[members], seed, None if pictures is None else pictures.loc[members])
         .reset_index()
         .assign(task=task)
-        for task, chosen in _tasks(items, by)
+        for task, members in _tasks(items, by)
     ]
     table = pd.concat(tables, ignore_index=True)
     return table.assign(corrected=holm(table["p"]))
@@ -168,10 +168,10 @@ def confirmed(
     family = pd.Series("all", index=cells.index) if families is None else families(cells)
     rng = np.random.default_rng(seed)
     rows = []
-    for task, chosen in _tasks(items, by):
-        if len(chosen) < 2:
+    for task, members in _tasks(items, by):
+        if len(members) < 2:
             continue
-        mixed, middle = _halved(chosen, _shared(items, chosen), rng)
+        mixed, middle = _halved(members, _shared(items, members), rng)
         if not 0 < middle < len(mixed):
             continue
         idle = np.zeros((len(mixed), 1), dtype=np.int8)
@@ -189,7 +189,7 @@ def confirmed(
             other = np.concatenate([changed[half, cell] for half, cell in zip(halves, best[::-1], strict=True)])
             pictures = _shared(items, mixed)
             words = [in_words(cells.iloc[cell]) if cell < len(cells) else "unmodified" for cell in best]
-            row = (task, name, len(mixed), base.loc[chosen].mean(), *words, searched.mean(), other.mean())
+            row = (task, name, len(mixed), base.loc[members].mean(), *words, searched.mean(), other.mean())
             low, high = intervals(other[:, None], seed=seed, pictures=pictures)
             p = float(paired_test(other[:, None], pictures, seed)[0])
             rows.append((*row, low[0], high[0], p, (other, pictures)))
@@ -224,32 +224,32 @@ def leaning(
     layers = sorted(cells.loc[on_line, "layer"].unique())
     chosen_layers = {"all": layers} if together and layers else {layer: [layer] for layer in layers}
     rows = []
-    for task, chosen in _tasks(items, by) if chosen_layers else ():
-        correct, pictures = right.loc[chosen].to_numpy(dtype=float), _shared(items, chosen)
+    for task, members in _tasks(items, by) if chosen_layers else ():
+        correct, pictures = right.loc[members].to_numpy(dtype=float), _shared(items, members)
         within = [cells["layer"].isin(among).to_numpy() for among in chosen_layers.values()]
         leans = [correct[:, up & here].mean(1) - correct[:, down & here].mean(1) for here in within]
         bounds = intervals(np.stack(leans, 1), seed=seed, pictures=pictures)
         for layer, lean, low, high in zip(chosen_layers, leans, *bounds, strict=True):
             p = float(paired_test(lean[:, None], pictures, seed)[0])
-            rows.append((task, layer, lean.mean(), low, high, p, base.loc[chosen].mean(), (lean, pictures)))
+            rows.append((task, layer, lean.mean(), low, high, p, base.loc[members].mean(), (lean, pictures)))
     return _corrected(pd.DataFrame(rows, columns=["task", "layer", "lean", "low", "high", "p", "base", "smallest"]))
 
 
-def _shared(items: pd.DataFrame, chosen: np.ndarray) -> np.ndarray | None:
+def _shared(items: pd.DataFrame, members: np.ndarray) -> np.ndarray | None:
     """Return the labels of some samples' pictures if several share one, else None."""
     pictures = pictures_of(items)
-    return None if pictures is None else shared(pictures.loc[chosen].to_numpy())
+    return None if pictures is None else shared(pictures.loc[members].to_numpy())
 
 
-def _halved(chosen: np.ndarray, pictures: np.ndarray | None, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+def _halved(members: np.ndarray, pictures: np.ndarray | None, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """Return samples in random order and the beginning of the second half; samples of one picture are in the same half."""
     if pictures is None:
-        return rng.permutation(chosen), len(chosen) // 2
+        return rng.permutation(members), len(members) // 2
     codes, names = pd.factorize(pictures)
     ranks = rng.permutation(len(names))[codes]
     order = np.argsort(ranks, kind="stable")
-    middle = np.searchsorted(ranks[order], ranks[order][len(chosen) // 2])  # where that picture begins
-    return chosen[order], int(middle) or int((ranks == 0).sum())
+    middle = np.searchsorted(ranks[order], ranks[order][len(members) // 2])  # where that picture begins
+    return members[order], int(middle) or int((ranks == 0).sum())
 
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:

@@ -107,10 +107,10 @@ def stack(
     )
     singles = {layer: _score(results, str(layer), score) for layer in lsg.config.layers}
     best, *others = sorted(singles, key=lambda layer: -singles[layer])
-    chosen, best_value = (best,), singles[best]
-    steps = [Step(chosen, best_value, True)]
+    stacked, best_value = (best,), singles[best]
+    steps = [Step(stacked, best_value, True)]
     for layer in track(others, "stack", unit="gates", show=progress):
-        tried = (*chosen, layer)
+        tried = (*stacked, layer)
         result = evaluate(
             vlm,
             {"tried": lsg.only(tried)},
@@ -123,11 +123,11 @@ def stack(
         value = _score(result, "tried", score)
         steps.append(Step(tried, value, accepted=value > best_value + margin))
         if steps[-1].accepted:
-            chosen, best_value = tried, value
+            stacked, best_value = tried, value
     for other in () if trials is None else trials.parent.iterdir():
         if other != trials:
             rmtree(other, ignore_errors=True)
-    return Stack(lsg.only(chosen), _score(results, UNMODIFIED, score), singles, steps, results.sinks)
+    return Stack(lsg.only(stacked), _score(results, UNMODIFIED, score), singles, steps, results.sinks)
 
 
 def _identity(lsg: LSG, vlm: VLM, samples: Sequence[Sample], find: Finder, batch_size: int) -> str:

@@ -330,14 +330,14 @@ def _parts(methods: LSG | Mapping[str, nn.Module], vlm: VLM, together: bool) -> 
 def _arguments(
     out: Path, checks: bool, patience: int | None, vlm: VLM, options: Mapping[str, Any]
 ) -> TrainingArguments:
-    chosen = {**DEFAULTS, "eval_strategy": "epoch" if checks else "no"}
+    settings = {**DEFAULTS, "eval_strategy": "epoch" if checks else "no"}
     if patience is not None:
-        chosen |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_strategy": "epoch"}
-    chosen |= {**options, "output_dir": str(out), "remove_unused_columns": False, "label_names": ["labels"]}
-    chosen["disable_tqdm"] = True  # its bar, which in a notebook is a table; see `_Progress`
-    chosen.setdefault("use_cpu", vlm.device.type == "cpu")
+        settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_strategy": "epoch"}
+    settings |= {**options, "output_dir": str(out), "remove_unused_columns": False, "label_names": ["labels"]}
+    settings["disable_tqdm"] = True  # its bar, which in a notebook is a table; see `_Progress`
+    settings.setdefault("use_cpu", vlm.device.type == "cpu")
     try:
-        arguments = TrainingArguments(**chosen)
+        arguments = TrainingArguments(**settings)
     except (TypeError, ValueError) as error:
         raise SinkgateError(f"training options are those of transformers' TrainingArguments: {error}") from error
     if arguments.fp16:  # gradients are taken before a scaler could keep them from underflow

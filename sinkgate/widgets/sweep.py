@@ -92,8 +92,8 @@ class SweepMap(Shown):
         return self._changes.loc[self._changes.groupby(["task", "layer"], sort=False)["change"].idxmax()]
 
     def _draw(self, _change: Any) -> None:
-        chosen = self.setting.value
-        self.cells = self._best() if chosen == BEST else self._changes.loc[self._changes["setting"] == chosen]
+        setting = self.setting.value
+        self.cells = self._best() if setting == BEST else self._changes.loc[self._changes["setting"] == setting]
         drawn = layers_figure(self.cells).data[0]
         with self.figure.batch_update():
             self.figure.data[0].update(x=drawn.x, y=drawn.y, z=drawn.z, text=drawn.text, customdata=drawn.customdata)
