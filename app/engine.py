@@ -335,5 +335,4 @@ def unknown_sentence(words: list[str]) -> str:
     if not words:
         return ""
     names = ", ".join(f"“{word}”" for word in words[:6]) + (" and more" if len(words) > 6 else "")
-    single = len(words) == 1
-    return f"The model does not know the word{'' if single else 's'} {names}: {'it' if single else 'each'} is read as <unk>."
+    return f"Not in the model's vocabulary, and read as <unk>: {names}."

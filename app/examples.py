@@ -26,7 +26,7 @@ THUMBNAIL_SIDE = 96  # pixels
 TRIES = 3000  # to generate a question in the same words for an edited scene; one takes about 10 microseconds
 PLAIN_QUESTIONS = ("How many objects are there?", "What color is the background?", "What do you see?")
 GENERAL_QUESTIONS = ("What is in the picture?", "Describe the image.", "How many people are there?")
-SCENES_ONLY = "The demo model knows scenes of coloured shapes only. For photographs, load a model that reads them: sinkgate app --model smolvlm-256m."
+SCENES_ONLY = "The demo model is trained on scenes of coloured shapes only. For photographs, load a model that reads them: sinkgate app --model smolvlm-256m."
 CLIP_NOTICE = "The demo model was trained on single pictures: it reads the frames as several pictures. Move the slider over the maps through time."
 
 

@@ -221,9 +221,9 @@ def kinds_questions() -> go.Figure:
     figure = stage(
         shown,
         4,
-        "V-sinks do not know the question",
+        "V-sinks do not depend on the question",
         "Orange circles: V-sinks, always the same. Blue squares: what attention calls an L-sink in some layer:<br>"
-        "it comes and goes with the question, and lies on objects. This model has no L-sinks worth the name.",
+        "it comes and goes with the question, and lies on objects. This model has hardly any L-sinks.",
     )
     return figure.update_annotations(font_size=11)
 
@@ -361,7 +361,7 @@ def layers_sweep() -> go.Figure:
     """Draw the shipped sweep: every kind of question, each layer gated alone."""
     results = Results.load(DEMO / "studies" / "sweep-clear")
     figure = lean_figure(leaning(results.table("items"), results.table("answers")))
-    what = "Accuracy with V-sinks above the rest, minus below it, in points: teal wants sinks up, brown down.<br>"
+    what = "Accuracy with V-sinks above the rest, minus below it, in points: teal: larger scales are better, brown: smaller ones.<br>"
     figure.layout.title.subtitle.text = (
         f"{what}2,600 questions; bold with * where it holds after correction. Look at layer 2."
     )

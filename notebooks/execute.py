@@ -44,7 +44,7 @@ class NotebookError(Exception):
 
 
 def sources(beginnings: Iterable[str] = ()) -> list[Path]:
-    """Return the sources whose names begin as one of ``chosen``, or all; raise NotebookError if one matches none."""
+    """Return the sources whose names begin as one of ``beginnings``, or all; raise NotebookError if one matches none."""
     existing, wanted = sorted(SOURCES.glob("*.py")), list(beginnings) or [""]
     for start in wanted:
         if not any(source.name.startswith(start) for source in existing):

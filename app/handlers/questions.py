@@ -164,7 +164,7 @@ class QuestionHandlers(PageValues):
             mixer: the mixer's value.
             lens: the page's lens.
             question: to ask; the first example question where empty.
-            notice: a sentence for models that know scenes only.
+            notice: a sentence for models of scenes only.
             photograph: name of the picture, where it is a photograph of the package.
         """
         with self.engine.scheduler.slot(session, "ask"):

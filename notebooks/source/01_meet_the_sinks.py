@@ -349,4 +349,4 @@ for criterion in (AttentionShare(times=100), ShortStates()):
 # - The demo model's V-sinks are real in attention, but they come from a **training objective**: facts of the whole scene had to be decoded from the most attended patches
 #   ([its card](../sinkgate/demo/weights/README.md)). The paper's findings were made on LLaVA-1.5-7B.
 #
-# Next: [what sinks know](02_what_sinks_know.ipynb).
+# Next: [information in sinks](02_what_sinks_know.ipynb).

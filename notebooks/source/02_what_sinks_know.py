@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 2 · What sinks know
+# # 2 · Information in sinks
 #
 # A sink lies on a patch of empty background and still receives attention. Does it hold any information? The paper's answer
 # ([When Sinks Help or Hurt](https://arxiv.org/abs/2604.03316), section 3.2): sinks hold the *gist*. From the hidden states of V-sinks and L-sinks a linear
@@ -288,9 +288,9 @@ for c in (1e-4, 1e-2, 1.0, 100.0):
 pd.DataFrame(rows).T.rename_axis("C").map("{:.0%}".format)
 
 # %% [markdown]
-# (*seen*: on the pictures of the training; *new*: on the others.) The control learns its pictures by heart and still knows nothing of new ones. So judge probes on test pictures, and against a control of the same size.
+# (*seen*: on the pictures of the training; *new*: on the others.) The control fits its own pictures exactly and predicts nothing on new ones. So score probes on test pictures, and against a control of the same size.
 #
-# **2. How many ordinary tokens?** Average 1 or 20 ordinary tokens instead of 5. Do enough of them know as much as two V-sinks?
+# **2. How many ordinary tokens?** Average 1 or 20 ordinary tokens instead of 5. Do enough of them hold as much information as two V-sinks?
 
 # %%
 # your code here
@@ -306,9 +306,9 @@ for tokens in (1, 5, 20):
 pd.DataFrame({"accuracy": right}).rename_axis("ordinary tokens")
 
 # %% [markdown]
-# More tokens know more, but a third of the picture still knows less than two sinks.
+# More tokens hold more information, but a third of the picture still holds less than two sinks.
 #
-# **3. The color that is everywhere.** Most ordinary tokens lie on the background. Do they know its color as well as the V-sinks do? Guess, then probe.
+# **3. The color that is everywhere.** Most ordinary tokens lie on the background. Can its color be read from them as well as from the V-sinks? Guess, then probe.
 
 # %%
 # your code here
@@ -325,7 +325,7 @@ pd.DataFrame({"accuracy": right})
 # ## What to keep
 #
 # - A probe is worth what its control is worth: shuffled labels, a split, and the penalty chosen on training pictures alone.
-# - V-sinks of the demo model know the count better than ordinary tokens everywhere, and inside the LLM the largest size worse: they hold the gist that was trained into them.
+# - V-sinks of the demo model hold the count better than ordinary tokens everywhere, and inside the LLM the largest size worse: they have the gist that was trained into them.
 # - L-sinks cannot be probed here, and a study that says so is better than one that averages over a handful.
 #
 # Next: [when sinks help or hurt](03_when_sinks_help_or_hurt.ipynb).

@@ -209,7 +209,7 @@ print("layers with a scale other than 1:", (scales != 1).any(1).nonzero().flatte
 
 # %% [markdown]
 # And here is the mean over the test questions, by kind: $\rho$ of V-sinks. Compare rows within a column, global kinds above, local ones below: brown is turned down from where the gate began, green up. If a whole column has one
-# color, the gate has learnt one setting for all; if the rows differ, it tells questions apart. The paper sees on LLaVA about 0.05 for Count and 0.30 to 0.45 for MMStar's tasks at layer 10.
+# color, the gate has learnt one setting for all; if the rows differ, its scales depend on the question. The paper sees on LLaVA about 0.05 for Count and 0.30 to 0.45 for MMStar's tasks at layer 10.
 #
 # > **Before you run the next cell:** for which kinds should a gate turn V-sinks down, and for which should it keep them? (Notebook 3 has the oracle's view.)
 

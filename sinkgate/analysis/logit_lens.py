@@ -34,7 +34,7 @@ CHUNK = 256  # visual tokens decoded at a time, whose logits over the whole voca
 @dataclass(frozen=True)
 class LogitLens:
     """Most probable words of visual tokens. Row l of the tensors is the input of layer ``layers[l]``, which is the state that the
-    criteria of L-sinks judge; the number of LLM layers stands for the output of the last one.
+    criteria of L-sinks measure; the number of LLM layers stands for the output of the last one.
 
     Shapes: ids and probabilities (rows, V, T), in falling order; probabilities in [0, 1], over the whole vocabulary; norms (rows, V),
     the L2 norms of the states. ``tokens`` are the visual tokens that were decoded, in the order of V; all where None.

@@ -217,7 +217,7 @@ def convert(
     offset: Annotated[int, typer.Option(help="Added to the layer numbers in the files.")] = 0,
     swapped: Annotated[bool, typer.Option("--swapped", help="The second output is for V-sinks.")] = False,
     activation: Annotated[str | None, typer.Option(help="gelu, silu or relu; that of the files if left out.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Ignore entries that the importer does not know.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Ignore entries that the importer cannot read.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert gates from the files of the paper's authors, and report how each entry was read."""

@@ -81,7 +81,7 @@ def survey(
         list[Path] | None,
         typer.Argument(
             metavar="IMAGES...",
-            help="Image files and folders of them; if left out, eight photographs that come with sinkgate, or scenes for a model that knows scenes only.",
+            help="Image files and folders of them; if left out, eight photographs that come with sinkgate, or scenes for a model of scenes only.",
         ),
     ] = None,
     question: AboutImages = None,

@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
     "{% else %}{% set parts = message.content %}{% endif %}"
     "{% for part in parts if part.type == 'image' %}" + IMAGE + "{% endfor %}"
     "{% if message.role == 'user' %}" + USER + "{% elif message.role == 'assistant' %}" + ASSISTANT + "{% else %}"
-    "{{ raise_exception('the demo models know no turn of the role ' + message.role) }}{% endif %}"
+    "{{ raise_exception('the demo models have no turn of the role ' + message.role) }}{% endif %}"
     "{% for part in parts if part.type == 'text' %}{{ part.text }}{% endfor %}"
     "{% if message.role != 'user' %}" + END + "{% endif %}"
     "{% endfor %}"

@@ -59,7 +59,7 @@ order. No outside data.
    color and presence of each color-shape pair from the features of **the one to four patches that receive most attention in
    the last layer**, weighted by that attention. Patches of the background carry no loss of their own. AdamW without
    decay, peak 1.5e-3.
-2. Tower, projector and LLM together on six questions, a description and a line-up an image, each turn blind to the others; the
+2. Tower, projector and LLM together on six questions, a description and a line-up an image, no turn with attention to another; the
    loss on answers, plus a fifth of that on the words of questions and a fifth of the tower's own. In four of five turns about the whole
    scene (kinds marked global), the text sees only those one to four patches. AdamW without decay, peak 4e-4 (tower) and 1e-3
    (rest). Both stages: 100 steps of warm-up, cosine to zero, gradients clipped to 1, weights in bfloat16 with float32 masters.
@@ -81,7 +81,7 @@ earlier experiment with the same parts and rates, stopped after about 2,700 of 3
 measurements on more scenes: 98.4 % of 18,369 questions.
 
 ## Limits
-It knows shapes only; for photographs load another model, such as `sg.load("llava-1.5-7b")`. Words outside its vocabulary are read as unknown. Nine of ten V-sinks spike in the L-sinks'
+It is trained on shapes only; for photographs load another model, such as `sg.load("llava-1.5-7b")`. Words outside its vocabulary are read as unknown. Nine of ten V-sinks spike in the L-sinks'
 dimension too, so the two groups differ by the encoder's attention, not by the spike.
 """
 

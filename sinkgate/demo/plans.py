@@ -81,7 +81,7 @@ PLANS = {
         model="demo",
         suffix="",
         about="The small demo model has V-sinks that grew under a training pressure to hold facts of the whole scene. They show in attention alone, "
-        "and there are no L-sinks worth the name ([card](../weights/README.md)): these results are true of this model, not of the paper's "
+        "and there are hardly any L-sinks ([card](../weights/README.md)): these results are true of this model, not of the paper's "
         "models, and what V-sinks hold of the whole scene is partly built in.",
         anatomy=390,
         pictures=2000,

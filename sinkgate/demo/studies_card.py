@@ -23,7 +23,7 @@ FIGURES = (
     ("sweep-clear", "Which way each task leans, layer by layer"),
     ("sweep-hazed", "Which way each task leans, layer by layer"),
     ("sweep-hazed", "Searched against confirmed"),
-    ("probes", "What tokens know of the scene: accuracy"),
+    ("probes", "Information on the scene in tokens: accuracy"),
     ("anatomy", "Spikes"),
     ("anatomy", "Attention of the text"),
     ("anatomy", "Broadcast or no-op, head by head"),

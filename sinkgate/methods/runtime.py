@@ -172,7 +172,7 @@ def _criterion(choice: Choice, side: str) -> dict[str, Any]:
         )
     if not isinstance(criterion, SinkDimensions | MassiveActivations | NormOutliers | AttentionShare):
         raise GateError(
-            f"the criterion of {side} is {criterion!r}; the module knows dimensions, massive, norm and attention"
+            f"the criterion of {side} is {criterion!r}; the module has dimensions, massive, norm and attention"
         )
     return {"name": type(criterion).__name__, **asdict(criterion)}
 

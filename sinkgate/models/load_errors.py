@@ -50,7 +50,7 @@ _BY_WORDS = {
     ),
     "`accelerate`": "a device map needs accelerate: run `pip install accelerate`",
     "does not recognize this architecture": (
-        f"transformers {transformers.__version__} does not know its architecture; run `pip install -U transformers`, or "
+        f"transformers {transformers.__version__} has no class for its architecture; run `pip install -U transformers`, or "
         "take a copy in transformers' own format (its name often ends in -hf)"
     ),
     "custom code": "it brings code of its own; read that code, then pass trust_remote_code=True to `sinkgate.load`",

@@ -76,8 +76,8 @@ def probes_figure(summary: pd.DataFrame, measure: Measure = "accuracy") -> go.Fi
     figure.update_xaxes(tickvals=list(ticks), ticktext=list(ticks.values()), range=span)
     figure.update_yaxes(tickformat=".0%", range=[0, 1.03])
     figure.update_yaxes(title_text=UNITS[measure], col=1)
-    subtitle = "Do sinks know more than ordinary tokens? Mean over draws, bars of one standard deviation."
-    return dressed(figure, "What tokens know of the scene", subtitle, 150 + 270 * rows)
+    subtitle = "Do sinks hold more information than ordinary tokens? Mean over draws, bars of one standard deviation."
+    return dressed(figure, "Information on the scene in tokens", subtitle, 150 + 270 * rows)
 
 
 def _depth(place: str) -> int:

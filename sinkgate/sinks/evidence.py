@@ -250,7 +250,7 @@ def combine(evidence: Sequence[Evidence]) -> Evidence:
         SinkgateError: no prompts.
     """
     if not evidence:
-        raise SinkgateError("no prompts to look at; give at least one, several for a confidence worth the name")
+        raise SinkgateError("no prompts to look at; give at least one, several for a reliable confidence")
     by_dimension: dict[int, list[DimensionEvidence]] = {}
     for one in evidence:
         for shown in one.dimensions:

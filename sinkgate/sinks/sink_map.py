@@ -53,7 +53,7 @@ class SinkMasks:
 class TextTokens:
     """The text tokens among a prompt's Keys: the text sink is one of them.
 
-    Shapes: positions (T,); attention (L, T), the mean over heads and the text queries after the image; verdict on them by the criterion of the L-sinks, None where that judges visual tokens against each other; spike (L, T), the magnitude in the loudest sink
+    Shapes: positions (T,); attention (L, T), the mean over heads and the text queries after the image; verdict on them by the criterion of the L-sinks, None where that compares visual tokens with each other; spike (L, T), the magnitude in the loudest sink
     dimension over the layer's median, None without sink dimensions.
     """
 

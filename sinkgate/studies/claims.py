@@ -164,7 +164,7 @@ def _probes(results: Results) -> Iterator[_Checked]:
     of_paper = scores[scores["target"].isin(TARGETS)]
     scores = of_paper if len(of_paper) else scores
     for group, name in (("v_sink", "V-sinks"), ("l_sink", "L-sinks")):
-        claim = f"{name} know more of the scene than ordinary tokens, on all targets"
+        claim = f"{name} hold more information on the scene than ordinary tokens, on all targets"
         pictures = scores.pivot_table("train", "layer", "group", "mean").reindex(columns=["ordinary", group])
         layers = pictures.index[pictures[group] >= OFTEN * pictures["ordinary"]]
         if not len(layers):
@@ -207,7 +207,7 @@ def _depth(scores: pd.DataFrame, lead: pd.Series) -> Iterator[_Checked]:
     first, last = v_sink.iloc[:, 0], v_sink.iloc[:, -1]
     drop = _Estimate.over_draws(first - last)
     numbers = f"V-sinks: {first.mean():.1%} at the first layer, {last.mean():.1%} at the last, mean over targets; difference ± {100 * drop.margin:.1f}"
-    claim = "what V-sinks know hardly decays with depth"
+    claim = "the information in V-sinks hardly decays with depth"
     yield claim, _opposite(drop.exceeds(RELEVANT)), numbers
 
 
@@ -218,8 +218,8 @@ def _sweep(results: Results) -> Iterator[_Checked]:
     items, answers = results.table("items"), results.table("answers")
     whole, layered = (leaning(items, answers, together=together) for together in (True, False))
     if len(whole):
-        yield _differ("O1: which way sinks should be turned depends on the task", whole)
-        claim = "O2: and on the depth: one task wants sinks up in one layer and down in another"
+        yield _differ("O1: whether larger or smaller scales of sinks are better depends on the task", whole)
+        claim = "O2: and on the depth: for one task, larger scales are better in one layer and smaller ones in another"
         yield _differ(claim, layered, within="task")
     yield _reasoning(layered)
     yield _best(items, answers)
@@ -245,10 +245,10 @@ def _differ(claim: str, leans: pd.DataFrame, within: str | None = None) -> _Chec
 
 
 def _reasoning(leans: pd.DataFrame) -> _Checked:
-    claim = "O2: tasks that need reasoning want sinks up in most layers (26 of 32)"
+    claim = "O2: for tasks of reasoning, larger scales of sinks are better in most layers (26 of 32)"
     leans = leans[leans["task"].str.lower().str.contains("|".join(REASONING))]
     if leans.empty:
-        return claim, "not testable", "no task here asks for reasoning"
+        return claim, "not testable", "no task here is one of reasoning"
     signs = leans.assign(up=leans["lean"] > 0, down=leans["lean"] < 0)
     counts = signs.groupby("task")[["up", "down"]].sum()
     layers = leans["layer"].nunique()
@@ -323,7 +323,7 @@ def _could_show(effect: str, smallest: float) -> str:
 def _why_blind(table: pd.DataFrame) -> str:
     """Return the reason why no effect, however large, could have been significant."""
     if table["base"].isin([0, 1]).mean() >= 0.5:
-        return f"the unmodified model answers {table['base'].median():.0%} of the items of most tasks rightly, so that effects cannot show"
+        return f"the unmodified model answers {table['base'].median():.0%} of the items of most tasks correctly, so that effects cannot show"
     return "so few items cannot show any effect, however large"
 
 

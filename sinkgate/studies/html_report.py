@@ -79,7 +79,7 @@ def write_page(folder: str | Path, out: str | Path | None = None, contents: Cont
     if checked:
         sentence = (
             "The paper's claims, checked against these results. “Undecided”: the study could not have shown the effect. "
-            "The thresholds are our choice."
+            "The thresholds are chosen by us."
         )
         body = f'<h2 id="claims">Claims of the paper</h2><p>{sentence}</p>{_table(table_of(checked))}'
         chapters.insert(0, (_link("claims", "Claims of the paper"), body))

@@ -127,7 +127,7 @@ def _probes(results: Results) -> Iterator[Section]:
     if means["accuracy"].isna().to_numpy().all():
         pictures = means.query("labels == 'true'")[["target", "place", "group", "train", "test"]]
         sentence = "No probe could be fitted: training needs several pictures of each of two classes. Here are the pictures that have each group."
-        yield Section("What tokens know of the scene", sentence, _readable(pictures))
+        yield Section("Information on the scene in tokens", sentence, _readable(pictures))
         return
     means = means[means["train"] >= RARE * means["train"].max()]
     sentence = (
@@ -135,9 +135,9 @@ def _probes(results: Results) -> Iterator[Section]:
         "the same probe with shuffled labels, and the most frequent answer. Points of fewer than a tenth of the "
         "pictures are left out; L-sinks are probed on the pictures that have any, which differ between layers."
     )
-    yield Section("What tokens know of the scene: accuracy", sentence, probes_plots.probes_figure(means))
+    yield Section("Information on the scene in tokens: accuracy", sentence, probes_plots.probes_figure(means))
     yield Section(
-        "What tokens know of the scene: mean average precision",
+        "Information on the scene in tokens: mean average precision",
         "The same probes, scored by their ranking of the pictures, which needs no threshold.",
         probes_plots.probes_figure(means, "mean_average_precision"),
     )

@@ -29,7 +29,7 @@ from sinkgate.studies.runner import Tables
 FORMAT, VERSION = "sinkgate-survey", 1
 QUESTIONS = ("What is in the picture?", "How many people are there?")  # about each photograph
 MEASURED: tuple[Group, ...] = ("v_sink", "l_sink", "ordinary")
-SCENES = 26  # questions about scenes, for models that know those only
+SCENES = 26  # questions about scenes, for models of those only
 FILE = "survey.json"
 
 
@@ -210,7 +210,7 @@ def samples_for(
     Args:
         vlm: the model.
         pictures: files and folders; None for the photographs that come with the package, or for scenes where the model
-            does not know the words of questions about photographs.
+            lacks the words of questions about photographs.
         questions: about each picture; None for `QUESTIONS`.
 
     Raises:

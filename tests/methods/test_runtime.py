@@ -166,7 +166,7 @@ def test_criteria_and_gates_that_the_module_does_not_know_are_refused(tmp_path):
     vlm, prompt = tiny_case()
     for criteria, words in (
         ({"v_sink": "norm", "l_sink": "massive"}, "from each prompt"),
-        ({"v_sink": lambda signals: signals, "l_sink": "norm"}, "the module knows"),
+        ({"v_sink": lambda signals: signals, "l_sink": "norm"}, "the module has"),
     ):
         with pytest.raises(sg.GateError, match=words):
             export_runtime(vlm, three_groups(vlm), tmp_path, prompt=prompt, **criteria)

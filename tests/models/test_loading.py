@@ -378,7 +378,7 @@ def test_a_text_model_handed_in_is_refused(saved):
 
 def test_architectures_that_transformers_does_not_know(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llava_llama"}')
-    refused(tmp_path, "does not know its architecture", "pip install -U transformers", "-hf")
+    refused(tmp_path, "has no class for its architecture", "pip install -U transformers", "-hf")
     (tmp_path / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}')
     refused(tmp_path, "brings code of its own", "trust_remote_code=True")
     (tmp_path / "config.json").write_text("{")

@@ -95,46 +95,64 @@ def test_probes(tmp_path):
     verdict_of = verdicts(
         claims([probes(tmp_path / "all", {"count": 0.2, "largest": 0.1, "colors": 0.1, "shapes": 0.1})])
     )
-    assert verdict_of["V-sinks know more of the scene than ordinary tokens, on all targets"] == "reproduced"
+    assert verdict_of["V-sinks hold more information on the scene than ordinary tokens, on all targets"] == "reproduced"
     assert verdict_of["their lead is largest on the count"] == "reproduced"
-    assert verdict_of["what V-sinks know hardly decays with depth"] == "reproduced"
-    assert verdict_of["L-sinks know more of the scene than ordinary tokens, on all targets"] == "not testable"
+    assert verdict_of["the information in V-sinks hardly decays with depth"] == "reproduced"
+    assert (
+        verdict_of["L-sinks hold more information on the scene than ordinary tokens, on all targets"] == "not testable"
+    )
     verdict_of = verdicts(
         claims([probes(tmp_path / "some", {"count": 0.1, "colors": 0.2, "shapes": -0.1}, decay=0.03)])
     )
-    assert verdict_of["V-sinks know more of the scene than ordinary tokens, on all targets"] == "in part"
+    assert verdict_of["V-sinks hold more information on the scene than ordinary tokens, on all targets"] == "in part"
     assert verdict_of["their lead is largest on the count"] == "not reproduced"
-    assert verdict_of["what V-sinks know hardly decays with depth"] == "not reproduced"
+    assert verdict_of["the information in V-sinks hardly decays with depth"] == "not reproduced"
     assert verdict_of["their lead is larger in early and middle layers"] == "reproduced"
     few = probes(tmp_path / "few", {"count": 0.2})
     rare = few.table("scores").query("group == 'v_sink'").assign(group="l_sink", train=300.0)
     pd.concat([few.table("scores"), rare]).to_parquet(few.folder / "scores.parquet")
-    (result,) = [claim for claim in claims([few]) if claim.claim.startswith("L-sinks know")]
+    (result,) = [claim for claim in claims([few]) if claim.claim.startswith("L-sinks hold")]
     assert result.verdict == "not testable" and "300 of 700" in result.numbers
     verdict_of = verdicts(claims([probes(tmp_path / "none", {"count": -0.1})]))
-    assert verdict_of["V-sinks know more of the scene than ordinary tokens, on all targets"] == "not reproduced"
+    assert (
+        verdict_of["V-sinks hold more information on the scene than ordinary tokens, on all targets"]
+        == "not reproduced"
+    )
 
 
 def test_sweep(tmp_path):
     items, answers = planted(samples=1000)
     verdict_of = verdicts(claims([results(tmp_path / "planted", "sweep", items=items, answers=answers)]))
-    assert verdict_of["O1: which way sinks should be turned depends on the task"] == "reproduced"
+    assert verdict_of["O1: whether larger or smaller scales of sinks are better depends on the task"] == "reproduced"
     assert (
-        verdict_of["O2: and on the depth: one task wants sinks up in one layer and down in another"] == "not reproduced"
+        verdict_of[
+            "O2: and on the depth: for one task, larger scales are better in one layer and smaller ones in another"
+        ]
+        == "not reproduced"
     )
-    assert verdict_of["O2: tasks that need reasoning want sinks up in most layers (26 of 32)"] == "not testable"
+    assert (
+        verdict_of["O2: for tasks of reasoning, larger scales of sinks are better in most layers (26 of 32)"]
+        == "not testable"
+    )
     assert verdict_of["O3: scaling L-sinks and ordinary tokens apart adds little"] == "reproduced"
     renamed = items.assign(task=items["task"].replace({"up": "logical reasoning", "down": "logical reasoning"}))
     verdict_of = verdicts(claims([results(tmp_path / "renamed", "sweep", items=renamed, answers=answers)]))
-    assert verdict_of["O1: which way sinks should be turned depends on the task"] == "not reproduced"
-    assert verdict_of["O2: and on the depth: one task wants sinks up in one layer and down in another"] == "reproduced"
+    assert (
+        verdict_of["O1: whether larger or smaller scales of sinks are better depends on the task"] == "not reproduced"
+    )
+    assert (
+        verdict_of[
+            "O2: and on the depth: for one task, larger scales are better in one layer and smaller ones in another"
+        ]
+        == "reproduced"
+    )
     two = answers[answers["l_sink"] == answers["ordinary"]]
     verdict_of = verdicts(claims([results(tmp_path / "two", "sweep", items=items, answers=two)]))
     assert verdict_of["O3: scaling L-sinks and ordinary tokens apart adds little"] == "not testable"
 
 
 def test_absence_is_a_result_only_if_the_study_could_have_shown_a_presence(tmp_path):
-    """Six questions, none answered rightly, once read as five failed replications."""
+    """Six questions, none answered correctly, once read as five failed replications."""
     items, answers = planted(samples=2)
     wrong = results(tmp_path / "wrong", "sweep", items=items, answers=answers.assign(right=False))
     by_claim = {claim.claim[:2]: claim for claim in claims([wrong])}
@@ -159,7 +177,7 @@ def test_absence_is_a_result_only_if_the_study_could_have_shown_a_presence(tmp_p
 
 
 def test_few_or_noisy_pictures_decide_nothing_about_probes(tmp_path):
-    claim = "V-sinks know more of the scene than ordinary tokens, on all targets"
+    claim = "V-sinks hold more information on the scene than ordinary tokens, on all targets"
     few = probes(tmp_path / "few", {"count": 0.2})
     few.table("scores").assign(train=19.0).to_parquet(few.folder / "scores.parquet")
     (result,) = [each for each in claims([few]) if each.claim == claim]
@@ -183,7 +201,7 @@ def test_too_few_samples_are_said_and_not_stumbled_over(tmp_path):
 
 
 def test_reasoning_that_leans_by_chance_is_not_reproduced_with_enough_layers(tmp_path):
-    claim = "O2: tasks that need reasoning want sinks up in most layers (26 of 32)"
+    claim = "O2: for tasks of reasoning, larger scales of sinks are better in most layers (26 of 32)"
     items, answers = planted()
     idle = items.assign(task="math")
     (result,) = [
