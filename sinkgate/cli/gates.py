@@ -11,6 +11,7 @@ import typer
 
 from sinkgate.cli.data import SCENES, DataChoice
 from sinkgate.cli.options import AnyModel, AsJson, Layers, ModelChoice, SinkChoice, print_json, unfolded
+from sinkgate.errors import SinkgateError
 from sinkgate.output import writable_folder
 
 OnTestSplit = Annotated[
@@ -81,6 +82,12 @@ def train(
     from sinkgate.sinks.numbers import read_layers
     from sinkgate.training.trainer import train as train_gates
 
+    if method != "lsg":
+        of_gates = {"grouping": (grouping, "v_sink"), "signal": (signal, "last"), "start": (start, "paper")}
+        of_layers = {"layers": (layers, "all")} if method == "reweight" else {}
+        for name, (got, default) in {**of_gates, **of_layers, "together": (together, False)}.items():
+            if got != default:
+                raise SinkgateError(f"--{name} is {got}, which {method} does not use; leave it out")
     processes = PartialState(cpu=not torch.cuda.is_available())
     writable_folder(out / "gates")  # before the work
     samples, seed = (data.used if validation else data).samples("train", on_test_split), data.seed

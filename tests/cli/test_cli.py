@@ -473,6 +473,8 @@ def test_gates_are_trained_on_files_in_llavas_format(sinkgate, scene_folder, tmp
         (["eval", "--data", "mmbench"], "expected mmstar, cvbench, pope, scenes, cambrian, or a JSON"),
         (["eval", "--data", "cambrian"], "--images"),
         (["eval", "--images", "x"], "--images is x, which scenes does not use; leave it out"),
+        (["train", "--method", "lora", "--signal", "mean"], "--signal is mean, which lora does not use; leave it out"),
+        (["train", "--method", "reweight", "--layers", "2"], "--layers is 2, which reweight does not use"),
         (["train", "--broken", "stop"], "--broken is stop, which scenes does not use; leave it out"),
         (["eval", "--data", "{broken}", "--haze", "0.5"], "--haze is 0.5, which .*broken.json does not use"),
         (["eval", "--data", "pope", "--files", "x", "--data-revision", "v1"], "v1, and --files .* leave out one"),
