@@ -33,12 +33,15 @@ function shows(step, scales) {
   return page.same(scales, step.scales) && sameLearned(learned(), step) && (elsewhere || sameStage(stage, step.stage));
 }
 
-// Another step, unless nothing differs from the one on the page. `replace`: the change belongs to that step.
+// Another step, unless nothing differs from the one on the page. `replace`: the change belongs to that step, and no later one is dropped.
 function record(scales, replace = false) {
   if (at >= 0 && shows(steps[at], scales)) return;
   const step = { scales: page.scales(scales), ...learned(), stage };
-  steps = [...steps.slice(0, replace ? Math.max(at, 0) : at + 1), step].slice(-MOST);
-  at = steps.length - 1;
+  if (replace && at >= 0) steps[at] = step;
+  else {
+    steps = [...steps.slice(0, at + 1), step].slice(-MOST);
+    at = steps.length - 1;
+  }
   draw();
 }
 

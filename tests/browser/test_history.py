@@ -205,6 +205,21 @@ def test_another_question_is_no_step_and_a_text_box_has_its_own_undo(tab: Tab) -
     assert steps(tab) == "1/2" and tab.frame()["gates"] == frame["gates"]
 
 
+def test_a_step_is_redone_after_another_question(tab: Tab) -> None:
+    """The learned gates read the undone scene with the new question: the step has new scales, and no step is dropped."""
+    tab.page.locator("#learned select").select_option("stack")
+    tab.wait("document.querySelector('#history [data-steps]').dataset.steps === '1/2'")
+    tab.compose()
+    tab.thing(0).focus()
+    tab.after(lambda: tab.page.keyboard.press("ArrowUp"))
+    scene = tab.scene()
+    tab.after(lambda: tab.ask("What color is the background?"))
+    tab.after(tab.page.locator("#history .undo").click)
+    assert steps(tab) == "1/3" and tab.scene() != scene
+    tab.after(tab.page.locator("#history .redo").click)
+    assert steps(tab) == "2/3" and tab.scene() == scene
+
+
 def test_pins_hold_their_setting_and_can_be_put_back(tab: Tab) -> None:
     first = shown(tab)
     tab.drag(2, 0.1)
