@@ -10,7 +10,7 @@
 # 2. see why the paper's start, (0.5, 0.5), is not where the model was;
 # 3. train gates from the paper's start and from the unmodified model side by side, and watch loss and scales;
 # 4. ablate an input of the gate, stack gates, and compare them with baselines, with statistics;
-# 5. save, load, and then read the results of five seeds, because two hundred samples are too noisy.
+# 5. save, load, and then read the results of five seeds, because a hundred samples are too noisy.
 #
 # **Time**: a minute or two on two cores. Nothing is downloaded.
 
@@ -19,7 +19,7 @@ MODEL = "demo"  # or "llava-1.5-7b", another name of `sinkgate models`, a Hub id
 DEVICE = None  # the first GPU, else the CPU
 LAYERS = [2, 7]  # where gates learn, counted from 0
 LAYER = 2  # the one to look at closely
-TRAIN, CHOOSE, TEST = 182, 65, 104  # questions to learn from, to choose by, to be examined on
+TRAIN, CHOOSE, TEST = 104, 39, 78  # questions to learn from, to choose by, to be examined on
 EPOCHS = 2
 SEED = 0
 
@@ -150,7 +150,7 @@ lines_figure(LINES, loss, LAYER)
 # Gates from both starts, in each of the layers alone, on the same samples. Each learns as if alone: what lies below the layers where they begin is computed once for all. Two more learn on the way, for
 # later: a gate that reads the **mean** of all tokens, and **LoRA** of rank 8 in one layer, the paper's control, which updates the attention's weights without using sinks.
 #
-# The paper trains on 10,000 samples, two epochs. It does not give learning rate and batch; here both are chosen by us, with a larger rate than sinkgate's 1e-3 because the samples are so few. Half of this notebook's time goes into the next cell.
+# The paper trains on 10,000 samples, two epochs. It does not give learning rate and batch; here both are chosen by us, with a larger rate than sinkgate's 1e-3 because the samples are so few. Nearly half of this notebook's time goes into the next cell.
 #
 # > **Before you run the next cell:** at step 0, which gates have exactly the loss of the unmodified model?
 
@@ -174,7 +174,7 @@ report = sg.train(
     num_train_epochs=EPOCHS,
     learning_rate=4e-3,
     eval_strategy="steps",
-    eval_steps=8,
+    eval_steps=7,
     eval_on_start=True,
     save_strategy="no",
     seed=SEED,
@@ -192,7 +192,7 @@ print("begin as the unmodified model:", [name for name in looks if np.isclose(be
 # %% [markdown]
 # One panel a layer: the loss on the questions to choose by, which no gate learns from, as training goes on. Look first at step 0: the identity gate begins on the dotted line, the unmodified model, the paper's wherever
 # halved Keys put it; in the layer where V-sinks matter most that is far above, and has to be made good before anything is gained. Then look for curves that end above the dotted line: in the panel of layer 2
-# the identity gate does, if only by thousandths, since a gate of a few thousand parameters can learn two hundred samples by heart.
+# the identity gate does, by a hundredth of a nat, since a gate of a few thousand parameters can learn a hundred samples by heart.
 
 # %%
 losses_figure({f"layer {layer}": {name: looks[f"{name} {layer}"] for name in LINES} for layer in LAYERS}, plain)
@@ -231,7 +231,7 @@ scales_figure(
 # ## Ablate the input of the gate
 #
 # Does it matter that a gate reads the *last* token? The gate `mean` reads the average of all input tokens instead, most of which are patches: its input is mostly the picture, and very little of the
-# question. The paper loses its gain by that (-0.28 on MMStar where LSG has +0.72). The figure shows the loss of both in the same layer, both from the paper's start: look at where the two curves part.
+# question. The paper loses its gain by that (-0.28 on MMStar where LSG has +0.72). The figure shows the loss of both in the same layer, both from the paper's start: look at whether the two curves part.
 
 # %%
 reads = {"last token": looks[f"paper {LAYER}"], "mean of all": looks[f"mean {LAYER}"]}
@@ -314,7 +314,7 @@ print("the same answers:", answers[0] == answers[1])
 # %% [markdown]
 # ## Five seeds, because this was one
 #
-# Two hundred samples to learn from and a hundred or so to be examined on are a lottery: another seed draws other scenes, another start, and may swap two methods' places. So before you believe
+# A hundred samples to learn from and fewer to be examined on are a lottery: another seed draws other scenes, another start, and may swap two methods' places. So before you believe
 # the figure above, see the comparison that ships with sinkgate. It is the same experiment, larger: five seeds, more samples, more questions
 # ([all tables](../sinkgate/demo/gates/README.md)). We read its numbers from the file.
 
