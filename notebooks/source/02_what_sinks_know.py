@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 2 · Information in sinks
+# # 2 · What sinks know
 #
 # A sink lies on a patch of empty background and still receives attention. Does it hold any information? The paper's answer
 # ([When Sinks Help or Hurt](https://arxiv.org/abs/2604.03316), section 3.2): sinks hold the *gist*. From the hidden states of V-sinks and L-sinks a linear
@@ -46,7 +46,6 @@ from sklearn.preprocessing import StandardScaler
 import sinkgate as sg
 from sinkgate.data.scenes import scene_facts
 from sinkgate.plots.style import GROUP_NAMES, SEQUENTIAL, dressed
-from sinkgate.sinks.classify import classify
 from sinkgate.studies.features import draw_ordinary
 
 vlm = sg.load(MODEL, device=DEVICE)
@@ -61,7 +60,7 @@ pictures = list(scene_facts(BY_HAND, SEED, split="test"))
 pictures[0].targets
 
 # %% [markdown]
-# `vlm.observe` runs the unmodified model once and keeps the hidden states $h^l_j$ at the input of every LLM layer $l$; `classify` names the sinks from this observation. A
+# `sg.find_sinks` names the sinks of a picture, and `vlm.each_layer` hands over the hidden states $h^l_j$ of the unmodified model at the input of every LLM layer $l$. A
 # group $G$ of tokens becomes one vector by its mean,
 #
 # $$\bar h^l_G = \frac{1}{|G|} \sum_{j \in G} h^l_j .$$
@@ -76,8 +75,9 @@ LAYER = 0  # the input of the LLM's first layer
 def observed(picture):
     """Return the states of the visual tokens, (tokens, width), and their groups."""
     prompt = vlm.prompt(picture.image, "Describe the picture.")
-    observation = vlm.observe(prompt)
-    return observation.hidden[LAYER, observation.visual], classify(observation, prompt.sheets)
+    sinks = sg.find_sinks(vlm, prompt)
+    states = vlm.each_layer(prompt, lambda states: states[prompt.visual].float().cpu())
+    return states[LAYER], sinks
 
 
 def ordinary_states(numbers, tokens):
@@ -178,11 +178,11 @@ pd.DataFrame({"pictures with an L-sink": has_l_sinks}).rename_axis("layer").T.ma
 #
 # ## 4. The study
 #
-# The same with everything that makes numbers trustworthy ([`Features`](../sinkgate/studies/features.py), [`Probes`](../sinkgate/studies/probes.py)): three draws of ordinary tokens,
+# The same with everything that makes numbers trustworthy ([`Features`](../sinkgate/studies/features.py), [`Probes`](../sinkgate/studies/probes.py)): two draws of ordinary tokens,
 # each with a split of its own; $C$ chosen by cross-validation on training pictures alone; four targets; shuffled labels beside each; several layers and the encoder. Both
 # studies write their results part by part, and the same call resumes a killed run.
 #
-# It takes half a minute.
+# It takes longer than all parts above.
 
 # %%
 from sinkgate.studies.features import Features
@@ -192,11 +192,11 @@ from sinkgate.studies.runner import run
 folder = Path(mkdtemp())
 layers = sorted({0, (vlm.num_layers - 1) // 2, vlm.num_layers - 1})
 pictured = list(scene_facts(PICTURES, SEED + 1, split="test"))
-features = run(Features(vlm, pictured, layers=layers, draws=3, chunk=50), folder / "features")
+features = run(Features(vlm, pictured, layers=layers, draws=2, chunk=50), folder / "features")
 probes = Probes(
     features.parts,
     targets=["count", "largest", "colors", "shapes"],
-    regularisers=(0.001, 0.01, 0.1, 1.0),
+    regularisers=(0.01, 0.1, 1.0),
     folds=3,
 )
 scores = run(probes, folder / "probes").table("scores")
@@ -205,7 +205,7 @@ print(f"{len(scores)} scores, from {PICTURES} pictures")
 
 # %% [markdown]
 # Each panel is a target. Compare the orange line with the light blue one, and both with the grey ones: shuffled labels, and what the most frequent answer reaches (`chance`). The
-# bars are deviations over three overlapping splits: they describe, they are no standard errors.
+# bars are deviations over two overlapping splits: they describe, they are no standard errors.
 
 # %%
 from sinkgate.plots.probes import probes_figure
@@ -288,9 +288,9 @@ for c in (1e-4, 1e-2, 1.0, 100.0):
 pd.DataFrame(rows).T.rename_axis("C").map("{:.0%}".format)
 
 # %% [markdown]
-# (*seen*: on the pictures of the training; *new*: on the others.) The control fits its own pictures exactly and predicts nothing on new ones. So score probes on test pictures, and against a control of the same size.
+# (*seen*: on the pictures of the training; *new*: on the others.) The control learns its pictures by heart and still knows nothing of new ones. So judge probes on test pictures, and against a control of the same size.
 #
-# **2. How many ordinary tokens?** Average 1 or 20 ordinary tokens instead of 5. Do enough of them hold as much information as two V-sinks?
+# **2. How many ordinary tokens?** Average 1 or 20 ordinary tokens instead of 5. Do enough of them know as much as two V-sinks?
 
 # %%
 # your code here
@@ -306,9 +306,9 @@ for tokens in (1, 5, 20):
 pd.DataFrame({"accuracy": right}).rename_axis("ordinary tokens")
 
 # %% [markdown]
-# More tokens hold more information, but a third of the picture still holds less than two sinks.
+# More tokens know more, but a third of the picture still knows less than two sinks.
 #
-# **3. The color that is everywhere.** Most ordinary tokens lie on the background. Can its color be read from them as well as from the V-sinks? Guess, then probe.
+# **3. The color that is everywhere.** Most ordinary tokens lie on the background. Do they know its color as well as the V-sinks do? Guess, then probe.
 
 # %%
 # your code here
@@ -325,7 +325,7 @@ pd.DataFrame({"accuracy": right})
 # ## What to keep
 #
 # - A probe is worth what its control is worth: shuffled labels, a split, and the penalty chosen on training pictures alone.
-# - V-sinks of the demo model hold the count better than ordinary tokens everywhere, and inside the LLM the largest size worse: they have the gist that was trained into them.
+# - V-sinks of the demo model know the count better than ordinary tokens everywhere, and inside the LLM the largest size worse: they hold the gist that was trained into them.
 # - L-sinks cannot be probed here, and a study that says so is better than one that averages over a handful.
 #
 # Next: [when sinks help or hurt](03_when_sinks_help_or_hurt.ipynb).
