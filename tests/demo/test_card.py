@@ -23,7 +23,7 @@ from sinkgate.training.dataset import ExampleCache
 
 
 def test_packed_rows_are_scored_as_greedy_generation(demo):
-    data = held_out(seed=9, count=4)
+    data = held_out(seed=9, count=2)
     packed = pack(dialogues(data), demo.tokenizer, torch.float32)
     images = demo.processor.image_processor([scene.render() for scene, _ in data], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
