@@ -301,6 +301,13 @@ class BaseVLM:
         text = {key: value for key, value in prompt.inputs.items() if key not in PIXELS.values()}
         return {**text, name: self.adapter.as_input(prompt.encoded, prompt.kind)}
 
+    def inputs_to_generate(self, prompt: Prompt) -> dict[str, Any]:
+        """Return the inputs for ``generate``: those of `warm_inputs`, but pixels where cross-attention reads the images.
+
+        There ``generate`` would read an encoded image again with every token.
+        """
+        return dict(prompt.inputs) if self.adapter.cross_attention else self.warm_inputs(prompt)
+
     @contextmanager
     def attached(
         self,

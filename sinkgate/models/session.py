@@ -139,12 +139,15 @@ class Session:
         recorder = Recorder("last", most=max_rows - 1) if max_rows > 1 else None
         with vlm.lock, torch.no_grad():
             state = self._settle(gates)
+            inputs = vlm.inputs_to_generate(
+                self.prompt
+            )  # `generate` would encode pixels again, before its first forward
             with (
                 vlm.attached(state.scales, recorder, own_cache=True, stored=self.prompt.num_keys),
                 prefilled(vlm.model, state.output),
             ):
                 output = vlm.model.generate(
-                    **self.prompt.inputs,
+                    **inputs,
                     max_new_tokens=vlm.new_tokens(self.prompt.length, max_new_tokens),
                     streamer=streamer,
                     **{CACHE_NAME: DynamicCache(config=vlm.model.config.get_text_config(decoder=True))},

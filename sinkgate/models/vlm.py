@@ -247,7 +247,7 @@ class VLM(BaseVLM):
             return [self.answer(*case, **options, **generation) for case in _cases(prompt, gates, sinks)]
         generation = generate_options(generation, stop, max_rows)
         beams = generation["num_beams"] > 1
-        # beams need an image each, and cross-attention would read the encoded image again with every token
+        # beams need an image each
         raw = beams or self.adapter.cross_attention or self.adapter.takes_encoded is None
         if raw and generation.get("prefill_chunk_size"):
             raise SinkgateError(
@@ -260,7 +260,7 @@ class VLM(BaseVLM):
             self.attached(self.scales(prompt, gates, sinks), recorder if max_rows else None, own_cache=not beams),
         ):
             output = self.model.generate(
-                **(prompt.inputs if raw else self.warm_inputs(prompt)),
+                **(prompt.inputs if beams else self.inputs_to_generate(prompt)),
                 max_new_tokens=self.new_tokens(prompt.length, max_new_tokens),
                 output_logits=True,
                 streamer=streamer,
