@@ -361,7 +361,7 @@ def layers_sweep() -> go.Figure:
     """Draw the shipped sweep: every kind of question, each layer gated alone."""
     results = Results.load(DEMO / "studies" / "sweep-clear")
     figure = lean_figure(leaning(results.table("items"), results.table("answers")))
-    what = "Accuracy with V-sinks above the rest, minus below it, in points: teal: larger scales are better, brown: smaller ones.<br>"
+    what = "Accuracy with V-sinks above the rest, minus below it, in points. Teal: above is better; brown: below.<br>"
     figure.layout.title.subtitle.text = (
         f"{what}2,600 questions; bold with * where it holds after correction. Look at layer 2."
     )
