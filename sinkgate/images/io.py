@@ -130,7 +130,7 @@ def read_bytes(source: Any) -> bytes:
     try:
         return Path(source).expanduser().read_bytes()
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a zero byte; RuntimeError: an unknown ~user
-        raise ImageError(f"{_short(source)} cannot be opened: {with_remedy(error)}") from error
+        raise ImageError(f"the file {_short(source)} cannot be opened: {with_remedy(error)}") from error
 
 
 def is_data_url(source: Any) -> bool:
