@@ -17,7 +17,6 @@ import sinkgate as sg
 from sinkgate.images.layout import Sheet
 from sinkgate.sinks import words
 from sinkgate.sinks.criteria import Verdict
-from sinkgate.sinks.gates import GROUPS
 from sinkgate.sinks.words import sentence
 
 from .engine import MAX_NEW_TOKENS, AnswerUpdate
@@ -209,9 +208,9 @@ def _marks(state: QuestionState, lens: Lens) -> tuple[list[JSON], str]:
 
 def _thumbnails(trace: sg.Trace, sheet: int) -> list[str]:
     """Return one thumbnail a layer: the mean map of the first row, each on its own scale."""
-    holes = trace.sheets[sheet].tokens.flatten() < 0
-    maps = (trace.visual(layer, sheet=sheet).flatten() for layer in range(trace.attention.shape[0]))
-    return [_shades(shares / shares.max().clamp_min(1e-9), holes) for shares in maps]
+    patches = trace.attention[:, :, 0].mean(1)[:, trace.positions]
+    maps = trace.sheets[sheet].spread(patches).flatten(1)
+    return _shades(maps / maps.amax(1, keepdim=True).clamp_min(1e-9), trace.sheets[sheet])
 
 
 def _head_maps(trace: sg.Trace, lens: Lens, hidden: torch.Tensor | None) -> list[str]:
@@ -226,13 +225,13 @@ def _head_maps(trace: sg.Trace, lens: Lens, hidden: torch.Tensor | None) -> list
     parts = shares / (shares.amax(1, keepdim=True) if lens.scale == "own" else shares.max()).clamp_min(1e-9)
     if lens.scale == "log":
         parts = (1 + parts.clamp_min(1e-12).log10() / DECADES).clamp_min(0)
-    return [_shades(part, trace.sheets[lens.sheet].tokens.flatten() < 0) for part in parts]
+    return _shades(parts, trace.sheets[lens.sheet])
 
 
-def _shades(parts: torch.Tensor, holes: torch.Tensor) -> str:
-    """Return a thumbnail's bytes in base64: parts of the brightest shade, from 0 to 1, and holes where no token is."""
-    shades = (parts * (HOLE - 1)).round().masked_fill(holes, HOLE)
-    return base64.b64encode(shades.to(torch.uint8).numpy().tobytes()).decode()
+def _shades(parts: torch.Tensor, sheet: Sheet) -> list[str]:
+    """Return each thumbnail's bytes in base64: parts (M, cells) of the brightest shade, from 0 to 1, and holes where no token is."""
+    shades = (parts * (HOLE - 1)).round().masked_fill(sheet.tokens.flatten() < 0, HOLE)
+    return [base64.b64encode(row.tobytes()).decode() for row in shades.to(torch.uint8).numpy()]
 
 
 def sheet_names(sheets: tuple[Sheet, ...]) -> list[str]:
@@ -315,9 +314,9 @@ def _first(state: QuestionState) -> JSON:
 
 def _groups(sinks: sg.SinkMap) -> JSON:
     """Return the number of tokens of each group, by layer, and the criteria for sinks in words."""
-    layers = range(len(sinks.l_sink))
+    members = {"v_sink": sinks.v_sink.expand_as(sinks.l_sink), "l_sink": sinks.l_sink, "ordinary": sinks.ordinary}
     return {
-        "tokens": {group: [int(sinks.group(group, layer).sum()) for layer in layers] for group in GROUPS},
+        "tokens": {group: mask.sum(1).tolist() for group, mask in members.items()},
         "criteria": {group: sinks.criterion(group) for group in ("v_sink", "l_sink")},
     }
 

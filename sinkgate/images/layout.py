@@ -48,8 +48,8 @@ class Sheet:
         return f"frame {first}" if first == last else f"frames {first}-{last}"
 
     def spread(self, values: Tensor) -> Tensor:
-        """Return values of the visual tokens on the grid, (V,) -> (rows, columns); 0 for no token."""
-        return torch.where(self.tokens >= 0, values[self.tokens.clamp_min(0)], 0)
+        """Return values of the visual tokens on the grid, (..., V) -> (..., rows, columns); 0 for no token."""
+        return torch.where(self.tokens >= 0, values[..., self.tokens.clamp_min(0)], 0)
 
     def find(self, token: int) -> tuple[int, int] | None:
         """Return row and column of a token; None if it is on another grid."""
