@@ -1,4 +1,4 @@
-"""One app and one browser for the tests of this folder, one fresh user for each."""
+"""One app and one browser for the tests of this folder, one page for those of a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 from app_process import running_app
-from page_user import DESKTOP, Tab, chromium, entering
+from page_user import Tab, chromium, entering
 
 import sinkgate as sg
 from sinkgate.scenes.scene import Scene
@@ -45,13 +45,6 @@ def address(browser: Browser) -> Iterator[str]:
 
 
 @pytest.fixture(scope=shared)
-def large() -> Iterator[str]:
-    """The address of an app on the model that it opens on when none is named, with the tool for assistants."""
-    with running_app("--mcp", "--model", "demo-large") as app:
-        yield app.address
-
-
-@pytest.fixture(scope=shared)
 def windows(browser: Browser) -> Iterator[dict[bool, list[Page]]]:
     """Windows that no test uses just now: of phones, and others."""
     free: dict[bool, list[Page]] = defaultdict(list)
@@ -68,27 +61,41 @@ def enter(browser: Browser, windows: dict[bool, list[Page]]) -> Iterator[Callabl
 
 
 @pytest.fixture(scope="module")
-def module_tab(browser: Browser, windows: dict[bool, list[Page]], address: str) -> Iterator[Tab]:
-    """A user of all tests of a file that need no fresh one."""
+def module_enter(browser: Browser, windows: dict[bool, list[Page]]) -> Iterator[Callable[..., Tab]]:
+    """As ``enter``, for all tests of a file."""
     with entering(browser, windows) as enter:
-        yield enter(address)
+        yield enter
+
+
+@pytest.fixture(scope="module")
+def module_tab(module_enter: Callable[..., Tab], address: str) -> Tab:
+    """The page of the tests of a file."""
+    return module_enter(address)
 
 
 @pytest.fixture
-def used_tab(module_tab: Tab) -> Tab:
-    """A page that earlier tests of the file may have used; all scales at 1, at its top, in its first size."""
-    module_tab.page.set_viewport_size(DESKTOP)  # pyright: ignore[reportArgumentType]
-    module_tab.page.mouse.move(0, 0)
-    module_tab.page.evaluate("scrollTo(0, 0); document.activeElement.blur()")
-    if not module_tab.frame()["identity"]:
-        module_tab.page.locator("#mixer .preset", has_text="All at 1").click()
-        module_tab.settle()
-    return module_tab
+def tab(module_tab: Tab, request: pytest.FixtureRequest) -> Iterator[Tab]:
+    """A page as it opened, though earlier tests of the file have used it: its history may have steps, and the server uploads."""
+    failed = request.session.testsfailed
+    module_tab.reset()
+    yield module_tab
+    if request.session.testsfailed > failed:  # in any state
+        module_tab.page.goto("about:blank")
+        module_tab.errors.clear()
+        module_tab.open()
 
 
 @pytest.fixture
-def tab(enter: Callable[..., Tab], address: str) -> Tab:
-    """A fresh user."""
+def calm(tab: Tab) -> Iterator[Tab]:
+    """A user who wants no motion."""
+    tab.page.emulate_media(reduced_motion="reduce")
+    yield tab
+    tab.page.emulate_media(reduced_motion="no-preference")
+
+
+@pytest.fixture
+def fresh_tab(enter: Callable[..., Tab], address: str) -> Tab:
+    """A fresh user, where a page that others have used does not do."""
     return enter(address)
 
 

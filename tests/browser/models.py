@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from app_process import running_app
-from page_user import Tab
 from tiny import tiny_llava
 from transformers import (
     Blip2Config,
@@ -22,9 +17,6 @@ from transformers import (
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 SIDE = {"height": 28, "width": 28}
 SINK = (1, 1)  # row and column in every crop of 4 x 4 patches
@@ -95,16 +87,3 @@ FEWER_TOKENS = f"""
 from app import engine, view_model
 engine.MAX_NEW_TOKENS = view_model.MAX_NEW_TOKENS = {MOST_TOKENS}
 """
-
-
-@contextmanager
-def page_of_deep_model(browser: Browser, folder: Path, layers: int) -> Iterator[Tab]:
-    """A page, 1280 x 720, about a tiny model of many layers that never ends an answer by itself, saved in this folder."""
-    for part in tiny_llava(layers=layers):
-        part.save_pretrained(folder)
-    with running_app("--model", str(folder), code=FEWER_TOKENS) as app:
-        context = browser.new_context(viewport={"width": 1280, "height": 720})
-        tab = Tab(context.new_page(), app.address)
-        yield tab
-        context.close()
-        assert tab.errors == []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, CDPSession, Locator, Page
 
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")  # the first needs a fifth less of the processor
 CHROMIUM = os.environ.get("SINKGATE_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -43,20 +43,46 @@ AT_ONCE = """{
   sheet.replaceSync("*, ::before, ::after { transition: none !important; animation: none !important }");
   document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
 }"""
+#: Close what is open, and take choices back that no link holds.
+TIDY = """() => {
+  const all = (names) => document.querySelectorAll(names);
+  document.activeElement.blur();
+  all("dialog[open]").forEach((dialog) => dialog.close());
+  all("[popover]:popover-open").forEach((box) => box.hidePopover());
+  all("#questions details, #share details").forEach((fold) => { fold.open = false; });
+  all("#mixer .switch :checked, #lens .follow:not(:checked), body.dark .light-switch, #gates .label-wrap.open, .sweeping:not(.empty) .close-sweep")
+    .forEach((node) => node.click());
+  while (document.querySelector("#pins .remove-pin")) document.querySelector("#pins .remove-pin").click();
+  window.sinkgate.publish("compose", false);
+  scrollTo(0, 0);
+}"""
 
 
 class Tab:
     """One user's page, with the questions that the tests ask of it."""
 
     def __init__(self, page: Page, address: str) -> None:
-        self.page = page
+        self.page, self.address = page, address
         self.errors: list[str] = []
         page.set_default_timeout(120_000)  # ms: a busy machine is no failure
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.goto(address)
-        self.settle()
-        page.evaluate(AT_ONCE)
+        self.open()
+
+    def open(self) -> None:
+        """Load the page."""
+        self.page.goto(self.address)
+        self.first = self.settle()["here"]  # link to the view that the page opens with
+
+    def reset(self) -> None:
+        """Return to the view that the page opened with, without loading it: a fifth of the work."""
+        self.page.set_viewport_size(DESKTOP)  # pyright: ignore[reportArgumentType]
+        self.page.mouse.move(0, 0)
+        self.page.evaluate(TIDY)
+        if self.settle().get("here") == self.first and not self.status():
+            return
+        self.after(lambda: self.page.evaluate("(link) => window.sinkgate.open(link)", self.first))
+        self.wait("(link) => document.querySelector('#maps [data-tick]').frame.here === link", arg=self.first)
 
     def leave(self, go: Callable[[], object]) -> None:
         """Go to another page, or load this one again. Requests that are still waited for are aborted, and Gradio logs that."""
@@ -190,26 +216,42 @@ class Tab:
         self.page.mouse.up()
 
 
+def new_window(browser: Browser, **options: Any) -> Page:
+    """A window with storage of its own, in which nothing glides."""
+    window = browser.new_context(**options).new_page()
+    window.add_init_script(AT_ONCE)
+    return window
+
+
 @contextmanager
 def entering(browser: Browser, windows: dict[bool, list[Page]]) -> Iterator[Callable[..., Tab]]:
-    """Return a function that opens an address as a fresh user, ``phone`` or not; at the end no console may have shown an error.
+    """Return a function that opens an address as a fresh user; at the end no console may have shown an error.
+
+    Its options: ``phone``, the window's ``size``, a ``script`` that runs before the page's own, and media to emulate.
 
     Windows are used again by later tests: a window's process has compiled the page's scripts, which spares half of a load.
     """
     taken: list[tuple[bool, Page]] = []
     tabs: list[Tab] = []
+    scripts: list[CDPSession] = []
 
-    def enter(address: str, phone: bool = False, size: dict[str, int] = DESKTOP, **media: Any) -> Tab:
-        window = windows[phone].pop() if windows[phone] else browser.new_context(**PHONE if phone else {}).new_page()
+    def enter(address: str, phone: bool = False, size: dict[str, int] = DESKTOP, script: str = "", **media: Any) -> Tab:
+        window = windows[phone].pop() if windows[phone] else new_window(browser, **PHONE if phone else {})
         taken.append((phone, window))
         forget(window, address)
         window.set_viewport_size(size)  # pyright: ignore[reportArgumentType]
         window.emulate_media(**LIGHT | media)
+        if script:
+            scripts.append(window.context.new_cdp_session(window))
+            scripts[-1].send("Page.enable")
+            scripts[-1].send("Page.addScriptToEvaluateOnNewDocument", {"source": f"{{{script}}}"})
         tabs.append(Tab(window, address))
         return tabs[-1]
 
     yield enter
     errors = [list(tab.errors) for tab in tabs]
+    for session in scripts:  # a window's own scripts would stay
+        session.detach()
     for phone, window in taken:
         window.goto("about:blank")  # which aborts its requests; Gradio logs that
         windows[phone].append(window)

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from page_user import Tab, chromium
+from page_user import Tab, chromium, new_window
 from playwright.sync_api import ViewportSize
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -33,10 +33,8 @@ def main() -> None:
 
     size: ViewportSize = {"width": 390, "height": 844} if options.phone else {"width": 1366, "height": 768}
     with chromium() as browser, running_app("--model", options.model) as app:
-        context = browser.new_context(
-            viewport=size, device_scale_factor=2, color_scheme="dark" if options.dark else "light"
-        )
-        tab = Tab(context.new_page(), app.address)
+        scheme = "dark" if options.dark else "light"
+        tab = Tab(new_window(browser, viewport=size, device_scale_factor=2, color_scheme=scheme), app.address)
         tab.after(lambda: tab.ask(options.question))
         tab.page.locator("#films .film").nth(options.layer).click()
         if options.learned:
@@ -51,7 +49,6 @@ def main() -> None:
         if options.share:
             tab.page.get_by_role("button", name="Share", exact=True).click()
             tab.page.locator("#share summary").click()
-        tab.page.wait_for_timeout(800)  # the meters' transitions
         tab.page.screenshot(path=options.picture, full_page=options.phone or options.share)
 
 

@@ -35,30 +35,30 @@ def tab_to(tab: Tab, target: str) -> None:
     raise AssertionError(f"the keyboard does not reach {target}")
 
 
-def test_everything_can_be_done_by_keyboard(used_tab: Tab) -> None:
-    keyboard = used_tab.page.keyboard
-    tab_to(used_tab, "#question textarea")
+def test_everything_can_be_done_by_keyboard(tab: Tab) -> None:
+    keyboard = tab.page.keyboard
+    tab_to(tab, "#question textarea")
     keyboard.press("Control+a")
     keyboard.type("How many objects are there?")
-    used_tab.after(lambda: keyboard.press("Enter"))
-    unchanged, gated = used_tab.answers()
+    tab.after(lambda: keyboard.press("Enter"))
+    unchanged, gated = tab.answers()
     assert unchanged == gated == "2"
-    tab_to(used_tab, "#films [role=radio]")
-    tab_to(used_tab, "#mixer .fader[data-layer='0']")
+    tab_to(tab, "#films [role=radio]")
+    tab_to(tab, "#mixer .fader[data-layer='0']")
     keyboard.press("ArrowRight")
     keyboard.press("ArrowRight")
     for _ in range(3):
         keyboard.press("PageDown")
-    used_tab.settle()  # the map follows at once,
-    used_tab.settle()  # the answer when the keys have rested
-    assert used_tab.scale(2) == 0.25 and used_tab.answers() == ("2", "1")
-    name = used_tab.page.evaluate("document.activeElement.getAttribute('aria-label')")
+    tab.settle()  # the map follows at once,
+    tab.settle()  # the answer when the keys have rested
+    assert tab.scale(2) == 0.25 and tab.answers() == ("2", "1")
+    name = tab.page.evaluate("document.activeElement.getAttribute('aria-label')")
     assert name == "V-sinks, layer 2"
-    tab_to(used_tab, "#chart *, #share button, .gates button, .label-wrap")
+    tab_to(tab, "#chart *, #share button, .gates button, .label-wrap")
 
 
-def test_help_opens_over_the_page_by_mouse_and_keyboard(used_tab: Tab) -> None:
-    page, definition = used_tab.page, used_tab.page.locator("#help")
+def test_help_opens_over_the_page_by_mouse_and_keyboard(tab: Tab) -> None:
+    page, definition = tab.page, tab.page.locator("#help")
     boxes = "['.panels', '.layered', '#mixer .strips'].map((name) => JSON.stringify(document.querySelector(name).getBoundingClientRect()))"
     before = page.evaluate(boxes)
     for term, text in TERMS.items():
@@ -70,10 +70,9 @@ def test_help_opens_over_the_page_by_mouse_and_keyboard(used_tab: Tab) -> None:
         assert box and box["x"] >= 0 and box["x"] + box["width"] <= 1366 and 0 <= box["y"] <= 768 - box["height"]
         button.click()  # the same again closes it
         assert not definition.is_visible()
-    assert findings(used_tab) == []
-    tab_to(used_tab, ".help[data-term='Key scale']")
+    tab_to(tab, ".help[data-term='Key scale']")
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.id") == "help" and findings(used_tab) == []
+    assert page.evaluate("document.activeElement.id") == "help" and findings(tab) == []
     page.keyboard.press("Escape")
     assert not definition.is_visible() and page.evaluate("document.activeElement.dataset.term") == "Key scale"
     page.keyboard.press("Space")
@@ -93,17 +92,17 @@ def phone(enter: Callable[..., Tab], address: str) -> Tab:
     return enter(address, phone=True, size=PHONE)
 
 
-def test_axe_finds_nothing_serious(used_tab: Tab) -> None:
+def test_axe_finds_nothing_serious(tab: Tab) -> None:
     """On the page in light and in dark, as it opens and with composer, questions and sharing open."""
-    assert findings(used_tab) == []
-    used_tab.page.locator(".light-switch").click()
-    assert findings(used_tab) == []
-    used_tab.compose()
-    used_tab.page.locator("#questions summary").click()
-    used_tab.page.get_by_text("Share and save").click()
-    assert findings(used_tab) == []
-    used_tab.page.locator(".light-switch").click()
-    assert findings(used_tab) == []
+    assert findings(tab) == []
+    tab.page.locator(".light-switch").click()
+    assert findings(tab) == []
+    tab.compose()
+    tab.page.locator("#questions summary").click()
+    tab.page.get_by_text("Share and save").click()
+    assert findings(tab) == []
+    tab.page.locator(".light-switch").click()
+    assert findings(tab) == []
 
 
 def test_a_phone_has_room_for_the_page(phone: Tab) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from app_process import running_app
+from models import FEWER_TOKENS
 from page_user import Tab
 from tiny import noise_image, tiny_llava
 
@@ -33,15 +34,15 @@ def address(browser, tmp_path_factory) -> Iterator[str]:
         word if word.startswith("<") else f"{XSS}{number}": number for word, number in words.items()
     }
     written.write_text(json.dumps(tokenizer))
-    with running_app("--model", str(folder / "model")) as app:
+    with running_app("--model", str(folder / "model"), code=FEWER_TOKENS) as app:
         yield app.address
 
 
 @pytest.fixture
-def tab(used_tab) -> Iterator[Tab]:
+def tab(tab) -> Iterator[Tab]:
     """A user; at the end nothing that was thrown has become part of the page, or been run."""
-    yield used_tab  # a Content-Security-Policy that has to step in reports an error
-    assert_untouched(used_tab)
+    yield tab  # a Content-Security-Policy that has to step in reports an error
+    assert_untouched(tab)
 
 
 def assert_untouched(tab) -> None:

@@ -220,7 +220,7 @@ def test_the_composer_follows_the_picture(tab: Any, picture: Path) -> None:
 
 def test_the_stage_shows_what_the_model_sees(tab: Any) -> None:
     tab.compose()
-    tab.page.evaluate("document.querySelector('#composer .note').remove()")
+    tab.page.evaluate("document.querySelector('#composer .note').style.visibility = 'hidden'")
     tab.page.locator("#composer .stage").evaluate("(stage) => { stage.style.borderRadius = 0; }")
     screen = Image.open(io.BytesIO(tab.page.locator("#composer svg").first.screenshot())).convert("RGB")
     side = screen.width

@@ -22,9 +22,11 @@ def served(site):
         server.shutdown()
 
 
-@pytest.mark.parametrize("path", ["", "tutorials/01_meet_the_sinks/", "reference/sinks/", "models/"])
-def test_a_page_shows_without_a_fault_and_asks_nobody_else(browser, served, path):
-    page, messages = browser.new_page(), []
+@pytest.fixture(scope="module")
+def page(browser, served):
+    """A page that keeps what went wrong."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.messages = messages = []
     page.on("console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: messages.append(str(error)))
     page.on(
@@ -36,10 +38,17 @@ def test_a_page_shows_without_a_fault_and_asks_nobody_else(browser, served, path
     page.on(
         "response", lambda answer: messages.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None
     )
+    yield page
+    page.close()
+
+
+@pytest.mark.parametrize("path", ["", "tutorials/01_meet_the_sinks/", "reference/sinks/", "models/"])
+def test_a_page_shows_without_a_fault_and_asks_nobody_else(page, served, path):
+    page.messages.clear()
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.goto(served + path, wait_until="networkidle")
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 800})
-        page.goto(served + path, wait_until="networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert messages == []
-    page.close()
+    assert page.messages == []

@@ -32,6 +32,12 @@ def steps(tab: Tab) -> str:
     return tab.page.evaluate("document.querySelector('#history [data-steps]').dataset.steps")
 
 
+def later(steps: str, more: int) -> str:
+    """Return what `steps` gives so many changes later."""
+    at = int(steps.partition("/")[0]) + more
+    return f"{at}/{at + 1}"
+
+
 def shown(tab: Tab) -> tuple[Any, ...]:
     frame = tab.settle()
     return frame["gates"], frame["learned"], tab.answers()
@@ -46,48 +52,54 @@ def pin(tab: Tab) -> None:
     )
 
 
-def test_every_change_is_one_step(tab: Tab, vlm: sg.VLM, scene: Path) -> None:
-    states = [shown(tab)]
+def test_every_change_is_one_step(fresh_tab: Tab, vlm: sg.VLM, scene: Path) -> None:
+    states = [shown(fresh_tab)]
 
     def change(act: Any) -> None:
         act()
-        tab.wait(
+        fresh_tab.wait(
             "([before]) => document.querySelector('#history [data-steps]').dataset.steps !== before", arg=[steps_before]
         )
-        states.append(shown(tab))
+        states.append(shown(fresh_tab))
 
     for act in (
-        lambda: tab.drag(2, 0.1),
-        lambda: tab.page.locator("#mixer .preset", has_text="V-sinks × 2").click(),
-        lambda: (tab.fader(3).focus(), tab.page.keyboard.press("ArrowDown"), tab.page.keyboard.press("ArrowDown")),
-        lambda: tab.page.locator("#learned select").select_option("stack"),
+        lambda: fresh_tab.drag(2, 0.1),
+        lambda: fresh_tab.page.locator("#mixer .preset", has_text="V-sinks × 2").click(),
+        lambda: (
+            fresh_tab.fader(3).focus(),
+            fresh_tab.page.keyboard.press("ArrowDown"),
+            fresh_tab.page.keyboard.press("ArrowDown"),
+        ),
+        lambda: fresh_tab.page.locator("#learned select").select_option("stack"),
     ):
-        steps_before = steps(tab)
+        steps_before = steps(fresh_tab)
         change(act)
-    box = tab.gates_text()
+    box = fresh_tab.gates_text()
     box.fill(sg.Gates.ones(vlm).set("l_sink", 0.5, 4).to_json())
-    steps_before = steps(tab)
-    change(lambda: tab.page.locator("#gates-apply").click())
-    assert steps(tab) == "5/6"
-    tab.fader(0).focus()
+    steps_before = steps(fresh_tab)
+    change(lambda: fresh_tab.page.locator("#gates-apply").click())
+    assert steps(fresh_tab) == "5/6"
+    fresh_tab.fader(0).focus()
     for index in reversed(range(5)):
-        tab.page.keyboard.press(UNDO)
-        tab.wait(f"document.querySelector('#history [data-steps]').dataset.steps === '{index}/6'")
-        wait_for(tab, states[index])
-        assert shown(tab) == states[index]
-    tab.page.keyboard.press(UNDO)  # nothing is left
-    tab.page.locator("#history .redo").click()
-    wait_for(tab, states[1])
-    assert_shows(tab, tab.settle(), direct(vlm, scene, FIRST_QUESTION, states[1][0]))
+        fresh_tab.page.keyboard.press(UNDO)
+        fresh_tab.wait(f"document.querySelector('#history [data-steps]').dataset.steps === '{index}/6'")
+        wait_for(fresh_tab, states[index])
+        assert shown(fresh_tab) == states[index]
+    fresh_tab.page.keyboard.press(UNDO)  # nothing is left
+    fresh_tab.page.locator("#history .redo").click()
+    wait_for(fresh_tab, states[1])
+    assert_shows(fresh_tab, fresh_tab.settle(), direct(vlm, scene, FIRST_QUESTION, states[1][0]))
     for index, keys in ((2, REDO), (3, "Control+y"), (4, REDO), (5, REDO)):
-        tab.page.keyboard.press(keys)
-        wait_for(tab, states[index])
-        assert shown(tab) == states[index]
-    tab.page.keyboard.press(UNDO)
-    wait_for(tab, states[4])
-    tab.page.locator("#mixer .preset", has_text="All at 1").click()  # drops the step that was undone
-    tab.settle()
-    assert steps(tab) == "5/6" and tab.page.locator("#history .redo").get_attribute("aria-disabled") == "true"
+        fresh_tab.page.keyboard.press(keys)
+        wait_for(fresh_tab, states[index])
+        assert shown(fresh_tab) == states[index]
+    fresh_tab.page.keyboard.press(UNDO)
+    wait_for(fresh_tab, states[4])
+    fresh_tab.page.locator("#mixer .preset", has_text="All at 1").click()  # drops the step that was undone
+    fresh_tab.settle()
+    assert (
+        steps(fresh_tab) == "5/6" and fresh_tab.page.locator("#history .redo").get_attribute("aria-disabled") == "true"
+    )
 
 
 def wait_for(tab: Tab, state: tuple[Any, ...]) -> None:
@@ -119,7 +131,7 @@ def test_edits_of_the_scene_are_steps_among_those_of_the_faders(tab: Tab, vlm: s
             tab.page.keyboard.press(key)
 
     tab.compose()
-    states = [state()]
+    states, opened = [state()], steps(tab)
     edits = (  # whether of the scene
         (True, move),
         (True, tab.page.locator("#composer .add").click),
@@ -135,7 +147,7 @@ def test_edits_of_the_scene_are_steps_among_those_of_the_faders(tab: Tab, vlm: s
             edit()
         tab.wait("(before) => document.querySelector('#history [data-steps]').dataset.steps !== before", arg=before)
         states.append(state())
-    assert steps(tab) == "5/6"
+    assert steps(tab) == later(opened, 5)
 
     def go(keys: str, index: int, of_scene: bool) -> None:
         if of_scene:
@@ -154,7 +166,8 @@ def test_edits_of_the_scene_are_steps_among_those_of_the_faders(tab: Tab, vlm: s
     tab.after(lambda: tab.page.get_by_role("button", name="Example picture 4").click())
     other = tab.scene()
     tab.page.keyboard.press(UNDO)  # the last change of the faders: scenes of another picture are left out
-    tab.wait("document.querySelector('#history [data-steps]').dataset.steps === '2/6'")
+    at, count = later(opened, 2).partition("/")[0], later(opened, 5).partition("/")[2]
+    tab.wait(f"document.querySelector('#history [data-steps]').dataset.steps === '{at}/{count}'")
     assert tab.settle()["identity"] and tab.scene() == other
 
 
@@ -193,17 +206,18 @@ def test_quick_undos_and_redos_lose_no_step(tab: Tab) -> None:
 
 
 def test_another_question_is_no_step_and_a_text_box_has_its_own_undo(tab: Tab) -> None:
+    once = later(steps(tab), 1)
     tab.page.locator("#learned select").select_option("stack")
-    tab.wait("document.querySelector('#history [data-steps]').dataset.steps === '1/2'")
+    tab.wait(f"document.querySelector('#history [data-steps]').dataset.steps === '{once}'")
     tab.settle()
     tab.after(lambda: tab.ask("What color is the background?"))  # the learned gates set the faders anew
     frame = tab.settle()
-    assert steps(tab) == "1/2"
+    assert steps(tab) == once
     tab.page.locator("#question textarea").fill("")
     tab.page.locator("#question textarea").type("Hello")
     tab.page.keyboard.press(UNDO)
     tab.wait("document.querySelector('#question textarea').value !== 'Hello'")
-    assert steps(tab) == "1/2" and tab.frame()["gates"] == frame["gates"]
+    assert steps(tab) == once and tab.frame()["gates"] == frame["gates"]
 
 
 def test_a_step_is_redone_after_another_question(tab: Tab) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from models import MOST_TOKENS, page_of_deep_model
+from app_process import running_app
+from models import FEWER_TOKENS, MOST_TOKENS
 from page_user import Tab
 from test_page import assert_shows
+from tiny import tiny_llava
 
 import sinkgate as sg
 from app.engine import MAX_NEW_TOKENS
 from app.examples import FIRST_SCENE, SCENE_SIDE, random_scene
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 MANY = 48
 QUESTION = "How many objects are there?"
@@ -35,11 +34,15 @@ BAND = "getComputedStyle(document.querySelector('{}'), '::before').left"
 
 
 @pytest.fixture(scope="module")
-def many(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    """A page about a model of 48 layers."""
+def many(module_enter: Callable[..., Tab], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    """A page, 1280 x 720, about a model of 48 layers that never ends an answer by itself."""
     folder = tmp_path_factory.mktemp("models") / "many"
-    with page_of_deep_model(browser, folder, MANY) as tab:
+    for part in tiny_llava(layers=MANY):
+        part.save_pretrained(folder)
+    with running_app("--model", str(folder), code=FEWER_TOKENS) as app:
+        tab = module_enter(app.address, size={"width": 1280, "height": 720})
         yield tab
+        tab.leave(lambda: tab.page.goto("about:blank"))
 
 
 def assert_aligned(tab: Tab, layers: int) -> None:
@@ -85,31 +88,31 @@ def test_48_layers_fit(many: Tab) -> None:
     assert width and width["width"] >= 20
 
 
-def test_the_rows_are_in_sight_share_one_axis_and_select_their_layers(used_tab: Tab) -> None:
-    middles = used_tab.page.evaluate(MIDDLES, "ordinary")["films"]
+def test_the_rows_are_in_sight_share_one_axis_and_select_their_layers(tab: Tab) -> None:
+    middles = tab.page.evaluate(MIDDLES, "ordinary")["films"]
     for row, layer in (("#chart .plot", 6), ("#mixer .strips", 4), ("#films .films", 1)):
-        box = used_tab.page.locator(row).bounding_box()
+        box = tab.page.locator(row).bounding_box()
         assert box
         beside = 40 if row == "#mixer .strips" else 0  # of the faders
-        used_tab.page.mouse.click(middles[layer] + beside, box["y"] + box["height"] / 2)
-        used_tab.wait(f"document.querySelector('#maps [data-tick]').frame.lens.layer === {layer}")
-        assert used_tab.page.locator("#films [aria-checked=true]").get_attribute("aria-label") == f"Layer {layer}"
-        used_tab.page.mouse.move(0, 0)
-        used_tab.wait(f"document.querySelector('.layer-words b').textContent === 'Layer {layer}'")
-    assert used_tab.settle()["identity"]
-    lefts = {used_tab.page.evaluate(BAND.format(row)) for row in ("#films .films", ".chart", ".desk")}
+        tab.page.mouse.click(middles[layer] + beside, box["y"] + box["height"] / 2)
+        tab.wait(f"document.querySelector('#maps [data-tick]').frame.lens.layer === {layer}")
+        assert tab.page.locator("#films [aria-checked=true]").get_attribute("aria-label") == f"Layer {layer}"
+        tab.page.mouse.move(0, 0)
+        tab.wait(f"document.querySelector('.layer-words b').textContent === 'Layer {layer}'")
+    assert tab.settle()["identity"]
+    lefts = {tab.page.evaluate(BAND.format(row)) for row in ("#films .films", ".chart", ".desk")}
     assert len(lefts) == 1  # the mark goes through all rows
     shown = ("#maps .screen", "#answers .answer", "#words .bars", "#films .film", "#chart .plot", "#mixer .strips")
     for width, height in ((1280, 720), (1366, 768), (1440, 900), (2560, 1440)):
-        used_tab.page.set_viewport_size({"width": width, "height": height})
-        used_tab.wait("document.querySelector('#chart .plot svg').clientWidth > innerWidth - 100")
+        tab.page.set_viewport_size({"width": width, "height": height})
+        tab.wait("document.querySelector('#chart .plot svg').clientWidth > innerWidth - 100")
         for name in shown:
-            box = used_tab.page.locator(name).last.bounding_box()
+            box = tab.page.locator(name).last.bounding_box()
             assert box and box["y"] >= 0 and box["y"] + box["height"] <= height, (name, width)
     for width in (1280, 2560, 390):
-        used_tab.page.set_viewport_size({"width": width, "height": 800})
-        assert_aligned(used_tab, 8)
-        curves = used_tab.page.locator("#mixer .desk.curves").count() == 1
+        tab.page.set_viewport_size({"width": width, "height": 800})
+        assert_aligned(tab, 8)
+        curves = tab.page.locator("#mixer .desk.curves").count() == 1
         assert curves == (width == 390)
 
 
@@ -237,13 +240,13 @@ def test_the_layer_of_the_maps_is_named_and_its_film_is_in_sight(many: Tab) -> N
     assert many.page.locator("#films [aria-checked=true]").get_attribute("aria-label") == "Layer 24"
 
 
-def test_an_answer_that_was_cut_says_so(many: Tab, used_tab: Tab) -> None:
+def test_an_answer_that_was_cut_says_so(many: Tab, tab: Tab) -> None:
     many.page.locator("#mixer .preset", has_text="Others × 0.5").click()
     many.settle()
     heading = many.page.locator("#answers h2").first.inner_text()
     assert " ".join(heading.split()) == f"Original model cut at {MOST_TOKENS} tokens"
     assert all(answer.endswith("…") for answer in many.answers())
-    assert "cut" not in used_tab.page.locator("#answers").inner_text() and "…" not in used_tab.answers()[0]
+    assert "cut" not in tab.page.locator("#answers").inner_text() and "…" not in tab.answers()[0]
 
 
 def test_code_for_a_model_from_a_folder_says_where_its_path_goes(many: Tab) -> None:
@@ -298,53 +301,53 @@ def test_l_sinks_have_a_scale_of_their_own_end_to_end(tab: Tab, vlm: sg.VLM, ent
     assert other.fader(4, "l_sink").is_visible()
 
 
-def test_gates_with_three_groups_open_their_faders_and_joining_them_takes_one_scale(used_tab: Tab, vlm: sg.VLM) -> None:
+def test_gates_with_three_groups_open_their_faders_and_joining_them_takes_one_scale(tab: Tab, vlm: sg.VLM) -> None:
     gates = sg.Gates.ones(vlm).set("l_sink", 0.3, layers=[7]).set("ordinary", 0.8, layers=[7])
-    used_tab.gates_text().fill(gates.to_json())
-    used_tab.page.locator("#gates-apply").click()
-    used_tab.wait("document.querySelector('#maps [data-tick]').frame.gates.l_sink?.[7] === 0.3")
-    assert used_tab.settle()["gates"]["rest"][7] == 0.8 and used_tab.page.locator("#mixer .separate").is_checked()
-    assert used_tab.scale(7, "l_sink") == 0.3
-    used_tab.page.locator("#mixer .separate").uncheck()
-    used_tab.wait("!document.querySelector('#maps [data-tick]').frame.gates.l_sink")
-    assert used_tab.settle()["gates"]["rest"][7] == 0.8 and not used_tab.fader(7, "l_sink").is_visible()
+    tab.gates_text().fill(gates.to_json())
+    tab.page.locator("#gates-apply").click()
+    tab.wait("document.querySelector('#maps [data-tick]').frame.gates.l_sink?.[7] === 0.3")
+    assert tab.settle()["gates"]["rest"][7] == 0.8 and tab.page.locator("#mixer .separate").is_checked()
+    assert tab.scale(7, "l_sink") == 0.3
+    tab.page.locator("#mixer .separate").uncheck()
+    tab.wait("!document.querySelector('#maps [data-tick]').frame.gates.l_sink")
+    assert tab.settle()["gates"]["rest"][7] == 0.8 and not tab.fader(7, "l_sink").is_visible()
     two = {"v_sink": [1.0] * 8, "rest": [0.5] * 8}
-    text = used_tab.page.locator("#gates-text textarea")
+    text = tab.page.locator("#gates-text textarea")
     text.fill(json.dumps(json.loads(gates.to_json()) | {"scales": two}))
-    used_tab.page.locator("#gates-apply").click()
-    used_tab.wait("document.querySelector('#maps [data-tick]').frame.gates.rest[0] === 0.5")
-    assert used_tab.settle()["gates"] == two and not used_tab.page.locator("#mixer .separate").is_checked()
+    tab.page.locator("#gates-apply").click()
+    tab.wait("document.querySelector('#maps [data-tick]').frame.gates.rest[0] === 0.5")
+    assert tab.settle()["gates"] == two and not tab.page.locator("#mixer .separate").is_checked()
 
 
-def test_a_group_that_is_empty_in_a_layer_is_disabled_there_with_its_reason(used_tab: Tab) -> None:
-    separate(used_tab)
-    fader = used_tab.fader(3, "l_sink")
+def test_a_group_that_is_empty_in_a_layer_is_disabled_there_with_its_reason(tab: Tab) -> None:
+    separate(tab)
+    fader = tab.fader(3, "l_sink")
     reason = "No L-sinks in layer 3 (criterion: attention share)"
     assert fader.get_attribute("aria-disabled") == "true" and fader.get_attribute("title") == reason
     assert reason in (fader.get_attribute("aria-valuetext") or "")
-    used_tab.drag(3, 0.2, group="l_sink")
+    tab.drag(3, 0.2, group="l_sink")
     fader.focus()
-    used_tab.page.keyboard.press("Home")
-    assert used_tab.scale(3, "l_sink") == 1
-    used_tab.page.keyboard.press("ArrowRight")  # from one disabled layer to the next with L-sinks
-    used_tab.page.keyboard.press("Home")
-    frame = used_tab.settle()
+    tab.page.keyboard.press("Home")
+    assert tab.scale(3, "l_sink") == 1
+    tab.page.keyboard.press("ArrowRight")  # from one disabled layer to the next with L-sinks
+    tab.page.keyboard.press("Home")
+    frame = tab.settle()
     assert frame["gates"]["l_sink"] == [1, 1, 1, 1, 0, 1, 1, 1]
-    box, last = used_tab.fader(4, "l_sink").bounding_box(), used_tab.fader(7, "l_sink").bounding_box()
+    box, last = tab.fader(4, "l_sink").bounding_box(), tab.fader(7, "l_sink").bounding_box()
     assert box and last
-    used_tab.page.mouse.move(box["x"] + 8, box["y"] + 0.75 * box["height"])
-    used_tab.page.mouse.down()
-    used_tab.page.mouse.move(last["x"] + 8, box["y"] + 0.75 * box["height"], steps=4)
-    used_tab.page.mouse.up()
-    scales = used_tab.settle()["gates"]["l_sink"]
+    tab.page.mouse.move(box["x"] + 8, box["y"] + 0.75 * box["height"])
+    tab.page.mouse.down()
+    tab.page.mouse.move(last["x"] + 8, box["y"] + 0.75 * box["height"], steps=4)
+    tab.page.mouse.up()
+    scales = tab.settle()["gates"]["l_sink"]
     assert scales == pytest.approx([1, 1, 1, 1, 0.5, 1, 1, 0.5], abs=0.04)
-    used_tab.page.locator("#mixer .separate").uncheck()
+    tab.page.locator("#mixer .separate").uncheck()
 
 
-def test_presets_of_an_empty_group_are_disabled_or_offer_the_other_sinks(used_tab: Tab) -> None:
+def test_presets_of_an_empty_group_are_disabled_or_offer_the_other_sinks(tab: Tab) -> None:
     def presets(**none: int) -> dict[str, bool]:
         """The presets in sight, and whether they are disabled, for a picture without tokens of these groups."""
-        used_tab.page.evaluate(
+        tab.page.evaluate(
             """(none) => {
               const { frame } = document.querySelector('#maps [data-tick]');
               const tokens = Object.entries(frame.groups.tokens).map(([name, all]) => [name, name in none ? all.map(() => 0) : all]);
@@ -352,20 +355,17 @@ def test_presets_of_an_empty_group_are_disabled_or_offer_the_other_sinks(used_ta
             }""",
             none,
         )
-        shown = used_tab.page.locator("#mixer .preset:visible")
+        shown = tab.page.locator("#mixer .preset:visible")
         return dict(shown.evaluate_all("all => all.map((preset) => [preset.textContent, preset.disabled])"))
 
     names = ["All at 1", "V-sinks × 0", "V-sinks × 2", "Others × 0.5", "All × 0.5"]
     assert presets() == dict.fromkeys(names, False)
     assert presets(v_sink=0, l_sink=0) == {name: name.startswith("V-") for name in names}
     reason = "No V-sinks (criterion: attention share)"
-    assert used_tab.page.locator("#mixer .preset", has_text="V-sinks × 0").get_attribute("title") == reason
-    assert (
-        used_tab.fader(-1).get_attribute("aria-disabled") == "true"
-        and used_tab.fader(-1).get_attribute("title") == reason
-    )
+    assert tab.page.locator("#mixer .preset", has_text="V-sinks × 0").get_attribute("title") == reason
+    assert tab.fader(-1).get_attribute("aria-disabled") == "true" and tab.fader(-1).get_attribute("title") == reason
 
     assert presets(v_sink=0) == dict.fromkeys([name.replace("V-", "L-") for name in names], False)
-    used_tab.page.locator("#mixer .preset", has_text="L-sinks × 0").click()
-    assert used_tab.settle()["gates"] == {"v_sink": [1] * 8, "l_sink": [0] * 8, "rest": [1] * 8}
-    assert used_tab.fader(4, "l_sink").is_visible()
+    tab.page.locator("#mixer .preset", has_text="L-sinks × 0").click()
+    assert tab.settle()["gates"] == {"v_sink": [1] * 8, "l_sink": [0] * 8, "rest": [1] * 8}
+    assert tab.fader(4, "l_sink").is_visible()

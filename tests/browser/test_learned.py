@@ -113,57 +113,55 @@ def files(folder: Path) -> list[Path]:
     return [folder / CONFIG, folder / WEIGHTS]
 
 
-def test_learned_gates_move_the_faders_for_the_question_at_hand(used_tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
-    options = used_tab.page.locator("#learned option").all_text_contents()
+def test_learned_gates_move_the_faders_for_the_question_at_hand(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
+    options = tab.page.locator("#learned option").all_text_contents()
     assert options == ["off", "layer-2", "stack"]  # the broken one is left out
-    assert used_tab.page.locator("#mixer .rho:visible").count() == 0
+    assert tab.page.locator("#mixer .rho:visible").count() == 0
     lsg = LSG.from_pretrained(shipped / "stack")
     first = expected_gates(vlm, lsg)
-    frame = choose(used_tab, "stack")
-    assert_stands(used_tab, frame, first)
+    frame = choose(tab, "stack")
+    assert_stands(tab, frame, first)
     prompt = vlm.prompt(random_scene(FIRST_SCENE).render(448), FIRST_QUESTION)
     trace = vlm.answer(prompt, sg.Gates.from_lists(**frame["gates"]), sg.find_sinks(vlm, prompt))
-    assert used_tab.answers()[1] == trace.text
+    assert tab.answers()[1] == trace.text
     shown = {word: gated for word, _, gated in frame["words"]}
     word, probability = trace.next_token[0]
     assert shown[word] == pytest.approx(probability, abs=CLOSE)
-    assert "2, 4-5" in used_tab.status() and "parameters" in (
-        used_tab.page.locator("#learned .about").text_content() or ""
-    )
-    marks = used_tab.page.locator("#mixer .rho:visible").all_text_contents()
+    assert "2, 4-5" in tab.status() and "parameters" in (tab.page.locator("#learned .about").text_content() or "")
+    marks = tab.page.locator("#mixer .rho:visible").all_text_contents()
     assert marks == [f"{RHO} {first['v_sink'][layer]:.2f}" for layer in (2, 4, 5)]
 
-    frame = used_tab.after(lambda: used_tab.ask(OTHER_QUESTION))
+    frame = tab.after(lambda: tab.ask(OTHER_QUESTION))
     second = expected_gates(vlm, lsg, OTHER_QUESTION)
     assert max(abs(a - b) for a, b in zip(first["v_sink"], second["v_sink"], strict=True)) > 0.02  # could have failed
-    assert_stands(used_tab, frame, second)
+    assert_stands(tab, frame, second)
     assert_stands(
-        used_tab,
-        choose(used_tab, "layer-2"),
+        tab,
+        choose(tab, "layer-2"),
         expected_gates(vlm, LSG.from_pretrained(shipped / "layer-2"), OTHER_QUESTION),
     )
-    assert choose(used_tab, "off")["identity"] and "back at 1" in used_tab.status()
-    assert used_tab.page.locator("#mixer .rho:visible").count() == 0
-    assert used_tab.after(lambda: used_tab.ask(FIRST_QUESTION))["identity"]
+    assert choose(tab, "off")["identity"] and "back at 1" in tab.status()
+    assert tab.page.locator("#mixer .rho:visible").count() == 0
+    assert tab.after(lambda: tab.ask(FIRST_QUESTION))["identity"]
 
 
-def test_a_layer_is_switched_off_and_the_gates_above_read_again(used_tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
+def test_a_layer_is_switched_off_and_the_gates_above_read_again(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
     lsg = LSG.from_pretrained(shipped / "stack")
-    whole = choose(used_tab, "stack")
-    frame = switch(used_tab, 2)
+    whole = choose(tab, "stack")
+    frame = switch(tab, 2)
     expected = expected_gates(vlm, lsg.only([4, 5]))
-    assert_stands(used_tab, frame, expected)
-    assert frame["gates"]["v_sink"][2] == 1 and "Off, at 1: layer 2" in used_tab.status()
+    assert_stands(tab, frame, expected)
+    assert frame["gates"]["v_sink"][2] == 1 and "Off, at 1: layer 2" in tab.status()
     assert abs(expected["v_sink"][4] - whole["gates"]["v_sink"][4]) > CLOSE  # the gate above did read something else
-    frame = used_tab.after(lambda: used_tab.ask(OTHER_QUESTION))  # it stays off
-    assert_stands(used_tab, frame, expected_gates(vlm, lsg.only([4, 5]), OTHER_QUESTION))
-    switch(used_tab, 4, key="Enter")
-    switch(used_tab, 5, key=" ")
-    assert used_tab.frame()["identity"] and "Every layer of these gates is off" in used_tab.status()
+    frame = tab.after(lambda: tab.ask(OTHER_QUESTION))  # it stays off
+    assert_stands(tab, frame, expected_gates(vlm, lsg.only([4, 5]), OTHER_QUESTION))
+    switch(tab, 4, key="Enter")
+    switch(tab, 5, key=" ")
+    assert tab.frame()["identity"] and "Every layer of these gates is off" in tab.status()
     for layer in (2, 4, 5):
-        frame = switch(used_tab, layer)
-    assert_stands(used_tab, frame, expected_gates(vlm, lsg, OTHER_QUESTION))
-    choose(used_tab, "off")
+        frame = switch(tab, layer)
+    assert_stands(tab, frame, expected_gates(vlm, lsg, OTHER_QUESTION))
+    choose(tab, "off")
 
 
 def test_an_edited_scene_and_a_new_one_are_read_again(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
@@ -180,44 +178,44 @@ def test_an_edited_scene_and_a_new_one_are_read_again(tab: Tab, vlm: sg.VLM, shi
     assert_stands(tab, frame, expected_gates(vlm, lsg, question, Scene.from_dict(tab.scene())))
 
 
-def test_the_hand_wins_until_the_next_question(used_tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
+def test_the_hand_wins_until_the_next_question(tab: Tab, vlm: sg.VLM, shipped: Path) -> None:
     lsg = LSG.from_pretrained(shipped / "stack")
-    rho = choose(used_tab, "stack")["learned"]["rho"]
-    box = used_tab.fader(4).bounding_box()
-    used_tab.drag(4, 1.7)
-    frame = used_tab.settle()
-    assert used_tab.fader(4).bounding_box() == box  # no sentence moves the page under the hand
-    assert frame["gates"]["v_sink"][4] == pytest.approx(1.7, abs=0.05) and used_tab.status() == MANUAL_SETTING
+    rho = choose(tab, "stack")["learned"]["rho"]
+    box = tab.fader(4).bounding_box()
+    tab.drag(4, 1.7)
+    frame = tab.settle()
+    assert tab.fader(4).bounding_box() == box  # no sentence moves the page under the hand
+    assert frame["gates"]["v_sink"][4] == pytest.approx(1.7, abs=0.05) and tab.status() == MANUAL_SETTING
     assert frame["learned"]["rho"] == rho  # what the gates said stays on the strips
-    assert used_tab.page.locator("#mixer .strip[data-layer='4'] .rho").text_content() == f"{RHO} {rho['v_sink'][4]:.2f}"
-    frame = used_tab.after(lambda: used_tab.ask(OTHER_QUESTION))
-    assert_stands(used_tab, frame, expected_gates(vlm, lsg, OTHER_QUESTION))
-    assert used_tab.status() != MANUAL_SETTING
-    used_tab.page.locator("#mixer .preset", has_text="All at 1").click()
-    assert used_tab.settle()["identity"] and used_tab.status() == MANUAL_SETTING
+    assert tab.page.locator("#mixer .strip[data-layer='4'] .rho").text_content() == f"{RHO} {rho['v_sink'][4]:.2f}"
+    frame = tab.after(lambda: tab.ask(OTHER_QUESTION))
+    assert_stands(tab, frame, expected_gates(vlm, lsg, OTHER_QUESTION))
+    assert tab.status() != MANUAL_SETTING
+    tab.page.locator("#mixer .preset", has_text="All at 1").click()
+    assert tab.settle()["identity"] and tab.status() == MANUAL_SETTING
 
 
 def test_a_gate_folder_is_uploaded_for_one_user(
-    enter: Callable[..., Tab], address: str, tab: Tab, vlm: sg.VLM, tmp_path: Path
+    enter: Callable[..., Tab], address: str, fresh_tab: Tab, vlm: sg.VLM, tmp_path: Path
 ) -> None:
     lsg = some_gates(vlm, [1, 3], seed=11, start="identity")
     lsg.save_pretrained(tmp_path)
     strange = tmp_path / "<img src=x onerror=window.hacked=1>.safetensors"
     shutil.copy(tmp_path / WEIGHTS, strange)
-    sentence = upload(tab, tmp_path / CONFIG, strange)
-    assert "layers 1, 3" in sentence and tab.page.locator("#learned select").input_value() == "uploaded 1"
-    frame = tab.settle()
-    assert_stands(tab, frame, expected_gates(vlm, lsg))
+    sentence = upload(fresh_tab, tmp_path / CONFIG, strange)
+    assert "layers 1, 3" in sentence and fresh_tab.page.locator("#learned select").input_value() == "uploaded 1"
+    frame = fresh_tab.settle()
+    assert_stands(fresh_tab, frame, expected_gates(vlm, lsg))
     assert frame["gates"]["v_sink"][1] + frame["gates"]["rest"][1] == pytest.approx(2, abs=CLOSE)
-    choose(tab, "stack")
-    assert_stands(tab, choose(tab, "uploaded 1"), expected_gates(vlm, lsg))
-    assert tab.page.evaluate("window.hacked") is None
+    choose(fresh_tab, "stack")
+    assert_stands(fresh_tab, choose(fresh_tab, "uploaded 1"), expected_gates(vlm, lsg))
+    assert fresh_tab.page.evaluate("window.hacked") is None
 
     other = enter(address)
     assert other.frame()["identity"] and other.frame()["learned"] is None
     assert other.page.locator("#learned option").all_text_contents() == ["off", "layer-2", "stack"]
     choose(other, "layer-2")
-    assert tab.after(lambda: tab.ask(OTHER_QUESTION))["learned"]["name"] == "uploaded 1"
+    assert fresh_tab.after(lambda: fresh_tab.ask(OTHER_QUESTION))["learned"]["name"] == "uploaded 1"
 
 
 def spoiled(vlm: sg.VLM, folder: Path) -> dict[str, tuple[list[Path], str]]:
@@ -270,7 +268,7 @@ def test_gates_of_three_groups_bring_the_faders_of_l_sinks(tab: Tab, vlm: sg.VLM
 
 
 def test_broken_uploads_get_a_sentence_and_the_page_lives_on(tab: Tab, vlm: sg.VLM, tmp_path: Path) -> None:
-    stands = choose(tab, "stack")
+    stands, offered = choose(tab, "stack"), tab.page.locator("#learned option").count()
     for name, (chosen, word) in spoiled(vlm, tmp_path).items():
         sentence = upload(tab, *chosen)
         assert tab.page.locator("#status .warning").count() == 1, name
@@ -284,7 +282,7 @@ def test_broken_uploads_get_a_sentence_and_the_page_lives_on(tab: Tab, vlm: sg.V
             sentence,
         )
         assert tab.page.locator("#learned select").input_value() == "stack", name
-        assert tab.page.locator("#learned option").count() == 3, name
+        assert tab.page.locator("#learned option").count() == offered, name
     assert tab.frame()["gates"] == stands["gates"] and tab.page.evaluate("window.hacked") is None
     assert (
         "layers 1" not in upload(tab, *files(tmp_path / "good")) and "layer 1" in tab.status()

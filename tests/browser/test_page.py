@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,22 +19,22 @@ from app.engine import MAX_NEW_TOKENS
 from app.lens import Lens
 from sinkgate.sinks.glossary import preset_name
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
-
 QUESTION = "What color is the circle?"
 CLOSE = 2e-5  # the page's values are rounded, and threads move the last digits
 
 
-def direct(vlm: sg.VLM, picture: Path, question: str, setting: dict[str, list[float]]) -> dict[str, Any]:
-    """Compute answers and maps without the page."""
+def direct(
+    vlm: sg.VLM, picture: Path, question: str, setting: dict[str, list[float]], limit: int = MAX_NEW_TOKENS
+) -> dict[str, Any]:
+    """Compute answers, of at most ``limit`` tokens, and maps without the page."""
     prompt = vlm.prompt(sg.open_image(picture), question)
     sinks = sg.find_sinks(vlm, prompt)
     gates = sg.Gates.from_lists(v_sink=setting["v_sink"], rest=setting["rest"])
     return {
-        "before": vlm.answer(prompt, None, sinks, max_new_tokens=MAX_NEW_TOKENS),
-        "after": vlm.answer(prompt, gates, sinks, max_new_tokens=MAX_NEW_TOKENS),
+        "before": vlm.answer(prompt, None, sinks, max_new_tokens=limit),
+        "after": vlm.answer(prompt, gates, sinks, max_new_tokens=limit),
         "sinks": sinks,
+        "limit": limit,
     }
 
 
@@ -59,41 +59,42 @@ def assert_shows(tab: Any, frame: dict[str, Any], expected: dict[str, Any]) -> N
     shown = {word: gated for word, _, gated in frame["words"]}
     top = expected["after"].next_token[0][0]
     assert shown[top] == pytest.approx(probabilities[top], abs=1e-4)
-    assert tab.answers() == (shown_text(expected["before"]), shown_text(expected["after"]))
+    limit = expected.get("limit", MAX_NEW_TOKENS)
+    assert tab.answers() == (shown_text(expected["before"], limit), shown_text(expected["after"], limit))
 
 
-def shown_text(trace: sg.Trace) -> str:
+def shown_text(trace: sg.Trace, limit: int) -> str:
     """Return the answer as the page shows it: with an ellipsis where it was cut at the limit."""
-    return f"{trace.text} …" if len(trace.ids) == MAX_NEW_TOKENS else trace.text
+    return f"{trace.text} …" if len(trace.ids) == limit else trace.text
 
 
-def test_opens_with_an_answered_example_and_has_others(tab: Any) -> None:
-    unchanged, gated = tab.answers()
+def test_opens_with_an_answered_example_and_has_others(fresh_tab: Any) -> None:
+    unchanged, gated = fresh_tab.answers()
     assert unchanged and unchanged == gated
-    frame = tab.frame()
+    frame = fresh_tab.frame()
     assert frame["identity"] and frame["before"] == frame["after"]
-    assert tab.page.locator("#picture img").count() == 1
-    assert tab.page.locator("#words .word").count() >= 3
-    assert tab.page.locator("#chart .marker").count() >= 3 * len(frame["gates"]["v_sink"])
-    assert tab.page.title() == "sinkgate"
-    assert "·" not in tab.page.locator("footer").inner_text()  # a lone separator
+    assert fresh_tab.page.locator("#picture img").count() == 1
+    assert fresh_tab.page.locator("#words .word").count() >= 3
+    assert fresh_tab.page.locator("#chart .marker").count() >= 3 * len(frame["gates"]["v_sink"])
+    assert fresh_tab.page.title() == "sinkgate"
+    assert "·" not in fresh_tab.page.locator("footer").inner_text()  # a lone separator
 
     # other scenes, and their true answers
     first = frame["before"]
-    tab.page.locator("#questions .gallery button").nth(2).click()
-    tab.wait("(old) => document.querySelector('#maps [data-tick]').frame.before.join() !== old.join()", arg=first)
-    tab.settle()
-    question = tab.page.locator("#questions .chip").nth(1)
+    fresh_tab.page.locator("#questions .gallery button").nth(2).click()
+    fresh_tab.wait("(old) => document.querySelector('#maps [data-tick]').frame.before.join() !== old.join()", arg=first)
+    fresh_tab.settle()
+    question = fresh_tab.page.locator("#questions .chip").nth(1)
     wanted = question.text_content()
     question.click()
-    tab.wait("(q) => document.querySelector('#questions [data-asked]').dataset.asked === q", arg=wanted)
-    tab.settle()
-    assert tab.page.locator("#question textarea").input_value() == wanted
-    assert not tab.page.locator("#questions .truth p").is_visible()
-    tab.page.locator("#questions summary").click()
-    assert "background" in (tab.page.locator("#questions .truth p").text_content() or "")
-    tab.page.locator("#new-scene").click()
-    tab.settle()
+    fresh_tab.wait("(q) => document.querySelector('#questions [data-asked]').dataset.asked === q", arg=wanted)
+    fresh_tab.settle()
+    assert fresh_tab.page.locator("#question textarea").input_value() == wanted
+    assert not fresh_tab.page.locator("#questions .truth p").is_visible()
+    fresh_tab.page.locator("#questions summary").click()
+    assert "background" in (fresh_tab.page.locator("#questions .truth p").text_content() or "")
+    fresh_tab.page.locator("#new-scene").click()
+    fresh_tab.settle()
 
 
 def test_upload_ask_drag_one_second_undo_and_redo_end_where_direct_computation_does(
@@ -341,12 +342,8 @@ window.fetch = async (...request) => {
 """
 
 
-def test_a_page_that_hears_late_that_its_stream_ends_misses_nothing(browser: Browser, address: str) -> None:
-    page = browser.new_page()
-    page.add_init_script(LATE)
-    tab = Tab(page, address)
+def test_a_page_that_hears_late_that_its_stream_ends_misses_nothing(enter: Callable[..., Tab], address: str) -> None:
+    tab = enter(address, script=LATE)
     for layer in range(4):
         tab.drag(layer, 0.2)
         tab.settle()
-    assert tab.errors == []
-    page.close()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from app_process import running_app
@@ -16,10 +17,7 @@ import sinkgate as sg
 from app.examples import CLIP_NOTICE, SCENES_ONLY, example_clip
 from app.pictures import FRAMES
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
-
-MAX_SESSIONS = """
+HELD = """
 const { fetch } = window;
 window.held = null; // while it is a list, requests of events wait in it
 window.fetch = async (...request) => {
@@ -73,13 +71,11 @@ window.fetch = async (...request) => {
 """
 
 
-def test_a_page_that_missed_the_end_of_its_stream_catches_up(browser: Browser) -> None:
+def test_a_page_that_missed_the_end_of_its_stream_catches_up(enter: Callable[..., Tab]) -> None:
     """It took the ended stream for an open one, and waited for ever for the events that it had sent meanwhile."""
     with running_app(code=NOT_HELD) as app:
-        page = browser.new_page()
-        page.add_init_script(MISSED_END)
-        tab = Tab(page, app.address)
-        page.evaluate("window.missed = []")
+        tab = enter(app.address, script=MISSED_END)
+        tab.page.evaluate("window.missed = []")
         tab.fader(2).press("ArrowDown")
         tab.wait("window.missed.length === 2")
         tab.fader(2).press("ArrowDown")
@@ -87,8 +83,7 @@ def test_a_page_that_missed_the_end_of_its_stream_catches_up(browser: Browser) -
         tab.wait("window.missed === null")  # the last events wait for a stream
         frame = tab.settle()
         assert frame["gates"]["v_sink"][2] == tab.scale(2) < 1 and frame["finished"]
-        page.close()
-        assert tab.errors == []
+        tab.leave(lambda: tab.page.goto("about:blank"))  # before the app ends
 
 
 COUNTED = """
@@ -98,14 +93,11 @@ window.requestAnimationFrame = (draw) => { window.requests += 1; return requestA
 """
 
 
-def test_a_page_at_rest_requests_no_frames(browser: Browser, address: str) -> None:
+def test_a_page_at_rest_requests_no_frames(enter: Callable[..., Tab], address: str) -> None:
     """The loading mark of the page's start requested every one, for as long as the page was open."""
-    page = browser.new_page()
-    page.add_init_script(COUNTED)
-    Tab(page, address)
+    page = enter(address, script=COUNTED).page
     second = "new Promise((end) => { window.requests = 0; setTimeout(() => end(window.requests), 1000); })"
     assert any(page.evaluate(second) == 0 for _ in range(10))
-    page.close()
 
 
 MARKS = """
@@ -117,12 +109,12 @@ marks.length
 """
 
 
-def test_no_loading_mark_changes_while_a_fader_moves(used_tab: Tab) -> None:
+def test_no_loading_mark_changes_while_a_fader_moves(tab: Tab) -> None:
     """Gradio's hidden marks counted tenths of a second, and the browser laid the page out anew for each."""
-    assert used_tab.page.evaluate(MARKS) > 0
-    used_tab.fader(2).press("ArrowDown")
-    used_tab.settle()
-    assert used_tab.page.evaluate("window.changes") == 0
+    assert tab.page.evaluate(MARKS) > 0
+    tab.fader(2).press("ArrowDown")
+    tab.settle()
+    assert tab.page.evaluate("window.changes") == 0
 
 
 # --- queries
@@ -144,67 +136,66 @@ def test_the_chart_shows_the_query_of_the_maps_which_is_left_where_the_next_answ
     assert tab.frame()["lens"]["row"] == 0 and tab.frame()["before"]
 
 
-def test_a_query_is_named_by_the_tokens_of_both_answers_whose_probabilities_are_no_nought(used_tab: Tab) -> None:
-    used_tab.drag(2, 0.1)
-    words = used_tab.settle()["words"]
-    assert used_tab.answers() == ("2", "1")
-    used_tab.wait("document.querySelector('#maps [data-tick]').frame.queries[0] === 'last prompt token → “2” / “1”'")
-    used_tab.page.locator("#mixer .preset", has_text="All at 1").click()
-    original = {word: before for word, before, _ in used_tab.settle()["words"]}
+def test_a_query_is_named_by_the_tokens_of_both_answers_whose_probabilities_are_no_nought(tab: Tab) -> None:
+    tab.drag(2, 0.1)
+    words = tab.settle()["words"]
+    assert tab.answers() == ("2", "1")
+    tab.wait("document.querySelector('#maps [data-tick]').frame.queries[0] === 'last prompt token → “2” / “1”'")
+    tab.page.locator("#mixer .preset", has_text="All at 1").click()
+    original = {word: before for word, before, _ in tab.settle()["words"]}
     assert all(before == pytest.approx(original[word], abs=1e-5) for word, before, _ in words if word in original)
     assert all(0 < before < 1 for _, before, _ in words)
 
 
-def test_the_chart_follows_a_fader_while_it_moves(used_tab: Tab) -> None:
-    still = chart_lines(used_tab)
-    box = used_tab.fader(2).bounding_box()
+def test_the_chart_follows_a_fader_while_it_moves(tab: Tab) -> None:
+    still = chart_lines(tab)
+    box = tab.fader(2).bounding_box()
     assert box
     x = box["x"] + box["width"] / 2
-    used_tab.page.mouse.move(x, box["y"] + box["height"] / 2)
-    used_tab.page.mouse.down()
-    used_tab.page.mouse.move(x, box["y"] + 0.95 * box["height"])
-    used_tab.wait("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] < 0.2")
-    assert chart_lines(used_tab)["line gated v_sink"] != still["line gated v_sink"]
+    tab.page.mouse.move(x, box["y"] + box["height"] / 2)
+    tab.page.mouse.down()
+    tab.page.mouse.move(x, box["y"] + 0.95 * box["height"])
+    tab.wait("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] < 0.2")
+    assert chart_lines(tab)["line gated v_sink"] != still["line gated v_sink"]
     assert (
-        int(used_tab.page.locator("#chart [data-sequence]").get_attribute("data-sequence") or 0)
-        == used_tab.frame()["sequence"]
+        int(tab.page.locator("#chart [data-sequence]").get_attribute("data-sequence") or 0) == tab.frame()["sequence"]
     )
-    used_tab.page.mouse.up()
-    used_tab.settle()
+    tab.page.mouse.up()
+    tab.settle()
 
 
-def test_numbers_are_true_where_sinks_are_masked(used_tab: Tab, vlm: sg.VLM) -> None:
-    true = used_tab.frame()["after"]
-    sink = used_tab.frame()["marks"][0]
-    used_tab.page.locator("#lens .hide-sinks").check()
-    used_tab.wait("document.querySelector('#maps [data-tick]').frame.lens.hide")
-    frame = used_tab.frame()
+def test_numbers_are_true_where_sinks_are_masked(tab: Tab, vlm: sg.VLM) -> None:
+    true = tab.frame()["after"]
+    sink = tab.frame()["marks"][0]
+    tab.page.locator("#lens .hide-sinks").check()
+    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.hide")
+    frame = tab.frame()
     plain = next(index for index, share in enumerate(true) if frame["after"][index] > 1.2 * share > 0.002)
     columns = frame["grid"][1]
     places = {
         "patch": (divmod(plain, columns), true[plain], ""),
         "sink": (sink["cell"], true[sink["cell"][0] * columns + sink["cell"][1]], " (masked)"),
     }
-    box = used_tab.page.locator("#maps .screen").nth(1).bounding_box()
+    box = tab.page.locator("#maps .screen").nth(1).bounding_box()
     assert box
     for (row, column), share, note in places.values():
-        used_tab.page.mouse.move(
+        tab.page.mouse.move(
             box["x"] + (column + 0.5) * box["width"] / columns,
             box["y"] + (row + 0.5) * box["height"] / frame["grid"][0],
         )
-        shown = used_tab.page.locator("#maps output").nth(1).text_content() or ""
+        shown = tab.page.locator("#maps output").nth(1).text_content() or ""
         number = shown.removesuffix(note).removesuffix(" %")
         assert shown.endswith(note or " %") and float(number) == pytest.approx(100 * share, abs=0.051)
-    assert "rescaled" in (used_tab.page.locator("#maps .caption").text_content() or "")
-    used_tab.page.locator("#lens .hide-sinks").uncheck()
-    used_tab.wait("!document.querySelector('#maps [data-tick]').frame.lens.hide")
+    assert "rescaled" in (tab.page.locator("#maps .caption").text_content() or "")
+    tab.page.locator("#lens .hide-sinks").uncheck()
+    tab.wait("!document.querySelector('#maps [data-tick]').frame.lens.hide")
 
 
 # --- pictures
 
 
-def test_a_refused_upload_leaves_the_picture(used_tab: Tab, tmp_path: Path) -> None:
-    shown, drawn = used_tab.answers(), used_tab.pixels("after")
+def test_a_refused_upload_leaves_the_picture(tab: Tab, tmp_path: Path) -> None:
+    shown, drawn = tab.answers(), tab.pixels("after")
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
     (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
@@ -218,18 +209,18 @@ def test_a_refused_upload_leaves_the_picture(used_tab: Tab, tmp_path: Path) -> N
         "bomb.png": "",
     }
     for name, reason in reasons.items():
-        used_tab.page.get_by_label("Remove Image").click()
-        used_tab.page.wait_for_selector("#picture img", state="detached")
-        used_tab.page.locator("#status", has_text="Picture removed").wait_for()  # or it may follow the refusal
-        used_tab.page.locator("#picture input[type=file]").set_input_files(tmp_path / name)
-        used_tab.page.wait_for_selector("#status .warning")
-        used_tab.page.wait_for_selector("#picture img")
-        assert used_tab.status().startswith(reason) and "Traceback" not in used_tab.status(), name
-        assert not used_tab.page.locator(".toast-body:visible").count(), "an error stands in one place"
-        assert used_tab.answers() == shown and used_tab.pixels("after") == drawn
-    used_tab.errors.clear()  # the browser reports each refused request
-    used_tab.after(lambda: used_tab.ask("How many objects are there?"))
-    assert used_tab.answers() == shown and not used_tab.page.locator("#status .warning").count()
+        tab.page.get_by_label("Remove Image").click()
+        tab.page.wait_for_selector("#picture img", state="detached")
+        tab.page.locator("#status", has_text="Picture removed").wait_for()  # or it may follow the refusal
+        tab.page.locator("#picture input[type=file]").set_input_files(tmp_path / name)
+        tab.page.wait_for_selector("#status .warning")
+        tab.page.wait_for_selector("#picture img")
+        assert tab.status().startswith(reason) and "Traceback" not in tab.status(), name
+        assert not tab.page.locator(".toast-body:visible").count(), "an error stands in one place"
+        assert tab.answers() == shown and tab.pixels("after") == drawn
+    tab.errors.clear()  # the browser reports each refused request
+    tab.after(lambda: tab.ask("How many objects are there?"))
+    assert tab.answers() == shown and not tab.page.locator("#status .warning").count()
 
 
 #: Give the page a file by an event on an element that is not the picture box, as a browser does; returns whether the page takes it.
@@ -352,10 +343,9 @@ def test_the_way_back_to_the_page_keeps_what_it_showed_and_a_new_visit_begins_an
     assert tab.settle()["identity"]
 
 
-def test_panels_that_wait_for_the_model_say_so(browser: Browser, address: str) -> None:
-    page = browser.new_page()
-    page.add_init_script(MAX_SESSIONS)
-    tab = Tab(page, address)
+def test_panels_that_wait_for_the_model_say_so(enter: Callable[..., Tab], address: str) -> None:
+    tab = enter(address, script=HELD)
+    page = tab.page
     page.evaluate("window.held = []")
     tab.drag(2, 0.1)
     tab.wait("document.body.dataset.sync === 'updating'")
@@ -369,8 +359,7 @@ def test_panels_that_wait_for_the_model_say_so(browser: Browser, address: str) -
     page.evaluate("{ const held = window.held; window.held = null; held.forEach((go) => go()); }")
     tab.settle()
     tab.wait("document.body.dataset.sync === 'current'")
-    assert tab.errors == [] and tab.answers() == ("2", "1")
-    page.close()
+    assert tab.answers() == ("2", "1")
 
 
 def test_an_offline_page_says_that_it_shows_its_last_result_and_goes_on(tab: Tab) -> None:
@@ -405,22 +394,22 @@ def boxes(tab: Tab, *names: str) -> list[dict[str, Any]]:
     return [box for box in rectangles if box]
 
 
-def test_the_status_line_covers_neither_the_models_name_nor_buttons(used_tab: Tab) -> None:
-    used_tab.ask("why " * 200)
-    used_tab.page.wait_for_selector("#status .warning")
+def test_the_status_line_covers_neither_the_models_name_nor_buttons(tab: Tab) -> None:
+    tab.ask("why " * 200)
+    tab.page.wait_for_selector("#status .warning")
     for width in (1120, 1280, 1440):
-        used_tab.page.set_viewport_size({"width": width, "height": 720})
-        status, *others = boxes(used_tab, "#status .status", ".masthead .model", ".masthead .share", ".light-switch")
+        tab.page.set_viewport_size({"width": width, "height": 720})
+        status, *others = boxes(tab, "#status .status", ".masthead .model", ".masthead .share", ".light-switch")
         assert all(status["x"] + status["width"] <= other["x"] for other in others), width
 
 
-def test_nothing_is_written_over_the_sources_of_pictures(used_tab: Tab) -> None:
-    used_tab.page.get_by_label("Capture from camera").click()
-    access = used_tab.page.get_by_text("Click to Access Webcam")
+def test_nothing_is_written_over_the_sources_of_pictures(tab: Tab) -> None:
+    tab.page.get_by_label("Capture from camera").click()
+    access = tab.page.get_by_text("Click to Access Webcam")
     access.wait_for()
     text = access.evaluate(
         "(node) => { const range = document.createRange(); range.selectNodeContents(node);"
         " const box = range.getBoundingClientRect(); return { y: box.y, height: box.height }; }"
     )
-    (sources,) = boxes(used_tab, "#picture .source-selection")
+    (sources,) = boxes(tab, "#picture .source-selection")
     assert text["y"] + text["height"] <= sources["y"]

@@ -38,9 +38,9 @@ WATCH = f"""() => {{
 
 
 @pytest.fixture
-def small(used_tab: Tab) -> Tab:
-    used_tab.page.set_viewport_size(SMALL)  # pyright: ignore[reportArgumentType]
-    return used_tab
+def small(tab: Tab) -> Tab:
+    tab.page.set_viewport_size(SMALL)  # pyright: ignore[reportArgumentType]
+    return tab
 
 
 def test_the_pressed_layer_moves_and_no_other(small: Tab) -> None:
@@ -52,23 +52,23 @@ def test_the_pressed_layer_moves_and_no_other(small: Tab) -> None:
         assert gates["v_sink"][moved[-1]] == pytest.approx(0.1, abs=0.03) and set(gates["rest"]) == {1}
 
 
-def test_a_double_click_anywhere_on_a_fader_sets_it_to_one(used_tab: Tab) -> None:
-    box = used_tab.fader(3).bounding_box()
+def test_a_double_click_anywhere_on_a_fader_sets_it_to_one(tab: Tab) -> None:
+    box = tab.fader(3).bounding_box()
     assert box
     for part in (0.9, 0.2):
         x, y = box["x"] + box["width"] / 2, box["y"] + part * box["height"]
-        used_tab.page.mouse.click(x, y)
-        used_tab.page.wait_for_timeout(600)  # longer than two clicks of a double click are apart
-        assert used_tab.settle()["gates"]["v_sink"][3] == pytest.approx(2 * (1 - part), abs=0.03)
-        used_tab.page.mouse.dblclick(x, y)
-        used_tab.wait("document.querySelector('#mixer .fader.v_sink[data-layer=\"3\"]').ariaValueNow === '1'")
-        assert used_tab.settle()["gates"]["v_sink"][3] == 1
+        tab.page.mouse.click(x, y)
+        tab.page.wait_for_timeout(600)  # longer than two clicks of a double click are apart
+        assert tab.settle()["gates"]["v_sink"][3] == pytest.approx(2 * (1 - part), abs=0.03)
+        tab.page.mouse.dblclick(x, y)
+        tab.wait("document.querySelector('#mixer .fader.v_sink[data-layer=\"3\"]').ariaValueNow === '1'")
+        assert tab.settle()["gates"]["v_sink"][3] == 1
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_drag_stays_in_its_layer_until_it_clearly_leaves_it(used_tab: Tab, width: int) -> None:
+def test_a_drag_stays_in_its_layer_until_it_clearly_leaves_it(tab: Tab, width: int) -> None:
     """Faders at 1280 pixels, curves at 390: a hand that shakes at the edge of a column paints no other layer."""
-    tab = used_tab
+    tab = tab
     tab.page.set_viewport_size({"width": width, "height": 720})
     tab.page.wait_for_selector("#mixer .desk.curves" if width == 390 else "#mixer .desk:not(.curves)")
     tab.fader(3).scroll_into_view_if_needed()
@@ -86,24 +86,24 @@ def test_a_drag_stays_in_its_layer_until_it_clearly_leaves_it(used_tab: Tab, wid
     assert scales[4] == pytest.approx(0.5, abs=0.05) and scales[5] == 1
 
 
-def test_scales_beyond_the_faders_range_are_drawn_at_their_place(used_tab: Tab) -> None:
+def test_scales_beyond_the_faders_range_are_drawn_at_their_place(tab: Tab) -> None:
     import sinkgate as sg
 
     gates = sg.Gates.ones(8).set("v_sink", 3.5, layers=[2]).set("v_sink", 0.5, layers=[4])
-    used_tab.gates_text().fill(gates.to_json())
-    used_tab.page.locator("#gates-apply").click()
-    used_tab.wait("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] === 3.5")
-    used_tab.settle()
-    assert used_tab.page.locator("#mixer .rule.scales").first.inner_text().split() == ["4", "2", "0"]
+    tab.gates_text().fill(gates.to_json())
+    tab.page.locator("#gates-apply").click()
+    tab.wait("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] === 3.5")
+    tab.settle()
+    assert tab.page.locator("#mixer .rule.scales").first.inner_text().split() == ["4", "2", "0"]
     for layer, scale in ((2, 3.5), (4, 0.5), (5, 1.0)):
-        fader, knob = used_tab.fader(layer).bounding_box(), used_tab.fader(layer).locator(".knob").bounding_box()
+        fader, knob = tab.fader(layer).bounding_box(), tab.fader(layer).locator(".knob").bounding_box()
         assert fader and knob
         middle = knob["y"] + knob["height"] / 2
         assert 4 * (fader["y"] + fader["height"] - middle) / fader["height"] == pytest.approx(scale, abs=0.05)
-        assert used_tab.fader(layer).get_attribute("aria-valuemax") == "4" and used_tab.scale(layer) == scale
-    used_tab.drag(2, 0.5, group="v_sink", most=4)
-    assert used_tab.settle()["gates"]["v_sink"][2] == pytest.approx(0.5, abs=0.06)
-    assert used_tab.page.locator("#mixer .rule.scales").first.inner_text().split() == ["2", "1", "0"]
+        assert tab.fader(layer).get_attribute("aria-valuemax") == "4" and tab.scale(layer) == scale
+    tab.drag(2, 0.5, group="v_sink", most=4)
+    assert tab.settle()["gates"]["v_sink"][2] == pytest.approx(0.5, abs=0.06)
+    assert tab.page.locator("#mixer .rule.scales").first.inner_text().split() == ["2", "1", "0"]
 
 
 def test_nothing_moves_while_texts_change(small: Tab) -> None:
@@ -111,10 +111,12 @@ def test_nothing_moves_while_texts_change(small: Tab) -> None:
     small.fader(5).scroll_into_view_if_needed()
     small.drag(5, 0.1)
     small.settle()
-    small.after(lambda: small.ask("Describe the picture."))
-    for preset in ("V-sinks × 0", "Others × 0.5", "All at 1"):
+    for preset in ("V-sinks × 0", "Others × 0.5"):
         small.page.locator("#mixer .preset", has_text=preset).click()
         small.settle()
+    small.after(lambda: small.ask("Describe the picture."))
+    small.page.locator("#mixer .preset", has_text="All at 1").click()
+    small.settle()
     small.page.locator("#maps .screen").first.hover(position={"x": 4, "y": 4})  # a sink
     small.page.wait_for_selector("#maps .reading b")
     small.page.locator("#lens .row").select_option("1")

@@ -351,45 +351,40 @@ def test_a_broken_link_in_the_browser(enter: Callable[..., Tab], tab: Tab, addre
     assert enter(f"{address}/#s={'x' * 50_000}").status().startswith("This link is too long")
 
 
-def test_copying_with_the_keyboard_alone(used_tab: Any) -> None:
-    used_tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    used_tab.page.get_by_role("button", name="Share", exact=True).focus()
-    used_tab.page.keyboard.press("Enter")
-    used_tab.wait("document.activeElement.textContent === 'Copy link'")
-    used_tab.page.keyboard.press("Enter")
-    used_tab.page.get_by_text("Link copied.").wait_for()
-    link = used_tab.page.evaluate("navigator.clipboard.readText()")
-    assert (
-        link
-        == takings(used_tab)["link"]
-        == used_tab.page.get_by_label("Link", exact=True).input_value()
-        == used_tab.page.url
-    )
-    for _ in range(4):  # past both pictures and the table
-        used_tab.page.keyboard.press("Tab")
-    used_tab.page.keyboard.press("Enter")
-    used_tab.page.wait_for_selector("#share details[open]")
-    for _ in range(2):  # past the listing, which scrolls
-        used_tab.page.keyboard.press("Tab")
-    used_tab.page.keyboard.press("Enter")
-    used_tab.page.get_by_text("Python code copied.").wait_for()
-    assert used_tab.page.evaluate("navigator.clipboard.readText()") == takings(used_tab)["python"]
-
-
-def test_sharing_where_there_is_no_clipboard_and_no_chart_yet(tab: Any) -> None:
-    tab.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
-    tab.page.get_by_role("button", name="Share", exact=True).click()
-    tab.page.get_by_role("button", name="Copy link").click()
+def test_copying_with_the_keyboard_alone(tab: Any) -> None:
+    tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.page.get_by_role("button", name="Share", exact=True).focus()
+    tab.page.keyboard.press("Enter")
+    tab.wait("document.activeElement.textContent === 'Copy link'")
+    tab.page.keyboard.press("Enter")
     tab.page.get_by_text("Link copied.").wait_for()
-    assert tab.page.evaluate("getSelection().toString()") == takings(tab)["link"]
-    tab.page.evaluate("document.querySelector('#chart').remove()")
-    tab.page.get_by_role("button", name="Save chart").click()
-    tab.page.get_by_text("Nothing to save yet.").wait_for()
+    link = tab.page.evaluate("navigator.clipboard.readText()")
+    assert link == takings(tab)["link"] == tab.page.get_by_label("Link", exact=True).input_value() == tab.page.url
+    for _ in range(4):  # past both pictures and the table
+        tab.page.keyboard.press("Tab")
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_selector("#share details[open]")
+    for _ in range(2):  # past the listing, which scrolls
+        tab.page.keyboard.press("Tab")
+    tab.page.keyboard.press("Enter")
+    tab.page.get_by_text("Python code copied.").wait_for()
+    assert tab.page.evaluate("navigator.clipboard.readText()") == takings(tab)["python"]
+
+
+def test_sharing_where_there_is_no_clipboard_and_no_chart_yet(fresh_tab: Any) -> None:
+    fresh_tab.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    fresh_tab.page.get_by_role("button", name="Share", exact=True).click()
+    fresh_tab.page.get_by_role("button", name="Copy link").click()
+    fresh_tab.page.get_by_text("Link copied.").wait_for()
+    assert fresh_tab.page.evaluate("getSelection().toString()") == takings(fresh_tab)["link"]
+    fresh_tab.page.evaluate("document.querySelector('#chart').remove()")
+    fresh_tab.page.get_by_role("button", name="Save chart").click()
+    fresh_tab.page.get_by_text("Nothing to save yet.").wait_for()
 
 
 @pytest.mark.parametrize("light", ["light", "dark"])
-def test_figure_and_chart_are_saved_for_white_paper(used_tab: Tab, tmp_path: Path, light: str) -> None:
-    tab = used_tab
+def test_figure_and_chart_are_saved_for_white_paper(tab: Tab, tmp_path: Path, light: str) -> None:
+    tab = tab
     if light == "dark":
         tab.page.locator(".light-switch").click()
     takings(tab)  # opens the panel

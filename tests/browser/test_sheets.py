@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from app_process import running_app
-from models import QUERIES, save_listed, save_tiled
+from models import FEWER_TOKENS, MOST_TOKENS, QUERIES, save_listed, save_tiled
 from page_user import Tab
 from PIL import Image
 from test_page import CLOSE, QUESTION, ask_about, assert_shows, direct
@@ -42,7 +42,7 @@ LENS = {"layer": 1, "head": None, "row": 0, "hide": False}
 def tiled(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, sg.VLM]]:
     """An app with the model that cuts pictures into tiles: its address, and the same model here."""
     folder = save_tiled(tmp_path_factory.mktemp("tiled"))
-    with running_app("--model", str(folder)) as app:
+    with running_app("--model", str(folder), code=FEWER_TOKENS) as app:
         yield app.address, sg.load(folder)
 
 
@@ -50,7 +50,7 @@ def tiled(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def listed(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, sg.VLM]]:
     """As ``tiled``, with the model whose tokens have no place in the picture."""
     folder = save_listed(tmp_path_factory.mktemp("listed"))
-    with running_app("--model", str(folder)) as app:
+    with running_app("--model", str(folder), code=FEWER_TOKENS) as app:
         yield app.address, sg.load(folder)
 
 
@@ -99,7 +99,7 @@ def test_an_overview_and_its_tiles(enter: Callable[..., Tab], tiled: tuple[str, 
     address, vlm = tiled
     tab = enter(address, size=WINDOW)
     ask_about(tab, wide)
-    expected = direct(vlm, wide, QUESTION, tab.frame()["gates"])
+    expected = direct(vlm, wide, QUESTION, tab.frame()["gates"], MOST_TOKENS)
     overview, tiles = expected["sinks"].sheets
     assert tab.page.locator("#lens .sheet option").all_text_contents() == ["overview 4 x 4", "tiles 6 x 8"]
     assert_shows(tab, tab.frame(), expected)
@@ -128,7 +128,7 @@ def test_an_overview_and_its_tiles(enter: Callable[..., Tab], tiled: tuple[str, 
     tab.drag(1, 0.1)
     moved = tab.settle()
     assert moved["lens"]["sheet"] == 1 and moved["after"] != moved["before"]
-    assert_shows(tab, moved, direct(vlm, wide, QUESTION, moved["gates"]))
+    assert_shows(tab, moved, direct(vlm, wide, QUESTION, moved["gates"], MOST_TOKENS))
     legend = tab.page.locator("#chart .key").all_text_contents()
     assert legend == ["V-sinks", "L-sinks", "ordinary tokens", "separators", "text"]
 
@@ -137,7 +137,7 @@ def test_tokens_without_a_place_are_a_list(enter: Callable[..., Tab], listed: tu
     address, vlm = listed
     tab = enter(address, size=WINDOW)
     frame = ask_about(tab, wide)
-    assert_shows(tab, frame, direct(vlm, wide, QUESTION, frame["gates"]))
+    assert_shows(tab, frame, direct(vlm, wide, QUESTION, frame["gates"], MOST_TOKENS))
     assert frame["grid"] == [QUERIES // 16, 16] and not frame["placed"]
     assert not tab.page.locator("#lens .sheet").is_visible()
     note = "Every visual token gathers from many patches, so none has a place in the picture."

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
 from page_user import Tab
 from test_access import findings, tab_to
+from test_history import later, steps
 
 from app.phenomena import PHENOMENA
 
@@ -21,28 +19,22 @@ WATCH = """
 """
 
 
-@pytest.fixture
-def calm(enter: Callable[..., Tab], address: str) -> Tab:
-    """A user who wants no motion."""
-    return enter(address, reduced_motion="reduce")
-
-
-def test_show_me_turns_the_answer_and_ends_where_it_began(tab: Tab) -> None:
-    tab.page.locator("#films .film").nth(5).click()
-    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.layer === 5")
-    before = tab.settle()
-    tab.page.evaluate(WATCH)
-    show = tab.page.locator("#actions .show-me")
+def test_show_me_turns_the_answer_and_ends_where_it_began(fresh_tab: Tab) -> None:
+    fresh_tab.page.locator("#films .film").nth(5).click()
+    fresh_tab.wait("document.querySelector('#maps [data-tick]').frame.lens.layer === 5")
+    before = fresh_tab.settle()
+    fresh_tab.page.evaluate(WATCH)
+    show = fresh_tab.page.locator("#actions .show-me")
     assert "first" in (show.get_attribute("class") or "").split()
     show.click()
-    tab.wait("window.turns.includes('1')")
-    tab.wait(OVER)
-    frame = tab.settle()
-    assert frame["gates"] == before["gates"] and tab.page.evaluate("window.lowest") == 0.1
-    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.layer === 5")
-    assert tab.frame()["after"] == before["after"]
-    assert tab.page.evaluate("window.turns") in (["2", "1", "2"], ["1", "2"])
-    assert tab.page.locator("#history [data-steps]").get_attribute("data-steps") == "0/1"  # no step of the user's
+    fresh_tab.wait("window.turns.includes('1')")
+    fresh_tab.wait(OVER)
+    frame = fresh_tab.settle()
+    assert frame["gates"] == before["gates"] and fresh_tab.page.evaluate("window.lowest") == 0.1
+    fresh_tab.wait("document.querySelector('#maps [data-tick]').frame.lens.layer === 5")
+    assert fresh_tab.frame()["after"] == before["after"]
+    assert fresh_tab.page.evaluate("window.turns") in (["2", "1", "2"], ["1", "2"])
+    assert fresh_tab.page.locator("#history [data-steps]").get_attribute("data-steps") == "0/1"  # no step of the user's
     assert "first" not in (show.get_attribute("class") or "").split()
 
 
@@ -60,7 +52,7 @@ def test_without_motion_it_steps(calm: Tab) -> None:
 
 
 def test_any_input_stops_it(tab: Tab) -> None:
-    before = tab.settle()
+    before, once = tab.settle(), later(steps(tab), 1)
     for interrupt in (
         lambda: tab.page.keyboard.press("Escape"),
         lambda: tab.page.mouse.wheel(0, 10),
@@ -79,20 +71,7 @@ def test_any_input_stops_it(tab: Tab) -> None:
     tab.wait(OVER)
     gates = tab.settle()["gates"]
     assert gates["v_sink"][2] == 1 and gates["v_sink"][4] == tab.scale(4) < 0.6
-    assert tab.page.locator("#history [data-steps]").get_attribute("data-steps") == "1/2"
-
-
-def test_elsewhere_the_strongest_of_the_sweep_is_shown(tab: Tab) -> None:
-    tab.after(lambda: tab.ask("Is there any blue circle?"))
-    tab.page.get_by_role("button", name="Sweep this question").click()
-    tab.wait("document.querySelector('#sweep [data-status]').dataset.status === 'done'")
-    best = tab.page.evaluate("window.sinkgate.strongest()")
-    assert (best["group"], best["layer"]) == ("ordinary", 2)
-    before = tab.settle()
-    tab.page.locator("#actions .show-me").click()
-    tab.wait(f"document.querySelector('#maps [data-tick]').frame.gates.rest[2] === {best['scale']}")
-    tab.wait(OVER)
-    assert tab.settle()["gates"] == before["gates"]
+    assert steps(tab) == once
 
 
 def test_phenomena_open_at_one_click(tab: Tab) -> None:
@@ -110,6 +89,7 @@ def test_phenomena_open_at_one_click(tab: Tab) -> None:
 
 
 def test_a_phenomenon_by_keyboard_is_one_step(tab: Tab) -> None:
+    once = later(steps(tab), 1)
     tab_to(tab, ".open-phenomena")
     tab.page.keyboard.press("Enter")
     tab.page.wait_for_selector(".phenomena", state="visible")
@@ -121,6 +101,6 @@ def test_a_phenomenon_by_keyboard_is_one_step(tab: Tab) -> None:
     tab.page.keyboard.press("Tab")
     tab.after(lambda: tab.page.keyboard.press("Enter"))
     assert tab.answers() == PHENOMENA["demo"][1].answers
-    assert tab.page.locator("#history [data-steps]").get_attribute("data-steps") == "1/2"
+    assert steps(tab) == once
     tab.page.keyboard.press("Control+z")
     tab.wait("document.querySelector('#maps [data-tick]').frame.identity")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from page_user import Tab
 from test_access import findings, tab_to
+from test_show_me import OVER
 
 import sinkgate as sg
 from app.engine import Engine
@@ -150,17 +151,29 @@ def test_a_cell_sets_the_faders_in_one_step(tab: Tab) -> None:
     assert findings(tab) == []
 
 
-def test_a_sweep_by_keyboard_belongs_to_its_question_and_can_be_stopped(tab: Tab) -> None:
+def test_a_sweep_by_keyboard_belongs_to_its_question_and_can_be_stopped(calm: Tab) -> None:
+    tab = calm
+    tab.after(lambda: tab.ask("Is there any blue circle?"))
     tab_to(tab, ".start-sweep")
     tab.page.keyboard.press("Enter")
     tab.wait(f"{STATUS} === 'done'")
+
+    # "Show me", which has no demonstration of this question, moves the fader of the strongest cell
+    best = tab.page.evaluate("window.sinkgate.strongest()")
+    assert (best["group"], best["layer"]) == ("ordinary", 2)
+    before = tab.settle()
+    tab.page.locator("#actions .show-me").click()
+    tab.wait(f"document.querySelector('#maps [data-tick]').frame.gates.rest[2] === {best['scale']}")
+    tab.wait(OVER)
+    assert tab.settle()["gates"] == before["gates"]
+
     tab_to(tab, "#sweep .cell")
+    tab.page.locator("#sweep .cell").first.focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowDown", "ArrowDown", "ArrowDown", "ArrowDown"):
         tab.page.keyboard.press(key)
     tab.page.keyboard.press("Enter")
     tab.wait("document.querySelector('#maps [data-tick]').frame.gates.v_sink[2] === 0.25")
-    tab.settle()
-    assert tab.answers() == ("2", "1")
+    assert tab.settle()["gates"] == {"v_sink": [1, 1, 0.25, 1, 1, 1, 1, 1], "rest": [1] * 8}
     tab.after(lambda: tab.ask("What color is the background?"))
     assert not tab.page.locator("#sweep").is_visible()
     tab.page.get_by_role("button", name="Sweep this question").click()

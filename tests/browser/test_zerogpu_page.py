@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from app_process import running_app
-from page_user import Tab
 
 #: A `spaces` of our own, the variable that ZeroGPU sets, and the CPU for a GPU.
 ON_ZEROGPU = """
@@ -19,11 +18,11 @@ importlib.reload(main)  # it reads the variable
 
 
 @pytest.fixture(scope="module")
-def far_tab(browser):
+def far_tab(module_enter):
     with running_app(environment={"SPACES_ZERO_GPU": "true"}, code=ON_ZEROGPU) as app:
-        context = browser.new_context(viewport={"width": 1366, "height": 768})
-        yield Tab(context.new_page(), app.address)
-        context.close()
+        tab = module_enter(app.address)
+        yield tab
+        tab.leave(lambda: tab.page.goto("about:blank"))
 
 
 def test_maps_and_answers_follow_when_a_fader_is_let_go(far_tab):

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 from gradio_client import Client, handle_file
-from page_user import Tab, chromium
+from page_user import Tab, chromium, new_window
 from raw_client import RawClient
 
 import sinkgate as sg
@@ -217,7 +217,7 @@ class Person(PageClient):
 
     def visit(self) -> None:
         with chromium() as browser:
-            tab = Tab(browser.new_page(viewport={"width": 1366, "height": 768}), self.address)
+            tab = Tab(new_window(browser, viewport={"width": 1366, "height": 768}), self.address)
             tab.page.set_default_timeout(90_000)
             for errand in self.planned():
                 tab.page.locator("#mixer .preset", has_text="All at 1").click()

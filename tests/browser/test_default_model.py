@@ -1,4 +1,4 @@
-"""The page as programs and assistants use it: the examples of the guide run against a real server, with the real clients."""
+"""The app on the model that it opens on: the page walked as its guide does in two minutes, the examples for programs run with the real clients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
@@ -17,25 +17,45 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
-from app_process import ROOT
+from app_process import ROOT, running_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
+from page_user import Tab
 
 import sinkgate as sg
 from app.api import ANSWER
 from app.engine import MAX_QUESTION
+from app.phenomena import DEMONSTRATIONS
 from sinkgate.scenes.scene import Scene
 
-GUIDE = (ROOT / "docs" / "pages" / "guides" / "api.md").read_text(encoding="utf-8")
+GUIDES = {
+    name: (ROOT / "docs" / "pages" / "guides" / f"{name}.md").read_text(encoding="utf-8") for name in ("app", "api")
+}
 QUESTION = "How many objects are there?"
 
 
 @pytest.fixture(scope="module")
-def served(large: str) -> str:
-    return large
+def served() -> Iterator[str]:
+    """The address of an app with the tool for assistants."""
+    with running_app("--mcp", "--model", "demo-large") as app:
+        yield app.address
+
+
+@pytest.fixture(scope="module")
+def first_tab(module_enter: Callable[..., Tab], served: str) -> Iterator[Tab]:
+    tab = module_enter(served)
+    yield tab
+    tab.leave(lambda: tab.page.goto("about:blank"))
+
+
+@pytest.fixture
+def opened(first_tab: Tab) -> Tab:
+    """The page as it opened."""
+    first_tab.reset()
+    return first_tab
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +110,66 @@ def data_url(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-# --- the guide
+# --- people
+
+
+def preset(tab: Tab, name: str) -> None:
+    tab.page.get_by_role("button", name=name, exact=True).click()
+    tab.settle()
+
+
+def test_the_guide_can_be_walked(opened: Tab) -> None:
+    assert opened.answers() == ("2", "2")
+    preset(opened, "V-sinks × 0")
+    assert opened.answers() == ("2", "3")
+    preset(opened, "All at 1")
+    opened.page.locator("#mixer .separate").check()
+    for group, answer in (("l_sink", "2"), ("v_sink", "1")):
+        opened.drag(-1, 0, group)
+        opened.settle()
+        assert opened.answers() == ("2", answer)
+    preset(opened, "All at 1")
+    opened.after(lambda: opened.ask("Is there any blue circle?"))
+    for layer, answer in ((3, "no"), (4, "yes")):
+        opened.drag(layer, 2)
+        opened.settle()
+        assert opened.answers() == ("yes", answer)
+        preset(opened, "All at 1")
+    walk = GUIDES["app"].partition("## In two minutes")[2].partition("\n## ")[0]
+    for part in (
+        "V-sinks × 0",
+        "Separate L-sinks",
+        "three",
+        "still two",
+        "one.",
+        "Is there any blue circle?",
+        "layer 3",
+        "layer 4",
+    ):
+        assert part in walk
+
+
+def test_show_me_turns_the_answer(opened: Tab) -> None:
+    opened.page.evaluate(
+        """() => { window.turns = []; document.addEventListener('sinkgate:answers', ({ detail }) => {
+          if (detail.done && !detail.stale) window.turns.push((detail.gated || []).map(([word]) => word).join(' ')); }); }"""
+    )
+    opened.page.emulate_media(reduced_motion="reduce")  # the way is that of the small model
+    opened.page.locator("#actions .show-me").click()
+    turned = DEMONSTRATIONS["demo-large"].answers[1]
+    opened.wait(f"window.turns.includes('{turned}')")
+    opened.wait("document.querySelector('#actions .show-me').textContent === 'Show me' && !window.sinkgate.playing")
+    assert opened.settle()["identity"]
+
+
+# --- programs
 
 
 def test_every_example_of_the_guide_runs_and_prints_what_it_says(
     served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    examples = re.findall(r"```py\n(.*?)```", GUIDE, re.DOTALL)
+    examples = re.findall(r"```py\n(.*?)```", GUIDES["api"], re.DOTALL)
     names: dict[str, Any] = {}
     assert len(examples) == 3
     for example in examples:
@@ -109,10 +181,12 @@ def test_every_example_of_the_guide_runs_and_prints_what_it_says(
 
 def test_the_guide_names_every_key_of_an_answer() -> None:
     rows = dict(
-        re.findall(r"^\| `(\w+)` \| (.*?) \|$", GUIDE.partition("## The answer")[2].partition("\n## ")[0], re.MULTILINE)
+        re.findall(
+            r"^\| `(\w+)` \| (.*?) \|$", GUIDES["api"].partition("## The answer")[2].partition("\n## ")[0], re.MULTILINE
+        )
     )
     assert rows == {key: value["description"] for key, value in ANSWER["properties"].items()}
-    assert f"at most {MAX_QUESTION} characters" in GUIDE
+    assert f"at most {MAX_QUESTION} characters" in GUIDES["api"]
 
 
 # --- gradio_client
