@@ -82,7 +82,7 @@ def test_training_pixels_are_what_the_processor_makes():
 
 
 def run(out):
-    train.main(out, tower_steps=3, answer_steps=4, tower_batch=4, answer_batch=2, questions=2, device="cpu")
+    train.main(out, tower_steps=2, answer_steps=3, tower_batch=4, answer_batch=2, questions=2, device="cpu")
 
 
 def test_a_killed_run_continues_to_the_same_weights(tmp_path, monkeypatch):

@@ -34,4 +34,4 @@ def test_it_holds_the_package_with_the_app_and_nothing_else(wheel):
 
 def test_the_app_starts_from_it(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)  # as pip installs it
-    assert space.start_problems(tmp_path, ["-m", "sinkgate", "app"]) == []
+    assert space.start_problems(tmp_path, ["-m", "sinkgate", "app", "--model", "demo-small"]) == []
