@@ -75,7 +75,7 @@ class Tab:
         self.first = self.settle()["here"]  # link to the view that the page opens with
 
     def reset(self) -> None:
-        """Return to the view that the page opened with, without loading it: a fifth of the work."""
+        """Return to the view that the page opened with, without loading it, in less than half of the processor time."""
         self.page.set_viewport_size(DESKTOP)  # pyright: ignore[reportArgumentType]
         self.page.mouse.move(0, 0)
         self.page.evaluate(TIDY)
