@@ -171,38 +171,38 @@ def test_edits_of_the_scene_are_steps_among_those_of_the_faders(tab: Tab, vlm: s
     assert tab.settle()["identity"] and tab.scene() == other
 
 
-def test_quick_undos_and_redos_lose_no_step(tab: Tab) -> None:
+def test_quick_undos_and_redos_lose_no_step(fresh_tab: Tab) -> None:
     """The results of all but the last come late, when the history is steps away."""
 
     def go(button: str, times: int, numbers: str, wanted: int) -> None:
         for _ in range(times):
-            tab.page.locator(f"#history .{button}").click()
-            tab.page.wait_for_timeout(40)  # the request is under way, and not answered yet
-        tab.wait(f"document.querySelector('#maps [data-tick]').frame.{numbers} === {wanted}")
-        tab.settle()
+            fresh_tab.page.locator(f"#history .{button}").click()
+            fresh_tab.page.wait_for_timeout(40)  # the request is under way, and not answered yet
+        fresh_tab.wait(f"document.querySelector('#maps [data-tick]').frame.{numbers} === {wanted}")
+        fresh_tab.settle()
 
     def choose(name: str, index: int) -> None:
-        tab.page.locator("#learned select").select_option(name)
-        tab.wait(f"document.querySelector('#history [data-steps]').dataset.steps === '{index}/{index + 1}'")
-        tab.settle()
+        fresh_tab.page.locator("#learned select").select_option(name)
+        fresh_tab.wait(f"document.querySelector('#history [data-steps]').dataset.steps === '{index}/{index + 1}'")
+        fresh_tab.settle()
 
     choose("stack", 1)
-    tab.compose()
-    tab.thing(0).focus()
+    fresh_tab.compose()
+    fresh_tab.thing(0).focus()
     for _ in range(3):
-        tab.after(lambda: tab.page.keyboard.press("ArrowUp"))
-    scene, (gates, learned, _), edit = tab.scene(), shown(tab), tab.frame()["edit"]
-    assert steps(tab) == "4/5"
+        fresh_tab.after(lambda: fresh_tab.page.keyboard.press("ArrowUp"))
+    scene, (gates, learned, _), edit = fresh_tab.scene(), shown(fresh_tab), fresh_tab.frame()["edit"]
+    assert steps(fresh_tab) == "4/5"
     go("undo", 3, "edit", edit + 3)
-    assert steps(tab) == "1/5" and tab.scene() != scene
+    assert steps(fresh_tab) == "1/5" and fresh_tab.scene() != scene
     go("redo", 3, "edit", edit + 6)
-    assert steps(tab) == "4/5" and tab.scene() == scene and shown(tab)[:2] == (gates, learned)
+    assert steps(fresh_tab) == "4/5" and fresh_tab.scene() == scene and shown(fresh_tab)[:2] == (gates, learned)
     choose("layer-2", 5)
     choose("joint", 6)
     go("undo", 2, "step", 2)
-    assert steps(tab) == "4/7" and shown(tab)[:2] == (gates, learned)
+    assert steps(fresh_tab) == "4/7" and shown(fresh_tab)[:2] == (gates, learned)
     go("redo", 2, "step", 4)
-    assert steps(tab) == "6/7" and tab.frame()["learned"]["name"] == "joint"
+    assert steps(fresh_tab) == "6/7" and fresh_tab.frame()["learned"]["name"] == "joint"
 
 
 def test_another_question_is_no_step_and_a_text_box_has_its_own_undo(tab: Tab) -> None:
@@ -220,19 +220,19 @@ def test_another_question_is_no_step_and_a_text_box_has_its_own_undo(tab: Tab) -
     assert steps(tab) == once and tab.frame()["gates"] == frame["gates"]
 
 
-def test_a_step_is_redone_after_another_question(tab: Tab) -> None:
+def test_a_step_is_redone_after_another_question(fresh_tab: Tab) -> None:
     """The learned gates read the undone scene with the new question: the step has new scales, and no step is dropped."""
-    tab.page.locator("#learned select").select_option("stack")
-    tab.wait("document.querySelector('#history [data-steps]').dataset.steps === '1/2'")
-    tab.compose()
-    tab.thing(0).focus()
-    tab.after(lambda: tab.page.keyboard.press("ArrowUp"))
-    scene = tab.scene()
-    tab.after(lambda: tab.ask("What color is the background?"))
-    tab.after(tab.page.locator("#history .undo").click)
-    assert steps(tab) == "1/3" and tab.scene() != scene
-    tab.after(tab.page.locator("#history .redo").click)
-    assert steps(tab) == "2/3" and tab.scene() == scene
+    fresh_tab.page.locator("#learned select").select_option("stack")
+    fresh_tab.wait("document.querySelector('#history [data-steps]').dataset.steps === '1/2'")
+    fresh_tab.compose()
+    fresh_tab.thing(0).focus()
+    fresh_tab.after(lambda: fresh_tab.page.keyboard.press("ArrowUp"))
+    scene = fresh_tab.scene()
+    fresh_tab.after(lambda: fresh_tab.ask("What color is the background?"))
+    fresh_tab.after(fresh_tab.page.locator("#history .undo").click)
+    assert steps(fresh_tab) == "1/3" and fresh_tab.scene() != scene
+    fresh_tab.after(fresh_tab.page.locator("#history .redo").click)
+    assert steps(fresh_tab) == "2/3" and fresh_tab.scene() == scene
 
 
 def test_pins_hold_their_setting_and_can_be_put_back(tab: Tab) -> None:
