@@ -91,9 +91,9 @@ def load(
         source = ALIASES.get(source, source) if isinstance(source, str) else source
         location, name = _find(source)
         if revision is not None and Path(location).is_dir():
-            what = "part of this package" if source in BUILT_IN else "a folder"
+            origin = "part of this package" if source in BUILT_IN else "a folder"
             raise UnsupportedModelError(
-                f"revision is {revision!r}, and {source} is {what}, which has none; leave it out, or load by a Hub id"
+                f"revision is {revision!r}, and {source} is {origin}, which has none; leave it out, or load by a Hub id"
             )
         if attn_implementation is not None and not can_be_gated(attn_implementation):
             raise UnsupportedModelError(
