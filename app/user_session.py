@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +48,8 @@ class QuestionState:
     unchanged_done: bool = False
     gated_done: bool = False
     cut: bool = False  # whether an answer was stopped because it took too long
-    evidence: dict[int, dict[int, tuple[str, list[str]]]] = field(default_factory=dict)  # layer -> sink -> kind, values
+    # layer, sheet -> the sinks there with their evidence, and those elsewhere in words
+    marks: dict[tuple[int, int], tuple[list[dict[str, Any]], str]] = field(default_factory=dict)
     # layer -> `inspection.text_shares` of the original model
     text_shares: dict[int, Tensor] = field(default_factory=dict)
     query: QueryRows | None = None  # of the prompt token that the page last looked at
@@ -97,6 +99,7 @@ class UserSession:
     sweeps: int = 0  # number of sweeps begun or stopped: those before the newest end
     newest_revision: int = 0
     newest_edit: int = 0  # number of the newest edit of the scene that is done, or was refused
+    newest_frame: int = 0  # number of the newest frame
     newest_step: int = 0  # the same of steps that the page's history restored
     lock: threading.Lock = field(default_factory=threading.Lock)  # guards sequence and results of the slow tier
 
@@ -152,12 +155,17 @@ class UserSession:
                 return True
             return False
 
-    def newest_lens(self, lens: Any) -> Any:
-        """Return this lens, or the newer one that arrived before: a late tick of a fader holds the lens of its time."""
+    def newest_lens(self, lens: Any) -> tuple[Any, int]:
+        """Return this lens, or the newer one that arrived before, and a number that orders frames.
+
+        A late tick of a fader holds the lens of its time. The number rises with each call, and is read with the lens: of two
+        frames, the later one has the newer lens. It is a time, so that it rises after a restart of the server, too.
+        """
         with self.lock:
             if (revision_of(lens) or 0) >= (revision_of(self.lens) or 0):
                 self.lens = lens
-            return self.lens
+            self.newest_frame = max(self.newest_frame + 1, time.monotonic_ns() // 1000)
+            return self.lens, self.newest_frame
 
     def own_revision(self) -> int:
         """Return the revision of a setting that the server makes, above all that the user has sent."""

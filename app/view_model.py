@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import time
 from dataclasses import asdict, replace
 from difflib import SequenceMatcher
 from itertools import pairwise, zip_longest
@@ -49,7 +48,6 @@ def frame(state: QuestionState, lens: Lens) -> JSON:
     sheet = state.prompt.sheets[lens.sheet]
     marks, elsewhere = _marks(state, lens)
     return {
-        "tick": time.monotonic_ns() // 1000,  # rises, so that the page can drop frames that arrive late
         "began": state.began,
         "sequence": state.sequence,
         "finished": finished,
@@ -185,22 +183,27 @@ def _score(verdict: Verdict, row: int, column: int) -> str:
 
 def _marks(state: QuestionState, lens: Lens) -> tuple[list[JSON], str]:
     """Return the sinks on the sheet, each with its cell and the evidence; and the number of those elsewhere, in words."""
-    layer, sheets = lens.layer, state.prompt.sheets
-    if layer not in state.evidence:
-        state.evidence[layer] = {
-            token: (kind, evidence_values(state.sinks, token, kind, layer))
-            for token, kind in enumerate(state.sinks.names(layer))
-            if kind != "ordinary"
-        }
+    view = lens.layer, lens.sheet
+    if view not in state.marks:
+        state.marks[view] = _find_marks(state.sinks, state.prompt, *view)
+    return state.marks[view]
+
+
+def _find_marks(sinks: sg.SinkMap, prompt: sg.Prompt, layer: int, shown: int) -> tuple[list[JSON], str]:
+    """Return the sinks of a layer on one sheet, and the number of those elsewhere, in words."""
+    sheets = prompt.sheets
     marks, away, outside = [], 0, 0
-    for token, (kind, values) in state.evidence[layer].items():
-        if cell := sheets[lens.sheet].find(token):
+    for token, kind in enumerate(sinks.names(layer)):
+        if kind == "ordinary":
+            continue
+        if cell := sheets[shown].find(token):
+            values = evidence_values(sinks, token, kind, layer)
             marks.append({"token": token, "cell": cell, "kind": kind, "values": values})
         elif any(sheet.find(token) for sheet in sheets):
             away += 1
         else:
             outside += 1
-    others = "on the other sheet" if state.prompt.video is None else "in the other frame"
+    others = "on the other sheet" if prompt.video is None else "in the other frame"
     others += "s" * (len(sheets) > 2)
     counts = [(away, others), (outside, "outside of the picture")]
     return marks, ", ".join(f"{n} more {'sink' if n == 1 else 'sinks'} {where}" for n, where in counts if n)

@@ -22,6 +22,7 @@ let setting = copy(props.value);
 let sent = props.value; // the newest setting that was sent
 let session = null; // the key of this page, from the frames
 let ticking = false; // whether a call is under way
+let drawn = null; // setting and lens of the last call, where it brought a frame
 let held = null; // {group, layer, scale, master} while the pointer drags
 let tap = null; // {fader, y} of a finger that may scroll the page: faders move by their knobs or by a tap
 let pressed = null; // the fader that was pressed last, null where something else was
@@ -60,14 +61,20 @@ function send() {
   tick();
 }
 
-// One call is under way at a time, and the newest setting follows it. A model that is too slow to follow a fader has no such function.
+// One call is under way at a time, and the newest setting follows it, unless it is the one before, as of a fader that has come to rest.
+// A model that is too slow to follow a fader has no such function.
 async function tick() {
   if (ticking || !server.set_gates) return;
   ticking = true;
   for (let last = null; last !== sent;) {
     last = sent;
     await null; // the lens follows the fader
-    page.publish("update", await server.set_gates(session, sent, page.last.lens));
+    const [{ lens }, asked] = [page.last, performance.now()];
+    const view = JSON.stringify([copy(last), lens]);
+    if (view === drawn) continue;
+    const update = await server.set_gates(session, last, lens);
+    drawn = update?.maps ? view : null;
+    page.publish("update", { ...update, asked });
   }
   ticking = false;
 }
@@ -472,6 +479,7 @@ page.subscribe("frame", (frame) => {
 });
 watch("value", () => {
   revision = Math.max(revision, props.value.revision || 0);
+  drawn = null;
   if (held || pace.busy()) return; // a setting that the user is changing is not overwritten
   const newest = copy(props.value);
   if (GROUPS.some((group) => setting[group].some((scale, layer) => scale !== newest[group][layer]))) glide();

@@ -195,6 +195,12 @@ window.sinkgate = {
     return ramp[low].map((part, i) => part + (ramp[low + 1][i] - part) * (at - low));
   },
 
+  // The colour of a byte of a thumbnail, from 0 to 254.
+  bright(shade) {
+    this.brights ??= Array.from({ length: 255 }, (_, step) => [...this.shade(step / 254), 255]);
+    return this.brights[shade];
+  },
+
   // A thumbnail: bytes in base64, from dark to bright; 255 where no token is.
   drawShades(canvas, shades, [rows, columns]) {
     Object.assign(canvas, { width: columns, height: rows });
@@ -202,7 +208,7 @@ window.sinkgate = {
     const bytes = atob(shades);
     for (let i = 0; i < bytes.length; i++) {
       const shade = bytes.charCodeAt(i);
-      if (shade !== 255) pixels.data.set([...this.shade(shade / 254), 255], 4 * i);
+      if (shade !== 255) pixels.data.set(this.bright(shade), 4 * i);
     }
     canvas.getContext("2d").putImageData(pixels, 0, 0);
   },

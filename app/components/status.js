@@ -5,6 +5,7 @@ const line = element.querySelector(".status");
 const OFFLINE = "Offline: the page shows its last result.";
 let sync = "current";
 let caption = ""; // of what the page does by itself, until the user goes on
+let [changed, own] = [0, false]; // when the newest status came that no tick of a fader brought; whether a tick brings one
 let reported = ""; // by Gradio, until the user goes on or the server has another status
 
 function draw() {
@@ -21,10 +22,15 @@ for (const input of ["pointerdown", "keydown"]) document.addEventListener(input,
   if (reported) report("");
 }, true);
 draw();
-watch("value", () => report(""));
+watch("value", () => {
+  if (!own) changed = performance.now();
+  own = false;
+  report("");
+});
 page.subscribe("update", (update) => {
-  if (!update?.status) return;
-  if (["text", "tone"].some((key) => update.status[key] !== props.value?.[key])) props.value = update.status;
+  if (!update?.status || (update.status.tone === "calm" && update.asked < changed)) return; // a late one hides no error of another event
+  own = ["text", "tone"].some((key) => update.status[key] !== props.value?.[key]);
+  if (own) props.value = update.status;
   report("");
 });
 

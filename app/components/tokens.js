@@ -3,8 +3,11 @@
 const page = window.sinkgate;
 const row = element.querySelector(".tokens");
 const help = page.help("query");
+const PATIENCE = 400; // ms without another setting: a measurement runs the model, which the next tick of a fader would wait for
 let frame = null;
 let collected = null; // the view of the last request
+let seen = null; // question and lens of the newest frame that may be measured
+let due = null; // timer of the next request
 let inSight = null; // query and tokens when it was scrolled to
 let unfolded = false; // whether the tokens of the chat template are listed
 
@@ -57,10 +60,18 @@ function draw() {
 page.subscribe("frame", (newest) => {
   frame = newest;
   draw();
+  clearTimeout(due);
   if (!frame.here || collected === id()) return;
+  const view = JSON.stringify([frame.began, frame.lens]);
+  due = setTimeout(collect, seen === view ? PATIENCE : 0);
+  seen = view;
+});
+
+function collect() {
   collected = id();
   trigger("collect");
-});
+}
+
 function receive() {
   draw();
   page.publish("inspected", props.value);

@@ -41,12 +41,12 @@ class GateHandlers(PageValues):
             gates = self.newest_gates(session, mixer)
             if not session.accepts(revision_of(mixer)) and not session.set_by_server:
                 return
-            first = True
+            bare = self.engine.backend.interactive  # then a tick has brought the frame
             for update in self.engine.stream_answers(session, gates):
                 if update.done:
                     break
-                newest = {"maps": self.frame(session, session.lens)} if first else {}
-                first = False
+                newest = {} if bare else {"maps": self.frame(session, session.lens)}
+                bare = True
                 yield {"answers": answers(update), **newest}
             else:
                 return  # outdated

@@ -46,9 +46,10 @@ class PageValues:
             lens: the page's lens.
             moving: leave out the link that restores the page after a reload, which costs time.
         """
-        lens, refused = session.newest_lens(lens), {}
-        # read before the state, so that no frame names an edit that came after it
-        newest = {"edit": session.newest_edit, "step": session.newest_step}
+        refused = {}
+        # read before the state, so that no frame names an edit that came after it, or precedes one with an older state
+        lens, tick = session.newest_lens(lens)
+        newest = {"tick": tick, "edit": session.newest_edit, "step": session.newest_step}
         while True:  # until no other thread has moved the faders in between
             if (state := session.snapshot()) is None:
                 raise sg.PromptError("Ask a question first.")

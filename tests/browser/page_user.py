@@ -129,7 +129,8 @@ class Tab:
 
     def says(self, act: Callable[[], object]) -> str:
         """Do something; return the sentence that the status line then shows."""
-        self.page.evaluate("document.querySelector('#status .status').textContent = ''")
+        self.page.evaluate("window.sinkgate.publish('update', { status: { text: '', tone: 'calm' } })")
+        self.wait("!document.querySelector('#status .status').textContent")
         act()
         self.wait("document.querySelector('#status .status').textContent")
         return self.status()

@@ -165,6 +165,31 @@ def test_a_late_tick_keeps_the_newest_lens(handlers: Handlers, session: UserSess
     assert frame["lens"]["layer"] == 6
 
 
+def test_a_frame_with_an_older_lens_is_an_older_frame(
+    handlers: Handlers, session: UserSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lens moves while a frame is drawn, however long that takes: the page keeps the frame with the newest lens."""
+    drawn, frames = view_model._map, []
+
+    def moved_meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(view_model, "_map", drawn)
+        frames.append(handlers.set_lens(session, {**LENS, "layer": 5, "revision": 2})["maps"])
+        return drawn(*arguments)
+
+    monkeypatch.setattr(view_model, "_map", moved_meanwhile)
+    frames.append(handlers.frame(session, {**LENS, "revision": 1}))
+    assert max(frames, key=lambda frame: frame["tick"])["lens"]["layer"] == 5
+
+
+def test_the_answers_bring_a_frame_before_they_are_done_only_where_no_tick_has(
+    handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for interactive, scale in ((True, 0.3), (False, 0.4)):
+        monkeypatch.setattr(handlers.engine.backend, "interactive", interactive)
+        updates = list(handlers.stream_answers(session, setting(vlm, scale)))
+        assert ["maps" in update for update in updates] == [not interactive, *[False] * (len(updates) - 2), True]
+
+
 def test_an_answer_stops_when_something_newer_begins(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
     answers = handlers.stream_answers(session, setting(vlm, 0.3))
     next(answers)

@@ -260,6 +260,38 @@ def test_gates_as_json_in_and_out(tab: Any, vlm: sg.VLM) -> None:
     assert tab.page.locator("#status .calm").count() == 1
 
 
+def test_a_tick_that_comes_late_hides_no_error(tab: Any) -> None:
+    text = tab.gates_text()
+    text.fill("not json")
+    sentence = tab.says(tab.page.locator("#gates-apply").click)
+    for asked in ("0", "performance.now()"):
+        assert tab.page.locator("#status .warning").count() == 1 and tab.status() == sentence
+        tab.page.evaluate(
+            f"window.sinkgate.publish('update', {{ status: {{ text: '', tone: 'calm' }}, asked: {asked} }})"
+        )
+        tab.page.wait_for_timeout(200)
+    assert tab.page.locator("#status .warning").count() == 0
+    text.fill("not json")
+    assert tab.says(tab.page.locator("#gates-apply").click) == sentence
+
+
+def test_a_fader_that_rests_is_asked_for_once(tab: Any) -> None:
+    calls: list[str] = []
+    tab.page.on(
+        "request", lambda request: calls.append(request.post_data) if "component_server" in request.url else None
+    )
+    tab.drag(5, 0.5)
+    tab.settle()
+    pressed = len(calls)  # where it was pressed, and where it was released
+    for key, moved in (("ArrowUp", 1), ("ArrowDown", 1)):
+        calls.clear()
+        tab.page.keyboard.press(key)
+        tab.settle()
+        tab.page.wait_for_timeout(600)  # its rest follows after 300 ms
+        assert len(calls) == moved
+    assert 1 <= pressed <= 2 and tab.frame()["here"]
+
+
 def test_gates_as_files_in_and_out(tab: Any, vlm: sg.VLM, tmp_path: Path) -> None:
     tab.page.locator("#gates button").first.click()
     tab.drag(2, 0.4)

@@ -196,7 +196,7 @@ def test_several_images_have_a_sheet_each() -> None:
     assert np.abs(picture_of(second)[:, :28] - picture_of(first)[:, : part.width]).mean() > 40
 
 
-def test_holes_are_left_open_and_sinks_outside_are_counted() -> None:
+def test_holes_are_left_open_and_sinks_outside_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = sg.load(tiny_llava())
     prompt = vlm.prompt(noise_image(), QUESTION)
     tokens = prompt.sheets[0].tokens.clone()
@@ -205,8 +205,8 @@ def test_holes_are_left_open_and_sinks_outside_are_counted() -> None:
     case = case_of(vlm, prompt)
     sinks = torch.zeros(16, dtype=torch.bool)
     sinks[[5, 7, 11]] = True  # 7 and 11 lie in the column that was taken out
-    case.warm = sg.Session(vlm, case.prompt, replace(case.sinks, v_sink=sinks, loudest=torch.arange(16)))
-    case.evidence[0] = dict.fromkeys((5, 7, 11), ("v_sink", ["because"]))
+    case.prompt_session = sg.Session(vlm, case.prompt, replace(case.sinks, v_sink=sinks, loudest=torch.arange(16)))
+    monkeypatch.setattr(view_model, "evidence_values", lambda *_: ["because"])
     frame = view_model.frame(case, Lens())
     holes = [share is None for share in frame["before"]]
     assert holes == [False, False, False, True] * 4
