@@ -1,7 +1,8 @@
 """Delay of the page behind the faders, beside the model's own time.
 
 ``python benchmarks/page.py [MODEL]``. Measured in a real browser: process start to first page, process start to first answer, and
-from one tick of a fader to the map that belongs to it being drawn (the frame after which the browser paints).
+from one tick of a fader to the map that belongs to it being drawn (the frame after which the browser paints): ticks of a fader that
+the pointer drags, and of one that keys move, which comes to rest where a forward takes longer than 300 ms, so that answers follow.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 CHROMIUM = os.environ.get("SINKGATE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
-TICK = """([layer, down]) => new Promise((resolve, reject) => {
+TICK = """([layer, down, dragged]) => new Promise((resolve, reject) => {
   const fader = document.querySelector(`#mixer .fader.rest[data-layer="${layer}"]`);
   const begin = performance.now();
   const late = setTimeout(() => reject(new Error("no frame within 20 s")), 20000);
@@ -36,7 +37,11 @@ TICK = """([layer, down]) => new Promise((resolve, reject) => {
     requestAnimationFrame(() => resolve([performance.now() - begin, model]));
   };
   document.addEventListener("sinkgate:frame", drawn);
-  fader.dispatchEvent(new KeyboardEvent("keydown", { key: down ? "ArrowDown" : "ArrowUp", bubbles: true }));
+  if (!dragged) return fader.dispatchEvent(new KeyboardEvent("keydown", { key: down ? "ArrowDown" : "ArrowUp", bubbles: true }));
+  const box = fader.getBoundingClientRect();
+  const scale = Number(fader.ariaValueNow) + (down ? -0.05 : 0.05);
+  const [clientX, clientY] = [box.left + box.width / 2, box.top + box.height * (1 - scale / 2)];
+  fader.dispatchEvent(new PointerEvent("pointermove", { clientX, clientY, bubbles: true }));
 })"""
 
 
@@ -72,20 +77,31 @@ def measure(rounds: float = 1, model: str = "demo-large", layer: int = 4) -> lis
             first_page = time.perf_counter() - start
             page.wait_for_selector("#answers [data-done=true]", timeout=120_000)
             first_answer = time.perf_counter() - start
-            delays: list[float] = []
-            models: list[float] = []
-            for tick in range(ticks + 5):
-                delay, forward = page.evaluate(TICK, [layer, tick % 30 < 15])
-                if tick >= 5:  # the first few warm up
-                    delays.append(delay)
-                    models.append(forward)
-                page.wait_for_timeout(120)  # longer than the mixer's throttle, shorter than its rest
+
+            def follow(count: int, dragged: bool) -> tuple[list[float], list[float]]:
+                """Return the delays of ticks and the model's part of each, in milliseconds."""
+                times: list[tuple[float, float]] = []
+                for tick in range(count + 5):
+                    times.append(page.evaluate(TICK, [layer, tick % 30 < 15, dragged]))
+                    page.wait_for_timeout(120)  # longer than the mixer's throttle, shorter than its rest
+                delays, models = zip(*times[5:], strict=True)  # the first few warm up
+                return list(delays), list(models)
+
+            keyed = follow(max(20, ticks // 3), dragged=False)
+            fader = page.locator(f"#mixer .fader.rest[data-layer='{layer}']")
+            fader.hover()
+            page.mouse.down()  # and held: a fader that is released comes to rest
+            page.wait_for_timeout(3000)
+            delays, models = follow(ticks, dragged=True)
+            page.mouse.up()
         finally:
             app.terminate()
             app.wait()
             browser.close()
     note = f"{ticks} ticks of layer {layer}"
-    beside = [delay - forward for delay, forward in zip(delays, models, strict=True)]
+    beside, beside_keyed = (
+        [delay - forward for delay, forward in zip(*times, strict=True)] for times in ((delays, models), keyed)
+    )
 
     def row(what: str, times: list[float], share: int, aim: str = "") -> Row:
         value = statistics.median(times) if share == 50 else statistics.quantiles(times, n=20)[-1]
@@ -97,6 +113,7 @@ def measure(rounds: float = 1, model: str = "demo-large", layer: int = 4) -> lis
         row("the model's part of it", models, 50),
         row("tick beside the model's part", beside, 50, "<= 40"),
         row("tick beside the model's part", beside, 95),
+        row("tick of a key beside the model's part", beside_keyed, 50),
         Row("app: process start to first page", name, first_page, "s"),
         Row("app: process start to first answer", name, first_answer, "s"),
     ]

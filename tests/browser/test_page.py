@@ -264,10 +264,10 @@ def test_a_tick_that_comes_late_hides_no_error(tab: Any) -> None:
     text = tab.gates_text()
     text.fill("not json")
     sentence = tab.says(tab.page.locator("#gates-apply").click)
-    for asked in ("0", "performance.now()"):
+    for request_time in ("0", "performance.now()"):
         assert tab.page.locator("#status .warning").count() == 1 and tab.status() == sentence
         tab.page.evaluate(
-            f"window.sinkgate.publish('update', {{ status: {{ text: '', tone: 'calm' }}, asked: {asked} }})"
+            f"window.sinkgate.publish('update', {{ status: {{ text: '', tone: 'calm' }}, asked: {request_time} }})"
         )
         tab.page.wait_for_timeout(200)
     assert tab.page.locator("#status .warning").count() == 0
