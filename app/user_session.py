@@ -80,7 +80,9 @@ class UserSession:
     image: Image.Image | sg.Video | None = None
     shown: Image.Image | str | None = None  # value of the picture box, put back when an upload is refused
     scene: Scene | None = None
-    pictures: int = 0  # shown so far; edits of an earlier one are ignored
+    # number of the picture that is shown; edits of an earlier one are ignored. It begins with the time in milliseconds: a page that
+    # begins another session, since its own is gone, gets higher numbers than before
+    picture: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     photograph: str | None = None  # name, where the picture is a photograph of the package
     seed: int = 0  # of the scene's example questions, which keep their wording while the scene is edited
     kinds: dict[str, str] = field(default_factory=dict)  # of the example questions and of the current one
@@ -180,7 +182,7 @@ class UserSession:
 
     def accepts_edit(self, picture: int, revision: int) -> bool:
         """Return whether an edit of the scene is of the picture on the page, and no newer one is done."""
-        return picture == self.pictures and revision >= self.newest_edit
+        return picture == self.picture and revision >= self.newest_edit
 
 
 def revision_of(value: Any) -> int | None:

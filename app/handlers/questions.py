@@ -292,7 +292,7 @@ def set_picture(
 ) -> None:
     """Set the picture of a session: of a scene, a photograph of the package by its name, or neither."""
     session.shown, session.scene, session.photograph = image, scene, photograph
-    session.pictures += 1
+    session.picture += 1
 
 
 def set_examples(session: UserSession, examples: list[Question], kind: str | None = None, words: str = "") -> None:

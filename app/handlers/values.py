@@ -111,7 +111,7 @@ class PageValues:
 def composer_value(session: UserSession) -> JSON:
     """Return the composer's value: the session's scene, or None for another picture."""
     scene = session.scene.to_dict() if session.scene else None
-    return {"scene": scene, "picture": session.pictures, "revision": session.newest_edit}
+    return {"scene": scene, "picture": session.picture, "revision": session.newest_edit}
 
 
 def never_raises(handler: Callable[P, Update]) -> Callable[P, Update]:

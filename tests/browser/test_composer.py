@@ -263,6 +263,14 @@ def test_an_older_edit_or_one_of_another_picture_never_wins(
     assert session.scene == scene
 
 
+def test_an_edit_of_an_earlier_session_never_wins(handlers: Handlers, session: UserSession, vlm: sg.VLM) -> None:
+    old = moved(session, 5, color="red")
+    other = handlers.begin(setting(vlm), LENS)["session"]
+    assert composer_value(other)["picture"] > old["picture"]
+    before = other.scene
+    assert handlers.edit_scene(other, old, setting(vlm), LENS) == {} and other.scene is before
+
+
 def test_a_frame_names_the_newest_edit_and_step_that_are_done(
     handlers: Handlers, session: UserSession, vlm: sg.VLM
 ) -> None:
@@ -292,13 +300,15 @@ def test_a_frame_names_the_newest_edit_and_step_that_are_done(
         [],
         "text",
         {},
-        {"picture": 1, "revision": 1},
-        {"picture": 1, "revision": 1, "scene": 3},
+        {"revision": 1},
+        {"revision": 1, "scene": 3},
         {"picture": "1", "revision": None},
     ],
 )
 def test_bad_edits_get_a_sentence(handlers: Handlers, session: UserSession, vlm: sg.VLM, value: Any) -> None:
     scene, case = session.scene, session.state
+    if isinstance(value, dict):
+        value = {"picture": session.picture, **value}
     update = handlers.edit_scene(session, value, setting(vlm), LENS)
     assert update["status"]["tone"] == "warning" and "Unexpected" not in update["status"]["text"]
     assert update["composer"]["scene"] == scene.to_dict() and session.scene is scene and session.state is case
