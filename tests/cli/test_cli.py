@@ -478,6 +478,8 @@ def test_gates_are_trained_on_files_in_llavas_format(sinkgate, scene_folder, tmp
         (["eval", "--data", "pope", "--files", "x", "--data-revision", "v1"], "v1, and --files .* leave out one"),
         (["eval", "--model", "demo", "--revision", "v1"], "revision is 'v1', and demo is part of this package"),
         (["eval", "--attention", "--scoring", "generate"], "needs likelihood scoring; got generate"),
+        (["eval", "--extractor", "magic"], "--extractor is magic, which likelihood scoring does not use"),
+        (["eval", "--max-new-tokens", "9"], "--max-new-tokens is 9, .* give --scoring generate"),
         (["eval", "--method", "magic"], "no method is called 'magic'.*var"),
         (["eval", "--gates", "nowhere"], "cannot be read"),
         (["stack", "nowhere"], "cannot be read|no gates"),
