@@ -22,7 +22,7 @@ let setting = copy(props.value);
 let sent = props.value; // the newest setting that was sent
 let session = null; // the key of this page, from the frames
 let ticking = false; // whether a call is under way
-let drawn = null; // setting and lens of the last call, where it brought a frame
+let called = null; // setting and lens of the last call, where it brought a frame
 let held = null; // {group, layer, scale, master} while the pointer drags
 let tap = null; // {fader, y} of a finger that may scroll the page: faders move by their knobs or by a tap
 let pressed = null; // the fader that was pressed last, null where something else was
@@ -71,9 +71,9 @@ async function tick() {
     await null; // the lens follows the fader
     const [{ lens }, asked] = [page.last, performance.now()];
     const view = JSON.stringify([copy(last), lens]);
-    if (view === drawn) continue;
+    if (view === called) continue;
     const update = await server.set_gates(session, last, lens);
-    drawn = update?.maps ? view : null;
+    called = update?.maps ? view : null;
     page.publish("update", { ...update, asked });
   }
   ticking = false;
@@ -479,7 +479,7 @@ page.subscribe("frame", (frame) => {
 });
 watch("value", () => {
   revision = Math.max(revision, props.value.revision || 0);
-  drawn = null;
+  called = null;
   if (held || pace.busy()) return; // a setting that the user is changing is not overwritten
   const newest = copy(props.value);
   if (GROUPS.some((group) => setting[group].some((scale, layer) => scale !== newest[group][layer]))) glide();

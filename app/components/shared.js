@@ -116,6 +116,7 @@ window.sinkgate = {
     const settled = () => {
       stop();
       send(commit);
+      drawn = true; // what was sent before may be what rests, and then no frame follows
     };
     const keyed = () => {
       moved();

@@ -292,6 +292,20 @@ def test_a_fader_that_rests_is_asked_for_once(tab: Any) -> None:
     assert 1 <= pressed <= 2 and tab.frame()["here"]
 
 
+def test_what_moves_again_after_its_rest_waits_for_no_frame(tab: Any) -> None:
+    sent = tab.page.evaluate(
+        """async () => {
+          let sent = 0;
+          const pace = window.sinkgate.pace(() => { sent += 1; }, () => {});
+          pace.settled();
+          await new Promise((resolve) => setTimeout(resolve, 100));
+          pace.moved();
+          return sent;
+        }"""
+    )
+    assert sent == 1
+
+
 def test_gates_as_files_in_and_out(tab: Any, vlm: sg.VLM, tmp_path: Path) -> None:
     tab.page.locator("#gates button").first.click()
     tab.drag(2, 0.4)
