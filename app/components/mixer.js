@@ -54,7 +54,7 @@ function name(group) {
 // ---- sending -------------------------------------------------------------------------------------------
 
 function send() {
-  revision += 1;
+  revision = Math.max(revision, props.value.revision || 0) + 1; // above the server's, which `watch` may not have read yet
   const { l_sink, ...two } = copy(setting);
   props.value = sent = { ...two, ...(apart(setting) && { l_sink }), revision };
   page.publish("setting", sent);

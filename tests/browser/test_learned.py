@@ -195,6 +195,26 @@ def test_the_hand_wins_until_the_next_question(tab: Tab, vlm: sg.VLM, shipped: P
     assert tab.settle()["identity"] and tab.status() == MANUAL_SETTING
 
 
+def test_a_fader_that_moves_while_the_gates_read_another_question_still_counts(tab: Tab) -> None:
+    """The question's frame makes the page send the fader before it has read the faders of the same message."""
+    choose(tab, "stack")
+    began = tab.frame()["began"]
+    tab.page.locator("#question textarea").fill(OTHER_QUESTION)
+    box = tab.fader(4).bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 4
+    tab.page.mouse.move(x, y)
+    tab.page.mouse.down()
+    tab.page.evaluate("document.querySelector('#ask').click()")
+    while tab.frame()["began"] == began:
+        for step in (4, 0):
+            tab.page.mouse.move(x, y + step)
+    tab.page.mouse.up()
+    frame = tab.settle()
+    assert frame["question"] == OTHER_QUESTION and frame["gates"]["v_sink"][4] == tab.scale(4) > 1.4
+    assert tab.status() == MANUAL_SETTING
+
+
 def test_a_gate_folder_is_uploaded_for_one_user(
     enter: Callable[..., Tab], address: str, fresh_tab: Tab, vlm: sg.VLM, tmp_path: Path
 ) -> None:
