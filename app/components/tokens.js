@@ -17,15 +17,33 @@ function id() {
   return JSON.stringify([frame.sequence, layer, head, sheet, patch]);
 }
 
-// The last token of the prompt writes the first token of the answer: it is the first query of the list, too.
-function choose(position, last) {
-  page.publish("choose", { row: 0, position: position === last ? null : position });
+row.addEventListener("click", ({ target }) => {
+  const token = target.closest(".token");
+  if (token?.matches(".fold")) {
+    unfolded = true;
+    draw();
+  } else if (token?.dataset.position) {
+    // the last token of the prompt writes the first token of the answer: it is the first query of the list, too
+    const position = Number(token.dataset.position);
+    page.publish("choose", { row: 0, position: position === props.value.tokens.at(-1).position ? null : position });
+  }
+});
+
+// Draw a child of the row, in the node that is there: one that is replaced while it is pressed gets no click.
+function put(node, at) {
+  const old = row.children[at];
+  if (old?.tagName !== node.tagName || old.textContent !== node.textContent) return old ? old.replaceWith(node) : row.append(node);
+  for (const name of new Set([...old.getAttributeNames(), ...node.getAttributeNames()])) {
+    const value = node.getAttribute(name);
+    if (value === null) old.removeAttribute(name);
+    else if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  }
 }
 
 function chip({ position, text, kind, shares }, last) {
   const { lens } = frame;
   const pressed = lens.position === position || (lens.position === null && lens.row === 0 && position === last);
-  const node = page.el("button", { type: "button", class: "token " + kind, "aria-pressed": String(pressed), onclick: () => choose(position, last) }, text);
+  const node = page.el("button", { type: "button", class: "token " + kind, "aria-pressed": String(pressed), "data-position": position }, text);
   if (shares) {
     const [before, after] = shares;
     node.style.setProperty("--share", (100 * after).toFixed(1) + "%");
@@ -39,16 +57,17 @@ function draw() {
   if (!frame || !tokens.length) return;
   const last = tokens.at(-1).position;
   const focused = row.contains(document.activeElement) ? [...row.children].indexOf(document.activeElement) : -1;
-  const nodes = [];
+  const nodes = [page.el("span", { class: "label", text: "Query" }), help];
   for (const token of tokens) {
     const shown = frame.lens.position === token.position || token.position === last || token.kind === "question" || unfolded;
     if (token.kind === "picture") nodes.push(page.el("span", { class: "token picture", text: `picture · ${token.count} tokens` }));
     else if (shown) nodes.push(chip(token, last));
     else if (!nodes.at(-1)?.classList.contains("fold")) {
-      nodes.push(page.el("button", { type: "button", class: "token fold", "aria-label": "Show the tokens of the chat template", title: "Tokens of the chat template", onclick: () => { unfolded = true; draw(); } }, "…"));
+      nodes.push(page.el("button", { type: "button", class: "token fold", "aria-label": "Show the tokens of the chat template", title: "Tokens of the chat template" }, "…"));
     }
   }
-  row.replaceChildren(page.el("span", { class: "label", text: "Query" }), help, ...nodes);
+  nodes.forEach(put);
+  while (row.childElementCount > nodes.length) row.lastChild.remove();
   row.children[focused]?.focus();
   const query = frame.lens.position + row.textContent;
   if (query === inSight) return;

@@ -296,6 +296,18 @@ def test_a_token_of_the_question_is_the_query_of_all_panels(tab: Tab, vlm: sg.VL
     assert tab.frame()["lens"]["position"] is None and tab.page.locator("#lens .row").input_value() == "0"
 
 
+def test_a_token_that_is_drawn_again_while_it_is_pressed_is_chosen(tab: Tab) -> None:
+    """As when its measurement arrives."""
+    box = chip(tab, "objects").bounding_box()
+    assert box
+    tab.page.mouse.move(box["x"] + 3, box["y"] + 3)
+    tab.page.mouse.down()
+    tab.page.evaluate("window.sinkgate.publish('frame', document.querySelector('#maps [data-tick]').frame)")
+    tab.page.mouse.up()
+    tab.wait("document.querySelector('#maps [data-tick]').frame.query.includes('“objects”')")
+    assert chip(tab, "objects").get_attribute("aria-pressed") == "true"
+
+
 def test_tokens_are_filled_by_their_attention_to_the_picture(tab: Tab, vlm: sg.VLM) -> None:
     frame = tab.frame()
     tab.wait("document.querySelector('.token.question').style.getPropertyValue('--share')")
