@@ -2,7 +2,8 @@
 // Event: open, to show the view of a link.
 const page = window.sinkgate;
 const { phenomena, demonstration, interactive } = props.actions;
-const [DOWN, HOLD, UP, PATIENCE] = [1500, 1000, 1200, 10000]; // ms; PATIENCE for the answer at the lower end
+// ms; PATIENCE for the answer at the lower end: the server refuses what waits for 20 s, and cuts each of two answers after 20 s
+const [DOWN, HOLD, UP, PATIENCE] = [1500, 1000, 1200, 60000];
 const INPUTS = ["pointerdown", "keydown", "wheel", "touchstart"];
 const pin = element.querySelector(".pin-setting");
 const show = element.querySelector(".show-me");

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from page_user import Tab
 from test_access import findings, tab_to
 from test_history import later, steps
+from test_panels import HELD
 
 from app.phenomena import PHENOMENA
 
@@ -49,6 +52,29 @@ def test_without_motion_it_steps(calm: Tab) -> None:
     calm.wait(OVER)
     assert calm.settle()["gates"] == before["gates"]
     assert calm.page.evaluate("[...window.settings].sort()") == [0.1, 1]
+
+
+HURRIED = """
+const { setTimeout } = window, now = performance.now.bind(performance);
+window.skipped = 0;  // ms
+performance.now = () => now() + window.skipped;
+window.setTimeout = (act, ms, ...rest) => setTimeout(act, ms === 2000 ? 0 : ms, ...rest);  // the answer is not held
+"""
+
+
+def test_it_waits_for_a_slow_answer(enter: Callable[..., Tab], address: str) -> None:
+    tab = enter(address, script=HELD + HURRIED, reduced_motion="reduce")
+    tab.page.evaluate(WATCH)
+    tab.page.evaluate("window.held = []")
+    tab.page.locator("#actions .show-me").click()
+    tab.wait("window.held.length")
+    tab.page.evaluate("window.skipped = 30000")
+    tab.page.wait_for_timeout(300)
+    assert not tab.page.evaluate(OVER) and tab.scale(2) == 0.1
+    tab.page.evaluate("{ const held = window.held; window.held = null; held.forEach((go) => go()); }")
+    tab.wait("window.turns.includes('1')")
+    tab.wait(OVER)
+    assert tab.settle()["identity"]
 
 
 def test_any_input_stops_it(tab: Tab) -> None:
