@@ -11,7 +11,7 @@ from sinkgate.sinks.words import layers as in_layers
 
 from ..engine import ANSWER_SECONDS, MAX_UPLOADED_GATES
 from ..gate_library import LearnedGates, uploaded_gates
-from ..user_session import UserSession, revision_of
+from ..user_session import UserSession, revision_of, same_scales
 from ..view_model import answers
 from .values import MANUAL_SETTING, PageValues, Update, active, calm, error_value, never_raises, remark
 
@@ -27,7 +27,8 @@ class GateHandlers(PageValues):
         if not session.accepts(revision_of(mixer), gates):
             return {}
         with self.engine.scheduler.slot(session, "fast"):
-            if not session.accepts(revision_of(mixer)):
+            newest = session.wanted is not None and same_scales(session.wanted, gates)  # it came to rest meanwhile
+            if not session.accepts(revision_of(mixer)) and not newest:
                 return {}
             before = session.state.sequence if session.state else None
             # the last tick may follow the answers, and then nothing moves any more

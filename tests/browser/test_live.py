@@ -181,6 +181,19 @@ def test_a_frame_with_an_older_lens_is_an_older_frame(
     assert max(frames, key=lambda frame: frame["tick"])["lens"]["layer"] == 5
 
 
+def test_a_tick_that_waits_while_its_fader_comes_to_rest_brings_its_frame(
+    handlers: Handlers, session: UserSession, vlm: sg.VLM
+) -> None:
+    scheduler = handlers.engine.scheduler
+    with ThreadPoolExecutor(1) as threads:
+        with scheduler.slot("another client"):
+            tick = threads.submit(handlers.set_gates, session, setting(vlm, 0.5, turn=1), LENS)
+            while not len(scheduler):
+                time.sleep(0.001)
+            assert session.accepts(2)  # the event of its rest
+        assert tick.result()["maps"]["gates"]["v_sink"] == [0.5] * vlm.num_layers
+
+
 def test_the_answers_bring_a_frame_before_they_are_done_only_where_no_tick_has(
     handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
