@@ -43,7 +43,7 @@ class App:
 
     def measured(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        lines = httpx.get(self.metrics).text.splitlines()
+        lines = httpx.get(self.metrics, timeout=60).text.splitlines()
         return sum(
             float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name) and not line.startswith("#")
         )

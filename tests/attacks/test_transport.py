@@ -125,6 +125,6 @@ def test_chunked_bodies_are_counted_too(app):
 
 def test_an_address_that_is_made_up_does_not_count(app):
     own = httpx.HTTPTransport(local_address="127.0.0.99")  # the other tests come from elsewhere
-    with httpx.Client(transport=own) as client:
+    with httpx.Client(transport=own, timeout=60) as client:
         batches = (requests_from_many(client, app.address, PAGES + 5) for _ in range(3))
         assert any(429 in batch for batch in batches)  # a batch across the turn of a minute may count for less

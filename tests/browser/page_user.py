@@ -56,6 +56,24 @@ TIDY = """() => {
   window.sinkgate.publish("compose", false);
   scrollTo(0, 0);
 }"""
+#: Whether both answers are written for all that the page has sent, and nothing is left to send: a fader, an object or a choice for
+#: the maps that was moved is not at rest before its own result is drawn.
+AT_REST = """() => {
+  const frame = document.querySelector('#maps [data-tick]')?.frame;
+  if (!frame?.here || !frame.finished || document.querySelector('#answers [data-done]')?.dataset.done !== 'true') return false;
+  const { setting, settled, lens, scene } = window.sinkgate.last;
+  if (settled?.revision !== setting?.revision) return false;
+  if (['layer', 'head', 'hide', 'scale', 'heads'].some((name) => frame.lens[name] !== lens[name])) return false;
+  if (document.querySelector('#learned select').value !== (frame.learned?.name ?? '')) return false;
+  const stage = document.querySelector('#composer [data-composing]').scene;
+  if (scene?.scene && (frame.edit < scene.edit || JSON.stringify(scene.scene) !== JSON.stringify(stage))) return false;
+  return [...document.querySelectorAll('#mixer .fader')].every((fader) => fader.dataset.layer === '-1' ||
+    Math.abs((frame.gates[fader.dataset.group] || frame.gates.rest)[fader.dataset.layer] - fader.ariaValueNow) < 1e-9);
+}"""
+#: Press keys within one task of the page: keys that are in a row on a slow page, too.
+PRESS = """(keys) => {
+  for (const key of keys) document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+}"""
 
 
 class Tab:
@@ -96,15 +114,8 @@ class Tab:
         self.page.wait_for_function(condition, arg=arg, polling=50)  # ms; each frame of the screen would cost a drawing
 
     def settle(self) -> dict[str, Any]:
-        """Wait until both answers are written for the setting on the mixer; gives the frame drawn then."""
-        self.wait(
-            """() => {
-              const frame = document.querySelector('#maps [data-tick]')?.frame;
-              if (!frame || document.querySelector('#answers [data-done]')?.dataset.done !== 'true') return false;
-              return [...document.querySelectorAll('#mixer .fader')].every((fader) => fader.dataset.layer === '-1' ||
-                Math.abs((frame.gates[fader.dataset.group] || frame.gates.rest)[fader.dataset.layer] - fader.ariaValueNow) < 1e-9);
-            }"""
-        )
+        """Wait until both answers are written for what is on the page, and it is at rest; gives the frame drawn then."""
+        self.wait(AT_REST)
         return self.frame()
 
     def frame(self) -> dict[str, Any]:
@@ -143,7 +154,7 @@ class Tab:
     def upload(self, path: Path) -> None:
         """Give the picture box another file."""
         if not self.page.locator("#picture input[type=file]").count():
-            self.page.get_by_label("Remove Image").click()
+            self.says(self.page.get_by_label("Remove Image").click)  # or it may follow what the next picture brings
         self.page.locator("#picture input[type=file]").set_input_files(path)
 
     def gates_text(self) -> Locator:
@@ -195,12 +206,23 @@ class Tab:
             )
         )
 
+    def press(self, *keys: str) -> None:
+        """Press keys in a row, where the focus is."""
+        self.page.evaluate(PRESS, keys)
+
     def drag(
-        self, layer: int, to: float, group: str = "v_sink", ticks: int = 1, seconds: float = 0, most: float = 2
+        self,
+        layer: int,
+        to: float,
+        group: str = "v_sink",
+        ticks: int = 1,
+        seconds: float = 0,
+        most: float = 2,
+        until: str = "",
     ) -> None:
         """Pull a fader, which reaches up to ``most``, with the mouse from where it stands to a scale.
 
-        Each tick that the page has time for is computed and drawn: tests that are not about the way take one.
+        It is released once the condition ``until``, if there is one, is true. Each tick that the page has time for is computed and drawn: tests that are not about the way take one.
         """
         self.fader(layer, group).scroll_into_view_if_needed()
         box = self.fader(layer, group).bounding_box()
@@ -214,6 +236,8 @@ class Tab:
             scale = start + (to - start) * tick / ticks
             self.page.mouse.move(x, box["y"] + box["height"] * (1 - scale / most))
             time.sleep(max(0.0, begin + seconds * tick / ticks - time.monotonic()))
+        if until:
+            self.wait(until)
         self.page.mouse.up()
 
 

@@ -271,11 +271,11 @@ def test_a_tool_that_is_not_there(served: str) -> None:
 def test_the_protocol_is_there_with_the_option_alone(address: str, served: str) -> None:
     hello = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     accept = {"Accept": "application/json, text/event-stream"}
-    assert httpx.post(f"{address}/gradio_api/mcp", json=hello, headers=accept).status_code == 404
-    assert httpx.post(f"{served}/gradio_api/mcp", json=hello, headers=accept).status_code == 200
+    assert httpx.post(f"{address}/gradio_api/mcp", json=hello, headers=accept, timeout=60).status_code == 404
+    assert httpx.post(f"{served}/gradio_api/mcp", json=hello, headers=accept, timeout=60).status_code == 200
     wanting = {"question": QUESTION, "picture": {"path": "/etc/passwd", "url": "http://127.0.0.1:1"}}
     wanting = {**hello, "method": "tools/call", "params": {"name": "answer", "arguments": wanting}}
-    assert httpx.post(f"{served}/gradio_api/mcp", json=wanting, headers=accept).status_code == 400
+    assert httpx.post(f"{served}/gradio_api/mcp", json=wanting, headers=accept, timeout=60).status_code == 400
     for path in ("/gradio_api/mcp/sse", "/gradio_api/mcp/schema", "/gradio_api/mcp/messages/"):  # Gradio's own
-        assert httpx.get(served + path).status_code == 404
-    assert httpx.get(f"{served}/gradio_api/mcp", headers=accept).status_code == 405
+        assert httpx.get(served + path, timeout=60).status_code == 404
+    assert httpx.get(f"{served}/gradio_api/mcp", headers=accept, timeout=60).status_code == 405

@@ -65,11 +65,7 @@ def test_every_change_is_one_step(fresh_tab: Tab, vlm: sg.VLM, scene: Path) -> N
     for act in (
         lambda: fresh_tab.drag(2, 0.1),
         lambda: fresh_tab.page.locator("#mixer .preset", has_text="V-sinks × 2").click(),
-        lambda: (
-            fresh_tab.fader(3).focus(),
-            fresh_tab.page.keyboard.press("ArrowDown"),
-            fresh_tab.page.keyboard.press("ArrowDown"),
-        ),
+        lambda: (fresh_tab.fader(3).focus(), fresh_tab.press("ArrowDown", "ArrowDown")),
         lambda: fresh_tab.page.locator("#learned select").select_option("stack"),
     ):
         steps_before = steps(fresh_tab)
@@ -127,8 +123,7 @@ def test_edits_of_the_scene_are_steps_among_those_of_the_faders(tab: Tab, vlm: s
 
     def press(*keys: str) -> None:
         tab.thing(0).focus()
-        for key in keys:
-            tab.page.keyboard.press(key)
+        tab.press(*keys)
 
     tab.compose()
     states, opened = [state()], steps(tab)

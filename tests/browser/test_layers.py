@@ -105,7 +105,9 @@ def test_the_rows_are_in_sight_share_one_axis_and_select_their_layers(tab: Tab) 
     shown = ("#maps .screen", "#answers .answer", "#words .bars", "#films .film", "#chart .plot", "#mixer .strips")
     for width, height in ((1280, 720), (1366, 768), (1440, 900), (2560, 1440)):
         tab.page.set_viewport_size({"width": width, "height": height})
-        tab.wait("document.querySelector('#chart .plot svg').clientWidth > innerWidth - 100")
+        tab.wait(
+            "document.querySelector('#chart .plot svg').clientWidth === document.querySelector('#chart .plot').clientWidth"
+        )
         for name in shown:
             box = tab.page.locator(name).last.bounding_box()
             assert box and box["y"] >= 0 and box["y"] + box["height"] <= height, (name, width)

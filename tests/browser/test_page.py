@@ -40,12 +40,8 @@ def direct(
 
 def ask_about(tab: Any, picture: Path) -> dict[str, Any]:
     """Upload a picture and ask about it."""
-    tab.upload(picture)
-    tab.wait("document.querySelectorAll('#questions .chip').length === 3")
-    tab.settle()
-    tab.ask(QUESTION)
-    tab.wait("([q]) => document.querySelector('#questions [data-asked]')?.dataset.asked === q", arg=[QUESTION])
-    return tab.settle()
+    tab.after(lambda: tab.upload(picture))
+    return tab.after(lambda: tab.ask(QUESTION))
 
 
 def assert_shows(tab: Any, frame: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -81,20 +77,17 @@ def test_opens_with_an_answered_example_and_has_others(fresh_tab: Any) -> None:
 
     # other scenes, and their true answers
     first = frame["before"]
-    fresh_tab.page.locator("#questions .gallery button").nth(2).click()
-    fresh_tab.wait("(old) => document.querySelector('#maps [data-tick]').frame.before.join() !== old.join()", arg=first)
-    fresh_tab.settle()
+    shown = fresh_tab.after(fresh_tab.page.locator("#questions .gallery button").nth(2).click)
+    assert shown["before"] != first
     question = fresh_tab.page.locator("#questions .chip").nth(1)
     wanted = question.text_content()
-    question.click()
-    fresh_tab.wait("(q) => document.querySelector('#questions [data-asked]').dataset.asked === q", arg=wanted)
-    fresh_tab.settle()
+    fresh_tab.after(question.click)
+    assert fresh_tab.page.locator("#questions [data-asked]").get_attribute("data-asked") == wanted
     assert fresh_tab.page.locator("#question textarea").input_value() == wanted
     assert not fresh_tab.page.locator("#questions .truth p").is_visible()
     fresh_tab.page.locator("#questions summary").click()
     assert "background" in (fresh_tab.page.locator("#questions .truth p").text_content() or "")
-    fresh_tab.page.locator("#new-scene").click()
-    fresh_tab.settle()
+    fresh_tab.after(fresh_tab.page.locator("#new-scene").click)
 
 
 def test_upload_ask_drag_one_second_undo_and_redo_end_where_direct_computation_does(
@@ -103,11 +96,11 @@ def test_upload_ask_drag_one_second_undo_and_redo_end_where_direct_computation_d
     ask_about(tab, picture)
     still = tab.pixels("after")
     tab.page.evaluate("window.frames_seen = 0; document.addEventListener('sinkgate:frame', () => window.frames_seen++)")
-    tab.drag(4, 0.13, ticks=40, seconds=1.0)
+    tab.drag(4, 0.13, ticks=40, seconds=1.0, until="window.frames_seen >= 2")  # it follows while it moves
     frame = tab.settle()
     assert tab.scale(4) == pytest.approx(0.13, abs=0.03)
     assert frame["gates"]["v_sink"][4] == tab.scale(4)
-    assert tab.page.evaluate("window.frames_seen") >= 3  # it followed while it moved
+    assert tab.page.evaluate("window.frames_seen") >= 3
     assert tab.pixels("after") != still
     expected = direct(vlm, picture, QUESTION, frame["gates"])
     assert_shows(tab, frame, expected)
@@ -264,13 +257,12 @@ def test_a_tick_that_comes_late_hides_no_error(tab: Any) -> None:
     text = tab.gates_text()
     text.fill("not json")
     sentence = tab.says(tab.page.locator("#gates-apply").click)
-    for request_time in ("0", "performance.now()"):
-        assert tab.page.locator("#status .warning").count() == 1 and tab.status() == sentence
-        tab.page.evaluate(
-            f"window.sinkgate.publish('update', {{ status: {{ text: '', tone: 'calm' }}, asked: {request_time} }})"
-        )
-        tab.page.wait_for_timeout(200)
-    assert tab.page.locator("#status .warning").count() == 0
+    calm = "(asked) => window.sinkgate.publish('update', { status: { text: '', tone: 'calm' }, asked })"
+    tab.page.evaluate(calm, 0)
+    tab.page.wait_for_timeout(200)
+    assert tab.page.locator("#status .warning").count() == 1 and tab.status() == sentence
+    tab.page.evaluate(calm, tab.page.evaluate("performance.now()"))
+    tab.page.wait_for_selector("#status .warning", state="detached")
     text.fill("not json")
     assert tab.says(tab.page.locator("#gates-apply").click) == sentence
 
@@ -337,10 +329,7 @@ def test_every_kind_of_picture_is_taken(tab: Any, tmp_path: Path, picture: Path)
     image.resize((120, 60)).save(tmp_path / "turned.jpg", exif=turned)
     image.save(tmp_path / "moving.webp", save_all=True, append_images=[image.rotate(90)])
     for name in ("rgba.png", "deep.png", "cmyk.jpg", "turned.jpg", "moving.webp"):
-        before = tab.frame()["sequence"]
-        tab.upload(tmp_path / name)
-        tab.wait("(n) => document.querySelector('#maps [data-tick]').frame.sequence > n", arg=before)
-        tab.settle()
+        tab.after(lambda name=name: tab.upload(tmp_path / name))
         assert tab.answers()[0], name
         assert not tab.page.locator("#status .warning").count(), name
 

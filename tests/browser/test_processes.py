@@ -66,7 +66,7 @@ def one():
 
 
 def test_addresses_count_as_the_proxy_tells_them(one):
-    with httpx.Client() as client:
+    with httpx.Client(timeout=60) as client:
         assert set(requests_from_many(client, one.address, PAGES + 5)) == {200}
 
 
@@ -81,7 +81,7 @@ def test_users_are_spread_and_stay(enter, picture, one):
                 return next(c["value"] for c in tab.page.context.cookies() if c["name"] == "sinkgate")
 
             assert sorted(process(tab) for tab in tabs) == ["one", "two"]
-            assert {httpx.get(front).cookies["sinkgate"] for _ in range(6)} <= {
+            assert {httpx.get(front, timeout=60).cookies["sinkgate"] for _ in range(6)} <= {
                 "one",
                 "two",
             }  # nobody where nothing runs

@@ -254,8 +254,7 @@ def assert_repeats(tab: Any, code: str) -> None:
 
 
 def test_a_link_opens_the_same_page(enter: Callable[..., Tab], tab: Tab) -> None:
-    tab.page.locator("#questions .frame").nth(3).click()
-    tab.page.wait_for_selector("#status .empty", state="attached")
+    tab.after(tab.page.locator("#questions .frame").nth(3).click)
     tab.after(lambda: tab.page.locator("#questions .chip").nth(1).click())
     tab.page.locator("#films .film").nth(4).click()
     tab.page.locator("#lens .head").select_option("1")
@@ -263,8 +262,8 @@ def test_a_link_opens_the_same_page(enter: Callable[..., Tab], tab: Tab) -> None
     tab.page.locator("#lens .scale-kind").select_option("log")
     tab.drag(2, 0.1)
     tab.drag(5, 1.7, group="rest")
+    tab.settle()
     tab.page.locator("#films .film").nth(4).click()
-    tab.wait("document.querySelector('#maps [data-tick]').frame.lens.layer === 4")
     tab.settle()
     taken = takings(tab)
     other = enter(taken["link"])
@@ -281,20 +280,7 @@ def test_a_link_opens_the_same_page(enter: Callable[..., Tab], tab: Tab) -> None
 def test_a_link_keeps_an_edited_scene(enter: Callable[..., Tab], tab: Tab) -> None:
     tab.compose()
     tab.thing(0).focus()
-
-    def move() -> None:
-        for _ in range(6):
-            tab.page.keyboard.press("ArrowLeft")
-
-    tab.after(move)
-    tab.wait(  # the keys' commit
-        """() => {
-          const here = document.querySelector('#maps [data-tick]').frame.here || '';
-          const { scene } = JSON.parse(atob(here.replaceAll('-', '+').replaceAll('_', '/')) || '{}');
-          return scene?.objects[0].x === document.querySelector('#composer [data-composing]').scene.objects[0].x;
-        }""",
-    )
-    tab.settle()
+    tab.after(lambda: tab.press(*["ArrowLeft"] * 6))
     taken = takings(tab)
     assert "scene" in unpacked(taken["link"].partition("#s=")[2]) and "from_dict" in taken["python"]
     other = enter(taken["link"])
@@ -345,13 +331,22 @@ def test_uploaded_gates_are_not_in_a_link(engine: Engine, handlers: Handlers) ->
 def test_a_broken_link_in_the_browser(enter: Callable[..., Tab], tab: Tab, address: str) -> None:
     other = enter(f"{address}/#s=nonsense")
     assert "damaged" in other.status() and other.answers() == tab.answers()
-    other.page.evaluate(f"location.hash = '#s={packed(GOOD)}'")  # another link in the same tab
-    other.wait("document.querySelector('#status .empty') && document.querySelector('#answers [data-done=true]')")
+
+    def follow() -> None:  # another link in the same tab
+        other.page.evaluate(f"location.hash = '#s={packed(GOOD)}'")
+        other.wait("document.querySelector('#status .empty') && document.querySelector('#answers [data-done=true]')")
+
+    other.leave(follow)
     assert other.settle() and other.scene() == Scene.random(Random(26)).to_dict()
     assert enter(f"{address}/#s={'x' * 50_000}").status().startswith("This link is too long")
 
 
-def test_copying_with_the_keyboard_alone(tab: Any) -> None:
+#: More patience with a slow server than browsers' permission to copy lasts: tests have the permission.
+PATIENT = "const { setTimeout } = window; window.setTimeout = (act, ms, ...rest) => setTimeout(act, ms === 4000 ? 120000 : ms, ...rest);"
+
+
+def test_copying_with_the_keyboard_alone(enter: Callable[..., Tab], address: str) -> None:
+    tab = enter(address, script=PATIENT)
     tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     tab.page.get_by_role("button", name="Share", exact=True).focus()
     tab.page.keyboard.press("Enter")
@@ -373,7 +368,7 @@ def test_copying_with_the_keyboard_alone(tab: Any) -> None:
 
 def test_sharing_where_there_is_no_clipboard_and_no_chart_yet(fresh_tab: Any) -> None:
     fresh_tab.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
-    fresh_tab.page.get_by_role("button", name="Share", exact=True).click()
+    takings(fresh_tab)  # opens the panel
     fresh_tab.page.get_by_role("button", name="Copy link").click()
     fresh_tab.page.get_by_text("Link copied.").wait_for()
     assert fresh_tab.page.evaluate("getSelection().toString()") == takings(fresh_tab)["link"]

@@ -123,7 +123,7 @@ def called(script: str, lab: Path, *arguments: str, **variables: str) -> list[li
     path = os.pathsep.join((str(lab / "programs"), os.environ["PATH"]))
     environment = {**os.environ, "PATH": path, "CALLS": str(calls), "REHEARSE": str(SAMPLES), **variables}
     command = ["bash", "-euo", "pipefail", "-c", script, "bash", *arguments]
-    done = subprocess.run(command, cwd=lab, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, cwd=lab, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     return [call.split("\0") for call in calls.read_bytes().decode().split("\0\0") if call]
 

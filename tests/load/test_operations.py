@@ -46,7 +46,7 @@ def ask(client: RawClient, question: str) -> dict:
 
 
 def test_healthy_and_measured(app: App, client: RawClient) -> None:
-    assert httpx.get(f"{app.address}/healthz").json() == {"status": "ok", "waiting": 0}
+    assert httpx.get(f"{app.address}/healthz", timeout=60).json() == {"status": "ok", "waiting": 0}
     jobs = app.measured("sinkgate_jobs_total")
     client.send("", "load")
     client.follow("", "load")
@@ -55,7 +55,7 @@ def test_healthy_and_measured(app: App, client: RawClient) -> None:
         assert app.measured(f'sinkgate_run_seconds_count{{tier="{tier}"}}') >= 1
     assert app.measured("sinkgate_sessions ") >= 1 and app.measured("sinkgate_cache_bytes ") > 0
     assert app.measured("process_resident_memory_bytes") > 1e8
-    assert httpx.get(f"{app.address}/metrics").status_code == 404  # not for users
+    assert httpx.get(f"{app.address}/metrics", timeout=60).status_code == 404  # not for users
     assert app.measured('sinkgate_refused_total{status="404"}') == 1
 
 
@@ -125,7 +125,7 @@ def test_a_tab_that_closes_in_mid_answer_frees_the_model(altered_app: App) -> No
     leaving.close()
     assert "maps" in ask(staying, "How many objects are there?")
     wait_for(lambda: altered_app.threads <= threads)  # what wrote the answer has ended
-    assert httpx.get(f"{altered_app.address}/healthz").json()["status"] == "ok"
+    assert httpx.get(f"{altered_app.address}/healthz", timeout=60).json()["status"] == "ok"
     staying.close()
 
 
@@ -141,7 +141,7 @@ def test_sigterm_in_mid_answer_finishes_it_and_tells_those_who_wait(altered_app:
     thread.start()
     wait_for(lambda: altered_app.measured("sinkgate_waiting ") == 1)
     altered_app.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: httpx.get(f"{altered_app.address}/healthz").status_code == 503)
+    wait_for(lambda: httpx.get(f"{altered_app.address}/healthz", timeout=60).status_code == 503)
     *_, last = stream
     assert last["answers"]["done"] and last["answers"]["unchanged"]
     thread.join(60)

@@ -53,7 +53,7 @@ def test_it_begins_with_the_unmodified_model(demo, image, explorer):
 def test_a_fader_moves_map_bars_and_answer(demo, image, explorer):
     explorer.screen.layer.value = 5
     explorer.faders["v_sink"][2].value = 0.2
-    assert explorer.settle(30)
+    assert explorer.settle(120)
     gates = sg.Gates.ones(demo).set("v_sink", 0.2, [2])
     trace = demo.answer(demo.prompt(image, QUESTION), gates)
     assert explorer.gates == gates
@@ -72,19 +72,19 @@ def test_l_sinks_can_have_faders_of_their_own(demo, explorer):
     explorer.separate.value = True
     assert explorer.faders["l_sink"][4].layout.display is None and explorer.faders["l_sink"][4].value == 0.5
     explorer.faders["l_sink"][4].value = 0.2
-    assert explorer.settle(30)
+    assert explorer.settle(120)
     assert "L-sinks" in explorer.legend.value and "ordinary tokens" in explorer.legend.value
     gates = sg.Gates.ones(demo).set("ordinary", 0.5, [4]).set("l_sink", 0.2, [4])
     assert explorer.gates == gates == explorer._shown
     explorer.separate.value = False
     assert "L-sinks" not in explorer.legend.value and "other visual tokens" in explorer.legend.value
     assert explorer.gates == sg.Gates.ones(demo).set("rest", 0.5, [4])
-    assert explorer.settle(30)
+    assert explorer.settle(120)
 
 
 def test_the_other_fader_and_presets(demo, explorer):
     explorer.faders["rest"][3].value = 0.5
-    assert explorer.settle(30)
+    assert explorer.settle(120)
     assert explorer.gates == sg.Gates.ones(demo).set("rest", 0.5, [3])
     layer = explorer.screen.layer.value
     for name, button in explorer.presets.items():
@@ -92,16 +92,16 @@ def test_the_other_fader_and_presets(demo, explorer):
         assert explorer.gates == sg.Gates.preset(name, demo)
     assert explorer.presets["V-sinks off"].description == "V-sinks × 0", "as on the page"
     assert explorer.screen.layer.value == layer, "a preset is no layer's"
-    assert explorer.settle(30)
+    assert explorer.settle(120)
 
 
 def test_another_layer_is_drawn_and_not_computed_again(explorer):
     explorer.faders["v_sink"][2].value = 0.2
-    explorer.settle(30)
+    explorer.settle(120)
     computed = explorer.predictions
     for layer in range(8):
         explorer.screen.layer.value = layer
-        explorer.settle(30)
+        explorer.settle(120)
         assert np.allclose(shown_map(explorer), explorer.gated.visual(layer).numpy(), atol=1e-6)
     assert explorer.predictions == computed
 
@@ -109,7 +109,7 @@ def test_another_layer_is_drawn_and_not_computed_again(explorer):
 def test_maps_show_the_difference_from_the_original(explorer):
     explorer.faders["v_sink"][2].value = 0.2
     explorer.screen.kind.value = "Difference"
-    explorer.settle(30)
+    explorer.settle(120)
     before, after = (trace.visual(2).numpy() for trace in (explorer.unchanged, explorer.gated))
     original, gated = explorer.screen.maps
     assert np.allclose(original.z, before, atol=1e-6) and original.zmin == 0
@@ -117,16 +117,17 @@ def test_maps_show_the_difference_from_the_original(explorer):
     assert gated.zmax == -gated.zmin == pytest.approx(abs(100 * (after - before)).max(), abs=1e-4)
     assert "percentage points" in explorer.screen.caption.value and "pp" in gated.hovertemplate
     explorer.screen.kind.value = "Share of attention"
-    explorer.settle(30)
+    explorer.settle(120)
     assert np.allclose(gated.z, after, atol=1e-6) and gated.zmin == 0 and "pp" not in gated.hovertemplate
 
 
 def test_of_many_quick_moves_few_are_computed_and_the_last_wins(demo, explorer, monkeypatch):
     slow, answered, predict, answer = [], [], explorer.warm.predict, explorer.warm.answer
+    moved, waited_for = threading.Event(), []
 
     def slowly(gates):
         slow.append(float(gates.scales[2, 0]))
-        time.sleep(0.05)
+        waited_for.append(not moved.wait(120))
         return predict(gates)
 
     def answering(gates, **options):
@@ -135,11 +136,11 @@ def test_of_many_quick_moves_few_are_computed_and_the_last_wins(demo, explorer, 
 
     monkeypatch.setattr(explorer.warm, "predict", slowly)
     monkeypatch.setattr(explorer.warm, "answer", answering)
-    began = time.monotonic()
     for step in range(100):
         explorer.faders["v_sink"][2].value = 0.2 if step == 99 else 1 + step / 100
-    assert time.monotonic() - began < 1, "the hand waits for nothing"
-    assert explorer.settle(30)
+    moved.set()
+    assert explorer.settle(120)
+    assert not any(waited_for), "the hand waits for nothing"
     assert len(slow) < 10 and slow[-1] == pytest.approx(0.2)
     assert answered == [pytest.approx(0.2)], "settings between two ticks are not answered"
     assert explorer.gated.text == "1"
@@ -152,7 +153,7 @@ def test_an_answer_ends_as_soon_as_the_hand_moves_again(explorer, monkeypatch):
     def endless(gates, *, stop, **options):
         if gates.scales[2, 0] > 1:  # the first setting only
             begun.set()
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 120
             while not stop() and time.monotonic() < deadline:
                 time.sleep(0.01)
             given_up.append(stop())
@@ -160,9 +161,9 @@ def test_an_answer_ends_as_soon_as_the_hand_moves_again(explorer, monkeypatch):
 
     monkeypatch.setattr(explorer.warm, "answer", endless)
     explorer.faders["v_sink"][2].value = 1.5
-    assert begun.wait(20)
+    assert begun.wait(120)
     explorer.faders["v_sink"][2].value = 0.2
-    assert explorer.settle(30)
+    assert explorer.settle(120)
     assert given_up == [True] and explorer.gated.text == "1"
 
 
@@ -173,14 +174,14 @@ def test_an_answer_ends_as_soon_as_the_hand_moves_again(explorer, monkeypatch):
 def test_a_question_that_cannot_be_asked(explorer, question, expected):
     before = shown_map(explorer)
     explorer.question.value = question
-    assert explorer.settle(30)
+    assert explorer.settle(120)
     assert expected in explorer.message.value and "<image>" not in explorer.message.value
     assert (shown_map(explorer) == before).all()
     explorer.faders["v_sink"][2].value = 0.2  # the faders still move what is shown
-    assert explorer.settle(30)
+    assert explorer.settle(120)
     assert explorer.gated.text == "1" and expected in explorer.message.value
     explorer.question.value = "What is the color of the background?"
-    assert explorer.settle(30)
+    assert explorer.settle(120)
     assert not explorer.message.value and explorer.unchanged.text == "white"
 
 
@@ -189,12 +190,12 @@ def test_a_scale_that_is_no_scale(explorer, value):
     fader = explorer.faders["v_sink"][2]
     fader.min, fader.max = -2.0, float("inf")  # ipywidgets would mend it
     fader.value = value
-    assert explorer.settle(30)
+    assert explorer.settle(120)
     assert "scale of layer 2" in explorer.message.value
     with pytest.raises(sg.GateError, match="layer 2"):
         _ = explorer.gates
     fader.value = 0.2
-    assert explorer.settle(30)
+    assert explorer.settle(120)
     assert not explorer.message.value and explorer.gated.text == "1"
 
 
@@ -216,7 +217,7 @@ def test_a_picture_that_cannot_be_read(demo, explorer, image):
     with io.BytesIO() as buffer:
         other.save(buffer, "PNG")
         upload(explorer, buffer.getvalue())
-    assert explorer.settle(30)
+    assert explorer.settle(120)
     assert not explorer.message.value
     assert explorer.unchanged.text == demo.answer(demo.prompt(other, QUESTION)).text != "2"
     assert explorer.warm.prompt.image.size == other.size
@@ -226,10 +227,10 @@ def test_it_can_begin_with_bad_input_and_recover(demo, image):
     explorer = sg.explore(demo, "nowhere.png", QUESTION)
     assert "nowhere.png" in explorer.message.value and explorer.unchanged is None
     explorer.faders["v_sink"][2].value = 0.2
-    assert explorer.settle(30)
+    assert explorer.settle(120)
     assert "No image yet" in explorer.message.value
     explorer._take(image)
-    assert explorer.settle(30)
+    assert explorer.settle(120)
     assert not explorer.message.value and (explorer.unchanged.text, explorer.gated.text) == ("2", "1")
     assert "empty" in sg.explore(demo, image, "").message.value
 
@@ -241,10 +242,10 @@ def test_whatever_a_model_raises_the_widget_lives_on(explorer, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(explorer.warm, "predict", broken)
         explorer.faders["v_sink"][2].value = 0.5
-        assert explorer.settle(30)
+        assert explorer.settle(120)
         assert "out of &lt;memory&gt;" in explorer.message.value
     explorer.faders["v_sink"][2].value = 0.2
-    assert explorer.settle(30)
+    assert explorer.settle(120)
     assert not explorer.message.value and explorer.gated.text == "1"
 
 
@@ -258,7 +259,7 @@ def test_newest_keeps_the_newest_and_begins_again():
     done, gate = [], threading.Event()
 
     def work(wish):
-        gate.wait(10)
+        gate.wait(120)
         done.append(wish)
 
     newest = LatestOnly(work)
@@ -266,10 +267,10 @@ def test_newest_keeps_the_newest_and_begins_again():
         newest.put(wish)
     assert newest.comes() or not done
     gate.set()
-    assert newest.settle(10) and done[-1] == 49 and len(done) <= 2
+    assert newest.settle(120) and done[-1] == 49 and len(done) <= 2
     assert not newest.comes(0.01)
     newest.put("again")
-    assert newest.settle(10) and done[-1] == "again"
+    assert newest.settle(120) and done[-1] == "again"
 
 
 def test_a_slider_goes_through_the_frames_of_a_video(demo):
@@ -282,7 +283,7 @@ def test_a_slider_goes_through_the_frames_of_a_video(demo):
     pictures, trace = [], demo.answer(demo.prompt(video, QUESTION))
     for index in (2, 3):
         time.value = index
-        assert explorer.settle(30)
+        assert explorer.settle(120)
         layer = explorer.screen.layer.value
         assert np.allclose(shown_map(explorer, 0), trace.visual(layer, sheet=index).numpy(), atol=1e-6)
         sinks = explorer.warm.sinks
