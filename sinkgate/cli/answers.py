@@ -19,6 +19,7 @@ from sinkgate.cli.options import (
     print_json,
     unfolded,
 )
+from sinkgate.errors import SinkgateError
 
 LISTED = 20  # lines of tokens at most
 
@@ -85,6 +86,8 @@ def sinks(
     from sinkgate.analysis.report import report
     from sinkgate.models.vlm import find_sinks
 
+    if everything and as_json:
+        raise SinkgateError("--report prints text; leave out --json, which lists the sinks with their evidence")
     finder = criteria.finder()
     vlm = model.load()
     prompt = vlm.prompt(image, question, system=system)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -84,8 +84,11 @@ def train(
 
     if method != "lsg":
         of_gates = {"grouping": (grouping, "v_sink"), "signal": (signal, "last"), "start": (start, "paper")}
-        of_layers = {"layers": (layers, "all")} if method == "reweight" else {}
-        for name, (got, default) in {**of_gates, **of_layers, "together": (together, False)}.items():
+        unused: dict[str, tuple[Any, Any]] = {"layers": (layers, "all")}
+        if method == "lora":  # which scales no group of tokens
+            named = {each.name.replace("_", "-"): (getattr(criteria, each.name), None) for each in fields(criteria)}
+            unused = {"criterion": (criterion, "auto"), **named}
+        for name, (got, default) in {**of_gates, **unused, "together": (together, False)}.items():
             if got != default:
                 raise SinkgateError(f"--{name} is {got}, which {method} does not use; leave it out")
     processes = PartialState(cpu=not torch.cuda.is_available())

@@ -118,6 +118,10 @@ class SinkChoice:
             raise SinkgateError(
                 f"--tau is {self.tau:g}; expected a positive number with --v-sink dimensions, --l-sink dimensions or dimensions given"
             )
+        sides = [criterion for criterion in self.criteria if criterion and criterion.startswith("dimensions")]
+        own = [criterion for criterion in (self.v_sink, self.l_sink) if criterion and " tau " in criterion]
+        if self.tau is not None and len(own) == len(sides):
+            raise SinkgateError(f"--tau is {self.tau:g}, and the criterion is {own[0]!r}; leave out one of the two")
 
     @property
     def criteria(self) -> tuple[str | None, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +55,9 @@ def export(
     if runs.out is None:
         raise SinkgateError("--out is missing; expected the folder for the tables")
     if pictures:
+        for name in (each.name for each in fields(data) if getattr(data, each.name) != each.default):
+            option = f"--{name.replace('_', '-')} is {getattr(data, name)}"
+            raise SinkgateError(f"{option}, and IMAGES are exported without it; leave out one of the two")
         samples, about = samples_of(pictures, question or [QUESTION]), {"images": [str(path) for path in pictures]}
     elif question:
         raise SinkgateError("--question asks about IMAGES; name image files or folders, or leave it out with --data")

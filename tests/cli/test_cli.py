@@ -232,6 +232,7 @@ def test_gates_keep_their_criterion_unless_another_is_named(sinkgate, scene_fold
         (["--vision-dimensions", "3;4"], "--vision-dimensions is '3;4'; expected numbers such as 1415,2533"),
         (["--tau", "3"], "--tau is 3; expected a positive number with"),
         (["--dimensions", "3", "--tau", "-1"], "-1"),
+        (["--l-sink", "dimensions 3 tau 4", "--tau", "5"], "--tau is 5, and the criterion is 'dimensions 3 tau 4'"),
     ],
 )
 def test_what_is_wrong_with_criteria_is_one_sentence(sinkgate, monkeypatch, command, options, words):
@@ -246,6 +247,7 @@ def test_dimensions_and_the_report_of_all_criteria(sinkgate, scene_folder):
     assert printed["prompts"] == 12 and printed["llm"]["dimensions"] == []
     image = scene_folder / "0000.png"
     assert "Disagreements:" in sinkgate("sinks", image, "--report").stdout
+    assert "leave out --json" in sinkgate("sinks", image, "--report", "--json", code=2).stderr
     chosen = sinkgate("sinks", image, "--report", "--v-sink", "attention", "--l-sink", "norm").stdout
     alone = sinkgate("sinks", image, "--v-sink", "attention", "--l-sink", "norm").stdout
     assert alone.splitlines()[0] in chosen and "attention share calls" in chosen
@@ -472,6 +474,8 @@ def test_gates_are_trained_on_files_in_llavas_format(sinkgate, scene_folder, tmp
         (["eval", "--data", "cambrian"], "--images"),
         (["eval", "--images", "x"], "--images is x, which scenes does not use; leave it out"),
         (["train", "--method", "lora", "--signal", "mean"], "--signal is mean, which lora does not use; leave it out"),
+        (["train", "--method", "lora", "--criterion", "norm"], "--criterion is norm, which lora does not use"),
+        (["train", "--method", "lora", "--v-sink", "norm"], "--v-sink is norm, which lora does not use"),
         (["train", "--method", "reweight", "--layers", "2"], "--layers is 2, which reweight does not use"),
         (["train", "--broken", "stop"], "--broken is stop, which scenes does not use; leave it out"),
         (["eval", "--data", "{broken}", "--haze", "0.5"], "--haze is 0.5, which .*broken.json does not use"),

@@ -95,6 +95,8 @@ def test_wrong_places_are_named(tmp_path):
         ([str(tmp_path / "empty"), "--out", "x"], "empty holds no picture; expected a picture"),
         ([str(tmp_path / "empty")], "--out is missing; expected the folder for the tables"),
         (["--question", "Why?", "--out", "x"], "--question asks about IMAGES"),
+        ([str(tmp_path / "none.png"), "--limit", "3", "--out", "x"], "--limit is 3, and IMAGES are exported without"),
+        ([str(tmp_path / "none.png"), "--data", "pope", "--out", "x"], "--data is pope, and IMAGES are exported"),
     ):
         done = CliRunner().invoke(cli, ["export", *arguments])
         assert done.exit_code == 1 and isinstance(done.exception, sg.SinkgateError) and words in str(done.exception)
