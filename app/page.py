@@ -119,7 +119,7 @@ def lay_out(vlm: sg.VLM, learned_value: dict[str, Any], interactive: bool, set_g
             component("questions", {})
         with gr.Column(elem_classes="card looking", min_width=320):
             first = asdict(Lens(layer=min(FIRST_LAYER, vlm.num_layers - 1)))
-            component("lens", first, size={"heads": vlm.num_heads})
+            component("lens", first, size={"heads": vlm.num_heads, "interactive": interactive})
             component("tokens")
             component("maps")
         with gr.Column(elem_classes="card answering", min_width=280):

@@ -8,7 +8,7 @@ const scale = element.querySelector(".scale-kind");
 const every = element.querySelector(".all-heads");
 const hide = element.querySelector(".hide-sinks");
 const follow = element.querySelector(".follow");
-const { heads } = props.size;
+const { heads, interactive } = props.size;
 
 // The revision lets the server ignore the lens of an event that arrives late.
 function set(change) {
@@ -70,10 +70,11 @@ page.subscribe("frame", (frame) => {
 page.subscribe("layer", (layer) => choose({ layer }));
 page.subscribe("choose", choose); // of the maps and the row of prompt tokens
 
-// The layer whose fader is touched; the mixer's own event brings the frame.
+// The layer whose fader is touched; the mixer's own event brings the frame, where the page follows a moving fader.
 page.subscribe("touched", (layer) => {
   if (!follow.checked || layer === props.value.layer) return;
-  set({ layer });
+  if (interactive) set({ layer });
+  else choose({ layer });
 });
 
 drawChoice();

@@ -43,6 +43,12 @@ def test_maps_and_answers_follow_when_a_fader_is_let_go(far_tab):
     assert far_tab.errors == []
 
 
+def test_the_maps_show_the_layer_of_the_fader_that_was_moved(far_tab):
+    far_tab.drag(5, 0.5)
+    far_tab.wait("document.querySelector('#maps [data-tick]').frame.lens.layer === 5")
+    assert far_tab.settle()["lens"]["layer"] == 5
+
+
 def test_a_new_question_and_an_edit_are_answered(far_tab):
     far_tab.after(lambda: far_tab.ask("What color is the background?"))
     far_tab.compose()
