@@ -42,12 +42,12 @@ class GateHandlers(PageValues):
             gates = self.newest_gates(session, mixer)
             if not session.accepts(revision_of(mixer)) and not session.set_by_server:
                 return
-            bare = self.engine.backend.interactive  # then a tick has brought the frame
+            framed = self.engine.backend.interactive  # by the tick
             for update in self.engine.stream_answers(session, gates):
                 if update.done:
                     break
-                newest = {} if bare else {"maps": self.frame(session, session.lens)}
-                bare = True
+                newest = {} if framed else {"maps": self.frame(session, session.lens)}
+                framed = True
                 yield {"answers": answers(update), **newest}
             else:
                 return  # outdated
