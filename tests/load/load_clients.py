@@ -133,7 +133,8 @@ class PageClient(threading.Thread):
         self.key = answer["maps"]["session"] if "maps" in answer else None
         self.faders([1.0] * len(errand.rest), [1.0] * len(errand.rest), "input")
         self.edits += 1
-        scene = {"scene": errand.scene.to_dict(), "picture": 1, "revision": self.edits}
+        picture = self.client.values["composer"]["picture"]
+        scene = {"scene": errand.scene.to_dict(), "picture": picture, "revision": self.edits}
         placed = self.timed("edit", lambda: self.client.send("composer", "commit", composer=scene))
         self.note_status(placed)
         self.timed("answer", lambda: self.client.follow("composer", "commit"))
