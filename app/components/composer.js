@@ -243,6 +243,7 @@ svg.addEventListener("pointerleave", () => ghost.classList.remove("shown"));
 things.addEventListener("focusin", (event) => choose(indexOf(event.target)));
 
 things.addEventListener("keydown", (event) => {
+  if (selected === NONE) choose(indexOf(event.target)); // it has had the focus since before another picture came
   const [right, down] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] || [0, 0];
   if (right || down) {
     const { x, y } = scene.objects[selected];

@@ -226,6 +226,20 @@ def test_the_composer_follows_the_picture(tab: Any, picture: Path) -> None:
     assert tab.page.locator("#edit-scene").is_visible()
 
 
+def test_another_picture_ends_the_drag_of_an_object_and_keys_go_on(tab: Any, vlm: sg.VLM, tmp_path: Path) -> None:
+    tab.compose()
+    thing = tab.scene()["objects"][0]
+    tab.page.mouse.move(*tab.at(thing["x"], thing["y"]))
+    tab.page.mouse.down()
+    tab.after(lambda: tab.page.evaluate("document.querySelectorAll('#questions .gallery button')[3].click()"))
+    tab.page.mouse.up()
+    scene = random_scene(GALLERY[3])
+    assert Scene.from_dict(tab.scene()) == scene
+    frame = tab.after(lambda: tab.page.keyboard.press("Delete"))  # the first object has had the focus all along
+    assert Scene.from_dict(tab.scene()).objects == scene.objects[1:]
+    assert_about(tab, frame, vlm, tmp_path)
+
+
 def test_the_stage_shows_what_the_model_sees(tab: Any) -> None:
     tab.compose()
     tab.page.evaluate("document.querySelector('#composer .note').style.visibility = 'hidden'")
