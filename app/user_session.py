@@ -161,12 +161,13 @@ class UserSession:
         """Return this lens, or the newer one that arrived before, and a number that orders frames.
 
         A late tick of a fader holds the lens of its time. The number rises with each call, and is read with the lens: of two
-        frames, the later one has the newer lens. It is a time, so that it rises after a restart of the server, too.
+        frames, the later one has the newer lens. It is a time of day, so that it rises after a restart of
+        the machine, too.
         """
         with self.lock:
             if (revision_of(lens) or 0) >= (revision_of(self.lens) or 0):
                 self.lens = lens
-            self.newest_frame = max(self.newest_frame + 1, time.monotonic_ns() // 1000)
+            self.newest_frame = max(self.newest_frame + 1, time.time_ns() // 1000)
             return self.lens, self.newest_frame
 
     def own_revision(self) -> int:

@@ -69,12 +69,13 @@ async function tick() {
   for (let last = null; last !== sent;) {
     last = sent;
     await null; // the lens follows the fader
-    const [{ lens }, asked] = [page.last, performance.now()];
+    const { lens } = page.last;
+    const requestTime = performance.now();
     const view = JSON.stringify([copy(last), lens]);
     if (view === called) continue;
     const update = await server.set_gates(session, last, lens);
     called = update?.maps ? view : null;
-    page.publish("update", { ...update, asked });
+    page.publish("update", { ...update, requestTime });
   }
   ticking = false;
 }

@@ -5,7 +5,8 @@ const line = element.querySelector(".status");
 const OFFLINE = "Offline: the page shows its last result.";
 let sync = "current";
 let caption = ""; // of what the page does by itself, until the user goes on
-let [changed, own] = [0, false]; // when the newest status came that no tick of a fader brought; whether a tick brings one
+let changed = 0; // when the newest status came that no tick of a fader brought
+let own = false; // whether a tick brings one
 let reported = ""; // by Gradio, until the user goes on or the server has another status
 
 function draw() {
@@ -28,7 +29,7 @@ watch("value", () => {
   report("");
 });
 page.subscribe("update", (update) => {
-  if (!update?.status || (update.status.tone === "calm" && update.asked < changed)) return; // a late one hides no error of another event
+  if (!update?.status || (update.status.tone === "calm" && update.requestTime < changed)) return; // a late one hides no error of another event
   own = ["text", "tone"].some((key) => update.status[key] !== props.value?.[key]);
   if (own) props.value = update.status;
   report("");

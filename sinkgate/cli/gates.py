@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,8 +10,17 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sinkgate.cli.data import SCENES, DataChoice
-from sinkgate.cli.options import AnyModel, AsJson, Layers, ModelChoice, SinkChoice, print_json, unfolded
-from sinkgate.errors import SinkgateError
+from sinkgate.cli.options import (
+    AnyModel,
+    AsJson,
+    Layers,
+    ModelChoice,
+    SinkChoice,
+    defaults_of,
+    print_json,
+    refuse_unused,
+    unfolded,
+)
 from sinkgate.output import writable_folder
 
 OnTestSplit = Annotated[
@@ -86,11 +95,10 @@ def train(
         of_gates = {"grouping": (grouping, "v_sink"), "signal": (signal, "last"), "start": (start, "paper")}
         unused: dict[str, tuple[Any, Any]] = {"layers": (layers, "all")}
         if method == "lora":  # which scales no group of tokens
-            named = {each.name.replace("_", "-"): (getattr(criteria, each.name), None) for each in fields(criteria)}
-            unused = {"criterion": (criterion, "auto"), **named}
-        for name, (got, default) in {**of_gates, **unused, "together": (together, False)}.items():
-            if got != default:
-                raise SinkgateError(f"--{name} is {got}, which {method} does not use; leave it out")
+            unused = {"criterion": (criterion, "auto"), **defaults_of(criteria)}
+        refuse_unused(
+            {**of_gates, **unused, "together": (together, False)}, f"which {method} does not use; leave it out"
+        )
     processes = PartialState(cpu=not torch.cuda.is_available())
     writable_folder(out / "gates")  # before the work
     samples, seed = (data.used if validation else data).samples("train", on_test_split), data.seed

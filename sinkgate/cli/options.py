@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -237,6 +237,26 @@ def unfolded(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
+
+
+def refuse_unused(options: Mapping[str, tuple[Any, Any]], reason: str) -> None:
+    """Refuse options that a command would leave unread.
+
+    Args:
+        options: value and default by name.
+        reason: end of the sentence, with the remedy.
+
+    Raises:
+        SinkgateError: one of them differs from its default.
+    """
+    for name, (got, default) in options.items():
+        if got != default:
+            raise SinkgateError(f"--{name.replace('_', '-')} is {got}, {reason}")
+
+
+def defaults_of(choice: Any) -> dict[str, tuple[Any, Any]]:
+    """Return value and default of each option of a choice, for `refuse_unused`."""
+    return {each.name: (getattr(choice, each.name), each.default) for each in fields(choice)}
 
 
 def as_options(sentence: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +18,11 @@ from sinkgate.cli.options import (
     ModelChoice,
     RunChoice,
     SinkChoice,
+    defaults_of,
     print_json,
     print_sinks,
     print_table,
+    refuse_unused,
     unfolded,
 )
 from sinkgate.errors import SinkgateError
@@ -55,9 +56,7 @@ def export(
     if runs.out is None:
         raise SinkgateError("--out is missing; expected the folder for the tables")
     if pictures:
-        for name in (each.name for each in fields(data) if getattr(data, each.name) != each.default):
-            option = f"--{name.replace('_', '-')} is {getattr(data, name)}"
-            raise SinkgateError(f"{option}, and IMAGES are exported without it; leave out one of the two")
+        refuse_unused(defaults_of(data), "and IMAGES are exported without it; leave out one of the two")
         samples, about = samples_of(pictures, question or [QUESTION]), {"images": [str(path) for path in pictures]}
     elif question:
         raise SinkgateError("--question asks about IMAGES; name image files or folders, or leave it out with --data")

@@ -23,6 +23,7 @@ from sinkgate.cli.options import (
     print_sinks,
     print_table,
     records,
+    refuse_unused,
     unfolded,
 )
 from sinkgate.errors import SinkgateError
@@ -215,11 +216,10 @@ def evaluate(
     if scoring_named(scoring) == "generate" and attention:
         raise SinkgateError("--attention needs likelihood scoring; got generate")
     if scoring_named(scoring) == "likelihood":
-        for option, got, default in (("extractor", extractor, "robust"), ("max-new-tokens", max_new_tokens, 32)):
-            if got != default:
-                raise SinkgateError(
-                    f"--{option} is {got}, which likelihood scoring does not use; leave it out, or give --scoring generate"
-                )
+        refuse_unused(
+            {"extractor": (extractor, "robust"), "max_new_tokens": (max_new_tokens, 32)},
+            "which likelihood scoring does not use; leave it out, or give --scoring generate",
+        )
     methods: dict[str, Method] = {name: published(name) for name in method or ()}
     benchmark, items, about = data.questions()
     vlm = model.load()

@@ -181,6 +181,14 @@ def test_a_frame_with_an_older_lens_is_an_older_frame(
     assert max(frames, key=lambda frame: frame["tick"])["lens"]["layer"] == 5
 
 
+def test_frames_after_a_restart_of_the_machine_are_newer(
+    handlers: Handlers, session: UserSession, vlm: sg.VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = handlers.frame(session, LENS)["tick"]
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 0)  # the machine's own clock begins anew
+    assert handlers.frame(handlers.begin(setting(vlm), LENS)["session"], LENS)["tick"] > before
+
+
 def test_a_tick_that_waits_while_its_fader_comes_to_rest_brings_its_frame(
     handlers: Handlers, session: UserSession, vlm: sg.VLM
 ) -> None:

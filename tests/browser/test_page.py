@@ -257,7 +257,7 @@ def test_a_tick_that_comes_late_hides_no_error(tab: Any) -> None:
     text = tab.gates_text()
     text.fill("not json")
     sentence = tab.says(tab.page.locator("#gates-apply").click)
-    calm = "(asked) => window.sinkgate.publish('update', { status: { text: '', tone: 'calm' }, asked })"
+    calm = "(requestTime) => window.sinkgate.publish('update', { status: { text: '', tone: 'calm' }, requestTime })"
     tab.page.evaluate(calm, 0)
     tab.page.wait_for_timeout(200)
     assert tab.page.locator("#status .warning").count() == 1 and tab.status() == sentence
